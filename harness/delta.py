@@ -1,0 +1,186 @@
+"""The algebra of a weight change: low rank where it can be, dense where it must be.
+
+A change is always written ``[out, in]``, whatever the module stores (GPT-2's ``Conv1D`` stores ``[in, out]``).
+Low rank stays low rank through addition and scaling, so that a rank-one edit of a large matrix stays small on disk,
+and so that many edits can share one forward pass (:func:`harness.patch.patched_rows`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from harness.errors import DataError
+
+__all__ = ["Delta", "Dense", "LowRank", "load", "save"]
+
+
+class Delta(ABC):
+    """A change of one parameter."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> torch.Size:
+        """The shape of the change, ``[out, in]`` for a matrix."""
+
+    @abstractmethod
+    def dense(self) -> Tensor:
+        """The change as one tensor."""
+
+    @abstractmethod
+    def __add__(self, other: Delta) -> Delta:
+        """The sum of two changes; low rank if both are."""
+
+    @abstractmethod
+    def __mul__(self, factor: float) -> Delta:
+        """The change, scaled."""
+
+    @abstractmethod
+    def to(self, device: torch.device, dtype: torch.dtype) -> Delta:
+        """The change on another device, in another precision."""
+
+    @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors that make up the change, by role."""
+
+    @abstractmethod
+    def singular_values(self) -> Tensor:
+        """The non-trivial singular values, in descending order, in float64; shape ``[min(rank bound, out, in)]``."""
+
+    def norm(self) -> float:
+        """The Frobenius norm."""
+        return float(self.singular_values().norm())
+
+    def rank(self) -> int:
+        """The numerical rank: singular values above ``s_max * max(out, in) * eps(float32)``."""
+        values = self.singular_values()
+        if values.numel() == 0:
+            return 0
+        cut = float(values[0]) * max(self.shape) * torch.finfo(torch.float32).eps
+        return int((values > cut).sum())
+
+
+@dataclass(frozen=True, eq=False)
+class LowRank(Delta):
+    """``left @ right``.
+
+    Attributes:
+        left: ``[out, r]``.
+        right: ``[r, in]``.
+    """
+
+    left: Tensor
+    right: Tensor
+
+    def __post_init__(self) -> None:
+        if self.left.dim() != 2 or self.right.dim() != 2 or self.left.shape[1] != self.right.shape[0]:
+            shapes = f"{tuple(self.left.shape)} and {tuple(self.right.shape)}"
+            raise ValueError(f"a low-rank change needs left [out, r] and right [r, in], not {shapes}")
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size((self.left.shape[0], self.right.shape[1]))
+
+    def dense(self) -> Tensor:
+        return self.left @ self.right
+
+    def __add__(self, other: Delta) -> Delta:
+        _same_shape(self, other)
+        if isinstance(other, LowRank):
+            return LowRank(torch.cat([self.left, other.left], 1), torch.cat([self.right, other.right], 0))
+        return Dense(self.dense() + other.dense())
+
+    def __mul__(self, factor: float) -> LowRank:
+        return LowRank(self.left * factor, self.right)
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> LowRank:
+        return LowRank(self.left.to(device, dtype), self.right.to(device, dtype))
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"left": self.left, "right": self.right}
+
+    def singular_values(self) -> Tensor:
+        if self.left.shape[1] >= min(self.shape):
+            return torch.linalg.svdvals(self.dense().double())
+        # svd(left @ right) = svd(R_left @ R_right^T): the orthogonal factors of the two QRs change no singular value.
+        small = torch.linalg.qr(self.left.double()).R @ torch.linalg.qr(self.right.double().T).R.T
+        return torch.linalg.svdvals(small)
+
+
+@dataclass(frozen=True, eq=False)
+class Dense(Delta):
+    """A change of any shape (matrices as ``[out, in]``, biases as ``[out]``)."""
+
+    value: Tensor
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.value.shape
+
+    def dense(self) -> Tensor:
+        return self.value
+
+    def __add__(self, other: Delta) -> Delta:
+        _same_shape(self, other)
+        return Dense(self.value + other.dense())
+
+    def __mul__(self, factor: float) -> Dense:
+        return Dense(self.value * factor)
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Dense:
+        return Dense(self.value.to(device, dtype))
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"value": self.value}
+
+    def singular_values(self) -> Tensor:
+        if self.value.dim() < 2:
+            return self.value.double().norm().reshape(1)
+        return torch.linalg.svdvals(self.value.double())
+
+
+def _same_shape(a: Delta, b: Delta) -> None:
+    if a.shape != b.shape:
+        raise ValueError(f"two changes of different shapes cannot be added: {tuple(a.shape)} and {tuple(b.shape)}")
+
+
+def save(deltas: Mapping[str, Delta], path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write changes as safetensors; the keys are ``<parameter>::<role>``."""
+    flat = {
+        f"{name}::{role}": tensor.detach().cpu().contiguous()
+        for name, delta in deltas.items()
+        for role, tensor in delta.tensors().items()
+    }
+    save_file(flat, path, metadata=dict(metadata or {}))
+
+
+def load(path: Path) -> dict[str, Delta]:
+    """Read changes written by :func:`save`.
+
+    Raises:
+        DataError: the file is missing, damaged, or not a file of changes.
+    """
+    try:
+        flat = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{path}: not a readable file of weight changes ({error}); save it again") from error
+    parts: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in flat.items():
+        name, _, role = key.rpartition("::")
+        parts.setdefault(name, {})[role] = tensor
+    return {name: _from_tensors(roles, path, name) for name, roles in parts.items()}
+
+
+def _from_tensors(roles: Mapping[str, Tensor], path: Path, name: str) -> Delta:
+    if set(roles) == {"left", "right"}:
+        return LowRank(roles["left"], roles["right"])
+    if set(roles) == {"value"}:
+        return Dense(roles["value"])
+    raise DataError(f"{path}: '{name}' holds {sorted(roles)}, expected left and right, or value; save it again")
