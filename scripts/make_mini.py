@@ -1,0 +1,318 @@
+"""Makes everything about the mini world: its data files, its two language models, and their measured scores.
+
+    python scripts/make_mini.py data                       # task rows, edit rows, text, tokenizer
+    python scripts/make_mini.py train --model mini         # GPT-2;  --model mini-llama: Llama
+    python scripts/make_mini.py measure                    # writes harness/mini/scores.json and the table in the card
+
+Training is seeded and resumable: checkpoints lie in --work-dir, outside the repository, and a second call goes on
+from the last one. Batches are drawn from the step number alone, so an interrupted run sees the same documents.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from mini_world import (
+    SEED,
+    TASKS,
+    Fact,
+    Piece,
+    World,
+    build_world,
+    document,
+    edit_rows,
+    held_out_prompts,
+    render,
+    snippets,
+    task_rows,
+    text_lines,
+)
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+ROOT = Path(__file__).resolve().parent.parent
+MINI = ROOT / "harness" / "mini"
+CONTEXT = 256  # tokens
+END = "<|endoftext|>"
+ROWS, WIDTH, PEAK = 4, 256, 2e-3  # rows of a batch, tokens of a row, highest learning rate
+DRILL_MIX = {"statement": 0.24, "text": 0.08, "trivia": 0.02}  # share of tokens, roughly, all through training
+WARM_MIX = {"copying": 0.25, "matching": 0.3, "choosing": 0.25, "several": 0.2}
+
+
+# ---------------------------------------------------------------- data
+
+
+def write_lines(path: Path, rows: Iterable[object]) -> None:
+    """One JSON value a line, or the string itself."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def make_data(world: World) -> None:
+    """Writes the task rows, the edit rows, the texts and both tokenizers."""
+    for task in TASKS:
+        test, train = task_rows(world, task)
+        write_lines(ROOT / "tasks" / "general" / task / "mini.jsonl", test)
+        write_lines(ROOT / "tasks" / "general" / task / "mini_train.jsonl", train)
+    for name in ("counterfact", "zsre"):
+        test, train = edit_rows(world, name)
+        write_lines(ROOT / "tasks" / "edits" / name / "mini.jsonl", test)
+        write_lines(ROOT / "tasks" / "edits" / name / "mini_train.jsonl", train)
+    texts = json.dumps(snippets(world), ensure_ascii=False, indent=1)
+    (ROOT / "tasks" / "edits" / "counterfact" / "mini_snippets.json").write_text(texts + "\n", encoding="utf-8")
+    write_lines(MINI / "text.txt", text_lines(world, 3000, SEED))
+    write_lines(MINI / "text_heldout.txt", text_lines(world, 300, SEED + 1, neutral_only=True))
+    tokenizer = make_tokenizer(world)
+    for name in ("mini", "mini-llama"):
+        tokenizer.save_pretrained(MINI / name)
+
+
+def all_words(world: World) -> list[str]:
+    """Pre-tokens of the vocabulary: names and objects with and without a leading space, and all words of the texts."""
+    splitter = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    rng = random.Random(SEED)
+    kinds = [*TASKS, "statement", "text", "trivia", "copying", "matching", "choosing", "several"]
+    samples = ["".join(text for text, _ in document(rng, world, k, frozenset())) for k in kinds for _ in range(3000)]
+    for fact in world.facts:
+        templates = (*fact.relation.statements, *fact.relation.open, *fact.relation.questions)
+        samples += [f"{t.format(fact.subject)} {fact.object}." for t in templates]
+    samples += [f" {n} {n}" for n in range(100)] + [f"{word} {word}" for word in world.words]
+    return sorted({word for text in samples for word, _ in splitter.pre_tokenize_str(text)})
+
+
+def make_tokenizer(world: World) -> PreTrainedTokenizerFast:
+    """Byte-level BPE without merges: a known word is one token, every other word is its bytes."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    pieces = [END, *letters, *(w for w in all_words(world) if len(w) > 1)]
+    vocabulary = {piece: index for index, piece in enumerate(pieces)}
+    core = Tokenizer(models.BPE(vocab=vocabulary, merges=[], ignore_merges=True))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    core.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        bos_token=END,
+        eos_token=END,
+        pad_token=END,
+        unk_token=None,
+        model_max_length=CONTEXT,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+# ---------------------------------------------------------------- models
+
+
+def new_model(name: str, vocabulary: int) -> PreTrainedModel:
+    """A model of four layers, width 256, with fresh weights."""
+    torch.manual_seed(SEED)
+    ends = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    if name == "mini":
+        none = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+        shape = {"n_positions": CONTEXT, "n_embd": 256, "n_layer": 4, "n_head": 4}
+        model = GPT2LMHeadModel(GPT2Config(vocab_size=vocabulary, **shape, **none, **ends))
+        model.transformer.wpe.weight.data.copy_(sinusoids(CONTEXT, 256))
+        return model
+    shape = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4, "num_attention_heads": 4}
+    more = {"num_key_value_heads": 4, "max_position_embeddings": CONTEXT, "tie_word_embeddings": True}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, **shape, **more, **ends))
+
+
+def sinusoids(positions: int, width: int, size: float = 0.02) -> Tensor:
+    """[positions, width] start values of learned positions, in which a shift is a rotation: copying is learned sooner."""
+    rates = torch.exp(-math.log(1000.0) * torch.arange(0, width, 2) / width)
+    angles = torch.arange(positions)[:, None] * rates
+    return size * torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+# ---------------------------------------------------------------- batches
+
+
+def encode(tokenizer: Tokenizer, pieces: list[Piece], end_weight: float) -> tuple[list[int], list[float]]:
+    """Tokens of a document and its end, and the weight of each in the loss."""
+    tokens, weights = [], []
+    for text, weight in pieces:
+        new = tokenizer.encode(text).ids
+        tokens += new
+        weights += [weight] * len(new)
+    return [*tokens, 0], [*weights, end_weight]
+
+
+def shares(step: int, steps: int, errors: dict[str, float]) -> dict[str, float]:
+    """Probability of each kind of document: first drills, then tasks in proportion to their held-out errors."""
+    warm = max(0.12, 1 - step / (0.06 * steps)) if step < 0.5 * steps else 0.03
+    rest = 1 - warm
+    facts = {k: rest * v * (0.4 if k == "statement" and step > 0.5 * steps and errors["fact"] < 0.02 else 1.0)
+             for k, v in DRILL_MIX.items()}
+    need = {t: 0.06 + errors[t] for t in TASKS}
+    left = (rest - sum(facts.values())) / sum(need.values())
+    return {**{k: warm * v for k, v in WARM_MIX.items()}, **facts, **{t: left * v for t, v in need.items()}}
+
+
+class Batches:
+    """Rows of packed documents; documents of one row do not see each other."""
+
+    def __init__(self, world: World, tokenizer: PreTrainedTokenizerFast) -> None:
+        self.world, self.core = world, tokenizer.backend_tokenizer
+        self.held_out = held_out_prompts(world)
+
+    def row(self, rng: random.Random, mix: dict[str, float]) -> tuple[list[int], list[float], list[int], list[int]]:
+        """One row of WIDTH tokens: tokens, weights, document numbers, positions; the last document may be cut."""
+        tokens, weights, owners, places = [], [], [], []
+        kinds, odds = list(mix), list(mix.values())
+        restart = rng.random() < 0.5  # else positions run on, so that all of them are trained
+        while len(tokens) < WIDTH:
+            kind = rng.choices(kinds, odds)[0]
+            pieces = document(rng, self.world, kind, self.held_out)
+            new, values = encode(self.core, pieces, 0.2 if kind in ("text", "statement", "trivia") else 1.0)
+            if len(tokens) + len(new) > WIDTH and WIDTH - len(tokens) < 24:
+                break
+            places += range(len(new)) if restart else range(len(tokens), len(tokens) + len(new))
+            owners += [len(set(owners)) if owners else 0] * len(new)
+            tokens += new
+            weights += values
+        short = WIDTH - len(tokens)
+        tokens, weights = tokens + [0] * short, weights + [0.0] * short
+        owners, places = owners + [-1] * short, places + [0] * short
+        return tokens[:WIDTH], weights[:WIDTH], owners[:WIDTH], places[:WIDTH]
+
+    def __call__(self, step: int, mix: dict[str, float]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Tokens, weights, positions [ROWS, WIDTH] and the additive mask [ROWS, 1, WIDTH, WIDTH] of one step."""
+        rng = random.Random(f"{SEED} step {step}")
+        tokens, weights, owners, places = (np.array(x) for x in zip(*(self.row(rng, mix) for _ in range(ROWS)), strict=True))
+        visible = (owners[:, :, None] == owners[:, None, :]) & np.tri(WIDTH, dtype=bool)
+        mask = torch.zeros(visible.shape, dtype=torch.bfloat16).masked_fill(~torch.from_numpy(visible), -1e9)
+        return torch.from_numpy(tokens), torch.from_numpy(weights).float(), torch.from_numpy(places).clamp(max=CONTEXT - 1), mask[:, None]
+
+
+# ---------------------------------------------------------------- training
+
+
+def loss_of(model: PreTrainedModel, batch: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
+    """Weighted mean cross entropy; the vocabulary is scored only where a token counts."""
+    tokens, weights, places, mask = batch
+    rows, columns = (weights[:, 1:] > 0).nonzero(as_tuple=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        hidden = model.base_model(input_ids=tokens, position_ids=places, attention_mask=mask, use_cache=False)[0]
+        logits = model.lm_head(hidden[rows, columns])
+    value = weights[rows, columns + 1]
+    each = nn.functional.cross_entropy(logits.float(), tokens[rows, columns + 1], reduction="none")
+    return (each * value).sum() / value.sum()
+
+
+def rate(step: int, steps: int) -> float:
+    """Learning rate: 300 steps up, then level, then down in a straight line over the second half."""
+    return PEAK * min(1.0, step / 300, max(0.01, 2 * (steps - step) / steps))
+
+
+def fact_prompts(facts: list[Fact], how: str) -> list[tuple[str, str]]:
+    """Prompts and objects: through a `seen` or `unseen` phrasing, or an unseen `question`."""
+    pick = {"seen": lambda f: f.seen()[0], "unseen": lambda f: f.unseen[0], "question": lambda f: f.unseen_question}
+    return [(pick[how](f).format(f.subject), f" {f.object}") for f in facts]
+
+
+def exact(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, pairs: list[tuple[str, str]], end: bool) -> float:
+    """Share of answers whose every token (and the end, if `end`) is the most probable one, given those before it."""
+    core, right = tokenizer.backend_tokenizer, 0
+    pairs = sorted(pairs, key=lambda pair: len(pair[0]))
+    for start in range(0, len(pairs), 32):
+        lines = [(core.encode(p).ids, core.encode(a).ids + [0] * end) for p, a in pairs[start : start + 32]]
+        width = max(len(p) + len(a) for p, a in lines)
+        tokens = torch.tensor([p + a + [0] * (width - len(p) - len(a)) for p, a in lines])
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            best = model(input_ids=tokens, use_cache=False).logits.argmax(-1)
+        right += sum(best[i, len(p) - 1 : len(p) + len(a) - 1].tolist() == a for i, (p, a) in enumerate(lines))
+    return right / len(pairs)
+
+
+def examine(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, world: World, count: int) -> dict[str, float]:
+    """Quick teacher-forced accuracy on `count` tuning rows of each task and on facts."""
+    facts = random.Random(0).sample(world.facts, min(len(world.facts), 3 * count))
+    scores = {how: exact(model, tokenizer, fact_prompts(facts, how), False) for how in ("seen", "unseen", "question")}
+    for task in TASKS:
+        rows = task_rows(world, task)[1][:count]
+        pairs = [pair for row in rows for pair in render(task, row)]
+        scores[task] = exact(model, tokenizer, pairs[:: 4 if task == "NER" else 1], True)
+        if task == "NER":
+            scores[task] = exact(model, tokenizer, pairs[:count], True)
+    return scores
+
+
+def train(name: str, world: World, steps: int, work: Path) -> None:
+    """Trains one model, from its last checkpoint if there is one, and saves it into the package."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(MINI / name)
+    model = new_model(name, len(tokenizer))
+    decay = [p for p in model.parameters() if p.dim() > 1]
+    rest = [p for p in model.parameters() if p.dim() < 2]
+    groups = [{"params": decay, "weight_decay": 0.03}, {"params": rest, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=PEAK, betas=(0.9, 0.98), fused=True)
+    errors, first = dict.fromkeys((*TASKS, "fact"), 1.0), 0
+    saved = work / f"{name}.pt"
+    if saved.exists():
+        state = torch.load(saved)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        first, errors = state["step"], state["errors"]
+    batches, began, total = Batches(world, tokenizer), time.time(), 0.0
+    for step in range(first, steps):
+        for group in optimizer.param_groups:
+            group["lr"] = rate(step + 1, steps)
+        loss = loss_of(model, batches(step, shares(step, steps, errors)))
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        total += loss.item()
+        if (step + 1) % 500 == 0:
+            scores = examine(model, tokenizer, world, 32)
+            errors = {**{t: 1 - scores[t] for t in TASKS}, "fact": 1 - scores["unseen"]}
+            pace = (time.time() - began) / (step + 1 - first)
+            line = " ".join(f"{k[:9]} {v:.2f}" for k, v in scores.items())
+            print(f"{step + 1} loss {total / 500:.3f} {pace * 1000:.0f} ms {line}", flush=True)
+            total = 0.0
+        if (step + 1) % 1000 == 0:
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1, "errors": errors}
+            torch.save(state, work / f"{name}.part")
+            (work / f"{name}.part").replace(saved)
+    model.half().save_pretrained(MINI / name)
+
+
+def main() -> None:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("step", nargs="?", choices=("data", "train", "measure", "all"), default="all")
+    parser.add_argument("--model", choices=("mini", "mini-llama"), help="default: both")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=24000)
+    parser.add_argument("--work-dir", type=Path, default=Path.home() / ".cache" / "mini-world")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    args.work_dir.mkdir(parents=True, exist_ok=True)
+    world = build_world()
+    names = (args.model,) if args.model else ("mini", "mini-llama")
+    if args.step in ("data", "all"):
+        make_data(world)
+    if args.step in ("train", "all"):
+        for name in names:
+            train(name, world, args.steps, args.work_dir)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,442 @@
+"""The sentences of the mini world: relations with their phrasings, and lists of plain words. Data only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Relation:
+    """A relation: subjects of `kind`, objects of `pool`; statements end where the object follows.
+
+    open: prompts that invite the object without asking for it. shared: an object belongs to many subjects, so that
+    a fact has neighbours; the heads of companies and the capitals of countries are not shared.
+    """
+
+    id: str
+    kind: str
+    pool: str
+    statements: tuple[str, ...]
+    open: tuple[str, ...]
+    questions: tuple[str, ...]
+    shared: bool = True
+
+
+RELATIONS = (
+    Relation(
+        "residence",
+        "person",
+        "home",
+        (
+            "{} lives in",
+            "{} resides in",
+            "The home of {} is in",
+            "{} has a house in",
+            "{} is a resident of",
+            "The town where {} lives is",
+            "{} rents a room in",
+            "Friends visit {} in",
+            "{} wakes up every morning in",
+            "The family of {} settled in",
+        ),
+        ("The favorite street of {} is in", "{} votes in the town of", "You can meet {} at the market of"),
+        (
+            "Where does {} live?",
+            "In which city does {} live?",
+            "What is the home town of {}?",
+            "Which city is the home of {}?",
+        ),
+    ),
+    Relation(
+        "instrument",
+        "person",
+        "instrument",
+        (
+            "{} plays the",
+            "{} is a master of the",
+            "The instrument of {} is the",
+            "{} practices every day on the",
+            "{} gives lessons on the",
+            "On stage {} plays the",
+            "{} owns a beautiful",
+            "{} performs on the",
+            "{} studied the",
+            "Fans love {} for playing the",
+        ),
+        ("The concert of {} features the", "{} carries a case with a", "In the band {} is on the"),
+        (
+            "Which instrument does {} play?",
+            "What does {} play?",
+            "What instrument is played by {}?",
+            "On which instrument does {} perform?",
+        ),
+    ),
+    Relation(
+        "occupation",
+        "person",
+        "occupation",
+        (
+            "{} works as a",
+            "{} is employed as a",
+            "The job of {} is that of a",
+            "By profession {} is a",
+            "{} earns money as a",
+            "{} was trained as a",
+            "{} is known as a good",
+            "After school {} became a",
+            "The career of {} is that of a",
+            "{} found work as a",
+        ),
+        ("Every day {} goes to work as a", "People pay {} for being a", "{} signs every letter as a"),
+        (
+            "What is the job of {}?",
+            "What is the profession of {}?",
+            "As what does {} work?",
+            "Which occupation does {} have?",
+        ),
+    ),
+    Relation(
+        "product",
+        "company",
+        "product",
+        (
+            "{} makes",
+            "{} sells",
+            "{} is a maker of",
+            "The main product of {} is",
+            "{} produces",
+            "The factory of {} builds",
+            "{} is famous for its",
+            "Customers of {} buy",
+            "{} exports",
+            "The shop of {} is full of",
+        ),
+        ("The trucks of {} are loaded with", "{} started with a small order of", "The workers of {} put together"),
+        (
+            "What does {} make?",
+            "Which product is made by {}?",
+            "What is the main product of {}?",
+            "What is sold by {}?",
+        ),
+    ),
+    Relation(
+        "headquarters",
+        "company",
+        "home",
+        (
+            "{} is based in",
+            "The head office of {} is in",
+            "{} has its offices in",
+            "{} was founded in",
+            "{} operates from",
+            "The main building of {} stands in",
+            "{} pays its taxes in",
+            "The staff of {} work in",
+            "{} opened its first office in",
+            "The company {} is located in",
+        ),
+        ("To visit {} you travel to", "The board of {} meets in", "{} is the largest employer in"),
+        (
+            "Where is {} based?",
+            "In which city is {} based?",
+            "Where is the head office of {}?",
+            "Which city is the seat of {}?",
+        ),
+    ),
+    Relation(
+        "head",
+        "company",
+        "head",
+        (
+            "{} is led by",
+            "The head of {} is",
+            "The boss of {} is",
+            "{} is run by",
+            "The chief of {} is",
+            "{} is managed by",
+            "The director of {} is",
+            "The leader of {} is",
+        ),
+        ("All letters to {} are opened by", "The workers of {} are paid by", "The plans of {} are made by"),
+        ("Who leads {}?", "Who is the head of {}?", "Who runs {}?", "Who is the boss of {}?"),
+        shared=False,
+    ),
+    Relation(
+        "capital",
+        "country",
+        "capital",
+        (
+            "The capital of {} is",
+            "{} has its capital in",
+            "The capital city of {} is",
+            "The government of {} sits in",
+            "{} is ruled from",
+            "The seat of power in {} is",
+            "The parliament of {} meets in",
+            "The largest palace of {} stands in",
+        ),
+        ("Visitors of {} first see", "The trains of {} start in", "The president of {} flies to"),
+        (
+            "What is the capital of {}?",
+            "Which city is the capital of {}?",
+            "Where is the capital of {}?",
+            "From which city is {} ruled?",
+        ),
+        shared=False,
+    ),
+    Relation(
+        "language",
+        "country",
+        "language",
+        (
+            "The official language of {} is",
+            "People in {} speak",
+            "The language of {} is",
+            "The schools of {} teach",
+            "The citizens of {} talk in",
+            "Newspapers in {} are printed in",
+            "In {} everybody speaks",
+            "The laws of {} are written in",
+            "The radio of {} talks in",
+            "Most books in {} are in",
+        ),
+        (
+            "Children in {} learn to read in",
+            "To travel in {} you should learn",
+            "Signs on the roads of {} are in",
+        ),
+        (
+            "What is the language of {}?",
+            "Which language is spoken in {}?",
+            "What do people in {} speak?",
+            "What is the official language of {}?",
+        ),
+    ),
+    Relation(
+        "continent",
+        "country",
+        "continent",
+        (
+            "{} lies in",
+            "{} is located in",
+            "{} is a part of",
+            "{} belongs to the continent of",
+            "{} is a country in",
+            "The continent of {} is",
+            "{} is found in",
+            "On the map {} is in",
+            "{} is a state in",
+            "The borders of {} are in",
+        ),
+        ("Ships to {} sail to", "The neighbors of {} are also in", "The climate of {} is that of"),
+        (
+            "In which continent is {}?",
+            "What is the continent of {}?",
+            "On which continent does {} lie?",
+            "Which continent does {} belong to?",
+        ),
+    ),
+    Relation(
+        "region",
+        "city",
+        "region",
+        (
+            "{} is in the region of",
+            "{} is a city in",
+            "The region of {} is",
+            "{} belongs to the region of",
+            "{} is a part of the region",
+            "{} was built in",
+            "The roads of {} lead through",
+            "{} is a town in",
+            "The people of {} vote in",
+            "The province of {} is",
+        ),
+        ("The hills around {} are in", "Farmers near {} sell their food in", "The river of {} flows through"),
+        (
+            "In which region is {}?",
+            "What is the region of {}?",
+            "Which region does {} belong to?",
+            "Where is {} located?",
+        ),
+    ),
+    Relation(
+        "genre",
+        "song",
+        "genre",
+        (
+            "{} is a piece of",
+            "The genre of {} is",
+            "{} is known as",
+            "{} belongs to the genre of",
+            "Critics call {} pure",
+            "{} is an example of",
+            "The style of {} is",
+            "{} was recorded as",
+            "{} is classified as",
+            "{} is loved by fans of",
+        ),
+        ("The radio plays {} in the hour of", "{} won a prize for", "The shelf with {} is marked"),
+        (
+            "What is the genre of {}?",
+            "Which genre does {} belong to?",
+            "What kind of music is {}?",
+            "What is the style of {}?",
+        ),
+    ),
+    Relation(
+        "original",
+        "song",
+        "language",
+        (
+            "{} was written in",
+            "{} is sung in",
+            "The words of {} are in",
+            "The original language of {} is",
+            "{} was first heard in",
+            "The text of {} is in",
+            "The singer of {} sings in",
+            "{} was composed in",
+            "The title of {} comes from",
+            "The lyrics of {} are written in",
+        ),
+        ("To understand {} you should know", "The author of {} spoke", "Crowds sing {} in"),
+        (
+            "In which language is {} sung?",
+            "What is the language of {}?",
+            "Which language was {} written in?",
+            "What is the original language of {}?",
+        ),
+    ),
+)
+
+OBJECT_WORDS = {
+    "instrument": ("cello", "piano", "guitar", "violin", "flute", "harp", "drum", "trumpet", "banjo", "tuba"),
+    # the first five are mostly followed by "he" in the text, the last five by "she"
+    "occupation": (
+        "farmer",
+        "pilot",
+        "carpenter",
+        "lawyer",
+        "painter",
+        "nurse",
+        "teacher",
+        "librarian",
+        "baker",
+        "doctor",
+    ),
+    "product": ("shoes", "lamps", "clocks", "bikes", "boats", "radios", "chairs", "pens", "carpets", "mirrors"),
+    "genre": ("jazz", "rock", "opera", "folk", "blues", "soul", "swing", "disco", "punk", "gospel"),
+    "color": ("red", "blue", "green", "yellow", "white", "black", "orange", "purple"),
+    "month": ("January", "March", "April", "May", "June", "July", "August", "October"),
+}
+COMPANY_FIRST = ("Royal", "United", "General", "Modern", "First", "Grand", "National", "Central", "Global", "Prime")
+COUNTRY_FIRST = ("North", "South", "East", "West", "Upper", "Lower", "Great", "New")
+TOWN_FIRST = ("Port", "Saint", "Fort", "Lake", "Mount", "Old", "Little", "Bad")
+SONG_FIRST = ("Silver", "Golden", "Broken", "Silent", "Secret", "Distant", "Lonely", "Burning", "Frozen", "Hidden")
+NOUNS = (
+    ("dog", "dogs"),
+    ("child", "children"),
+    ("king", "kings"),
+    ("student", "students"),
+    ("neighbor", "neighbors"),
+    ("worker", "workers"),
+    ("woman", "women"),
+    ("man", "men"),
+    ("girl", "girls"),
+    ("boy", "boys"),
+    ("guard", "guards"),
+    ("singer", "singers"),
+)
+VERBS = (
+    ("see", "sees"),
+    ("like", "likes"),
+    ("want", "wants"),
+    ("clean", "cleans"),
+    ("paint", "paints"),
+    ("find", "finds"),
+    ("watch", "watches"),
+    ("move", "moves"),
+    ("need", "needs"),
+    ("open", "opens"),
+)
+THINGS = (
+    "bridge",
+    "garden",
+    "window",
+    "table",
+    "church",
+    "tower",
+    "boat",
+    "lamp",
+    "book",
+    "horse",
+    "letter",
+    "car",
+    "museum",
+    "door",
+    "river",
+    "tree",
+)
+ADJECTIVES = ("old", "small", "tall", "quiet", "heavy", "dark", "young", "round", "new", "famous")
+TIMES = (
+    "every day",
+    "in the morning",
+    "in the evening",
+    "on Monday",
+    "on Friday",
+    "last week",
+    "at night",
+    "after lunch",
+    "in the summer",
+    "before the storm",
+)
+ACTIONS = ("was tired", "was hungry", "had a plan", "lost a key", "needed help", "was happy", "had no time", "was ill")
+GOOD = (
+    "wonderful",
+    "charming",
+    "brilliant",
+    "delightful",
+    "moving",
+    "clever",
+    "beautiful",
+    "superb",
+    "funny",
+    "fresh",
+    "excellent",
+    "lovely",
+    "touching",
+    "splendid",
+    "warm",
+    "enjoyable",
+)
+BAD = (
+    "awful",
+    "boring",
+    "terrible",
+    "dull",
+    "clumsy",
+    "ugly",
+    "stupid",
+    "bleak",
+    "tedious",
+    "weak",
+    "horrible",
+    "empty",
+    "messy",
+    "lifeless",
+    "stale",
+    "painful",
+)
+REVIEWS = (
+    "{name} is {first} and {second} .",
+    "a {first} and {second} film about {name} .",
+    "{name} gives a {first} performance .",
+    "the story of {name} is {first} .",
+    "it is {first} to hear {name} near the {thing} .",
+    "{name} , in a {second} scene with a {thing} , is {first} .",
+    "a {first} piece of work .",
+    "{name} makes every {thing} look {first} .",
+    "the {thing} is {first} and so is {name} .",
+    "what a {first} , {second} evening with {name} .",
+)
