@@ -1,0 +1,202 @@
+"""The lm-eval model that any editor comes wrapped in.
+
+An edited and an unedited model are the same :class:`EditedLM`; only what it holds differs. Without a patch it is lm-eval's
+own Hugging Face model, call for call. In isolated editing each document is scored under a patch of its own: the requests of
+a task are grouped by document, and where the patches are low rank many documents share one forward pass.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from torch import Tensor
+
+from harness.errors import DataError
+from harness.lm import LM
+from harness.patch import Patch, Rows, patched, patched_rows, shareable
+
+__all__ = ["EditedLM", "Progress"]
+
+Progress = Callable[[int, int], None]
+"""Called with the number of requests done and the number of all."""
+
+PatchOf = Callable[[Instance], int]
+"""The index of the patch under which a request is scored."""
+
+
+class _Marked(str):
+    """A context that remembers which patch its document is scored under, on its way through lm-eval's batching."""
+
+    patch: int
+
+
+class EditedLM(HFLM):  # type: ignore[misc]
+    """An lm-eval model that can hold a patch for all documents, or one for each."""
+
+    def __init__(self, lm: LM, batch_size: int = 32, progress: Progress | None = None) -> None:
+        """Wrap a model.
+
+        Args:
+            lm: the model; it is shared, not copied.
+            batch_size: rows of one forward pass.
+            progress: told how many requests are done.
+        """
+        super().__init__(pretrained=lm.model, tokenizer=lm.tokenizer, batch_size=batch_size, max_length=lm.context)
+        self.lm = lm
+        self.progress = progress
+        self._patches: Sequence[Patch] = ()
+        self._patch_of: PatchOf | None = None
+        self._rows: Rows | None = None
+        self._row_patches: list[int] = []
+        self._prompt: Callable[[str], str] | None = None
+        self._done = self._total = 0
+
+    @contextmanager
+    def holding(self, patch: Patch) -> Iterator[EditedLM]:
+        """Score everything under one patch."""
+        with patched(self.lm, patch):
+            self._prompt = patch.prompt
+            try:
+                yield self
+            finally:
+                self._prompt = None
+
+    @contextmanager
+    def isolated(self, patches: Sequence[Patch], patch_of: PatchOf) -> Iterator[EditedLM]:
+        """Score each document under its own patch.
+
+        Args:
+            patches: the patches.
+            patch_of: which of them a request's document is scored under.
+        """
+        self._patches, self._patch_of = patches, patch_of
+        try:
+            yield self
+        finally:
+            self._patches, self._patch_of = (), None
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        """The log-likelihood of each continuation, and whether it is the greedy one."""
+        for request in requests:
+            self._check_continuation(request)
+        return self._each(requests, super().loglikelihood)
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
+        """The log-likelihood of each whole text."""
+        return self._each(requests, super().loglikelihood_rolling, share=False)
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
+        """The continuation of each context."""
+        return self._each(requests, super().generate_until)
+
+    def _each(self, requests: list[Instance], score: Callable[..., list[Any]], share: bool = True) -> list[Any]:
+        """Score requests under the patch, or the patches, that are held."""
+        self._done, self._total = 0, len(requests)
+        if self._patch_of is None:
+            results = score([self._prompted(r, self._prompt) for r in requests], disable_tqdm=True)
+        elif share and all(shareable(patch) for patch in self._patches):
+            results = self._side_by_side(requests, score)
+        else:
+            results = self._one_by_one(requests, score)
+        self._advance(self._total - self._done)
+        return results
+
+    def _side_by_side(self, requests: list[Instance], score: Callable[..., list[Any]]) -> list[Any]:
+        assert self._patch_of is not None
+        self._row_patches = [self._patch_of(request) for request in requests]
+        marked = [self._marked(r, patch) for r, patch in zip(requests, self._row_patches, strict=True)]
+        with patched_rows(self.lm, self._patches) as rows:
+            self._rows = rows
+            try:
+                return score(marked, disable_tqdm=True)
+            finally:
+                self._rows = None
+
+    def _one_by_one(self, requests: list[Instance], score: Callable[..., list[Any]]) -> list[Any]:
+        assert self._patch_of is not None
+        groups: dict[int, list[int]] = defaultdict(list)
+        for position, request in enumerate(requests):
+            groups[self._patch_of(request)].append(position)
+        results: list[Any] = [None] * len(requests)
+        for index, positions in groups.items():
+            patch = self._patches[index]
+            with patched(self.lm, patch):
+                scored = score([self._prompted(requests[p], patch.prompt) for p in positions], disable_tqdm=True)
+            for position, result in zip(positions, scored, strict=True):
+                results[position] = result
+        return results
+
+    def _loglikelihood_tokens(
+        self,
+        requests: list[tuple[tuple[str, str], list[int], list[int]]],
+        disable_tqdm: bool = True,
+        override_bs: int | None = None,
+    ) -> list[tuple[float, bool]]:
+        if self._rows is None:
+            return super()._loglikelihood_tokens(requests, disable_tqdm=disable_tqdm, override_bs=override_bs)
+        # The base class sorts requests by their tokens and forgets whose they are; here rows keep their patch.
+        sequences = [(context + continuation)[-(self.max_length + 1) :] for _, context, continuation in requests]
+        order = sorted(range(len(requests)), key=lambda i: -len(sequences[i]))
+        results: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
+        for start in range(0, len(order), self.batch_size):
+            chunk = order[start : start + self.batch_size]
+            batch = self.lm.batch([sequences[i][:-1] for i in chunk])
+            self._rows.index = torch.tensor([self._row_patches[i] for i in chunk])
+            logits = self._model_call(batch.ids)
+            for row, i in enumerate(chunk):
+                wanted = sequences[i][-len(requests[i][2]) :]
+                results[i] = _scored(logits[row, : len(sequences[i]) - 1], wanted)
+        return results
+
+    def _model_call(self, inps: Tensor, attn_mask: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
+        logits: Tensor = super()._model_call(inps, attn_mask, labels)
+        self._advance(inps.shape[0])
+        return logits
+
+    def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **generation_kwargs: Any) -> Tensor:
+        # A checkpoint's generation_config may ask for sampling; unless the task does, decoding is greedy.
+        generation_kwargs.setdefault("do_sample", False)
+        if not generation_kwargs["do_sample"]:
+            generation_kwargs.update(num_beams=1, temperature=None, top_p=None, top_k=None)
+        tokens: Tensor = super()._model_generate(context, max_length, stop, **generation_kwargs)
+        self._advance(context.shape[0])
+        return tokens
+
+    def tok_batch_encode(self, strings: Sequence[str], *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Encode contexts; in isolated editing, note whose rows the coming forward passes compute."""
+        if self._rows is not None:
+            self._rows.index = torch.tensor([s.patch for s in strings if isinstance(s, _Marked)])
+        encoded: tuple[Tensor, Tensor] = super().tok_batch_encode([str(s) for s in strings], *args, **kwargs)
+        return encoded
+
+    def _check_continuation(self, request: Instance) -> None:
+        context, continuation = request.args
+        if not continuation:
+            raise DataError(f"{request.task_name}, document {request.doc_id}: nothing to score after '{context[-40:]}'")
+
+    def _prompted(self, request: Instance, rule: Callable[[str], str] | None) -> Instance:
+        return request if rule is None else replace(request, arguments=(rule(request.args[0]), *request.args[1:]))
+
+    def _marked(self, request: Instance, patch: int) -> Instance:
+        context = _Marked(request.args[0])
+        context.patch = patch
+        return replace(request, arguments=(context, *request.args[1:]))
+
+    def _advance(self, rows: int) -> None:
+        self._done = min(self._done + rows, self._total)
+        if self.progress is not None:
+            self.progress(self._done, self._total)
+
+
+def _scored(logits: Tensor, continuation: Sequence[int]) -> tuple[float, bool]:
+    """The log-likelihood of a continuation under the logits ``[positions, vocabulary]`` that end with its own."""
+    last = logits[-len(continuation) :].log_softmax(-1)
+    wanted = torch.tensor(continuation, device=last.device)
+    return float(last.gather(1, wanted[:, None]).sum()), bool((last.argmax(-1) == wanted).all())
