@@ -10,8 +10,8 @@ Every metric is a ratio of sums.  A document contributes a numerator and a denom
 What is not finite is left out and counted in the reason; what is empty has the value ``None``, never zero.
 
 Sources: E. B. Wilson (1927), the interval of a proportion; Q. McNemar (1947), the exact test of paired proportions;
-D. G. Bonett and R. M. Price (2012), the adjusted Wald interval of their difference; T. C. Hesterberg (2015), the bootstrap
-and its expanded percentile interval, which corrects the percentile interval for few units.
+D. G. Bonett and R. M. Price (2012), the adjusted Wald interval of their difference; T. C. Hesterberg (2015), the
+bootstrap and its expanded percentile interval, which corrects the percentile interval for few units.
 """
 
 from __future__ import annotations
@@ -81,8 +81,9 @@ class Estimate:
 class Difference:
     """Edited minus unedited on the documents that both have.
 
-    ``p``: two-sided p value of no difference.  ``detectable``: the true difference that this many documents would show
-    with a probability of 80 % (a smaller one is likely to be missed).
+    ``n``: the documents, or clusters of documents, that were compared.  ``p``: two-sided p value of no difference.
+    ``detectable``: the true difference that this sample would show with a probability of 80 %; a smaller one is likely
+    to be missed.
     """
 
     value: float | None
@@ -102,7 +103,7 @@ class Difference:
 
 
 def aggregate(items: Iterable[float | Sequence[object]]) -> float:
-    """The value of a metric, from numbers or :class:`Ratio` (or lists of their fields); not a number when nothing counts.
+    """The value of a metric, from numbers or :class:`Ratio` (or lists of their fields); NaN when nothing counts.
 
     This is what a task file names as its ``aggregation``.
     """
@@ -117,8 +118,9 @@ def as_ratio(item: float | Sequence[object] | None) -> Ratio:
         return Ratio(math.nan)
     if isinstance(item, Ratio):
         return item
-    if isinstance(item, (list, tuple)):
-        num, den, cluster, stratum = [*item, *(None, 1.0, None, None)[len(item) :]]
+    if isinstance(item, Sequence):
+        fields: list[object] = [*item, *(None, 1.0, None, None)[len(item) :]]
+        num, den, cluster, stratum = fields
         return Ratio(_number(num), _number(den), _label(cluster), _label(stratum))
     return Ratio(_number(item))
 
@@ -129,3 +131,379 @@ def _number(value: object) -> float:
 
 def _label(value: object) -> str | None:
     return None if value is None else str(value)
+
+
+def estimate(values: Values, seed: int, resamples: int = RESAMPLES) -> Estimate:
+    """The value of a metric with its 95 % interval.
+
+    Outcomes of 0 or 1: Wilson's interval.  Anything else: the bootstrap over documents (over clusters where given,
+    within strata), percentile interval expanded for few units.  Where every unit has the same value the bootstrap would
+    claim certainty: 0 and 1 then get Wilson's interval, other values none, with the reason.
+    """
+    kept, dropped = _finite(values)
+    units = _Units.of([kept])
+    value = _optional(units.values()[0])
+    n, clusters = sum(r.den > 0 for r in kept.values()), units.clusters
+    if value is None:
+        return Estimate(None, 0, reason=_empty(values, kept))
+    interval, why = _interval(units, seed, resamples)
+    return Estimate(value, n, *interval, reason=_join(_dropped(dropped, len(values)), why), clusters=clusters)
+
+
+def difference(base: Values, edited: Values, seed: int, resamples: int = RESAMPLES) -> Difference:
+    """Edited minus unedited over the documents that both have, paired.
+
+    Outcomes of 0 or 1: McNemar's exact test and the interval of Bonett and Price.  Anything else: the paired bootstrap.
+    """
+    pairs, note = _paired([base], [edited])
+    units = _Units.of(pairs)
+    binary = _binary_difference(units)
+    if binary is not None:
+        return _noted(binary, note)
+    return _noted(_bootstrap_difference(units, _minus, seed, resamples), note)
+
+
+def harmonic(components: Sequence[Values], seed: int, resamples: int = RESAMPLES) -> Estimate:
+    """The harmonic mean of several metrics, resampled jointly: one draw of clusters serves all of them.
+
+    A component of zero makes the mean zero; a component without a value leaves the mean without one.
+    """
+    kept = [_finite(component)[0] for component in components]
+    units = _Units.of(kept)
+    value = _optional(_harmonic_mean(units.values()))
+    if value is None:
+        return Estimate(None, 0, reason="a component has no value")
+    clusters = units.clusters
+    draws = _harmonic_mean(units.draw(seed, resamples))
+    if _constant(draws):
+        interval, why = _constant_interval(units, value)
+    else:
+        interval, why = _percentiles(draws, units.freedom), None
+    return Estimate(value, units.count, *interval, reason=why, clusters=clusters)
+
+
+def harmonic_difference(
+    base: Sequence[Values], edited: Sequence[Values], seed: int, resamples: int = RESAMPLES
+) -> Difference:
+    """Edited minus unedited of the harmonic mean of several metrics, paired and resampled jointly."""
+    pairs, note = _paired(base, edited)
+    units, k = _Units.of(pairs), len(base)
+
+    def statistic(values: Array) -> Array:
+        return _harmonic_mean(values[..., k:]) - _harmonic_mean(values[..., :k])
+
+    return _noted(_bootstrap_difference(units, statistic, seed, resamples), note)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p values, adjusted so that together they keep the family-wise error rate (S. Holm, 1979)."""
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    adjusted, running = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(order):
+        running = max(running, (len(p_values) - rank) * p_values[i])
+        adjusted[i] = min(1.0, running)
+    return adjusted
+
+
+def wilson(successes: float, n: int) -> tuple[float, float]:
+    """Wilson's 95 % score interval of a proportion."""
+    z2, share = _Z**2, successes / n
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = _Z / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
+    # The limits at 0 and at 1 are exact; rounding must not move them past the value itself.
+    return max(0.0, min(centre - half, share)), min(1.0, max(centre + half, share))
+
+
+_Z = float(special.ndtri(0.5 + CONFIDENCE / 2))
+_CHANGES = 6  # 2 / 2^6 < 5 %: the fewest changes, all one way, that are significant
+_Interval = tuple[float | None, float | None]
+
+
+# --- units: what is drawn in a resample -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Units:
+    """Documents, or clusters of them, as a table of sums.
+
+    ``num``, ``den``: ``[units, columns]``, one column for each stratum of each component.
+    ``component``: ``[columns]``, the component that a column belongs to.
+    ``group``: ``[units]``, units are drawn within a group (a stratum, where no unit lies in two).
+    """
+
+    num: Array
+    den: Array
+    component: NDArray[np.intp]
+    group: NDArray[np.intp]
+    components: int
+    clustered: bool
+
+    @classmethod
+    def of(cls, components: Sequence[Values]) -> _Units:
+        """The table of several metrics over the same documents or clusters; what is not finite does not count."""
+        items = [(c, _unit(i, r), r) for c, values in enumerate(components) for i, r in values.items() if _usable(r)]
+        row = {name: i for i, name in enumerate(dict.fromkeys(unit for _, unit, _ in items))}
+        column = {key: j for j, key in enumerate(dict.fromkeys((c, r.stratum) for c, _, r in items))}
+        num, den = np.zeros((2, len(row), len(column)))
+        at = np.array([(row[u], column[c, r.stratum]) for c, u, r in items], dtype=np.intp).reshape(-1, 2).T
+        np.add.at(num, (at[0], at[1]), [r.num for _, _, r in items])
+        np.add.at(den, (at[0], at[1]), [r.den for _, _, r in items])
+        clustered = [any(r.cluster is not None for r in values.values()) for values in components]
+        for (c, _), j in column.items():
+            if clustered[c]:
+                num[:, j] = np.divide(num[:, j], den[:, j], out=np.zeros(len(row)), where=den[:, j] > 0)
+                den[:, j] = den[:, j] > 0
+        which = np.array([c for c, _ in column], dtype=np.intp)
+        group = _groups(len(row), [(row[u], r.stratum) for _, u, r in items])
+        return cls(num, den, which, group, len(components), any(clustered))
+
+    @property
+    def count(self) -> int:
+        """The number of units that contribute to any component."""
+        return int((self.den > 0).any(axis=1).sum())
+
+    @property
+    def clusters(self) -> int | None:
+        """The number of clusters, or nothing where single documents are drawn."""
+        return self.count if self.clustered else None
+
+    @property
+    def freedom(self) -> int:
+        """Units less groups: the degrees of freedom of the interval."""
+        return self.count - len(np.unique(self.group))
+
+    def values(self) -> Array:
+        """The value of every component, ``[components]``; not a number where nothing counts."""
+        return self._values(self.num.sum(axis=0), self.den.sum(axis=0))
+
+    def draw(self, seed: int, resamples: int) -> Array:
+        """The values of every component in every resample, ``[resamples, components]``.
+
+        Equal units are drawn together (with their multiplicity), so that 0/1 outcomes cost next to nothing.
+        """
+        rng, table = np.random.default_rng(seed), np.hstack([self.num, self.den])
+        sums = np.zeros((resamples, table.shape[1]))
+        for g in np.unique(self.group):
+            rows, counts = np.unique(table[self.group == g], axis=0, return_counts=True)
+            for start, stop in _blocks(resamples, len(rows)):
+                weights = rng.multinomial(counts.sum(), counts / counts.sum(), size=stop - start)
+                sums[start:stop] += weights @ rows
+        return self._values(*np.hsplit(sums, 2))
+
+    def _values(self, num: Array, den: Array) -> Array:
+        """``num``, ``den`` of shape ``[..., columns]`` to ``[..., components]``: the mean over a component's strata."""
+        ratio = np.divide(num, den, out=np.full_like(num, np.nan), where=den > 0)
+        out = np.full((*num.shape[:-1], self.components), np.nan)
+        for c in range(self.components):
+            strata = ratio[..., (self.component == c) & ((self.den > 0).any(axis=0))]
+            if strata.shape[-1]:
+                out[..., c] = strata.mean(axis=-1)
+        return out
+
+
+def _unit(name: str, ratio: Ratio) -> tuple[str, str]:
+    return ("document", name) if ratio.cluster is None else ("cluster", ratio.cluster)
+
+
+def _groups(units: int, membership: Iterable[tuple[int, str | None]]) -> NDArray[np.intp]:
+    """The stratum of every unit, ``[units]``; one group for all of them where a unit lies in several strata."""
+    strata: dict[int, str | None] = {}
+    for unit, stratum in membership:
+        if strata.setdefault(unit, stratum) != stratum:
+            return np.zeros(units, dtype=np.intp)
+    names = {name: i for i, name in enumerate(dict.fromkeys(strata.values()))}
+    return np.array([names[strata[unit]] for unit in range(units)], dtype=np.intp)
+
+
+def _blocks(resamples: int, rows: int) -> Iterable[tuple[int, int]]:
+    step = max(1, _BLOCK // max(1, rows))
+    return ((start, min(start + step, resamples)) for start in range(0, resamples, step))
+
+
+def _usable(ratio: Ratio) -> bool:
+    return math.isfinite(ratio.num) and math.isfinite(ratio.den) and ratio.den >= 0
+
+
+def _finite(values: Values) -> tuple[dict[str, Ratio], int]:
+    """The contributions that are numbers, and how many are not."""
+    kept = {name: ratio for name, ratio in values.items() if _usable(ratio)}
+    return kept, len(values) - len(kept)
+
+
+# --- one sample -------------------------------------------------------------------------------------------------------
+
+
+def _interval(units: _Units, seed: int, resamples: int) -> tuple[_Interval, str | None]:
+    """The interval of a single metric, or the reason why there is none."""
+    if units.num.shape[1] == 1 and _is_binary(units.num, units.den):
+        return wilson(float(units.num.sum()), units.count), None
+    draws = units.draw(seed, resamples)[:, 0]
+    if _constant(draws):
+        return _constant_interval(units, float(units.values()[0]))
+    return _percentiles(draws, units.freedom), None
+
+
+def _is_binary(num: Array, den: Array) -> bool:
+    """Whether every unit that counts is a single 0 or 1."""
+    counts = den > 0
+    return bool(np.isin(num[counts], (0.0, 1.0)).all() and (den[counts] == 1).all() and (num[~counts] == 0).all())
+
+
+def _constant(draws: Array) -> bool:
+    """Whether resampling moves the value by no more than rounding does."""
+    finite = draws[np.isfinite(draws)]
+    return finite.size == 0 or float(np.ptp(finite)) <= 1e-12 * max(1.0, float(np.abs(finite).max()))
+
+
+def _constant_interval(units: _Units, value: float) -> tuple[_Interval, str | None]:
+    """Wilson's interval where all units are wholly right or wholly wrong; otherwise none."""
+    smallest = min(int((units.den[:, j] > 0).sum()) for j in range(units.den.shape[1]) if units.den[:, j].any())
+    extreme = math.isclose(value, 1.0, abs_tol=1e-12) or value == 0.0
+    if extreme and (units.num >= 0).all() and (units.num <= units.den).all():
+        return wilson(round(value) * smallest, smallest), None
+    what = "clusters" if units.clustered else "documents"
+    return (None, None), f"no interval: all {units.count} {what} have the same value"
+
+
+def _percentiles(draws: Array, freedom: int) -> tuple[float, float]:
+    """The percentile interval of a bootstrap, expanded so that few units keep their coverage (Hesterberg 2015)."""
+    tail = _expanded_tail(freedom)
+    low, high = np.nanquantile(draws, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def _expanded_tail(freedom: int) -> float:
+    """The share of the resamples beyond either limit: ``Phi(-t sqrt(n / (n - 1)))`` in place of 2.5 %."""
+    if freedom < 1:
+        return 0.0
+    t = float(special.stdtrit(freedom, 0.5 + CONFIDENCE / 2))
+    return float(special.ndtr(-t * math.sqrt((freedom + 1) / freedom)))
+
+
+# --- two samples ------------------------------------------------------------------------------------------------------
+
+
+def _paired(base: Sequence[Values], edited: Sequence[Values]) -> tuple[list[dict[str, Ratio]], str | None]:
+    """Both samples, restricted to the documents that are numbers in both, and a note on the others."""
+    before, after, lost = [], [], 0
+    for b, e in zip(base, edited, strict=True):
+        kept_b, kept_e = _finite(b)[0], _finite(e)[0]
+        shared = [name for name in kept_b if name in kept_e]
+        before.append({name: kept_b[name] for name in shared})
+        after.append({name: kept_e[name] for name in shared})
+        lost += len(b.keys() | e.keys()) - len(shared)
+    total = sum(len(b.keys() | e.keys()) for b, e in zip(base, edited, strict=True))
+    return before + after, f"{lost} of {total} documents have no value on both sides" if lost else None
+
+
+def _minus(values: Array) -> Array:
+    out: Array = values[..., 1] - values[..., 0]
+    return out
+
+
+def _binary_difference(units: _Units) -> Difference | None:
+    """McNemar's exact test, where both samples are 0/1 on the same units; otherwise nothing."""
+    if units.num.shape[1] != 2 or not _is_binary(units.num, units.den):
+        return None
+    both = units.den > 0
+    if not (both[:, 0] == both[:, 1]).all() or units.count == 0:
+        return None
+    gained = int(((units.num[:, 1] - units.num[:, 0]) == 1).sum())
+    lost = int(((units.num[:, 1] - units.num[:, 0]) == -1).sum())
+    n = units.count
+    centre, error = _bonett_price(gained, lost, n)
+    low, high = max(-1.0, centre - _Z * error), min(1.0, centre + _Z * error)
+    detectable = max(_detectable(error), _least(n))
+    return Difference((gained - lost) / n, n, low, high, mcnemar(gained, lost), min(1.0, detectable))
+
+
+def mcnemar(gained: int, lost: int) -> float:
+    """The exact two-sided p value of McNemar's test: a fair coin thrown once for every document that changed."""
+    changed = gained + lost
+    return min(1.0, 2 * float(special.bdtr(min(gained, lost), changed, 0.5))) if changed else 1.0
+
+
+def _bonett_price(gained: int, lost: int, n: int) -> tuple[float, float]:
+    """Centre and standard error of the difference of paired proportions; never zero, also when nothing changed."""
+    up, down = (gained + 1) / (n + 2), (lost + 1) / (n + 2)
+    return up - down, math.sqrt((up + down - (up - down) ** 2) / (n + 2))
+
+
+def _detectable(error: float) -> float:
+    """The true effect that a two-sided 5 % test finds with a power of 80 %, from the standard error."""
+    return (_Z + float(special.ndtri(POWER))) * error
+
+
+def _least(n: int) -> float:
+    """The effect that McNemar's exact test finds with a power of 80 % if all changes go one way: it needs six of them.
+
+    Solves ``P(X >= 6) = 0.8`` for ``X ~ Binomial(n, effect)``.  Below six documents nothing can show: 1.
+    """
+    return float(special.betaincinv(_CHANGES, n - _CHANGES + 1, POWER)) if n >= _CHANGES else 1.0
+
+
+def _bootstrap_difference(units: _Units, statistic: Callable[[Array], Array], seed: int, resamples: int) -> Difference:
+    value = _optional(statistic(units.values()))
+    if value is None:
+        return Difference(None, 0, reason="no document has a value on both sides")
+    draws = statistic(units.draw(seed, resamples))
+    if _constant(draws):
+        return _constant_difference(units, value)
+    low, high = _percentiles(draws, units.freedom)
+    p = _bootstrap_p(draws, units.freedom)
+    return Difference(value, units.count, low, high, p, _detectable((high - low) / (2 * _Z)))
+
+
+def _constant_difference(units: _Units, value: float) -> Difference:
+    """Nothing changed in any unit: bounded as n unchanged 0/1 outcomes are, if the values are shares at all."""
+    shares = bool((units.num >= 0).all() and (units.num <= units.den).all())
+    if value == 0.0 and shares and units.count:
+        _, error = _bonett_price(0, 0, units.count)
+        return Difference(value, units.count, -_Z * error, _Z * error, 1.0, _least(units.count))
+    what = "clusters" if units.clustered else "documents"
+    return Difference(value, units.count, reason=f"no interval: all {units.count} {what} change by the same amount")
+
+
+def _bootstrap_p(draws: Array, freedom: int) -> float:
+    """Two-sided: 1 less the confidence at which the expanded percentile interval just reaches zero."""
+    finite = draws[np.isfinite(draws)]
+    beyond = min(int((finite <= 0).sum()), int((finite >= 0).sum()))
+    tail = min(0.5, (beyond + 1) / (finite.size + 1))
+    if freedom < 1:
+        return 1.0
+    t = float(special.ndtri(tail)) / math.sqrt((freedom + 1) / freedom)
+    return min(1.0, 2 * float(special.stdtr(freedom, t)))
+
+
+def _harmonic_mean(values: Array) -> Array:
+    """Over the last axis; zero where a value is not positive, not a number where one is missing."""
+    with np.errstate(divide="ignore"):
+        inverse = 1.0 / np.where(values > 0, values, 0.0)
+    mean: Array = values.shape[-1] / inverse.sum(axis=-1)
+    return np.where(np.isnan(values).any(axis=-1), np.nan, mean)
+
+
+# --- words ------------------------------------------------------------------------------------------------------------
+
+
+def _optional(value: float | Array) -> float | None:
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+def _empty(values: Values, kept: Values) -> str:
+    if not values:
+        return "no documents"
+    return "applies to no document" if kept else f"none of {len(values)} documents has a finite value"
+
+
+def _dropped(dropped: int, total: int) -> str | None:
+    return f"{dropped} of {total} documents have no finite value" if dropped else None
+
+
+def _join(*notes: str | None) -> str | None:
+    return "; ".join(note for note in notes if note) or None
+
+
+def _noted(result: Difference, note: str | None) -> Difference:
+    return Difference(**{**result.__dict__, "reason": _join(result.reason, note)}) if note else result
