@@ -1,0 +1,142 @@
+"""Fixtures shared by all tests: the folder of reference data, a small tokenizer, tiny random models of ten families."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerFast
+from transformers.models import gemma, gpt2, gpt_neox, gptj, llama, mistral, opt, phi, qwen2, qwen3
+
+from harness.editor import Edit
+from harness.lm import LM
+
+WIDTH, INNER, LAYERS, HEADS, CONTEXT = 32, 64, 3, 4, 96
+
+_PEOPLE = ["Ada Velmont", "Hugo Lantern", "Elena Marsh", "Rosa Delgado", "Jonas Wick", "Greta Holm", "Oskar Thorne", "Iris Calder"]
+_CITIES = ["Rome", "Paris", "Oslo", "Lisbon", "Vienna", "Prague", "Athens", "Dublin"]
+_SAYINGS = ["{} was born in {}.", "The home of {} is {}.", "{} has never seen {}.", "Everybody knows that {} lives in {}."]
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of reference data beside the repository; the test is skipped where there is none."""
+    folder = Path(__file__).parents[2] / "shared"
+    if not folder.is_dir():
+        pytest.skip("the reference data (../shared) is not there")
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache of this test session only."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HARNESS_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def sentences() -> list[str]:
+    """Plain sentences, one a document."""
+    return [say.format(who, where) for say in _SAYINGS for who in _PEOPLE for where in _CITIES]
+
+
+@pytest.fixture(scope="session")
+def text(sentences: list[str], tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A file with the sentences, one document a line."""
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("\n".join(sentences) + "\n", encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def make_tokenizer(sentences: list[str]) -> Callable[[bool], PreTrainedTokenizerFast]:
+    """A byte-level BPE tokenizer of 400 tokens; with a BOS token in front of every text if asked for."""
+
+    def make(bos: bool = False) -> PreTrainedTokenizerFast:
+        bpe = Tokenizer(models.BPE())
+        bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        bpe.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=400,
+            special_tokens=["<|end|>"],
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False,
+        )
+        bpe.train_from_iterator(sentences, trainer)
+        if bos:
+            bpe.post_processor = processors.TemplateProcessing(single="<|end|> $A", special_tokens=[("<|end|>", 0)])
+        special = {"bos_token": "<|end|>", "eos_token": "<|end|>", "pad_token": "<|end|>"}
+        return PreTrainedTokenizerFast(tokenizer_object=bpe, model_max_length=CONTEXT, **special)
+
+    return make
+
+
+def _config(family: str, vocabulary: int) -> PretrainedConfig:
+    """A configuration of one family: three layers, width 32, keys of 64."""
+    old = {"vocab_size": vocabulary, "n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS, "n_positions": CONTEXT, "n_inner": INNER}
+    new = {
+        "vocab_size": vocabulary,
+        "hidden_size": WIDTH,
+        "intermediate_size": INNER,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "max_position_embeddings": CONTEXT,
+    }
+    grouped = {**new, "num_key_value_heads": 2}
+    ends: dict[str, object] = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None, "initializer_range": 0.15}
+    opt_sizes = {"ffn_dim": INNER, "word_embed_proj_dim": WIDTH, "dropout": 0.0, **new}
+    made: dict[str, Callable[[], PretrainedConfig]] = {
+        "gpt2": lambda: gpt2.GPT2Config(**old, **ends, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0),
+        "gptj": lambda: gptj.GPTJConfig(**old, **ends, rotary_dim=4, tie_word_embeddings=False),
+        "neox": lambda: gpt_neox.GPTNeoXConfig(**new, **ends),
+        "llama": lambda: llama.LlamaConfig(**grouped, **ends),
+        "mistral": lambda: mistral.MistralConfig(**grouped, **ends),
+        "qwen2": lambda: qwen2.Qwen2Config(**grouped, **ends),
+        "qwen3": lambda: qwen3.Qwen3Config(**grouped, **ends, head_dim=8),
+        "gemma": lambda: gemma.GemmaConfig(**grouped, **ends, head_dim=8),
+        "opt": lambda: opt.OPTConfig(**opt_sizes, **{**ends, "pad_token_id": 1, "initializer_range": None}, init_std=0.15),
+        "phi": lambda: phi.PhiConfig(**new, **ends),
+    }
+    return made[family]()
+
+
+@pytest.fixture(scope="session")
+def fresh(make_tokenizer: Callable[[bool], PreTrainedTokenizerFast], text: str) -> Callable[..., LM]:
+    """A new tiny random model: ``fresh(family, seed=0, dtype=torch.float32)``; Llama and Mistral put BOS in front."""
+
+    def make(family: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> LM:
+        tokenizer = make_tokenizer(family in ("llama", "mistral"))
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = AutoModelForCausalLM.from_config(_config(family, len(tokenizer)))
+        return LM.wrap(model.to(dtype), tokenizer, f"tiny-{family}", text=text)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny(fresh: Callable[..., LM]) -> Callable[[str], LM]:
+    """The tiny random model of a family, made once; a test must leave it as it found it."""
+    made: dict[str, LM] = {}
+
+    def get(family: str) -> LM:
+        if family not in made:
+            made[family] = fresh(family)
+        return made[family]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def edits() -> list[Edit]:
+    """Edits with the subject at the start, in the middle and at the end, with targets of one and of several tokens."""
+    return [
+        Edit("a", "{} was born in", "Ada Velmont", "Rome", relation="birth"),
+        Edit("b", "The home of {} is", "Hugo Lantern", "Oslo, Norway", relation="home"),
+        Edit("c", "Everybody knows {}", "Elena Marsh", "lives in Paris", relation="home"),
+    ]
