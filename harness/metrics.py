@@ -31,6 +31,7 @@ __all__ = [
     "Ratio",
     "Values",
     "aggregate",
+    "as_ratio",
     "difference",
     "estimate",
     "harmonic",

@@ -1,0 +1,480 @@
+"""The record of a run: one small JSON, and beside it the values of every document.
+
+``<name>.json`` holds the plan, the numbers, hashes, versions and cost.  ``<name>.values.json.gz`` holds what every
+document contributed, so that any two records can be compared document by document.
+
+While a run is under way it writes ``<name>.partial.json`` after every measured task, so that an interruption loses
+nothing and an earlier complete record of the same plan stays until the new one is complete.  Files appear whole or not
+at all.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import math
+import os
+import platform
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, fields
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeAlias
+
+from filelock import FileLock, Timeout
+
+import harness
+from harness.errors import DataError, UsageError
+from harness.metrics import (
+    Difference,
+    Estimate,
+    Ratio,
+    Values,
+    as_ratio,
+    difference,
+    estimate,
+    harmonic,
+    harmonic_difference,
+)
+
+__all__ = [
+    "Record",
+    "RecordWriter",
+    "identity",
+    "name",
+    "read",
+    "read_all",
+    "require_writable",
+    "summarise",
+    "versions",
+]
+
+SCHEMA = 1
+PARTIAL = ".partial"
+LIBRARIES = ("torch", "transformers", "lm_eval", "numpy", "scikit-learn")
+
+Json: TypeAlias = dict[str, Any]
+TaskValues: TypeAlias = Mapping[str, Values]
+"""Of one task: metric -> document id -> contribution."""
+PointValues: TypeAlias = dict[int, dict[str, dict[str, dict[str, Ratio]]]]
+"""Number of edits -> task -> metric -> document id -> contribution."""
+
+
+@dataclass
+class Record:
+    """What a run was, and what came out.  The fields are those of the JSON, in its order.
+
+    ``status``: ``complete``, ``interrupted`` (also while the run is under way) or ``failed``, with the ``reason``.
+    ``headlines``: the metric that stands for a task.  ``points``: what was measured, by number of edits; 0 is unedited.
+    ``values``: per-document contributions, kept in the file beside the record; ``None`` where they were not read.
+    """
+
+    id: str
+    plan: Json
+    schema: int = SCHEMA
+    status: str = "interrupted"
+    reason: str | None = None
+    model: Json = field(default_factory=dict)
+    editor: Json = field(default_factory=dict)
+    edits: Json = field(default_factory=dict)
+    headlines: dict[str, str] = field(default_factory=dict)
+    derived: dict[str, dict[str, list[str]]] = field(default_factory=dict)
+    """Task -> score -> the metrics whose harmonic mean it is."""
+    points: list[Json] = field(default_factory=list)
+    weights: Json = field(default_factory=dict)
+    delta: Json = field(default_factory=dict)
+    data: Json = field(default_factory=dict)
+    templates: Json = field(default_factory=dict)
+    cost: list[Json] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)
+    seed: int = 0
+    values: PointValues | None = field(default=None, compare=False)
+
+    def tasks(self, edits: int) -> dict[str, dict[str, Json]]:
+        """What was measured after so many edits: task -> metric -> numbers; empty where nothing was."""
+        return next((point["tasks"] for point in self.points if point["edits"] == edits), {})
+
+    def to_json(self) -> Json:
+        """The JSON of the record, without the values of its documents.  Numbers that are not finite become null."""
+        shown = {key: getattr(self, key) for key in _FIELDS}
+        return {key: _plain(shown[key]) for key in _ORDER}
+
+    @classmethod
+    def from_json(cls, data: Json) -> Record:
+        """The record that :meth:`to_json` wrote."""
+        return cls(**{key: data[key] for key in _FIELDS if key in data})
+
+
+_FIELDS = [f.name for f in fields(Record) if f.name != "values"]
+_ORDER = ["schema", *(key for key in _FIELDS if key != "schema")]
+
+
+def identity(plan: Mapping[str, Any]) -> str:
+    """The id of the record of a plan: the first 16 hex digits of the sha256 of its canonical JSON."""
+    text = json.dumps(plan, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def name(record: Record) -> str:
+    """The file name of a record without its ending, such as ``mini--memit--counterfact-50--batch--1a2b3c4d``."""
+    edits = f"{record.edits.get('dataset') or 'no-edits'}-{record.edits.get('count', 0)}"
+    parts = [record.model.get("name", "model"), record.editor.get("name", "editor"), edits, record.plan.get("mode", "")]
+    return "--".join([*(_slug(str(part)) for part in parts if part), record.id[:8]])
+
+
+def _slug(text: str) -> str:
+    """The last part of a path or Hub name, in characters that every file system takes."""
+    return re.sub(r"[^A-Za-z0-9+._]+", "-", text.rstrip("/").rsplit("/", 1)[-1]).strip("-.") or "unnamed"
+
+
+def versions() -> dict[str, str]:
+    """The versions of what computed the numbers; nothing is imported for it."""
+    found = {"python": platform.python_version(), "harness": harness.__version__}
+    return found | {library: _version(library) for library in LIBRARIES}
+
+
+def _version(library: str) -> str:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+
+def summarise(
+    values: TaskValues,
+    base: TaskValues | None,
+    higher_is_better: Mapping[str, bool | None],
+    *,
+    seed: int,
+    derived: Mapping[str, Sequence[str]] | None = None,
+    plain: Mapping[str, float | None] | None = None,
+) -> dict[str, Json]:
+    """The numbers of one task, as they stand in the record: metric -> value, n, interval, reason, difference.
+
+    Args:
+        values: what each document contributed to each metric.
+        base: the same of the unedited model; ``None`` where this is the unedited model.
+        higher_is_better: by metric; a metric that is not named has no better direction.
+        seed: of the bootstrap.
+        derived: scores that are the harmonic mean of metrics.
+        plain: metrics that are no ratio of sums: their values, without interval.
+    """
+    out: dict[str, Json] = {}
+    for metric, contributions in values.items():
+        change = None if base is None else difference(base.get(metric, {}), contributions, seed)
+        out[metric] = _measure(estimate(contributions, seed), change, higher_is_better.get(metric))
+    for score, parts in (derived or {}).items():
+        own = [values.get(part, {}) for part in parts]
+        change = None if base is None else harmonic_difference([base.get(part, {}) for part in parts], own, seed)
+        out[score] = _measure(harmonic(own, seed), change, higher_is_better.get(score, True))
+    for metric, value in (plain or {}).items():
+        finite = value is not None and math.isfinite(value)
+        reason = "no interval: not a mean over documents" if finite else "not a finite value"
+        out[metric] = _measure(
+            Estimate(value if finite else None, 0, reason=reason), None, higher_is_better.get(metric)
+        )
+    return out
+
+
+def _measure(found: Estimate, change: Difference | None, higher_is_better: bool | None) -> Json:
+    measure: Json = {
+        "value": found.value,
+        "n": found.n,
+        "interval": _pair(found.low, found.high),
+        "reason": found.reason,
+        "higher_is_better": higher_is_better,
+        "difference": None,
+    }
+    if found.clusters is not None:
+        measure["clusters"] = found.clusters
+    if change is not None:
+        measure["difference"] = {
+            "value": change.value,
+            "interval": _pair(change.low, change.high),
+            "p": change.p,
+            "n": change.n,
+            "detectable": change.detectable,
+            "reason": change.reason,
+        }
+    return measure
+
+
+def _pair(low: float | None, high: float | None) -> list[float] | None:
+    return None if low is None or high is None else [low, high]
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def read(path: str | Path, values: bool = False) -> Record:
+    """The record in a file, with the values of its documents if they are wanted and there.
+
+    Raises:
+        DataError: there is no such file, it is truncated, it is no record, or it is of another schema version.
+    """
+    path = Path(path)
+    data = _json(path, _bytes(path))
+    if not isinstance(data, dict) or not {"schema", "id", "plan", "points"} <= data.keys():
+        raise DataError(
+            f"{path}: not a record (expected an object with schema, id, plan, points); give the JSON of a run"
+        )
+    if data["schema"] != SCHEMA:
+        raise DataError(f"{path}: record schema {data['schema']}, this version reads {SCHEMA}; repeat the run")
+    record = Record.from_json(data)
+    beside = values_path(path)
+    if values and beside.exists():
+        record.values = _read_values(beside, record.id)
+    return record
+
+
+def read_all(folder: str | Path, values: bool = False) -> list[Record]:
+    """The records in a folder and its ``records`` folder, in the order of their names; other files are passed over.
+
+    Raises:
+        DataError: there is no such folder, it holds no record, or one of its records cannot be read.
+    """
+    folder = Path(folder)
+    if folder.is_file():
+        return [read(folder, values)]
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; give the folder that --output named")
+    paths = sorted([*folder.glob("*.json"), *folder.glob("records/*.json")])
+    found = [read(path, values) for path in paths if _looks_like_record(path)]
+    if not found:
+        raise DataError(f"{folder}: holds no record (*.json); make one with: harness run --output {folder}")
+    return found
+
+
+def values_path(path: str | Path) -> Path:
+    """Where the values of the documents of a record lie."""
+    path = Path(path)
+    return path.with_name(path.name.removesuffix(".json") + ".values.json.gz")
+
+
+def _looks_like_record(path: Path) -> bool:
+    """Whether the file starts as a record does: a truncated one is an error, a file of another kind is not."""
+    with path.open("rb") as file:
+        return re.match(rb'\s*\{\s*"schema"', file.read(64)) is not None
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); give the JSON of a run") from error
+
+
+def _json(path: Path, content: bytes) -> Any:
+    try:
+        return json.loads(content)
+    except ValueError as error:
+        line = content.count(b"\n") + 1
+        raise DataError(
+            f"{path}: not whole JSON, it breaks off or is damaged by line {line}; repeat the run"
+        ) from error
+
+
+def _read_values(path: Path, owner: str) -> PointValues:
+    try:
+        content = gzip.decompress(_bytes(path))
+    except (OSError, EOFError) as error:
+        raise DataError(
+            f"{path}: not whole gzip; repeat the run, or delete it to do without paired statistics"
+        ) from error
+    data = _json(path, content)
+    if not isinstance(data, dict) or data.get("schema") != SCHEMA or data.get("id") != owner:
+        raise DataError(f"{path}: not the values of record {owner}; delete the file, or repeat the run")
+    return {
+        int(edits): {task: _unpack(table) for task, table in tasks.items()} for edits, tasks in data["points"].items()
+    }
+
+
+# --- values, by column ------------------------------------------------------------------------------------------------
+
+
+def _pack(metrics: Mapping[str, Values]) -> Json:
+    """The values of one task by column: the ids once, and only what differs from the default."""
+    ids = list(dict.fromkeys(doc for values in metrics.values() for doc in values))
+    place = {doc: i for i, doc in enumerate(ids)}
+    return {"ids": ids, "metrics": {metric: _columns(values, place) for metric, values in metrics.items()}}
+
+
+def _columns(values: Values, place: Mapping[str, int]) -> Json:
+    at, rows = [place[doc] for doc in values], list(values.values())
+    column: Json = {"num": [_plain(row.num) for row in rows]}
+    if at != list(range(len(place))):
+        column["at"] = at
+    if any(row.den != 1 for row in rows):
+        column["den"] = [_plain(row.den) for row in rows]
+    for key in ("cluster", "stratum"):
+        labels = [getattr(row, key) for row in rows]
+        if any(label is not None for label in labels):
+            column[key] = labels
+    return column
+
+
+def _unpack(table: Json) -> dict[str, dict[str, Ratio]]:
+    return {metric: _rows(column, table["ids"]) for metric, column in table["metrics"].items()}
+
+
+def _rows(column: Json, ids: Sequence[str]) -> dict[str, Ratio]:
+    num: list[float | None] = column["num"]
+    default: dict[str, list[Any]] = {
+        "den": [1.0] * len(num),
+        "cluster": [None] * len(num),
+        "stratum": [None] * len(num),
+    }
+    den, cluster, stratum = (column.get(key, default[key]) for key in ("den", "cluster", "stratum"))
+    docs = [ids[i] for i in column.get("at", range(len(num)))]
+    return {doc: as_ratio(row) for doc, row in zip(docs, zip(num, den, cluster, stratum, strict=True), strict=True)}
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+class RecordWriter:
+    """Writes the record of a run under way, and sees to it that one run at a time writes to a folder.
+
+        with RecordWriter(folder, record) as writer:
+            writer.measured(0, "NLI", summarise(...), values)
+            writer.complete()
+
+    An exception inside marks the record ``failed`` with its reason, Ctrl-C marks it ``interrupted``; both keep what was
+    measured.
+
+    Raises:
+        UsageError: the folder cannot be written to, or another run is writing to it; nothing has been computed by then.
+    """
+
+    def __init__(self, folder: str | Path, record: Record) -> None:
+        self.folder = Path(folder)
+        self.record = record
+        self._done = False
+        require_writable(self.folder)
+        self._lock = FileLock(self.folder / ".harness.lock", timeout=0)
+
+    def __enter__(self) -> RecordWriter:
+        try:
+            self._lock.acquire()
+        except Timeout as error:
+            raise UsageError(
+                f"{self.folder}: another run is writing to this folder; wait for it to end or choose another --output"
+            ) from error
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if not self._done:
+                self._mark(error)
+                self._save(PARTIAL)
+        finally:
+            with suppress(OSError):  # where a file that is open cannot be removed, it stays
+                Path(self._lock.lock_file).unlink()
+            self._lock.release()
+
+    @property
+    def path(self) -> Path:
+        """Where the record lies: while the run is under way beside the place where it will lie."""
+        return self.folder / f"{name(self.record)}{'' if self._done else PARTIAL}.json"
+
+    def measured(self, edits: int, task: str, numbers: Mapping[str, Json], values: TaskValues) -> None:
+        """Adds what one task gave after so many edits, and saves."""
+        record = self.record
+        if not any(point["edits"] == edits for point in record.points):
+            record.points = sorted(
+                [*record.points, {"edits": edits, "tasks": {}}], key=lambda point: int(point["edits"])
+            )
+        record.tasks(edits)[task] = dict(numbers)
+        record.values = record.values if record.values is not None else {}
+        record.values.setdefault(edits, {})[task] = {metric: dict(rows) for metric, rows in values.items()}
+        self.save()
+
+    def save(self) -> None:
+        """Writes what there is so far."""
+        self._save("" if self._done else PARTIAL)
+
+    def complete(self) -> Path:
+        """Marks the record complete, puts it in its place, and returns the path."""
+        stale = self.path
+        self.record.status, self.record.reason, self._done = "complete", None, True
+        self._save("")
+        for leftover in (stale, values_path(stale)):
+            leftover.unlink(missing_ok=True)
+        return self.path
+
+    def _mark(self, error: BaseException | None) -> None:
+        if error is None or isinstance(error, (KeyboardInterrupt, SystemExit)):
+            self.record.status, self.record.reason = "interrupted", "interrupted before the end"
+        else:
+            text = " ".join(str(error).split()) or "no message"
+            self.record.status, self.record.reason = "failed", f"{type(error).__name__}: {text}"
+
+    def _save(self, suffix: str) -> None:
+        """The values first: a record whose values are missing is worse than values whose record is missing."""
+        path = self.folder / f"{name(self.record)}{suffix}.json"
+        if self.record.values is not None:
+            _write(values_path(path), _packed_values(self.record.id, self.record.values))
+        text = json.dumps(self.record.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
+        _write(path, (_compact(text) + "\n").encode())
+
+
+def _packed_values(owner: str, values: PointValues) -> bytes:
+    points = {str(edits): {task: _pack(metrics) for task, metrics in tasks.items()} for edits, tasks in values.items()}
+    text = json.dumps({"schema": SCHEMA, "id": owner, "points": points}, separators=(",", ":"), allow_nan=False)
+    return gzip.compress(text.encode(), mtime=0)
+
+
+def _compact(text: str) -> str:
+    """Lists of numbers on one line: an interval reads as one, and the file stays small.
+
+    A line break stands only between values, never inside a string, so no text is touched.
+    """
+    return re.sub(r"\[\n\s+([^][{}\"]*?)\n\s*\]", lambda found: "[" + re.sub(r"\n\s+", " ", found[1]) + "]", text)
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON takes it: numbers that are not finite become null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    return value
+
+
+def require_writable(folder: Path) -> None:
+    """Make the folder if need be, and see that files can be written to it; UsageError otherwise."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise UsageError(f"{folder}: cannot be written to ({reason}); choose another folder with --output") from error
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Writes the whole file or nothing: a reader never sees half of it, also after a power cut."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
