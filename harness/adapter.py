@@ -140,7 +140,8 @@ class EditedLM(HFLM):  # type: ignore[misc]
         override_bs: int | None = None,
     ) -> list[tuple[float, bool]]:
         if self._rows is None:
-            return super()._loglikelihood_tokens(requests, disable_tqdm=disable_tqdm, override_bs=override_bs)
+            scored: list[tuple[float, bool]] = super()._loglikelihood_tokens(requests, True, override_bs)
+            return scored
         # The base class sorts requests by their tokens and forgets whose they are; here rows keep their patch.
         sequences = [(context + continuation)[-(self.max_length + 1) :] for _, context, continuation in requests]
         order = sorted(range(len(requests)), key=lambda i: -len(sequences[i]))

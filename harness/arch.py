@@ -105,7 +105,7 @@ def resolve(model: PreTrainedModel, names: Mapping[str, str] | None = None) -> A
         mlp=by_hand.get("mlp") or (down if parent == blocks else parent),
         down=down,
         norm=by_hand.get("norm") or _final_norm(model, blocks, width),
-        head=by_hand.get("head") or _name_of(model, model.get_output_embeddings(), "head"),
+        head=by_hand.get("head") or _head(model),
         layers=count,
         width=width,
         inner=inner,
@@ -119,6 +119,11 @@ def _check_names(model: nn.Module, by_hand: Mapping[str, str]) -> None:
             raise ModelError(f"architecture part '{part}' does not exist; the parts are {_PARTS}")
         if name.format(0) not in modules:
             raise ModelError(f"'{name}' is not a module of {type(model).__name__}{near(name, modules)}")
+
+
+def _head(model: PreTrainedModel) -> str:
+    head: nn.Module | None = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    return _name_of(model, head, "head")
 
 
 def _name_of(model: nn.Module, wanted: nn.Module | None, part: str) -> str:

@@ -355,7 +355,7 @@ def _folder_state(source: Source, folder: Path) -> str:
 def _count_lines(path: Path) -> int | None:
     if not path.is_file():
         return None
-    return sum(1 for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    return sum(1 for line in read_text(path).split("\n") if line.strip())
 
 
 def _rows(dataset: Dataset, place: _Place) -> list[Row]:

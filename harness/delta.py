@@ -89,7 +89,8 @@ class LowRank(Delta):
         return torch.Size((self.left.shape[0], self.right.shape[1]))
 
     def dense(self) -> Tensor:
-        return self.left @ self.right
+        product: Tensor = self.left @ self.right
+        return product
 
     def __add__(self, other: Delta) -> Delta:
         _same_shape(self, other)
@@ -108,10 +109,10 @@ class LowRank(Delta):
 
     def singular_values(self) -> Tensor:
         if self.left.shape[1] >= min(self.shape):
-            return torch.linalg.svdvals(self.dense().double())
+            return _svdvals(self.dense().double())
         # svd(left @ right) = svd(R_left @ R_right^T): the orthogonal factors of the two QRs change no singular value.
         small = torch.linalg.qr(self.left.double()).R @ torch.linalg.qr(self.right.double().T).R.T
-        return torch.linalg.svdvals(small)
+        return _svdvals(small)
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +144,12 @@ class Dense(Delta):
     def singular_values(self) -> Tensor:
         if self.value.dim() < 2:
             return self.value.double().norm().reshape(1)
-        return torch.linalg.svdvals(self.value.double())
+        return _svdvals(self.value.double())
+
+
+def _svdvals(matrix: Tensor) -> Tensor:
+    values: Tensor = torch.linalg.svdvals(matrix)
+    return values
 
 
 def _same_shape(a: Delta, b: Delta) -> None:

@@ -24,7 +24,7 @@ from harness.errors import DataError, UsageError, near
 from harness.lm import LM
 from harness.patch import Patch
 
-__all__ = ["Edit", "Editor", "Probe", "configure", "find", "names"]
+__all__ = ["Edit", "Editor", "Probe", "Recipe", "compose", "configure", "find", "names"]
 
 SLOT = "{}"
 
@@ -133,6 +133,14 @@ class Editor(ABC):
         """The name under which results are reported; says so where a setting leaves the published method."""
         return self.name
 
+    def notes(self, lm: LM) -> Mapping[str, object]:
+        """What a record shall say of this editor on this model beyond its hyperparameters, such as context templates."""
+        return {}
+
+    def hyperparameters(self) -> dict[str, object]:
+        """The fields, as plain values."""
+        return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
+
 
 def names() -> list[str]:
     """The editors that can be named: those that ship, and those of installed packages."""
@@ -170,6 +178,37 @@ def configure(cls: type[Editor], model: str, settings: Mapping[str, object]) -> 
             raise UsageError(f"{cls.name} has no hyperparameter '{key}'{near(key, known)}")
         chosen[key] = _cast(cls.name, key, value, hints[key])
     return replace(cls(), **chosen)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """An editor that has been named but not yet configured.
+
+    Attributes:
+        name: as the user wrote it.
+        cls: the editor's class.
+    """
+
+    name: str
+    cls: type[Editor]
+
+    def build(self, lm: LM, settings: Mapping[str, object], seed: int) -> Editor:
+        """The configured editor; ``seed`` fills the field of that name unless the settings do."""
+        seeded = {"seed": seed, **settings} if any(f.name == "seed" for f in fields(self.cls)) else settings
+        return configure(self.cls, lm.name, seeded)
+
+
+def compose(name: str) -> Recipe:
+    """The editor that a name such as ``memit`` stands for.
+
+    Raises:
+        UsageError: there is none.
+    """
+    return Recipe(name, find(name))
+
+
+def _plain(value: object) -> object:
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def _cast(editor: str, key: str, value: object, wanted: object) -> object:

@@ -71,7 +71,7 @@ class LM:
             raise ModelError(f"{name}: the tokenizer cannot say where its tokens stand; use a fast (tokenizers) tokenizer")
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
-        model.eval()
+        model.train(False)
         model.requires_grad_(False)
         return cls(model, tokenizer, name, arch.resolve(model, names), text)
 
@@ -245,7 +245,7 @@ def load(
         reason = str(error).strip().splitlines()[0]
         raise ModelError(f"{name}: cannot be loaded ({reason}); shipped models are {', '.join(shipped())}") from error
     if device != "auto":
-        model = model.to(device or _best_device())
+        nn.Module.to(model, device or _best_device())
     lm = LM.wrap(model, tokenizer, name, names, text or ("mini" if inside else "wikitext"))
     lm.check_finite()
     return lm

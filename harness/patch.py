@@ -251,6 +251,7 @@ def _row_hook(rows: Rows, lefts: Tensor, rights: Tensor) -> Callable[[nn.Module,
         index = rows.index.to(lefts.device)
         x = args[0].to(rights.dtype)
         change = (x @ rights[index].transpose(1, 2)) @ lefts[index].transpose(1, 2)
-        return (output.to(change.dtype) + change).to(output.dtype)
+        changed: Tensor = (output.to(change.dtype) + change).to(output.dtype)
+        return changed
 
     return run

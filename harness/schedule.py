@@ -14,7 +14,7 @@ from harness.errors import UsageError
 from harness.lm import LM
 from harness.patch import Patch, patched
 
-__all__ = ["MODES", "Stop", "default_mode", "duplicates", "operations", "stops", "walk"]
+__all__ = ["MODES", "Stop", "check", "default_mode", "duplicates", "operations", "stops", "walk"]
 
 MODES = ("isolated", "batch", "sequential")
 
@@ -115,7 +115,7 @@ def walk(
         at: the counts from :func:`stops`.
         progress: told how many edits are made, and how many there are.
     """
-    _check(editor, lm, edits, mode)
+    check(editor, lm, edits, mode)
     if mode == "isolated":
         if any(at):
             patches = [editor.finish(lm, patch) for patch in editor.edit_each(lm, edits)]
@@ -135,7 +135,12 @@ def walk(
             return
 
 
-def _check(editor: Editor, lm: LM, edits: Sequence[Edit], mode: str) -> None:
+def check(editor: Editor, lm: LM, edits: Sequence[Edit], mode: str) -> None:
+    """See that an editor can make these edits in this mode.
+
+    Raises:
+        UsageError: it cannot; says why and what to do.
+    """
     if mode == "batch" and not editor.batch and len(edits) > 1:
         raise UsageError(f"{editor.name} edits one fact at a time; use --mode isolated or --mode sequential")
     for edit in edits:

@@ -1,0 +1,434 @@
+"""The command line: arguments to a plan, results to the terminal. The only module that prints."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import yaml
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from harness.errors import CheckFailed, DataError, HarnessError, UsageError
+
+if TYPE_CHECKING:
+    from harness.plan import Plan
+    from harness.record import Record
+    from harness.stats import Cached
+
+__all__ = ["main"]
+
+_FORMATS = ("md", "csv", "latex", "html")
+
+
+class _Group(click.Group):
+    """A click group that answers a near miss with the command that was meant."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """Find the command, or say which one is near."""
+        if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            from harness.errors import near
+
+            raise UsageError(f"command '{args[0]}' does not exist{near(args[0], self.list_commands(ctx))}")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="lm-edit-harness")
+def harness() -> None:
+    r"""Measure what an edit of a language model gains, and what it costs.
+
+    \b
+    harness run --editor memit --tasks NER,NLI       the shipped model, the shipped data
+    harness leaderboard results/ --format md
+    """
+
+
+def main() -> None:
+    """Run the command line; every mistake of the user is one line and an exit code."""
+    _quiet()
+    try:
+        harness(standalone_mode=False)
+    except HarnessError as error:
+        _fail(str(error), error.exit_code)
+    except click.UsageError as error:
+        hint = f" (see '{error.ctx.command_path} --help')" if error.ctx else ""
+        _fail(f"{error.format_message()}{hint}", 2)
+    except click.ClickException as error:
+        _fail(error.format_message(), 2)
+    except (click.Abort, KeyboardInterrupt):
+        _fail("interrupted; what was measured is in the *.partial.json of the output folder", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+def _fail(message: str, code: int) -> None:
+    Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error:[/] {_escape(' '.join(message.split()))}")
+    sys.exit(code)
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _quiet() -> None:
+    """Keep the libraries' chatter off the terminal; ``HARNESS_VERBOSE=1`` lets it through."""
+    if os.environ.get("HARNESS_VERBOSE"):
+        logging.basicConfig(level=logging.INFO)
+        return
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("LMEVAL_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    for name in ("lm_eval", "datasets", "transformers", "evaluate"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
+
+
+def _out(width: int | None = None) -> Console:
+    return Console(width=width, highlight=False)
+
+
+# --- run -----------------------------------------------------------------------------------------------------------------
+
+
+def _plan_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that make a plan."""
+    options = [
+        click.option("--model", help="A shipped model, a folder, or a Hub repository.  [default: mini]"),
+        click.option("--editor", help="The method, or path/to/file.py.  [default: none]"),
+        click.option("--tasks", help="Tasks and groups, separated by commas; lm-eval's own too."),
+        click.option("--edits", help="An edit set (NAME or NAME:N), or a JSONL file of your own.  [default: counterfact:50]"),
+        click.option("--num-edits", type=int, help="How many of its rows, from the first."),
+        click.option("--mode", type=click.Choice(["isolated", "batch", "sequential"]), help="How edits are made."),
+        click.option("--batch-size", type=int, help="Edits of one sequential operation."),
+        click.option("--eval-at", help="Edit counts to measure at: 0,10,final or every:K.  [default: final]"),
+        click.option("--set", "settings", multiple=True, metavar="FIELD=VALUE", help="A hyperparameter of the editor."),
+        click.option("--data-dir", help="Rows: 'mini', a folder, or 'hub'.  [default: mini]"),
+        click.option("--text", help="Plain text for second moments: a file, a folder, or a Hub data set."),
+        click.option("--limit", type=int, help="Documents of each task."),
+        click.option("--seed", type=int, help="Of everything random.  [default: 0]"),
+        click.option("--dtype", help="float32, bfloat16, float16 or float64.  [default: float32]"),
+        click.option("--arch", "arch", multiple=True, metavar="PART=NAME", help="A module of the model, named by hand."),
+        click.option("--config", type=click.Path(path_type=Path), help="A YAML file with any of the above."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@harness.command()
+@_plan_options
+@click.option("--output", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of the record.")
+@click.option("--device", help="Where the model goes; 'auto' spreads it.  [default: an accelerator, else the CPU]")
+@click.option("--rows", type=click.IntRange(min=1), default=32, show_default=True, help="Rows of one forward pass.")
+@click.option("--no-cache", is_flag=True, help="Measure the unedited model again.")
+def run(output: Path, device: str | None, rows: int, no_cache: bool, **chosen: Any) -> None:
+    """Edit a model, and measure it before and after."""
+    plan = make_plan(**chosen)
+    with _progress() as report:
+        from harness.runner import Options
+        from harness.runner import run as carry_out
+
+        kept = carry_out(plan, Options(output, device, rows, not no_cache, report))
+    _show_run(kept)
+    from harness.record import name
+
+    _out().print(f"record: {output / (name(kept) + '.json')}", soft_wrap=True)
+
+
+def make_plan(config: Path | None, settings: Sequence[str], arch: Sequence[str], **chosen: Any) -> Plan:
+    """The plan that arguments, on top of a configuration file, describe."""
+    from harness.plan import Plan, parse_edits
+
+    values: dict[str, Any] = {"edits": "counterfact:50", **(Plan.read(config) if config else {})}
+    values |= {key: value for key, value in chosen.items() if value is not None}
+    if isinstance(values["edits"], str):
+        name, count = parse_edits(values["edits"])
+        values |= {"edits": name} | ({} if count is None or chosen.get("num_edits") else {"num_edits": count})
+    values["settings"] = {**values.get("settings", {}), **_pairs(settings, "--set")}
+    values["arch"] = {**values.get("arch", {}), **_pairs([p for a in arch for p in a.split(",")], "--arch")}
+    return Plan.from_json(values, str(config) if config else "plan")
+
+
+def _pairs(items: Sequence[str], option: str) -> dict[str, Any]:
+    found = {}
+    for item in items:
+        key, equals, value = item.partition("=")
+        if not equals or not key:
+            raise UsageError(f"{option} '{item}': expected NAME=VALUE, for example {option} layers=[3]")
+        try:
+            found[key.strip()] = value if option == "--arch" else _scalar(value)
+        except yaml.YAMLError:
+            raise UsageError(f"{option} '{item}': the value is not YAML; write for example [1,2] or 0.5") from None
+    return found
+
+
+def _scalar(text: str) -> Any:
+    """YAML, but with 5e-4 a number."""
+    try:
+        return float(text) if "e" in text.lower() and "." not in text else yaml.safe_load(text)
+    except ValueError:
+        return yaml.safe_load(text)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for the phase under way, with an estimate of the time left."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description:<44}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        current: dict[str, Any] = {"name": None, "id": None}
+
+        def report(name: str, done: int, total: int) -> None:
+            if current["name"] != name:
+                if current["id"] is not None:
+                    bar.remove_task(current["id"])
+                current.update(name=name, id=bar.add_task(name, total=total or None))
+            bar.update(current["id"], completed=done, total=total or None)
+
+        yield report
+
+
+def _show_run(kept: Record) -> None:
+    from harness import report
+
+    console = _out()
+    for warning in kept.edits.get("warnings", [])[:5]:
+        console.print(f"[yellow]warning:[/] {_escape(warning)}")
+    console.print(report.run_table(kept))
+
+
+# --- records -------------------------------------------------------------------------------------------------------------
+
+
+@harness.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--format", "kind", type=click.Choice(_FORMATS), default="md", show_default=True)
+@click.option("--output", type=click.Path(path_type=Path), help="Write to a file instead of the terminal.")
+def leaderboard(folder: Path, kind: str, output: Path | None) -> None:
+    """Make a table of the records in FOLDER: a row for each editor, a column for each task."""
+    from harness import record, report
+
+    text = report.leaderboard(record.read_all(folder, values=True), kind)
+    if output is None:
+        click.echo(text, nl=False)
+        return
+    try:
+        output.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{output}: cannot be written ({error.strerror}); choose another --output") from error
+
+
+@harness.command()
+@click.argument("path", type=click.Path(path_type=Path))
+def show(path: Path) -> None:
+    """Show one record whole: every metric, the plan, hashes and cost."""
+    from harness import record, report
+
+    _out().print(report.show(record.read(path)))
+
+
+@harness.command()
+@click.argument("first", type=click.Path(path_type=Path))
+@click.argument("second", type=click.Path(path_type=Path))
+def compare(first: Path, second: Path) -> None:
+    """Compare two records, document by document."""
+    from harness import record, report
+
+    _out().print(report.compare(record.read(first, values=True), record.read(second, values=True)))
+
+
+@harness.command()
+@click.option("--baseline", type=click.Path(path_type=Path), required=True, help="A record, or a folder of records.")
+@click.option("--only", default="*", show_default=True, help="A pattern of record names, for example '*--memit--*'.")
+@click.option("--tolerance", type=float, help="Largest difference of a value that still counts as equal.")
+@click.option("--device", help="Where the model goes.")
+@click.option("--rows", type=click.IntRange(min=1), default=32, show_default=True)
+def check(baseline: Path, only: str, tolerance: float | None, device: str | None, rows: int) -> None:
+    """Run recorded plans again; exit 1, with a table of what moved, when a number leaves its tolerance."""
+    from fnmatch import fnmatch
+
+    from harness import record
+
+    found = [kept for kept in record.read_all(baseline) if fnmatch(record.name(kept), only)]
+    if not found:
+        raise DataError(f"{baseline}: no record is named '{only}'; names look like mini--memit--counterfact-50--batch--1a2b3c4d")
+    moved = 0
+    with tempfile.TemporaryDirectory() as folder:
+        for kept in found:
+            moved += _check_one(kept, Path(folder), device, rows, tolerance)
+    if moved:
+        raise CheckFailed(f"{moved} numbers of {len(found)} records left their tolerance")
+    _out().print(f"[green]ok[/] {len(found)} records, no number left its tolerance")
+
+
+def _check_one(kept: Record, folder: Path, device: str | None, rows: int, tolerance: float | None) -> int:
+    from harness import record, report
+    from harness.plan import Plan
+    from harness.runner import Options
+    from harness.runner import run as carry_out
+
+    with _progress() as progress:
+        again = carry_out(Plan.from_json(kept.plan), Options(folder, device, rows, report=progress))
+    options = {} if tolerance is None else {"tolerance": tolerance}
+    changes = report.regressions(kept, again, **options)
+    console = _out()
+    mark = "[red]moved[/]" if changes else "[green]ok[/]"
+    console.print(f"{mark} {record.name(kept)}", soft_wrap=True)
+    if changes:
+        console.print(report.regression_table(changes))
+    return len(changes)
+
+
+# --- lists ---------------------------------------------------------------------------------------------------------------
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> RenderableType:
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(_escape(cell) for cell in row))
+    return table
+
+
+@harness.command()
+def editors() -> None:
+    """List the editors, with their hyperparameters."""
+    import inspect
+    from dataclasses import fields
+
+    from harness.editor import find, names
+
+    rows = []
+    for name in names():
+        cls = find(name)
+        first = (inspect.getdoc(cls) or "").splitlines()[0]
+        settings = ", ".join(f"{f.name}={f.default}" for f in fields(cls))
+        rows.append((name, first, settings))
+    _out().print(_table("editors", ("name", "what it does", "hyperparameters (--set)"), rows))
+
+
+@harness.command()
+def tasks() -> None:
+    """List this project's tasks and edit sets; any task of lm-eval's own can be named too."""
+    from harness.data import status
+    from harness.tasks import catalogue
+
+    counts = {row.name: row.mini for row in status() if row.split == "test"}
+    rows = [(name, kind, "" if counts.get(name) is None else str(counts[name])) for name, kind in catalogue().items()]
+    _out().print(_table("tasks", ("name", "kind", "shipped rows"), rows))
+
+
+@harness.command()
+def models() -> None:
+    """List the models that ship with the package."""
+    from harness.lm import shipped
+
+    rows = []
+    for name, folder in shipped().items():
+        config = json.loads((folder / "config.json").read_text())
+        size = (folder / "model.safetensors").stat().st_size / 2**20
+        rows.append((name, str(config.get("model_type", "")), f"{size:.1f} MiB"))
+    _out().print(_table("shipped models", ("name", "architecture", "size"), rows))
+
+
+@harness.command()
+@click.option("--data-dir", help="A folder to look into.")
+def data(data_dir: str | None) -> None:
+    """Say which data are there, which are missing, and under which licence."""
+    from harness.data import status
+
+    rows = [
+        (row.name, row.split, "-" if row.mini is None else str(row.mini), row.folder or "-", row.url or "-", row.licence)
+        for row in status(data_dir)
+    ]
+    _out().print(_table("data", ("name", "split", "shipped", "folder", "published", "licence"), rows))
+
+
+# --- second moments ------------------------------------------------------------------------------------------------------
+
+
+@harness.group()
+def cov() -> None:
+    """Make, list and verify second moments of keys (the covariance C of ROME and MEMIT)."""
+
+
+@cov.command("make")
+@click.option("--model", default="mini", show_default=True)
+@click.option("--layers", default="all", show_default=True, help="Layers, separated by commas.")
+@click.option("--tokens", type=click.IntRange(min=1), default=100_000, show_default=True, help="How much text.")
+@click.option("--text", help="A file, a folder, or a Hub data set.")
+@click.option("--dtype", default="float32", show_default=True)
+@click.option("--device", help="Where the model goes.")
+@click.option("--arch", multiple=True, metavar="PART=NAME", help="A module of the model, named by hand.")
+def cov_make(model: str, layers: str, tokens: int, text: str | None, dtype: str, device: str | None, arch: Sequence[str]) -> None:
+    """Gather second moments of many layers in one pass over the text."""
+    from harness import stats
+    from harness.lm import load
+
+    lm = load(model, dtype, device, _pairs([p for a in arch for p in a.split(",")], "--arch") or None, text)
+    chosen = list(range(lm.arch.layers)) if layers == "all" else _integers(layers, "--layers")
+    with _progress() as report:
+        found = stats.moments(lm, chosen, tokens=tokens, progress=lambda done, total: report("second moments", done, total))
+    rows = [(str(layer), f"{m.count:,}", m.key[:16]) for layer, m in found.items()]
+    _out().print(_table(f"second moments of {model}", ("layer", "tokens", "key"), rows))
+
+
+def _integers(text: str, option: str) -> list[int]:
+    parts = text.split(",")
+    if not all(part.strip().isdigit() for part in parts):
+        raise UsageError(f"{option} '{text}': expected numbers separated by commas, for example {option} 3,4,5")
+    return [int(part) for part in parts]
+
+
+def _cached_row(entry: Cached) -> tuple[str, ...]:
+    made = entry.manifest
+    return (made.model[:12], made.module, f"{entry.count:,}", made.text[:12], made.dtype, str(entry.path))
+
+
+@cov.command("list")
+def cov_list() -> None:
+    """List the second moments in the cache."""
+    from harness import stats
+
+    columns = ("model", "module", "tokens", "text", "dtype", "file")
+    _out().print(_table("second moments", columns, [_cached_row(entry) for entry in stats.cached()]))
+
+
+@cov.command("verify")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--model", default="mini", show_default=True)
+@click.option("--dtype", default="float32", show_default=True)
+def cov_verify(path: Path, model: str, dtype: str) -> None:
+    """See that a file of second moments is whole and belongs to a model."""
+    from harness import stats
+    from harness.lm import load
+
+    stats.verify(path, load(model, dtype))
+    _out().print(f"[green]ok[/] {path}", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()

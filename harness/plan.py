@@ -1,0 +1,143 @@
+"""A run, as one frozen value: what is edited with what, how, and what is examined.
+
+The sha256 of its canonical JSON names the record. Where results go, and how fast, is not part of a plan.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from harness.errors import UsageError, near
+
+__all__ = ["Plan"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that a run's numbers depend on.
+
+    Attributes:
+        model: a shipped model, a folder, or a Hub repository.
+        editor: the method, or several joined by ``+``.
+        settings: hyperparameters that differ from the preset.
+        edits: an edit set, or a file of one's own rows.
+        num_edits: how many of its rows, from the first; None for all.
+        split: the split of the edit set: ``test`` or ``train``.
+        mode: isolated, batch or sequential; None for the editor's own.
+        batch_size: edits of one sequential operation.
+        eval_at: where to measure, besides 0.
+        tasks: what is examined besides the edits.
+        data_dir: where the rows come from: ``mini``, a folder, or ``hub``.
+        text: plain text for second moments; None for the model's default.
+        limit: documents of each task; None for all.
+        seed: of everything random.
+        dtype: of the model.
+        arch: parts of the architecture named by hand.
+    """
+
+    model: str = "mini"
+    editor: str = "none"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    edits: str = "counterfact"
+    num_edits: int | None = None
+    split: str = "test"
+    mode: str | None = None
+    batch_size: int | None = None
+    eval_at: str = "final"
+    tasks: tuple[str, ...] = ()
+    data_dir: str = "mini"
+    text: str | None = None
+    limit: int | None = None
+    seed: int = 0
+    dtype: str = "float32"
+    arch: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("num_edits", "limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name} is {value}, expected at least 1; leave it out to take all")
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as plain values."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @property
+    def sha256(self) -> str:
+        """The hash of the canonical JSON."""
+        text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any], where: str = "plan") -> Plan:
+        """A plan from plain values.
+
+        Raises:
+            UsageError: a field does not exist or has the wrong type.
+        """
+        known = {f.name for f in fields(cls)}
+        for key in values:
+            if key not in known:
+                raise UsageError(f"{where}: '{key}' is not a field of a plan{near(str(key), known)}")
+        chosen = dict(values)
+        tasks = chosen.get("tasks", ())
+        chosen["tasks"] = tuple(tasks.split(",") if isinstance(tasks, str) else tasks)
+        if isinstance(chosen.get("edits"), str) and "num_edits" not in chosen:
+            chosen["edits"], chosen["num_edits"] = parse_edits(chosen["edits"])
+        _check_types(chosen, where)
+        return cls(**chosen)
+
+    @classmethod
+    def read(cls, path: Path) -> dict[str, Any]:
+        """The fields that a YAML or JSON file sets.
+
+        Raises:
+            UsageError: the file cannot be read as a mapping.
+        """
+        try:
+            values = yaml.safe_load(path.read_text())
+        except OSError as error:
+            raise UsageError(f"{path}: cannot be read ({error.strerror}); give a YAML file with fields of a plan") from error
+        except yaml.YAMLError as error:
+            raise UsageError(f"{path}: not YAML ({str(error).splitlines()[0]}); give fields of a plan") from error
+        if not isinstance(values, dict):
+            raise UsageError(f"{path}: holds {type(values).__name__}, expected fields of a plan such as 'editor: memit'")
+        return values
+
+
+def parse_edits(text: str) -> tuple[str, int | None]:
+    """``NAME:N`` as a name and a number; ``NAME`` as a name and None.
+
+    Raises:
+        UsageError: what follows the colon is not a positive number.
+    """
+    name, colon, count = text.rpartition(":")
+    if not colon or Path(text).exists():
+        return text, None
+    if not count.isdigit() or int(count) < 1:
+        raise UsageError(f"--edits '{text}': '{count}' is not a number of edits; write for example counterfact:50")
+    return name, int(count)
+
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("model", "editor", "edits", "split", "eval_at", "data_dir", "dtype"), (str,)),
+    **dict.fromkeys(("mode", "text"), (str, type(None))),
+    **dict.fromkeys(("num_edits", "batch_size", "limit"), (int, type(None))),
+    **dict.fromkeys(("settings", "arch"), (dict,)),
+    "tasks": (tuple,),
+    "seed": (int,),
+}
+
+
+def _check_types(values: Mapping[str, Any], where: str) -> None:
+    for key, value in values.items():
+        if not isinstance(value, _TYPES[key]) or isinstance(value, bool):
+            expected = " or ".join("nothing" if t is type(None) else t.__name__ for t in _TYPES[key])
+            raise UsageError(f"{where}: '{key}' is {value!r}, expected {expected}")

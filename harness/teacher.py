@@ -1,0 +1,196 @@
+"""lm-eval tasks for what lm-eval does not hand out: the tokens of a target under teacher forcing, several texts a document.
+
+lm-eval answers a log-likelihood request with a sum and whether every token was the arg-max.  Scores of edited facts are
+per token: the length-normalised negative log-likelihood of ROME and MEMIT needs the number of tokens of the target, the
+token accuracy of MEND and MEMIT needs each token's hit.  :class:`TeacherForced` cuts a target where its tokens end, so
+that plain log-likelihood requests to any model suffice.  The tokenizer is bound by the caller (:meth:`Tokenized.bind`)
+or, under plain ``lm_eval``, read from the model's arguments, which lm-eval hands to every task.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from typing import Any, NamedTuple, TypeAlias
+
+from lm_eval.api.instance import Instance
+from lm_eval.api.task import ConfigurableTask
+
+from harness.errors import UsageError
+
+__all__ = ["Continuations", "Forced", "Piece", "TeacherForced", "Tokenized", "pieces"]
+
+Doc: TypeAlias = Mapping[str, Any]
+
+
+class Forced(NamedTuple):
+    """How a model rates one target after one prompt, token by token, each token after the right ones.
+
+    Attributes:
+        loglik: the sum of the log-probabilities of the target's tokens, in nats.
+        tokens: how many tokens the target has.
+        hits: how many of them the model would have chosen itself (counted only where the task is ``per_token``;
+            otherwise all or none).
+    """
+
+    loglik: float
+    tokens: int
+    hits: int
+
+    @property
+    def nll(self) -> float:
+        """Mean negative log-likelihood of a token; its exponential is the geometric mean probability."""
+        return -self.loglik / self.tokens
+
+    @property
+    def exact(self) -> bool:
+        """Whether every token is the arg-max."""
+        return self.hits == self.tokens
+
+
+class Piece(NamedTuple):
+    """One request: how likely is ``text`` after ``context``; it is ``tokens`` long."""
+
+    context: str
+    text: str
+    tokens: int
+
+
+def pieces(tokenizer: Any, context: str, continuation: str, per_token: bool) -> list[Piece]:
+    """The requests that rate a continuation: one for the whole, or one for each token.
+
+    Tokens are those of the joined text, as lm-eval scores them.  A cut is made only where the text before it is encoded
+    to exactly the tokens before it, and never after a space, which lm-eval would move to what follows: the bytes of one
+    letter, or a space that is a token of its own and the next token, stay in one piece.
+
+    Args:
+        tokenizer: maps a list of texts to their token ids (``["input_ids"]``).
+        context: the prompt; spaces at its end belong to the continuation, as in lm-eval.
+        continuation: the target with its leading space.
+        per_token: cut at every token.
+    """
+    prompt = context.rstrip()
+    text = context + continuation
+    inner = range(len(prompt) + 1, len(text)) if per_token else ()
+    ends = [len(prompt), *(end for end in inner if not text[end - 1].isspace()), len(text)]
+    encoded = tokenizer([text[:end] for end in ends], add_special_tokens=False)["input_ids"]
+    whole = encoded[-1]
+    cuts = {len(ids): end for end, ids in zip(ends, encoded, strict=True) if whole[: len(ids)] == ids}
+    first = len(encoded[0])
+    if first not in cuts:  # prompt and target merge into one token: nothing can be cut
+        return [Piece(prompt, text[len(prompt) :], len(whole) - first)]
+    steps = sorted(cuts)
+    return [
+        Piece(text[: cuts[a]], text[cuts[a] : cuts[b]], b - a)
+        for a, b in zip(steps, steps[1:], strict=False)
+        if a >= first
+    ]
+
+
+class Tokenized(ConfigurableTask):  # type: ignore[misc]  # lm-eval has no types
+    """A task of lm-eval that needs the model's tokenizer."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        settings = {key: value for key, value in config.items() if key != "class"}
+        self._tokenizer: Any = None
+        super().__init__(config=settings)
+
+    def bind(self, tokenizer: Any) -> None:
+        """Use this tokenizer, whatever the metadata say."""
+        self._tokenizer = tokenizer
+
+    @property
+    def tokenizer(self) -> Any:
+        """The bound tokenizer, else that of the metadata: ``tokenizer`` or ``pretrained``, a folder or a Hub repository.
+
+        Raises:
+            UsageError: neither is known.
+        """
+        if self._tokenizer is None:
+            self._tokenizer = self._from_metadata()
+        return self._tokenizer
+
+    def _from_metadata(self) -> Any:
+        known = self.config.metadata or {}
+        name = known.get("tokenizer") or known.get("pretrained")
+        if not isinstance(name, str):
+            raise UsageError(
+                f"task {self.config.task}: needs the tokenizer to count the tokens of a target; pass the model as "
+                '--model_args pretrained=DIR, or its tokenizer as --metadata \'{"tokenizer": "DIR"}\''
+            )
+        from transformers import AutoTokenizer  # seconds: only who has no tokenizer yet pays
+
+        options = {key: known[key] for key in ("revision", "trust_remote_code") if key in known}
+        return AutoTokenizer.from_pretrained(name, **options)
+
+
+class TeacherForced(Tokenized):
+    """Rates the choices of a document (``output_type: multiple_choice``) and hands :class:`Forced` to ``process_results``.
+
+    ``process_results(doc, ratings)`` of the task file gets one rating for each entry of ``doc_to_choice``.
+    ``per_token: true`` under ``metadata`` asks for the hit of each token, at one request a token.
+    """
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self._pieces: dict[str, list[list[Piece]]] = {}
+        super().__init__(config)
+
+    def construct_requests(self, doc: Doc, ctx: str, **kwargs: Any) -> list[Instance]:
+        """One log-likelihood request for each piece of each choice."""
+        delimiter = "" if kwargs.pop("apply_chat_template", False) else " "
+        kwargs.pop("chat_template", None)
+        cut = self._cut(doc, ctx, delimiter)
+        self._pieces[doc["id"]] = cut
+        arguments = [(piece.context, piece.text) for choice in cut for piece in choice]
+        return [Instance("loglikelihood", doc, pair, i, **kwargs) for i, pair in enumerate(arguments)]
+
+    def process_results(self, doc: Doc, results: Sequence[tuple[float, bool]]) -> Any:
+        """Put the pieces together again; the rest is the task file's."""
+        # requests that lm-eval took from its cache were never constructed here
+        cut = self._pieces.get(doc["id"]) or self._cut(doc, self.doc_to_text(doc), " ")
+        answers = iter(results)
+        return self.config.process_results(doc, [_join(choice, [next(answers) for _ in choice]) for choice in cut])
+
+    def _cut(self, doc: Doc, ctx: str, delimiter: str) -> list[list[Piece]]:
+        per_token = bool((self.config.metadata or {}).get("per_token", False))
+        choices = [choice if choice.startswith(" ") else delimiter + choice for choice in self.doc_to_choice(doc)]
+        return [pieces(self.tokenizer, ctx, choice, per_token) for choice in choices]
+
+
+def _join(cut: Sequence[Piece], answers: Sequence[tuple[float, bool]]) -> Forced:
+    hits = sum(piece.tokens for piece, (_, greedy) in zip(cut, answers, strict=True) if greedy)
+    return Forced(math.fsum(loglik for loglik, _ in answers), sum(piece.tokens for piece in cut), hits)
+
+
+class Continuations(Tokenized):
+    """Continues all ``prompts`` of a document (``output_type: generate_until``) and hands over the texts, prompts included.
+
+    ``max_tokens`` under ``metadata`` cuts each text after that many tokens, the prompt's counted (ROME: 100).
+    """
+
+    def construct_requests(self, doc: Doc, ctx: str, **kwargs: Any) -> list[Instance]:
+        """One generation request for each prompt."""
+        kwargs.pop("apply_chat_template", None)
+        kwargs.pop("chat_template", None)
+        options = self.config.generation_kwargs
+        return [
+            Instance("generate_until", doc, (prompt, deepcopy(options)), i, **kwargs)
+            for i, prompt in enumerate(doc["prompts"])
+        ]
+
+    def texts(self, doc: Doc, results: Sequence[str]) -> list[str]:
+        """The prompts with their continuations."""
+        limit = (self.config.metadata or {}).get("max_tokens")
+        whole = [prompt + text for prompt, text in zip(doc["prompts"], results, strict=True)]
+        return whole if limit is None else [self._shorten(text, int(limit)) for text in whole]
+
+    def _shorten(self, text: str, limit: int) -> str:
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if len(ids) <= limit:
+            return text
+        return str(self.tokenizer.decode(ids[:limit], skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def process_results(self, doc: Doc, results: Sequence[str]) -> Any:
+        """Hand the texts to the task file."""
+        return self.config.process_results(doc, self.texts(doc, results))
