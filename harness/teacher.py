@@ -1,4 +1,4 @@
-"""lm-eval tasks for what lm-eval does not hand out: the tokens of a target under teacher forcing, several texts a document.
+"""lm-eval tasks for what lm-eval does not hand out: each token of a target, and several texts a document.
 
 lm-eval answers a log-likelihood request with a sum and whether every token was the arg-max.  Scores of edited facts are
 per token: the length-normalised negative log-likelihood of ROME and MEMIT needs the number of tokens of the target, the
@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from itertools import pairwise
 from typing import Any, NamedTuple, TypeAlias
 
 from lm_eval.api.instance import Instance
@@ -81,11 +82,7 @@ def pieces(tokenizer: Any, context: str, continuation: str, per_token: bool) -> 
     if first not in cuts:  # prompt and target merge into one token: nothing can be cut
         return [Piece(prompt, text[len(prompt) :], len(whole) - first)]
     steps = sorted(cuts)
-    return [
-        Piece(text[: cuts[a]], text[cuts[a] : cuts[b]], b - a)
-        for a, b in zip(steps, steps[1:], strict=False)
-        if a >= first
-    ]
+    return [Piece(text[: cuts[a]], text[cuts[a] : cuts[b]], b - a) for a, b in pairwise(steps) if a >= first]
 
 
 class Tokenized(ConfigurableTask):  # type: ignore[misc]  # lm-eval has no types
@@ -102,7 +99,7 @@ class Tokenized(ConfigurableTask):  # type: ignore[misc]  # lm-eval has no types
 
     @property
     def tokenizer(self) -> Any:
-        """The bound tokenizer, else that of the metadata: ``tokenizer`` or ``pretrained``, a folder or a Hub repository.
+        """The bound tokenizer, else that of the metadata: ``tokenizer`` or ``pretrained``, a folder or a repository.
 
         Raises:
             UsageError: neither is known.
@@ -126,9 +123,9 @@ class Tokenized(ConfigurableTask):  # type: ignore[misc]  # lm-eval has no types
 
 
 class TeacherForced(Tokenized):
-    """Rates the choices of a document (``output_type: multiple_choice``) and hands :class:`Forced` to ``process_results``.
+    """Rates the choices of a document (``output_type: multiple_choice``).
 
-    ``process_results(doc, ratings)`` of the task file gets one rating for each entry of ``doc_to_choice``.
+    ``process_results(doc, ratings)`` of the task file gets one :class:`Forced` for each entry of ``doc_to_choice``.
     ``per_token: true`` under ``metadata`` asks for the hit of each token, at one request a token.
     """
 
@@ -164,12 +161,13 @@ def _join(cut: Sequence[Piece], answers: Sequence[tuple[float, bool]]) -> Forced
 
 
 class Continuations(Tokenized):
-    """Continues all ``prompts`` of a document (``output_type: generate_until``) and hands over the texts, prompts included.
+    """Continues all ``prompts`` of a document (``output_type: generate_until``).
 
+    ``process_results(doc, texts)`` of the task file gets the texts, prompts included.
     ``max_tokens`` under ``metadata`` cuts each text after that many tokens, the prompt's counted (ROME: 100).
     """
 
-    def construct_requests(self, doc: Doc, ctx: str, **kwargs: Any) -> list[Instance]:
+    def construct_requests(self, doc: Doc, ctx: str, **kwargs: Any) -> list[Instance]:  # noqa: ARG002  # lm-eval's names
         """One generation request for each prompt."""
         kwargs.pop("apply_chat_template", None)
         kwargs.pop("chat_template", None)

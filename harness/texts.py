@@ -1,4 +1,4 @@
-"""What is measured on texts: exact match of a free continuation, agreement of two, n-gram entropy, consistency, perplexity.
+"""What is measured on texts: exact match, agreement of two, n-gram entropy, consistency, perplexity.
 
 Sources: K. Meng et al. (2022, ROME), section 3 and appendix J (fluency GE, consistency RS); Y. Zhang et al. (2018), the
 entropy of n-grams.  Pure functions; nothing here knows a model.
@@ -102,7 +102,7 @@ def consistency(fitted: TfidfVectorizer, generations: Sequence[str], references:
 
 
 def perplexity_released(logprobs: Sequence[float]) -> float:
-    """Perplexity of a text of N tokens from the log-probabilities of its last N - 1, divided by N as in the released code.
+    """Perplexity of a text of N tokens from the log-probabilities of its last N - 1, divided by N as released.
 
     The plain perplexity divides by N - 1; this one is lower and depends on the length of the text.
     """
