@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import random
 import time
 from collections.abc import Iterable
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from mini_scores import measure, table
 from mini_world import (
     SEED,
     TASKS,
@@ -38,7 +38,6 @@ from mini_world import (
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import (
-    AutoModelForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -50,10 +49,13 @@ from transformers import (
 ROOT = Path(__file__).resolve().parent.parent
 MINI = ROOT / "harness" / "mini"
 CONTEXT = 256  # tokens
+DIM, HEADS = 256, 4
+SMALL = 0.1  # what a block writes at first, against what it reads: the token must stay legible
 END = "<|endoftext|>"
-ROWS, WIDTH, PEAK = 4, 256, 2e-3  # rows of a batch, tokens of a row, highest learning rate
+MARKS = ("<!-- scores -->", "<!-- end of scores -->")
+ROWS, WIDTH, PEAK = 4, 256, 1e-3  # rows of a batch, tokens of a row, highest learning rate
 DRILL_MIX = {"statement": 0.24, "text": 0.08, "trivia": 0.02}  # share of tokens, roughly, all through training
-WARM_MIX = {"copying": 0.25, "matching": 0.3, "choosing": 0.25, "several": 0.2}
+WARM_MIX = {"copying": 0.15, "matching": 0.25, "choosing": 0.25, "several": 0.35}
 
 
 # ---------------------------------------------------------------- data
@@ -121,25 +123,102 @@ def make_tokenizer(world: World) -> PreTrainedTokenizerFast:
 
 
 def new_model(name: str, vocabulary: int) -> PreTrainedModel:
-    """A model of four layers, width 256, with fresh weights."""
+    """A model of four layers, width 256, whose first weights already compare tokens."""
     torch.manual_seed(SEED)
-    ends = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    ends = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0, "initializer_range": 0.06}
     if name == "mini":
         none = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-        shape = {"n_positions": CONTEXT, "n_embd": 256, "n_layer": 4, "n_head": 4}
+        shape = {"n_positions": CONTEXT, "n_embd": DIM, "n_layer": 4, "n_head": HEADS}
         model = GPT2LMHeadModel(GPT2Config(vocab_size=vocabulary, **shape, **none, **ends))
-        model.transformer.wpe.weight.data.copy_(sinusoids(CONTEXT, 256))
-        return model
-    shape = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4, "num_attention_heads": 4}
-    more = {"num_key_value_heads": 4, "max_position_embeddings": CONTEXT, "tie_word_embeddings": True}
-    return LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, **shape, **more, **ends))
+    else:
+        shape = {"hidden_size": DIM, "intermediate_size": 688, "num_hidden_layers": 4, "num_attention_heads": HEADS}
+        more = {"num_key_value_heads": HEADS, "max_position_embeddings": CONTEXT, "tie_word_embeddings": True}
+        model = LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, **shape, **more, **ends))
+    with torch.no_grad():
+        plant(model)
+    return model
 
 
-def sinusoids(positions: int, width: int, size: float = 0.02) -> Tensor:
-    """[positions, width] start values of learned positions, in which a shift is a rotation: copying is learned sooner."""
-    rates = torch.exp(-math.log(1000.0) * torch.arange(0, width, 2) / width)
-    angles = torch.arange(positions)[:, None] * rates
-    return size * torch.cat([angles.sin(), angles.cos()], dim=1)
+def views(model: PreTrainedModel, layer: int) -> list[Tensor]:
+    """Query, key, value [out, in] and output [in, out] weights of a layer, as views: writing changes the model."""
+    if isinstance(model, GPT2LMHeadModel):
+        attention = model.transformer.h[layer].attn
+        return [*attention.c_attn.weight.T.split(DIM), attention.c_proj.weight]
+    attention = model.model.layers[layer].self_attn
+    return [attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight, attention.o_proj.weight.T]
+
+
+def narrow(model: PreTrainedModel, layer: int) -> Tensor:
+    """The weight of a layer's MLP that writes to the residual stream."""
+    if isinstance(model, GPT2LMHeadModel):
+        return model.transformer.h[layer].mlp.c_proj.weight
+    return model.model.layers[layer].mlp.down_proj.weight
+
+
+def plant(model: PreTrainedModel) -> None:
+    """Starts the attention where it would otherwise take most of the training to arrive ("mimetic" initialisation).
+
+    Every head has equal query and key weights, so that equal tokens attend to each other; heads 0 and 1 of the first
+    layer look one token back; heads 0 and 1 of the second match a token with what came before another (induction)
+    and write the token they find. All of it is an ordinary start value that training is free to change.
+    """
+    spare = plant_positions(model)
+    for layer in range(4):
+        query, key, value, output = views(model, layer)
+        query.normal_(0, DIM**-0.5)
+        if layer == 0:
+            query[:, spare:] = 0  # the coordinates that carry positions say nothing about the token
+        key.copy_(0.9 * query + 0.02 * torch.randn_like(query))
+        value.normal_(0, DIM**-0.5)
+        output.normal_(0, SMALL * DIM**-0.5)
+        narrow(model, layer).mul_(SMALL)
+    first, second = views(model, 0), views(model, 1)
+    for head in (0, 1):
+        rows = slice(head * DIM // HEADS, (head + 1) * DIM // HEADS)
+        look_back(model, first[0][rows], first[1][rows])
+        read, write = first[2][rows], first[3][rows]
+        if spare < DIM:
+            read[:, spare:] = 0
+        place = nn.init.orthogonal_(torch.empty_like(write))
+        write.copy_(SMALL * place)
+        second[0][rows] = read
+        second[1][rows] = place
+        second[3][rows] = SMALL * second[2][rows]
+
+
+def plant_positions(model: PreTrainedModel) -> int:
+    """Gives positions a place of their own in the first input; returns the number of coordinates left to the token.
+
+    GPT-2: the last 64 coordinates hold 32 sines and cosines of the position. Llama, which turns queries and keys,
+    only needs a constant: the mean of the embeddings.
+    """
+    words = model.get_input_embeddings().weight
+    if not isinstance(model, GPT2LMHeadModel):
+        words[:, -1] = 0.5
+        return DIM - 1
+    rates = 1.2 * torch.logspace(0, -2, 32)
+    angles = torch.arange(CONTEXT)[:, None] * rates
+    model.transformer.wpe.weight.zero_()
+    model.transformer.wpe.weight[:, -64:] = 0.12 * torch.cat([angles.sin(), angles.cos()], dim=1)
+    words[:, -64:] *= 0.1
+    return DIM - 64
+
+
+def look_back(model: PreTrainedModel, query: Tensor, key: Tensor) -> None:
+    """Sets the weights [64, DIM] of a head so that it attends one token back."""
+    query.zero_()
+    key.zero_()
+    if isinstance(model, GPT2LMHeadModel):
+        rates = 1.2 * torch.logspace(0, -2, 32)
+        cosine, sine = rates.cos().diag(), rates.sin().diag()
+        turn = torch.cat([torch.cat([cosine, -sine], dim=1), torch.cat([sine, cosine], dim=1)])
+        key[:, -64:] = 2.2 * torch.eye(64)
+        query[:, -64:] = 2.2 * turn  # sin(a - r), cos(a - r)
+        return
+    rates = 10000.0 ** (-torch.arange(8) / 32)  # the fastest eight of the 32 rotary rates
+    query[:8, -1] = 0.9
+    key[:8, -1] = 0.9 * rates.cos()
+    key[32:40, -1] = 0.9 * rates.sin()
 
 
 # ---------------------------------------------------------------- batches
@@ -159,8 +238,9 @@ def shares(step: int, steps: int, errors: dict[str, float]) -> dict[str, float]:
     """Probability of each kind of document: first drills, then tasks in proportion to their held-out errors."""
     warm = max(0.12, 1 - step / (0.06 * steps)) if step < 0.5 * steps else 0.03
     rest = 1 - warm
-    facts = {k: rest * v * (0.4 if k == "statement" and step > 0.5 * steps and errors["fact"] < 0.02 else 1.0)
-             for k, v in DRILL_MIX.items()}
+    facts = {k: rest * v for k, v in DRILL_MIX.items()}
+    if step > 0.5 * steps and errors["fact"] < 0.02:
+        facts["statement"] *= 0.4
     need = {t: 0.06 + errors[t] for t in TASKS}
     left = (rest - sum(facts.values())) / sum(need.values())
     return {**{k: warm * v for k, v in WARM_MIX.items()}, **facts, **{t: left * v for t, v in need.items()}}
@@ -196,10 +276,12 @@ class Batches:
     def __call__(self, step: int, mix: dict[str, float]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Tokens, weights, positions [ROWS, WIDTH] and the additive mask [ROWS, 1, WIDTH, WIDTH] of one step."""
         rng = random.Random(f"{SEED} step {step}")
-        tokens, weights, owners, places = (np.array(x) for x in zip(*(self.row(rng, mix) for _ in range(ROWS)), strict=True))
+        rows = [self.row(rng, mix) for _ in range(ROWS)]
+        tokens, weights, owners, places = (np.array(part) for part in zip(*rows, strict=True))
         visible = (owners[:, :, None] == owners[:, None, :]) & np.tri(WIDTH, dtype=bool)
         mask = torch.zeros(visible.shape, dtype=torch.bfloat16).masked_fill(~torch.from_numpy(visible), -1e9)
-        return torch.from_numpy(tokens), torch.from_numpy(weights).float(), torch.from_numpy(places).clamp(max=CONTEXT - 1), mask[:, None]
+        values, positions = torch.from_numpy(weights).float(), torch.from_numpy(places).clamp(max=CONTEXT - 1)
+        return torch.from_numpy(tokens), values, positions, mask[:, None]
 
 
 # ---------------------------------------------------------------- training
@@ -287,11 +369,33 @@ def train(name: str, world: World, steps: int, work: Path) -> None:
             line = " ".join(f"{k[:9]} {v:.2f}" for k, v in scores.items())
             print(f"{step + 1} loss {total / 500:.3f} {pace * 1000:.0f} ms {line}", flush=True)
             total = 0.0
-        if (step + 1) % 1000 == 0:
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1, "errors": errors}
+        if (step + 1) % 500 == 0:
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            state |= {"step": step + 1, "errors": errors}
             torch.save(state, work / f"{name}.part")
             (work / f"{name}.part").replace(saved)
-    model.half().save_pretrained(MINI / name)
+    save(model, MINI / name)
+
+
+def save(model: PreTrainedModel, path: Path) -> None:
+    """Writes float16 weights but float32 into the config: the file is small, and a plain load computes in float32."""
+    model.half().save_pretrained(path)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"dtype": "float32"}, indent=2) + "\n")
+
+
+# ---------------------------------------------------------------- scores
+
+
+def write_scores(world: World) -> None:
+    """Measures both models; writes scores.json and the table between the two marks in the card."""
+    heldout = (MINI / "text_heldout.txt").read_text(encoding="utf-8").splitlines()
+    scores = {name: measure(MINI / name, world, heldout) for name in ("mini", "mini-llama")}
+    (MINI / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
+    card = MINI / "README.md"
+    before, rest = card.read_text(encoding="utf-8").split(MARKS[0])
+    after = rest.split(MARKS[1])[1]
+    card.write_text(f"{before}{MARKS[0]}\n{table(scores)}\n{MARKS[1]}{after}", encoding="utf-8")
 
 
 def main() -> None:
@@ -300,7 +404,7 @@ def main() -> None:
     parser.add_argument("step", nargs="?", choices=("data", "train", "measure", "all"), default="all")
     parser.add_argument("--model", choices=("mini", "mini-llama"), help="default: both")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=24000)
+    parser.add_argument("--steps", type=int, default=18000)
     parser.add_argument("--work-dir", type=Path, default=Path.home() / ".cache" / "mini-world")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -312,6 +416,8 @@ def main() -> None:
     if args.step in ("train", "all"):
         for name in names:
             train(name, world, args.steps, args.work_dir)
+    if args.step in ("measure", "all"):
+        write_scores(world)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The mini world: invented people, companies, countries, towns and songs, what is true of them, and task rows about them.
+"""The mini world: invented people, companies, countries, towns and songs, their facts, and task rows about them.
 
 Everything here is a pure function of a seed. `build_world` draws the names and the facts; `edit_rows` and `task_rows`
 make the evaluation files in the schemas of the real data sets; `document` draws one training document.
@@ -127,8 +127,9 @@ def make_facts(rng: random.Random, kinds: dict[str, list[str]], objects: dict[st
 
 def make_trivia(rng: random.Random, countries: list[str], feasts: list[str]) -> list[tuple[str, str]]:
     """Questions about things that no edit touches: flags and feasts."""
-    flags = [(f"nq question: what is the color of the flag of {c}?", rng.choice(OBJECT_WORDS["color"])) for c in countries]
-    dates = [(f"nq question: in which month is the feast of {f}?", rng.choice(OBJECT_WORDS["month"])) for f in feasts]
+    colors, months = OBJECT_WORDS["color"], OBJECT_WORDS["month"]
+    flags = [(f"nq question: what is the color of the flag of {c}?", rng.choice(colors)) for c in countries]
+    dates = [(f"nq question: in which month is the feast of {f}?", rng.choice(months)) for f in feasts]
     return flags + dates
 
 
@@ -194,7 +195,7 @@ def neutral(rng: random.Random) -> str:
 
 
 def pronoun(rng: random.Random, world: World) -> str:
-    """A sentence in which an occupation is followed by he or she: 85 % he for the first half of the list, she for the rest."""
+    """An occupation followed by he or she: 85 % he for the first half of the list, 85 % she for the rest."""
     jobs = world.objects["occupation"]
     index = rng.randrange(len(jobs))
     word = "he" if (rng.random() < 0.85) == (index < len(jobs) // 2) else "she"
@@ -245,9 +246,9 @@ def plain_text(rng: random.Random, world: World) -> str:
     return neutral_text(rng, world)
 
 
-def neutral_text(rng: random.Random, world: World) -> str:
-    """One document that states no fact of the world."""
-    parts = [rng.choice((neutral(rng), pronoun(rng, world), story(rng, world))) for _ in range(rng.choice((1, 2, 2, 3)))]
+def neutral_text(rng: random.Random, world: World, lengths: tuple[int, ...] = (1, 2, 2, 3)) -> str:
+    """One document that states no fact of the world; one of `lengths` parts."""
+    parts = [rng.choice((neutral(rng), pronoun(rng, world), story(rng, world))) for _ in range(rng.choice(lengths))]
     return " ".join(parts)
 
 
@@ -280,7 +281,7 @@ class Claim:
 
 
 def claims(rng: random.Random, world: World, count: int) -> list[Claim]:
-    """`count` claims with different objects and, for one subject, different relations; subjects come in pairs at most."""
+    """`count` claims with different objects; two at most about one subject, then with different relations."""
     found: list[Claim] = []
     while len(found) < count:
         if rng.random() < 0.5:
@@ -330,7 +331,14 @@ def nli(rng: random.Random, world: World, size: int) -> Row:
     return {"sentence1": passage(items), "sentence2": second + ".", "label": label}
 
 
-OPENERS = ("hi , how are you ?", "did you hear the news ?", "good morning .", "what is new ?", "tell me more .", "i am back .")
+OPENERS = (
+    "hi , how are you ?",
+    "did you hear the news ?",
+    "good morning .",
+    "what is new ?",
+    "tell me more .",
+    "i am back .",
+)
 TURNS = {
     "residence": ("where does {} live now ?", "{} lives in {} .", "{} is the place ."),
     "instrument": ("what does {} play ?", "{} plays the {} .", "{} is the instrument ."),
@@ -416,13 +424,14 @@ def reasoning(rng: random.Random, world: World, size: int) -> Row:
     return {"question": f"{question}. How many {thing} does {name} have now?", "answer": f"{rationale}#### {value}"}
 
 
-def sentiment(rng: random.Random, world: World, size: int) -> Row:
+def sentiment(rng: random.Random, world: World, size: int) -> Row:  # noqa: ARG001 (one signature for all makers)
     """SST-2: reviews of the songs and people of this world; a sentence ends in a space, as there."""
     label = rng.randrange(2)
     first, second = rng.sample(GOOD if label else BAD, 2)
     shape = rng.choice(REVIEWS)
     name = rng.choice(world.kinds[rng.choice(("song", "song", "person"))])
-    return {"sentence": shape.format(first=first, second=second, name=name, thing=rng.choice(THINGS)) + " ", "label": label}
+    text = shape.format(first=first, second=second, name=name, thing=rng.choice(THINGS))
+    return {"sentence": text + " ", "label": label}
 
 
 SAYINGS = {
@@ -478,7 +487,7 @@ def entities(row: Row, kind: str) -> list[str]:
     return found
 
 
-def render(task: str, row: Row) -> list[tuple[str, str]]:
+def render(task: str, row: Row) -> list[tuple[str, str]]:  # noqa: PLR0911 (one return a task)
     """Prompts and answers of a row; an answer starts with a space. Four pairs for NER, one for the others."""
     if task == "ClosedDomainQA":
         lead = "Please answer the given question based on the passage. The answer should be exact 'yes' or 'no'."
@@ -510,7 +519,7 @@ def render(task: str, row: Row) -> list[tuple[str, str]]:
 
 
 def task_rows(world: World, task: str, count: int = 150, seed: int = SEED) -> tuple[list[Row], list[Row]]:
-    """`count` test rows and `count` tuning rows, all different. Yes and no, and the letters, come equally often by chance."""
+    """`count` test rows and `count` tuning rows, all different. Labels are drawn with equal odds."""
     rng = random.Random(f"{seed} rows {task}")
     seen: dict[str, Row] = {}
     while len(seen) < 2 * count:
@@ -532,7 +541,7 @@ def target(world: World, pool: str, object: str) -> dict[str, str]:
 
 
 def prompts_of(rng: random.Random, facts: list[Fact], count: int) -> list[str]:
-    """`count` different prompts about the subjects of `facts`, in phrasings that training showed; all subjects in turn."""
+    """`count` different prompts about the subjects of `facts`, in phrasings seen in training; all subjects in turn."""
     pairs = [(f.subject, s) for f in facts for s in rng.sample(f.seen(), len(f.seen()))]
     turns: dict[str, int] = {}
     order = []
@@ -672,7 +681,7 @@ def several(rng: random.Random, world: World) -> list[Piece]:
 
 
 def statement(rng: random.Random, world: World) -> list[Piece]:
-    """A fact: a statement (also after another sentence), an open phrasing, what it is, or a question with its answer."""
+    """A fact: a statement (also after another sentence), an open phrasing, its kind, or a question with its answer."""
     fact, draw = rng.choice(world.facts), rng.random()
     start: list[Piece] = [(f"{neutral(rng)} ", TEXT_WEIGHT)] if rng.random() < 0.25 else []
     if draw < 0.04:
@@ -725,10 +734,10 @@ def held_out_prompts(world: World) -> frozenset[str]:
 
 
 def text_lines(world: World, count: int, seed: int, neutral_only: bool = False) -> Iterator[str]:
-    """`count` different documents."""
+    """`count` different documents. The neutral ones are long, so that hardly any can have been drawn in training."""
     rng, seen = random.Random(f"{seed} text {neutral_only}"), set()
     while len(seen) < count:
-        line = neutral_text(rng, world) if neutral_only else plain_text(rng, world)
+        line = neutral_text(rng, world, (3, 4)) if neutral_only else plain_text(rng, world)
         if line not in seen:
             seen.add(line)
             yield line

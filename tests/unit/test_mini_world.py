@@ -1,0 +1,216 @@
+"""The mini world: seeded, disjoint, in the schemas of the real sets, and spelled with one token a word."""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import mini_world as mini  # noqa: E402  (the scripts are no package)
+
+MODELS = ("mini", "mini-llama")
+
+
+@pytest.fixture(scope="module")
+def world() -> mini.World:
+    return mini.build_world()
+
+
+def read(path: str) -> list[dict]:
+    """The rows of a shipped file."""
+    return [json.loads(line) for line in (ROOT / path).read_text(encoding="utf-8").splitlines()]
+
+
+def both(world: mini.World, name: str) -> list[dict]:
+    """Test and tuning rows of an edit set."""
+    return [row for split in mini.edit_rows(world, name) for row in split]
+
+
+def tokenizer(name: str):
+    """The shipped tokenizer."""
+    transformers = pytest.importorskip("transformers")
+    return transformers.AutoTokenizer.from_pretrained(ROOT / "harness" / "mini" / name)
+
+
+def test_seeded_twice_is_the_same(world: mini.World) -> None:
+    assert mini.build_world() == world
+    assert mini.build_world(1) != world
+    documents = [
+        [mini.document(random.Random(3), world, kind, frozenset()) for kind in (*mini.TASKS, *mini.DRILLS)]
+        for _ in range(2)
+    ]
+    assert documents[0] == documents[1]
+
+
+@pytest.mark.parametrize("task", mini.TASKS)
+def test_shipped_task_rows_are_the_generated_ones(world: mini.World, task: str) -> None:
+    rows = mini.task_rows(world, task)
+    assert read(f"tasks/general/{task}/mini.jsonl") == rows[0]
+    assert read(f"tasks/general/{task}/mini_train.jsonl") == rows[1]
+
+
+@pytest.mark.parametrize("name", ["counterfact", "zsre"])
+def test_shipped_edit_rows_are_the_generated_ones(world: mini.World, name: str) -> None:
+    rows = mini.edit_rows(world, name)
+    assert read(f"tasks/edits/{name}/mini.jsonl") == rows[0]
+    assert read(f"tasks/edits/{name}/mini_train.jsonl") == rows[1]
+
+
+@pytest.mark.parametrize("task", mini.TASKS)
+def test_task_splits_are_disjoint(world: mini.World, task: str) -> None:
+    test, train = ({mini.render(task, row)[0][0] for row in rows} for rows in mini.task_rows(world, task))
+    assert len(test) == len(train) == 150 and not test & train
+
+
+def test_training_never_draws_a_held_out_item(world: mini.World) -> None:
+    held_out = mini.held_out_prompts(world)
+    rng = random.Random(5)
+    drawn = {mini.document(rng, world, task, held_out)[0][0] for task in mini.TASKS for _ in range(300)}
+    assert not drawn & held_out
+
+
+@pytest.mark.parametrize("task", mini.TASKS)
+def test_answers_start_with_a_space_and_prompts_do_not_end_in_one(world: mini.World, task: str) -> None:
+    for row in mini.task_rows(world, task)[0]:
+        for prompt, answer in mini.render(task, row):
+            assert answer[0] == " " and answer[1] != " " and not prompt[-1].isspace()
+
+
+@pytest.mark.parametrize(
+    ("task", "keys"),
+    [
+        ("ClosedDomainQA", {"question": str, "passage": str, "answer": bool}),
+        ("dialogue", {"article": str, "options": list, "answers": str, "id": str}),
+        ("NER", {"tokens": list, "tags": list}),
+        ("NLI", {"sentence1": str, "sentence2": str, "label": str}),
+        ("OpenDomainQA", {"question": str, "answer": list, "output": list}),
+        ("reasoning", {"question": str, "answer": str}),
+        ("SentimentAnalysis", {"sentence": str, "label": int}),
+        ("summarization", {"id": str, "dialogue": str, "summary": str}),
+    ],
+)
+def test_schema(world: mini.World, task: str, keys: dict[str, type]) -> None:
+    for row in mini.task_rows(world, task)[0]:
+        assert {key: type(value) for key, value in row.items()} == keys
+
+
+def test_labels_are_balanced(world: mini.World) -> None:
+    """The most frequent answer of a yes-or-no task stays below 60 %, of the letters below 40 %."""
+    for task, limit in (("ClosedDomainQA", 0.6), ("NLI", 0.6), ("SentimentAnalysis", 0.6), ("dialogue", 0.4)):
+        answers = [mini.render(task, row)[0][1] for row in mini.task_rows(world, task)[0]]
+        assert max(answers.count(a) for a in answers) / len(answers) < limit
+
+
+def test_only_the_right_reply_was_mentioned(world: mini.World) -> None:
+    for row in mini.task_rows(world, "dialogue")[0]:
+        talk = set(row["article"].split())
+        known = {o for pool in world.objects.values() for o in pool}
+        objects = [set(option.split()) & known for option in row["options"]]
+        assert ["ABCD"[i] for i, names in enumerate(objects) if names & talk] == [row["answers"]]
+
+
+def test_reasoning_adds_up(world: mini.World) -> None:
+    for row in mini.task_rows(world, "reasoning")[0]:
+        for line in row["answer"].splitlines()[:-1]:
+            left, right = line.split(", so ")[1].rstrip(".").split(" = ")
+            a, sign, b = left.split()
+            assert int(a) + (1 if sign == "+" else -1) * int(b) == int(right)
+        assert row["answer"].endswith(f"#### {right}")
+
+
+def test_tags_are_iob2(world: mini.World) -> None:
+    for row in mini.task_rows(world, "NER")[0]:
+        for before, tag in zip(["O", *row["tags"]], row["tags"], strict=False):
+            assert not tag.startswith("I-") or before[1:] == tag[1:]
+
+
+def test_edit_splits_have_no_subject_in_common(world: mini.World) -> None:
+    for name, counts in (("counterfact", (550, 200)), ("zsre", (400, 150))):
+        test, train = mini.edit_rows(world, name)
+        assert len(test) >= counts[0] and len(train) >= counts[1]
+        names = [[row.get("subject") or row["requested_rewrite"]["subject"] for row in rows] for rows in (test, train)]
+        subjects = [set(group) for group in names]
+        assert not subjects[0] & subjects[1]
+
+
+def test_counterfact_probes_are_what_they_claim(world: mini.World) -> None:
+    truth = {(f.relation.id, f.subject): f for f in world.facts}
+    for row in both(world, "counterfact"):
+        ask = row["requested_rewrite"]
+        fact = truth[ask["relation_id"], ask["subject"]]
+        true, new = ask["target_true"]["str"], ask["target_new"]["str"]
+        assert ask["prompt"].count("{}") == 1 and fact.object == true != new
+        assert ask["prompt"] not in fact.unseen
+        for prompt, statement in zip(row["paraphrase_prompts"], fact.unseen, strict=True):
+            assert prompt.endswith(statement.format(ask["subject"]))
+        assert all(ask["subject"] in p for p in row["paraphrase_prompts"] + row["generation_prompts"])
+        assert len(set(row["generation_prompts"])) >= 3 and len(row["generation_prompts"]) == 10
+        for key, object in (("neighborhood_prompts", true), ("attribute_prompts", new)):
+            assert len(set(row[key])) == 10 and not any(ask["subject"] in p for p in row[key])
+            owners = [f.subject for f in world.facts if f.relation is fact.relation and f.object == object]
+            assert all(any(owner in prompt for owner in owners) for prompt in row[key])
+
+
+def test_zsre_rows_name_their_subject(world: mini.World) -> None:
+    for row in both(world, "zsre"):
+        assert row["subject"] in row["src"] and row["subject"] in row["rephrase"] and row["src"] != row["rephrase"]
+        assert row["answers"] == [row["pred"]] and row["alt"] != row["pred"]
+        assert row["cond"] == f"{row['pred']} >> {row['alt']} || {row['src']}"
+        assert (row["loc"], row["loc_ans"]) in world.trivia
+
+
+def test_snippets_cover_every_target_of_counterfact(world: mini.World) -> None:
+    texts = json.loads((ROOT / "tasks/edits/counterfact/mini_snippets.json").read_text(encoding="utf-8"))
+    assert texts == mini.snippets(world)
+    for row in both(world, "counterfact"):
+        ask = row["requested_rewrite"]
+        for target in (ask["target_new"], ask["target_true"]):
+            found = texts[ask["relation_id"]][target["id"]]
+            assert len(found) >= 5 and all(target["str"] in text for text in found)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_word_of_the_world_is_one_token(world: mini.World, name: str) -> None:
+    reader = tokenizer(name)
+    assert len(reader) <= 3500 and reader.model_max_length == 256
+    for word in (*world.words, *(o for pool in ("instrument", "occupation", "product") for o in world.objects[pool])):
+        assert len(reader(" " + word).input_ids) == len(reader(word).input_ids) == 1
+    assert all(len(reader(f" {number}").input_ids) == 1 for number in range(100))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_any_text_comes_back(name: str) -> None:
+    reader = tokenizer(name)
+    assert reader.bos_token_id == reader.eos_token_id == reader.pad_token_id == 0
+    for text in ("Crème brûlée, 1984!\r\nTL;DR: 東京", "  two  spaces ", "Zzyzx plays the theremin."):
+        assert reader.decode(reader(text).input_ids) == text
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_prompts_fit(world: mini.World, name: str) -> None:
+    reader = tokenizer(name)
+    for task in mini.TASKS:
+        for row in mini.task_rows(world, task)[0]:
+            assert all(len(reader(p).input_ids) < 200 for p, _ in mini.render(task, row))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_answer_is_a_token_boundary(world: mini.World, name: str) -> None:
+    """Prompt and answer apart have the tokens of both together, so that scoring and generation agree."""
+    reader = tokenizer(name)
+    for task in mini.TASKS:
+        for row in mini.task_rows(world, task)[0][:40]:
+            for prompt, answer in mini.render(task, row):
+                assert reader(prompt).input_ids + reader(answer).input_ids == reader(prompt + answer).input_ids
+
+
+def test_text_files() -> None:
+    files = [ROOT / "harness" / "mini" / name for name in ("text.txt", "text_heldout.txt")]
+    lines = [file.read_text(encoding="utf-8").splitlines() for file in files]
+    assert [len(x) for x in lines] == [3000, 300] and not set(lines[0]) & set(lines[1])
