@@ -28,7 +28,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -53,6 +53,7 @@ __all__ = [
     "find",
     "functions",
     "load",
+    "module",
     "provenance",
     "read_jsonl",
     "read_table",
@@ -168,17 +169,19 @@ def read_yaml(path: Path) -> Row:
 
 def find(root: Path = TASKS) -> dict[str, Dataset]:
     """Every data set below ``root``, by name."""
+    return _collect(sorted(root.rglob("*.yaml")))
+
+
+def _collect(paths: Iterable[Path]) -> dict[str, Dataset]:
+    """The data sets among YAML files; DataError where two have one name."""
     found: dict[str, Dataset] = {}
-    for path in sorted(root.rglob("*.yaml")):
-        if path.stem != path.parent.name:
-            continue
-        dataset = _dataset(path)
+    for path in paths:
+        dataset = _dataset(path) if path.stem == path.parent.name else None
         if dataset is None:
             continue
         if dataset.name in found:
-            raise DataError(
-                f"{path}: the data set {dataset.name} is also in {found[dataset.name].folder}; rename one of them"
-            )
+            other = found[dataset.name].folder
+            raise DataError(f"{path}: the data set {dataset.name} is also in {other}; rename one of the folders")
         found[dataset.name] = dataset
     return found
 
@@ -208,17 +211,21 @@ def _source(path: Path, split: str, entry: object) -> Source:
 
 
 def _named(name: str, root: Path) -> Dataset:
-    known = find(root)
+    # Only the YAMLs of that name are parsed: a load must not cost the parsing of every task.
+    known = _collect(path for path in sorted(root.rglob("*.yaml")) if path.stem == name)
     if name not in known:
-        raise UsageError(f"no data set {name!r}{near(name, known)}")
+        raise UsageError(f"no data set {name!r}{near(name, find(root))}")
     return known[name]
 
 
 def functions(dataset: Dataset) -> ModuleType | None:
     """The ``functions.py`` beside a data set's YAML, None where there is none."""
     path = dataset.folder / "functions.py"
-    if not path.is_file():
-        return None
+    return module(path) if path.is_file() else None
+
+
+def module(path: Path) -> ModuleType:
+    """A Python file of a task folder, imported once."""
     # The path is part of the module's name because every folder calls its file functions.py.
     name = f"_harness_task_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}"
     if name in sys.modules:
@@ -226,14 +233,14 @@ def functions(dataset: Dataset) -> ModuleType | None:
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise DataError(f"{path}: cannot be imported as Python")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
+    found = importlib.util.module_from_spec(spec)
+    sys.modules[name] = found
     try:
-        spec.loader.exec_module(module)
+        spec.loader.exec_module(found)
     except BaseException:
         del sys.modules[name]
         raise
-    return module
+    return found
 
 
 # --- rows

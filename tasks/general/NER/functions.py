@@ -39,7 +39,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
     tokens: list[str] = []
     tags: list[str] = []
     # The added blank line closes a last sentence that the file leaves open.
-    for number, line in enumerate([*data.read_text(path).splitlines(), ""], start=1):
+    for number, line in enumerate([*data.read_text(path).split("\n"), ""], start=1):
         fields = line.split()
         if fields and fields[0] != "-DOCSTART-":
             token, tag = _token(fields, f"{path}, line {number}")
