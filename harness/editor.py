@@ -177,7 +177,7 @@ def configure(cls: type[Editor], model: str, settings: Mapping[str, object]) -> 
         if key not in known:
             raise UsageError(f"{cls.name} has no hyperparameter '{key}'{near(key, known)}")
         chosen[key] = _cast(cls.name, key, value, hints[key])
-    return replace(cls(), **chosen)  # type: ignore[arg-type]
+    return replace(cls(), **chosen)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from harness.patch import Patch, patched, patched_rows
 from harness.stats import Moment, moments
 from harness.taps import Row, Taps, read
 
-__all__ = ["FactToken", "Unedited", "depth", "inserted", "keys", "lookup", "prompts", "spread", "unedited"]
+__all__ = ["FactToken", "Unedited", "chosen", "depth", "inserted", "keys", "lookup", "prompts", "spread", "unedited"]
 
 FactToken = Literal["subject_last", "subject_first", "subject_first_after_last", "last", "last_released"]
 """Which token of the prompt is edited.  ``last_released`` is the last column of the padded rows, as ROME's code reads it."""
@@ -73,6 +73,17 @@ def unedited(
 def depth(lm: LM, fraction: float) -> int:
     """The layer at a fraction of a model's depth, rounded down."""
     return min(int(fraction * lm.arch.layers), lm.arch.layers - 1)
+
+
+def chosen(lm: LM, layers: Sequence[int]) -> tuple[int, ...]:
+    """The layers in ascending order.
+
+    Raises:
+        ModelError: the model does not have one of them.
+    """
+    for layer in layers:
+        lm.arch.down_of(layer)
+    return tuple(sorted(set(layers)))
 
 
 def lookup(lm: LM, edit: Edit, template: str, fact_token: FactToken) -> tuple[list[int], int]:
@@ -161,7 +172,7 @@ def keys(
 
 def _mean(rows: Tensor, share: Tensor) -> Tensor:
     """Weighted means of successive groups of rows: ``[edits * templates, dim]`` to ``[edits, dim]``."""
-    grouped = rows.reshape(-1, len(share), rows.shape[1])
+    grouped = rows.reshape(len(rows) // len(share), len(share), rows.shape[1])
     return torch.einsum("etd,t->ed", grouped, share.to(rows))
 
 

@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from importlib.resources import files
 from itertools import islice
 from pathlib import Path
@@ -30,7 +31,7 @@ from harness.errors import DataError, NumericalError, near
 from harness.lm import LM, tensor_sha256
 from harness.taps import tap
 
-__all__ = ["Cached", "Manifest", "Moment", "accumulate", "cache_folder", "cached", "documents", "moments", "verify"]
+__all__ = ["Cached", "Manifest", "Moment", "accumulate", "cache_folder", "cached", "check", "documents", "double", "moments", "verify"]
 
 FORMAT = 1
 _WINDOW = 256  # documents that are sorted by length before they are batched
@@ -50,27 +51,34 @@ class Moment:
         matrix: ``[f, f]``, symmetric.
         count: the number of tokens.
         key: the cache key, empty where it was not cached.
+        name: what an error calls it.
     """
 
     matrix: Tensor
     count: int
     key: str = ""
+    name: str = "a layer"
 
-    def factor(self, name: str, weight: float = 1.0) -> Tensor:
-        """The lower Cholesky factor of ``weight * C`` in float64, ``[f, f]``.
+    @cached_property
+    def factor(self) -> Tensor:
+        """The lower Cholesky factor of ``C`` in float64, ``[f, f]``; computed once.
 
         Raises:
             NumericalError: ``C`` is not finite, or too little text makes it singular.
         """
-        check(self, name)
+        check(self, self.name)
         size = self.matrix.shape[0]
-        lower, failed = torch.linalg.cholesky_ex(self.matrix.double() * weight)
+        lower, failed = torch.linalg.cholesky_ex(double(self.matrix))
         if self.count < size or bool(failed):
             raise NumericalError(
-                f"the second moment of {name} has no inverse: {self.count} tokens were read and at least {size} are needed "
-                f"(some times more is better); raise --set cov_tokens={max(10 * size, 2 * self.count)} or give more with --text FILE"
+                f"the second moment of {self.name} has no inverse: {self.count} tokens were read, at least {size} are needed and "
+                f"more where text repeats itself; raise --set cov_tokens={max(10 * size, 2 * self.count)} or give more with --text FILE"
             )
         return lower
+
+    def solve(self, right: Tensor) -> Tensor:
+        """``C^-1 right`` in float64, ``[f, n]``."""
+        return torch.cholesky_solve(double(right).to(self.factor.device), self.factor)
 
 
 @dataclass(frozen=True)
@@ -141,7 +149,7 @@ def moments(
     if missing:
         made = accumulate(lm, missing, documents(lm.text), tokens, progress)
         for layer, moment in made.items():
-            check(moment, f"layer {layer}")
+            check(moment, moment.name)
             found[layer] = _store(folder, wanted[layer], moment)
     return {layer: moment for layer, moment in found.items() if moment is not None}
 
@@ -175,16 +183,17 @@ def accumulate(
                 keys = seen.inputs[name][batch.mask.bool().to(seen.inputs[name].device)]
                 keys = keys.to(torch.promote_types(keys.dtype, torch.float32))
                 # Products of one batch in working precision, their sum in float64: the error does not grow with the text.
-                square = _double(keys.T @ keys)
+                square = double(keys.T @ keys)
                 sums[layer] = square if layer not in sums else sums[layer].add_(square)
             count += sum(len(row) for row in rows)
             tell(count, tokens or count)
     if not count:
         raise DataError(f"'{lm.text}' holds no text; give plain text for second moments with --text FILE")
-    return {layer: Moment(total / count, count) for layer, total in sums.items()}
+    return {layer: Moment(total / count, count, name=f"layer {layer}") for layer, total in sums.items()}
 
 
-def _double(tensor: Tensor) -> Tensor:
+def double(tensor: Tensor) -> Tensor:
+    """The tensor in float64."""
     # Apple's GPUs have no float64.
     return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
 
@@ -397,11 +406,11 @@ def _read(path: Path, header: Cached, device: torch.device) -> Moment:
             matrix, written = file.get_tensor("moment"), (file.metadata() or {}).get("sha256")
     except (OSError, SafetensorError) as error:
         raise DataError(f"{path}: not a readable file of second moments; delete the file, it is made again") from error
-    moment = Moment(matrix, header.count, header.manifest.key)
+    moment = Moment(matrix, header.count, header.manifest.key, header.manifest.module)
     check(moment, header.manifest.module)
     if tensor_sha256(matrix) != written:
         raise DataError(f"{path}: the matrix is not what was written; delete the file, it is made again")
-    return Moment(matrix.to(device), moment.count, moment.key)
+    return Moment(matrix.to(device), moment.count, moment.key, moment.name)
 
 
 def _store(folder: Path, manifest: Manifest, moment: Moment) -> Moment:
@@ -421,4 +430,4 @@ def _store(folder: Path, manifest: Manifest, moment: Moment) -> Moment:
             Path(part).unlink(missing_ok=True)
     except OSError as error:
         raise DataError(f"{folder}: second moments cannot be written ({error.strerror}); set HARNESS_CACHE to a folder of yours") from error
-    return Moment(matrix, moment.count, manifest.key)
+    return Moment(matrix, moment.count, manifest.key, manifest.module)

@@ -84,10 +84,10 @@ class Suite:
 def catalogue() -> dict[str, str]:
     """The names of this project's tasks and groups, each with what it is: ``task``, ``group`` or ``edits``."""
     manager = _manager({})
-    sets = edit_sets()
+    sets = [*edit_sets(), OWN]
     members = {m for name in sets for m in _members(manager, name)}
     kinds = {name: "task" for name in manager.all_subtasks} | {name: "group" for name in manager.all_groups}
-    return {n: "edits" if n in sets else kind for n, kind in sorted(kinds.items()) if n not in members}
+    return {n: "edits" if n in sets else kind for n, kind in sorted(kinds.items()) if n not in {*members, OWN}}
 
 
 def edit_sets() -> list[str]:
@@ -116,42 +116,18 @@ def read_edits(name: str, data_dir: str, split: str = "test", count: int | None 
     return found[:count]
 
 
+def _own(path: Path) -> list[Edit]:
+    """The edits of the user's own file; the folder of the edit set ``own`` says how its rows are read."""
+    functions: Any = data.module(data.TASKS / "edits" / OWN / "functions.py")
+    return list(functions.edits(functions.rows(path)))
+
+
 def _distinct(edits: Sequence[Edit], name: str) -> None:
     seen: set[str] = set()
     for edit in edits:
         if edit.id in seen:
             raise DataError(f"{name}: the id {edit.id} occurs twice; give each row an id of its own")
         seen.add(edit.id)
-
-
-def _own(path: Path) -> list[Edit]:
-    """Rows of ``prompt, subject, target`` or of ``prefix, suffix``."""
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; give JSON lines with prompt, subject and target, or prefix and suffix")
-    return [_own_edit(row, f"{path}, line {number}") for number, row in enumerate(data.read_jsonl(path), start=1)]
-
-
-def _own_edit(row: Mapping[str, Any], where: str) -> Edit:
-    identity = str(row.get("id", re.sub(r".*line ", "", where)))
-    try:
-        if "prefix" in row:
-            return Edit(identity, _text(row, "prefix"), None, _text(row, "suffix").removeprefix(" "))
-        prompt, subject = _text(row, "prompt"), _text(row, "subject")
-        if prompt.count("{}") == 0 and subject.strip():
-            if subject not in prompt:
-                raise DataError(f"the subject '{subject}' is not in the prompt '{prompt}'; write it there, or a {{}} in its place")
-            prompt = prompt.replace(subject, "{}", 1)
-        old = row.get("target_old")
-        return Edit(identity, prompt, subject, _text(row, "target").removeprefix(" "), None if old is None else str(old))
-    except DataError as error:
-        raise DataError(f"{where}: {error}") from None
-
-
-def _text(row: Mapping[str, Any], key: str) -> str:
-    value = row.get(key)
-    if not isinstance(value, str):
-        raise DataError(f"'{key}' is {'missing' if value is None else repr(value)}, expected a text; rows hold prompt, subject, target")
-    return value
 
 
 def load(
@@ -212,7 +188,7 @@ def _build(manager: TaskManager, name: str) -> list[Task]:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"task '{name}' cannot be built ({' '.join(str(error).split())[:300]})") from error
-    sets = edit_sets()
+    sets = [*edit_sets(), OWN]
     return [Task(leaf, name if name in sets else leaf, task, _template(task)) for leaf, task in built["tasks"].items()]
 
 

@@ -10,7 +10,7 @@ equation 16, and their code at 80426fd.  Where both differ from their text, this
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -145,7 +145,7 @@ def optimise(lm: LM, edits: Sequence[Edit], templates: Sequence[str], objective:
 
 def _budget(lm: LM) -> int:
     """Tokens of one pass whose activations take some 9 GiB in half precision (34 numbers a token, layer and dimension)."""
-    return max(256, min(16_384, 2**27 // (lm.arch.width * lm.arch.layers)))
+    return max(256, min(8192, 2**27 // (lm.arch.width * lm.arch.layers)))
 
 
 def _task(lm: LM, edit: Edit, templates: Sequence[str], fact_token: FactToken) -> _Task:
@@ -223,7 +223,7 @@ class _Stage:
         mine, places = delta[self.index], self.places
         supervised, essence = self.runner.logits(mine)
         log_p = supervised.log_softmax(-1).gather(1, places.token[:, None])[:, 0]
-        nll = torch.zeros_like(mine[:, 0]).index_add(0, places.owner, -log_p * places.share)
+        nll = torch.zeros_like(mine[:, 0]).index_add(0, places.owner, -log_p * places.share.to(log_p))
         edited = essence.log_softmax(-1)
         reference = edited.detach() if reference is None else reference
         change = edited - reference[self.index.to(reference.device)]
@@ -251,7 +251,7 @@ def _places(tasks: Sequence[_Task], device: torch.device) -> _Places:
             of.append(e)
     whole = [torch.tensor(list(x), device=device) for x in (row, column, token, owner)]
     rest = [torch.tensor(list(x), device=device) for x in (kl_row, kl_column, at, of)]
-    return _Places(*whole, torch.tensor(share, device=device, dtype=torch.float32), *rest)
+    return _Places(*whole, torch.tensor(share, dtype=torch.float64), *rest)
 
 
 class _Runner:
@@ -331,7 +331,9 @@ class _Above(_Runner):
 
     def _record(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         # What entered the edited block is kept; the others are given what leaves the one below.
-        self.calls.append((args if not self.calls else args[1:], kwargs))
+        if self.calls:
+            args, kwargs = args[1:], {name: value for name, value in kwargs.items() if name != "hidden_states"}
+        self.calls.append((args, kwargs))
 
     def logits(self, delta: Tensor) -> tuple[Tensor, Tensor]:
         places = self.places

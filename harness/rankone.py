@@ -1,0 +1,120 @@
+"""What ROME and R-ROME share: one rank-one change for each fact and layer.
+
+Source: Meng et al. 2022 (ROME), section 3.1.  ``u = C^-1 k / ||C^-1 k||`` says where in key space to write, the value
+optimisation says what (:mod:`harness.value`), :func:`harness.keys.inserted` writes it.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from harness.delta import LowRank
+from harness.editor import Edit, Editor
+from harness.keys import FactToken, Unedited, chosen, depth, unedited
+from harness.lm import LM
+from harness.patch import Patch, patched
+from harness.stats import Moment
+from harness.value import Objective
+
+__all__ = ["RankOne", "direction"]
+
+
+def direction(keys: Tensor, moment: Moment | None) -> Tensor:
+    """``u = C^-1 k / ||C^-1 k||``, or ``k / ||k||`` where no moment is given.
+
+    Args:
+        keys: ``[edits, f]``.
+        moment: the second moment of the layer's keys.
+
+    Raises:
+        NumericalError: the moment has no inverse.
+    """
+    u = keys if moment is None else moment.solve(keys.T).T.to(keys)
+    return u / u.norm(dim=1, keepdim=True)
+
+
+@dataclass(frozen=True)
+class RankOne(Editor):
+    """An editor that writes each fact with one rank-one change for each of its layers.
+
+    Attributes:
+        layers: the layers, edited in ascending order, each on top of the one before; by default one at 17 % of the depth, where
+            the published settings of GPT-J and Llama lie.
+        fact_token: the token whose key and value are edited.
+        v_steps: evaluations of the loss of the value.
+        v_lr: its learning rate.
+        v_loss_layer: kept for the published settings; the loss is that of the model's own logits.
+        v_weight_decay: weight of ``||delta|| / ||v0||^2``.
+        clamp: the bound of ``||delta|| / ||v0||``.
+        kl_factor: weight of the KL term.
+        covariance: whether keys are whitened by their second moment ``C``, as the paper does.
+        cov_tokens: tokens of text for ``C``.
+        contexts: context templates, the first ``{}``; by default sampled from the unedited model.
+        seed: the seed of the context templates.
+    """
+
+    needs_subject = True
+    batch = False
+
+    layers: tuple[int, ...] | None = None
+    fact_token: FactToken = "subject_last"
+    v_steps: int = 20
+    v_lr: float = 0.5
+    v_loss_layer: int | None = None
+    v_weight_decay: float = 0.5
+    clamp: float = 4.0
+    kl_factor: float = 0.0625
+    covariance: bool = True
+    cov_tokens: int = 100_000
+    contexts: tuple[str, ...] | None = None
+    seed: int = 0
+
+    def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:
+        """One fact after the other, each on top of the one before, as the published code does."""
+        prior = self._unedited(lm, memory)
+        total = Patch(memory=prior)
+        for edit in edits:
+            for layer in self._layers(lm):
+                with patched(lm, total):
+                    change = self.changes(lm, [edit], layer, prior)[0]
+                total = total + Patch({lm.down(layer): change}, memory=prior)
+        return total
+
+    def edit_each(self, lm: LM, edits: Sequence[Edit]) -> list[Patch]:
+        """Independent edits, side by side where there is one layer."""
+        layers = self._layers(lm)
+        prior = self._unedited(lm, None)
+        if len(layers) > 1 or not edits:
+            return [self.edit(lm, [edit], prior) for edit in edits]
+        changes = self.changes(lm, edits, layers[0], prior)
+        return [Patch({lm.down(layers[0]): change}, memory=prior) for change in changes]
+
+    def label(self) -> str:
+        """The name, with ``-nocov`` where keys are not whitened."""
+        return self.name if self.covariance else f"{self.name}-nocov"
+
+    @abstractmethod
+    def changes(self, lm: LM, edits: Sequence[Edit], layer: int, prior: Unedited) -> list[LowRank]:
+        """The change of one layer for each of some independent edits."""
+
+    def objective(self, layer: int) -> Objective:
+        """The value optimisation at one layer."""
+        return Objective(
+            layer, "mlp", self.fact_token, self.v_steps, self.v_lr, self.kl_factor, self.v_weight_decay, self.clamp
+        )
+
+    def moment(self, prior: Unedited, layer: int) -> Moment | None:
+        """The second moment to whiten with, None without covariance."""
+        return prior.moments[layer] if self.covariance else None
+
+    def _layers(self, lm: LM) -> tuple[int, ...]:
+        return chosen(lm, self.layers or (depth(lm, 0.17),))
+
+    def _unedited(self, lm: LM, memory: object) -> Unedited:
+        layers = self._layers(lm) if self.covariance else ()
+        return unedited(lm, memory, "rome", layers, self.seed, self.cov_tokens, self.contexts)
+
