@@ -1,8 +1,8 @@
 """Records to leaderboards: Markdown, CSV, LaTeX, HTML.  Pure: the same records give the same bytes.
 
-Only what is comparable shares a table: one model, one edit set, one way of editing, one number of edits, one limit.  Only
-what is measured alike shares a column: one task, one metric, one set of documents, one prompt.  A value is bold only where
-it is significantly better than the second best, paired by document.
+Only what is comparable shares a table: one model, one edit set, one way of editing, one number of edits, one limit.
+Only what is measured alike shares a column: one task, one metric, one set of documents, one prompt.  A value is bold
+only where it is significantly better than the second best, paired by document.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Json = dict[str, Any]
 
 EDIT_METRICS = ("score", "efficacy", "paraphrase", "neighborhood", "locality_accuracy", "locality_agreement")
 """What stands for an edit set: the score S, and what it is made of.  A task with an efficacy is an edit set."""
-MISSING = "–"
+MISSING = "\N{EN DASH}"
 UNEDITED = "unedited"
 FORMATS = ("md", "csv", "latex", "html")
 
@@ -302,6 +302,7 @@ LEGEND = (
     "the unedited row: the value with its own 95 % interval.",
     "Bold: significantly better than the second best of the column, paired by document.",
     "Tables are told apart by what makes numbers incomparable: the model, the edits, how they were made, how many.",
+    "Seconds and peak memory are those of the whole run, measuring included.",
 )
 VARIANTS = "@: columns of one task that were measured on other documents or with another prompt."
 
@@ -336,7 +337,7 @@ def _markdown(sections: list[_Section], left_out: list[str]) -> str:
     for section in sections:
         notes = _Notes()
         head = ["editor", *section.labels, *COST]
-        lines += ["", f"## {_md(section.title)}", "", _md_row(_md(text) for text in head)]
+        lines += ["", f"## {_md(section.title)}", "", _md_row(_md(text).replace(" ", "<br>", 1) for text in head)]
         lines.append(_md_row([":--", *["--:"] * (len(head) - 1)]))
         for row in section.rows:
             lines.append(_md_row([_md(row.label), *(_md_cell(cell, notes) for cell in row.cells), *_cost(row)]))
@@ -369,25 +370,25 @@ def _csv(sections: list[_Section], left_out: list[str]) -> str:
     """One line a row of any table, what makes it comparable first; full precision, empty where there is nothing."""
     del left_out  # a comment line would break readers of CSV
     protocol = ["model", "edit_set", "edits", "mode", "batch_size", "dtype", "data", "limit"]
-    measured = list(dict.fromkeys(_csv_key(c) for section in sections for c in section.columns))
+    columns = list(dict.fromkeys((c.task, c.metric, c.variant) for section in sections for c in section.columns))
     fields = ("", ".n", ".low", ".high", ".difference", ".difference_low", ".difference_high", ".p", ".best")
+    heads = [column + field for column in _csv_names(columns) for field in fields]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(
-        [*protocol, "editor", "seed", "record", *(k + f for k in measured for f in fields), "seconds", "mib"]
-    )
+    writer.writerow([*protocol, "editor", "seed", "record", *heads, "seconds", "mib"])
     for section in sections:
-        keys = [_csv_key(c) for c in section.columns]
+        keys = [(c.task, c.metric, c.variant) for c in section.columns]
         for row in section.rows:
             cells = dict(zip(keys, row.cells, strict=True))
             who = [row.label, row.record.seed if row.record else "", row.record.id if row.record else ""]
-            numbers = [x for key in measured for x in _csv_cell(cells.get(key))]
+            numbers = [x for key in columns for x in _csv_cell(cells.get(key))]
             writer.writerow([*(section.protocol[p] for p in protocol), *who, *numbers, row.seconds, row.memory])
     return out.getvalue()
 
 
-def _csv_key(column: _Column) -> str:
-    return f"{column.task}.{column.metric}@{column.variant}"
+def _csv_names(columns: Sequence[tuple[str, str, str]]) -> list[str]:
+    plain = [f"{task}.{metric}" for task, metric, _ in columns]
+    return [f"{p}@{c[2]}" if plain.count(p) > 1 else p for p, c in zip(plain, columns, strict=True)]
 
 
 def _csv_cell(cell: _Cell | None) -> list[Any]:
@@ -402,16 +403,16 @@ def _csv_cell(cell: _Cell | None) -> list[Any]:
 
 
 def _latex(sections: list[_Section], left_out: list[str]) -> str:
-    lines = ["% needs \\usepackage{booktabs}", *(f"% {text}" for text in _legend(sections, left_out))]
+    lines = ["% needs \\usepackage{booktabs,graphicx}", *(f"% {text}" for text in _legend(sections, left_out))]
     for section in sections:
         notes = _Notes()
         head = ["editor", *section.labels, *COST]
         body = [[_tex(row.label), *(_tex_cell(c, notes) for c in row.cells), *_cost(row)] for row in section.rows]
         lines += ["", "\\begin{table}", "\\centering\\small", f"\\caption{{{_tex(section.title)}}}"]
-        lines += [f"\\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}", "\\toprule"]
+        lines += [f"\\resizebox{{\\textwidth}}{{!}}{{\\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}", "\\toprule"]
         lines += [" & ".join(_tex_head(text) for text in head) + r" \\", "\\midrule"]
         lines += [" & ".join(cells) + r" \\" for cells in body]
-        lines += ["\\bottomrule", "\\end{tabular}"]
+        lines += ["\\bottomrule", "\\end{tabular}}"]
         lines += [rf"\par\footnotesize ${{}}^{{{i}}}$ {_tex(text)}" for i, text in enumerate(notes.texts, start=1)]
         lines += ["\\end{table}"]
     return "\n".join(lines) + "\n"
@@ -425,7 +426,7 @@ _TEX = {
     "↑": r"$\uparrow$",
     "↓": r"$\downarrow$",
     "·": r"$\cdot$",
-    "–": "--",
+    MISSING: "--",
 }
 
 
@@ -435,9 +436,11 @@ def _tex(text: str) -> str:
 
 def _tex_head(text: str) -> str:
     """The task over the metric, so that columns stay narrow."""
-    return (
-        rf"\shortstack[r]{{{r' \\ '.join(_tex(word) for word in text.split(' ', 1))}}}" if " " in text else _tex(text)
-    )
+    return _stack([_tex(word) for word in text.split(" ", 1)])
+
+
+def _stack(lines: Sequence[str]) -> str:
+    return lines[0] if len(lines) == 1 else r"\shortstack[r]{" + r" \\ ".join(lines) + "}"
 
 
 def _tex_cell(cell: _Cell, notes: _Notes) -> str:
@@ -445,7 +448,7 @@ def _tex_cell(cell: _Cell, notes: _Notes) -> str:
         return rf"--${{}}^{{{notes.mark(cell.reason)}}}$"
     value = rf"\textbf{{{number(_value(cell))}}}" if cell.best else f"${number(_value(cell))}$"
     second = [rf"\scriptsize ${part}$" for part in _change(cell) if part]
-    return rf"\shortstack[r]{{{r' \\ '.join([value, *second])}}}" if second else value
+    return _stack([value, *second])
 
 
 # --- HTML -------------------------------------------------------------------------------------------------------------
@@ -498,7 +501,8 @@ def _html_row(row: _Row, columns: Sequence[_Column], notes: _Notes) -> str:
     first = f'<td data-v="{html.escape(row.label)}">{html.escape(row.label)}</td>'
     cells = [_html_cell(cell, column, notes) for cell, column in zip(row.cells, columns, strict=True)]
     costs = [f'<td data-v="{text}">{text}</td>' for text in _cost(row)]
-    return f"<tr{' class="base"' if row.record is None else ''}>{''.join([first, *cells, *costs])}</tr>"
+    opening = '<tr class="base">' if row.record is None else "<tr>"
+    return opening + "".join([first, *cells, *costs]) + "</tr>"
 
 
 def _html_cell(cell: _Cell, column: _Column, notes: _Notes) -> str:

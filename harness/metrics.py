@@ -466,13 +466,19 @@ def _constant_difference(units: _Units, value: float) -> Difference:
 
 
 def _bootstrap_p(draws: Array, freedom: int) -> float:
-    """Two-sided: 1 less the confidence at which the expanded percentile interval just reaches zero."""
+    """Two-sided: 1 less the confidence at which the expanded percentile interval just reaches zero.
+
+    Where no resample reaches zero the tail is that of the normal distribution of the resamples: counting alone could
+    never go below 1 in the number of resamples, and an adjustment for many comparisons would wipe out any effect.
+    """
     finite = draws[np.isfinite(draws)]
-    beyond = min(int((finite <= 0).sum()), int((finite >= 0).sum()))
-    tail = min(0.5, (beyond + 1) / (finite.size + 1))
     if freedom < 1:
         return 1.0
-    t = float(special.ndtri(tail)) / math.sqrt((freedom + 1) / freedom)
+    beyond = min(int((finite <= 0).sum()), int((finite >= 0).sum()))
+    z = float(special.ndtri(min(0.5, (beyond + 1) / (finite.size + 1))))
+    if beyond == 0:
+        z = min(z, -abs(float(finite.mean())) / float(finite.std()))
+    t = z / math.sqrt((freedom + 1) / freedom)
     return min(1.0, 2 * float(special.stdtr(freedom, t)))
 
 

@@ -128,9 +128,13 @@ def _verdict(change: Mapping[str, Any], higher_is_better: bool | None) -> Text:
     if not change or change.get("value") is None:
         return Text()
     if not _significant(change, change.get("p")):
-        detectable = change.get("detectable")
-        return Text("none" if detectable is None else f"none (±{number(detectable)})", style="dim")
+        return Text(_none(change), style="dim")
     return _direction(change["value"], higher_is_better)
+
+
+def _none(change: Mapping[str, Any]) -> str:
+    detectable = change.get("detectable")
+    return "none" if detectable is None else f"none (±{number(detectable)})"
 
 
 def _direction(value: float, higher_is_better: bool | None) -> Text:
@@ -318,8 +322,8 @@ def _comparison(first: Json, second: Json, change: Json, p: float | None) -> lis
     significant = p is not None and _significant(change, p)
     verdict = _direction(change["value"], first.get("higher_is_better")) if significant else Text()
     if p is not None and not significant:
-        detectable = change["detectable"]
-        verdict = Text("none" if detectable is None else f"none (±{number(detectable)})", style="dim")
+        alone = _significant(change, change["p"])
+        verdict = Text("none (adjusted)" if alone else _none(change), style="dim")
     return [
         Text(str(change["n"] or MISSING), style="dim"),
         Text(number(first["value"])),
@@ -355,9 +359,9 @@ class Moved:
 def regressions(baseline: Record, new: Record, tolerance: float = 1e-3, documents: float = 1.0) -> list[Moved]:
     """What moved from a committed record to a new one of the same plan, in either direction.
 
-    A value may move by ``tolerance`` (relative where it is larger than 1: rounding differs between machines) and by what
-    ``documents`` of its documents, or clusters, can move a mean of shares: a near tie may fall the other way.  The number
-    of documents may not change, a number may not go missing, and one that was missing may not appear.
+    A value may move by ``tolerance`` (relative where it is above 1: rounding differs between machines) and by what
+    ``documents`` of its documents, or clusters, can move a mean of shares: a near tie may fall the other way.  The
+    number of documents that count may move by as many.  A number may not go missing, and one that was may not appear.
     """
     moved: list[Moved] = []
     for point in baseline.points:
@@ -376,8 +380,8 @@ def _moved(at: Moved, before: Json, after: Json | None, tolerance: float, docume
     if (old is None) != (value is None) or after is None:
         return [Moved(at.edits, at.task, at.metric, "missing", old, value)]
     out = []
-    if before["n"] != after["n"]:
-        out.append(Moved(at.edits, at.task, at.metric, "n", before["n"], after["n"]))
+    if abs(before["n"] - after["n"]) > documents:
+        out.append(Moved(at.edits, at.task, at.metric, "n", before["n"], after["n"], documents))
     if old is not None and value is not None:
         units = before.get("clusters") or before["n"]
         allowed = tolerance * max(1.0, abs(old)) + (documents / units if units else 0.0)
@@ -403,13 +407,13 @@ def moved_table(moved: Mapping[str, Sequence[Moved]]) -> RenderableType:
 
 def _move(item: Moved) -> list[Text]:
     if item.what == "n":
-        shown = [f"{item.before:g}", f"{item.after:g}"]
-        return [
-            *map(Text, shown),
-            Text(f"{(item.after or 0) - (item.before or 0):+g}"),
-            Text("0"),
-            Text("documents", "red"),
-        ]
+        change = (item.after or 0) - (item.before or 0)
+        shown = [f"{item.before:g}", f"{item.after:g}", f"{change:+g}", f"±{item.allowed:g}"]
+        return [*map(Text, shown), Text("documents", style="red")]
+    return _move_of_value(item)
+
+
+def _move_of_value(item: Moved) -> list[Text]:
     change = None if item.before is None or item.after is None else item.after - item.before
     values = [Text(number(item.before)), Text(number(item.after)), Text(signed(change))]
     return [*values, Text(f"±{item.allowed:.4f}" if change is not None else ""), Text(item.what, style="red")]
