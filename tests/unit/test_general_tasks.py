@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import harness
 from harness import data, scoring
 from harness.errors import DataError
 from harness.metrics import Ratio, aggregate
@@ -737,7 +738,7 @@ def evaluated() -> dict[str, Any]:
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     manager = TaskManager(include_path=str(data.TASKS), include_defaults=False)
-    found = simple_evaluate(model=Oracle(), tasks=["general"], task_manager=manager, bootstrap_iters=0, limit=40)
+    found = simple_evaluate(model=Oracle(), tasks=["general"], task_manager=manager, bootstrap_iters=0)
     assert found is not None
     return {**found, "requests": requests}
 
@@ -749,8 +750,16 @@ def test_an_oracle_is_right_through_lm_eval(name: str, evaluated: dict[str, Any]
 
 
 @pytest.mark.parametrize("name", TASKS)
+def test_exactly_the_declared_metrics_come_out(name: str, evaluated: dict[str, Any]) -> None:
+    config = data.read_yaml(data.TASKS / "general" / name / f"{name}.yaml")
+    found = {key.removesuffix(",none") for key in evaluated["results"][name] if key.endswith(",none")}
+    assert {key for key in found if not key.endswith("_stderr")} == {m["metric"] for m in config["metric_list"]}
+
+
+@pytest.mark.parametrize("name", TASKS)
 def test_oddity_17_values_are_over_the_documents_that_there_are(name: str, evaluated: dict[str, Any]) -> None:
-    assert evaluated["n-samples"][name]["effective"] == 40
+    rows = len(data.load(name))
+    assert evaluated["n-samples"][name]["effective"] == (4 * rows if name == "NER" else rows)
     # Documents are counted; the size of a data set is written down nowhere.
     assert not any(
         size in path.read_text()
@@ -790,6 +799,16 @@ def test_prompts_are_the_published_ones(name: str, evaluated: dict[str, Any]) ->
     for instance in evaluated["requests"][name]:
         rationale = instance.doc["answer"].split("#### ")[0] if name == "reasoning" else ""
         assert instance.args[0] == PROMPTS[name].format(d=instance.doc, rationale=rationale)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_no_shipped_prompt_is_cut_by_the_shipped_models(name: str, evaluated: dict[str, Any]) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(Path(harness.__file__).parent / "mini" / "mini")
+    instances = evaluated["requests"][name]
+    lengths = [len(tokenizer(instance.args[0])["input_ids"]) for instance in instances]
+    assert max(lengths) + instances[0].args[1]["max_gen_toks"] <= tokenizer.model_max_length == 256
 
 
 # --- shipped rows

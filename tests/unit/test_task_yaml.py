@@ -1,0 +1,141 @@
+"""Every YAML under tasks/ is found and loaded by lm-eval, and says what its numbers mean and where they come from."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from fnmatch import fnmatch
+from functools import cache
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pytest
+
+from harness import data
+
+YAMLS = sorted(data.TASKS.rglob("*.yaml"))
+SETS = sorted(data.find())
+HEX = re.compile(r"[0-9a-f]{64}")
+REVISION = re.compile(r"/[0-9a-f]{40}/")
+
+
+@cache
+def _config(path: Path) -> dict[str, Any]:
+    return data.read_yaml(path)
+
+
+TASKS = [path for path in YAMLS if isinstance(_config(path).get("task"), str)]
+GROUPS = [path for path in YAMLS if "group" in _config(path)]
+
+
+def _id(path: Path) -> str:
+    return str(path.relative_to(data.TASKS))
+
+
+@pytest.fixture(scope="module")
+def manager(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """lm-eval's index of this folder alone, with a file of one's own edits for the tasks that ask for one."""
+    from lm_eval.tasks import TaskManager
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    file = tmp_path_factory.mktemp("own") / "edits.jsonl"
+    file.write_text(json.dumps({"prompt": "{} lives in", "subject": "Ann", "target": "Rome"}) + "\n")
+    return TaskManager(include_path=str(data.TASKS), include_defaults=False, metadata={"file": str(file)})
+
+
+def test_the_eight_general_tasks_and_their_group_are_there() -> None:
+    names = {path.stem for path in TASKS if path.parts[-3] == "general"}
+    assert names == set(_config(data.TASKS / "general" / "general.yaml")["task"])
+    assert len(names) == 8
+
+
+def test_no_yaml_is_passed_over(manager: Any) -> None:
+    # lm-eval skips a YAML that it cannot read without a word.
+    indexed = {Path(entry.yaml_path).resolve() for entry in manager.task_index.values() if entry.yaml_path}
+    assert indexed == {path.resolve() for path in YAMLS}
+    assert len(TASKS) + len(GROUPS) == len(YAMLS)
+    names = [_config(path)["task"] for path in TASKS] + [_config(path)["group"] for path in GROUPS]
+    assert sorted(names) == sorted(manager.all_tasks)  # no name stands for two files
+
+
+@pytest.mark.parametrize("path", TASKS, ids=_id)
+def test_a_task_loads_with_documents(path: Path, manager: Any) -> None:
+    name = _config(path)["task"]
+    task = manager.load([name])["tasks"][name]
+    docs = task.eval_docs
+    assert len(docs) > 0
+    assert task.doc_to_text(docs[0])
+
+
+@pytest.mark.parametrize("path", GROUPS, ids=_id)
+def test_a_group_has_its_members(path: Path, manager: Any) -> None:
+    config = _config(path)
+    members = config["task"]
+    assert set(manager.load([config["group"]])["tasks"]) == set(members)
+    assert "version" in config["metadata"]
+
+
+@pytest.mark.parametrize("path", TASKS, ids=_id)
+def test_metadata_say_what_a_table_needs(path: Path) -> None:
+    config = _config(path)
+    metadata = config["metadata"]
+    metrics = [metric["metric"] for metric in config["metric_list"]]
+    assert metadata["headline"] in metrics
+    assert len(set(metrics)) == len(metrics)
+    assert all(isinstance(metric["higher_is_better"], bool) for metric in config["metric_list"])
+    assert all(metric["aggregation"] for metric in config["metric_list"])
+    assert isinstance(metadata["version"], float)
+    assert metadata["licence"]
+    assert metadata["source"]
+
+
+@pytest.mark.parametrize("path", TASKS, ids=_id)
+def test_a_member_that_names_its_source_names_its_folder(path: Path) -> None:
+    source = _config(path)["metadata"]["source"]
+    if isinstance(source, str) and " " not in source:
+        assert source == path.parent.name
+        assert source in SETS
+
+
+@pytest.mark.parametrize("path", [path for path in TASKS if path.parts[-3] == "general"], ids=_id)
+def test_released_readings_are_no_headlines(path: Path) -> None:
+    config = _config(path)
+    assert "_released" not in config["metadata"]["headline"]
+    assert any(metric["metric"].find("_released") > 0 for metric in config["metric_list"])
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_sources_are_exact(name: str) -> None:
+    described = data.find()[name]
+    assert described.citation
+    assert described.fields
+    assert "test" in described.files
+    for source in described.files.values():
+        place = PurePosixPath(source.path)
+        assert not place.is_absolute()
+        assert ".." not in place.parts
+        assert source.sha256 and HEX.fullmatch(source.sha256)
+        if source.url is None:
+            continue
+        assert source.url.startswith("https://")
+        # What is checked byte by byte is pinned; what is not pinned can only be called unverified.
+        assert source.published_sha256 is None or (
+            HEX.fullmatch(source.published_sha256) and REVISION.search(source.url)
+        )
+
+
+@pytest.mark.parametrize("folder", sorted({path.parent for path in TASKS}), ids=lambda folder: folder.name)
+def test_a_card_names_every_metric(folder: Path) -> None:
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    metrics = {metric["metric"] for path in folder.glob("*.yaml") for metric in _config(path).get("metric_list", ())}
+    # `paraphrase_*` names `paraphrase` and what begins with it.
+    named = [name.replace("_*", "*") for name in re.findall(r"`([a-z0-9_*]+)`", card.lower())]
+    assert sorted(metric for metric in metrics if not any(fnmatch(metric.lower(), name) for name in named)) == []
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_recorded_sha256_are_those_of_the_reference_data(name: str, shared: Path) -> None:
+    states = {line.split: line.folder for line in data.status(shared / "data") if line.name == name}
+    described = data.find()[name]
+    assert {split: states[split] for split in described.files} == dict.fromkeys(described.files, "present")
