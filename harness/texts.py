@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["agreement", "begins_with", "consistency", "entropy", "perplexity_released", "vectorizer", "words"]
 
 _ARTICLE = re.compile(r"^(?:the|an?)\s+")
-_SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 _TOKEN = re.compile(
     r"""\w+(?=n't\b)|n't\b|'(?:s|m|d|ll|re|ve)\b    # contractions stand apart: do n't, France 's
     |(?:[^\W\d_]\.){2,}                             # U.S.
@@ -61,10 +60,7 @@ def agreement(doc: Mapping[str, str], edited: str, unedited: str) -> Ratio:
 
 def words(text: str) -> list[str]:
     """Words, numbers and punctuation marks of a text, contractions split as in the Penn Treebank."""
-    found = []
-    for sentence in _SENTENCE_END.split(text):
-        found += _TOKEN.findall(sentence)
-    return found
+    return _TOKEN.findall(text)
 
 
 def entropy(tokens: Sequence[str]) -> float:

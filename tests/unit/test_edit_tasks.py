@@ -241,6 +241,10 @@ def test_tv9_consistency() -> None:
     assert math.isnan(consistency(fitted, ["paris"], []))
 
 
+def test_words_part_the_full_stop_inside_a_text() -> None:
+    assert words("She lives in France. It rains!") == ["She", "lives", "in", "France", ".", "It", "rains", "!"]
+
+
 def test_words_split_as_the_released_tokeniser() -> None:
     tokenize = pytest.importorskip("nltk.tokenize.destructive").NLTKWordTokenizer().tokenize
     for sentence in (
@@ -359,6 +363,19 @@ def test_pieces_cover_the_target_and_reproduce_its_tokens(tiny: Callable[[str], 
         )
         assert sum(piece.tokens for piece in cut) == len(whole) - len(start)
     assert [piece.tokens for piece in pieces(tokenizer, "x", " 東", True)][-1] >= 3
+
+
+def test_tokens_that_cannot_be_parted_are_right_or_wrong_together(tiny: Callable[[str], LM]) -> None:
+    task = load(["zsre_probability"], records=[0])["tasks"]["zsre_probability"]
+    task.bind(tiny("gpt2").tokenizer)
+    task.config.process_results = lambda doc, ratings: ratings[0]
+    doc = {"id": "a", "kind": "rewrite", "prompt": "The home is", "target_new": "東 Rome", "target_true": ""}
+    cut = pieces(task.tokenizer, doc["prompt"], " 東 Rome", True)
+    sizes = [piece.tokens for piece in cut]
+    assert max(sizes) >= 3
+    assert task.process_results(doc, [(-1.0, True)] * len(cut)) == (-len(cut), sum(sizes), sum(sizes))
+    answers = [(-1.0, size == 1) for size in sizes]
+    assert task.process_results(doc, answers).hits == sizes.count(1)
 
 
 def test_spaces_at_the_end_of_a_prompt_belong_to_the_target(tiny: Callable[[str], LM]) -> None:
