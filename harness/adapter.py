@@ -1,8 +1,9 @@
 """The lm-eval model that any editor comes wrapped in.
 
-An edited and an unedited model are the same :class:`EditedLM`; only what it holds differs. Without a patch it is lm-eval's
-own Hugging Face model, call for call. In isolated editing each document is scored under a patch of its own: the requests of
-a task are grouped by document, and where the patches are low rank many documents share one forward pass.
+An edited and an unedited model are the same :class:`EditedLM`; only what it holds differs. Without a patch it is
+lm-eval's own Hugging Face model, call for call. In isolated editing each document is scored under a patch of its own:
+the requests of a task are grouped by document, and where the patches are low rank many documents share one forward
+pass.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from typing import Any
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import normalize_gen_kwargs
 from torch import Tensor
 
-from harness.errors import DataError
+from harness.errors import DataError, UsageError
 from harness.lm import LM
 from harness.patch import Patch, Rows, patched, patched_rows, shareable
 
@@ -94,6 +96,8 @@ class EditedLM(HFLM):  # type: ignore[misc]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
         """The continuation of each context."""
+        for request in requests:
+            self._check_room(request)
         return self._each(requests, super().generate_until)
 
     def _each(self, requests: list[Instance], score: Callable[..., list[Any]], share: bool = True) -> list[Any]:
@@ -135,10 +139,13 @@ class EditedLM(HFLM):  # type: ignore[misc]
 
     def _loglikelihood_tokens(
         self,
-        requests: list[tuple[tuple[str, str], list[int], list[int]]],
+        requests: list[tuple[tuple[str, str] | None, list[int], list[int]]],
         disable_tqdm: bool = True,
         override_bs: int | None = None,
     ) -> list[tuple[float, bool]]:
+        for texts, _, continuation in requests:
+            if texts is not None:  # None stands for a window of a rolling text, which always fits
+                self._check_length(texts[1], len(continuation))
         if self._rows is None:
             scored: list[tuple[float, bool]] = super()._loglikelihood_tokens(requests, True, override_bs)
             return scored
@@ -181,6 +188,21 @@ class EditedLM(HFLM):  # type: ignore[misc]
         context, continuation = request.args
         if not continuation:
             raise DataError(f"{request.task_name}, document {request.doc_id}: nothing to score after '{context[-40:]}'")
+
+    def _check_length(self, text: str, tokens: int) -> None:
+        if tokens > self.max_length:
+            raise UsageError(
+                f"'{text.strip()[:40]}...': {tokens} tokens to score, but {self.lm.name} takes {self.max_length}; "
+                "leave its task out of --tasks, or take a model with a longer context"
+            )
+
+    def _check_room(self, request: Instance) -> None:
+        wanted = normalize_gen_kwargs(dict(request.args[1]), self.max_gen_toks)["max_gen_toks"]
+        if wanted >= self.max_length:
+            raise UsageError(
+                f"{request.task_name}: writes up to {wanted} tokens, but {self.lm.name} takes {self.max_length} tokens "
+                "in all; leave it out of --tasks, or take a model with a longer context"
+            )
 
     def _prompted(self, request: Instance, rule: Callable[[str], str] | None) -> Instance:
         return request if rule is None else replace(request, arguments=(rule(request.args[0]), *request.args[1:]))

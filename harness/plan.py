@@ -16,7 +16,7 @@ import yaml
 
 from harness.errors import UsageError, near
 
-__all__ = ["Plan"]
+__all__ = ["Plan", "parse_edits"]
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,7 @@ class Plan:
             if key not in known:
                 raise UsageError(f"{where}: '{key}' is not a field of a plan{near(str(key), known)}")
         chosen = dict(values)
-        tasks = chosen.get("tasks", ())
-        chosen["tasks"] = tuple(tasks.split(",") if isinstance(tasks, str) else tasks)
+        chosen["tasks"] = _names(chosen.get("tasks", ()), where)
         if isinstance(chosen.get("edits"), str) and "num_edits" not in chosen:
             chosen["edits"], chosen["num_edits"] = parse_edits(chosen["edits"])
         _check_types(chosen, where)
@@ -102,13 +101,16 @@ class Plan:
             UsageError: the file cannot be read as a mapping.
         """
         try:
-            values = yaml.safe_load(path.read_text())
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
         except OSError as error:
-            raise UsageError(f"{path}: cannot be read ({error.strerror}); give a YAML file with fields of a plan") from error
-        except yaml.YAMLError as error:
+            raise UsageError(
+                f"{path}: cannot be read ({error.strerror}); give a YAML file with fields of a plan"
+            ) from error
+        except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date that does not exist
             raise UsageError(f"{path}: not YAML ({str(error).splitlines()[0]}); give fields of a plan") from error
         if not isinstance(values, dict):
-            raise UsageError(f"{path}: holds {type(values).__name__}, expected fields of a plan such as 'editor: memit'")
+            held = type(values).__name__
+            raise UsageError(f"{path}: holds {held}, expected fields of a plan such as 'editor: memit'")
         return values
 
 
@@ -121,9 +123,18 @@ def parse_edits(text: str) -> tuple[str, int | None]:
     name, colon, count = text.rpartition(":")
     if not colon or Path(text).exists():
         return text, None
-    if not count.isdigit() or int(count) < 1:
+    if not count.isdecimal() or int(count) < 1:
         raise UsageError(f"--edits '{text}': '{count}' is not a number of edits; write for example counterfact:50")
     return name, int(count)
+
+
+def _names(value: object, where: str) -> tuple[str, ...]:
+    """Task names from a list, or from a text with commas."""
+    if isinstance(value, str):
+        value = [part.strip() for part in value.split(",") if part.strip()]
+    if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
+        raise UsageError(f"{where}: 'tasks' is {value!r}, expected names such as [NER, NLI]")
+    return tuple(value)
 
 
 _TYPES: dict[str, tuple[type, ...]] = {

@@ -1,7 +1,7 @@
 """In which portions edits are made, and where a run stops to measure.
 
-``isolated``: each edit alone on the unedited model. ``batch``: all edits in one operation. ``sequential``: operation after
-operation on the weights that the earlier ones left; a partial last operation is kept.
+``isolated``: each edit alone on the unedited model. ``batch``: all edits in one operation. ``sequential``: operation
+after operation on the weights that the earlier ones left; a partial last operation is kept.
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ def operations(count: int, mode: str, batch_size: int | None) -> list[range]:
     if mode not in MODES:
         raise UsageError(f"mode '{mode}' does not exist; choose {', '.join(MODES)}")
     if batch_size is not None and (batch_size < 1 or mode != "sequential"):
-        raise UsageError(f"batch size {batch_size} with mode {mode}: it must be at least 1, and belongs to --mode sequential")
+        raise UsageError(
+            f"batch size {batch_size} with mode {mode}: it must be at least 1, and belongs to --mode sequential"
+        )
     size = {"isolated": 1, "batch": max(count, 1), "sequential": batch_size or 1}[mode]
     return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
@@ -66,12 +68,18 @@ def stops(eval_at: str, count: int, mode: str, batch_size: int | None) -> list[i
     wanted = {0}
     for entry in filter(None, (part.strip() for part in eval_at.split(","))):
         wanted |= _entry(entry, count)
+    if mode == "isolated" and not wanted <= {0, count}:
+        raise UsageError(
+            f"--eval-at {eval_at}: isolated edits are measured all at once; use 0, final, or --mode sequential"
+        )
     if mode == "isolated":
-        return sorted({0, count}) if wanted - {0} else [0]
+        return sorted(wanted)
     ends = {0, *(portion[-1] + 1 for portion in operations(count, mode, batch_size))}
     inside = sorted(wanted - ends)
     if inside:
-        raise UsageError(f"--eval-at {inside[0]}: no operation ends after {inside[0]} edits; operations end at {_few(ends)}")
+        raise UsageError(
+            f"--eval-at {inside[0]}: no operation ends after {inside[0]} edits; operations end at {_few(ends)}"
+        )
     return sorted(wanted)
 
 
@@ -79,10 +87,12 @@ def _entry(entry: str, count: int) -> set[int]:
     kind, _, step = entry.partition(":")
     if entry == "final":
         return {count}
-    if kind == "every" and step.isdigit() and int(step) > 0:
+    if kind == "every" and step.isdecimal() and int(step) > 0:
         return {*range(int(step), count + 1, int(step)), count}
-    if not entry.isdigit():
-        raise UsageError(f"--eval-at '{entry}' cannot be read; give edit counts, 'final' or 'every:K', for example 0,10,final")
+    if not entry.isdecimal():
+        raise UsageError(
+            f"--eval-at '{entry}' cannot be read; give edit counts, 'final' or 'every:K', for example 0,10,final"
+        )
     if int(entry) > count:
         raise UsageError(f"--eval-at {entry}: there are only {count} edits; give a smaller count or more --num-edits")
     return {int(entry)}
@@ -93,6 +103,10 @@ def _few(ends: set[int]) -> str:
     return ", ".join(shown if len(shown) <= 8 else [*shown[:6], "...", shown[-1]])
 
 
+def _silent(done: int, total: int) -> None:
+    """Tell nobody."""
+
+
 def walk(
     editor: Editor,
     lm: LM,
@@ -100,7 +114,7 @@ def walk(
     mode: str,
     batch_size: int | None,
     at: Sequence[int],
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int, int], None] = _silent,
 ) -> Iterator[Stop]:
     """Make the edits, and yield at each count of ``at`` beyond 0.
 
@@ -116,11 +130,12 @@ def walk(
         progress: told how many edits are made, and how many there are.
     """
     check(editor, lm, edits, mode)
+    if not any(at):
+        return
     if mode == "isolated":
-        if any(at):
-            patches = [editor.finish(lm, patch) for patch in editor.edit_each(lm, edits)]
-            progress(len(edits), len(edits))
-            yield Stop(len(edits), patches)
+        patches = [editor.finish(lm, patch) for patch in editor.edit_each(lm, edits)]
+        progress(len(edits), len(edits))
+        yield Stop(len(edits), patches)
         return
     total = Patch()
     for portion in operations(len(edits), mode, batch_size):
@@ -131,7 +146,7 @@ def walk(
         progress(made, len(edits))
         if made in at:
             yield Stop(made, [editor.finish(lm, total)])
-        if made >= max(at, default=0):
+        if made >= max(at):
             return
 
 
@@ -160,5 +175,6 @@ def duplicates(edits: Sequence[Edit]) -> list[str]:
         if known is not edit and known.target == edit.target:
             found.append(f"edit {edit.id} repeats edit {known.id} ('{edit.text}' -> '{edit.target}')")
         elif known is not edit:
-            found.append(f"edit {edit.id} contradicts edit {known.id}: '{edit.text}' -> '{edit.target}', not '{known.target}'")
+            two = f"'{edit.text}' -> '{edit.target}', not '{known.target}'"
+            found.append(f"edit {edit.id} contradicts edit {known.id}: {two}")
     return found

@@ -140,3 +140,33 @@ def edits() -> list[Edit]:
         Edit("b", "The home of {} is", "Hugo Lantern", "Oslo, Norway", relation="home"),
         Edit("c", "Everybody knows {}", "Elena Marsh", "lives in Paris", relation="home"),
     ]
+
+
+@pytest.fixture(scope="session")
+def checkpoint(
+    make_tokenizer: Callable[[bool], PreTrainedTokenizerFast], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """The folder of a tiny random model with a context of 640 tokens: ``checkpoint(family, seed=0)``, made once."""
+    made: dict[tuple[str, int], Path] = {}
+
+    def get(family: str, seed: int = 0) -> Path:
+        if (family, seed) not in made:
+            tokenizer = make_tokenizer(family in ("llama", "mistral"))
+            config = _config(family, len(tokenizer))
+            config.max_position_embeddings = 640
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                model = AutoModelForCausalLM.from_config(config)
+            folder = tmp_path_factory.mktemp("models") / f"tiny-{family}-{seed}"
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+            made[family, seed] = folder
+        return made[family, seed]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def nudge() -> str:
+    """The path of an editor of these tests: a seeded random change of rank one for each edit."""
+    return str(Path(__file__).with_name("nudge.py"))

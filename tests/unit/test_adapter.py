@@ -1,0 +1,314 @@
+"""EditedLM: unedited, lm-eval's own model to the last bit; isolated editing, one edit after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from torch import Tensor
+
+from harness import adapter
+from harness.adapter import EditedLM
+from harness.delta import Delta, Dense, LowRank
+from harness.errors import DataError, UsageError
+from harness.lm import LM
+from harness.patch import Patch, Step
+
+FAMILIES = ("gpt2", "llama")  # Conv1D and Linear
+PROMPTS = [
+    "Ada Velmont was born in",
+    "The home of Hugo Lantern is",
+    "Elena Marsh has never seen",
+    "Everybody knows that Rosa Delgado lives in",
+    "Jonas Wick",
+    "",
+    "The home of Greta Holm is Oslo. The home of Iris Calder is",
+]
+TARGETS = [" Rome", " Oslo and Lisbon", " Vienna.", " Prague", " was born in Athens", " Dublin", " Paris"]
+GENERATION = {"until": ["."], "max_gen_toks": 6, "do_sample": False}
+SCORED = ("loglikelihood", "loglikelihood_rolling", "generate_until")
+
+
+def requests(kind: str) -> list[Instance]:
+    """A request of one kind for each prompt."""
+    arguments: Mapping[str, list[tuple[Any, ...]]] = {
+        "loglikelihood": list(zip(PROMPTS, TARGETS, strict=True)),
+        "loglikelihood_rolling": [(p + t,) for p, t in zip(PROMPTS, TARGETS, strict=True)],
+        "generate_until": [(p, dict(GENERATION)) for p in PROMPTS if p],
+    }
+    return [Instance(kind, {}, a, 0, metadata=("t", i, 1)) for i, a in enumerate(arguments[kind])]  # type: ignore[arg-type]
+
+
+def score(model: HFLM, found: Sequence[Instance]) -> list[Any]:
+    """The answers of a model."""
+    answers: list[Any] = getattr(model, found[0].request_type)(list(found), disable_tqdm=True)
+    return answers
+
+
+def by_document(request: Instance) -> int:
+    """Document ``i`` is scored under patch ``i``."""
+    assert request.doc_id is not None
+    return request.doc_id
+
+
+def changes(lm: LM, dense: bool = False, scale: float = 3.0) -> list[Patch]:
+    """A patch for each prompt: of ranks one to three, in different layers, one of them without any change."""
+    made = []
+    for i in range(len(PROMPTS)):
+        generator = torch.Generator().manual_seed(i)
+        weights: dict[str, Delta] = {}
+        for layer in {0: (0,), 1: (0, 2), 2: (1,), 3: ()}[i % 4]:
+            name, rank = lm.down(layer), 1 + i % 3
+            out, width = lm.matrix(name).shape
+            left = torch.randn(out, rank, generator=generator) * scale / out**0.5
+            change = LowRank(left, torch.randn(rank, width, generator=generator) / width**0.5)
+            weights[name] = Dense(change.dense()) if dense else change
+        made.append(Patch(weights))
+    return made
+
+
+def one_after_the_other(lm: LM, found: Sequence[Instance], patches: Sequence[Patch]) -> list[Any]:
+    """Each document alone, under its patch."""
+    answers = []
+    for request in found:
+        with EditedLM(lm, batch_size=1).holding(patches[by_document(request)]) as model:
+            answers += score(model, [request])
+    return answers
+
+
+def assert_same(found: Sequence[Any], expected: Sequence[Any]) -> None:
+    """Texts are equal, log-likelihoods up to rounding."""
+    assert len(found) == len(expected)
+    for a, b in zip(found, expected, strict=True):
+        assert a == (pytest.approx(b, abs=1e-4) if not isinstance(b, str) else b)
+
+
+# --- the unedited model ------------------------------------------
+
+
+@pytest.mark.parametrize("kind", SCORED)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_unedited_is_plain_lm_eval_bit_for_bit(tiny: Callable[[str], LM], family: str, kind: str) -> None:
+    lm = tiny(family)
+    plain = HFLM(pretrained=lm.model, tokenizer=lm.tokenizer, batch_size=3)
+    expected = score(plain, requests(kind))
+    assert score(EditedLM(lm, batch_size=3), requests(kind)) == expected
+    with EditedLM(lm, batch_size=3).holding(Patch()) as model:
+        assert score(model, requests(kind)) == expected
+    assert len({str(answer) for answer in expected}) > 3  # the answers can tell requests apart
+
+
+def test_a_checkpoint_that_asks_for_sampling_is_decoded_greedily(fresh: Callable[..., LM]) -> None:
+    lm = fresh("gpt2")
+    greedy = score(EditedLM(lm), requests("generate_until"))
+    lm.model.generation_config.update(do_sample=True, temperature=5.0, top_k=50, top_p=0.9, num_beams=1)
+    unsaid = [
+        Instance("generate_until", {}, (p, {"until": ["."], "max_gen_toks": 6}), 0, metadata=("t", i, 1))
+        for i, p in enumerate(filter(None, PROMPTS))
+    ]
+    for found in (requests("generate_until"), unsaid):
+        for seed in range(2):
+            torch.manual_seed(seed)
+            assert score(EditedLM(lm), found) == greedy
+
+
+def test_a_task_that_asks_for_sampling_gets_it(fresh: Callable[..., LM]) -> None:
+    lm, drawn = fresh("gpt2"), set()
+    options = {"until": [], "max_gen_toks": 8, "do_sample": True, "temperature": 5.0}
+    for seed in range(3):
+        torch.manual_seed(seed)
+        drawn.add(score(EditedLM(lm), [Instance("generate_until", {}, (PROMPTS[0], options), 0)])[0])
+    assert len(drawn) == 3
+
+
+@pytest.mark.parametrize("kind", SCORED)
+def test_progress_rises_to_the_number_of_requests(tiny: Callable[[str], LM], kind: str) -> None:
+    told: list[tuple[int, int]] = []
+    score(EditedLM(tiny("gpt2"), batch_size=2, progress=lambda done, total: told.append((done, total))), requests(kind))
+    count = len(requests(kind))
+    assert {total for _, total in told} == {count}
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    assert told[-1] == (count, count)
+    assert len(told) > 2
+
+
+# --- one patch ------------------------------------------
+
+
+@pytest.mark.parametrize("kind", SCORED)
+def test_a_held_patch_changes_the_answers_and_leaves_no_trace(tiny: Callable[[str], LM], kind: str) -> None:
+    lm = tiny("gpt2")
+    before, model = lm.fingerprint(), EditedLM(lm)
+    unedited = score(model, requests(kind))
+    with model.holding(changes(lm)[0]):
+        assert score(model, requests(kind)) != unedited
+    assert score(model, requests(kind)) == unedited
+    assert lm.fingerprint() == before
+
+
+@pytest.mark.parametrize("mode", ["holding", "isolated"])
+@pytest.mark.parametrize("kind", SCORED)
+def test_the_prompt_rule_reaches_every_kind_of_request(tiny: Callable[[str], LM], kind: str, mode: str) -> None:
+    lm = tiny("gpt2")
+    rule = Patch(prompt=lambda context: f"Hugo Lantern lives in Oslo. {context}")
+    by_hand = [
+        Instance(kind, {}, (f"Hugo Lantern lives in Oslo. {r.args[0]}", *r.args[1:]), 0, metadata=("t", r.doc_id, 1))  # type: ignore[arg-type]
+        for r in requests(kind)
+    ]
+    expected = score(EditedLM(lm), by_hand)
+    model = EditedLM(lm)
+    held = model.holding(rule) if mode == "holding" else model.isolated([rule, rule], lambda r: by_document(r) % 2)
+    with held:
+        assert_same(score(model, requests(kind)), expected)
+    assert score(model, requests(kind)) != expected
+
+
+def test_hooks_agree_in_cached_generation_and_in_padded_scoring(tiny: Callable[[str], LM]) -> None:
+    """Greedy text under a hook that looks at the whole prefix is greedy when it is scored under the same hook."""
+    for family in FAMILIES:
+        lm = tiny(family)
+        marker = lm.encode("Ada Velmont")[-1]
+        push = torch.randn(lm.matrix(lm.down(0)).shape[0], generator=torch.Generator().manual_seed(0)) * 4
+
+        def hook(hidden: Tensor, step: Step, marker: int = marker, push: Tensor = push) -> Tensor:
+            """Push every position after the subject, by how many tokens ago it was."""
+            seen = (step.ids == marker).cumsum(1).cumsum(1)[:, -step.new :]
+            return hidden + (seen.float().sin()[..., None] * push).to(hidden)
+
+        contexts = [
+            lm.encode(p) for p in ("Ada Velmont was born in", "Everybody knows that Ada Velmont lives in Rome and")
+        ]
+        with EditedLM(lm, batch_size=2).holding(Patch(hooks={lm.arch.down_of(0): hook})) as model:
+            written = [_continue(model, [c])[0] for c in contexts]
+            together = _continue(model, contexts)
+            scored = model._loglikelihood_tokens([(("", ""), c, w) for c, w in zip(contexts, written, strict=True)])
+        assert together == written  # left padding changes nothing
+        assert [greedy for _, greedy in scored] == [True, True]
+        unedited = EditedLM(lm)._loglikelihood_tokens(
+            [(("", ""), c, w) for c, w in zip(contexts, written, strict=True)]
+        )
+        assert [greedy for _, greedy in unedited] == [False, False]  # the hook decides
+
+
+def _continue(model: EditedLM, contexts: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Eight greedy tokens after each context, left-padded, with the cache; cut at the end of text."""
+    width = max(map(len, contexts))
+    ids = torch.tensor([[0] * (width - len(c)) + list(c) for c in contexts])
+    mask = torch.tensor([[0] * (width - len(c)) + [1] * len(c) for c in contexts])
+    tokens = model._model_generate(ids, width + 8, [], attention_mask=mask)[:, width:].tolist()
+    return [row[: row.index(0)] if 0 in row else row for row in tokens]
+
+
+# --- a patch for each document ------------------------------------------
+
+
+@contextmanager
+def forbidden(patch: pytest.MonkeyPatch, name: str) -> Iterator[None]:
+    """Within, the adapter must not take the way of this name."""
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError(f"{name} was used")
+
+    with patch.context() as inner:
+        inner.setattr(adapter, name, refuse)
+        yield
+
+
+@pytest.mark.parametrize("kind", SCORED)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_isolated_is_one_patch_after_the_other(
+    tiny: Callable[[str], LM], monkeypatch: pytest.MonkeyPatch, family: str, kind: str
+) -> None:
+    lm = tiny(family)
+    patches, found = changes(lm), requests(kind)
+    expected = one_after_the_other(lm, found, patches)
+    unedited, before = score(EditedLM(lm, batch_size=1), found), lm.fingerprint()
+    assert sum(a != b for a, b in zip(expected, unedited, strict=True)) >= 3  # the patches matter
+    way = "patched_rows" if kind == "loglikelihood_rolling" else "patched"
+    for rows in (1, 3, 8):
+        model = EditedLM(lm, batch_size=rows)
+        with model.isolated(patches, by_document), forbidden(monkeypatch, way):
+            assert_same(score(model, found), expected)
+    assert lm.fingerprint() == before
+
+
+@pytest.mark.parametrize("kind", ["loglikelihood", "generate_until"])
+def test_the_order_of_requests_does_not_matter(tiny: Callable[[str], LM], kind: str) -> None:
+    lm = tiny("gpt2")
+    patches, found = changes(lm), requests(kind)
+    expected = one_after_the_other(lm, found, patches)
+    for seed in range(3):
+        order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed)).tolist()
+        model = EditedLM(lm, batch_size=3)
+        with model.isolated(patches, by_document):
+            assert_same(score(model, [found[i] for i in order]), [expected[i] for i in order])
+
+
+def test_one_text_under_two_patches_is_scored_twice(tiny: Callable[[str], LM]) -> None:
+    """lm-eval merges equal requests; under different patches they are not equal."""
+    lm = tiny("llama")
+    patches = changes(lm)[:3]
+    for kind in ("loglikelihood", "generate_until"):
+        same = [Instance(kind, {}, requests(kind)[1].args, 0, metadata=("t", i, 1)) for i in range(3)]  # type: ignore[arg-type]
+        model = EditedLM(lm, batch_size=2)
+        with model.isolated(patches, by_document):
+            assert_same(score(model, same), one_after_the_other(lm, same, patches))
+
+
+@pytest.mark.parametrize("kind", SCORED)
+def test_dense_patches_go_one_by_one_and_give_the_same(
+    tiny: Callable[[str], LM], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    lm = tiny("gpt2")
+    found = requests(kind)
+    expected = one_after_the_other(lm, found, changes(lm))
+    model = EditedLM(lm, batch_size=3)
+    with model.isolated(changes(lm, dense=True), by_document), forbidden(monkeypatch, "patched_rows"):
+        assert_same(score(model, found), expected)
+
+
+def test_after_isolated_editing_the_model_is_unedited(tiny: Callable[[str], LM]) -> None:
+    lm = tiny("gpt2")
+    model, found = EditedLM(lm), requests("loglikelihood")
+    unedited = score(model, found)
+    with pytest.raises(ZeroDivisionError), model.isolated(changes(lm), lambda request: 1 // 0):
+        score(model, found)
+    assert score(model, found) == unedited
+
+
+# --- what cannot be scored ------------------------------------------
+
+
+def test_an_empty_continuation_names_the_document(tiny: Callable[[str], LM]) -> None:
+    empty = Instance("loglikelihood", {}, ("The home is", ""), 0, metadata=("NLI", 7, 1))
+    with pytest.raises(DataError, match=r"NLI, document 7: nothing to score after 'The home is'"):
+        score(EditedLM(tiny("gpt2")), [empty])
+
+
+@pytest.mark.parametrize("isolated", [False, True])
+def test_more_tokens_than_the_model_takes_are_told(tiny: Callable[[str], LM], isolated: bool) -> None:
+    lm = tiny("gpt2")
+    writing = Instance("generate_until", {}, ("Rome", {"until": [], "max_gen_toks": 96}), 0, metadata=("NER", 4, 1))
+    scoring = Instance("loglikelihood", {}, ("Rome", " Oslo" * 97), 0, metadata=("NER", 4, 1))
+    model = EditedLM(lm)
+    with model.isolated(changes(lm), by_document) if isolated else model.holding(Patch()):
+        with pytest.raises(UsageError, match=r"NER: writes up to 96 tokens, but tiny-gpt2 takes 96 tokens in all"):
+            score(model, [writing])
+        with pytest.raises(UsageError, match=r"'Oslo Oslo.*': 97 tokens to score, but tiny-gpt2 takes 96"):
+            score(model, [scoring])
+
+
+@pytest.mark.parametrize("isolated", [False, True])
+def test_a_context_too_long_is_cut_from_the_left(tiny: Callable[[str], LM], isolated: bool) -> None:
+    lm = tiny("gpt2")
+    long = "Oslo. " * lm.context + PROMPTS[0]
+    found = [Instance("loglikelihood", {}, (long, " Rome"), 0, metadata=("t", 0, 1))]
+    expected = score(HFLM(pretrained=lm.model, tokenizer=lm.tokenizer, batch_size=1), found)
+    model = EditedLM(lm)
+    with model.isolated([Patch(), Patch()], by_document) if isolated else model.holding(Patch()):
+        assert_same(score(model, found), expected)
