@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
+_PAGE = 110  # columns
+_EDITS = 50
+"""How many edits where the user names neither a set nor a number."""
 _FORMATS = ("md", "csv", "latex", "html")
 
 
@@ -100,8 +103,9 @@ def _quiet() -> None:
     warnings.simplefilter("ignore")
 
 
-def _out(width: int | None = None) -> Console:
-    return Console(width=width, highlight=False)
+def _out() -> Console:
+    """The terminal; where there is none, a page wide enough for a table."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else _PAGE)
 
 
 # --- run -----------------------------------------------------------------------------------------------------------------
@@ -156,14 +160,23 @@ def make_plan(config: Path | None, settings: Sequence[str], arch: Sequence[str],
     """The plan that arguments, on top of a configuration file, describe."""
     from harness.plan import Plan, parse_edits
 
-    values: dict[str, Any] = {"edits": "counterfact:50", **(Plan.read(config) if config else {})}
+    values: dict[str, Any] = {**(Plan.read(config) if config else {})}
+    if "edits" not in values and chosen.get("edits") is None:
+        values = {"edits": "counterfact", "num_edits": _EDITS, **values}
     values |= {key: value for key, value in chosen.items() if value is not None}
     if isinstance(values["edits"], str):
-        name, count = parse_edits(values["edits"])
-        values |= {"edits": name} | ({} if count is None or chosen.get("num_edits") else {"num_edits": count})
-    values["settings"] = {**values.get("settings", {}), **_pairs(settings, "--set")}
-    values["arch"] = {**values.get("arch", {}), **_pairs([p for a in arch for p in a.split(",")], "--arch")}
+        values["edits"], count = parse_edits(values["edits"])
+        if count is not None and chosen.get("num_edits") is None:
+            values["num_edits"] = count
+    _add(values, "settings", _pairs(settings, "--set"))
+    _add(values, "arch", _pairs([p for a in arch for p in a.split(",")], "--arch"))
     return Plan.from_json(values, str(config) if config else "plan")
+
+
+def _add(values: dict[str, Any], key: str, more: dict[str, Any]) -> None:
+    """Lay options over a mapping of the configuration; what is no mapping there is left for the plan to refuse."""
+    known = values.get(key, {})
+    values[key] = {**known, **more} if isinstance(known, dict) else known
 
 
 def _pairs(items: Sequence[str], option: str) -> dict[str, Any]:
@@ -174,7 +187,7 @@ def _pairs(items: Sequence[str], option: str) -> dict[str, Any]:
             raise UsageError(f"{option} '{item}': expected NAME=VALUE, for example {option} layers=[3]")
         try:
             found[key.strip()] = value if option == "--arch" else _scalar(value)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError):  # ValueError: a date that does not exist
             raise UsageError(f"{option} '{item}': the value is not YAML; write for example [1,2] or 0.5") from None
     return found
 
