@@ -24,6 +24,7 @@ from harness.errors import CheckFailed, DataError, HarnessError, UsageError
 if TYPE_CHECKING:
     from harness.plan import Plan
     from harness.record import Record
+    from harness.report import Moved
     from harness.stats import Cached
 
 __all__ = ["main"]
@@ -77,7 +78,9 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error:[/] {_escape(' '.join(message.split()))}")
+    Console(stderr=True, soft_wrap=True, highlight=False).print(
+        f"[bold red]error:[/] {_escape(' '.join(message.split()))}"
+    )
     sys.exit(code)
 
 
@@ -117,7 +120,9 @@ def _plan_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--model", help="A shipped model, a folder, or a Hub repository.  [default: mini]"),
         click.option("--editor", help="The method, or path/to/file.py.  [default: none]"),
         click.option("--tasks", help="Tasks and groups, separated by commas; lm-eval's own too."),
-        click.option("--edits", help="An edit set (NAME or NAME:N), or a JSONL file of your own.  [default: counterfact:50]"),
+        click.option(
+            "--edits", help="An edit set (NAME or NAME:N), or a JSONL file of your own.  [default: counterfact:50]"
+        ),
         click.option("--num-edits", type=int, help="How many of its rows, from the first."),
         click.option("--mode", type=click.Choice(["isolated", "batch", "sequential"]), help="How edits are made."),
         click.option("--batch-size", type=int, help="Edits of one sequential operation."),
@@ -128,7 +133,9 @@ def _plan_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--limit", type=int, help="Documents of each task."),
         click.option("--seed", type=int, help="Of everything random.  [default: 0]"),
         click.option("--dtype", help="float32, bfloat16, float16 or float64.  [default: float32]"),
-        click.option("--arch", "arch", multiple=True, metavar="PART=NAME", help="A module of the model, named by hand."),
+        click.option(
+            "--arch", "arch", multiple=True, metavar="PART=NAME", help="A module of the model, named by hand."
+        ),
         click.option("--config", type=click.Path(path_type=Path), help="A YAML file with any of the above."),
     ]
     for option in reversed(options):
@@ -138,7 +145,9 @@ def _plan_options(command: Callable[..., None]) -> Callable[..., None]:
 
 @harness.command()
 @_plan_options
-@click.option("--output", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of the record.")
+@click.option(
+    "--output", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of the record."
+)
 @click.option("--device", help="Where the model goes; 'auto' spreads it.  [default: an accelerator, else the CPU]")
 @click.option("--rows", type=click.IntRange(min=1), default=32, show_default=True, help="Rows of one forward pass.")
 @click.option("--no-cache", is_flag=True, help="Measure the unedited model again.")
@@ -286,17 +295,24 @@ def check(baseline: Path, only: str, tolerance: float | None, device: str | None
 
     found = [kept for kept in record.read_all(baseline) if fnmatch(record.name(kept), only)]
     if not found:
-        raise DataError(f"{baseline}: no record is named '{only}'; names look like mini--memit--counterfact-50--batch--1a2b3c4d")
-    moved = 0
+        raise DataError(
+            f"{baseline}: no record is named '{only}'; names look like mini--memit--counterfact-50--batch--1a2b3c4d"
+        )
+    moved: dict[str, Sequence[Moved]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for kept in found:
-            moved += _check_one(kept, Path(folder), device, rows, tolerance)
-    if moved:
-        raise CheckFailed(f"{moved} numbers of {len(found)} records left their tolerance")
+            moved[record.name(kept)] = _check_one(kept, Path(folder), device, rows, tolerance)
+    if any(moved.values()):
+        from harness.report import moved_table
+
+        _out().print(moved_table(moved))
+        count = sum(len(items) for items in moved.values())
+        raise CheckFailed(f"{count} numbers of {len(found)} records left their tolerance; the table says which")
     _out().print(f"[green]ok[/] {len(found)} records, no number left its tolerance")
 
 
-def _check_one(kept: Record, folder: Path, device: str | None, rows: int, tolerance: float | None) -> int:
+def _check_one(kept: Record, folder: Path, device: str | None, rows: int, tolerance: float | None) -> Sequence[Moved]:
+    """Run the plan of a record again, and say what moved."""
     from harness import record, report
     from harness.plan import Plan
     from harness.runner import Options
@@ -304,14 +320,10 @@ def _check_one(kept: Record, folder: Path, device: str | None, rows: int, tolera
 
     with _progress() as progress:
         again = carry_out(Plan.from_json(kept.plan), Options(folder, device, rows, report=progress))
-    options = {} if tolerance is None else {"tolerance": tolerance}
-    changes = report.regressions(kept, again, **options)
-    console = _out()
-    mark = "[red]moved[/]" if changes else "[green]ok[/]"
-    console.print(f"{mark} {record.name(kept)}", soft_wrap=True)
-    if changes:
-        console.print(report.regression_table(changes))
-    return len(changes)
+    moved = report.regressions(kept, again) if tolerance is None else report.regressions(kept, again, tolerance)
+    mark = f"[red]{len(moved)} moved[/]" if moved else "[green]ok[/]"
+    _out().print(f"{mark} {record.name(kept)}", soft_wrap=True)
+    return moved
 
 
 # --- lists ---------------------------------------------------------------------------------------------------------------
@@ -374,7 +386,14 @@ def data(data_dir: str | None) -> None:
     from harness.data import status
 
     rows = [
-        (row.name, row.split, "-" if row.mini is None else str(row.mini), row.folder or "-", row.url or "-", row.licence)
+        (
+            row.name,
+            row.split,
+            "-" if row.mini is None else str(row.mini),
+            row.folder or "-",
+            row.url or "-",
+            row.licence,
+        )
         for row in status(data_dir)
     ]
     _out().print(_table("data", ("name", "split", "shipped", "folder", "published", "licence"), rows))
@@ -396,7 +415,9 @@ def cov() -> None:
 @click.option("--dtype", default="float32", show_default=True)
 @click.option("--device", help="Where the model goes.")
 @click.option("--arch", multiple=True, metavar="PART=NAME", help="A module of the model, named by hand.")
-def cov_make(model: str, layers: str, tokens: int, text: str | None, dtype: str, device: str | None, arch: Sequence[str]) -> None:
+def cov_make(
+    model: str, layers: str, tokens: int, text: str | None, dtype: str, device: str | None, arch: Sequence[str]
+) -> None:
     """Gather second moments of many layers in one pass over the text."""
     from harness import stats
     from harness.lm import load
@@ -404,7 +425,9 @@ def cov_make(model: str, layers: str, tokens: int, text: str | None, dtype: str,
     lm = load(model, dtype, device, _pairs([p for a in arch for p in a.split(",")], "--arch") or None, text)
     chosen = list(range(lm.arch.layers)) if layers == "all" else _integers(layers, "--layers")
     with _progress() as report:
-        found = stats.moments(lm, chosen, tokens=tokens, progress=lambda done, total: report("second moments", done, total))
+        found = stats.moments(
+            lm, chosen, tokens=tokens, progress=lambda done, total: report("second moments", done, total)
+        )
     rows = [(str(layer), f"{m.count:,}", m.key[:16]) for layer, m in found.items()]
     _out().print(_table(f"second moments of {model}", ("layer", "tokens", "key"), rows))
 
