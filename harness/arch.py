@@ -129,7 +129,7 @@ def _head(model: PreTrainedModel) -> str:
 def _name_of(model: nn.Module, wanted: nn.Module | None, part: str) -> str:
     for name, module in model.named_modules():
         if wanted is not None and module is wanted:
-            return name
+            return str(name)
     raise _not_found(model, part, f"the module that transformers calls the {part}")
 
 

@@ -104,6 +104,7 @@ def _quiet() -> None:
     for name in ("lm_eval", "datasets", "transformers", "evaluate"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
+    logging.basicConfig(level=logging.WARNING, format="warning: %(message)s")
 
 
 def _out() -> Console:
@@ -111,7 +112,7 @@ def _out() -> Console:
     return Console(highlight=False, width=None if sys.stdout.isatty() else _PAGE)
 
 
-# --- run -----------------------------------------------------------------------------------------------------------------
+# --- run --------------------------------------------------------------------------------------------------------------
 
 
 def _plan_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -241,7 +242,7 @@ def _show_run(kept: Record) -> None:
     console.print(report.run_table(kept))
 
 
-# --- records -------------------------------------------------------------------------------------------------------------
+# --- records ----------------------------------------------------------------------------------------------------------
 
 
 @harness.command()
@@ -326,7 +327,7 @@ def _check_one(kept: Record, folder: Path, device: str | None, rows: int, tolera
     return moved
 
 
-# --- lists ---------------------------------------------------------------------------------------------------------------
+# --- lists ------------------------------------------------------------------------------------------------------------
 
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> RenderableType:
@@ -399,7 +400,7 @@ def data(data_dir: str | None) -> None:
     _out().print(_table("data", ("name", "split", "shipped", "folder", "published", "licence"), rows))
 
 
-# --- second moments ------------------------------------------------------------------------------------------------------
+# --- second moments ---------------------------------------------------------------------------------------------------
 
 
 @harness.group()

@@ -143,7 +143,8 @@ class Dense(Delta):
 
     def singular_values(self) -> Tensor:
         if self.value.dim() < 2:
-            return self.value.double().norm().reshape(1)
+            length: Tensor = self.value.double().norm().reshape(1)
+            return length
         return _svdvals(self.value.double())
 
 

@@ -283,7 +283,7 @@ def snippets(data_dir: str | None) -> Snippets | None:
     places = [Path(str(data_dir)) / part / "attribute_snippets.json" for part in (NAME, ".")]
     path = next((place for place in places if place.is_file()), None)
     if path is None:
-        log.warning("reference_score is missing: no attribute_snippets.json in %s", data_dir)
+        log.info("reference_score is missing: no attribute_snippets.json in %s", data_dir)
         return None
     grouped: dict[str, dict[str, list[str]]] = {}
     for entry in _array(path, data.read_text(path)):
