@@ -47,15 +47,19 @@ class _Group(click.Group):
         return super().resolve_command(ctx, args)
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="lm-edit-harness")
-def harness() -> None:
-    r"""Measure what an edit of a language model gains, and what it costs.
+@click.group(
+    cls=_Group,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="""Measure what an edit of a language model gains, and what it costs.
 
     \b
     harness run --editor memit --tasks NER,NLI       the shipped model, the shipped data
     harness leaderboard results/ --format md
-    """
+    """,
+)
+@click.version_option(package_name="lm-edit-harness")
+def harness() -> None:
+    """The group of all commands."""
 
 
 def main() -> None:
@@ -66,6 +70,9 @@ def main() -> None:
     except HarnessError as error:
         _fail(str(error), error.exit_code)
     except click.UsageError as error:
+        if error.ctx is not None and isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):
+            click.echo(error.ctx.get_help())
+            return
         hint = f" (see '{error.ctx.command_path} --help')" if error.ctx else ""
         _fail(f"{error.format_message()}{hint}", 2)
     except click.ClickException as error:
@@ -220,7 +227,8 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
         MofNCompleteColumn(),
         TimeRemainingColumn(compact=True, elapsed_when_finished=True),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         current: dict[str, Any] = {"name": None, "id": None}
 
         def report(name: str, done: int, total: int) -> None:
