@@ -209,6 +209,10 @@ def test_nothing_to_measure_has_no_value(values: metrics.Values, reason: str) ->
     assert difference(values, values, 0).value is None
 
 
+def test_a_negative_denominator_is_no_number() -> None:
+    assert estimate({"a": Ratio(1, -1), "b": Ratio(1, 1)}, 0).reason == "1 of 2 documents have no finite value"
+
+
 # --- difference -------------------------------------------------------------------------------------------------------
 
 
@@ -236,6 +240,23 @@ def test_one_probe_an_edit_is_an_outcome_too() -> None:
     base = {str(i): Ratio(0.0, 1, f"edit{i}") for i in range(20)}
     edited = {str(i): Ratio(float(i < 8), 1, f"edit{i}") for i in range(20)}
     assert difference(base, edited, 0).p == pytest.approx(2 / 2**8)
+
+
+def test_outcomes_that_count_on_one_side_only_are_no_pairs_of_mcnemar() -> None:
+    """Ten right of ten that answer, then ten right of twenty: the accuracy over answers falls, by the bootstrap."""
+    base = {str(i): Ratio(float(i < 10), float(i < 10)) for i in range(20)}
+    edited = {str(i): Ratio(float(i < 10), 1.0) for i in range(20)}
+    result = difference(base, edited, 0)
+    assert result.value == pytest.approx(-0.5)
+    assert (result.p, result.n) != (1.0, 20)
+    assert result.significant
+
+
+def test_a_clear_effect_survives_an_adjustment_for_many_comparisons() -> None:
+    """Counting among 2000 resamples alone could not go below 0.001."""
+    base = normal(60, seed=4)
+    edited = {i: Ratio(r.num + 1 + 0.1 * math.sin(int(i))) for i, r in base.items()}
+    assert difference(base, edited, 0).p < 1e-6
 
 
 def test_pairing_narrows_the_interval() -> None:
