@@ -1,7 +1,7 @@
 """Context templates: short texts of the model's own, in front of which an edit shall hold as well.
 
-A template is a text with one ``{}`` where the prompt stands. They are sampled from the unedited model with a seed, so that
-an edit can be repeated, and are part of what an editor returns, so that they stand in the record.
+A template is a text with one ``{}`` where the prompt stands. They are sampled from the unedited model with a seed, so
+that an edit can be repeated, and are part of what an editor returns, so that they stand in the record.
 Sources: Meng et al. 2022 (ROME), appendix E.5; Meng et al. 2023 (MEMIT), appendix B.
 """
 
@@ -28,8 +28,8 @@ _MEMIT_STARTS = ("The", "Therefore", "Because", "I", "You")
 def contexts(lm: LM, kind: Kind, seed: int = 0) -> tuple[str, ...]:
     """Context templates sampled from the model as it is now; the first is ``{}``, the bare prompt.
 
-    ``rome``: ten texts of 5 tokens and ten of 10, BOS included, that start from nothing. ``memit``: one text of 10 tokens for
-    each of five first words.
+    ``rome``: ten texts of 5 tokens and ten of 10, BOS included, that start from nothing. ``memit``: one text of 10
+    tokens for each of five first words.
 
     Args:
         lm: the model.
@@ -73,7 +73,8 @@ def _clean(text: str) -> str:
 def weights(templates: Sequence[str], kind: Kind) -> Tensor:
     """How much each template counts in the mean key, ``[templates]``, float64, of sum 1.
 
-    ``rome``: all the same. ``memit``: the bare prompt counts one half, the others share the other half (the mean of two means).
+    ``rome``: all the same. ``memit``: the bare prompt counts one half, the others share the other half (the mean of
+    two means).
     """
     count = len(templates)
     if kind == "rome" or count == 1:

@@ -1,7 +1,7 @@
 """Gradient descent on a few parameters of a model, which stay as they are: what is trained are copies.
 
-Sources: Zhu et al. 2020, "Modifying Memories in Transformer Models", arXiv 2012.00363 (the L-infinity bound); the baselines FT and
-FT+L of Meng et al. 2022 (kmeng01/rome) and 2023 (kmeng01/memit at 80426fd).
+Sources: Zhu et al. 2020, "Modifying Memories in Transformer Models", arXiv 2012.00363 (the L-infinity bound); the
+baselines FT and FT+L of Meng et al. 2022 (kmeng01/rome) and 2023 (kmeng01/memit at 80426fd).
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from harness.lm import LM
 __all__ = ["Loss", "Settings", "Trained", "descend", "feed_forward"]
 
 Loss = Literal["target_new", "prompt_last"]
-"""``target_new``: mean NLL of the target's tokens, each after those before it.  ``prompt_last``: as in the authors' code, the mean
-NLL of all the target's tokens at the one position after the prompt; the same for targets of one token."""
+"""``target_new``: mean NLL of the target's tokens, each after those before it.  ``prompt_last``: as in the authors'
+code, the mean NLL of all the target's tokens at the one position after the prompt; the same for targets of one
+token."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,9 @@ def descend(lm: LM, edits: Sequence[Edit], parameters: Sequence[str], settings: 
         if sum(loss * count for loss, count in passed) < settings.threshold * len(examples):
             break
     changes = {name: (free[name] - start[name]).detach() for name in parameters}
-    return Trained({name: Dense(c.T.contiguous() if lm.transposed(name) else c) for name, c in changes.items()}, tuple(losses))
+    return Trained(
+        {name: Dense(c.T.contiguous() if lm.transposed(name) else c) for name, c in changes.items()}, tuple(losses)
+    )
 
 
 def _wide(tensor: Tensor) -> Tensor:
@@ -110,7 +113,9 @@ def _example(lm: LM, edit: Edit) -> _Example:
     example = _Example(edit, lm.encode(edit.text), lm.continuation(edit.text, edit.continuation))
     length = len(example.prompt) + len(example.target)
     if length > lm.context:
-        raise DataError(f"edit {edit.id}: it has {length} tokens with its target, but {lm.name} takes {lm.context}; shorten the prompt")
+        raise DataError(
+            f"edit {edit.id}: {length} tokens with its target, but {lm.name} takes {lm.context}; shorten the prompt"
+        )
     return example
 
 
@@ -131,7 +136,7 @@ def _update(
         raise NumericalError(f"the loss of edits {ids} became {value} in training {', '.join(free)}; lower lr")
     if value >= settings.threshold:
         adam.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         adam.step()
         if settings.norm_constraint is not None:
             bound = settings.norm_constraint

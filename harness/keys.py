@@ -27,7 +27,8 @@ from harness.taps import Row, Taps, read
 __all__ = ["FactToken", "Unedited", "chosen", "depth", "inserted", "keys", "lookup", "prompts", "spread", "unedited"]
 
 FactToken = Literal["subject_last", "subject_first", "subject_first_after_last", "last", "last_released"]
-"""Which token of the prompt is edited.  ``last_released`` is the last column of the padded rows, as ROME's code reads it."""
+"""Which token of the prompt is edited.  ``last_released`` is the last column of the padded rows, as ROME's code reads
+it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +45,13 @@ class Unedited:
 
 
 def unedited(
-    lm: LM, memory: object, kind: Kind, layers: Sequence[int], seed: int, tokens: int, given: tuple[str, ...] | None = None
+    lm: LM,
+    memory: object,
+    kind: Kind,
+    layers: Sequence[int],
+    seed: int,
+    tokens: int,
+    given: tuple[str, ...] | None = None,
 ) -> Unedited:
     """What an earlier edit took from the unedited model, or now for the first time.
 
@@ -99,7 +106,9 @@ def lookup(lm: LM, edit: Edit, template: str, fact_token: FactToken) -> tuple[li
         UsageError: the edit has no subject.
     """
     if edit.subject is None:
-        raise UsageError(f"edit {edit.id}: it has no subject, which this editor needs; give rows of prompt, subject and target")
+        raise UsageError(
+            f"edit {edit.id}: it has no subject, which this editor needs; give rows of prompt, subject and target"
+        )
     before = template.index("{}") + edit.prompt.index("{}")
     text = template.replace("{}", edit.text)
     ids = lm.encode(text)
@@ -113,7 +122,12 @@ def lookup(lm: LM, edit: Edit, template: str, fact_token: FactToken) -> tuple[li
 
 
 def prompts(
-    lm: LM, edit: Edit, templates: Sequence[str], fact_token: FactToken, suffix: Sequence[int] = (), extra: Sequence[Row] = ()
+    lm: LM,
+    edit: Edit,
+    templates: Sequence[str],
+    fact_token: FactToken,
+    suffix: Sequence[int] = (),
+    extra: Sequence[Row] = (),
 ) -> list[Row]:
     """One row of tokens for each context, with the position of the token to edit.
 
@@ -133,7 +147,7 @@ def prompts(
     longest = max(len(row.ids) for row in rows)
     if longest > lm.context:
         raise DataError(
-            f"edit {edit.id}: with its longest context and target it has {longest} tokens, but {lm.name} takes {lm.context}; "
+            f"edit {edit.id}: {longest} tokens with its longest context and target, but {lm.name} takes {lm.context}; "
             "shorten the prompt"
         )
     return [Row(row.ids, longest - 1) for row in rows] if fact_token == "last_released" else rows
@@ -176,7 +190,9 @@ def _mean(rows: Tensor, share: Tensor) -> Tensor:
     return torch.einsum("etd,t->ed", grouped, share.to(rows))
 
 
-def inserted(u: Tensor, key: Tensor, output: Tensor, value: Tensor, names: Sequence[str] = ("the edit",)) -> list[LowRank]:
+def inserted(
+    u: Tensor, key: Tensor, output: Tensor, value: Tensor, names: Sequence[str] = ("the edit",)
+) -> list[LowRank]:
     """The rank-one changes that map keys to values: ``right = u^T``, ``left = (v* - y) / (k . u)`` (ROME, equation 2).
 
     Args:
@@ -192,7 +208,9 @@ def inserted(u: Tensor, key: Tensor, output: Tensor, value: Tensor, names: Seque
     scale = (key * u).sum(1)
     for name, dot in zip(names, scale.tolist(), strict=True):
         if not abs(dot) > torch.finfo(scale.dtype).tiny:
-            raise NumericalError(f"{name}: the update direction is orthogonal to the key (k.u = {dot}); choose another prompt")
+            raise NumericalError(
+                f"{name}: the update direction is orthogonal to the key (k.u = {dot}); choose another prompt"
+            )
     left = (value - output) / scale[:, None]
     return [LowRank(left[i, :, None], u[i, None]) for i in range(len(u))]
 
@@ -209,7 +227,8 @@ def spread(
     """Spread the wanted hidden states of independent batches of edits over layers, ascending (MEMIT, algorithm 1).
 
     At layer ``i`` of ``m``: ``K`` are the keys and ``h`` the hidden states of the last layer, both on the model that
-    carries the batch's changes so far; the residual is ``R = (z - h) / (m - i)``, and ``solve`` makes of both the change.
+    carries the batch's changes so far; the residual is ``R = (z - h) / (m - i)``, and ``solve`` makes of both the
+    change.
 
     Args:
         lm: the model.

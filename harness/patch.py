@@ -249,8 +249,9 @@ def _row_hook(rows: Rows, lefts: Tensor, rights: Tensor) -> Callable[[nn.Module,
         if rows.index is None:
             return output
         index = rows.index.to(lefts.device)
-        x = args[0].to(rights.dtype)
-        change = (x @ rights[index].transpose(1, 2)) @ lefts[index].transpose(1, 2)
+        # OPT flattens rows and columns inside its blocks.
+        x = args[0].to(rights.dtype).reshape(len(index), -1, rights.shape[2])
+        change = ((x @ rights[index].transpose(1, 2)) @ lefts[index].transpose(1, 2)).reshape(output.shape)
         changed: Tensor = (output.to(change.dtype) + change).to(output.dtype)
         return changed
 

@@ -34,7 +34,8 @@ def direction(keys: Tensor, moment: Moment | None) -> Tensor:
         NumericalError: the moment has no inverse.
     """
     u = keys if moment is None else moment.solve(keys.T).T.to(keys)
-    return u / u.norm(dim=1, keepdim=True)
+    unit: Tensor = u / u.norm(dim=1, keepdim=True)
+    return unit
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ class RankOne(Editor):
     """An editor that writes each fact with one rank-one change for each of its layers.
 
     Attributes:
-        layers: the layers, edited in ascending order, each on top of the one before; by default one at 17 % of the depth, where
-            the published settings of GPT-J and Llama lie.
+        layers: the layers, edited in ascending order, each on top of the one before; by default one at 17 % of the
+            depth, where the published settings of GPT-J and Llama lie.
         fact_token: the token whose key and value are edited.
         v_steps: evaluations of the loss of the value.
         v_lr: its learning rate.
@@ -117,4 +118,3 @@ class RankOne(Editor):
     def _unedited(self, lm: LM, memory: object) -> Unedited:
         layers = self._layers(lm) if self.covariance else ()
         return unedited(lm, memory, "rome", layers, self.seed, self.cov_tokens, self.contexts)
-

@@ -1,8 +1,9 @@
 """Second moments of keys, all layers in one pass, kept in a cache whose key holds every input.
 
 ``C = sum k k^T / count``, uncentred, over all tokens of a text; ``k`` is the input of a layer's down-projection.
-Source: Meng et al. 2022 (ROME), section 3.1 and appendix E; the text there is Wikipedia, 100,000 articles. Far less text
-is enough where ``C`` has full rank: a few tokens for each dimension of a key (Gupta et al. 2025, arXiv 2506.04226).
+Source: Meng et al. 2022 (ROME), section 3.1 and appendix E; the text there is Wikipedia, 100,000 articles. Far less
+text is enough where ``C`` has full rank: a few tokens for each dimension of a key (Gupta et al. 2025, arXiv
+2506.04226).
 """
 
 from __future__ import annotations
@@ -31,7 +32,19 @@ from harness.errors import DataError, NumericalError, near
 from harness.lm import LM, tensor_sha256
 from harness.taps import tap
 
-__all__ = ["Cached", "Manifest", "Moment", "accumulate", "cache_folder", "cached", "check", "documents", "double", "moments", "verify"]
+__all__ = [
+    "Cached",
+    "Manifest",
+    "Moment",
+    "accumulate",
+    "cache_folder",
+    "cached",
+    "check",
+    "documents",
+    "double",
+    "moments",
+    "verify",
+]
 
 FORMAT = 1
 _WINDOW = 256  # documents that are sorted by length before they are batched
@@ -68,11 +81,13 @@ class Moment:
         """
         check(self, self.name)
         size = self.matrix.shape[0]
+        lower: Tensor
         lower, failed = torch.linalg.cholesky_ex(double(self.matrix))
         if self.count < size or bool(failed):
             raise NumericalError(
-                f"the second moment of {self.name} has no inverse: {self.count} tokens were read, at least {size} are needed and "
-                f"more where text repeats itself; raise --set cov_tokens={max(10 * size, 2 * self.count)} or give more with --text FILE"
+                f"the second moment of {self.name} has no inverse: {self.count} tokens were read, at least {size} are "
+                f"needed and more where text repeats itself; raise --set cov_tokens={max(10 * size, 2 * self.count)} "
+                "or give more text with --text FILE"
             )
         return lower
 
@@ -141,7 +156,9 @@ def moments(
         NumericalError: an activation is not finite; names the layer.
     """
     if tokens < 1:
-        raise DataError(f"{tokens} tokens of text for second moments: give at least 1, for example --set cov_tokens=100000")
+        raise DataError(
+            f"{tokens} tokens of text for second moments: give at least 1, for example --set cov_tokens=100000"
+        )
     folder = folder or cache_folder()
     wanted = _manifests(lm, sorted(set(layers)), tokens)
     found = {layer: _load(folder / f"{m.key}.safetensors", m, lm) for layer, m in wanted.items()}
@@ -182,7 +199,7 @@ def accumulate(
             for layer, name in names.items():
                 keys = seen.inputs[name][batch.mask.bool().to(seen.inputs[name].device)]
                 keys = keys.to(torch.promote_types(keys.dtype, torch.float32))
-                # Products of one batch in working precision, their sum in float64: the error does not grow with the text.
+                # Products of one batch in working precision, their sum in float64: errors do not grow with the text.
                 square = double(keys.T @ keys)
                 sums[layer] = square if layer not in sums else sums[layer].add_(square)
             count += sum(len(row) for row in rows)
@@ -223,11 +240,13 @@ def _batches(lm: LM, texts: Iterable[str], tokens: int | None, budget: int) -> I
 
 
 @contextmanager
-def _bar(progress: Callable[[int, int], None] | None, name: str, total: int | None) -> Iterator[Callable[[int, int], None]]:
+def _bar(
+    progress: Callable[[int, int], None] | None, name: str, total: int | None
+) -> Iterator[Callable[[int, int], None]]:
     """A callback, or a bar on the terminal where none was given."""
     console = Console(stderr=True)
     if progress is not None or not console.is_terminal:
-        yield progress or (lambda done, total: None)
+        yield progress or (lambda _done, _total: None)
         return
     with Progress(console=console, transient=True) as bar:
         task = bar.add_task(f"second moments of {name} (tokens)", total=total)
@@ -242,7 +261,8 @@ def check(moment: Moment, name: str) -> None:
     """
     if not bool(torch.isfinite(moment.matrix).all()):
         raise NumericalError(
-            f"the second moment of {name} holds a NaN or an infinity; load the model in float32 or bfloat16 and make it again"
+            f"the second moment of {name} holds a NaN or an infinity; load the model in float32 or bfloat16 "
+            "and make it again"
         )
 
 
@@ -250,8 +270,9 @@ def documents(source: str) -> Iterator[str]:
     """The documents of a text source.
 
     Args:
-        source: ``mini`` (shipped), a file (``.txt`` one document a line, ``.jsonl`` with ``text``, both also ``.gz``), a folder
-            of those, ``wikitext``, ``wikipedia``, or a Hub data set ``owner/name[:config][@revision]`` with a column ``text``.
+        source: ``mini`` (shipped), a file (``.txt`` one document a line, ``.jsonl`` with ``text``, both also
+            ``.gz``), a folder of those, ``wikitext``, ``wikipedia``, or a Hub data set
+            ``owner/name[:config][@revision]`` with a column ``text``.
 
     Raises:
         DataError: it does not exist, cannot be read, or the Hub cannot be reached.
@@ -276,9 +297,13 @@ def _files(source: str) -> list[Path] | None:
         return found
     if path.is_file():
         return [path]
-    if source in _HUB or (source.count("/") == 1 and not source.startswith((".", "~", "/")) and path.suffix not in (".txt", ".gz")):
+    if source in _HUB or (
+        source.count("/") == 1 and not source.startswith((".", "~", "/")) and path.suffix not in (".txt", ".gz")
+    ):
         return None
-    raise DataError(f"{source}: no such text{near(source, ['mini', *_HUB])}; give a file, a folder or a Hub data set with --text")
+    raise DataError(
+        f"{source}: no such text{near(source, ['mini', *_HUB])}; give a file, a folder or a Hub data set with --text"
+    )
 
 
 def _lines(path: Path) -> Iterator[str]:
@@ -289,7 +314,9 @@ def _lines(path: Path) -> Iterator[str]:
                 if line.strip():
                     yield _text_of(line, path, number)
     except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as UTF-8 text ({error}); give another file with --text FILE") from error
+        raise DataError(
+            f"{path}: cannot be read as UTF-8 text ({error}); give another file with --text FILE"
+        ) from error
 
 
 def _text_of(line: str, path: Path, number: int) -> str:
@@ -298,7 +325,9 @@ def _text_of(line: str, path: Path, number: int) -> str:
     try:
         text = json.loads(line)["text"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise DataError(f"{path}:{number}: expected a JSON object with the key 'text'; mend or drop the line") from error
+        raise DataError(
+            f"{path}:{number}: expected a JSON object with the key 'text'; mend or drop the line"
+        ) from error
     return str(text)
 
 
@@ -315,7 +344,9 @@ def _hub(source: str) -> Iterator[str]:
         raise DataError(f"{source}: the data set has no column {error}; give plain text with --text FILE") from error
     except (OSError, ValueError, RuntimeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{source}: the Hub text cannot be read ({reason}); without a network give a text with --text FILE") from error
+        raise DataError(
+            f"{source}: the Hub text cannot be read ({reason}); without a network give a text with --text FILE"
+        ) from error
 
 
 def _hub_parts(source: str) -> tuple[str, str | None, str | None]:
@@ -332,13 +363,17 @@ def _text_id(source: str) -> str:
         return "hub:" + ":".join(part or "" for part in _hub_parts(source))
     digest = hashlib.sha256()
     for path in paths:
-        try:
-            with path.open("rb") as handle:
-                while block := handle.read(1 << 20):
-                    digest.update(block)
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error.strerror}); give a text with --text FILE") from error
+        _digest(path, digest)
     return f"sha256:{digest.hexdigest()}"
+
+
+def _digest(path: Path, digest: hashlib._Hash) -> None:
+    try:
+        with path.open("rb") as handle:
+            while block := handle.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); give a text with --text FILE") from error
 
 
 def _manifests(lm: LM, layers: Sequence[int], tokens: int) -> dict[int, Manifest]:
@@ -425,9 +460,11 @@ def _store(folder: Path, manifest: Manifest, moment: Moment) -> Moment:
         os.close(handle)
         try:
             save_file({"moment": plain}, part, metadata=metadata)
-            os.replace(part, target)
+            Path(part).replace(target)
         finally:
             Path(part).unlink(missing_ok=True)
     except OSError as error:
-        raise DataError(f"{folder}: second moments cannot be written ({error.strerror}); set HARNESS_CACHE to a folder of yours") from error
+        raise DataError(
+            f"{folder}: second moments cannot be written ({error.strerror}); set HARNESS_CACHE to a folder of yours"
+        ) from error
     return Moment(matrix, moment.count, manifest.key, manifest.module)

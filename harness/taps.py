@@ -42,7 +42,7 @@ class Taps:
     outputs: dict[str, Tensor] = field(default_factory=dict)
 
 
-class _Enough(Exception):
+class _Enough(Exception):  # noqa: N818
     """Everything that was asked for has been read."""
 
 
@@ -84,10 +84,10 @@ def _hooks(
     lm: LM, inputs: Collection[str], outputs: Collection[str], keep: Callable[[str, str, Tensor], None]
 ) -> Iterator[None]:
     def before(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        return lambda module, args: keep("in", name, args[0])
+        return lambda _module, args: keep("in", name, args[0])
 
     def after(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        return lambda module, args, output: keep("out", name, first(output))
+        return lambda _module, _args, output: keep("out", name, first(output))
 
     handles = [lm.module(name).register_forward_pre_hook(before(name)) for name in inputs]
     # Hooks run in the order of registration: what is read here is what the hooks of a patch made of it.
@@ -105,7 +105,7 @@ def read(
     inputs: Collection[str] = (),
     outputs: Collection[str] = (),
     budget: int = 8192,
-    before: Callable[[Sequence[int]], None] = lambda chunk: None,
+    before: Callable[[Sequence[int]], None] = lambda _chunk: None,
 ) -> Taps:
     """What modules read or wrote at each row's position: tensors of ``[rows, dim]``, at least in float32.
 
@@ -134,7 +134,7 @@ def read(
 def pad(lm: LM, rows: Sequence[Row]) -> Batch:
     """The rows as a batch that is wide enough for every position looked at."""
     batch = lm.batch([row.ids for row in rows])
-    more = max(0, max(row.at for row in rows) + 1 - batch.ids.shape[1])
+    more = max(0, *(row.at + 1 - batch.ids.shape[1] for row in rows))
     return Batch(nn.functional.pad(batch.ids, (0, more)), nn.functional.pad(batch.mask, (0, more)))
 
 
@@ -158,7 +158,7 @@ def chunks(lengths: Sequence[Sequence[int]], budget: int) -> Iterator[list[int]]
     chunk: list[int] = []
     width = rows = 0
     for i in sorted(range(len(lengths)), key=lambda i: (max(lengths[i]), i)):
-        width, rows = max(width, max(lengths[i])), rows + len(lengths[i])
+        width, rows = max(width, *lengths[i]), rows + len(lengths[i])
         if chunk and width * rows > budget:
             yield chunk
             chunk, width, rows = [], max(lengths[i]), len(lengths[i])

@@ -1,11 +1,11 @@
 """Value optimisation: which vector, put in place of a hidden state, makes the model say the target.
 
-One optimisation shared by all locate-then-edit methods; many edits run side by side in one batch, each with its own loss,
-its own row of the optimiser's state, its own stop and its own bound, so that the result is that of one at a time.
+One optimisation shared by all locate-then-edit methods; many edits run side by side in one batch, each with its own
+loss, its own row of the optimiser's state, its own stop and its own bound, so that the result is that of one at a time.
 The blocks below the edited one do not change and run once; logits are computed at supervised positions only.
 
-Sources: Meng et al. 2022 (ROME), section 3.1, equation 4, and their code at 0874014; Meng et al. 2023 (MEMIT), section 4.2,
-equation 16, and their code at 80426fd.  Where both differ from their text, this follows the code.
+Sources: Meng et al. 2022 (ROME), section 3.1, equation 4, and their code at 0874014; Meng et al. 2023 (MEMIT),
+section 4.2, equation 16, and their code at 80426fd.  Where both differ from their text, this follows the code.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def optimise(lm: LM, edits: Sequence[Edit], templates: Sequence[str], objective:
 
 
 def _budget(lm: LM) -> int:
-    """Tokens of one pass whose activations take some 9 GiB in half precision (34 numbers a token, layer and dimension)."""
+    """Tokens of one pass: at 34 half-precision numbers a token, layer and dimension some 9 GiB of activations."""
     return max(256, min(8192, 2**27 // (lm.arch.width * lm.arch.layers)))
 
 
@@ -156,7 +156,9 @@ def _task(lm: LM, edit: Edit, templates: Sequence[str], fact_token: FactToken) -
     return _Task(edit, rows, target)
 
 
-def _descend(lm: LM, tasks: Sequence[_Task], objective: Objective, runner: type[_Runner]) -> tuple[Tensor, Tensor, list[Tensor]]:
+def _descend(
+    lm: LM, tasks: Sequence[_Task], objective: Objective, runner: type[_Runner]
+) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Adam on one row for each edit; an edit that has stopped keeps its row."""
     stage = _Stage(lm, tasks, list(range(len(tasks))), objective, runner)
     start, reference = stage.start, None
@@ -174,7 +176,7 @@ def _descend(lm: LM, tasks: Sequence[_Task], objective: Objective, runner: type[
         if step == objective.steps - 1 or not bool(active.any()):
             break
         adam.zero_grad()
-        terms[:, 0][active[stage.index]].sum().backward()
+        torch.autograd.backward(terms[:, 0][active[stage.index]].sum())
         before = delta.detach().clone()
         adam.step()
         with torch.no_grad():
@@ -189,15 +191,20 @@ def _descend(lm: LM, tasks: Sequence[_Task], objective: Objective, runner: type[
 
 
 def _note(
-    terms: Tensor, members: Sequence[int], active: Tensor, losses: list[list[Tensor]], tasks: Sequence[_Task], objective: Objective
+    terms: Tensor,
+    members: Sequence[int],
+    active: Tensor,
+    losses: list[list[Tensor]],
+    tasks: Sequence[_Task],
+    objective: Objective,
 ) -> None:
     for row, i in zip(terms, members, strict=True):
         if not bool(active[i]):
             continue
         if not bool(torch.isfinite(row).all()):
             raise NumericalError(
-                f"edit {tasks[i].edit.id}: the loss at layer {objective.layer} became {row[0].item()} after {len(losses[i])} steps; "
-                "lower v_lr, or load the model in float32"
+                f"edit {tasks[i].edit.id}: the loss at layer {objective.layer} became {row[0].item()} after "
+                f"{len(losses[i])} steps; lower v_lr, or load the model in float32"
             )
         losses[i].append(row)
 
@@ -216,10 +223,11 @@ class _Stage:
         self.runner = runner(lm, batch, self.places, objective)
         self.index = torch.tensor(self.members, device=lm.device)
         heads = torch.tensor([0, *(len(task.rows) for task in mine[:-1])], device=lm.device).cumsum(0)
-        self.start = self.runner.seam[heads, self.places.at[heads]]
+        seam = self.runner.seam
+        self.start = seam[heads.to(seam.device), self.places.at[heads].to(seam.device)].to(lm.device)
 
     def losses(self, delta: Tensor, start: Tensor, reference: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Total, NLL, KL and weight decay of each member, ``[members, 4]``; and ``log P_unedited [edits, vocabulary]``."""
+        """Total, NLL, KL, weight decay of each member, ``[members, 4]``; ``log P_unedited [edits, vocabulary]``."""
         mine, places = delta[self.index], self.places
         supervised, essence = self.runner.logits(mine)
         log_p = supervised.log_softmax(-1).gather(1, places.token[:, None])[:, 0]
@@ -234,7 +242,15 @@ class _Stage:
 
 
 def _places(tasks: Sequence[_Task], device: torch.device) -> _Places:
-    row, column, token, owner, share, kl_row, kl_column, at, of = ([] for _ in range(9))  # type: ignore[var-annotated]
+    row: list[int] = []
+    column: list[int] = []
+    token: list[int] = []
+    owner: list[int] = []
+    share: list[float] = []
+    kl_row: list[int] = []
+    kl_column: list[int] = []
+    at: list[int] = []
+    of: list[int] = []
     for e, task in enumerate(tasks):
         for r, line in enumerate(task.rows):
             if r == len(task.rows) - 1:
@@ -249,9 +265,21 @@ def _places(tasks: Sequence[_Task], device: torch.device) -> _Places:
                 share += [1 / (len(task.target) * (len(task.rows) - 1))] * len(task.target)
             at.append(line.at)
             of.append(e)
-    whole = [torch.tensor(list(x), device=device) for x in (row, column, token, owner)]
-    rest = [torch.tensor(list(x), device=device) for x in (kl_row, kl_column, at, of)]
-    return _Places(*whole, torch.tensor(share, dtype=torch.float64), *rest)
+
+    def whole(numbers: list[int]) -> Tensor:
+        return torch.tensor(numbers, device=device)
+
+    return _Places(
+        row=whole(row),
+        column=whole(column),
+        token=whole(token),
+        owner=whole(owner),
+        share=torch.tensor(share, dtype=torch.float64),
+        kl_row=whole(kl_row),
+        kl_column=whole(kl_column),
+        at=whole(at),
+        of=whole(of),
+    )
 
 
 class _Runner:
@@ -289,7 +317,7 @@ class _Runner:
         rows = torch.arange(len(self.places.at))
         change = delta[self.places.of]
 
-        def shift(module: nn.Module, args: Any, output: Any) -> Any:
+        def shift(_module: nn.Module, _args: Any, output: Any) -> Any:
             flat = first(output)
             hidden = flat.reshape(*self.batch.ids.shape, -1)
             where = (rows.to(flat.device), self.places.at.to(flat.device))
@@ -297,7 +325,7 @@ class _Runner:
             changed = hidden.index_put(where, moved).reshape(flat.shape)
             return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
-        def look(module: nn.Module, args: Any, output: Any) -> None:
+        def look(_module: nn.Module, _args: Any, output: Any) -> None:
             seen["lens"] = first(output)
 
         handles = [self.lm.module(self.name).register_forward_hook(shift)]
@@ -329,7 +357,7 @@ class _Above(_Runner):
             for handle in handles:
                 handle.remove()
 
-    def _record(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _record(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         # What entered the edited block is kept; the others are given what leaves the one below.
         if self.calls:
             args, kwargs = args[1:], {name: value for name, value in kwargs.items() if name != "hidden_states"}
@@ -380,5 +408,3 @@ def _truncates(lm: LM, task: _Task, objective: Objective) -> bool:
         return False
     loose = 1e-5 if next(lm.model.parameters()).dtype in (torch.float32, torch.float64) else 2e-2
     return all(float((a - b).norm()) <= loose * float(b.norm()) for a, b in zip(ours, whole, strict=True))
-
-

@@ -1,0 +1,69 @@
+"""FT+L: fine-tuning of one layer's down-projection under an L-infinity bound.
+
+Source: Zhu et al. 2020, "Modifying Memories in Transformer Models", arXiv 2012.00363; as the baseline FT+L of Meng et
+al. 2022 (ROME), appendix E.1, and its code (kmeng01/rome).  There all the target's tokens are asked for at the
+prompt's last position (``loss=prompt_last``); the default here is the plain likelihood of the target, and any other
+setting has its own label.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from harness.descent import Loss, Settings, descend, feed_forward
+from harness.editor import Edit, Editor
+from harness.keys import chosen
+from harness.lm import LM
+from harness.patch import Patch
+
+__all__ = ["BoundedFineTuning"]
+
+
+@dataclass(frozen=True)
+class BoundedFineTuning(Editor):
+    """Adam on the weight and the bias of a few layers' down-projections; after each step no number is further than
+    the bound.
+
+    Attributes:
+        layers: the layers; by default the first, as published.
+        norm_constraint: the bound.
+        loss: ``target_new`` or ``prompt_last``.
+        lr: the learning rate.
+        steps: passes over the edits.
+        batch_size: edits of one update.
+        weight_decay: Adam's L2 penalty.
+        threshold: the loss at which it stops.
+    """
+
+    name = "ft_l"
+
+    layers: tuple[int, ...] = (0,)
+    norm_constraint: float = 5e-4
+    loss: Loss = "target_new"
+    lr: float = 5e-4
+    steps: int = 25
+    batch_size: int = 64
+    weight_decay: float = 0.0
+    threshold: float = 1e-2
+
+    # kmeng01/rome, hparams/FT, the settings with a constraint.
+    presets: ClassVar[Mapping[str, Mapping[str, object]]] = {
+        "gpt2-medium": {"norm_constraint": 2e-3},
+        "gpt2-large": {"norm_constraint": 1e-3},
+        "gpt2-xl": {"norm_constraint": 5e-4},
+        "gpt-j-6b": {"norm_constraint": 5e-5},
+    }
+
+    def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:  # noqa: ARG002
+        """All edits at once, in mini-batches."""
+        if not edits:
+            return Patch()
+        bound, batch = self.norm_constraint, self.batch_size
+        settings = Settings(self.loss, self.lr, self.steps, batch, self.weight_decay, bound, self.threshold)
+        return Patch(descend(lm, edits, feed_forward(lm, chosen(lm, self.layers)), settings).deltas)
+
+    def label(self) -> str:
+        """The name, with the loss where it is not the default."""
+        return self.name if self.loss == "target_new" else f"{self.name}-{self.loss}"

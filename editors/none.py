@@ -1,0 +1,23 @@
+"""No edit: the unedited model, as a row like every other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from harness.editor import Edit, Editor
+from harness.lm import LM
+from harness.patch import Patch
+
+__all__ = ["Unchanged"]
+
+
+@dataclass(frozen=True)
+class Unchanged(Editor):
+    """Changes nothing."""
+
+    name = "none"
+
+    def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:  # noqa: ARG002
+        """The empty patch."""
+        return Patch()

@@ -1,0 +1,72 @@
+"""The authors' numbers: the tiny models, the inputs and the expected tensors of ../shared/golden."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from harness import lm as loading
+from harness.editor import Edit
+from harness.lm import LM
+from harness.stats import Moment
+
+REL = {"fp64": 1e-6, "fp32": 2e-4}
+
+
+class Golden:
+    """One folder of reference numbers."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.models: dict[tuple[str, str], LM] = {}
+
+    def json(self, path: str) -> Any:
+        return json.loads((self.root / path).read_text(encoding="utf-8"))
+
+    def tensors(self, path: str) -> dict[str, Tensor]:
+        return load_file(self.root / path)
+
+    def lm(self, name: str, precision: str) -> LM:
+        if (name, precision) not in self.models:
+            dtype = {"fp64": "float64", "fp32": "float32"}[precision]
+            self.models[name, precision] = loading.load(str(self.root / "models" / name), dtype, "cpu")
+        return self.models[name, precision]
+
+    def moments(self, name: str) -> dict[int, Moment]:
+        found = self.tensors(f"inputs/C_{name}.safetensors")
+        return {int(key.split(".")[1]): Moment(value, 100_000) for key, value in found.items()}
+
+    def edits(self, ids: list[int] | None = None, extra: list[dict[str, Any]] | None = None) -> dict[int, Edit]:
+        rows = self.json("inputs/requests.json") + (extra or [])
+        made = {row["case_id"]: edit_of(row) for row in rows}
+        return made if ids is None else {i: made[i] for i in ids}
+
+
+def edit_of(row: dict[str, Any]) -> Edit:
+    return Edit(str(row["case_id"]), row["prompt"], row["subject"], row["target_new"]["str"])
+
+
+@pytest.fixture(scope="session")
+def golden(shared: Path) -> Golden:
+    return Golden(shared / "golden")
+
+
+@pytest.fixture(scope="session")
+def close() -> Callable[..., None]:
+    """``close(ours, theirs, tolerance, what)``: the relative distance of two tensors is within the tolerance."""
+
+    def check(ours: Tensor, theirs: Tensor, tolerance: float, what: str = "") -> None:
+        assert ours.shape == theirs.shape, f"{what}: {tuple(ours.shape)} and {tuple(theirs.shape)}"
+        distance = float(
+            (ours.double() - theirs.double()).norm() / theirs.double().norm().clamp(min=torch.finfo().tiny)
+        )
+        assert distance <= tolerance, f"{what}: relative distance {distance:.2e}, at most {tolerance:.0e}"
+
+    return check
