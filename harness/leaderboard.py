@@ -196,8 +196,9 @@ def _columns(members: Sequence[tuple[Record, int]]) -> list[_Column]:
 
 
 def _variant(record: Record, task: str) -> str:
-    """A hash of the documents and the prompt that a task was measured with."""
-    what = [(record.data.get(task) or {}).get("sha256"), record.templates.get(task)]
+    """A hash of the documents and the prompts that a task, or the members of a group, were measured with."""
+    prompts = {k: v for k, v in record.templates.items() if k == task or k.startswith(f"{task}_")}
+    what = [(record.data.get(task) or {}).get("sha256"), prompts]
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:6]
 
 

@@ -206,7 +206,7 @@ def _facts(record: Record) -> Table:
         "model": " · ".join(str(part) for part in described if part),
         "editor": str(editor.get("name", "")),
         "hyperparameters": _pairs(editor.get("hyperparameters") or {}),
-        "protocol": "; ".join(str(note) for note in editor.get("protocol_notes") or []),
+        "notes": "; ".join(str(note) for note in editor.get("notes") or []),
         "plan": _pairs({key: value for key, value in record.plan.items() if value not in (None, [], {}, ())}),
         "weights": _weights(record.weights),
         "versions": _pairs(record.versions),

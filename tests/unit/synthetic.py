@@ -47,7 +47,7 @@ def record(
             "dtype": "float32",
             "architecture": "gpt2",
         },
-        editor={"name": editor, "hyperparameters": {"layers": [1, 2], "lr": 0.5}, "protocol_notes": []},
+        editor={"name": editor, "hyperparameters": {"layers": [1, 2], "lr": 0.5}, "notes": ["without covariance"]},
         edits={
             "dataset": "counterfact",
             "count": counts[-1],

@@ -34,7 +34,7 @@ def make(**changes: object) -> Record:
             "dtype": "float32",
             "architecture": "gpt2",
         },
-        editor={"name": "memit", "hyperparameters": {"layers": [1, 2]}, "protocol_notes": []},
+        editor={"name": "memit", "hyperparameters": {"layers": [1, 2]}, "notes": []},
         edits={"dataset": "counterfact", "count": 50, "unique": 50, "ids": ["0"], "sha256": "cd", "warnings": []},
         headlines={"NLI": "accuracy"},
         versions=records.versions(),
@@ -183,9 +183,9 @@ def test_numbers_that_are_not_finite_become_null(tmp_path: Path) -> None:
 
 def test_lists_on_one_line_change_no_text(tmp_path: Path) -> None:
     notes = ["a [ b  c ] d", "[\n 1 ]", 'quote " [ ]', "café"]
-    with RecordWriter(tmp_path, make(editor={"name": "x", "protocol_notes": notes, "layers": [1, 2]})) as writer:
+    with RecordWriter(tmp_path, make(editor={"name": "x", "notes": notes, "layers": [1, 2]})) as writer:
         path = writer.complete()
-    assert read(path).editor["protocol_notes"] == notes
+    assert read(path).editor["notes"] == notes
     assert '"layers": [1, 2]' in path.read_text()
 
 

@@ -171,6 +171,7 @@ def test_show_tells_everything() -> None:
     for wanted in (
         "3,600,000 parameters",
         "lr=0.5",
+        "without covariance",
         "1 of 1 touched weights changed; restored bitwise",
         "torch=2.13.0",
     ):
@@ -414,6 +415,14 @@ def test_another_protocol_is_another_table(change: Callable[[Record], None]) -> 
     assert output.count("\n## ") == 2
     assert "**" not in output
     assert "/data" not in output
+
+
+def test_the_prompts_of_the_members_of_a_group_count() -> None:
+    a, b = fixed("a", 0.8, 0.1, right=80), fixed("b", 0.4, 0.1, right=40)
+    b.templates = {"counterfact_generation": "other", "counterfactual": "other task"}
+    output = report.leaderboard([a, b], "md")
+    assert len(re.findall(r"counterfact<br>efficacy @[0-9a-f]{6} ↑", output)) == 2
+    assert "NLI<br>accuracy ↑" in output
 
 
 @pytest.mark.parametrize("field", ["data", "templates"])
