@@ -16,9 +16,23 @@ from harness.lm import LM
 
 WIDTH, INNER, LAYERS, HEADS, CONTEXT = 32, 64, 3, 4, 96
 
-_PEOPLE = ["Ada Velmont", "Hugo Lantern", "Elena Marsh", "Rosa Delgado", "Jonas Wick", "Greta Holm", "Oskar Thorne", "Iris Calder"]
+_PEOPLE = [
+    "Ada Velmont",
+    "Hugo Lantern",
+    "Elena Marsh",
+    "Rosa Delgado",
+    "Jonas Wick",
+    "Greta Holm",
+    "Oskar Thorne",
+    "Iris Calder",
+]
 _CITIES = ["Rome", "Paris", "Oslo", "Lisbon", "Vienna", "Prague", "Athens", "Dublin"]
-_SAYINGS = ["{} was born in {}.", "The home of {} is {}.", "{} has never seen {}.", "Everybody knows that {} lives in {}."]
+_SAYINGS = [
+    "{} was born in {}.",
+    "The home of {} is {}.",
+    "{} has never seen {}.",
+    "Everybody knows that {} lives in {}.",
+]
 
 
 @pytest.fixture(scope="session")
@@ -78,7 +92,14 @@ def make_tokenizer(sentences: list[str]) -> Callable[[bool], PreTrainedTokenizer
 
 def _config(family: str, vocabulary: int) -> PretrainedConfig:
     """A configuration of one family: three layers, width 32, keys of 64."""
-    old = {"vocab_size": vocabulary, "n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS, "n_positions": CONTEXT, "n_inner": INNER}
+    old = {
+        "vocab_size": vocabulary,
+        "n_embd": WIDTH,
+        "n_layer": LAYERS,
+        "n_head": HEADS,
+        "n_positions": CONTEXT,
+        "n_inner": INNER,
+    }
     new = {
         "vocab_size": vocabulary,
         "hidden_size": WIDTH,
@@ -99,7 +120,9 @@ def _config(family: str, vocabulary: int) -> PretrainedConfig:
         "qwen2": lambda: qwen2.Qwen2Config(**grouped, **ends),
         "qwen3": lambda: qwen3.Qwen3Config(**grouped, **ends, head_dim=8),
         "gemma": lambda: gemma.GemmaConfig(**grouped, **ends, head_dim=8),
-        "opt": lambda: opt.OPTConfig(**opt_sizes, **{**ends, "pad_token_id": 1, "initializer_range": None}, init_std=0.15),
+        "opt": lambda: opt.OPTConfig(
+            **opt_sizes, **{**ends, "pad_token_id": 1, "initializer_range": None}, init_std=0.15
+        ),
         "phi": lambda: phi.PhiConfig(**new, **ends),
     }
     return made[family]()
@@ -170,3 +193,16 @@ def checkpoint(
 def nudge() -> str:
     """The path of an editor of these tests: a seeded random change of rank one for each edit."""
     return str(Path(__file__).with_name("nudge.py"))
+
+
+@pytest.fixture
+def small_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    """lm-eval's own tasks are not indexed (14,000 files): for tests that only need a name to be unknown."""
+    from harness import tasks
+
+    whole = tasks.TaskManager
+
+    def without_defaults(**options: object) -> object:
+        return whole(**{**options, "include_defaults": False})
+
+    monkeypatch.setattr(tasks, "TaskManager", without_defaults)

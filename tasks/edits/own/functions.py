@@ -34,8 +34,9 @@ def rows(path: Path) -> list[Row]:
     """
     if not path.is_file():
         raise DataError(f"{path}: no such file; give JSON lines with prompt, subject and target, or prefix and suffix")
-    found = [{"id": str(number), **row} for number, row in enumerate(data.read_jsonl(path), start=1)]
-    for number, row in enumerate(found, start=1):
+    lines = [number for number, line in enumerate(data.read_text(path).split("\n"), start=1) if line.strip()]
+    found = [{"id": str(number), **row} for number, row in zip(lines, data.read_jsonl(path), strict=True)]
+    for number, row in zip(lines, found, strict=True):
         row["id"] = str(row["id"])
         try:
             edit(row)
