@@ -281,6 +281,13 @@ def test_every_measured_task_is_on_disk_at_once(tmp_path: Path) -> None:
     assert sorted(path.name.split(".", 1)[1] for path in tmp_path.glob("[!.]*")) == ["json", "values.json.gz"]
 
 
+def test_points_stand_in_order_whatever_was_measured_first(tmp_path: Path) -> None:
+    with RecordWriter(tmp_path, make()) as writer:
+        for edits in (50, 0, 10):
+            writer.measured(edits, "NLI", numbers(accuracies(9)), accuracies(9))
+        assert [point["edits"] for point in read(writer.complete()).points] == [0, 10, 50]
+
+
 @pytest.mark.parametrize(
     ("error", "status", "reason"),
     [

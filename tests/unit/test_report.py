@@ -486,6 +486,13 @@ def test_two_documents_may_not_move_in_either_direction(after: float) -> None:
     assert (found.before, found.after, found.allowed) == (0.5, after, pytest.approx(0.011))
 
 
+def test_exactly_one_document_may_move_whatever_the_last_digit() -> None:
+    old, new = fixed("a", 0.5, 0.1), fixed("a", 0.51, 0.1)
+    assert 0.51 - 0.5 > 0.01
+    assert report.regressions(old, new, tolerance=0.0) == []
+    assert len(report.regressions(old, new, tolerance=0.0, documents=0.0)) == 2
+
+
 def test_clusters_are_the_documents_that_count() -> None:
     assert moved(0.5, 0.51, n=(1000, 1000)) != []
     assert moved(0.5, 0.51, n=(1000, 1000), clusters=100) == []
