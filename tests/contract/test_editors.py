@@ -95,10 +95,13 @@ def test_the_matrix_is_not_empty():
 @changing
 def test_raises_the_targets_probability(edited, edits, name, family):
     lm, patch, _ = edited(name, family)
-    before = sum(log_likelihood(lm, e) for e in edits)
-    with patched(lm, patch):
-        after = sum(log_likelihood(lm, e) for e in edits)
-    assert after > before + 1.0
+    method = quick(name)
+    # A method that edits one fact at a time does not promise that the next one leaves it.
+    each = [patch] * len(edits) if method.batch else method.edit_each(lm, edits)
+    for edit, held_patch in zip(edits, each, strict=True):
+        before = log_likelihood(lm, edit)
+        with patched(lm, held_patch):
+            assert log_likelihood(lm, edit) > before + 0.5
 
 
 @pair

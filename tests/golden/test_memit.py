@@ -68,7 +68,10 @@ def test_variant(golden, close, precision, variant):
     patch, so_far = memit.edit(lm, few, known), Patch()
     for i, layer in enumerate(memit.layers or ()):
         delta = patch.weights[DOWN.format(layer)]
-        close(delta.dense().T, theirs[f"{stem}/delta_weight.{layer}"], rel, f"layer {layer}")
+        stored = f"{stem}/delta_weight.{layer}"
+        assert stored in theirs or precision == "fp32", "the folder holds every change in double precision"
+        if stored in theirs:
+            close(delta.dense().T, theirs[stored], rel, f"layer {layer}")
         if f"{stem}/resid.{layer}" in theirs:
             close(delta.left, theirs[f"{stem}/resid.{layer}"], rel, f"residual {layer}")
             close(delta.right.T, theirs[f"{stem}/adj_k.{layer}"], rel, f"adjoint {layer}")

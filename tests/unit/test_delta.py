@@ -1,0 +1,91 @@
+"""The algebra of weight changes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harness import delta
+from harness.delta import Delta, Dense, LowRank
+from harness.errors import DataError
+
+sizes = st.integers(1, 6)
+
+
+@st.composite
+def pairs(draw: st.DrawFn) -> tuple[Delta, Delta]:
+    """Two changes of one shape, each low rank or dense."""
+    out, width = draw(sizes), draw(sizes)
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+
+    def one() -> Delta:
+        if draw(st.booleans()):
+            return Dense(torch.randn(out, width, generator=generator, dtype=torch.float64))
+        rank = draw(st.integers(0, 4))
+        left = torch.randn(out, rank, generator=generator, dtype=torch.float64)
+        return LowRank(left, torch.randn(rank, width, generator=generator, dtype=torch.float64))
+
+    return one(), one()
+
+
+@settings(max_examples=60, deadline=None)
+@given(pairs(), st.floats(-4, 4))
+def test_sum_and_product_are_those_of_the_matrices(pair, factor):
+    a, b = pair
+    assert torch.allclose((a + b).dense(), a.dense() + b.dense())
+    assert torch.allclose((a + b).dense(), (b + a).dense())
+    assert torch.allclose(((a + b) * factor).dense(), (a * factor + b * factor).dense())
+    assert torch.allclose((a + a * -1.0).dense(), torch.zeros(a.shape, dtype=torch.float64), atol=1e-12)
+    assert a.shape == a.dense().shape
+    assert isinstance(a + b, LowRank) == (isinstance(a, LowRank) and isinstance(b, LowRank))
+
+
+@settings(max_examples=60, deadline=None)
+@given(pairs())
+def test_singular_values_norm_and_rank_are_those_of_the_matrix(pair):
+    for change in pair:
+        full = torch.linalg.svdvals(change.dense())
+        ours = change.singular_values()
+        assert torch.allclose(ours, full[: len(ours)], atol=1e-9)
+        assert float(full[len(ours) :].sum()) == pytest.approx(0, abs=1e-9)
+        assert change.norm() == pytest.approx(float(change.dense().norm()), abs=1e-9)
+        assert change.rank() == int(torch.linalg.matrix_rank(change.dense(), rtol=1e-6))
+
+
+@settings(max_examples=20, deadline=None)
+@given(pairs())
+def test_saved_and_loaded_is_the_same(tmp_path_factory, pair):
+    path = tmp_path_factory.mktemp("delta") / "d.safetensors"
+    delta.save({"a.weight": pair[0], "b.c.weight": pair[1]}, path, {"editor": "x"})
+    again = delta.load(path)
+    for name, change in (("a.weight", pair[0]), ("b.c.weight", pair[1])):
+        assert type(again[name]) is type(change)
+        assert torch.equal(again[name].dense(), change.dense())
+
+
+def test_a_bias_is_a_change_too():
+    bias = Dense(torch.tensor([3.0, 4.0]))
+    assert bias.norm() == pytest.approx(5.0)
+    assert (bias + bias).dense().tolist() == [6.0, 8.0]
+
+
+def test_shapes_that_do_not_fit():
+    with pytest.raises(ValueError, match="different shapes"):
+        Dense(torch.zeros(2, 3)) + Dense(torch.zeros(3, 2))
+    with pytest.raises(ValueError, match=r"left \[out, r\] and right \[r, in\]"):
+        LowRank(torch.zeros(2, 3), torch.zeros(2, 3))
+
+
+def test_files_that_are_not_changes(tmp_path):
+    with pytest.raises(DataError, match="not a readable file of weight changes"):
+        delta.load(tmp_path / "absent.safetensors")
+    (tmp_path / "cut.safetensors").write_bytes(b"123")
+    with pytest.raises(DataError, match="not a readable file of weight changes"):
+        delta.load(tmp_path / "cut.safetensors")
+    from safetensors.torch import save_file
+
+    save_file({"w::left": torch.zeros(1)}, tmp_path / "half.safetensors")
+    with pytest.raises(DataError, match=r"'w' holds \['left'\]"):
+        delta.load(tmp_path / "half.safetensors")

@@ -1,0 +1,341 @@
+"""Keys, context templates, the value optimisation, and the formulas of ROME, R-ROME and MEMIT on small numbers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import tensor
+
+from editors.memit import Memit, adjoint
+from editors.r_rome import RRome
+from editors.rome import Rome
+from harness import contexts, editor
+from harness.editor import Edit
+from harness.errors import DataError, ModelError, NumericalError, UsageError
+from harness.keys import Unedited, inserted, keys, lookup, prompts, spread
+from harness.patch import patched
+from harness.rankone import direction
+from harness.stats import Moment
+from harness.taps import Row, read
+from harness.value import Objective, _Above, _places, _Task, _truncates, _Whole, optimise
+
+CONTEXTS = ("{}", "The weather is. {}", "Nobody knows. {}")
+
+
+# ------------------------------------------------------------------------------------------ formulas on known numbers
+
+
+def test_tv_11_rome_and_r_rome_rank_one():
+    weight = tensor([[1.0, 0, 2], [0, 1, 1]], dtype=torch.float64)
+    moment = Moment(torch.diag(tensor([1.0, 2, 4], dtype=torch.float64)), 100)
+    mean, bare = tensor([[2.0, 2, 4]], dtype=torch.float64), tensor([[1.0, 0, 1]], dtype=torch.float64)
+    value = tensor([[5.0, -1]], dtype=torch.float64)
+    u = direction(mean, moment)
+    assert torch.allclose(u, tensor([[0.816497, 0.408248, 0.408248]], dtype=torch.float64), atol=1e-6)
+
+    (rome,) = inserted(u, bare, bare @ weight.T, value)
+    assert torch.allclose(rome.left[:, 0], tensor([1.632993, -1.632993], dtype=torch.float64), atol=1e-6)
+    after = weight + rome.dense()
+    wanted = [[2.333333, 0.666667, 2.666667], [-1.333333, 0.333333, 0.333333]]
+    assert torch.allclose(after, tensor(wanted, dtype=torch.float64), atol=1e-6)
+    assert torch.allclose(after @ bare[0], value[0])
+    assert torch.allclose(after @ mean[0], tensor([16.666667, -0.666667], dtype=torch.float64), atol=1e-6)
+
+    (r_rome,) = inserted(u, mean, mean @ weight.T, value)
+    after = weight + r_rome.dense()
+    wanted = [[0, -0.5, 1.5], [-1.4, 0.3, 0.3]]
+    assert torch.allclose(after, tensor(wanted, dtype=torch.float64), atol=1e-6)
+    assert torch.allclose(after @ mean[0], value[0])
+    assert torch.allclose(after @ bare[0], tensor([1.5, -1.1], dtype=torch.float64), atol=1e-6)
+
+
+def test_tv_12_memit_update_and_key_average():
+    moment = Moment(torch.diag(tensor([1.0, 2, 4], dtype=torch.float64)), 100)
+    key = tensor([[1.0, 0, 1]], dtype=torch.float64)
+    adj = adjoint(moment, key, 2.0)
+    assert torch.allclose(adj[:, 0], tensor([0.307692, 0, 0.076923], dtype=torch.float64), atol=1e-6)
+    change = tensor([[1.0], [2.0]], dtype=torch.float64) @ adj.T
+    wanted = [[0.307692, 0, 0.076923], [0.615385, 0, 0.153846]]
+    assert torch.allclose(change, tensor(wanted, dtype=torch.float64), atol=1e-6)
+    assert torch.allclose(change @ key[0], tensor([0.384615, 0.769231], dtype=torch.float64), atol=1e-6)
+
+    each = tensor([[2.0, 0]] + [[0, i] for i in range(1, 6)], dtype=torch.float64)
+    templates = ["{}"] * 6
+    assert torch.allclose(contexts.weights(templates, "memit") @ each, tensor([1.0, 1.5], dtype=torch.float64))
+    wanted = tensor([0.333333, 2.5], dtype=torch.float64)
+    assert torch.allclose(contexts.weights(templates, "rome") @ each, wanted, atol=1e-6)
+
+
+def test_tv_13_the_pieces_of_the_loss(tiny, edits, monkeypatch):
+    """KL has the edited distribution as its weight; the weight decay is a norm over a squared norm."""
+    from harness import value
+
+    def given(self, delta):
+        new = tensor([[0.7, 0.2, 0.1]], dtype=torch.float64).log()
+        old = tensor([[0.5, 0.3, 0.2]], dtype=torch.float64).log()
+        places = len(self.places.row)
+        return torch.zeros(places, 500, dtype=torch.float64), new if float(delta.detach().norm()) else old
+
+    monkeypatch.setattr(_Above, "logits", given)
+    lm = tiny("gpt2")
+    task = value._task(lm, edits[0], ("{}",), "subject_last")
+    stage = value._Stage(lm, [task], [0], Objective(1, kl_factor=1.0, weight_decay=0.5), _Above)
+    start = torch.zeros(1, 32, dtype=torch.float64)
+    start[0, 0] = 4.0
+    delta = torch.zeros(1, 32, dtype=torch.float64)
+    _, reference = stage.losses(delta, start, None)
+    delta[0, 1] = 3.0
+    (terms,), _ = stage.losses(delta, start, reference)
+    assert float(terms[2]) == pytest.approx(0.085123, abs=1e-6)
+    assert float(terms[3]) == pytest.approx(0.09375)
+    assert float(terms[1]) == pytest.approx(torch.log(tensor(500.0)).item())
+    assert float(terms[0]) == pytest.approx(float(terms[1:].sum()))
+
+
+# ------------------------------------------------------------------------------------------ defects of others' code
+
+
+def test_defect_0_rome_whitens_its_key(tiny, edits, fresh):
+    """Elsewhere every ROME preset leaves out ``C^-1``; here ``u`` is ``C^-1 k`` for a known ``C``."""
+    lm = tiny("gpt2")
+    spectrum = torch.linspace(0.5, 4.0, lm.arch.inner, dtype=torch.float64)
+    prior = Unedited(CONTEXTS, {0: Moment(torch.diag(spectrum), 10_000)})
+    rome = Rome(layers=(0,), v_steps=3)
+    mean, _ = keys(lm, edits[:1], 0, CONTEXTS, "subject_last")
+    wanted = mean[0].double() / spectrum
+    patch = rome.edit(lm, edits[:1], prior)
+    u = patch.weights[lm.down(0)].right[0].double()
+    assert torch.allclose(u, wanted / wanted.norm(), atol=1e-6)
+    plain = replace(rome, covariance=False).edit(lm, edits[:1], prior).weights[lm.down(0)].right[0].double()
+    assert not torch.allclose(u, plain, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["rome", "r_rome"])
+def test_defect_0_no_preset_drops_the_covariance_silently(name):
+    cls = editor.find(name)
+    assert cls.presets
+    for model, preset in cls.presets.items():
+        made = editor.configure(cls, model, {})
+        assert made.covariance or made.label() == f"{name}-nocov", model
+        assert preset.get("covariance", True)
+    assert editor.configure(cls, "gpt2-xl", {"covariance": False}).label() == f"{name}-nocov"
+
+
+@pytest.mark.parametrize("variant", ["prefix", "prompt"])
+def test_defect_12_r_rome_uses_one_key(tiny, edits, variant):
+    """After the edit the key that made ``u`` gives exactly the value; ROME keeps that promise for another key only."""
+    lm = tiny("gpt2")
+    prior = Unedited(CONTEXTS, {0: Moment(torch.eye(lm.arch.inner, dtype=torch.float64), 10_000)})
+    method = RRome(layers=(0,), v_steps=6, variant=variant)
+    templates = CONTEXTS if variant == "prefix" else ("{}",)
+    key, before = keys(lm, edits[:1], 0, templates, "subject_last", outputs=True)
+    values = optimise(lm, edits[:1], CONTEXTS, method.objective(0))
+    wanted = values.value if variant == "prefix" else before + values.delta
+    change = method.edit(lm, edits[:1], prior).weights[lm.down(0)].dense()
+    assert torch.allclose(before[0] + change @ key[0], wanted[0], atol=1e-4)
+    if variant == "prefix":
+        rome = Rome(layers=(0,), v_steps=6).edit(lm, edits[:1], prior).weights[lm.down(0)].dense()
+        bare, y0 = keys(lm, edits[:1], 0, ("{}",), "subject_last", outputs=True)
+        assert torch.allclose(y0[0] + rome @ bare[0], values.value[0], atol=1e-4)
+        assert not torch.allclose(before[0] + rome @ key[0], values.value[0], atol=1e-2)
+
+
+def test_defect_13_templates_are_seeded(tiny):
+    lm = tiny("gpt2")
+    for kind, count in (("rome", 21), ("memit", 6)):
+        one, same, other = (contexts.contexts(lm, kind, seed) for seed in (3, 3, 4))
+        assert one == same != other
+        assert len(one) == count
+        assert one[0] == "{}"
+        contexts.check(one)
+
+
+def test_defect_13_values_follow_the_models_state(tiny, edits):
+    """A value is never a stale one: the same edit on an edited model gets another."""
+    lm = tiny("gpt2")
+    objective = Objective(1, "block", steps=4)
+    before = optimise(lm, edits[:1], CONTEXTS, objective)
+    prior = Unedited(CONTEXTS, {0: Moment(torch.eye(lm.arch.inner), 1000)})
+    with patched(lm, Rome(layers=(0,), v_steps=5).edit(lm, edits[1:2], prior)):
+        during = optimise(lm, edits[:1], CONTEXTS, objective)
+    after = optimise(lm, edits[:1], CONTEXTS, objective)
+    assert torch.equal(before.value, after.value)
+    assert not torch.allclose(before.value, during.value, atol=1e-4)
+
+
+# ------------------------------------------------------------------------------------------ the optimisation
+
+
+@pytest.mark.parametrize(
+    "family", ["gpt2", "gptj", "neox", "llama", "mistral", "qwen2", "qwen3", "gemma", "opt", "phi"]
+)
+@pytest.mark.parametrize("seam", ["mlp", "block"])
+def test_running_only_the_blocks_above_gives_the_models_logits(fresh, edits, family, seam):
+    lm = fresh(family, dtype=torch.float64)
+    objective = Objective(1, seam)
+    about, at = lookup(lm, Edit("x", "{} is a", edits[1].subject, "b"), "{}", "subject_last")
+    target = lm.continuation(edits[1].text, edits[1].continuation)
+    rows = prompts(lm, edits[1], CONTEXTS, "subject_last", target[:-1], [Row(tuple(about), at)])
+    task = _Task(edits[1], rows, target)
+    assert _truncates(lm, task, objective)
+    from harness.taps import pad
+
+    batch, places = pad(lm, rows), _places([task], lm.device)
+    delta = torch.linspace(-1, 1, 32, dtype=torch.float64)[None].requires_grad_()
+    both = []
+    for runner in (_Above, _Whole):
+        supervised, essence = runner(lm, batch, places, objective).logits(delta)
+        gradient = torch.autograd.grad(supervised.log_softmax(-1)[:, 3].sum() + essence[:, 5].sum(), delta)[0]
+        both.append((supervised, essence, gradient))
+    for ours, whole in zip(*both, strict=True):
+        # Rotary tables and RMS norms are float32 inside transformers.
+        assert torch.allclose(ours, whole, rtol=1e-6, atol=1e-8)
+
+
+def test_many_edits_side_by_side_are_one_at_a_time(fresh, edits):
+    """Also where some stop early, are clamped, or are spread over several passes."""
+    lm = fresh("gpt2", dtype=torch.float64)
+    free = optimise(lm, edits, CONTEXTS, Objective(1, steps=12, clamp=2.0, threshold=0.0))
+    best = sorted(float(losses[:, 0].min()) for losses in free.losses)
+    objective = Objective(1, "mlp", steps=12, clamp=2.0, threshold=(best[0] + best[1]) / 2)
+    alone = [optimise(lm, [edit], CONTEXTS, objective) for edit in edits]
+    counts = {len(one.losses[0]) for one in alone}
+    assert len(counts) > 1, "the edits must stop at different steps for this test to say something"
+    for budget in (None, 60):
+        together = optimise(lm, edits, CONTEXTS, replace(objective, budget=budget))
+        for i, one in enumerate(alone):
+            assert torch.allclose(together.delta[i], one.delta[0], rtol=1e-6, atol=1e-9)
+            assert len(together.losses[i]) == len(one.losses[0])
+
+
+def test_the_change_is_clamped(tiny, edits):
+    ratios = []
+    for clamp in (0.5, 50.0):
+        found = optimise(tiny("gpt2"), edits, CONTEXTS, Objective(1, clamp=clamp, steps=6))
+        ratios.append(found.delta.norm(dim=1) / found.start.norm(dim=1))
+    bounded, free = ratios
+    assert bool((bounded <= 0.5 + 1e-6).all())
+    assert float(bounded.max()) == pytest.approx(0.5, abs=1e-6)
+    assert bool((free > 0.5).any())
+
+
+def test_one_evaluation_changes_nothing_and_the_gradient_at_zero_is_finite(tiny, edits):
+    lm = tiny("gpt2")
+    assert not optimise(lm, edits[:1], CONTEXTS, Objective(1, steps=1)).delta.any()
+    moved = optimise(lm, edits[:1], CONTEXTS, Objective(1, steps=2)).delta
+    assert bool(torch.isfinite(moved).all())
+    assert bool(moved.any())
+
+
+def test_half_precision_models_are_optimised_in_float32(fresh, edits):
+    lm = fresh("llama", dtype=torch.bfloat16)
+    found = optimise(lm, edits, CONTEXTS, Objective(1, steps=6))
+    assert found.delta.dtype == torch.float32
+    assert all(losses.dtype == torch.float32 for losses in found.losses)
+    assert sum(float(losses[:, 1].min() - losses[0, 1]) for losses in found.losses) < -0.5
+
+
+def test_a_nan_names_the_edit_and_the_layer(fresh, edits):
+    lm = fresh("gpt2")
+    with torch.no_grad():
+        lm.parameter("transformer.h.2.mlp.c_fc.weight")[0, 0] = float("nan")
+    with pytest.raises(NumericalError, match=r"edit a: the loss at layer 1 became nan"):
+        optimise(lm, edits[:1], CONTEXTS, Objective(1))
+
+
+# ------------------------------------------------------------------------------------------ positions and bad input
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_the_token_that_is_edited(tiny, family):
+    lm = tiny(family)
+    edit = Edit("1", "The home of {} is", "Hugo Lantern", "Oslo")
+    for template in ("{}", "Nobody knows. {}"):
+        text = template.replace("{}", edit.text)
+
+        def read_at(fact_token: str, template: str = template) -> str:
+            ids, at = lookup(lm, edit, template, fact_token)
+            return lm.tokenizer.decode(ids[: at + 1]).replace("<|end|>", "")
+
+        assert read_at("subject_last") == text[: text.index(" is")]
+        assert read_at("last") == text
+        begin = read_at("subject_first")
+        assert begin.startswith(text[: text.index("Hugo") + 1])
+        assert len(begin) < len(read_at("subject_last"))
+        assert read_at("subject_first_after_last") == text
+    ending = Edit("2", "Everybody knows {}", "Hugo Lantern", "Oslo")
+    assert lookup(lm, ending, "{}", "subject_first_after_last") == lookup(lm, ending, "{}", "subject_last")
+
+
+def test_a_subject_that_occurs_twice_is_found_in_its_slot(tiny):
+    lm = tiny("gpt2")
+    edit = Edit("1", "Rome is not {} and", "Rome", "Oslo")
+    ids, at = lookup(lm, edit, "In Rome. {}", "subject_last")
+    assert lm.tokenizer.decode(ids[: at + 1]) == "In Rome. Rome is not Rome"
+
+
+def test_reading_stops_and_keeps_the_order(tiny):
+    lm = tiny("gpt2")
+    rows = [Row(tuple(lm.encode(text)), 1) for text in ("Ada Velmont was born in Rome", "Ada lives", "Hugo Lantern is")]
+    name = lm.arch.down_of(0)
+    together = read(lm, rows, inputs=[name], outputs=[lm.arch.block(1)], budget=12)
+    for i, row in enumerate(rows):
+        alone = read(lm, [row], inputs=[name], outputs=[lm.arch.block(1)])
+        assert torch.allclose(together.inputs[name][i], alone.inputs[name][0], atol=1e-5)
+    ran = []
+    handle = lm.module(lm.arch.block(2)).register_forward_hook(lambda *_: ran.append(1))
+    try:
+        read(lm, rows, inputs=[name])
+    finally:
+        handle.remove()
+    assert not ran
+
+
+@pytest.mark.parametrize("method", [Rome(), RRome(), Memit()])
+def test_an_edit_without_a_subject_is_refused_by_name(tiny, method):
+    method = replace(method, cov_tokens=2500)
+    with pytest.raises(UsageError, match="edit plain: it has no subject"):
+        method.edit(tiny("gpt2"), [Edit("plain", "The capital is", None, "Rome")])
+
+
+@pytest.mark.parametrize("name", ["ft", "ft_l", "rome", "memit"])
+def test_a_prompt_longer_than_the_context_names_the_edit_and_the_limit(tiny, name):
+    long = Edit("long", "word " * 120 + "{} is", "Ada Velmont", "Rome")
+    method = editor.configure(editor.find(name), "x", {"cov_tokens": 2500} if name in ("rome", "memit") else {})
+    with pytest.raises(DataError, match=r"edit long: \d+ tokens .*takes 96"):
+        method.edit(tiny("gpt2"), [long])
+
+
+@pytest.mark.parametrize("name", ["ft", "ft_l", "rome", "memit"])
+def test_an_unknown_layer_is_refused(tiny, edits, name):
+    method = editor.configure(editor.find(name), "x", {"layers": [7]})
+    with pytest.raises(ModelError, match="layer 7: the model has layers 0 to 2"):
+        method.edit(tiny("gpt2"), edits)
+
+
+@pytest.mark.parametrize("templates", [("x. {}",), ("{}", "no slot"), ("{}", "a { b. {}"), ()])
+def test_templates_that_cannot_be_used(tiny, edits, templates):
+    with pytest.raises(UsageError, match="contexts: the"):
+        Rome(covariance=False, contexts=templates).edit(tiny("gpt2"), edits[:1])
+
+
+def test_an_update_across_its_key_is_refused():
+    u, key = tensor([[1.0, 0]]), tensor([[0.0, 1]])
+    with pytest.raises(NumericalError, match="edit 5: the update direction is orthogonal"):
+        inserted(u, key, tensor([[0.0]]), tensor([[1.0]]), ["edit 5"])
+
+
+def test_spreading_divides_what_is_left_by_the_layers_that_remain(tiny, edits):
+    """With a solver that does nothing, the residual stays, and each layer is given a larger part of it."""
+    lm, seen = tiny("gpt2"), []
+    targets = torch.zeros(1, 32)
+
+    def solve(layer, key, residual):
+        seen.append(residual)
+        return torch.zeros(32, 1), torch.zeros(1, lm.arch.inner)
+
+    spread(lm, [edits[:1]], targets, [0, 1, 2], ("{}",), "subject_last", solve)
+    assert torch.allclose(seen[1], seen[0] * 1.5)
+    assert torch.allclose(seen[2], seen[0] * 3)
