@@ -305,7 +305,8 @@ def test_oddity_07_the_prompt_has_a_cue_and_is_not_searched() -> None:
     doc = {"answer": PARIS, "output": ["Paris is the capital."], "question": "what is the capital of france?"}
     assert _values("OpenDomainQA", [(" London", doc)]) == {"em_released": 0.0, "contains": 0.0, "exact_match": 0.0}
     # A model that writes the cue itself is read after the last one, by the released counter only.
-    assert _functions("OpenDomainQA").released_words(" Paris. Answer: Rome\nis it") == ["rome", "is", "it"]
+    text = " Paris. Answer: Oslo. Answer: Rome\nis it"
+    assert _functions("OpenDomainQA").released_words(text) == ["rome", "is", "it"]
 
 
 def test_oddity_08_end_of_text_and_empty_golds() -> None:
@@ -336,6 +337,10 @@ def test_open_domain_exact_match_is_of_the_first_line(text: str, golds: list[str
 )
 def test_contains_whole_words_only(text: str, found: bool) -> None:
     assert scoring.contains_span(text, {"paris", "new york city", ""}) is found
+
+
+def test_nothing_does_not_contain_an_empty_answer() -> None:
+    assert scoring.contains_span("", {""}) is False
 
 
 def test_no_documents_is_not_a_number() -> None:
@@ -460,6 +465,12 @@ def test_oddity_10_thirteen_characters_whatever_the_end_of_text_is(end: str, los
 def test_oddity_11_texts_of_full_stops_only_do_not_crash(text: str) -> None:
     values = _functions("summarization").process_results({"summary": "Ann is sad."}, [text])
     assert {name: ratio.num for name, ratio in values.items()} == dict.fromkeys(values, 0.0)
+
+
+def test_a_released_summary_of_one_character_is_none() -> None:
+    module = _functions("summarization")
+    assert module.released_rouge("a", "a") == 0.0
+    assert module.released_rouge("ab", "ab") > 0.6
 
 
 def test_rouge_of_the_package() -> None:
