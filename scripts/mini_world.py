@@ -10,6 +10,7 @@ training loss (0: read only, 1: plain text, more: an answer).
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -596,12 +597,22 @@ def edit_rows(world: World, name: str, seed: int = SEED) -> tuple[list[Row], lis
     rng = random.Random(f"{seed} rows {name}")
     facts = [f for f in world.facts if name == "zsre" or f.relation.shared]
     rng.shuffle(facts)
-    test = [f for f in facts if f.subject not in world.tuning]
-    train = [f for f in facts if f.subject in world.tuning]
+    test = in_turns([f for f in facts if f.subject not in world.tuning])
+    train = in_turns([f for f in facts if f.subject in world.tuning])
     if name == "zsre":
         return [zsre_row(rng, world, f) for f in test[:500]], [zsre_row(rng, world, f) for f in train[:200]]
     make = [counterfact_row(rng, world, f, number) for number, f in enumerate(test + train)]
     return make[: len(test)], make[len(test) :]
+
+
+def in_turns(facts: list[Fact]) -> list[Fact]:
+    """The first fact of every subject, then the second of each, and so on: a short edit set has one edit a subject."""
+    turns: Counter[str] = Counter()
+    keyed = []
+    for fact in facts:
+        keyed.append((turns[fact.subject], fact))
+        turns[fact.subject] += 1
+    return [fact for _, fact in sorted(keyed, key=lambda pair: pair[0])]
 
 
 def snippets(world: World, seed: int = SEED) -> dict[str, dict[str, list[str]]]:
@@ -633,6 +644,9 @@ def words_in(rng: random.Random, world: World, count: int) -> list[str]:
     return rng.sample(world.words, count)
 
 
+PLAIN = ("", " yes", " no")
+
+
 def copying(rng: random.Random, world: World) -> list[Piece]:
     """A list of words, then the same list: what induction heads are for."""
     words = " " + " ".join(words_in(rng, world, rng.randint(3, 12)))
@@ -640,13 +654,29 @@ def copying(rng: random.Random, world: World) -> list[Piece]:
 
 
 def matching(rng: random.Random, world: World) -> list[Piece]:
-    """A list of words, then one word after the other with yes if it was in the list, and no otherwise."""
+    """A list of words, then one word after the other with yes if it was in the list, and no otherwise.
+
+    Half of the documents ask in the words in which NLI or ClosedDomainQA asks.
+    """
     words = words_in(rng, world, rng.randint(3, 8) + 8)
     known, new = words[:-8], words[-8:]
+    tail, yes, no = rng.choice(
+        (PLAIN, PLAIN, (". answer:", " yes", " no"), (".. True or False? answer:", " True", " False"))
+    )
     pieces: list[Piece] = [("Words: " + " ".join(known) + " |", 0.0)]
     for _ in range(8):
         same = rng.random() < 0.5
-        pieces += [(f" {rng.choice(known) if same else new.pop()}", 0.0), (" yes" if same else " no", 2.0)]
+        pieces += [(f" {rng.choice(known) if same else new.pop()}{tail}", 0.0), (yes if same else no, 2.0)]
+    return pieces
+
+
+def lettering(rng: random.Random, world: World) -> list[Piece]:
+    """Four words with letters, then words of these with their letters."""
+    words = words_in(rng, world, 4)
+    options = "".join(f"({letter})m : {word}" for letter, word in zip("ABCD", words, strict=True))
+    pieces: list[Piece] = [(f"Words: {options} |", 0.0)]
+    for index in (rng.randrange(4) for _ in range(6)):
+        pieces += [(f" {words[index]}", 0.0), (f" {'ABCD'[index]}", 2.0)]
     return pieces
 
 
@@ -659,7 +689,7 @@ def choosing(rng: random.Random, world: World) -> list[Piece]:
         right, shown = rng.randrange(4), new[3 * turn : 3 * turn + 3]
         shown.insert(right, rng.choice(known))
         options = "".join(f"({letter})m : {word}" for letter, word in zip("ABCD", shown, strict=True))
-        pieces += [(f" {options} the answer is", 0.0), (f" {'ABCD'[right]}", 3.0)]
+        pieces += [(f" {options} the answer is", 0.0), (f" {'ABCD'[right]}", 2.0)]
     return pieces
 
 
@@ -673,10 +703,10 @@ def several(rng: random.Random, world: World) -> list[Piece]:
         claim, same = rng.choice(items), rng.random() < 0.5
         object = claim.object if same else other_object(rng, world, claim, items)
         if asks:
-            pieces += [(f" question: {claim.yes_no(object)}. answer:", 0.0), (" yes" if same else " no", 3.0)]
+            pieces += [(f" question: {claim.yes_no(object)}. answer:", 0.0), (" yes" if same else " no", 2.0)]
         else:
             tail = f" entails the {claim.text(object)}.. True or False? answer:"
-            pieces += [(tail, 0.0), (" True" if same else " False", 3.0)]
+            pieces += [(tail, 0.0), (" True" if same else " False", 2.0)]
     return pieces
 
 
@@ -715,6 +745,7 @@ def task_document(rng: random.Random, world: World, task: str, held_out: frozens
 DRILLS: dict[str, Callable[[random.Random, World], list[Piece]]] = {
     "copying": copying,
     "matching": matching,
+    "lettering": lettering,
     "choosing": choosing,
     "several": several,
     "statement": statement,
