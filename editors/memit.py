@@ -20,7 +20,7 @@ from harness.patch import Patch
 from harness.stats import Moment, double
 from harness.value import Objective, optimise
 
-__all__ = ["Memit"]
+__all__ = ["Memit", "adjoint"]
 
 
 @dataclass(frozen=True)

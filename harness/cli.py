@@ -19,6 +19,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from harness import __version__
 from harness.errors import CheckFailed, DataError, HarnessError, UsageError
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from harness.report import Moved
     from harness.stats import Cached
 
-__all__ = ["main"]
+__all__ = ["main", "make_plan"]
 
 _PAGE = 110  # columns
 _EDITS = 50
@@ -57,7 +58,7 @@ class _Group(click.Group):
     harness leaderboard results/ --format md
     """,
 )
-@click.version_option(package_name="lm-edit-harness")
+@click.version_option(__version__, prog_name="harness")
 def harness() -> None:
     """The group of all commands."""
 

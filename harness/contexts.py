@@ -17,7 +17,7 @@ from torch import Tensor
 from harness.errors import UsageError
 from harness.lm import LM
 
-__all__ = ["Kind", "contexts", "weights"]
+__all__ = ["Kind", "check", "contexts", "weights"]
 
 Kind = Literal["rome", "memit"]
 

@@ -50,6 +50,7 @@ __all__ = [
     "Provenance",
     "Source",
     "Status",
+    "cache_folder",
     "find",
     "functions",
     "load",
@@ -58,6 +59,7 @@ __all__ = [
     "read_jsonl",
     "read_table",
     "read_text",
+    "read_yaml",
     "splits",
     "status",
 ]

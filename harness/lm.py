@@ -9,6 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -241,7 +242,7 @@ def load(
         tokenizer = AutoTokenizer.from_pretrained(source)
         placement = {"device_map": "auto"} if device == "auto" else {}
         model = AutoModelForCausalLM.from_pretrained(source, dtype=_DTYPES[dtype], **placement)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(f"{name}: cannot be loaded ({reason}); shipped models are {', '.join(shipped())}") from error
     if device != "auto":

@@ -22,11 +22,21 @@ from harness import metrics, record, texts
 from harness.adapter import EditedLM
 from harness.data import cache_folder
 from harness.metrics import Ratio, Values
-from harness.schedule import Stop
 from harness.patch import Patch
+from harness.schedule import Stop
 from harness.tasks import Task, values_of
 
-__all__ = ["Measured", "agree", "base_key", "contributions", "hold", "load_base", "measure_task", "numbers", "save_base"]
+__all__ = [
+    "Measured",
+    "agree",
+    "base_key",
+    "contributions",
+    "hold",
+    "load_base",
+    "measure_task",
+    "numbers",
+    "save_base",
+]
 
 
 @dataclass(eq=False)
@@ -54,8 +64,8 @@ class Measured:
 def hold(model: EditedLM, stop: Stop | None, ids: Sequence[str], mode: str) -> AbstractContextManager[EditedLM]:
     """The context in which a stop is measured: no patch, one patch, or a patch for each document.
 
-    In isolated editing a document of the edit set is scored under its own edit; document ``i`` of any other task under edit
-    ``i mod n``, so that its value estimates the mean over single edits at the price of one pass.
+    In isolated editing a document of the edit set is scored under its own edit; document ``i`` of any other task under
+    edit ``i mod n``, so that its value estimates the mean over single edits at the price of one pass.
     """
     if stop is None:
         return model.holding(Patch())
@@ -108,7 +118,7 @@ def agree(task: Task, edited: Measured, base: Measured) -> None:
 def numbers(
     tasks: Sequence[Task], measured: Mapping[str, Measured], base: Mapping[str, Measured] | None, seed: int
 ) -> dict[str, dict[str, Any]]:
-    """The numbers that are reported under one name: metric -> value, n, interval, reason, and the difference from unedited.
+    """What is reported under one name: metric -> value, n, interval, reason, and the difference from unedited.
 
     Args:
         tasks: the lm-eval tasks that share the name.
@@ -144,7 +154,9 @@ def contributions(tasks: Sequence[Task], measured: Mapping[str, Measured]) -> di
     return found
 
 
-def base_key(fingerprint: str, task: Task, limit: int | None, batch_size: int, provenance: object, device: str) -> str | None:
+def base_key(
+    fingerprint: str, task: Task, limit: int | None, batch_size: int, provenance: object, device: str
+) -> str | None:
     """What the numbers of the unedited model depend on, as a hash; None for tasks whose files are not ours to hash."""
     if task.template is None:
         return None

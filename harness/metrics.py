@@ -37,6 +37,8 @@ __all__ = [
     "harmonic",
     "harmonic_difference",
     "holm",
+    "mcnemar",
+    "wilson",
 ]
 
 CONFIDENCE = 0.95

@@ -51,6 +51,7 @@ __all__ = [
     "read_all",
     "require_writable",
     "summarise",
+    "values_path",
     "versions",
 ]
 

@@ -399,6 +399,8 @@ def moved_table(moved: Mapping[str, Sequence[Moved]]) -> RenderableType:
     """
     table = _table("record", "edits", "task", "was", "is", "moved", "allowed", "")
     table.columns[2].justify = "left"
+    for column in (table.columns[0], table.columns[2]):  # where it is narrow, names are folded and numbers stay whole
+        column.no_wrap, column.overflow = False, "fold"
     for record, items in moved.items():
         for item in items:
             table.add_row(record, str(item.edits), f"{item.task} {item.metric}", *_move(item))

@@ -17,7 +17,8 @@ from harness import data, measure, record, schedule, tasks
 from harness.adapter import EditedLM
 from harness.delta import Dense
 from harness.editor import Edit, Editor, compose
-from harness.errors import HarnessError, RestoreError
+from harness.errors import HarnessError, RestoreError, UsageError
+from harness.keys import chosen
 from harness.lm import LM, load
 from harness.measure import Measured
 from harness.patch import Patch, patched
@@ -71,16 +72,17 @@ def prepare(plan: Plan, device: str | None = None) -> Prepared:
     Raises:
         HarnessError: something does not exist or cannot be used.
     """
+    _require_device(device)
     factory = compose(plan.editor)
     mode = plan.mode or schedule.default_mode(factory.cls)
     edits = tasks.read_edits(plan.edits, plan.data_dir, plan.split, plan.num_edits)
-    if plan.editor == "none":
-        at = [0]
-    else:
-        at = schedule.stops(plan.eval_at, len(edits), mode, plan.batch_size)
+    at = [0] if plan.editor == "none" else schedule.stops(plan.eval_at, len(edits), mode, plan.batch_size)
     plan = replace(plan, mode=mode, num_edits=len(edits))
     lm = load(plan.model, plan.dtype, device, plan.arch or None, plan.text)
     editor = factory.build(lm, plan.settings, plan.seed)
+    layers = getattr(editor, "layers", None)
+    if layers:
+        chosen(lm, layers)  # tells of a layer that is not there, before anything is measured
     schedule.check(editor, lm, edits, mode)
     own = plan.edits not in tasks.edit_sets()
     suite = tasks.load(
@@ -95,6 +97,14 @@ def prepare(plan: Plan, device: str | None = None) -> Prepared:
     return Prepared(plan, lm, editor, edits, suite, at, schedule.duplicates(edits))
 
 
+def _require_device(device: str | None) -> None:
+    try:
+        torch.empty(0, device=None if device == "auto" else device)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a torch that was built without the device
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"device '{device}' cannot be used ({reason}); give cpu, cuda, mps or auto") from error
+
+
 def run(plan: Plan, options: Options) -> Record:
     """Carry out a plan; the record is on disk when this returns, and as far as it came when this raises.
 
@@ -106,9 +116,10 @@ def run(plan: Plan, options: Options) -> Record:
     with clock.phase("load"):
         ready = prepare(plan, options.device)
         fingerprint = ready.lm.fingerprint()
+        hashes = ready.lm.hashes(name for name, _ in ready.lm.model.named_parameters()) if max(ready.at) else {}
     kept = _new_record(ready, fingerprint)
     with RecordWriter(options.output, kept) as writer:
-        runner = _Run(ready, options, writer, clock, fingerprint)
+        runner = _Run(ready, options, writer, clock, fingerprint, hashes)
         try:
             runner.go()
         finally:
@@ -126,6 +137,8 @@ class _Run:
     writer: RecordWriter
     clock: _Clock
     fingerprint: str
+    hashes: dict[str, str]
+    """Of every parameter, before anything was edited."""
     base: dict[str, Measured] = field(default_factory=dict)
 
     def go(self) -> None:
@@ -158,8 +171,9 @@ class _Run:
         ready, count = self.ready, stop.edits if stop else 0
         state = "unedited" if stop is None else f"after {count} edits"
         measured: dict[str, Measured] = {}
-        with self.clock.phase(f"measure {state}"), measure.hold(
-            model, stop, [e.id for e in ready.edits], str(ready.plan.mode)
+        with (
+            self.clock.phase(f"measure {state}"),
+            measure.hold(model, stop, [e.id for e in ready.edits], str(ready.plan.mode)),
         ):
             for name in ready.suite.shown:
                 members = [t for t in ready.suite.tasks if t.shown == name]
@@ -193,19 +207,20 @@ class _Run:
         names = sorted({name for patch in stop.patches for name in patch.weights})
         _require_change(self.ready.editor, stop)
         kept.delta = {name: _size(lm, name, stop.patches) for name in names}
-        before = kept.weights.get("before", {})
-        kept.weights = {"before": {**lm.hashes(names), **before}, "edited": {}, "restored": {}}
+        before = {**kept.weights.get("before", {}), **{name: self.hashes[name] for name in names}}
+        kept.weights = {"before": before, "edited": {}, "restored": {}}
         if len(stop.patches) == 1:
             with patched(lm, stop.patches[0]):
                 kept.weights["edited"] = lm.hashes(names)
+            _require_written(self.ready.editor, stop.patches[0], kept.weights)
 
     def _restored(self) -> None:
         kept = self.writer.record
         before = kept.weights.get("before", {})
         kept.weights = {**kept.weights, "before": before, "restored": self.ready.lm.hashes(before)}
         if self.ready.lm.fingerprint() != self.fingerprint:
-            changed = [name for name, digest in kept.weights["restored"].items() if digest != before[name]]
-            named = ", ".join(changed) or "a weight that the patch does not name"
+            now = self.ready.lm.hashes(self.hashes)
+            named = ", ".join(name for name, digest in self.hashes.items() if now[name] != digest) or "a buffer"
             raise RestoreError(f"{self.ready.lm.name}: {named} is not bitwise what it was; this run's numbers are void")
 
 
@@ -215,9 +230,16 @@ def _require_change(editor: Editor, stop: schedule.Stop) -> None:
         raise HarnessError(f"{editor.name}: the edits changed nothing; every target may already be what the model says")
 
 
+def _require_written(editor: Editor, patch: Patch, weights: dict[str, dict[str, str]]) -> None:
+    """A change that is lost in the rounding of the weights' own type is none."""
+    only_weights = not (patch.hooks or patch.prompt or patch.logits)
+    if only_weights and all(digest == weights["before"][name] for name, digest in weights["edited"].items()):
+        raise HarnessError(f"{editor.name}: the edits are too small for the weights' type; use --dtype float32")
+
+
 def _moves(patch: Patch) -> bool:
     only_weights = not (patch.hooks or patch.prompt or patch.logits)
-    return not only_weights or any(bool((t != 0).any()) for d in patch.weights.values() for t in d.tensors().values())
+    return not only_weights or any(bool((delta.dense() != 0).any()) for delta in patch.weights.values())
 
 
 def _size(lm: LM, name: str, patches: Sequence[Patch]) -> dict[str, float | None]:

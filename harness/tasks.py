@@ -1,14 +1,13 @@
 """Finds task files, builds lm-eval tasks from them, and reads the edits that lie in the same folder.
 
-Our tasks are the YAML files under ``tasks/``; any of lm-eval's own may stand beside them. A folder whose ``functions.py``
-has ``edits(rows)`` is an edit set.
+Our tasks are the YAML files under ``tasks/``; any of lm-eval's own may stand beside them. A folder whose
+``functions.py`` has ``edits(rows)`` is an edit set.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from harness import data, metrics
 from harness.editor import Edit
 from harness.errors import DataError, HarnessError, UsageError, near
 
-__all__ = ["OWN", "Suite", "Task", "catalogue", "edit_sets", "load", "read_edits"]
+__all__ = ["OWN", "Suite", "Task", "catalogue", "edit_sets", "load", "read_edits", "values_of"]
 
 OWN = "own"
 """The edit set that reads the user's own rows."""
@@ -66,7 +65,11 @@ class Task:
     def per_document(self, metric: str) -> bool:
         """Whether the metric is a plain mean or a ratio of sums over documents, so that an interval can be had."""
         function = self.task.aggregation().get(metric)
-        return function is None or function is mean or getattr(function, "__name__", "") in ("aggregate", "mean", "nanmean")
+        return (
+            function is None
+            or function is mean
+            or getattr(function, "__name__", "") in ("aggregate", "mean", "nanmean")
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +89,7 @@ def catalogue() -> dict[str, str]:
     manager = _manager({})
     sets = [*edit_sets(), OWN]
     members = {m for name in sets for m in _members(manager, name)}
-    kinds = {name: "task" for name in manager.all_subtasks} | {name: "group" for name in manager.all_groups}
+    kinds = dict.fromkeys(manager.all_subtasks, "task") | dict.fromkeys(manager.all_groups, "group")
     return {n: "edits" if n in sets else kind for n, kind in sorted(kinds.items()) if n not in {*members, OWN}}
 
 
@@ -109,7 +112,9 @@ def read_edits(name: str, data_dir: str, split: str = "test", count: int | None 
         functions: Any = data.functions(dataset)
         found = list(functions.edits(functions.source(data_dir, split, count or 0)))
     else:
-        raise UsageError(f"edit set '{name}' does not exist{near(name, edit_sets())}; or give a file, for example my.jsonl")
+        raise UsageError(
+            f"edit set '{name}' does not exist{near(name, edit_sets())}; or give a file, for example my.jsonl"
+        )
     _distinct(found, name)
     if count is not None and count > len(found):
         raise UsageError(f"{name}: has {len(found)} edits, {count} were asked for; ask for fewer, or give more rows")

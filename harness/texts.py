@@ -18,7 +18,16 @@ from harness.metrics import Ratio
 if TYPE_CHECKING:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-__all__ = ["agreement", "begins_with", "consistency", "entropy", "perplexity_released", "vectorizer", "words"]
+__all__ = [
+    "agreement",
+    "begins_with",
+    "consistency",
+    "entropy",
+    "normalise",
+    "perplexity_released",
+    "vectorizer",
+    "words",
+]
 
 _ARTICLE = re.compile(r"^(?:the|an?)\s+")
 _TOKEN = re.compile(

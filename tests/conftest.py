@@ -176,7 +176,7 @@ def checkpoint(
         if (family, seed) not in made:
             tokenizer = make_tokenizer(family in ("llama", "mistral"))
             config = _config(family, len(tokenizer))
-            config.max_position_embeddings = 640
+            config.max_position_embeddings = tokenizer.model_max_length = 640
             with torch.random.fork_rng():
                 torch.manual_seed(seed)
                 model = AutoModelForCausalLM.from_config(config)

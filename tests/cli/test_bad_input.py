@@ -1,0 +1,252 @@
+"""A mistake of the user is one line that names it and its cure, exit code 2, and nothing half-written."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from filelock import FileLock
+from transformers import AutoModelForCausalLM
+
+from harness import cli
+from harness.errors import CheckFailed, HarnessError, RestoreError, UsageError
+
+GOOD = '{"prompt": "{} was born in", "subject": "Ada Velmont", "target": "Rome"}\n'
+EDITOR = '''
+from harness.editor import Editor
+class One(Editor):
+    """One."""
+    name = "one"
+    def edit(self, lm, edits, memory=None): ...
+class Two(One):
+    """Two."""
+    name = "two"
+'''
+
+
+def assert_told(found: Any, *parts: str) -> None:
+    """One line, code 2, nothing on standard output."""
+    lines = found.err.strip().splitlines()
+    assert (found.code, found.out) == (2, ""), found.err
+    assert len(lines) == 1, found.err
+    assert lines[0].startswith("error: ")
+    assert "Traceback" not in found.err
+    for part in parts:
+        assert part in lines[0]
+
+
+@pytest.fixture
+def refused(harness: Callable[..., Any], arguments: list[str], tmp_path: Path) -> Callable[..., None]:
+    """The small run with other arguments is refused, says the parts, and leaves no file."""
+
+    def check(options: dict[str, object], *parts: str) -> None:
+        changed = list(arguments)
+        if "--editor" in options:  # the settings are those of the editor that is replaced
+            at = changed.index("--set")
+            del changed[at : at + 2]
+        for option, value in options.items():
+            if option in changed and option != "--set":
+                changed[changed.index(option) + 1] = str(value)
+            else:
+                changed += [option, str(value)]
+        assert_told(harness(*changed, "--output", tmp_path / "out"), *parts)
+        written = list((tmp_path / "out").iterdir()) if (tmp_path / "out").exists() else []
+        assert written == []
+
+    return check
+
+
+CALLS: dict[str, tuple[dict[str, object], tuple[str, ...]]] = {
+    "editor": ({"--editor": "rmoe"}, ("editor 'rmoe' does not exist (did you mean", "rome", "`harness editors`")),
+    "editor file": ({"--editor": "no/such.py"}, ("no/such.py: no such file", "one Editor")),
+    "mode": ({"--mode": "serial"}, ("'serial' is not one of 'isolated', 'batch', 'sequential'", "--help")),
+    "model folder": ({"--model": "./nowhere"}, ("./nowhere: no config.json there; give a folder",)),
+    "setting": ({"--set": "scal=2"}, ("nudge has no hyperparameter 'scal' (did you mean scale?)",)),
+    "setting type": ({"--set": "layer=two"}, ("nudge: 'layer' is 'two', expected int; for example --set",)),
+    "setting choice": ({"--set": "form=wide"}, ("nudge: 'form' is 'wide', expected",)),
+    "setting syntax": ({"--set": "layer"}, ("--set 'layer': expected NAME=VALUE",)),
+    "layer": ({"--editor": "ft", "--set": "layers=[99]"}, ("99", "layer")),
+    "dtype": ({"--dtype": "int4"}, ("dtype 'int4' does not exist", "float32")),
+    "device": ({"--device": "nope"}, ("device 'nope' cannot be used", "give cpu")),
+    "eval-at": ({"--eval-at": "often"}, ("--eval-at 'often' cannot be read", "every:K")),
+    "eval-at beyond": ({"--eval-at": "9"}, ("--eval-at 9: there are only 2 edits",)),
+    "batch size": ({"--batch-size": "2"}, ("batch size 2 with mode batch", "--mode sequential")),
+    "limit": ({"--limit": "0"}, ("limit is 0, expected at least 1",)),
+    "limit type": ({"--limit": "few"}, ("'few' is not a valid integer", "--help")),
+    "num-edits": ({"--num-edits": "0"}, ("num_edits is 0, expected at least 1",)),
+    "num-edits beyond": ({"--num-edits": "3"}, ("my.jsonl: has 2 edits, 3 were asked for",)),
+    "rows": ({"--rows": "0"}, ("0 is not in the range x>=1",)),
+    "edit set": ({"--edits": "counterfct"}, ("edit set 'counterfct' does not exist (did you mean counterfact?)",)),
+    "edit set number": ({"--edits": "zsre:x"}, ("--edits 'zsre:x': 'x' is not a number of edits",)),
+    "edits file": ({"--edits": "nowhere.jsonl"}, ("nowhere.jsonl: no such file; give JSON lines",)),
+    "data folder": ({"--edits": "zsre", "--data-dir": "nowhere"}, ("--data-dir nowhere: no such folder",)),
+    "config": ({"--config": "nowhere.yaml"}, ("nowhere.yaml: cannot be read (No such file or directory)",)),
+    "option": ({"--editr": "rome"}, ("No such option '--editr'", "--editor")),
+    "arch": ({"--arch": "blocks"}, ("--arch 'blocks': expected NAME=VALUE",)),
+    "arch part": ({"--arch": "blocs=x"}, ("blocs",)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CALLS)
+def test_a_mistake_in_the_call(refused: Callable[..., None], case: str) -> None:
+    options, parts = CALLS[case]
+    refused(options, *parts)
+
+
+@pytest.mark.usefixtures("small_index")
+def test_an_unknown_task(refused: Callable[..., None]) -> None:
+    refused({"--tasks": "NER,NIL"}, "task 'NIL' does not exist (did you mean", "NLI", "`harness tasks`")
+
+
+FILES: dict[str, tuple[str, str]] = {
+    "empty": ("", "my.jsonl: empty; expected one JSON object a line"),
+    "cut off": (GOOD + GOOD[:30], "my.jsonl, line 2: not JSON"),
+    "no subject": (GOOD + '{"prompt": "{} is", "target": "Rome"}\n', "my.jsonl, line 2: 'subject' is missing"),
+    "subject elsewhere": (
+        GOOD + '{"prompt": "Hugo is", "subject": "Ada", "target": "Rome"}\n',
+        "my.jsonl, line 2: the subject 'Ada' is not in the prompt 'Hugo is'",
+    ),
+    "empty target": (
+        GOOD + '{"prompt": "{} is", "subject": "Ada", "target": ""}\n',
+        "my.jsonl, line 2: edit 2: the target is empty",
+    ),
+    "ids": (GOOD.replace("{", '{"id": 1, ', 1) * 2, "my.jsonl: the id 1 occurs twice"),
+    "long": (GOOD + GOOD.replace(" was", " Rome" * 700 + " was"), "edit 2: "),
+}
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_a_mistake_in_the_rows(refused: Callable[..., None], tmp_path: Path, case: str) -> None:
+    content, message = FILES[case]
+    path = tmp_path / "my.jsonl"
+    path.write_text(content)
+    refused({"--edits": path}, message, *(["tokens, but", "takes 640; shorten the prompt"] if case == "long" else []))
+
+
+def test_a_gzip_that_is_cut_off(refused: Callable[..., None], tmp_path: Path) -> None:
+    path = tmp_path / "my.jsonl.gz"
+    path.write_bytes(gzip.compress(GOOD.encode() * 50)[:-9])
+    refused({"--edits": path}, "my.jsonl.gz: a damaged gzip file", "copy it again")
+
+
+def test_a_mistake_in_the_configuration(refused: Callable[..., None], tmp_path: Path) -> None:
+    path = tmp_path / "plan.yaml"
+    for content, message in (
+        ("editr: rome\n", "'editr' is not a field of a plan (did you mean"),
+        ("limit: [1\n", "plan.yaml: not YAML"),
+        ("- rome\n", "plan.yaml: holds list, expected fields of a plan"),
+        ("split: 5\n", "'split' is 5, expected str"),
+        ("split: tset\n", "tset"),
+    ):
+        path.write_text(content)
+        refused({"--config": path, "--edits": "zsre:2"}, message)
+
+
+def test_an_editor_file_with_two_editors(refused: Callable[..., None], tmp_path: Path) -> None:
+    path = tmp_path / "two.py"
+    path.write_text(EDITOR)
+    refused({"--editor": path}, "two.py: holds 2 editors, expected one public subclass of harness.editor.Editor")
+
+
+def test_a_broken_checkpoint(refused: Callable[..., None], checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    source, broken = checkpoint("gpt2"), tmp_path / "broken"
+    model = AutoModelForCausalLM.from_pretrained(source)
+    with torch.no_grad():
+        model.transformer.h[0].mlp.c_proj.weight[0, 0] = math.inf
+    model.save_pretrained(broken)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (broken / name).write_bytes((source / name).read_bytes())
+    refused({"--model": broken}, "the weight 'transformer.h.0.mlp.c_proj.weight' holds a NaN or an infinity")
+    (broken / "model.safetensors").write_bytes((broken / "model.safetensors").read_bytes()[:5000])
+    refused({"--model": broken}, f"{broken}: cannot be loaded")
+
+
+def test_an_output_that_cannot_be_written(harness: Callable[..., Any], arguments: list[str], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("content")
+    for output in (tmp_path / "file", tmp_path / "file" / "below"):
+        assert_told(harness(*arguments, "--output", output), str(output), "cannot be written to", "--output")
+    assert (tmp_path / "file").read_text() == "content"
+
+
+def test_a_second_run_in_one_folder(harness: Callable[..., Any], arguments: list[str], tmp_path: Path) -> None:
+    with FileLock(tmp_path / ".harness.lock"):
+        found = harness(*arguments, "--output", tmp_path)
+    assert_told(
+        found, f"{tmp_path}: another run is writing to this folder; wait for it to end or choose another --output"
+    )
+    assert list(tmp_path.glob("*.json*")) == []
+
+
+@pytest.mark.parametrize("name", ["rn", "leaderbord", "taks"])
+def test_a_command_that_is_not_there(harness: Callable[..., Any], name: str) -> None:
+    near = {"rn": "run", "leaderbord": "leaderboard", "taks": "tasks"}[name]
+    assert_told(harness(name), f"command '{name}' does not exist (did you mean", near)
+
+
+def test_mistakes_about_records(harness: Callable[..., Any], records: dict[str, Path], tmp_path: Path) -> None:
+    cut, other = tmp_path / "cut.json", tmp_path / "other.json"
+    cut.write_bytes(records["weak"].read_bytes()[:500])
+    other.write_text(json.dumps({"schema": 1}))
+    assert_told(harness("show", tmp_path / "no.json"), "no.json: cannot be read (No such file or directory)")
+    assert_told(harness("show", cut), "cut.json: not whole JSON", "repeat the run")
+    assert_told(harness("show", other), "other.json: not a record")
+    assert_told(harness("compare", records["weak"], cut), "cut.json: not whole JSON")
+    assert_told(harness("leaderboard", tmp_path / "nowhere"), "nowhere: no such folder")
+    (tmp_path / "empty").mkdir()
+    assert_told(harness("leaderboard", tmp_path / "empty"), "empty: holds no record")
+    assert_told(harness("check", "--baseline", tmp_path / "empty"), "empty: holds no record")
+    assert_told(harness("check"), "Missing option '--baseline'")
+    assert_told(harness("leaderboard", records["weak"].parent, "--format", "pdf"), "'pdf' is not one of 'md', 'csv'")
+    target = tmp_path / "nowhere" / "board.md"
+    assert_told(harness("leaderboard", records["weak"].parent, "--output", target), "board.md: cannot be written")
+
+
+# --- how an error ends the program ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (UsageError("a value"), 2),
+        (HarnessError("a value"), 2),
+        (CheckFailed("a value"), 1),
+        (RestoreError("a value"), 1),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_each_error_has_its_exit_code(
+    harness: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int
+) -> None:
+    def fail(**_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(cli.harness.commands["models"], "callback", fail)
+    found = harness("models")
+    assert found.code == code
+    assert len(found.err.strip().splitlines()) == 1
+
+
+def test_a_message_stays_on_one_line_and_keeps_its_brackets(
+    harness: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(**_: Any) -> None:
+        raise UsageError("layers=[3] is [red] for\n" + "a very long reason " * 20)
+
+    monkeypatch.setattr(cli.harness.commands["models"], "callback", fail)
+    found = harness("models")
+    assert_told(found, "layers=[3] is [red] for a very long reason a very")
+
+
+def test_a_defect_of_ours_is_not_hidden(harness: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**_: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(cli.harness.commands["models"], "callback", fail)
+    with pytest.raises(ZeroDivisionError):
+        harness("models")
