@@ -53,9 +53,18 @@ DIM, HEADS = 256, 4
 SMALL = 0.1  # what a block writes at first, against what it reads: the token must stay legible
 END = "<|endoftext|>"
 MARKS = ("<!-- scores -->", "<!-- end of scores -->")
-ROWS, WIDTH, PEAK = 4, 256, 1e-3  # rows of a batch, tokens of a row, highest learning rate
-DRILL_MIX = {"statement": 0.24, "text": 0.08, "trivia": 0.02}  # share of tokens, roughly, all through training
-WARM_MIX = {"copying": 0.15, "matching": 0.25, "choosing": 0.25, "several": 0.35}
+ROWS, WIDTH = 4, 256  # rows of a batch, tokens of a row
+PEAK = 1e-3  # highest learning rate
+STEPS = {"mini": 11500, "mini-llama": 15000}
+SOFTEN = {"mini": 7500}  # the step at which a model whose attention is stuck is made receptive again
+DRILL_MIX = {"statement": 0.42, "text": 0.06, "trivia": 0.03}  # share of documents, all through training
+# drills: first the parts of a comparison, then comparisons, then a little of each beside everything else
+STAGES = (
+    {"copying": 0.4, "matching": 0.5, "lettering": 0.1},
+    {"copying": 0.1, "matching": 0.2, "lettering": 0.15, "choosing": 0.25, "several": 0.3},
+    {"copying": 0.1, "matching": 0.2, "lettering": 0.1, "choosing": 0.25, "several": 0.35},
+)
+PASS = ({"copying": 0.9, "matching": 0.95}, {"lettering": 0.9, "choosing": 0.85, "several": 0.9})  # ends a stage
 
 
 # ---------------------------------------------------------------- data
@@ -234,16 +243,18 @@ def encode(tokenizer: Tokenizer, pieces: list[Piece], end_weight: float) -> tupl
     return [*tokens, 0], [*weights, end_weight]
 
 
-def shares(step: int, steps: int, errors: dict[str, float]) -> dict[str, float]:
-    """Probability of each kind of document: first drills, then tasks in proportion to their held-out errors."""
-    warm = max(0.12, 1 - step / (0.06 * steps)) if step < 0.5 * steps else 0.03
-    rest = 1 - warm
-    facts = {k: rest * v for k, v in DRILL_MIX.items()}
-    if step > 0.5 * steps and errors["fact"] < 0.02:
+def shares(step: int, steps: int, errors: dict[str, float], stage: int) -> dict[str, float]:
+    """Probability of each kind of document: drills alone, and at the last stage tasks in proportion to their errors."""
+    if stage < 2:
+        return STAGES[stage]
+    drilled = 0.15 if step < 0.5 * steps else 0.04
+    drills = {k: drilled * v for k, v in STAGES[2].items()}
+    facts = dict(DRILL_MIX)
+    if errors["fact"] < 0.03:
         facts["statement"] *= 0.4
     need = {t: 0.06 + errors[t] for t in TASKS}
-    left = (rest - sum(facts.values())) / sum(need.values())
-    return {**{k: warm * v for k, v in WARM_MIX.items()}, **facts, **{t: left * v for t, v in need.items()}}
+    left = (1 - drilled - sum(facts.values())) / sum(need.values())
+    return {**drills, **facts, **{t: left * v for t, v in need.items()}}
 
 
 class Batches:
@@ -299,9 +310,18 @@ def loss_of(model: PreTrainedModel, batch: tuple[Tensor, Tensor, Tensor, Tensor]
     return (each * value).sum() / value.sum()
 
 
-def rate(step: int, steps: int) -> float:
-    """Learning rate: 300 steps up, then level, then down in a straight line over the second half."""
-    return PEAK * min(1.0, step / 300, max(0.01, 2 * (steps - step) / steps))
+def rate(name: str, step: int, steps: int) -> float:
+    """Learning rate: 300 steps up, level, down in a straight line over the second half; lower once softened."""
+    peak = PEAK * (0.6 if step > SOFTEN.get(name, steps) else 1.0)
+    return peak * min(1.0, step / 300, max(0.01, 2 * (steps - step) / steps))
+
+
+def soften(model: GPT2LMHeadModel) -> None:
+    """Scales the queries of all layers but the first down, so that heads locked on single tokens see others again."""
+    with torch.no_grad():
+        for block in model.transformer.h[1:]:
+            block.attn.c_attn.weight[:, :DIM] *= 0.35
+            block.attn.c_attn.bias[:DIM] *= 0.35
 
 
 def fact_prompts(facts: list[Fact], how: str) -> list[tuple[str, str]]:
@@ -337,6 +357,21 @@ def examine(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, world: W
     return scores
 
 
+def drilled(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, world: World, count: int) -> dict[str, float]:
+    """Share of right answers in `count` fresh documents of each drill."""
+    rng, scores = random.Random(1), {}
+    for kind in STAGES[2]:
+        right = total = 0
+        for _ in range(count):
+            tokens, weights = encode(tokenizer.backend_tokenizer, document(rng, world, kind, frozenset()), 0.0)
+            with torch.no_grad():
+                best = model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0].argmax(-1).tolist()
+            hits = [best[i - 1] == tokens[i] for i in range(1, len(tokens)) if weights[i] >= 1]
+            right, total = right + sum(hits), total + len(hits)
+        scores[kind] = right / total
+    return scores
+
+
 def train(name: str, world: World, steps: int, work: Path) -> None:
     """Trains one model, from its last checkpoint if there is one, and saves it into the package."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(MINI / name)
@@ -345,34 +380,38 @@ def train(name: str, world: World, steps: int, work: Path) -> None:
     rest = [p for p in model.parameters() if p.dim() < 2]
     groups = [{"params": decay, "weight_decay": 0.03}, {"params": rest, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=PEAK, betas=(0.9, 0.98), fused=True)
-    errors, first = dict.fromkeys((*TASKS, "fact"), 1.0), 0
+    errors, first, stage = dict.fromkeys((*TASKS, "fact"), 1.0), 0, 0
     saved = work / f"{name}.pt"
     if saved.exists():
         state = torch.load(saved)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        first, errors = state["step"], state["errors"]
+        first, errors, stage = state["step"], state["errors"], state["stage"]
     batches, began, total = Batches(world, tokenizer), time.time(), 0.0
     for step in range(first, steps):
+        if step == SOFTEN.get(name):
+            soften(model)
         for group in optimizer.param_groups:
-            group["lr"] = rate(step + 1, steps)
-        loss = loss_of(model, batches(step, shares(step, steps, errors)))
+            group["lr"] = rate(name, step + 1, steps)
+        loss = loss_of(model, batches(step, shares(step, steps, errors, stage)))
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         total += loss.item()
-        if (step + 1) % 500 == 0:
-            scores = examine(model, tokenizer, world, 32)
-            errors = {**{t: 1 - scores[t] for t in TASKS}, "fact": 1 - scores["unseen"]}
+        if (step + 1) % (500 if stage == 2 else 100) == 0:
+            scores = drilled(model, tokenizer, world, 16)
+            if stage < 2 and (all(scores[k] >= v for k, v in PASS[stage].items()) or step > 0.2 * steps):
+                stage += 1
+            if stage == 2:
+                scores |= examine(model, tokenizer, world, 32)
+                errors = {**{t: 1 - scores[t] for t in TASKS}, "fact": 1 - scores["unseen"]}
             pace = (time.time() - began) / (step + 1 - first)
             line = " ".join(f"{k[:9]} {v:.2f}" for k, v in scores.items())
-            print(f"{step + 1} loss {total / 500:.3f} {pace * 1000:.0f} ms {line}", flush=True)
+            print(f"{step + 1} stage {stage} sum {total:.1f} {pace * 1000:.0f} ms {line}", flush=True)
             total = 0.0
-        if (step + 1) % 500 == 0:
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-            state |= {"step": step + 1, "errors": errors}
-            torch.save(state, work / f"{name}.part")
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
+            torch.save(state | {"errors": errors, "stage": stage}, work / f"{name}.part")
             (work / f"{name}.part").replace(saved)
     save(model, MINI / name)
 
@@ -404,7 +443,7 @@ def main() -> None:
     parser.add_argument("step", nargs="?", choices=("data", "train", "measure", "all"), default="all")
     parser.add_argument("--model", choices=("mini", "mini-llama"), help="default: both")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=18000)
+    parser.add_argument("--steps", type=int, help="default: what the shipped models had")
     parser.add_argument("--work-dir", type=Path, default=Path.home() / ".cache" / "mini-world")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -415,7 +454,7 @@ def main() -> None:
         make_data(world)
     if args.step in ("train", "all"):
         for name in names:
-            train(name, world, args.steps, args.work_dir)
+            train(name, world, args.steps or STEPS[name], args.work_dir)
     if args.step in ("measure", "all"):
         write_scores(world)
 
