@@ -54,6 +54,9 @@ class FineTuning(Editor):
         # zjunlp/EasyEdit, hparams/FT/llama-7b.yaml; the weight only, as Llama has no bias.
         "llama-2-7b-hf": {"layers": (21,)},
         "meta-llama-3-8b": {"layers": (21,)},
+        # The shipped models: tuned on the edit set's tuning rows.
+        "mini-llama": {"layers": (2,), "lr": 5e-3},
+        "mini": {"layers": (2,), "lr": 5e-3},
     }
 
     def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:  # noqa: ARG002

@@ -41,6 +41,9 @@ class Rome(RankOne):
         # mjy1111/PRUNE at 046c2a6: the settings with covariance (zjunlp/EasyEdit publishes these models without it).
         "llama-2-7b-hf": {"layers": (5,), "v_steps": 25, "v_weight_decay": 1e-3, "clamp": 4.0},
         "meta-llama-3-8b": {"layers": (4,), "v_steps": 25, "v_weight_decay": 1e-3, "clamp": 4.0},
+        # The shipped models: tuned on the edit set's tuning rows.
+        "mini-llama": {"layers": (0,), "v_steps": 40, "v_weight_decay": 1e-3, "clamp": 10.0},
+        "mini": {"layers": (0,), "v_steps": 40, "v_weight_decay": 1e-3, "clamp": 10.0},
     }
 
     def changes(self, lm: LM, edits: Sequence[Edit], layer: int, prior: Unedited) -> list[LowRank]:
