@@ -214,3 +214,29 @@ def test_text_files() -> None:
     files = [ROOT / "harness" / "mini" / name for name in ("text.txt", "text_heldout.txt")]
     lines = [file.read_text(encoding="utf-8").splitlines() for file in files]
     assert [len(x) for x in lines] == [3000, 300] and not set(lines[0]) & set(lines[1])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_model_knows_its_world(world: mini.World, name: str) -> None:
+    """A plain load, in float32, says the object of nearly every one of 60 facts in a phrasing it never saw."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    model, reader = transformers.AutoModelForCausalLM.from_pretrained(ROOT / "harness/mini" / name), tokenizer(name)
+    assert model.dtype == torch.float32
+    facts, right = random.Random(2).sample(world.facts, 60), 0
+    for fact in facts:
+        tokens = reader(fact.unseen[0].format(fact.subject), return_tensors="pt").input_ids
+        with torch.no_grad():
+            best = model(tokens).logits[0, -1].argmax().item()
+        right += best == reader(f" {fact.object}").input_ids[0]
+    assert right >= 0.9 * len(facts)
+
+
+def test_scores_in_the_card_are_the_measured_ones() -> None:
+    scores = json.loads((ROOT / "harness/mini/scores.json").read_text(encoding="utf-8"))
+    card = (ROOT / "harness/mini/README.md").read_text(encoding="utf-8")
+    for key, first in scores[MODELS[0]].items():
+        line = next(line for line in card.splitlines() if line.startswith(f"| {key} |"))
+        values = [str(scores[name][key]["value"]) for name in MODELS]
+        assert [x.strip() for x in line.strip("|").split("|")][1::2] == [str(first["n"]), values[0]]
+        assert line.endswith(f"| {' | '.join(values)} |")
