@@ -55,7 +55,7 @@ END = "<|endoftext|>"
 MARKS = ("<!-- scores -->", "<!-- end of scores -->")
 ROWS, WIDTH = 4, 256  # rows of a batch, tokens of a row
 PEAK = 1e-3  # highest learning rate
-STEPS = {"mini": 12500, "mini-llama": 15000}
+STEPS = {"mini": 13500, "mini-llama": 15000}
 SOFTEN = {"mini": 7500}  # the step at which a model whose attention is stuck is made receptive again
 DRILL_MIX = {"statement": 0.42, "text": 0.06, "trivia": 0.03}  # share of documents, all through training
 # drills: first the parts of a comparison, then comparisons, then a little of each beside everything else
