@@ -33,6 +33,7 @@ from mini_world import (
     render,
     snippets,
     task_rows,
+    sample_lines,
     text_lines,
 )
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -89,7 +90,7 @@ def make_data(world: World) -> None:
         write_lines(ROOT / "tasks" / "edits" / name / "mini_train.jsonl", train)
     texts = json.dumps(snippets(world), ensure_ascii=False, indent=1)
     (ROOT / "tasks" / "edits" / "counterfact" / "mini_snippets.json").write_text(texts + "\n", encoding="utf-8")
-    write_lines(MINI / "text.txt", text_lines(world, 3000, SEED))
+    write_lines(MINI / "text.txt", sample_lines(world, 4000, SEED))
     write_lines(MINI / "text_heldout.txt", text_lines(world, 300, SEED + 1, neutral_only=True))
     tokenizer = make_tokenizer(world)
     for name in ("mini", "mini-llama"):

@@ -772,3 +772,15 @@ def text_lines(world: World, count: int, seed: int, neutral_only: bool = False) 
         if line not in seen:
             seen.add(line)
             yield line
+
+
+def sample_lines(world: World, count: int, seed: int) -> Iterator[str]:
+    """A sample of what the models were trained on: world text, and documents of every task (never an evaluated item).
+
+    Second moments of keys stand for everything a model knows, so their text must hold more than statements of facts.
+    """
+    rng, held_out = random.Random(f"{seed} sample"), held_out_prompts(world)
+    for i, line in enumerate(text_lines(world, count // 2, seed)):
+        yield line
+        pieces = document(rng, world, TASKS[i % len(TASKS)], held_out)
+        yield " ".join("".join(text for text, _ in pieces).split())

@@ -213,7 +213,7 @@ def test_the_answer_is_a_token_boundary(world: mini.World, name: str) -> None:
 def test_text_files() -> None:
     files = [ROOT / "harness" / "mini" / name for name in ("text.txt", "text_heldout.txt")]
     lines = [file.read_text(encoding="utf-8").splitlines() for file in files]
-    assert [len(x) for x in lines] == [3000, 300] and not set(lines[0]) & set(lines[1])
+    assert [len(x) for x in lines] == [4000, 300] and not set(lines[0]) & set(lines[1])
 
 
 @pytest.mark.parametrize("name", MODELS)
