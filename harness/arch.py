@@ -29,7 +29,7 @@ class Architecture:
     Attributes:
         embedding: the token embedding.
         blocks: one transformer block.
-        mlp: the module whose output is added to the residual stream (the down-projection itself where a block has none).
+        mlp: the module whose output is added to the residual stream (the down-projection where a block has none).
         down: the down-projection, ``f -> d``.
         norm: the final norm, None where the model has none.
         head: the output embedding.
@@ -136,7 +136,9 @@ def _name_of(model: nn.Module, wanted: nn.Module | None, part: str) -> str:
 def _width(embedding: nn.Module, name: str) -> int:
     weight = getattr(embedding, "weight", None)
     if not isinstance(weight, torch.Tensor) or weight.dim() != 2:
-        raise ModelError(f"'{name}' has no weight [vocabulary, width]; name the token embedding with --arch embedding=NAME")
+        raise ModelError(
+            f"'{name}' has no weight [vocabulary, width]; name the token embedding with --arch embedding=NAME"
+        )
     return int(weight.shape[1])
 
 
@@ -145,7 +147,9 @@ def _blocks(model: nn.Module, by_hand: str | None) -> tuple[str, int]:
         stem = by_hand.rpartition(".{}")[0]
         listed = model.get_submodule(stem)
         if not by_hand.endswith(".{}") or not isinstance(listed, nn.ModuleList):
-            raise ModelError(f"'{by_hand}' does not end in '.{{}}' after a list of modules; for example transformer.h.{{}}")
+            raise ModelError(
+                f"'{by_hand}' does not end in '.{{}}' after a list of modules; for example transformer.h.{{}}"
+            )
         return by_hand, len(listed)
     lists = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and _uniform(m)]
     if not lists:

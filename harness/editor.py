@@ -59,7 +59,9 @@ class Edit:
         if self.subject is not None and not self.subject.strip():
             raise DataError(f"edit {self.id}: the subject is empty; name what the edit is about")
         if self.subject is not None and slots != 1:
-            raise DataError(f"edit {self.id}: the prompt '{self.prompt}' has {slots} slots {{}}, expected one for the subject")
+            raise DataError(
+                f"edit {self.id}: the prompt '{self.prompt}' has {slots} slots {{}}, expected one for the subject"
+            )
 
     @property
     def text(self) -> str:
@@ -134,7 +136,7 @@ class Editor(ABC):
         return self.name
 
     def notes(self, lm: LM) -> Mapping[str, object]:
-        """What a record shall say of this editor on this model beyond its hyperparameters, such as context templates."""
+        """What a record shall say of this editor on this model beyond its hyperparameters (context templates)."""
         return {}
 
     def hyperparameters(self) -> dict[str, object]:

@@ -69,7 +69,9 @@ class LM:
     ) -> LM:
         """Wrap a loaded model; ``names`` overrides what :func:`harness.arch.resolve` finds."""
         if not tokenizer.is_fast:
-            raise ModelError(f"{name}: the tokenizer cannot say where its tokens stand; use a fast (tokenizers) tokenizer")
+            raise ModelError(
+                f"{name}: the tokenizer cannot say where its tokens stand; use a fast (tokenizers) tokenizer"
+            )
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         model.train(False)
@@ -131,7 +133,7 @@ class LM:
     def continuation(self, prompt: str, text: str) -> list[int]:
         """The tokens of ``text`` where it continues ``prompt``.
 
-        The prompt keeps its own tokenisation; where the joint one differs from it at the seam (or where a tokenizer puts a
+        The prompt keeps its own tokenisation; where the joint one differs from it at the seam (or a tokenizer puts a
         token in front of every text), the tokens after the common prefix are taken.
         """
         head, joint = self.encode(prompt), self.encode(prompt + text)
@@ -163,7 +165,9 @@ class LM:
         """
         begin = text.find(subject) if start is None else start
         if begin < 0 or text[begin : begin + len(subject)] != subject:
-            raise DataError(f"the subject '{subject}' is not in '{text}'; give the subject as it is written in the prompt")
+            raise DataError(
+                f"the subject '{subject}' is not in '{text}'; give the subject as it is written in the prompt"
+            )
         end = begin + len(subject)
         offsets: list[tuple[int, int]] = self.tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
         inside = [i for i, (a, b) in enumerate(offsets) if a < end and b > begin and text[a:b].strip()]
@@ -191,7 +195,9 @@ class LM:
         """
         for name, parameter in self.model.named_parameters():
             if not bool(torch.isfinite(parameter).all()):
-                raise ModelError(f"{self.name}: the weight '{name}' holds a NaN or an infinity; use an intact checkpoint")
+                raise ModelError(
+                    f"{self.name}: the weight '{name}' holds a NaN or an infinity; use an intact checkpoint"
+                )
 
     def _closes(self) -> bool:
         ids = self.tokenizer("")["input_ids"]
@@ -236,7 +242,11 @@ def load(
         raise ModelError(f"dtype '{dtype}' does not exist{near(dtype, _DTYPES)}")
     inside = shipped().get(name)
     source = str(inside or name)
-    if inside is None and (name.startswith((".", "/", "~")) or Path(name).exists()) and not (Path(name) / "config.json").is_file():
+    if (
+        inside is None
+        and (name.startswith((".", "/", "~")) or Path(name).exists())
+        and not (Path(name) / "config.json").is_file()
+    ):
         raise ModelError(f"{name}: no config.json there; give a folder with a Hugging Face checkpoint")
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)

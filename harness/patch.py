@@ -77,7 +77,9 @@ class Patch:
         if self.logits is not None and other.logits is not None:
             clash.append("the logits")
         if clash:
-            raise ModelError(f"two patches both change {', '.join(clash)}; hold one of them, or merge them in the editor")
+            raise ModelError(
+                f"two patches both change {', '.join(clash)}; hold one of them, or merge them in the editor"
+            )
         shared = {n: self.weights[n] + other.weights[n] for n in self.weights if n in other.weights}
         return Patch(
             weights={**self.weights, **other.weights, **shared},
@@ -126,7 +128,9 @@ def _changed(lm: LM, name: str, delta: Delta) -> Iterator[None]:
     # The float32 sum is rounded once, so that a small change of a half-precision weight is not lost twice.
     change = delta.to(parameter.device, torch.promote_types(parameter.dtype, torch.float32)).dense()
     if change.shape != lm.matrix(name).shape:
-        raise ModelError(f"'{name}' is {tuple(lm.matrix(name).shape)}, its change is {tuple(change.shape)}; edit the same model")
+        raise ModelError(
+            f"'{name}' is {tuple(lm.matrix(name).shape)}, its change is {tuple(change.shape)}; edit the same model"
+        )
     if not bool(torch.isfinite(change).all()):
         raise NumericalError(f"the change of '{name}' holds a NaN or an infinity; lower the learning rate or edit less")
     before = parameter.detach().clone()
@@ -193,7 +197,7 @@ def _logit_hook(rule: LogitRule, tracker: _Tracker) -> Callable[[nn.Module, Any,
 
 
 def shareable(patch: Patch) -> bool:
-    """Whether rows of one forward pass can each carry a patch of this kind: low-rank weight changes and nothing else."""
+    """Whether rows of one forward pass can each carry such a patch: low-rank weight changes and nothing else."""
     only_weights = not (patch.hooks or patch.prompt or patch.logits)
     return only_weights and all(isinstance(delta, LowRank) for delta in patch.weights.values())
 
@@ -222,14 +226,16 @@ def patched_rows(lm: LM, patches: Sequence[Patch]) -> Iterator[Rows]:
         for name in sorted({name for patch in patches for name in patch.weights}):
             owner, _, leaf = name.rpartition(".")
             if leaf != "weight":
-                raise ModelError(f"'{name}' is not the matrix of a linear module; hold such patches one after the other")
+                raise ModelError(
+                    f"'{name}' is not the matrix of a linear module; hold such patches one after the other"
+                )
             lefts, rights = _stacked(lm, name, [patch.weights.get(name) for patch in patches])
             stack.callback(lm.module(owner).register_forward_hook(_row_hook(rows, lefts, rights)).remove)
         yield rows
 
 
 def _stacked(lm: LM, name: str, deltas: Sequence[Delta | None]) -> tuple[Tensor, Tensor]:
-    """``left [patches + 1, out, r]`` and ``right [patches + 1, r, in]``, zero-padded; the last entry changes nothing."""
+    """``left [patches + 1, out, r]``, ``right [patches + 1, r, in]``, zero-padded; the last entry changes nothing."""
     out, width = lm.matrix(name).shape
     weight = lm.parameter(name)
     dtype = torch.promote_types(weight.dtype, torch.float32)

@@ -4,8 +4,8 @@
     python scripts/bench.py --model gpt2-shaped  a random model of GPT-2's shape (124 M parameters)
     python scripts/bench.py adapter moments      only these
 
-Each measurement interleaves the two sides and prints the median of the pairwise ratios, with its range: machines are noisy, ratios
-of neighbours less so.
+Each measurement interleaves the two sides and prints the median of the pairwise ratios, with its range: machines are
+noisy, ratios of neighbours less so.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def edits_of(lm: LM, count: int) -> list[Edit]:
 
 
 def isolated(lm: LM, repeat: int) -> None:
-    """50 records with their probes: many documents a pass under per-row patches, against edit, score, restore one by one."""
+    """50 records with their probes: many documents a pass under per-row patches, against one record at a time."""
     edits = edits_of(lm, 50)
     patches = compose("rome").build(lm, {}, 0).edit_each(lm, edits)
     suite = tasks.load([], "counterfact", [e.id for e in edits], "mini", lm.tokenizer)
@@ -156,7 +156,7 @@ def moments(lm: LM, repeat: int) -> None:
     )
 
 
-def memory(lm: LM, repeat: int) -> None:
+def memory(lm: LM, _repeat: int) -> None:
     """What a saved ROME edit weighs."""
     from harness import delta
 

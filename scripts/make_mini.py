@@ -31,9 +31,9 @@ from mini_world import (
     edit_rows,
     held_out_prompts,
     render,
+    sample_lines,
     snippets,
     task_rows,
-    sample_lines,
     text_lines,
 )
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers

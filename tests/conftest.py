@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -61,9 +62,15 @@ def sentences() -> list[str]:
 
 @pytest.fixture(scope="session")
 def text(sentences: list[str], tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A file with the sentences, one document a line."""
+    """A file with the sentences, one document a line, and lines of random letters.
+
+    Where attention and feed-forward part stand in parallel (GPT-J, NeoX), the keys of the first layer depend on the
+    token alone: the text needs more kinds of tokens than a key has numbers.
+    """
     path = tmp_path_factory.mktemp("text") / "text.txt"
-    path.write_text("\n".join(sentences) + "\n", encoding="utf-8")
+    draw = random.Random(0)
+    noise = ["".join(chr(draw.randrange(33, 127)) for _ in range(30)) for _ in range(40)]
+    path.write_text("\n".join([*sentences, *noise]) + "\n", encoding="utf-8")
     return str(path)
 
 
@@ -120,9 +127,7 @@ def _config(family: str, vocabulary: int) -> PretrainedConfig:
         "qwen2": lambda: qwen2.Qwen2Config(**grouped, **ends),
         "qwen3": lambda: qwen3.Qwen3Config(**grouped, **ends, head_dim=8),
         "gemma": lambda: gemma.GemmaConfig(**grouped, **ends, head_dim=8),
-        "opt": lambda: opt.OPTConfig(
-            **opt_sizes, **{**ends, "pad_token_id": 1, "initializer_range": None}, init_std=0.15
-        ),
+        "opt": lambda: opt.OPTConfig(**opt_sizes, **{**ends, "pad_token_id": 1}, init_std=0.15),
         "phi": lambda: phi.PhiConfig(**new, **ends),
     }
     return made[family]()
@@ -153,6 +158,44 @@ def tiny(fresh: Callable[..., LM]) -> Callable[[str], LM]:
         return made[family]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def taught(fresh: Callable[..., LM]) -> Callable[[str], LM]:
+    """A tiny model that knows where eight people were born and where their home is; made once, left as it was found."""
+    made: dict[str, LM] = {}
+
+    def get(family: str) -> LM:
+        if family not in made:
+            made[family] = fresh(family)
+            _teach(made[family])
+        return made[family]
+
+    return get
+
+
+def _teach(lm: LM, steps: int = 120) -> None:
+    """Full-batch Adam on sentences of the facts, with and without another sentence in front."""
+    facts = []
+    for i, who in enumerate(_PEOPLE):
+        born, home = _CITIES[(i + 1) % len(_CITIES)], _CITIES[(i + 3) % len(_CITIES)]
+        said = [
+            f"{who} was born in {born}.",
+            f"The home of {who} is {home}.",
+            f"Everybody knows {who} has seen {born}.",
+        ]
+        facts += [*said, *(f"Nobody knows. {sentence}" for sentence in said)]
+    batch = lm.batch([lm.encode(sentence) for sentence in facts])
+    targets = batch.ids[:, 1:].masked_fill(batch.mask[:, 1:] == 0, -100)
+    lm.model.requires_grad_(True)
+    adam = torch.optim.Adam(lm.model.parameters(), lr=5e-3)
+    for _ in range(steps):
+        logits = lm.model(input_ids=batch.ids, attention_mask=batch.mask).logits[:, :-1]
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+    lm.model.requires_grad_(False)
 
 
 @pytest.fixture(scope="session")

@@ -46,7 +46,19 @@ def test_the_editor_of_the_guide_runs(
     path.write_text(recipe, encoding="utf-8")
     output = str(tmp_path / "out")
     command(
-        ["run", "--editor", str(path), "--edits", "counterfact:2", "--tasks", "NLI", "--limit", "4", "--output", output],
+        [
+            "run",
+            "--editor",
+            str(path),
+            "--edits",
+            "counterfact:2",
+            "--tasks",
+            "NLI",
+            "--limit",
+            "4",
+            "--output",
+            output,
+        ],
         standalone_mode=False,
     )
     (kept,) = read_all(output)

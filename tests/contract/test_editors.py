@@ -19,9 +19,12 @@ from harness.patch import Patch, patched, patched_rows, shareable
 FAMILIES = ["gpt2", "gptj", "neox", "llama", "qwen2", "opt"]
 # Quick settings: far fewer tokens and steps than published, on models of three layers.
 QUICK: dict[str, object] = {
-    "cov_tokens": 2500,
-    "v_steps": 8,
-    "lam": 10.0,
+    "cov_tokens": 4000,
+    "v_steps": 20,
+    "v_lr": 0.5,
+    "v_weight_decay": 1e-3,
+    "clamp": 20.0,
+    "lam": 1.0,
     "steps": 8,
     "lr": 5e-3,
     "norm_constraint": 2e-2,
@@ -67,14 +70,14 @@ def held(lm: LM, patch: Patch) -> dict[str, Tensor]:
 
 
 @pytest.fixture(scope="module")
-def edited(tiny: Callable[[str], LM], edits: list[Edit]) -> Callable[[str, str], tuple[LM, Patch, bool]]:
+def edited(taught: Callable[[str], LM], edits: list[Edit]) -> Callable[[str, str], tuple[LM, Patch, bool]]:
     """A model, the patch of one editor for all edits, and whether the model was left as it was; made once for each
     pair."""
     made: dict[tuple[str, str], tuple[LM, Patch, bool]] = {}
 
     def get(name: str, family: str) -> tuple[LM, Patch, bool]:
         if (name, family) not in made:
-            lm = tiny(family)
+            lm = taught(family)
             before = weights(lm)
             patch = quick(name).edit(lm, edits)
             made[name, family] = lm, patch, weights(lm) == before

@@ -48,7 +48,7 @@ def rows(path: Path) -> list[Row]:
 def edit(row: Row) -> Edit:
     """One row as an edit.
 
-    A row holds ``prompt, subject, target`` (the prompt with ``{}`` or with the subject written out) or ``prefix, suffix``.
+    A row holds ``prompt, subject, target`` (the prompt with ``{}`` or the subject written out) or ``prefix, suffix``.
     """
     from harness.editor import Edit
 
@@ -56,7 +56,9 @@ def edit(row: Row) -> Edit:
         if key in row and not isinstance(row[key], str):
             raise DataError(f"'{key}' is {row[key]!r}, expected a text")
     if "prefix" in row:
-        return Edit(row["id"], _text(row, "prefix"), None, _text(row, "suffix").removeprefix(" "), row.get("target_old"))
+        return Edit(
+            row["id"], _text(row, "prefix"), None, _text(row, "suffix").removeprefix(" "), row.get("target_old")
+        )
     prompt, subject = _text(row, "prompt"), row.get("subject")
     if subject is None:
         raise DataError("'subject' is missing; name what the edit is about, or give prefix and suffix")
@@ -68,7 +70,9 @@ def edit(row: Row) -> Edit:
 def _with_slot(prompt: str, subject: str) -> str:
     found = re.search(rf"(?<!\w){re.escape(subject)}(?!\w)", prompt)
     if found is None:
-        raise DataError(f"the subject '{subject}' is not in the prompt '{prompt}'; write it there, or a {{}} in its place")
+        raise DataError(
+            f"the subject '{subject}' is not in the prompt '{prompt}'; write it there, or a {{}} in its place"
+        )
     return prompt[: found.start()] + "{}" + prompt[found.end() :]
 
 
@@ -103,7 +107,9 @@ def dataset(file: str | None = None, records: Sequence[str] | None = None, **_: 
     import datasets
 
     if file is None:
-        raise UsageError('own: no file; run with --edits my.jsonl, or --metadata \'{"file": "my.jsonl"}\' under lm_eval')
+        raise UsageError(
+            'own: no file; run with --edits my.jsonl, or --metadata \'{"file": "my.jsonl"}\' under lm_eval'
+        )
     chosen = [row for row in rows(Path(file)) if records is None or row["id"] in set(records)]
     return {"test": datasets.Dataset.from_list([probe for row in chosen for probe in probes(row)])}
 
