@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from harness.editor import Edit, Editor
-from harness.keys import FactToken, Unedited, chosen, depth, spread, unedited
+from harness.keys import FactToken, Unedited, chosen, depth, spread, templates, unedited
 from harness.lm import LM
 from harness.patch import Patch
 from harness.stats import Moment, double
@@ -81,6 +81,10 @@ class Memit(Editor):
     def edit_each(self, lm: LM, edits: Sequence[Edit]) -> list[Patch]:
         """Independent edits side by side, each on its own copy of the layers it has changed."""
         return self._edit_groups(lm, [[edit] for edit in edits], None) if edits else []
+
+    def notes(self, lm: LM) -> Mapping[str, object]:
+        """The context templates."""
+        return templates(lm, "memit", self.seed, self.contexts)
 
     def _edit_groups(self, lm: LM, groups: list[list[Edit]], memory: object) -> list[Patch]:
         last = max(depth(lm, 0.27), 1 if lm.arch.layers > 1 else 0)

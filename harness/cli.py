@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from harness import __version__
+from harness.console import progress_console
 from harness.errors import CheckFailed, DataError, HarnessError, UsageError
 
 if TYPE_CHECKING:

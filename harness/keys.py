@@ -24,7 +24,19 @@ from harness.patch import Patch, patched, patched_rows
 from harness.stats import Moment, moments
 from harness.taps import Row, Taps, read
 
-__all__ = ["FactToken", "Unedited", "chosen", "depth", "inserted", "keys", "lookup", "prompts", "spread", "unedited"]
+__all__ = [
+    "FactToken",
+    "Unedited",
+    "chosen",
+    "depth",
+    "inserted",
+    "keys",
+    "lookup",
+    "prompts",
+    "spread",
+    "templates",
+    "unedited",
+]
 
 FactToken = Literal["subject_last", "subject_first", "subject_first_after_last", "last", "last_released"]
 """Which token of the prompt is edited.  ``last_released`` is the last column of the padded rows, as ROME's code reads
@@ -75,6 +87,11 @@ def unedited(
     known = dict(memory.moments) if memory else {}
     missing = [layer for layer in layers if layer not in known]
     return Unedited(templates, {**known, **(moments(lm, missing, tokens) if missing else {})})
+
+
+def templates(lm: LM, kind: Kind, seed: int, given: tuple[str, ...] | None) -> dict[str, object]:
+    """The context templates of an editor on the unedited model, as a record keeps them."""
+    return {"contexts": list(given or contexts.contexts(lm, kind, seed))}
 
 
 def depth(lm: LM, fraction: float) -> int:

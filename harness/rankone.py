@@ -7,14 +7,14 @@ optimisation says what (:mod:`harness.value`), :func:`harness.keys.inserted` wri
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from harness.delta import LowRank
 from harness.editor import Edit, Editor
-from harness.keys import FactToken, Unedited, chosen, depth, unedited
+from harness.keys import FactToken, Unedited, chosen, depth, templates, unedited
 from harness.lm import LM
 from harness.patch import Patch, patched
 from harness.stats import Moment
@@ -97,6 +97,10 @@ class RankOne(Editor):
     def label(self) -> str:
         """The name, with ``-nocov`` where keys are not whitened."""
         return self.name if self.covariance else f"{self.name}-nocov"
+
+    def notes(self, lm: LM) -> Mapping[str, object]:
+        """The context templates."""
+        return templates(lm, "rome", self.seed, self.contexts)
 
     @abstractmethod
     def changes(self, lm: LM, edits: Sequence[Edit], layer: int, prior: Unedited) -> list[LowRank]:

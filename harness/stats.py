@@ -22,12 +22,12 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.progress import Progress
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from harness.console import progress_console
 from harness.errors import DataError, NumericalError, near
 from harness.lm import LM, tensor_sha256
 from harness.taps import tap
@@ -244,7 +244,7 @@ def _bar(
     progress: Callable[[int, int], None] | None, name: str, total: int | None
 ) -> Iterator[Callable[[int, int], None]]:
     """A callback, or a bar on the terminal where none was given."""
-    console = Console(stderr=True)
+    console = progress_console()
     if progress is not None or not console.is_terminal:
         yield progress or (lambda _done, _total: None)
         return

@@ -89,14 +89,14 @@ def adapter(lm: LM, repeat: int) -> None:
         pairs(f"adapter: {name} (1.00 = free)", through_harness, through_lm_eval, repeat)
 
 
-def edits_of(lm: LM, count: int) -> list[Edit]:
+def edits_of(count: int) -> list[Edit]:
     """The first edits of the shipped CounterFact set."""
     return tasks.read_edits("counterfact", "mini", count=count)
 
 
 def isolated(lm: LM, repeat: int) -> None:
     """50 records with their probes: many documents a pass under per-row patches, against one record at a time."""
-    edits = edits_of(lm, 50)
+    edits = edits_of(50)
     patches = compose("rome").build(lm, {}, 0).edit_each(lm, edits)
     suite = tasks.load([], "counterfact", [e.id for e in edits], "mini", lm.tokenizer)
     task = next(t for t in suite.tasks if t.name == "counterfact_probability")
@@ -124,7 +124,7 @@ def isolated(lm: LM, repeat: int) -> None:
 
 def values(lm: LM, repeat: int) -> None:
     """The value optimisation of 32 edits at once, against one after the other; deltas must agree."""
-    edits = edits_of(lm, 32)
+    edits = edits_of(32)
     editor = compose("rome").build(lm, {}, 0)
     together = editor.edit_each(lm, edits)
     alone = [editor.edit(lm, [e], None) for e in edits]
@@ -160,7 +160,7 @@ def memory(lm: LM, _repeat: int) -> None:
     """What a saved ROME edit weighs."""
     from harness import delta
 
-    (patch,) = compose("rome").build(lm, {}, 0).edit_each(lm, edits_of(lm, 1))
+    (patch,) = compose("rome").build(lm, {}, 0).edit_each(lm, edits_of(1))
     path = Path("rome-edit.safetensors")
     delta.save(patch.weights, path)
     print(f"memory: one ROME edit on disk {path.stat().st_size / 1024:.1f} KiB")
@@ -171,7 +171,7 @@ def holding(lm: LM, repeat: int) -> None:
     """Holding and restoring a patch, against copying the model."""
     from copy import deepcopy
 
-    (patch,) = compose("rome").build(lm, {}, 0).edit_each(lm, edits_of(lm, 1))
+    (patch,) = compose("rome").build(lm, {}, 0).edit_each(lm, edits_of(1))
 
     def ours() -> None:
         with patched(lm, patch):
