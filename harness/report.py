@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -25,6 +25,7 @@ Json = dict[str, Any]
 EXAM = (*EDIT_METRICS, "generation_exact_match", "paraphrase_exact_match", "generation_entropy", "reference_score")
 """What the table of a run shows of an edit set, in this order."""
 ALPHA = 0.05
+_WIDE = 100  # columns of a terminal
 _STYLES = {True: "green", False: "red", None: "yellow"}
 _LEGEND = (
     "[ ]: 95 % interval, paired by document.  none (±x): no detectable change; a true change of x or more would be "
@@ -36,16 +37,34 @@ _LEGEND = (
 
 
 def run_table(record: Record) -> RenderableType:
-    """What editing gained and what it cost: unedited, edited, difference with its interval.  Fits 100 columns."""
-    return _results(record, everything=False)
+    """What editing gained and what it cost: unedited, edited, difference with its interval.
+
+    From 100 columns on, with the documents behind each number and the change that they could show; fits 80 without.
+    """
+    return _RunTable(record)
 
 
-def _results(record: Record, everything: bool) -> RenderableType:
+@dataclass(frozen=True)
+class _RunTable:
+    """The table of a run, as wide as there is room."""
+
+    record: Record
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield _results(self.record, everything=False, narrow=options.max_width < _WIDE)
+
+
+def _results(record: Record, everything: bool, narrow: bool = False) -> RenderableType:
     counts = [int(point["edits"]) for point in record.points]
     if not counts:
         return Group(_title(record), Text("nothing was measured", style="yellow"))
     last = max(counts)
-    table = _table("task", "n", "unedited", "edited" if last else "", "difference", "detectable change")
+    edited = "edited" if last else ""
+    if narrow:
+        table = _table("task", "unedited", edited, "difference", "")
+        table.show_edge, table.padding = False, (0, 1, 0, 0)
+    else:
+        table = _table("task", "n", "unedited", edited, "difference", "detectable change")
     for task in _tasks(record, last):
         _add_task(table, record, task, last, everything)
     parts: list[RenderableType] = [_title(record), table, Text(_LEGEND, style="dim")]
@@ -90,12 +109,13 @@ def _add_task(table: Table, record: Record, task: str, last: int, everything: bo
     if everything:
         shown += [m for m in present if m not in shown]
     if not shown:
-        table.add_row(task, *[""] * 4, Text("no headline metric was measured", style="yellow"))
+        table.add_row(f"{task} [yellow]no headline metric was measured[/]")
     if exam or everything:
-        table.add_row(Text(task, style="bold"), *[""] * 5)
+        table.add_row(Text(task, style="bold"))
     for metric in shown:
         label = f"  {metric}" if exam or everything else f"{task} [dim]{metric}[/]"
-        table.add_row(label, *_cells(before.get(metric), after.get(metric) if last else None))
+        cells = _cells(before.get(metric), after.get(metric) if last else None)
+        table.add_row(label, *(cells if len(table.columns) > len(cells) else _fewer(cells)))
     if exam and not everything:
         table.add_section()
 
@@ -115,6 +135,13 @@ def _cells(before: Json | None, after: Json | None) -> list[Text]:
         Text(_difference(change)),
         _verdict(change, measure.get("higher_is_better")),
     ]
+
+
+def _fewer(cells: list[Text]) -> list[Text]:
+    """Without the documents and the detectable change, which the record and ``show`` have."""
+    verdict = cells[-1]
+    short = Text("none", style=verdict.style) if verdict.plain.startswith("none") else verdict
+    return [*cells[1:-1], short]
 
 
 def _difference(change: Mapping[str, Any]) -> str:

@@ -541,3 +541,12 @@ def test_a_record_does_not_move_from_itself(tmp_path: Path) -> None:
     assert report.regressions(read(path), record) == []
     assert report.regressions(record, record, tolerance=0.0, documents=0.0) == []
     assert not math.isnan(record.tasks(50)["NLI"]["accuracy"]["value"])
+
+
+def test_table_of_a_run_fits_a_terminal_of_80_columns() -> None:
+    record = made("memit", 0.9)
+    wide, narrow = (text(report.run_table(record), width).splitlines() for width in (100, 80))
+    assert max(len(line.rstrip()) for line in narrow) <= 80
+    assert "detectable change" in "".join(wide) and "detectable change " not in "".join(narrow)
+    verdicts = [sum("better" in line or "worse" in line for line in lines) for lines in (wide, narrow)]
+    assert verdicts[0] == verdicts[1] > 0
