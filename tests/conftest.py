@@ -15,6 +15,10 @@ from transformers.models import gemma, gpt2, gpt_neox, gptj, llama, mistral, opt
 from harness.editor import Edit
 from harness.lm import LM
 
+# Two workers of two threads each on two cores wait for one another; the programs that tests start obey the variable.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(1)
+
 WIDTH, INNER, LAYERS, HEADS, CONTEXT = 32, 64, 3, 4, 96
 
 _PEOPLE = [
