@@ -38,9 +38,14 @@ __all__ = [
     "unedited",
 ]
 
-FactToken = Literal["subject_last", "subject_first", "subject_first_after_last", "last", "last_released"]
-"""Which token of the prompt is edited.  ``last_released`` is the last column of the padded rows, as ROME's code reads
-it."""
+FactToken = Literal[
+    "subject_last", "subject_first", "subject_first_after_last", "last", "subject_first_released", "last_released"
+]
+"""Which token of the prompt is edited.
+
+As ROME's code reads them: ``subject_first_released`` is the token after those of the text in front of the subject and its
+space (a token of the space alone, where the tokenizer has one), ``last_released`` the last column of the padded rows.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,6 +136,8 @@ def lookup(lm: LM, edit: Edit, template: str, fact_token: FactToken) -> tuple[li
     ids = lm.encode(text)
     if fact_token in ("last", "last_released"):
         return ids, len(ids) - 1
+    if fact_token == "subject_first_released":
+        return ids, len(lm.encode(text[:before].removesuffix(" ")))
     begin, end = lm.span(text, edit.subject, before)
     if fact_token == "subject_first":
         return ids, begin
