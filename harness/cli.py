@@ -360,7 +360,7 @@ def editors() -> None:
     rows = []
     for name in names():
         cls = find(name)
-        first = (inspect.getdoc(cls) or "").splitlines()[0]
+        first = (inspect.getdoc(inspect.getmodule(cls)) or inspect.getdoc(cls) or "").splitlines()[0]
         settings = ", ".join(f"{f.name}={f.default}" for f in fields(cls))
         rows.append((name, first, settings))
     _out().print(_table("editors", ("name", "what it does", "hyperparameters (--set)"), rows))
@@ -402,12 +402,20 @@ def data(data_dir: str | None) -> None:
             row.split,
             "-" if row.mini is None else str(row.mini),
             row.folder or "-",
-            row.url or "-",
+            _address(row.url),
             row.licence,
         )
         for row in status(data_dir)
     ]
     _out().print(_table("data", ("name", "split", "shipped", "folder", "published", "licence"), rows))
+
+
+def _address(url: str | None) -> str:
+    """The host of an address, with the repository where the host is one of repositories."""
+    if url is None:
+        return "-"
+    host, *path = url.partition("://")[2].split("/")
+    return "/".join([host, *path[:2]]) if host.endswith("githubusercontent.com") else host
 
 
 # --- second moments ---------------------------------------------------------------------------------------------------
