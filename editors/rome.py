@@ -43,7 +43,7 @@ class Rome(RankOne):
         "meta-llama-3-8b": {"layers": (4,), "v_steps": 25, "v_weight_decay": 1e-3, "clamp": 4.0},
         # The shipped models: tuned on the edit set's tuning rows.
         "mini-llama": {"layers": (0,), "v_steps": 40, "v_weight_decay": 1e-3, "clamp": 10.0},
-        "mini": {"layers": (0,), "v_steps": 40, "v_weight_decay": 1e-3, "clamp": 10.0},
+        "mini": {"layers": (0,), "v_steps": 40, "v_lr": 0.2, "v_weight_decay": 1e-3, "clamp": 10.0},
     }
 
     def changes(self, lm: LM, edits: Sequence[Edit], layer: int, prior: Unedited) -> list[LowRank]:
