@@ -43,8 +43,8 @@ FactToken = Literal[
 ]
 """Which token of the prompt is edited.
 
-As ROME's code reads them: ``subject_first_released`` is the token after those of the text in front of the subject and its
-space (a token of the space alone, where the tokenizer has one), ``last_released`` the last column of the padded rows.
+As ROME's code reads them: ``subject_first_released`` is the token after those of the text in front of the subject and
+its space (a token of the space alone, where the tokenizer has one), ``last_released`` the last column of padded rows.
 """
 
 
