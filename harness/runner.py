@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +29,7 @@ from harness.record import Record, RecordWriter
 __all__ = ["Options", "Prepared", "prepare", "run"]
 
 _LARGEST_SVD = 2048
+_SMALL = 20_000_000  # parameters
 
 
 def _silent(phase: str, done: int, total: int) -> None:
@@ -97,6 +99,22 @@ def prepare(plan: Plan, device: str | None = None) -> Prepared:
     return Prepared(plan, lm, editor, edits, suite, at, schedule.duplicates(edits))
 
 
+@contextlib.contextmanager
+def _threads(lm: LM) -> Iterator[None]:
+    """One thread for a small model on a processor: threads would wait for one another longer than they compute.
+
+    Its numbers are then the same to the last digit on any number of cores. ``OMP_NUM_THREADS`` overrules it.
+    """
+    before = torch.get_num_threads()
+    small = lm.device.type == "cpu" and sum(p.numel() for p in lm.model.parameters()) < _SMALL
+    try:
+        if small and "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(1)
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _require_device(device: str | None) -> None:
     try:
         torch.empty(0, device=None if device == "auto" else device)
@@ -118,7 +136,7 @@ def run(plan: Plan, options: Options) -> Record:
         fingerprint = ready.lm.fingerprint()
         hashes = ready.lm.hashes(name for name, _ in ready.lm.model.named_parameters()) if max(ready.at) else {}
     kept = _new_record(ready, fingerprint)
-    with RecordWriter(options.output, kept) as writer:
+    with RecordWriter(options.output, kept) as writer, _threads(ready.lm):
         runner = _Run(ready, options, writer, clock, fingerprint, hashes)
         try:
             runner.go()
