@@ -175,7 +175,10 @@ def test_the_cache_gives_back_what_it_was_given() -> None:
     assert measure.load_base("b" * 64) is None
 
 
-@pytest.mark.parametrize("content", [b"", b"no gzip", gzip.compress(b"{", mtime=0), gzip.compress(b"{}", mtime=0), gzip.compress(b"[]", mtime=0)])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"no gzip", gzip.compress(b"{", mtime=0), gzip.compress(b"{}", mtime=0), gzip.compress(b"[]", mtime=0)],
+)
 def test_a_damaged_cache_is_measured_again(content: bytes) -> None:
     measure.save_base("c" * 64, Measured())
     path = measure._base_path("c" * 64)
