@@ -20,7 +20,7 @@ from harness.delta import Dense
 from harness.editor import Edit, Editor, compose
 from harness.errors import HarnessError, RestoreError, UsageError
 from harness.keys import chosen
-from harness.lm import LM, load
+from harness.lm import LM, load, shipped
 from harness.measure import Measured
 from harness.patch import Patch, patched
 from harness.plan import Plan
@@ -80,7 +80,7 @@ def prepare(plan: Plan, device: str | None = None) -> Prepared:
     edits = tasks.read_edits(plan.edits, plan.data_dir, plan.split, plan.num_edits)
     at = [0] if plan.editor == "none" else schedule.stops(plan.eval_at, len(edits), mode, plan.batch_size)
     plan = replace(plan, mode=mode, num_edits=len(edits))
-    lm = load(plan.model, plan.dtype, device, plan.arch or None, plan.text)
+    lm = load(plan.model, plan.dtype, device, plan.arch or None, plan.text or _text_in(plan))
     editor = factory.build(lm, plan.settings, plan.seed)
     layers = getattr(editor, "layers", None)
     if layers:
@@ -97,6 +97,12 @@ def prepare(plan: Plan, device: str | None = None) -> Prepared:
         split=plan.split,
     )
     return Prepared(plan, lm, editor, edits, suite, at, schedule.duplicates(edits))
+
+
+def _text_in(plan: Plan) -> str | None:
+    """The folder ``text`` of a data folder: plain text for second moments of a model that brings none."""
+    folder = Path(plan.data_dir) / "text"
+    return str(folder) if plan.model not in shipped() and folder.is_dir() else None
 
 
 @contextlib.contextmanager
