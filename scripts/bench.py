@@ -11,10 +11,14 @@ noisy, ratios of neighbours less so.
 from __future__ import annotations
 
 import argparse
+import logging
+import os
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+os.environ.setdefault("TQDM_DISABLE", "1")
 
 import torch
 from lm_eval import evaluate
@@ -39,6 +43,7 @@ def main() -> None:
     parser.add_argument("--model", default="mini", help="a model's name, or gpt2-shaped")
     parser.add_argument("--repeat", type=int, default=5, help="pairs of each measurement")
     arguments = parser.parse_args()
+    logging.disable(logging.WARNING)
     lm = gpt2_shaped() if arguments.model == "gpt2-shaped" else load(arguments.model)
     print(f"{lm.name}, {torch.get_num_threads()} threads, {arguments.repeat} pairs; ratio: plain / ours")
     for name in arguments.which or MEASUREMENTS:
