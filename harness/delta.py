@@ -19,7 +19,7 @@ from torch import Tensor
 
 from harness.errors import DataError
 
-__all__ = ["Delta", "Dense", "LowRank", "load", "save"]
+__all__ = ["Delta", "Dense", "LowRank", "load", "numerical_rank", "save"]
 
 
 class Delta(ABC):
@@ -60,11 +60,7 @@ class Delta(ABC):
 
     def rank(self) -> int:
         """The numerical rank: singular values above ``s_max * max(out, in) * eps(float32)``."""
-        values = self.singular_values()
-        if values.numel() == 0:
-            return 0
-        cut = float(values[0]) * max(self.shape) * torch.finfo(torch.float32).eps
-        return int((values > cut).sum())
+        return numerical_rank(self.singular_values(), self.shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,6 +142,14 @@ class Dense(Delta):
             length: Tensor = self.value.double().norm().reshape(1)
             return length
         return _svdvals(self.value.double())
+
+
+def numerical_rank(values: Tensor, shape: torch.Size) -> int:
+    """How many singular values, in descending order, are above ``s_max * max(shape) * eps(float32)``."""
+    if values.numel() == 0:
+        return 0
+    cut = float(values[0]) * max(shape) * torch.finfo(torch.float32).eps
+    return int((values > cut).sum())
 
 
 def _svdvals(matrix: Tensor) -> Tensor:

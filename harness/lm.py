@@ -17,7 +17,7 @@ from harness import arch
 from harness.arch import Architecture
 from harness.errors import DataError, ModelError, near
 
-__all__ = ["LM", "Batch", "load", "shipped", "tensor_sha256"]
+__all__ = ["LM", "Batch", "combined_sha256", "load", "shipped", "tensor_sha256"]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -177,11 +177,11 @@ class LM:
 
     def fingerprint(self) -> str:
         """The sha256 over all parameters and buffers, as they are now."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.model.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor_sha256(tensor).encode())
-        return digest.hexdigest()
+        return combined_sha256(self.state_hashes())
+
+    def state_hashes(self) -> dict[str, str]:
+        """The sha256 of every parameter and buffer, as they are now."""
+        return {name: tensor_sha256(tensor) for name, tensor in sorted(self.model.state_dict().items())}
 
     def hashes(self, parameters: Iterable[str]) -> dict[str, str]:
         """The sha256 of some parameters, as they are now."""
@@ -202,6 +202,11 @@ class LM:
     def _closes(self) -> bool:
         ids = self.tokenizer("")["input_ids"]
         return bool(ids) and ids[-1] == self.tokenizer.eos_token_id and self.tokenizer.bos_token_id != ids[-1]
+
+
+def combined_sha256(hashes: Mapping[str, str]) -> str:
+    """One sha256 for named hashes, in the order of their names."""
+    return hashlib.sha256("".join(name + digest for name, digest in sorted(hashes.items())).encode()).hexdigest()
 
 
 def tensor_sha256(tensor: Tensor) -> str:

@@ -6,8 +6,6 @@ import gzip
 import hashlib
 import json
 import logging
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -138,12 +136,8 @@ def numbers(
     for task in tasks:
         for metric, needed in (task.metadata.get("needs") or {}).items():
             if metric not in table:
-                table[metric] = _missing(f"the source of the rows has no {needed}")
+                table[metric] = record.missing(f"the source of the rows has no {needed}")
     return table
-
-
-def _missing(reason: str) -> dict[str, Any]:
-    return {"value": None, "n": 0, "interval": None, "reason": reason, "higher_is_better": True, "difference": None}
 
 
 def contributions(tasks: Sequence[Task], measured: Mapping[str, Measured]) -> dict[str, Values]:
@@ -208,10 +202,7 @@ def save_base(key: str | None, measured: Measured) -> None:
         "answers": measured.answers,
         "documents": measured.documents,
     }
-    handle, name = tempfile.mkstemp(dir=path.parent)
-    with os.fdopen(handle, "wb") as file:
-        file.write(gzip.compress(json.dumps(body).encode(), mtime=0))
-    Path(name).replace(path)
+    record.write_whole(path, gzip.compress(json.dumps(body).encode(), mtime=0))
 
 
 def _base_path(key: str) -> Path:

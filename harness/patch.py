@@ -92,7 +92,12 @@ class Patch:
     @property
     def empty(self) -> bool:
         """Whether the patch changes nothing."""
-        return not (self.weights or self.hooks or self.prompt or self.logits)
+        return self.only_weights and not self.weights
+
+    @property
+    def only_weights(self) -> bool:
+        """Whether no other seam than the weights is changed."""
+        return not (self.hooks or self.prompt or self.logits)
 
     def remember(self, memory: object) -> Patch:
         """The same change with another memory."""
@@ -198,8 +203,7 @@ def _logit_hook(rule: LogitRule, tracker: _Tracker) -> Callable[[nn.Module, Any,
 
 def shareable(patch: Patch) -> bool:
     """Whether rows of one forward pass can each carry such a patch: low-rank weight changes and nothing else."""
-    only_weights = not (patch.hooks or patch.prompt or patch.logits)
-    return only_weights and all(isinstance(delta, LowRank) for delta in patch.weights.values())
+    return patch.only_weights and all(isinstance(delta, LowRank) for delta in patch.weights.values())
 
 
 class Rows:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -73,6 +74,22 @@ class RankOne(Editor):
     cov_tokens: int = 100_000
     contexts: tuple[str, ...] | None = None
     seed: int = 0
+
+    presets: ClassVar[Mapping[str, Mapping[str, object]]] = {
+        # kmeng01/rome, hparams/ROME.
+        "gpt2-medium": {"layers": (8,), "clamp": 3.0},
+        "gpt2-large": {"layers": (12,), "clamp": 4.0},
+        "gpt2-xl": {"layers": (17,), "clamp": 4.0},
+        "gpt-j-6b": {"layers": (5,), "clamp": 4.0},
+        # kmeng01/memit, hparams/ROME.
+        "gpt-neox-20b": {"layers": (15,), "clamp": 4.0},
+        # mjy1111/PRUNE at 046c2a6: the settings with covariance (zjunlp/EasyEdit publishes these models without it).
+        "llama-2-7b-hf": {"layers": (5,), "v_steps": 25, "v_weight_decay": 1e-3, "clamp": 4.0},
+        "meta-llama-3-8b": {"layers": (4,), "v_steps": 25, "v_weight_decay": 1e-3, "clamp": 4.0},
+        # The shipped models: tuned on the edit set's tuning rows.
+        "mini-llama": {"layers": (0,), "v_steps": 40, "v_weight_decay": 1e-3, "clamp": 10.0},
+        "mini": {"layers": (0,), "v_steps": 40, "v_lr": 0.2, "v_weight_decay": 1e-3, "clamp": 10.0},
+    }
 
     def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:
         """One fact after the other, each on top of the one before, as the published code does."""

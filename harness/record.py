@@ -46,6 +46,7 @@ __all__ = [
     "Record",
     "RecordWriter",
     "identity",
+    "missing",
     "name",
     "read",
     "read_all",
@@ -53,6 +54,7 @@ __all__ = [
     "summarise",
     "values_path",
     "versions",
+    "write_whole",
 ]
 
 SCHEMA = 1
@@ -206,6 +208,11 @@ def _measure(found: Estimate, change: Difference | None, higher_is_better: bool 
             "reason": change.reason,
         }
     return measure
+
+
+def missing(reason: str) -> Json:
+    """The numbers of a metric that has no value, as they stand in the record."""
+    return _measure(Estimate(None, 0, reason=reason), None, True)
 
 
 def _pair(low: float | None, high: float | None) -> list[float] | None:
@@ -424,9 +431,9 @@ class RecordWriter:
         """The values first: a record whose values are missing is worse than values whose record is missing."""
         path = self.folder / f"{name(self.record)}{suffix}.json"
         if self.record.values is not None:
-            _write(values_path(path), _packed_values(self.record.id, self.record.values))
+            write_whole(values_path(path), _packed_values(self.record.id, self.record.values))
         text = json.dumps(self.record.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
-        _write(path, (_compact(text) + "\n").encode())
+        write_whole(path, (_compact(text) + "\n").encode())
 
 
 def _packed_values(owner: str, values: PointValues) -> bytes:
@@ -467,7 +474,7 @@ def require_writable(folder: Path) -> None:
         raise UsageError(f"{folder}: cannot be written to ({reason}); choose another folder with --output") from error
 
 
-def _write(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes) -> None:
     """Writes the whole file or nothing: a reader never sees half of it, also after a power cut."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:

@@ -16,11 +16,11 @@ import torch
 
 from harness import data, measure, record, schedule, tasks
 from harness.adapter import EditedLM
-from harness.delta import Dense
+from harness.delta import Delta, Dense, numerical_rank
 from harness.editor import Edit, Editor, compose
 from harness.errors import HarnessError, RestoreError, UsageError
 from harness.keys import chosen
-from harness.lm import LM, load, shipped
+from harness.lm import LM, combined_sha256, load, shipped
 from harness.measure import Measured
 from harness.patch import Patch, patched
 from harness.plan import Plan
@@ -139,11 +139,10 @@ def run(plan: Plan, options: Options) -> Record:
     clock = _Clock(options.report)
     with clock.phase("load"):
         ready = prepare(plan, options.device)
-        fingerprint = ready.lm.fingerprint()
-        hashes = ready.lm.hashes(name for name, _ in ready.lm.model.named_parameters()) if max(ready.at) else {}
-    kept = _new_record(ready, fingerprint)
+        hashes = ready.lm.state_hashes()
+    kept = _new_record(ready, combined_sha256(hashes))
     with RecordWriter(options.output, kept) as writer, _threads(ready.lm):
-        runner = _Run(ready, options, writer, clock, fingerprint, hashes)
+        runner = _Run(ready, options, writer, clock, hashes)
         try:
             runner.go()
         finally:
@@ -160,9 +159,8 @@ class _Run:
     options: Options
     writer: RecordWriter
     clock: _Clock
-    fingerprint: str
     hashes: dict[str, str]
-    """Of every parameter, before anything was edited."""
+    """Of every parameter and buffer, before anything was edited."""
     base: dict[str, Measured] = field(default_factory=dict)
 
     def go(self) -> None:
@@ -218,7 +216,7 @@ class _Run:
             return found
         source = self.writer.record.data.get(task.shown)
         device = str(self.ready.lm.device)
-        key = measure.base_key(self.fingerprint, task, limit, self.options.rows, source, device)
+        key = measure.base_key(self.writer.record.model["sha256"], task, limit, self.options.rows, source, device)
         cached = measure.load_base(key) if self.options.cache else None
         if cached is None:
             cached = measure.measure_task(model, task, limit)
@@ -239,12 +237,11 @@ class _Run:
             _require_written(self.ready.editor, stop.patches[0], kept.weights)
 
     def _restored(self) -> None:
-        kept = self.writer.record
+        kept, now = self.writer.record, self.ready.lm.state_hashes()
         before = kept.weights.get("before", {})
-        kept.weights = {**kept.weights, "before": before, "restored": self.ready.lm.hashes(before)}
-        if self.ready.lm.fingerprint() != self.fingerprint:
-            now = self.ready.lm.hashes(self.hashes)
-            named = ", ".join(name for name, digest in self.hashes.items() if now[name] != digest) or "a buffer"
+        kept.weights = {**kept.weights, "before": before, "restored": {name: now[name] for name in before}}
+        if now != self.hashes:
+            named = ", ".join(name for name, digest in self.hashes.items() if now.get(name) != digest)
             raise RestoreError(f"{self.ready.lm.name}: {named} is not bitwise what it was; this run's numbers are void")
 
 
@@ -256,14 +253,12 @@ def _require_change(editor: Editor, stop: schedule.Stop) -> None:
 
 def _require_written(editor: Editor, patch: Patch, weights: dict[str, dict[str, str]]) -> None:
     """A change that is lost in the rounding of the weights' own type is none."""
-    only_weights = not (patch.hooks or patch.prompt or patch.logits)
-    if only_weights and all(digest == weights["before"][name] for name, digest in weights["edited"].items()):
+    if patch.only_weights and all(digest == weights["before"][name] for name, digest in weights["edited"].items()):
         raise HarnessError(f"{editor.name}: the edits are too small for the weights' type; use --dtype float32")
 
 
 def _moves(patch: Patch) -> bool:
-    only_weights = not (patch.hooks or patch.prompt or patch.logits)
-    return not only_weights or any(bool((delta.dense() != 0).any()) for delta in patch.weights.values())
+    return not patch.only_weights or any(bool((delta.dense() != 0).any()) for delta in patch.weights.values())
 
 
 def _size(lm: LM, name: str, patches: Sequence[Patch]) -> dict[str, float | None]:
@@ -275,12 +270,16 @@ def _size(lm: LM, name: str, patches: Sequence[Patch]) -> dict[str, float | None
     return {**means, "relative_frobenius": None if frobenius is None else frobenius / float(weight.norm())}
 
 
-def _size_of(delta: Any) -> dict[str, float | None]:
+def _size_of(delta: Delta) -> dict[str, float | None]:
     if isinstance(delta, Dense) and min(delta.shape) > _LARGEST_SVD:
         # The singular values of a large dense change cost minutes; its norm does not.
         return {"rank": None, "frobenius": float(delta.value.double().norm()), "spectral": None}
     values = delta.singular_values()
-    return {"rank": float(delta.rank()), "frobenius": float(values.norm()), "spectral": float(values.max())}
+    return {
+        "rank": float(numerical_rank(values, delta.shape)),
+        "frobenius": float(values.norm()),
+        "spectral": float(values.max()),
+    }
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
