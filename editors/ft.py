@@ -17,6 +17,7 @@ from harness.descent import Loss, Settings, descend, feed_forward
 from harness.editor import Count, Edit, Editor, NotNegative, Positive
 from harness.keys import chosen, depth
 from harness.lm import LM
+from harness.objectives import DIRECTIONS
 from harness.patch import Patch
 
 __all__ = ["FineTuning"]
@@ -38,6 +39,7 @@ class FineTuning(Editor):
     """
 
     name = "ft"
+    directions = DIRECTIONS
     exceptions: ClassVar[Mapping[str, str]] = {
         "target": "the published loss asks for all of a target's tokens at one position, so a target of several tokens "
         "can lose probability"

@@ -16,6 +16,7 @@ from harness.descent import Loss, Settings, descend, feed_forward
 from harness.editor import Count, Edit, Editor, NotNegative, Positive
 from harness.keys import chosen
 from harness.lm import LM
+from harness.objectives import DIRECTIONS
 from harness.patch import Patch
 
 __all__ = ["BoundedFineTuning"]
@@ -38,6 +39,7 @@ class BoundedFineTuning(Editor):
     """
 
     name = "ft_l"
+    directions = DIRECTIONS
     exceptions: ClassVar[Mapping[str, str]] = {
         "target": "the published loss asks for all of a target's tokens at one position, so a target of several tokens "
         "can lose probability"

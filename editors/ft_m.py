@@ -18,6 +18,7 @@ from harness.descent import Settings, descend, feed_forward
 from harness.editor import Count, Edit, Editor, NotNegative, Positive
 from harness.keys import chosen, depth
 from harness.lm import LM
+from harness.objectives import DIRECTIONS
 from harness.patch import Patch
 
 __all__ = ["MaskedFineTuning"]
@@ -38,6 +39,7 @@ class MaskedFineTuning(Editor):
     """
 
     name = "ft_m"
+    directions = DIRECTIONS
 
     layers: tuple[int, ...] | None = None
     lr: Positive = 5e-4

@@ -16,6 +16,7 @@ from harness.descent import Settings, descend
 from harness.editor import Count, Edit, Editor, NotNegative, Positive
 from harness.keys import chosen, depth
 from harness.lm import LM
+from harness.objectives import DIRECTIONS
 from harness.patch import Patch
 
 __all__ = ["BreadthFirst"]
@@ -38,6 +39,7 @@ class BreadthFirst(Editor):
 
     name = "locft"
     random = True
+    directions = DIRECTIONS
 
     layers: tuple[int, ...] | None = None
     trained: Literal["down", "block"] = "down"

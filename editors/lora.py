@@ -23,6 +23,7 @@ from harness.editor import Count, Edit, Editor, NotNegative, Positive, Share
 from harness.errors import UsageError, near
 from harness.keys import chosen
 from harness.lm import LM
+from harness.objectives import DIRECTIONS
 from harness.patch import Patch
 
 __all__ = ["Lora"]
@@ -50,6 +51,7 @@ class Lora(Editor):
 
     name = "lora"
     random = True
+    directions = DIRECTIONS
 
     layers: tuple[int, ...] | None = None
     modules: tuple[str, ...] | None = None

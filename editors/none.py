@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from harness.editor import Edit, Editor
 from harness.lm import LM
+from harness.objectives import DIRECTIONS
 from harness.patch import Patch
 
 __all__ = ["Unchanged"]
@@ -17,6 +18,7 @@ class Unchanged(Editor):
     """Changes nothing."""
 
     name = "none"
+    directions = DIRECTIONS
 
     def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:  # noqa: ARG002
         """The empty patch."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -21,6 +21,7 @@ from harness.delta import Dense
 from harness.editor import Edit
 from harness.errors import DataError, ModelError, NumericalError
 from harness.lm import LM
+from harness.objectives import Normalisation, floor, losses, nll
 from harness.patch import require_plain
 
 __all__ = [
@@ -53,9 +54,11 @@ class Settings:
         batch_size: edits of one update.
         weight_decay: Adam's L2 penalty.
         norm_constraint: the bound of every single weight's change; None for no bound.
-        threshold: no update where a batch's loss is below, and an end where the mean loss of a pass is.
-        end_of_text: whether the target ends with the token that ends a text.
+        threshold: no update where a batch's loss is below, and an end where the mean loss of a pass is; of directions
+            without a lower bound what :func:`harness.objectives.floor` says.
+        end_of_text: whether a target that shall become likelier ends with the token that ends a text.
         shuffle: the seed by which every pass takes the edits in a new order; None for the order given.
+        normalisation: whether the loss of an edit is a mean over the tokens of its target, or their sum.
     """
 
     loss: Loss = "target_new"
@@ -67,6 +70,7 @@ class Settings:
     threshold: float = 1e-2
     end_of_text: bool = False
     shuffle: int | None = None
+    normalisation: Normalisation = "mean"
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,12 +88,19 @@ class Answer:
     Attributes:
         edit: the edit.
         prompt: the tokens of its prompt.
-        target: the tokens that shall follow.
+        target: the tokens of the target.
+        against: the tokens of the continuation that the target is compared with; empty where there is none.
     """
 
     edit: Edit
     prompt: list[int]
     target: list[int]
+    against: list[int] = field(default_factory=list)
+
+    @property
+    def rival(self) -> Answer:
+        """The other continuation as an answer of its own."""
+        return Answer(self.edit, self.prompt, self.against)
 
 
 def feed_forward(lm: LM, layers: Sequence[int]) -> list[str]:
@@ -110,22 +121,27 @@ def answers(lm: LM, edits: Sequence[Edit], end_of_text: bool = False) -> list[An
     Args:
         lm: the model.
         edits: the edits; they need no subject.
-        end_of_text: whether the target ends with the token that ends a text.
+        end_of_text: whether a target that shall become likelier ends with the token that ends a text.
 
     Raises:
         DataError: a prompt and its target are longer than the model's context.
         ModelError: the tokenizer has no token that ends a text.
     """
     end = [_end_of_text(lm)] if end_of_text else []
-    found = [Answer(e, lm.encode(e.text), lm.continuation(e.text, e.continuation) + end) for e in edits]
+    found = [_answer(lm, edit, end if edit.direction == "likelihood" else []) for edit in edits]
     for answer in found:
-        length = len(answer.prompt) + len(answer.target)
+        length = len(answer.prompt) + max(len(answer.target), len(answer.against))
         if length > lm.context:
             raise DataError(
                 f"edit {answer.edit.id}: {length} tokens with its target, but {lm.name} takes {lm.context}; "
                 "shorten the prompt"
             )
     return found
+
+
+def _answer(lm: LM, edit: Edit, end: list[int]) -> Answer:
+    against = [] if edit.rival is None else lm.continuation(edit.text, edit.rival)
+    return Answer(edit, lm.encode(edit.text), lm.continuation(edit.text, edit.continuation) + end, against)
 
 
 def positions(examples: Sequence[Answer], loss: Loss = "target_new") -> tuple[list[int], list[int]]:
@@ -174,18 +190,19 @@ def descend(lm: LM, edits: Sequence[Edit], parameters: Sequence[str], settings: 
     start = {name: _wide(lm.parameter(name).detach()) for name in parameters}
     free = {name: value.clone().requires_grad_() for name, value in start.items()}
     adam = torch.optim.Adam(free.values(), lr=settings.lr, weight_decay=settings.weight_decay)
-    losses: list[float] = []
+    record: list[float] = []
+    enough = _enough(examples, settings)
     for order in _orders(len(examples), settings):
         passed = []
         for first in range(0, len(order), settings.batch_size):
             chunk = [examples[i] for i in order[first : first + settings.batch_size]]
             passed.append((_update(lm, chunk, start, free, adam, settings), len(chunk)))
-        losses += [loss for loss, _ in passed]
-        if sum(loss * count for loss, count in passed) < settings.threshold * len(examples):
+        record += [loss for loss, _ in passed]
+        if sum(loss * count for loss, count in passed) < enough * len(examples):
             break
     changes = {name: (free[name] - start[name]).detach() for name in parameters}
     return Trained(
-        {name: Dense(c.T.contiguous() if lm.transposed(name) else c) for name, c in changes.items()}, tuple(losses)
+        {name: Dense(c.T.contiguous() if lm.transposed(name) else c) for name, c in changes.items()}, tuple(record)
     )
 
 
@@ -218,12 +235,12 @@ def _update(
 ) -> float:
     """One step of Adam on one batch, unless its loss is small already; the loss before the step."""
     with torch.enable_grad():
-        loss = _loss(lm, examples, free, settings.loss)
+        loss = _loss(lm, examples, free, settings)
     value = float(loss.detach())
     if not math.isfinite(value):
         ids, names = ", ".join(e.edit.id for e in examples[:3]), ", ".join(list(free)[:3])
         raise NumericalError(f"the loss of edits {ids} became {value} in training {names}; lower lr")
-    if value >= settings.threshold:
+    if value >= _enough(examples, settings):
         adam.zero_grad()
         torch.autograd.backward(loss)
         adam.step()
@@ -235,9 +252,27 @@ def _update(
     return value
 
 
-def _loss(lm: LM, examples: Sequence[Answer], free: Mapping[str, Tensor], kind: Loss) -> Tensor:
-    """The mean over edits of the mean NLL of their target's tokens."""
+def _enough(examples: Sequence[Answer], settings: Settings) -> float:
+    """The mean loss below which a batch has what it wants."""
+    floors = [floor(e.edit.direction, settings.threshold) for e in examples]
+    # The mean of equal numbers may differ from them in its last digit.
+    return floors[0] if len(set(floors)) == 1 else math.fsum(floors) / len(floors)
+
+
+def _loss(lm: LM, examples: Sequence[Answer], free: Mapping[str, Tensor], settings: Settings) -> Tensor:
+    """The mean over edits of what each minimises, by default the mean NLL of its target's tokens."""
     held = {name: tensor.to(lm.parameter(name).dtype) for name, tensor in free.items()}
-    log_p = log_likelihood(lm, examples, kind, held)
-    share = torch.tensor([1 / (len(e.target) * len(examples)) for e in examples for _ in e.target], dtype=torch.float64)
-    return -(log_p * share.to(log_p)).sum()
+    directions = [e.edit.direction for e in examples]
+    if set(directions) == {"likelihood"}:
+        log_p = log_likelihood(lm, examples, settings.loss, held)
+        tokens = [len(e.target) if settings.normalisation == "mean" else 1 for e in examples for _ in e.target]
+        share = torch.tensor([1 / (count * len(examples)) for count in tokens], dtype=torch.float64)
+        return -(log_p * share.to(log_p)).sum()
+    compared = [i for i, e in enumerate(examples) if e.against]
+    rows = [*examples, *(examples[i].rival for i in compared)]
+    log_p = log_likelihood(lm, rows, settings.loss, held)
+    owner = torch.tensor([i for i, row in enumerate(rows) for _ in row.target], device=log_p.device)
+    each = nll(log_p, owner, len(rows), settings.normalisation)
+    target, places = each[: len(examples)], torch.tensor(compared, dtype=torch.long, device=each.device)
+    against = torch.zeros_like(target).index_copy(0, places, each[len(examples) :])
+    return losses(directions, target, against).mean()

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from harness.errors import DataError, UsageError, near
 from harness.lm import LM
+from harness.objectives import DIRECTIONS, LIKELIHOOD, PAIRED, Direction
 from harness.patch import Patch
 
 __all__ = [
@@ -93,6 +94,8 @@ class Edit:
         target: the wanted continuation, without a leading space.
         target_old: what the model is expected to say before the edit, if known.
         relation: the relation that the edit belongs to, if known.
+        direction: what is wanted of the target, see :mod:`harness.objectives`; by default that it becomes likelier.
+        against: the continuation that the target is compared with, where the direction compares two.
 
     Raises:
         DataError: the fields do not fit together.
@@ -104,6 +107,8 @@ class Edit:
     target: str
     target_old: str | None = None
     relation: str | None = None
+    direction: Direction = "likelihood"
+    against: str | None = None
 
     def __post_init__(self) -> None:
         slots = self.prompt.count(SLOT)
@@ -115,6 +120,22 @@ class Edit:
             raise DataError(
                 f"edit {self.id}: the prompt '{self.prompt}' has {slots} slots {{}}, expected one for the subject"
             )
+        self._check_direction()
+
+    def _check_direction(self) -> None:
+        if self.direction not in DIRECTIONS:
+            known = ", ".join(sorted(DIRECTIONS))
+            raise DataError(f"edit {self.id}: direction '{self.direction}' does not exist; choose {known}")
+        paired = self.direction in PAIRED
+        if paired and not (self.against or "").strip():
+            raise DataError(f"edit {self.id}: {self.direction} compares two continuations; give 'against', the second")
+        if not paired and self.against is not None:
+            raise DataError(
+                f"edit {self.id}: {self.direction} has one continuation, but 'against' is '{self.against}'; leave it "
+                f"out, or choose {' or '.join(sorted(PAIRED))}"
+            )
+        if paired and self.rival == self.continuation:
+            raise DataError(f"edit {self.id}: target and against are both '{self.target}'; give two continuations")
 
     @property
     def text(self) -> str:
@@ -124,7 +145,16 @@ class Edit:
     @property
     def continuation(self) -> str:
         """The target with the space that separates it from the prompt."""
-        return self.target if self.target.startswith(" ") else f" {self.target}"
+        return _spaced(self.target)
+
+    @property
+    def rival(self) -> str | None:
+        """The continuation that the target is compared with, with its space; None where there is none."""
+        return None if self.against is None else _spaced(self.against)
+
+
+def _spaced(text: str) -> str:
+    return text if text.startswith(" ") else f" {text}"
 
 
 @dataclass(frozen=True)
@@ -173,6 +203,7 @@ class Editor(ABC):
         needs_subject: whether every edit must name its subject.
         batch: whether one call of :meth:`edit` takes many edits at once by the method's own definition.
         random: whether the result depends on a seed.
+        directions: what an edit may want of this method (:mod:`harness.objectives`).
         exceptions: promises of :mod:`harness.promises` that the method cannot keep by its nature, each with the reason.
         presets: hyperparameters for one model, by the model's name, each with its source in a comment.
 
@@ -185,6 +216,7 @@ class Editor(ABC):
     needs_subject: ClassVar[bool] = False
     batch: ClassVar[bool] = True
     random: ClassVar[bool] = False
+    directions: ClassVar[frozenset[Direction]] = LIKELIHOOD
     exceptions: ClassVar[Mapping[str, str]] = {}
     presets: ClassVar[Mapping[str, Mapping[str, object]]] = {}
 

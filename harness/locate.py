@@ -19,6 +19,7 @@ from harness.editor import Count, Edit, Editor, NotNegative, Positive, Wrapper, 
 from harness.errors import NumericalError, UsageError
 from harness.keys import FactToken, Unedited, chosen, depth, spread, templates, unedited
 from harness.lm import LM
+from harness.objectives import DIRECTIONS
 from harness.patch import Patch, require_plain
 from harness.stats import Moment, check, double
 from harness.value import Objective, anchor_norm, optimise
@@ -43,7 +44,7 @@ class LocateThenEdit(Editor):
         clamp: the bound of ``||delta|| / ||v0||``.
         kl_factor: weight of the KL term.
         v_stop: when the optimisation of a value ends early: ``loss`` below 0.05, or also as soon as the target is the
-            ``argmax`` after every context (ENCORE, Gupta et al. 2025, arXiv 2502.01636).
+            ``argmax`` after every context (ENCORE, Gupta et al. 2025, arXiv 2502.01636), or ``never``.
         v_anchor: the norm to which every value is scaled (NAS, Liu et al. 2026, arXiv 2602.02543).
         cov_tokens: tokens of text for second moments.
         contexts: context templates, the first ``{}``; by default sampled from the unedited model.
@@ -52,6 +53,7 @@ class LocateThenEdit(Editor):
 
     needs_subject = True
     random = True
+    directions = DIRECTIONS
     kind: ClassVar[Kind]
     seam: ClassVar[Literal["mlp", "block"]]
 
@@ -63,7 +65,7 @@ class LocateThenEdit(Editor):
     v_weight_decay: NotNegative = 0.5
     clamp: Positive = 0.75
     kl_factor: NotNegative = 0.0625
-    v_stop: Literal["loss", "argmax"] = "loss"
+    v_stop: Literal["loss", "argmax", "never"] = "loss"
     v_anchor: Positive | None = None
     cov_tokens: Count = 100_000
     contexts: tuple[str, ...] | None = None

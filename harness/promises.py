@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 
 from harness.editor import Editor, Learned, Wrapper, find, names
+from harness.objectives import DIRECTIONS
 
 __all__ = ["PROMISES", "kept", "summary", "table"]
 
@@ -32,7 +33,8 @@ _INTRODUCTION = """\
 `harness editors --format md` writes this page. One file is one editor, and its name is the name for `--editor`; the
 source and the settings of each method stand in its file. The seam is where a model is changed; `harness editors` lists
 the hyperparameters. Each editor is held to every promise below by `tests/contract`, on six families of models, but for
-what its row says it cannot promise.
+what its row says it cannot promise. *Wants* is what an edit may want of its target: that it becomes likelier, or any
+direction of `harness/objectives.py` (likelihood, unlikelihood, erasure, balance, contrast).
 """
 
 
@@ -44,7 +46,10 @@ def kept(cls: type[Editor], promise: str) -> bool:
 def table() -> str:
     """How to read it, the promises, and a row for each editor, as a page of Markdown."""
     promised = [f"* **{name}**: {meaning}" for name, meaning in PROMISES.items()]
-    head = ["| editor | what it does | seam | modes | needs | cannot promise |", "|---|---|---|---|---|---|"]
+    head = [
+        "| editor | what it does | seam | modes | needs | wants | cannot promise |",
+        "|---|---|---|---|---|---|---|",
+    ]
     rows = [_row(name, find(name)) for name in names()]
     return "\n".join([_INTRODUCTION, *promised, "", *head, *rows]) + "\n"
 
@@ -59,6 +64,11 @@ def _row(name: str, cls: type[Editor]) -> str:
         "the inner editor's" if wrapper else ", ".join(sorted(cls.seams)),
         f"after a `+`: `memit+{name}`" if wrapper else modes,
         ", ".join(needs) or "nothing",
+        "the inner editor's"
+        if wrapper
+        else "any"
+        if cls.directions == DIRECTIONS
+        else ", ".join(sorted(cls.directions)),
         "; ".join(f"{promise}: {reason}" for promise, reason in cls.exceptions.items()) or "nothing",
     )
     return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"

@@ -33,6 +33,7 @@ __all__ = ["Options", "Prepared", "patch_path", "prepare", "run"]
 
 log = logging.getLogger(__name__)
 
+_DIRECTED = ("direction", "against")  # the fields of an edit that a plain one leaves at their defaults
 _SMALL = 20_000_000  # parameters
 
 
@@ -438,7 +439,7 @@ def _new_record(ready: Prepared, fingerprint: str) -> Record:
             "unique": len(said),
             "contradicting": len(said) - len({prompt for prompt, _ in said}),
             "ids": [e.id for e in ready.edits],
-            "sha256": record.identity({"edits": [asdict(e) for e in ready.edits]}),
+            "sha256": record.identity({"edits": [_facts(e) for e in ready.edits]}),
             "warnings": ready.warnings,
         },
         headlines=_headlines(ready.suite),
@@ -448,6 +449,12 @@ def _new_record(ready: Prepared, fingerprint: str) -> Record:
         versions=record.versions(),
         seed=plan.seed,
     )
+
+
+def _facts(edit: Edit) -> dict[str, Any]:
+    """What names an edit; a plain one has the name that it had before there were directions."""
+    given = asdict(edit)
+    return given if edit.direction != "likelihood" else {k: v for k, v in given.items() if k not in _DIRECTED}
 
 
 def _headlines(suite: tasks.Suite) -> dict[str, str]:

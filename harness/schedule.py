@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from harness.editor import Edit, Editor
+from harness.editor import Edit, Editor, Wrapper, find, names
 from harness.errors import UsageError
 from harness.lm import LM
 from harness.patch import Patch, patched
@@ -241,9 +241,24 @@ def check(editor: Editor, lm: LM, edits: Sequence[Edit], mode: str) -> None:
     for edit in edits:
         if editor.root.needs_subject and edit.subject is None:
             raise UsageError(f"edit {edit.id}: {editor.name} needs a subject; give rows of prompt, subject and target")
-        length = len(lm.encode(edit.text)) + len(lm.continuation(edit.text, edit.continuation))
+        if edit.direction not in editor.root.directions:
+            able = ", ".join(name for name in names() if _follows(find(name), edit))
+            raise UsageError(
+                f"edit {edit.id} wants {edit.direction}, which {editor.root.name} cannot follow; editors that can: "
+                f"{able or 'none'}"
+            )
+        said = filter(None, (edit.continuation, edit.rival))
+        length = len(lm.encode(edit.text)) + max(len(lm.continuation(edit.text, text)) for text in said)
         if length > lm.context:
             raise UsageError(f"edit {edit.id}: {length} tokens, but {lm.name} takes {lm.context}; shorten the prompt")
+
+
+def _wants(edit: Edit) -> tuple[str, str, str | None]:
+    return edit.direction, edit.continuation, edit.rival
+
+
+def _follows(cls: type[Editor], edit: Edit) -> bool:
+    return not issubclass(cls, Wrapper) and edit.direction in cls.directions and cls.name != "none"
 
 
 def duplicates(edits: Sequence[Edit]) -> list[str]:
@@ -252,9 +267,9 @@ def duplicates(edits: Sequence[Edit]) -> list[str]:
     found = []
     for edit in edits:
         known = first.setdefault(edit.text, edit)
-        if known is not edit and known.continuation == edit.continuation:
+        if known is not edit and _wants(known) == _wants(edit):
             found.append(f"edit {edit.id} repeats edit {known.id} ('{edit.text}' -> '{edit.target}')")
-        elif known is not edit:
+        elif known is not edit and known.direction == edit.direction == "likelihood":
             two = f"'{edit.text}' -> '{edit.target}', not '{known.target}'"
             found.append(f"edit {edit.id} contradicts edit {known.id}: {two}")
     if len(found) <= _TOLD:

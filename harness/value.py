@@ -12,6 +12,8 @@ section 4.2, equation 16, and their code at 80426fd.  Where both differ from the
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -24,6 +26,7 @@ from harness.editor import Edit
 from harness.errors import NumericalError
 from harness.keys import FactToken, lookup, prompts
 from harness.lm import LM
+from harness.objectives import floor, losses
 from harness.taps import Past, Row, first, pad, past, read, tap
 
 __all__ = ["Objective", "Values", "anchor_norm", "optimise"]
@@ -45,11 +48,13 @@ class Objective:
         weight_decay: weight of ``||delta|| / ||v0||^2``.
         clamp: the bound of ``||delta|| / ||v0||``.
         loss_layer: the layer whose output is decoded for the loss; None is the last.
-        threshold: an edit stops when its loss is below.
+        threshold: an edit stops when its loss is below; of directions without a lower bound what
+            :func:`harness.objectives.floor` says, and an erasure never.
         budget: tokens of one forward pass, padding included; None chooses by the size of the model.
-        stop: with ``argmax`` an edit also stops as soon as every token of its target is the most probable one in every
-            context ("most-probable early stopping" of ENCORE, Gupta et al. 2025, arXiv 2502.01636; their code
-            leaves out the bare prompt and goes on for one to three steps more).
+        stop: with ``never`` an edit takes all its steps; with ``argmax`` one that wants likelihood also stops as soon
+            as every token of its target is the most probable one in every context ("most-probable early stopping" of
+            ENCORE, Gupta et al. 2025, arXiv 2502.01636; their code leaves out the bare prompt and goes on for one to
+            three steps more).
         anchor: the norm ``a`` to which every value is scaled, ``v* a / ||v*||`` with ``v* = v0 + delta``, where ``v0``
             is what the edited layer's feed-forward module writes (NAS, Liu et al. 2026, arXiv 2602.02543). ``none``
             leaves values as they are; ``start`` takes the mean of ``||v0||`` over the edits of the call, on the model
@@ -68,7 +73,7 @@ class Objective:
     loss_layer: int | None = None
     threshold: float = 0.05
     budget: int | None = None
-    stop: Literal["loss", "argmax"] = "loss"
+    stop: Literal["loss", "argmax", "never"] = "loss"
     anchor: Literal["none", "start"] | float = "none"
 
 
@@ -79,7 +84,8 @@ class Values:
     Attributes:
         start: ``h0 [edits, d]``, the hidden state before.
         delta: ``[edits, d]``, its change, as it was optimised.
-        losses: for each edit ``[evaluations, 4]``: total, NLL, KL, weight decay.
+        losses: for each edit ``[evaluations, 4]``: total, what the edit minimises (by default the NLL), KL, weight
+            decay.
         written: ``v0 [edits, d]``, the part of ``start`` that the layer's feed-forward module writes; at the seam
             ``mlp`` it is all of it.
         anchor: the norm to which ``v0 + delta`` is scaled, None for none.
@@ -117,19 +123,21 @@ def anchor_norm(values: Values) -> float:
 
 @dataclass(frozen=True, eq=False)
 class _Task:
-    """The rows of one edit: one for each context, then the row of the KL term.
+    """The rows of one edit: one for each context, the same with the second continuation, then the row of the KL term.
 
     Attributes:
         edit: the edit.
         rows: what is run on every evaluation.
-        target: the target's tokens.
+        said: the continuation's tokens in each row but the last: the target's, then those it is compared with.
+        rivals: how many of these rows hold the second continuation; 0 where there is none.
         heads: the tokens in front of each row, whose hidden states the change does not reach.
     """
 
     edit: Edit
     rows: list[Row]
-    target: list[int]
+    said: list[list[int]]
     heads: list[tuple[int, ...]]
+    rivals: int = 0
 
     @property
     def width(self) -> int:
@@ -138,14 +146,15 @@ class _Task:
 
     def split(self) -> _Task:
         """The same with rows that begin where the change, or the first token of the target, is first needed."""
-        cuts = [min(row.at, len(row.ids) - len(self.target)) for row in self.rows[:-1]]
+        pairs = zip(self.rows[:-1], self.said, strict=True)
+        cuts = [min(row.at, len(row.ids) - len(said)) for row, said in pairs]
         *contexts, essence = self.rows
         cuts.append(min(essence.at, len(essence.ids) - 1))
         # Nothing that follows its position counts in the row of the KL term.
         whole = [*contexts, Row(essence.ids[: essence.at + 1], essence.at)]
         rows = [Row(row.ids[cut:], row.at - cut) for row, cut in zip(whole, cuts, strict=True)]
         heads = [row.ids[:cut] for row, cut in zip(whole, cuts, strict=True)]
-        return _Task(self.edit, rows, self.target, heads)
+        return replace(self, rows=rows, heads=heads)
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,8 +164,9 @@ class _Places:
     Attributes:
         row, column: the supervised positions, ``[p]``.
         token: what they must predict, ``[p]``.
-        owner: the edit of each, ``[p]``.
+        owner: the edit of each, ``[p]``; plus the number of edits where the token is of the second continuation.
         share: the part of the edit's NLL, ``[p]``.
+        first: the row of each edit's bare prompt, ``[edits]``.
         kl_row, kl_column: the position of each edit's KL term, ``[edits]``.
         at: the position of the change in every row, ``[rows]``.
         of: the edit of every row, ``[rows]``.
@@ -167,6 +177,7 @@ class _Places:
     token: Tensor
     owner: Tensor
     share: Tensor
+    first: Tensor
     kl_row: Tensor
     kl_column: Tensor
     at: Tensor
@@ -223,16 +234,16 @@ def _portions(tasks: Sequence[_Task], budget: int) -> Iterator[list[int]]:
     A token in front of a row, of which keys and values are kept, counts as an eighth.
     """
     portion: list[int] = []
-    width = cost = 0
+    width = rows = 0
     for i in sorted(range(len(tasks)), key=lambda i: (tasks[i].width, i)):
         task = tasks[i]
         each = task.width + max(len(head) for head in task.heads) / 8
-        wider = task.width > width and cost >= _FULL
-        if portion and (wider or (len(portion) + 1) * len(task.rows) * each > budget):
+        wider = task.width > width and rows * width >= _FULL
+        if portion and (wider or (rows + len(task.rows)) * each > budget):
             yield portion
-            portion = []
+            portion, rows = [], 0
         portion.append(i)
-        width, cost = task.width, len(portion) * len(task.rows) * task.width
+        width, rows = task.width, rows + len(task.rows)
     if portion:
         yield portion
 
@@ -246,8 +257,15 @@ def _task(lm: LM, edit: Edit, templates: Sequence[str], fact_token: FactToken) -
     target = lm.continuation(edit.text, edit.continuation)
     about = Edit(edit.id, "{} is a", edit.subject, edit.target)
     ids, at = lookup(lm, about, "{}", fact_token)
-    rows = prompts(lm, edit, templates, fact_token, target[:-1], [Row(tuple(ids), at)])
-    return _Task(edit, rows, target, [()] * len(rows))
+    essence, said = [Row(tuple(ids), at)], [target] * len(templates)
+    if edit.rival is None:
+        rows = prompts(lm, edit, templates, fact_token, target[:-1], essence)
+        return _Task(edit, rows, said, [()] * len(rows))
+    against, count = lm.continuation(edit.text, edit.rival), len(templates)
+    mine = prompts(lm, edit, templates, fact_token, target[:-1])
+    rows = prompts(lm, edit, templates, fact_token, against[:-1], [*mine, *essence])
+    rows = [*rows[count:-1], *rows[:count], rows[-1]]
+    return _Task(edit, rows, said + [against] * count, [()] * len(rows), count)
 
 
 def _descend(
@@ -259,6 +277,7 @@ def _descend(
     start, reference = stage.start, None
     delta = torch.zeros_like(start, requires_grad=True)
     bound = objective.clamp * start.norm(dim=1, keepdim=True)
+    floors = torch.tensor([_floor(task.edit, objective) for task in tasks], device=start.device).to(start)
     adam = torch.optim.Adam([delta], lr=objective.lr)
     active = torch.ones(len(tasks), dtype=torch.bool, device=start.device)
     losses: list[list[Tensor]] = [[] for _ in tasks]
@@ -267,7 +286,7 @@ def _descend(
             terms, hit, reference = stage.losses(delta, start, reference)
         _note(terms.detach(), stage.members, active, losses, tasks, objective)
         total = torch.full_like(start[:, 0], torch.inf).index_copy(0, stage.index, terms[:, 0].detach())
-        active = active & (total >= objective.threshold)
+        active = active & (total >= floors)
         if objective.stop == "argmax":
             active = active.index_put((stage.index,), active[stage.index] & ~hit)
         if step == objective.steps - 1 or not bool(active.any()):
@@ -285,6 +304,11 @@ def _descend(
             # Preparing anew costs a third of an evaluation.
             stage = _Stage(lm, tasks, left, objective, runner, front)
     return start, delta.detach(), [torch.stack(rows) for rows in losses]
+
+
+def _floor(edit: Edit, objective: Objective) -> float:
+    never = objective.stop == "never" or edit.direction == "erasure"
+    return -math.inf if never else floor(edit.direction, objective.threshold)
 
 
 def _note(
@@ -318,36 +342,43 @@ class _Stage:
         runner: type[_Runner],
         front: Past | None,
     ) -> None:
-        count = len(tasks[0].rows)
-        rows = torch.tensor([i * count + row for i in members for row in range(count)], device=lm.device)
+        ends = list(itertools.accumulate(len(task.rows) for task in tasks))
+        rows = torch.tensor(
+            [r for i in members for r in range(ends[i] - len(tasks[i].rows), ends[i])], device=lm.device
+        )
         self.members = list(members)
+        self.directions = [tasks[i].edit.direction for i in members]
         self.objective = objective
         kept = front.select(rows) if front and len(members) < len(tasks) else front
         self.runner = runner(lm, [tasks[i] for i in members], objective, kept)
         self.places = self.runner.places
         self.index = torch.tensor(self.members, device=lm.device)
         self.start = self.runner.start()
+        self.unlike = torch.tensor([float(d != "likelihood") for d in self.directions], device=lm.device)
 
     def losses(self, delta: Tensor, start: Tensor, reference: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """One evaluation.
 
         Returns:
-            Total, NLL, KL, weight decay of each member, ``[members, 4]``; whether its target is the most probable
-            everywhere, ``[members]``; ``log P_unedited [edits, vocabulary]``.
+            Total, what it minimises, KL, weight decay of each member, ``[members, 4]``; whether likelihood is wanted
+            of its target and it is the most probable everywhere, ``[members]``; ``log P_unedited [edits, vocabulary]``.
         """
         mine, places = delta[self.index], self.places
         supervised, essence = self.runner.logits(mine)
         missed = (supervised.detach().argmax(-1) != places.token).to(mine)
-        wrong = torch.zeros_like(mine[:, 0]).index_add(0, places.owner, missed)
+        # The edits' targets, then the continuations that these are compared with.
+        zeros = mine.new_zeros(2 * len(mine))
+        wrong = zeros.index_add(0, places.owner, missed)[: len(mine)] + self.unlike
         log_p = supervised.log_softmax(-1).gather(1, places.token[:, None])[:, 0]
-        nll = torch.zeros_like(mine[:, 0]).index_add(0, places.owner, -log_p * places.share.to(log_p))
+        nll = zeros.index_add(0, places.owner, -log_p * places.share.to(log_p))
+        wanted = losses(self.directions, nll[: len(mine)], nll[len(mine) :])
         edited = essence.log_softmax(-1)
         reference = edited.detach() if reference is None else reference
         change = edited - reference[self.index.to(reference.device)]
         kl = self.objective.kl_factor * (edited.exp() * change).sum(-1)
         # The norm's derivative at zero is zero here (a square root of a sum of squares would give NaN).
         decay = self.objective.weight_decay * mine.norm(dim=1) / start[self.index].norm(dim=1) ** 2
-        return torch.stack([nll + kl + decay, nll, kl, decay], 1), wrong == 0, reference
+        return torch.stack([wanted + kl + decay, wanted, kl, decay], 1), wrong == 0, reference
 
 
 def _places(tasks: Sequence[_Task], device: torch.device) -> _Places:
@@ -356,22 +387,26 @@ def _places(tasks: Sequence[_Task], device: torch.device) -> _Places:
     token: list[int] = []
     owner: list[int] = []
     share: list[float] = []
+    head: list[int] = []
     kl_row: list[int] = []
     kl_column: list[int] = []
     at: list[int] = []
     of: list[int] = []
     for e, task in enumerate(tasks):
+        head.append(len(at))
+        contexts = len(task.said) - task.rivals
         for r, line in enumerate(task.rows):
             if r == len(task.rows) - 1:
                 kl_row.append(len(at))
                 kl_column.append(line.at)
             else:
-                begin = len(line.ids) - len(task.target)
-                row += [len(at)] * len(task.target)
-                column += range(begin, begin + len(task.target))
-                token += task.target
-                owner += [e] * len(task.target)
-                share += [1 / (len(task.target) * (len(task.rows) - 1))] * len(task.target)
+                said = task.said[r]
+                begin = len(line.ids) - len(said)
+                row += [len(at)] * len(said)
+                column += range(begin, begin + len(said))
+                token += said
+                owner += [e if r < contexts else e + len(tasks)] * len(said)
+                share += [1 / (len(said) * contexts)] * len(said)
             at.append(line.at)
             of.append(e)
 
@@ -384,6 +419,7 @@ def _places(tasks: Sequence[_Task], device: torch.device) -> _Places:
         token=whole(token),
         owner=whole(owner),
         share=torch.tensor(share, dtype=torch.float64),
+        first=whole(head),
         kl_row=whole(kl_row),
         kl_column=whole(kl_column),
         at=whole(at),
@@ -413,8 +449,8 @@ class _Runner:
 
     def start(self) -> Tensor:
         """The hidden state at the position of the change in the first row of every edit, ``[edits, d]``."""
-        first_rows = self.places.kl_row - self.places.kl_row[0]
-        where = (first_rows.to(self.seam.device), self.places.at[first_rows].to(self.seam.device))
+        rows = self.places.first
+        where = (rows.to(self.seam.device), self.places.at[rows].to(self.seam.device))
         return self.seam[where].to(self.lm.device)
 
     def logits(self, delta: Tensor) -> tuple[Tensor, Tensor]:
@@ -566,8 +602,9 @@ def _reach(task: _Task) -> int:
 
 
 def _few(task: _Task) -> _Task:
-    rows = [task.rows[0], max(task.rows[:-1], key=lambda row: row.at), task.rows[-1]]
-    return replace(task, rows=rows, heads=[()] * len(rows))
+    far = max(range(len(task.said)), key=lambda r: task.rows[r].at)
+    rows = [task.rows[0], task.rows[far], task.rows[-1]]
+    return replace(task, rows=rows, said=[task.said[0], task.said[far]], heads=[()] * len(rows), rivals=0)
 
 
 def _agrees(

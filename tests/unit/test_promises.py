@@ -13,6 +13,7 @@ import pytest
 from harness import editor, promises
 from harness.editor import Edit, Editor, Learned, Wrapper, find, names
 from harness.lm import LM
+from harness.objectives import DIRECTIONS
 from harness.patch import Patch
 
 ROOT = Path(__file__).parents[2]
@@ -40,6 +41,7 @@ class Pupil(Bare, Learned):
     """Learns."""
 
     name = "pupil"
+    directions = DIRECTIONS
     seams = frozenset({"weights"})
     batch = True
     needs_subject = False
@@ -66,11 +68,11 @@ def test_a_row_says_where_how_and_what_not(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(promises.inspect, "getmodule", lambda cls: None)
     assert rows(promises.table()) == {
         "bare": [
-            "with a colon. And no more.", "activations, prompt", "isolated, sequential", "a subject",
+            "with a colon. And no more.", "activations, prompt", "isolated, sequential", "a subject", "likelihood",
             r"isolated: it \| remembers; cache: it forgets at once",
         ],
-        "coat": ["Wraps.", "the inner editor's", "after a `+`: `memit+coat`", "nothing", "nothing"],
-        "pupil": ["Learns.", "weights", "isolated, batch, sequential", "`harness fit` first", "nothing"],
+        "coat": ["Wraps.", "the inner editor's", "after a `+`: `memit+coat`", "nothing", "the inner editor's", "nothing"],
+        "pupil": ["Learns.", "weights", "isolated, batch, sequential", "`harness fit` first", "any", "nothing"],
     }  # fmt: skip
     assert (promises.kept(Bare, "isolated"), promises.kept(Bare, "saved")) == (False, True)
 
@@ -82,7 +84,7 @@ def test_the_page_lists_every_promise_and_every_editor() -> None:
         assert f"* **{name}**: {meaning}\n" in page
     assert page.endswith(" |\n")
     columns = {line.count("|") - line.count(r"\|") for line in page.splitlines() if line.startswith("|")}
-    assert columns == {7}
+    assert columns == {8}
 
 
 @pytest.mark.parametrize("name", names())

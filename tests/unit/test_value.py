@@ -326,7 +326,7 @@ def test_rows_begin_where_the_change_is(tiny, edits):
     assert len(split.rows[-1].ids) == 1
     # The last column of padded rows: a row begins with the first logits that are wanted.
     padded = _task(lm, edits[0], CONTEXTS, "last_released").split()
-    assert [len(row.ids) for row in padded.rows[:-1]] == [len(whole.target)] * len(CONTEXTS)
+    assert [len(row.ids) for row in padded.rows[:-1]] == [len(whole.said[0])] * len(CONTEXTS)
     assert all(
         row.at + len(head) == padded.rows[0].at + len(padded.heads[0])
         for row, head in zip(padded.rows, padded.heads, strict=True)
