@@ -19,7 +19,7 @@ from harness.errors import ModelError, near
 
 __all__ = ["Architecture", "is_matrix", "resolve", "stored_transposed"]
 
-_PARTS = "embedding, blocks, mlp, down, norm, head"
+_PARTS = "embedding, blocks, mlp, attn, down, norm, head"
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Architecture:
         layers: the number of blocks.
         width: ``d``, the size of the residual stream.
         inner: ``f``, the size of a key.
+        attn: the attention module, None where a block has no single one.
     """
 
     embedding: str
@@ -47,6 +48,7 @@ class Architecture:
     layers: int
     width: int
     inner: int
+    attn: str | None = None
 
     def block(self, layer: int) -> str:
         """The name of one block.
@@ -63,6 +65,19 @@ class Architecture:
     def down_of(self, layer: int) -> str:
         """The name of one block's down-projection."""
         return self.down.format(self._checked(layer))
+
+    def attn_of(self, layer: int) -> str:
+        """The name of one block's attention module.
+
+        Raises:
+            ModelError: the model has no such layer, or no single attention module was found in its blocks.
+        """
+        if self.attn is None:
+            raise ModelError(
+                f"no single attention module in '{self.blocks}'; name it by hand, for example "
+                f"--arch attn={self.blocks}.attn"
+            )
+        return self.attn.format(self._checked(layer))
 
     def _checked(self, layer: int) -> int:
         if not 0 <= layer < self.layers:
@@ -86,7 +101,7 @@ def resolve(model: PreTrainedModel, names: Mapping[str, str] | None = None) -> A
 
     Args:
         model: a causal language model.
-        names: parts named by hand, from ``embedding, blocks, mlp, down, norm, head``.
+        names: parts named by hand, from ``embedding, blocks, mlp, attn, down, norm, head``.
 
     Raises:
         ModelError: a part was not found, or a name given by hand is not a module.
@@ -109,6 +124,7 @@ def resolve(model: PreTrainedModel, names: Mapping[str, str] | None = None) -> A
         layers=count,
         width=width,
         inner=inner,
+        attn=by_hand.get("attn") or _attention(model, blocks, down),
     )
 
 
@@ -195,6 +211,18 @@ def _down_in(parent: nn.Module, width: int) -> str | None:
     # One fused gate-and-up matrix is twice as wide as the down-projection is deep (Phi-3).
     fits = all(i == width and o in (inner, 2 * inner) for i, o in others)
     return name if fits and len({o for _, o in others}) == 1 else None
+
+
+def _attention(model: nn.Module, blocks: str, down: str) -> str | None:
+    """The one child of a block that holds matrices and is neither a matrix nor the feed-forward part."""
+    block = model.get_submodule(blocks.format(0))
+    inside = down.removeprefix(f"{blocks}.").split(".")[0]
+    found = [
+        name
+        for name, child in block.named_children()
+        if name != inside and not is_matrix(child) and any(is_matrix(part) for part in child.modules())
+    ]
+    return f"{blocks}.{found[0]}" if len(found) == 1 else None
 
 
 def _in_out(module: nn.Module) -> tuple[int, int]:
