@@ -7,14 +7,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
-from harness import arch
+from harness import arch, backpack
 from harness.arch import Architecture
+from harness.backpack import BackpackForCausalLM
 from harness.errors import DataError, ModelError, near
 
 __all__ = ["LM", "Batch", "combined_sha256", "load", "shipped", "tensor_sha256"]
@@ -91,6 +99,11 @@ class LM:
             if isinstance(getattr(config, key, None), int):
                 return int(getattr(config, key))
         return int(min(self.tokenizer.model_max_length, 2048))
+
+    @property
+    def cache_layers(self) -> int:
+        """The layers of the model's key-value cache: one for each block; a Backpack has one more, for the senses."""
+        return self.model.cache_layers if isinstance(self.model, BackpackForCausalLM) else self.arch.layers
 
     def module(self, name: str) -> nn.Module:
         """A module by name."""
@@ -256,15 +269,27 @@ def load(
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
         placement = {"device_map": "auto"} if device == "auto" else {}
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=_DTYPES[dtype], **placement)
+        model, report = _family(source).from_pretrained(
+            source, dtype=_DTYPES[dtype], output_loading_info=True, **placement
+        )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(f"{name}: cannot be loaded ({reason}); shipped models are {', '.join(shipped())}") from error
+    if report["missing_keys"]:
+        missing = ", ".join(sorted(report["missing_keys"])[:3])
+        raise ModelError(f"{name}: the checkpoint lacks {missing}, which would be random; use an intact checkpoint")
     if device != "auto":
         _place(model, device or _best_device())
     lm = LM.wrap(model, tokenizer, name, names, text or ("mini" if inside else "wikitext"))
     lm.check_finite()
     return lm
+
+
+def _family(source: str) -> Any:
+    """What loads a checkpoint; the published Backpacks say that they are GPT-2, and bring code of their own."""
+    backpack.register()
+    settings, _ = PretrainedConfig.get_config_dict(source)
+    return BackpackForCausalLM if "num_senses" in settings else AutoModelForCausalLM
 
 
 def _place(model: PreTrainedModel, device: str) -> None:

@@ -179,7 +179,7 @@ def past(lm: LM, heads: Sequence[tuple[int, ...]], budget: int = 8192) -> Past |
 
 def _past(lm: LM, heads: Sequence[tuple[int, ...]], width: int) -> Past:
     """Keys and values of rows of tokens, in ``width`` columns."""
-    batch, cache = lm.batch(heads), _Filling(lm.arch.layers)
+    batch, cache = lm.batch(heads), _Filling(lm.cache_layers)
     with torch.no_grad(), suppress(_Enough):
         lm.model(input_ids=batch.ids, attention_mask=batch.mask, past_key_values=cache, use_cache=True)
     columns = torch.arange(width, device=lm.device) - (width - batch.lengths)[:, None]

@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: the folder of reference data, a small tokenizer, tiny random models of ten families."""
+"""Fixtures shared by all tests: the folder of reference data, a small tokenizer, tiny random models of families."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerFast
 from transformers.models import gemma, gpt2, gpt_neox, gptj, llama, mistral, opt, phi, qwen2, qwen3
 
+from harness import backpack
 from harness.editor import Edit
 from harness.lm import LM
 
 # Two workers of two threads each on two cores wait for one another; the programs that tests start obey the variable.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
+backpack.register()
 
 WIDTH, INNER, LAYERS, HEADS, CONTEXT = 32, 64, 3, 4, 96
 
@@ -125,6 +127,9 @@ def _config(family: str, vocabulary: int) -> PretrainedConfig:
     opt_sizes = {"ffn_dim": INNER, "word_embed_proj_dim": WIDTH, "dropout": 0.0, **new}
     made: dict[str, Callable[[], PretrainedConfig]] = {
         "gpt2": lambda: gpt2.GPT2Config(**old, **ends, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0),
+        "backpack": lambda: backpack.BackpackConfig(
+            **old, **ends, num_senses=4, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0
+        ),
         "gptj": lambda: gptj.GPTJConfig(**old, **ends, rotary_dim=4, tie_word_embeddings=False),
         "neox": lambda: gpt_neox.GPTNeoXConfig(**new, **ends),
         "llama": lambda: llama.LlamaConfig(**grouped, **ends),

@@ -15,7 +15,7 @@ from harness.editor import Edit, Editor, Example, Learned, Probe, Wrapper, setta
 from harness.lm import LM
 from harness.patch import Patch, patched, patched_rows, shareable
 
-FAMILIES = ["gpt2", "gptj", "neox", "llama", "qwen2", "opt"]
+FAMILIES = ["gpt2", "gptj", "neox", "llama", "qwen2", "opt", "backpack"]
 # Quick settings: far fewer tokens and steps than published, on models of three layers.
 QUICK: dict[str, object] = {
     "cov_tokens": 4000,

@@ -11,6 +11,12 @@ from harness.errors import ModelError
 
 DOWNS = {
     "gpt2": ("transformer.h.{}", "transformer.h.{}.mlp", "transformer.h.{}.mlp.c_proj", "transformer.ln_f"),
+    "backpack": (
+        "backpack.gpt2_model.h.{}",
+        "backpack.gpt2_model.h.{}.mlp",
+        "backpack.gpt2_model.h.{}.mlp.c_proj",
+        "backpack.gpt2_model.ln_f",
+    ),
     "gptj": ("transformer.h.{}", "transformer.h.{}.mlp", "transformer.h.{}.mlp.fc_out", "transformer.ln_f"),
     "neox": (
         "gpt_neox.layers.{}",
