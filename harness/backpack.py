@@ -29,7 +29,15 @@ from transformers.utils.generic import ModelOutput
 
 from harness.errors import ModelError
 
-__all__ = ["BackpackConfig", "BackpackForCausalLM", "BackpackModel", "BackpackOutput", "register"]
+__all__ = [
+    "BackpackConfig",
+    "BackpackForCausalLM",
+    "BackpackModel",
+    "BackpackOutput",
+    "SenseNetwork",
+    "WeightNetwork",
+    "register",
+]
 
 
 class BackpackConfig(GPT2Config):  # type: ignore[no-untyped-call]
@@ -68,7 +76,7 @@ class BackpackOutput(ModelOutput):
     contextualization: Tensor | None = None
 
 
-class _Projection(Conv1D):  # type: ignore[no-untyped-call]
+class _Projection(Conv1D):
     """The second map of a feed-forward part; it starts smaller, by the number of layers."""
 
 
