@@ -482,7 +482,7 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) ->
 @harness.command()
 @click.option("--format", "kind", type=click.Choice(["table", "md"]), default="table", show_default=True)
 def editors(kind: str) -> None:
-    """List the editors, with their hyperparameters."""
+    """List the editors: what they do, at which seam they change a model, and their hyperparameters."""
     from harness import promises
     from harness.editor import find, names, settable
 
@@ -493,8 +493,8 @@ def editors(kind: str) -> None:
     for name in names():
         cls = find(name)
         settings = ", ".join(f"{f.name}={f.default}" for f in settable(cls).values())
-        rows.append((name, promises.summary(cls), settings))
-    _out().print(_table("editors", ("name", "what it does", "hyperparameters (--set)"), rows))
+        rows.append((name, promises.summary(cls), promises.changes(cls), settings))
+    _out().print(_table("editors", ("name", "what it does", "changes", "hyperparameters (--set)"), rows))
 
 
 @harness.command()

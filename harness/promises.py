@@ -11,7 +11,7 @@ import inspect
 from harness.editor import Editor, Learned, Wrapper, find, names
 from harness.objectives import DIRECTIONS
 
-__all__ = ["PROMISES", "kept", "summary", "table"]
+__all__ = ["PROMISES", "changes", "kept", "summary", "table"]
 
 PROMISES = {
     "target": "raises the probability of the target",
@@ -61,7 +61,7 @@ def _row(name: str, cls: type[Editor]) -> str:
     cells = (
         f"`{name}`",
         summary(cls),
-        "the inner editor's" if wrapper else ", ".join(sorted(cls.seams)),
+        changes(cls),
         f"after a `+`: `memit+{name}`" if wrapper else modes,
         ", ".join(needs) or "nothing",
         "the inner editor's"
@@ -72,6 +72,11 @@ def _row(name: str, cls: type[Editor]) -> str:
         "; ".join(f"{promise}: {reason}" for promise, reason in cls.exceptions.items()) or "nothing",
     )
     return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
+
+
+def changes(cls: type[Editor]) -> str:
+    """The seams at which an editor changes a model."""
+    return "the inner editor's" if issubclass(cls, Wrapper) else ", ".join(sorted(cls.seams))
 
 
 def summary(cls: type[Editor]) -> str:
