@@ -53,6 +53,8 @@ class EditedLM(HFLM):  # type: ignore[misc]
         super().__init__(pretrained=lm.model, tokenizer=lm.tokenizer, batch_size=batch_size, max_length=lm.context)
         self.lm = lm
         self.progress = progress
+        self.truncated = 0
+        """Requests so far that were cut from the left to fit the model, as lm-eval does."""
         self._patches: Sequence[Patch] = ()
         self._patch_of: PatchOf | None = None
         self._rows: Rows | None = None
@@ -143,9 +145,10 @@ class EditedLM(HFLM):  # type: ignore[misc]
         disable_tqdm: bool = True,
         override_bs: int | None = None,
     ) -> list[tuple[float, bool]]:
-        for texts, _, continuation in requests:
+        for texts, context, continuation in requests:
             if texts is not None:  # None stands for a window of a rolling text, which always fits
                 self._check_length(texts[1], len(continuation))
+                self.truncated += len(context) + len(continuation) > self.max_length + 1
         if self._rows is None:
             scored: list[tuple[float, bool]] = super()._loglikelihood_tokens(requests, True, override_bs)
             return scored
@@ -177,12 +180,23 @@ class EditedLM(HFLM):  # type: ignore[misc]
         self._advance(context.shape[0])
         return tokens
 
-    def tok_batch_encode(self, strings: Sequence[str], *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Encode contexts; in isolated editing, note whose rows the coming forward passes compute."""
+    def tok_batch_encode(
+        self,
+        strings: Sequence[str],
+        padding_side: str = "left",
+        left_truncate_len: int | None = None,
+        truncation: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Encode contexts; count those that are cut, and in isolated editing note whose rows the passes compute."""
         if self._rows is not None:
             self._rows.index = torch.tensor([s.patch for s in strings if isinstance(s, _Marked)])
-        encoded: tuple[Tensor, Tensor] = super().tok_batch_encode([str(s) for s in strings], *args, **kwargs)
-        return encoded
+        plain = [str(s) for s in strings]
+        encoded: tuple[Tensor, Tensor] = super().tok_batch_encode(plain, padding_side, truncation=truncation)
+        if not left_truncate_len:
+            return encoded
+        ids, mask = encoded
+        self.truncated += int((mask.sum(1) > left_truncate_len).sum())
+        return ids[:, -left_truncate_len:], mask[:, -left_truncate_len:]
 
     def _check_continuation(self, request: Instance) -> None:
         context, continuation = request.args

@@ -47,12 +47,14 @@ class Measured:
         plain: metrics that are no mean over documents, as lm-eval aggregates them.
         answers: the text of each document that was generated, for agreement between two models.
         documents: each document's row, as far as agreement needs it.
+        truncated: how many requests were cut from the left to fit the model.
     """
 
     values: dict[str, dict[str, Ratio]] = field(default_factory=dict)
     plain: dict[str, float] = field(default_factory=dict)
     answers: dict[str, str] = field(default_factory=dict)
     documents: dict[str, dict[str, str]] = field(default_factory=dict)
+    truncated: int = 0
 
     @property
     def names(self) -> list[str]:
@@ -91,6 +93,7 @@ def measure_task(model: EditedLM, task: Task, limit: int | None, documents: Sequ
     chosen = None if documents is None else {task.name: list(documents)}
     level = logging.getLogger("lm_eval").level
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    cut = model.truncated
     try:
         found = lm_eval.evaluate(
             model,
@@ -102,7 +105,7 @@ def measure_task(model: EditedLM, task: Task, limit: int | None, documents: Sequ
     finally:
         logging.getLogger("lm_eval").setLevel(level)
     samples = found["samples"][task.name]
-    measured = Measured(values=values_of(task, samples))
+    measured = Measured(values=values_of(task, samples), truncated=model.truncated - cut)
     for key, value in found["results"][task.name].items():
         metric, comma, kind = key.partition(",")
         name = metric if kind == "none" else key
@@ -206,7 +209,7 @@ def load_base(key: str | None) -> Measured | None:
     try:
         stored = json.loads(gzip.decompress(_base_path(key).read_bytes()))
         values = {m: {d: metrics.as_ratio(v) for d, v in rows.items()} for m, rows in stored["values"].items()}
-        return Measured(values, stored["plain"], stored["answers"], stored["documents"])
+        return Measured(values, stored["plain"], stored["answers"], stored["documents"], stored["truncated"])
     except (OSError, EOFError, ValueError, KeyError, TypeError):
         return None
 
@@ -222,6 +225,7 @@ def save_base(key: str | None, measured: Measured) -> None:
         "plain": measured.plain,
         "answers": measured.answers,
         "documents": measured.documents,
+        "truncated": measured.truncated,
     }
     record.write_whole(path, gzip.compress(json.dumps(body).encode(), mtime=0))
 

@@ -101,9 +101,13 @@ class Record:
     seed: int = 0
     values: PointValues | None = field(default=None, compare=False)
 
+    def point(self, edits: int) -> Json:
+        """All that is known after so many edits; empty where nothing is."""
+        return next((point for point in self.points if point["edits"] == edits), {})
+
     def tasks(self, edits: int) -> dict[str, dict[str, Json]]:
         """What was measured after so many edits: task -> metric -> numbers; empty where nothing was."""
-        return next((point["tasks"] for point in self.points if point["edits"] == edits), {})
+        return dict(self.point(edits).get("tasks", {}))
 
     def to_json(self) -> Json:
         """The JSON of the record, without the values of its documents.  Numbers that are not finite become null."""
@@ -409,7 +413,7 @@ class RecordWriter:
         self.save()
 
     def noted(self, edits: int, **facts: Json) -> None:
-        """Adds what else is known after so many edits (``weights``, ``latest``), and saves."""
+        """Adds what else is known after so many edits (``weights``, ``latest``, ``truncated``), and saves."""
         self._point(edits).update(facts)
         self.save()
 

@@ -204,6 +204,8 @@ def _remarks(record: Record, last: int) -> Iterator[str]:
             wanted = metric == record.headlines.get(task) or metric in EXAM
             if wanted and measure["value"] is None:
                 yield f"{task} {metric}: {measure.get('reason') or 'no value'}"
+    for task, count in record.point(last).get("truncated", {}).items():
+        yield f"{task}: {count} requests were longer than the model's context and were cut from the left"
     yield from (str(warning) for warning in record.edits.get("warnings", []))
 
 

@@ -290,6 +290,10 @@ class _Run:
                     elif stop.latest.start:
                         self._latest(name, members, measured, stop)
                     self.writer.measured(count, name, table, values)
+                    cut = sum(measured[task.name].truncated for task in members)
+                    if cut:
+                        earlier = self.writer.record.point(count).get("truncated", {})
+                        self.writer.noted(count, truncated={**earlier, name: cut})
             if self.texts is not None:
                 self._read_neutral(self.texts, stop)
 

@@ -40,7 +40,7 @@ from harness.contexts import contexts
 from harness.editor import Edit, compose
 from harness.keys import Unedited, inserted, keys, lookup, prompts
 from harness.lm import LM, load
-from harness.measure import Measured, hold, measure_task
+from harness.measure import Measured, hold, measure_task, of_cases
 from harness.patch import Patch, patched
 from harness.rankone import direction
 from harness.schedule import Stop
@@ -237,14 +237,16 @@ def isolated(lm: LM, run: Run) -> None:
                 one_by_one.append(measure_task(model, single, None))
 
     pairs(f"isolated: {len(edits)} records edited and scored, plain", ours, plain, run, len(edits) / len(few))
-    worst = max(_apart(side_by_side[0], one) for one in one_by_one)
+    worst = max(
+        _apart(side_by_side[0], of_cases(task, {edit.id}) or [], one) for edit, one in zip(few, one_by_one, strict=True)
+    )
     print(f"isolated: largest difference of what a document contributes to a metric {worst:.1e}")
 
 
-def _apart(together: Measured, alone: Measured) -> float:
-    """The largest difference of what the documents of one record contribute to any metric."""
+def _apart(together: Measured, places: Sequence[int], alone: Measured) -> float:
+    """The largest difference of what the documents of one record, found at some places, contribute to any metric."""
     return max(
-        abs(together.values[metric][name].num - value.num)
+        abs(together.values[metric][f"{name.rpartition('/')[0]}/{places[int(name.rpartition('/')[2])]}"].num - value.num)
         for metric, rows in alone.values.items()
         for name, value in rows.items()
     )

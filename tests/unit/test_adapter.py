@@ -303,12 +303,23 @@ def test_more_tokens_than_the_model_takes_are_told(tiny: Callable[[str], LM], is
             score(model, [scoring])
 
 
+@pytest.mark.parametrize("kind", ["loglikelihood", "generate_until"])
 @pytest.mark.parametrize("isolated", [False, True])
-def test_a_context_too_long_is_cut_from_the_left(tiny: Callable[[str], LM], isolated: bool) -> None:
+def test_a_context_too_long_is_cut_from_the_left_and_counted(
+    tiny: Callable[[str], LM], isolated: bool, kind: str
+) -> None:
     lm = tiny("gpt2")
     long = "Oslo. " * lm.context + PROMPTS[0]
-    found = [Instance("loglikelihood", {}, (long, " Rome"), 0, metadata=("t", 0, 1))]
+    room = lm.context - GENERATION["max_gen_toks"]
+    # As many tokens as fit, and one more.
+    fits = [" Oslo" * (lm.context if kind == "loglikelihood" else room), " Oslo" * lm.context + " Oslo"]
+    second = " Rome" if kind == "loglikelihood" else dict(GENERATION)
+    found = [
+        Instance(kind, {}, (text, second), 0, metadata=("t", i % 2, 1))  # type: ignore[arg-type]
+        for i, text in enumerate([long, PROMPTS[0], *fits])
+    ]
     expected = score(HFLM(pretrained=lm.model, tokenizer=lm.tokenizer, batch_size=1), found)
-    model = EditedLM(lm)
+    model = EditedLM(lm, batch_size=1)
     with model.isolated([Patch(), Patch()], by_document) if isolated else model.holding(Patch()):
         assert_same(score(model, found), expected)
+    assert model.truncated == 2

@@ -165,6 +165,7 @@ def test_the_cache_gives_back_what_it_was_given() -> None:
         {"f1": 0.5},
         {"a": " Rome"},
         {"a": {"case": "1", "kind": "n", "target_true": "Rome"}},
+        truncated=3,
     )
     measure.save_base("a" * 64, made)
     found = measure.load_base("a" * 64)
@@ -172,6 +173,7 @@ def test_the_cache_gives_back_what_it_was_given() -> None:
     assert found.values["accuracy"]["a"] == Ratio(1.0, 2.0, "c", "s")
     assert math.isnan(found.values["accuracy"]["b"].num)
     assert (found.plain, found.answers, found.documents) == (made.plain, made.answers, made.documents)
+    assert found.truncated == 3
     assert measure.load_base("b" * 64) is None
 
 

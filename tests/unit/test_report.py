@@ -153,6 +153,14 @@ def test_measurements_on_the_way_are_shown() -> None:
     assert re.search(r"NLI accuracy +0\.900 +0\.590\* +0\.590\* +0\.590\*", output)
 
 
+def test_prompts_that_were_cut_are_told() -> None:
+    record = made("rome", 0.3)
+    record.points[-1]["truncated"] = {"NLI": 7}
+    assert "NLI: 7 requests were longer than the model's context and were cut from the left" in text(
+        report.run_table(record)
+    )
+
+
 def test_markup_in_a_name_is_text() -> None:
     record = fixed("x", 0.5, 0.2)
     record.model["name"] = "[bold]m[/bold]"

@@ -16,7 +16,7 @@ from filelock import FileLock
 from transformers import AutoModelForCausalLM
 
 from harness import lm as loading
-from harness import measure, metrics, record, runner
+from harness import measure, metrics, record, runner, tasks
 from harness.errors import HarnessError, ModelError, RestoreError, UsageError
 from harness.plan import Plan
 from harness.record import Record
@@ -141,6 +141,17 @@ def test_every_number_has_what_a_reader_needs(done: tuple[Path, Record]) -> None
     before, after = (kept.tasks(e)["own"]["efficacy_probability"]["value"] for e in (0, 3))
     assert moved == pytest.approx(after - before)
     assert moved != 0
+
+
+def test_prompts_that_were_cut_are_counted(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading.LM, "context", 90)
+    lm = loading.load(plan.model, device="cpu")
+    (nli,) = tasks.load(["NLI"], None, None, "mini", lm.tokenizer).tasks
+    sizes = [len(lm.encode(nli.task.doc_to_text(row))) for row in list(nli.task.eval_docs)[:4]]
+    room = 90 - nli.task.config.generation_kwargs["max_gen_toks"]
+    kept = run(plan, options(tmp_path))
+    assert 0 < sum(size > room for size in sizes) < 4
+    assert [point.get("truncated") for point in kept.points] == [{"NLI": sum(size > room for size in sizes)}] * 2
 
 
 def test_the_numbers_are_those_of_the_values_beside_the_record(done: tuple[Path, Record]) -> None:
