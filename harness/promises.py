@@ -64,14 +64,17 @@ def _row(name: str, cls: type[Editor]) -> str:
         changes(cls),
         f"after a `+`: `memit+{name}`" if wrapper else modes,
         ", ".join(needs) or "nothing",
-        "the inner editor's"
-        if wrapper
-        else "any"
-        if cls.directions == DIRECTIONS
-        else ", ".join(sorted(cls.directions)),
+        _wants(cls),
         "; ".join(f"{promise}: {reason}" for promise, reason in cls.exceptions.items()) or "nothing",
     )
     return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
+
+
+def _wants(cls: type[Editor]) -> str:
+    """What edits may ask of an editor."""
+    if issubclass(cls, Wrapper):
+        return "the inner editor's"
+    return "any" if cls.directions == DIRECTIONS else ", ".join(sorted(cls.directions))
 
 
 def changes(cls: type[Editor]) -> str:

@@ -246,7 +246,9 @@ def isolated(lm: LM, run: Run) -> None:
 def _apart(together: Measured, places: Sequence[int], alone: Measured) -> float:
     """The largest difference of what the documents of one record, found at some places, contribute to any metric."""
     return max(
-        abs(together.values[metric][f"{name.rpartition('/')[0]}/{places[int(name.rpartition('/')[2])]}"].num - value.num)
+        abs(
+            together.values[metric][f"{name.rpartition('/')[0]}/{places[int(name.rpartition('/')[2])]}"].num - value.num
+        )
         for metric, rows in alone.values.items()
         for name, value in rows.items()
     )

@@ -71,7 +71,9 @@ def test_a_row_says_where_how_and_what_not(monkeypatch: pytest.MonkeyPatch) -> N
             "with a colon. And no more.", "activations, prompt", "isolated, sequential", "a subject", "likelihood",
             r"isolated: it \| remembers; cache: it forgets at once",
         ],
-        "coat": ["Wraps.", "the inner editor's", "after a `+`: `memit+coat`", "nothing", "the inner editor's", "nothing"],
+        "coat": [
+            "Wraps.", "the inner editor's", "after a `+`: `memit+coat`", "nothing", "the inner editor's", "nothing",
+        ],
         "pupil": ["Learns.", "weights", "isolated, batch, sequential", "`harness fit` first", "any", "nothing"],
     }  # fmt: skip
     assert (promises.kept(Bare, "isolated"), promises.kept(Bare, "saved")) == (False, True)
