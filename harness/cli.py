@@ -10,6 +10,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,9 +28,10 @@ if TYPE_CHECKING:
     from harness.plan import Plan
     from harness.record import Record
     from harness.report import Moved
+    from harness.runner import Options
     from harness.stats import Cached
 
-__all__ = ["main", "make_plan"]
+__all__ = ["main", "make_plans"]
 
 _PAGE = 110  # columns
 _EDITS = 50
@@ -87,10 +89,15 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> None:
+    _tell(message)
+    sys.exit(code)
+
+
+def _tell(message: str) -> None:
+    """An error, in one line."""
     Console(stderr=True, soft_wrap=True, highlight=False).print(
         f"[bold red]error:[/] {_escape(' '.join(message.split()))}"
     )
-    sys.exit(code)
 
 
 def _escape(text: str) -> str:
@@ -160,7 +167,11 @@ def _plan_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--arch", "arch", multiple=True, metavar="PART=NAME", help="A module of the model, named by hand."
         ),
-        click.option("--config", type=click.Path(path_type=Path), help="A YAML file with any of the above."),
+        click.option(
+            "--config",
+            type=click.Path(path_type=Path),
+            help="A YAML file with any of the above; lists in it make several runs.",
+        ),
     ]
     for option in reversed(options):
         command = option(command)
@@ -190,33 +201,62 @@ def run(
 ) -> None:
     """Edit a model, and measure it before and after.
 
-    A run that was stopped, even killed, goes on where it was when the same command is given again.
+    A run that was stopped, even killed, goes on where it was when the same command is given again. Of several runs
+    (--seeds, or lists in the --config file) those that are complete are kept, unless --fresh is given.
     """
-    plan = make_plan(**chosen)
-    each = [plan] if seeds is None else _seeded(plan, seeds, chosen)
+    each = make_plans(**chosen)
+    if seeds is not None:
+        each = [one for plan in each for one in _seeded(plan, seeds, chosen)]
     from harness.runner import Options
-    from harness.runner import run as carry_out
 
-    kept = []
-    for one in each:
-        with _progress() as report:
-            options = Options(output, device, rows, not no_cache, not no_save_edits, fresh, report)
-            kept.append(carry_out(one, options))
-        _show_run(kept[-1])
-        from harness.record import name
-
-        _out().print(f"record: {output / (name(kept[-1]) + '.json')}", soft_wrap=True)
+    kept = _carry_out(each, Options(output, device, rows, not no_cache, not no_save_edits, fresh))
     if len(kept) > 1:
         from harness.pooled import pool
 
         for whole in pool(kept):
-            _show_run(whole)
+            if "seeds" in whole.plan:
+                _show_run(whole)
+
+
+def _carry_out(plans: Sequence[Plan], options: Options) -> list[Record]:
+    """Run plans one after the other, and show what came out.
+
+    Of several, those whose record is complete are not run again, and one that fails does not keep the others from it.
+    """
+    from harness.record import name
+    from harness.runner import finished
+
+    several = len(plans) > 1
+    known = [finished(plan, options.output) if several and not options.fresh else None for plan in plans]
+    kept: list[Record] = []
+    failed: list[HarnessError] = []
+    for plan, complete in zip(plans, known, strict=True):
+        try:
+            kept.append(complete or _run_one(plan, options))
+        except HarnessError as error:
+            if not several:
+                raise
+            failed.append(error)
+            _tell(f"{plan.editor}: {error}")
+            continue
+        path = options.output / f"{name(kept[-1])}.json"
+        _out().print(f"{'complete' if complete else 'record'}: {path}", soft_wrap=True)
+    if failed:
+        raise type(failed[0])(f"{len(failed)} of {len(plans)} plans failed; the same command runs them again")
+    return kept
+
+
+def _run_one(plan: Plan, options: Options) -> Record:
+    from harness.runner import run as carry_out
+
+    with _progress() as report:
+        kept = carry_out(plan, replace(options, report=report))
+    _show_run(kept)
+    return kept
 
 
 def _seeded(plan: Plan, seeds: str, chosen: dict[str, Any]) -> list[Plan]:
     """One plan for each seed; the order of the edits is drawn from it unless one is asked for."""
-    from dataclasses import replace
-
     order = chosen.get("order") or "random"
     found = _integers(seeds, "--seeds")
     if len(set(found)) < len(found):
@@ -224,11 +264,22 @@ def _seeded(plan: Plan, seeds: str, chosen: dict[str, Any]) -> list[Plan]:
     return [replace(plan, seed=seed, order=order) for seed in found]
 
 
-def make_plan(config: Path | None, settings: Sequence[str], arch: Sequence[str], **chosen: Any) -> Plan:
-    """The plan that arguments, on top of a configuration file, describe."""
+def make_plans(config: Path | None, settings: Sequence[str], arch: Sequence[str], **chosen: Any) -> list[Plan]:
+    """The plans that arguments, on top of a configuration file, describe; a file with lists describes several."""
+    from harness.plan import Plan
+    from harness.study import expand
+
+    values = Plan.read(config) if config else {}
+    found = [_plan(one, settings, arch, chosen, str(config or "plan")) for one in expand(values, str(config))]
+    return list({plan.sha256: plan for plan in found}.values())
+
+
+def _plan(
+    values: dict[str, Any], settings: Sequence[str], arch: Sequence[str], chosen: dict[str, Any], at: str
+) -> Plan:
+    """One plan: options laid over the fields of a configuration."""
     from harness.plan import Plan, parse_edits
 
-    values: dict[str, Any] = {**(Plan.read(config) if config else {})}
     if "edits" not in values and chosen.get("edits") is None:
         values = {"edits": "counterfact", "num_edits": _EDITS, **values}
     values |= {key: value for key, value in chosen.items() if value is not None}
@@ -238,7 +289,7 @@ def make_plan(config: Path | None, settings: Sequence[str], arch: Sequence[str],
             values["num_edits"] = count
     _add(values, "settings", _pairs(settings, "--set"))
     _add(values, "arch", _pairs([p for a in arch for p in a.split(",")], "--arch"))
-    return Plan.from_json(values, str(config) if config else "plan")
+    return Plan.from_json(values, at)
 
 
 def _add(values: dict[str, Any], key: str, more: dict[str, Any]) -> None:

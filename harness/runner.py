@@ -29,7 +29,7 @@ from harness.plan import Plan
 from harness.record import Record, RecordWriter
 from harness.replay import replay
 
-__all__ = ["Options", "Prepared", "patch_path", "prepare", "run"]
+__all__ = ["Options", "Prepared", "finished", "patch_path", "prepare", "run", "settled"]
 
 log = logging.getLogger(__name__)
 
@@ -84,14 +84,8 @@ def prepare(plan: Plan, device: str | None = None) -> Prepared:
         HarnessError: something does not exist or cannot be used.
     """
     _require_device(device)
-    plan = _replayed(plan) if plan.patch else plan
+    plan, edits, at = settled(plan)
     factory = compose(plan.editor)
-    mode, size = schedule.plain_mode(plan.mode or schedule.default_mode(factory.cls), plan.batch_size)
-    assert mode is not None
-    edits = _ordered(tasks.read_edits(plan.edits, plan.data_dir, plan.split, plan.num_edits), plan)
-    unedited = plan.editor == "none" and not plan.patch
-    at = [0] if unedited else schedule.stops(plan.eval_at, len(edits), mode, size)
-    plan = replace(plan, mode=mode, batch_size=size, num_edits=len(edits))
     lm = load(plan.model, plan.dtype, device, plan.arch or None, plan.text or _text_in(plan))
     editor: Editor = (
         replay(Path(plan.patch), lm)
@@ -103,7 +97,7 @@ def prepare(plan: Plan, device: str | None = None) -> Prepared:
         chosen(lm, layers)  # tells of a layer that is not there, before anything is measured
     if max(at) and not plan.patch and "weights" in editor.root.seams:
         _require_plain(lm, editor)
-    schedule.check(editor, lm, edits, mode)
+    schedule.check(editor, lm, edits, str(plan.mode))
     own = plan.edits not in tasks.edit_sets()
     suite = tasks.load(
         plan.tasks,
@@ -115,6 +109,37 @@ def prepare(plan: Plan, device: str | None = None) -> Prepared:
         split=plan.split,
     )
     return Prepared(plan, lm, editor, edits, suite, at, schedule.duplicates(edits))
+
+
+def settled(plan: Plan) -> tuple[Plan, list[Edit], list[int]]:
+    """The plan with what it leaves open filled in, its edits in their order, and where it stops; needs no model.
+
+    Raises:
+        HarnessError: the editor, the edits, the mode or a stop do not exist.
+    """
+    plan = _replayed(plan) if plan.patch else plan
+    method = compose(plan.editor).cls
+    mode, size = schedule.plain_mode(plan.mode or schedule.default_mode(method), plan.batch_size)
+    assert mode is not None
+    edits = _ordered(tasks.read_edits(plan.edits, plan.data_dir, plan.split, plan.num_edits), plan)
+    unedited = plan.editor == "none" and not plan.patch
+    at = [0] if unedited else schedule.stops(plan.eval_at, len(edits), mode, size)
+    return replace(plan, mode=mode, batch_size=size, num_edits=len(edits)), edits, at
+
+
+def finished(plan: Plan, folder: Path) -> Record | None:
+    """The complete record of a plan in a folder; None where there is none.
+
+    Raises:
+        HarnessError: the plan cannot be carried out; as :func:`settled`.
+        DataError: the record cannot be read.
+    """
+    name = record.identity(settled(plan)[0].to_json())
+    for path in folder.glob(f"*--{name[:8]}.json"):
+        found = record.read(path, values=True)
+        if found.id == name and found.status == "complete":
+            return found
+    return None
 
 
 def _require_plain(lm: LM, editor: Editor) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from harness.cli import make_plan
+from harness.cli import make_plans
 from harness.errors import UsageError
 from harness.plan import Plan, parse_edits
 
@@ -39,7 +39,8 @@ OTHER: dict[str, Any] = {
 
 def cli(config: Path | None = None, settings: tuple[str, ...] = (), arch: tuple[str, ...] = (), **chosen: Any) -> Plan:
     """The plan that the command line makes of its options."""
-    return make_plan(config, settings, arch, **chosen)
+    (plan,) = make_plans(config, settings, arch, **chosen)
+    return plan
 
 
 def written(folder: Path, text: str) -> Path:

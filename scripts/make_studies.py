@@ -1,0 +1,136 @@
+"""Run studies, keep their records, and draw their curves.
+
+    python scripts/make_studies.py                          the mini studies: what is missing; what is complete stays
+    python scripts/make_studies.py --list                   what is still to be run
+    python scripts/make_studies.py prune --jobs 4 --device cuda
+
+A study is a file of scripts/studies; `harness run --config FILE` runs it as well, one plan after the other. Here each
+plan is a process of its own, goes on where it was stopped, and leaves its record in results/studies when it is
+complete; plans that two studies share are run once. Editors that learn are fitted first, on the study's own edit set.
+The curves of a study lie in results/figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatch
+from pathlib import Path
+
+import yaml
+
+from harness import fitted, record
+from harness.cli import make_plans
+from harness.editor import Learned, compose
+from harness.lm import load
+from harness.plan import Plan
+from harness.runner import settled
+
+ROOT = Path(__file__).resolve().parents[1]
+STUDIES = ROOT / "scripts" / "studies"
+MINI = ("rect-mini", "prune-mini")
+
+
+def main() -> None:
+    """Run what is missing, then draw."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("studies", nargs="*", default=MINI, help="files of scripts/studies, without their ending")
+    parser.add_argument("--list", action="store_true", help="say what would be run")
+    parser.add_argument("--only", default="*", help="a pattern of 'EDITOR MODEL EDITS MODE SEED'")
+    parser.add_argument("--jobs", type=int, default=1, help="plans at a time, one thread each")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--results", type=Path, default=ROOT / "results")
+    arguments = parser.parse_args()
+    folder = arguments.results / "studies"
+    folder.mkdir(parents=True, exist_ok=True)
+    plans = {name: make_plans(STUDIES / f"{name}.yaml", (), ()) for name in arguments.studies}
+    wanted = {identity(plan): plan for found in plans.values() for plan in found if not kept(plan, folder)}
+    chosen = [plan for plan in wanted.values() if fnmatch(shown(plan), arguments.only)]
+    if arguments.list:
+        print("\n".join(shown(plan) for plan in chosen))
+        return
+    for plan in chosen:
+        fit(plan, arguments.device)
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        failed = sum(pool.map(lambda plan: carry_out(plan, folder, arguments.device), chosen))
+    for name, found in plans.items():
+        draw(name, found, folder, arguments.results / "figures")
+    sys.exit(1 if failed else 0)
+
+
+def identity(plan: Plan) -> str:
+    """The id of the plan's record."""
+    return record.identity(settled(plan)[0].to_json())
+
+
+def kept(plan: Plan, folder: Path) -> list[Path]:
+    """The complete record of a plan: one path or none."""
+    return list(folder.glob(f"*--{identity(plan)[:8]}.json"))
+
+
+def shown(plan: Plan) -> str:
+    """A plan in one line."""
+    settings = " ".join(f"{key}={value}" for key, value in plan.settings.items())
+    return f"{plan.editor} {settings}{' ' * bool(settings)}{plan.model} {plan.edits} {plan.mode} {plan.seed}"
+
+
+def fit(plan: Plan, device: str) -> None:
+    """Let an editor learn, unless it has or need not."""
+    recipe = compose(plan.editor)
+    if plan.fitted or not issubclass(recipe.cls, Learned):
+        return
+    lm = load(plan.model, plan.dtype, device)
+    method = recipe.build(lm, plan.settings, plan.seed).root
+    if not fitted.default_path(method, lm).is_file():
+        options = ["--edits", plan.edits, "--data-dir", plan.data_dir, "--device", device]
+        call(*shlex.split(fitted.command(method, lm))[1:], *options)
+
+
+def carry_out(plan: Plan, folder: Path, device: str) -> int:
+    """Run one plan in a process of its own; its record appears in ``folder`` when it is complete."""
+    workshop = folder / f".{identity(plan)[:8]}"
+    workshop.mkdir(exist_ok=True)
+    written = workshop / "plan.yaml"
+    written.write_text(yaml.safe_dump(plan.to_json()), encoding="utf-8")
+    done = call("run", "--config", str(written), "--output", str(workshop), "--no-save-edits", "--device", device)
+    if done == 0:
+        for path in workshop.glob("*.json*"):
+            path.replace(folder / path.name)
+        for leftover in workshop.iterdir():
+            leftover.unlink()
+        workshop.rmdir()
+    return done
+
+
+def draw(name: str, plans: Sequence[Plan], folder: Path, figures: Path) -> None:
+    """The curves of what is complete: the editors alone in one figure, each with its wrapped forms in another."""
+    found: dict[str, list[str]] = {}
+    settings = {(plan.model, plan.edits, plan.mode) for plan in plans}
+    for plan in plans:
+        where = "" if len(settings) == 1 else f"-{Path(plan.model).name}-{plan.edits}-{plan.mode}"
+        method, plus, _ = plan.editor.partition("+")
+        for group in (f"{name}{where}-{method}", *([] if plus else [f"{name}{where}"])):
+            found.setdefault(group, []).extend(str(path) for path in kept(plan, folder))
+    figures.mkdir(parents=True, exist_ok=True)
+    for group, paths in found.items():
+        if len(set(paths)) > 1:
+            for ending in ("png", "svg"):
+                call("plot", *dict.fromkeys(paths), "--output", str(figures / f"{group}.{ending}"))
+
+
+def call(*options: str) -> int:
+    """A command of the harness on one thread; what it says is printed."""
+    command = [sys.executable, "-m", "harness.cli", *options]
+    environment = {"OMP_NUM_THREADS": "1", **os.environ}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    print(done.stdout if done.returncode == 0 else f"{' '.join(options)}\n{done.stderr}", flush=True)
+    return int(done.returncode != 0)
+
+
+if __name__ == "__main__":
+    main()
