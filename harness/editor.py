@@ -25,7 +25,7 @@ from typing import Annotated, ClassVar
 
 from torch import Tensor
 
-from harness.errors import DataError, UsageError, near
+from harness.errors import DataError, ModelError, UsageError, near
 from harness.lm import LM
 from harness.objectives import DIRECTIONS, LIKELIHOOD, PAIRED, Direction
 from harness.patch import Patch
@@ -204,6 +204,8 @@ class Editor(ABC):
         batch: whether one call of :meth:`edit` takes many edits at once by the method's own definition.
         random: whether the result depends on a seed.
         directions: what an edit may want of this method (:mod:`harness.objectives`).
+        family: the one family of models that the method is made for, as :attr:`harness.lm.LM.family` names it; None for
+            any.
         exceptions: promises of :mod:`harness.promises` that the method cannot keep by its nature, each with the reason.
         presets: hyperparameters for one model, by the model's name, each with its source in a comment.
 
@@ -217,6 +219,7 @@ class Editor(ABC):
     batch: ClassVar[bool] = True
     random: ClassVar[bool] = False
     directions: ClassVar[frozenset[Direction]] = LIKELIHOOD
+    family: ClassVar[str | None] = None
     exceptions: ClassVar[Mapping[str, str]] = {}
     presets: ClassVar[Mapping[str, Mapping[str, object]]] = {}
 
@@ -229,6 +232,18 @@ class Editor(ABC):
     def root(self) -> Editor:
         """The method itself, without its wrappers."""
         return self
+
+    def require(self, lm: LM) -> None:
+        """See that the method can edit a model.
+
+        Raises:
+            ModelError: it is made for another family of models.
+        """
+        if self.family not in (None, lm.family):
+            raise ModelError(
+                f"{self.name} edits {self.family} models, and {lm.name} is a {lm.family}; give another model "
+                "(`harness models` lists those that ship), or choose another editor"
+            )
 
     def fit(self, lm: LM, train: Sequence[Example]) -> Editor:
         """Learn whatever must be learned before the first edit; returns the fitted editor."""

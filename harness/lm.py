@@ -101,6 +101,11 @@ class LM:
         return int(min(self.tokenizer.model_max_length, 2048))
 
     @property
+    def family(self) -> str:
+        """The family of the model, as transformers names it (``gpt2``); a published Backpack calls itself GPT-2."""
+        return "backpack" if isinstance(self.model, BackpackForCausalLM) else str(self.model.config.model_type)
+
+    @property
     def cache_layers(self) -> int:
         """The layers of the model's key-value cache: one for each block; a Backpack has one more, for the senses."""
         return self.model.cache_layers if isinstance(self.model, BackpackForCausalLM) else self.arch.layers

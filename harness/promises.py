@@ -57,7 +57,11 @@ def table() -> str:
 def _row(name: str, cls: type[Editor]) -> str:
     wrapper = issubclass(cls, Wrapper)
     modes = "isolated, batch, sequential" if cls.batch else "isolated, sequential"
-    needs = ["a subject"] * cls.needs_subject + ["`harness fit` first"] * issubclass(cls, Learned)
+    needs = (
+        [f"a {cls.family} model"] * bool(cls.family)
+        + ["a subject"] * cls.needs_subject
+        + ["`harness fit` first"] * issubclass(cls, Learned)
+    )
     cells = (
         f"`{name}`",
         summary(cls),

@@ -234,8 +234,10 @@ def check(editor: Editor, lm: LM, edits: Sequence[Edit], mode: str) -> None:
     """See that an editor can make these edits in this mode.
 
     Raises:
+        ModelError: the editor is made for another family of models.
         UsageError: it cannot; says why and what to do.
     """
+    editor.root.require(lm)
     if mode == "batch" and not editor.root.batch and len(edits) > 1:
         raise UsageError(f"{editor.name} edits one fact at a time; use --mode isolated or --mode sequential")
     for edit in edits:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from harness import editor, promises, saved
 from harness.editor import Edit, Editor, Example, Learned, Probe, Wrapper, settable
+from harness.errors import ModelError
 from harness.lm import LM
 from harness.patch import Patch, patched, patched_rows, shareable
 
@@ -40,9 +41,15 @@ OWN_QUICK: dict[str, dict[str, object]] = {
     "alphaedit": {"nullspace_threshold": 0.4, "l2": 1e-2},
     "encore": {"lam_n": 1e-2},
     "mend": {"rank": 8, "accumulate": 2, "validate_every": 8, "lr": 1e-4, "alpha": 1e-2, "alpha_lr": 1e-4},
+    "senses": {"lr": 0.3, "kl": 1e-3, "epochs": 25, "accumulate": 1, "chunks": 20, "chunk_tokens": 32},
     "prune": {"reduce": "log1_5"},  # three edits exceed the bound of a matrix this small fourfold
 }
 FIRST = {"none", "ft", "ft_l", "rome", "r_rome", "memit"}
+
+
+def home(name: str, family: str) -> str:
+    """The family on which an editor is tried: the given one, or the only one that it is made for."""
+    return editor.find(name).family or family
 
 
 def quick(name: str, lm: LM, train: Sequence[Example] = ()) -> Editor:
@@ -124,11 +131,13 @@ def edited(taught: Callable[[str], LM], edits: list[Edit], train: list[Example])
     return get
 
 
-def keeping(promise: str, *, changing: bool = False) -> Any:
-    """Every editor that makes a promise, on every family."""
+def keeping(promise: str, *, changing: bool = False, families: Sequence[str] = FAMILIES) -> Any:
+    """Every editor that makes a promise, on every family; one that is made for a single family, on that."""
     names = [n for n in editor.names() if promises.kept(editor.find(n), promise) and not (changing and n == "none")]
     weighed = [n for n in names if n in ON_BACKPACK - ({"memit"} if promise == "target" else set())]
-    pairs = [*((n, f) for f in FAMILIES for n in names), *((n, "backpack") for n in weighed)]
+    bound = [(n, home(n, "")) for n in names if home(n, "")]
+    free = [(n, f) for f in families for n in names if not home(n, "")]
+    pairs = [*free, *bound, *((n, "backpack") for n in weighed)]
     return pytest.mark.parametrize(("name", "family"), pairs)
 
 
@@ -232,7 +241,7 @@ def test_padding_side_does_not_matter(edited, edits, name, family):
 @one_family("seeded")
 def test_seeded_twice_is_the_same(fresh, edits, train, name):
     def once() -> Tensor:
-        lm = fresh("gpt2")
+        lm = fresh(home(name, "gpt2"))
         return behaviour(lm, quick(name, lm, train).edit(lm, edits), edits)
 
     assert torch.equal(once(), once())
@@ -243,7 +252,7 @@ def test_two_models_in_one_process_do_not_mix(fresh, edits, train, name):
     """What an editor makes of one model does not depend on what it made of another (pitfalls 4.2, defect 3)."""
 
     def once(seed: int) -> Tensor:
-        lm = fresh("llama", seed)
+        lm = fresh(home(name, "llama"), seed)
         return behaviour(lm, quick(name, lm, train).edit(lm, edits), edits)
 
     alone = once(1)
@@ -251,8 +260,7 @@ def test_two_models_in_one_process_do_not_mix(fresh, edits, train, name):
     assert torch.equal(alone, once(1))
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "opt"])
-@one_family("isolated")
+@keeping("isolated", changing=True, families=["gpt2", "llama", "opt"])
 def test_side_by_side_is_one_by_one(tiny, edits, train, name, family):
     lm = tiny(family)
     method = quick(name, lm, train)
@@ -270,7 +278,7 @@ def test_isolated_edits_leave_no_trace_in_each_other(fresh, edits, train, name):
     """Edit A, let it go, edit B: the same as B alone (pitfalls 4.2; state lives in what an editor returns)."""
 
     def second(first: bool) -> Tensor:
-        lm = fresh("gpt2")
+        lm = fresh(home(name, "gpt2"))
         method = quick(name, lm, train)
         if first:
             method.edit(lm, edits[:1])
@@ -281,7 +289,7 @@ def test_isolated_edits_leave_no_trace_in_each_other(fresh, edits, train, name):
 
 @one_family("sequential")
 def test_a_second_operation_stands_on_the_first(taught, edits, train, name):
-    lm = taught("gpt2")
+    lm = taught(home(name, "gpt2"))
     method = quick(name, lm, train)
     first = method.edit(lm, edits[:1])
     with patched(lm, first):
@@ -330,7 +338,13 @@ def test_memory_keeps_what_was_taken_from_the_unedited_model(tiny, edits, name):
 
 @pytest.mark.parametrize("name", editor.names())
 def test_no_edits_change_nothing(tiny, train, name):
-    lm = tiny("gpt2")
+    lm = tiny(home(name, "gpt2"))
     method = quick(name, lm, train)
     assert method.edit(lm, []).empty
     assert method.edit_each(lm, []) == []
+
+
+def test_an_editor_of_one_family_says_so_on_another(tiny, edits):
+    for name in [n for n in editor.names() if home(n, "")]:
+        with pytest.raises(ModelError, match=f"^{name} edits {home(name, '')} models, and tiny-gpt2 is a gpt2; give"):
+            quick(name, tiny("gpt2")).edit(tiny("gpt2"), edits)

@@ -381,6 +381,7 @@ CONFORMS = {
     "rect": "golden/test_rect.py::test_memit_with_rect_is_the_ports",
     "remedi": "golden/test_remedi.py::test_edited_logits",
     "rome": "golden/test_rome.py::test_twelve_requests",
+    "senses": "unit/test_senses.py::test_training_is_the_loop_of_the_method_on_a_table_of_all_senses",
     "ultraedit": "unit/test_gradient_editors.py::test_ultraedit_is_its_formula",
     "wise": "unit/test_wise.py::test_updates_are_gradient_descent_on_both_losses_within_the_mask_and_the_bound",
 }

@@ -1,0 +1,374 @@
+"""Sense finetuning: the few sense vectors of a Backpack that an example weighs unusually much get a trained change.
+
+Source: Hewitt, Chen, Xie, Adams, Liang, Manning 2024, "Model Editing with Canonical Examples", arXiv 2402.06155,
+section 5 and equations 4, 8 and 9, and the authors' code (john-hewitt/model-editing-canonical-examples at 15a1e7b).
+Where both differ, ``variant=paper`` follows the paper and ``variant=released`` the code, in which
+
+* only the last example of each full group makes a gradient: the others are cleared before they count;
+* the divergence runs from the unedited to the edited model, ``KL(p0 || p)``, and not the other way;
+* ``contrast`` chooses by the difference of what both continuations weigh, and not by the sum;
+* ``k`` pairs are taken even where fewer are weighed at all.
+
+Both sum the divergence over the positions of a chunk, so its weight for one token is about 500 ``kl``.  Their Adam
+keeps its states in 8 bits, this one in 32.  The contextualisation does not see a change of senses: what a text weighs
+is computed once, and training runs the output layer alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from harness.descent import Answer, answers
+from harness.editor import Count, Edit, Editor, NotNegative, Positive
+from harness.errors import DataError, NumericalError, UsageError
+from harness.lm import LM
+from harness.objectives import DIRECTIONS, losses
+from harness.patch import Part, Patch, Step
+from harness.stats import documents
+from harness.targets import wide
+
+__all__ = [
+    "SENSES",
+    "Background",
+    "SenseChange",
+    "Senses",
+    "background",
+    "chosen",
+    "divergence",
+    "gradients",
+    "rate",
+    "weighed",
+]
+
+SENSES = "backpack.sense_network"
+"""The module that is hooked: it gives the senses of each token, ``[batch, new, k, d]``."""
+
+_BETAS = (0.9, 0.995)
+_ROWS = 8  # chunks of one forward pass
+
+Variant = Literal["paper", "released"]
+
+
+@dataclass(frozen=True, eq=False)
+class SenseChange(Part):
+    """What is added to some senses wherever their tokens stand.
+
+    Attributes:
+        tokens: ``v [n]``.
+        senses: ``l [n]``.
+        deltas: ``D [n, d]``.
+    """
+
+    tokens: Tensor
+    senses: Tensor
+    deltas: Tensor
+
+    def __call__(self, hidden: Tensor, step: Step) -> Tensor:
+        """A hook (:data:`harness.patch.Hook`) of the sense network."""
+        tokens, deltas = self.tokens.to(hidden.device), self.deltas.to(hidden.device, hidden.dtype)
+        ids = step.ids[:, -step.new :].reshape(-1).to(hidden.device)
+        rows = torch.isin(ids, tokens).nonzero()[:, 0]
+        place, pair = (ids[rows, None] == tokens).nonzero(as_tuple=True)
+        changed = hidden.reshape(len(ids), -1, deltas.shape[1]).clone()
+        changed.index_put_((rows[place], self.senses.to(hidden.device)[pair]), deltas[pair], accumulate=True)
+        return changed.reshape(hidden.shape)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The pairs and their changes."""
+        return {"tokens": self.tokens, "senses": self.senses, "deltas": self.deltas}
+
+    def settings(self) -> dict[str, Any]:
+        """Nothing else."""
+        return {}
+
+    @classmethod
+    def restore(cls, lm: LM, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> SenseChange:  # noqa: ARG003
+        """The change again, on the model's device."""
+        return cls(*(tensors[name].to(lm.device) for name in ("tokens", "senses", "deltas")))
+
+    def joined(self, later: SenseChange) -> SenseChange:
+        """Both changes; those of one pair add."""
+        pairs = torch.stack([torch.cat([self.tokens, later.tokens]), torch.cat([self.senses, later.senses])], 1)
+        unique, where = pairs.unique(dim=0, return_inverse=True)
+        both = torch.cat([self.deltas, later.deltas.to(self.deltas)])
+        total = both.new_zeros(len(unique), both.shape[1]).index_add(0, where, both)
+        return SenseChange(unique[:, 0].contiguous(), unique[:, 1].contiguous(), total)
+
+
+@dataclass(frozen=True, eq=False)
+class Background:
+    """What ordinary text weighs, on the model that was edited first.
+
+    Attributes:
+        chunks: the text in tokens, ``[chunks, columns]``.
+        weight: ``B [vocabulary, k]``, the mean over chunks of :func:`weighed`.
+    """
+
+    chunks: Tensor
+    weight: Tensor
+
+
+def weighed(alpha: Tensor, ids: Tensor, positions: Tensor, vocabulary: int) -> Tensor:
+    """How much each token's senses are weighed when some positions predict: ``a [vocabulary, k]``.
+
+    ``a(v, l) = sum over t in positions, s with x_s = v of alpha[l, t, s]``.
+
+    Args:
+        alpha: ``[k, columns, columns]``.
+        ids: the tokens, ``[columns]``.
+        positions: the positions ``t``.
+        vocabulary: the number of tokens that can be chosen; others are left out.
+    """
+    mass = wide(alpha[:, positions]).sum(1).T
+    known = ids < vocabulary
+    return mass.new_zeros(vocabulary, len(alpha)).index_add(0, ids[known], mass[known])
+
+
+def chosen(weight: Tensor, ordinary: Tensor, factor: float, k: int, fill: bool = False) -> list[tuple[int, int]]:
+    """The pairs ``(v, l)`` of the greatest ``q(v, l) = a(v, l) - factor B(v, l)`` among those with ``a(v, l) > 0``.
+
+    Args:
+        weight: ``a [vocabulary, k]``.
+        ordinary: ``B [vocabulary, k]``.
+        factor: the weight of what is ordinary.
+        k: how many.
+        fill: whether pairs with ``a(v, l) <= 0`` make up the number where there are fewer.
+    """
+    score = weight - factor * ordinary.to(weight)
+    positive = weight > 0
+    # Equal scores: the lower token, then the lower sense.
+    order = score.masked_fill(~positive, -math.inf).flatten().argsort(descending=True, stable=True)
+    count = k if fill else min(k, int(positive.sum()))
+    return [divmod(int(i), weight.shape[1]) for i in order[:count]]
+
+
+def divergence(edited: Tensor, unedited: Tensor, variant: Variant = "paper") -> Tensor:
+    """The divergence summed over positions, of log-probabilities ``[positions, vocabulary]``.
+
+    ``paper``: ``KL(p || p0)`` (equation 4). ``released``: ``KL(p0 || p)``.
+    """
+    first, second = (edited, unedited) if variant == "paper" else (unedited, edited)
+    return (first.exp() * (first - second)).sum()
+
+
+def rate(lr: float, epoch: int, epochs: int) -> float:
+    """The learning rate of an epoch, counted from 0: a cosine that would be zero after the last."""
+    return lr * (1 + math.cos(math.pi * epoch / epochs)) / 2
+
+
+def gradients(order: Sequence[int], size: int, variant: Variant = "paper") -> list[list[int]]:
+    """The examples whose gradient each update of an epoch takes; ``released``: the last one of each full group."""
+    groups = [list(order[i : i + size]) for i in range(0, len(order), size)]
+    return groups if variant == "paper" else [group[-1:] for group in groups if len(group) == size]
+
+
+def background(lm: LM, chunks: int, columns: int) -> Background:
+    """What the first chunks of the model's text weigh; all positions but the last of a chunk count.
+
+    Args:
+        lm: a Backpack.
+        chunks: at most how many chunks.
+        columns: tokens of a chunk, at most the model's context.
+
+    Raises:
+        DataError: the text is shorter than one chunk.
+    """
+    width = min(columns, lm.context)
+    found = torch.tensor(list(islice(_chunks(lm, width), chunks)), device=lm.device)
+    if not len(found):
+        raise DataError(f"{lm.text}: has fewer than {width} tokens; give more plain text with --text")
+    vocabulary, total = len(lm.tokenizer), None
+    for rows in found.split(_ROWS):
+        with torch.no_grad():
+            alpha = lm.model(input_ids=rows, use_cache=False, logits_to_keep=1).contextualization
+        for i, ids in enumerate(rows):
+            mass = weighed(alpha[i], ids, torch.arange(width - 1, device=ids.device), vocabulary)
+            total = mass if total is None else total + mass
+    assert total is not None
+    return Background(found, total / len(found))
+
+
+def _chunks(lm: LM, width: int) -> Iterator[list[int]]:
+    """The documents of the model's text, each with its end, one after the other, in pieces of equal length."""
+    end, held = lm.tokenizer.eos_token_id, []
+    for document in documents(lm.text):
+        held += [*lm.encode(document), end]
+        while len(held) >= width:
+            yield held[:width]
+            held = held[width:]
+
+
+@dataclass(frozen=True, eq=False)
+class _Read:
+    """Some positions of a text as the model reads it without the changes that are trained.
+
+    Attributes:
+        output: ``o [p, d]``.
+        reach: how much of each change arrives, ``[p, m]``: the sum over ``s`` with ``x_s = v`` of ``alpha[l, t, s]``.
+        pairs: which changes, ``[m]``; all others are of tokens that the text does not have.
+    """
+
+    output: Tensor
+    reach: Tensor
+    pairs: Tensor
+
+    def log_p(self, lm: LM, deltas: Tensor | None) -> Tensor:
+        """Log-probabilities ``[p, vocabulary]`` with changes ``[n, d]``, or without any."""
+        output = self.output if deltas is None else self.output + self.reach @ deltas[self.pairs]
+        head = lm.module(lm.arch.head)
+        return wide(head(output.to(lm.parameter(f"{lm.arch.head}.weight").dtype))).log_softmax(-1)
+
+
+@dataclass(frozen=True)
+class Senses(Editor):
+    """Adam on the changes of the chosen senses, one example and one chunk of text at a time.
+
+    Attributes:
+        k: senses that are chosen for each example.
+        unusual: ``Lambda``, how much what ordinary text weighs counts against a sense.
+        lr: the learning rate, at first.
+        kl: ``lambda``, the weight of the divergence on a chunk, summed over its positions.
+        epochs: passes over the examples.
+        accumulate: examples of one update.
+        chunks: chunks of ordinary text.
+        chunk_tokens: tokens of a chunk, at most the model's context.
+        variant: what is followed where the paper and its code differ.
+        seed: of the orders of examples and the draws of chunks.
+    """
+
+    name = "senses"
+    family = "backpack"
+    seams = frozenset({"activations"})
+    random = True
+    directions = DIRECTIONS
+
+    # What won for gender at every tolerance (table 12 of the paper).
+    k: Count = 8
+    unusual: NotNegative = 1000.0
+    lr: Positive = 0.0201
+    kl: NotNegative = 0.385
+    epochs: Count = 10
+    accumulate: Count = 5
+    chunks: Count = 3000
+    chunk_tokens: Count = 500
+    variant: Variant = "paper"
+    seed: int = 0
+
+    presets: ClassVar[Mapping[str, Mapping[str, object]]] = {}
+
+    def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:
+        """All edits at once; the memory is what ordinary text weighs."""
+        if not edits:
+            return Patch(memory=memory)
+        return self._edited(lm, edits, self._background(lm, memory))
+
+    def edit_each(self, lm: LM, edits: Sequence[Edit]) -> list[Patch]:
+        """One edit after the other; ordinary text is read once."""
+        if not edits:
+            return []
+        ordinary = self._background(lm, None)
+        return [self._edited(lm, [edit], ordinary) for edit in edits]
+
+    def label(self) -> str:
+        """The name, with the variant where it is not the paper's."""
+        return self.name if self.variant == "paper" else f"{self.name}-{self.variant}"
+
+    def _background(self, lm: LM, memory: object) -> Background:
+        self.require(lm)
+        if memory is not None and not isinstance(memory, Background):
+            raise UsageError(f"the memory is a {type(memory).__name__} of another editor; start again without memory")
+        return memory or background(lm, self.chunks, self.chunk_tokens)
+
+    def _edited(self, lm: LM, edits: Sequence[Edit], ordinary: Background) -> Patch:
+        examples = answers(lm, edits)
+        pairs = sorted({pair for example in examples for pair in self._chosen(lm, example, ordinary)})
+        tokens, senses = torch.tensor(pairs, device=lm.device).T.contiguous()
+        deltas = self._trained(lm, examples, ordinary, tokens, senses)
+        return Patch(hooks={SENSES: SenseChange(tokens, senses, deltas)}, memory=ordinary)
+
+    def _chosen(self, lm: LM, example: Answer, ordinary: Background) -> list[tuple[int, int]]:
+        """The senses of one example; of two continuations both count."""
+        weight = _attended(lm, example, len(ordinary.weight))
+        if example.against:
+            other = _attended(lm, example.rival, len(ordinary.weight))
+            subtract = self.variant == "released" and example.edit.direction == "contrast"
+            weight = weight - other if subtract else weight + other
+        return chosen(weight, ordinary.weight, self.unusual, self.k, self.variant == "released")
+
+    def _trained(
+        self, lm: LM, examples: Sequence[Answer], ordinary: Background, tokens: Tensor, senses: Tensor
+    ) -> Tensor:
+        """The changes ``[n, d]`` after all epochs."""
+        rows = [[_predicting(lm, a, tokens, senses) for a in (e, e.rival) if a.target] for e in examples]
+        start = torch.promote_types(lm.parameter(f"{lm.arch.head}.weight").dtype, torch.float32)
+        deltas = torch.zeros(len(tokens), lm.arch.width, dtype=start, device=lm.device, requires_grad=True)
+        adam = torch.optim.Adam([deltas], lr=self.lr, betas=_BETAS)
+        draw = torch.Generator().manual_seed(self.seed)
+        for epoch in range(self.epochs):
+            adam.param_groups[0]["lr"] = rate(self.lr, epoch, self.epochs)
+            order = torch.randperm(len(examples), generator=draw).tolist()
+            for group in gradients(order, self.accumulate, self.variant):
+                adam.zero_grad()
+                for i in group:
+                    chunk = ordinary.chunks[int(torch.randint(len(ordinary.chunks), (), generator=draw))]
+                    text = _read(lm, chunk.tolist(), range(len(chunk)), tokens, senses) if self.kl else None
+                    with torch.enable_grad():
+                        loss = self._loss(lm, examples[i], rows[i], text, deltas) / len(group)
+                    _require_finite(loss, examples[i], epoch)
+                    torch.autograd.backward(loss)
+                adam.step()
+        return deltas.detach()
+
+    def _loss(self, lm: LM, example: Answer, rows: Sequence[_Read], text: _Read | None, deltas: Tensor) -> Tensor:
+        """What the example wants, per token, and the divergence on a chunk of ordinary text."""
+        said = [example.target, example.against][: len(rows)]
+        each = [
+            -row.log_p(lm, deltas).gather(1, torch.tensor(ids, device=deltas.device)[:, None]).mean()
+            for row, ids in zip(rows, said, strict=True)
+        ]
+        wanted = losses([example.edit.direction], each[0][None], each[-1][None])[0]
+        if text is None:
+            return wanted
+        with torch.no_grad():
+            unedited = text.log_p(lm, None)
+        return wanted + self.kl * divergence(text.log_p(lm, deltas), unedited, self.variant)
+
+
+def _attended(lm: LM, answer: Answer, vocabulary: int) -> Tensor:
+    """``a [vocabulary, k]`` where the tokens of a continuation are predicted."""
+    ids = torch.tensor(answer.prompt + answer.target, device=lm.device)
+    first = len(answer.prompt) - 1
+    with torch.no_grad():
+        alpha = lm.model(input_ids=ids[None], use_cache=False, logits_to_keep=1).contextualization[0]
+    return weighed(alpha, ids, torch.arange(first, len(ids) - 1, device=ids.device), vocabulary)
+
+
+def _predicting(lm: LM, answer: Answer, tokens: Tensor, senses: Tensor) -> _Read:
+    """The positions that predict the tokens of a continuation."""
+    ids = answer.prompt + answer.target[:-1]
+    return _read(lm, ids, range(len(answer.prompt) - 1, len(ids)), tokens, senses)
+
+
+def _read(lm: LM, ids: Sequence[int], positions: range, tokens: Tensor, senses: Tensor) -> _Read:
+    """Some positions of one text, for changes of the pairs of ``tokens [n]`` and ``senses [n]``."""
+    row = torch.tensor(ids, device=lm.device)
+    at = torch.tensor(list(positions), device=lm.device)
+    with torch.no_grad():
+        out = lm.model(input_ids=row[None], use_cache=False, logits_to_keep=1)
+    pairs = torch.isin(tokens, row).nonzero()[:, 0]
+    stands = (row[None] == tokens[pairs, None]).to(wide(out.hidden).dtype)
+    alpha = wide(out.contextualization[0])[senses[pairs][:, None], at]
+    return _Read(wide(out.hidden[0, at]), torch.einsum("mts,ms->tm", alpha, stands), pairs)
+
+
+def _require_finite(loss: Tensor, example: Answer, epoch: int) -> None:
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        raise NumericalError(f"edit {example.edit.id}: the loss became {value} in epoch {epoch}; lower lr")
