@@ -96,7 +96,7 @@ class SenseChange(Part):
     def joined(self, later: SenseChange) -> SenseChange:
         """Both changes; those of one pair add."""
         pairs = torch.stack([torch.cat([self.tokens, later.tokens]), torch.cat([self.senses, later.senses])], 1)
-        unique, where = pairs.unique(dim=0, return_inverse=True)
+        unique, where = torch.unique(pairs, dim=0, return_inverse=True)
         both = torch.cat([self.deltas, later.deltas.to(self.deltas)])
         total = both.new_zeros(len(unique), both.shape[1]).index_add(0, where, both)
         return SenseChange(unique[:, 0].contiguous(), unique[:, 1].contiguous(), total)
@@ -185,7 +185,7 @@ def background(lm: LM, chunks: int, columns: int) -> Background:
     if not len(found):
         raise DataError(f"{lm.text}: has fewer than {width} tokens; give more plain text with --text")
     vocabulary, total = len(lm.tokenizer), None
-    for rows in found.split(_ROWS):
+    for rows in torch.split(found, _ROWS):
         with torch.no_grad():
             alpha = lm.model(input_ids=rows, use_cache=False, logits_to_keep=1).contextualization
         for i, ids in enumerate(rows):
@@ -371,4 +371,4 @@ def _read(lm: LM, ids: Sequence[int], positions: range, tokens: Tensor, senses: 
 def _require_finite(loss: Tensor, example: Answer, epoch: int) -> None:
     value = float(loss.detach())
     if not math.isfinite(value):
-        raise NumericalError(f"edit {example.edit.id}: the loss became {value} in epoch {epoch}; lower lr")
+        raise NumericalError(f"edit {example.edit.id}: the loss became {value} in epoch {epoch}; lower lr or kl")
