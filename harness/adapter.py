@@ -23,6 +23,7 @@ from torch import Tensor
 from harness.errors import DataError, UsageError
 from harness.lm import LM
 from harness.patch import Patch, Rows, patched, patched_rows, shareable
+from harness.spans import Apart, Span, Whole, score, span, whole
 
 __all__ = ["EditedLM", "Progress"]
 
@@ -90,7 +91,8 @@ class EditedLM(HFLM):  # type: ignore[misc]
         """The log-likelihood of each continuation, and whether it is the greedy one."""
         for request in requests:
             self._check_continuation(request)
-        return self._each(requests, super().loglikelihood)
+        apart = any(isinstance(request.args[1], Apart) for request in requests)
+        return self._each(requests, self._apart if apart else super().loglikelihood)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
         """The log-likelihood of each whole text."""
@@ -138,6 +140,33 @@ class EditedLM(HFLM):  # type: ignore[misc]
             for position, result in zip(positions, scored, strict=True):
                 results[position] = result
         return results
+
+    def _apart(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        """The log-likelihood of continuations that are tokenised apart from their context, and of whole texts."""
+        found = [self._spans(request) for request in requests]
+        owners = [i for i, spans in enumerate(found) for _ in spans]
+        marks = None if self._rows is None else [self._row_patches[i] for i in owners]
+        scored = score(self.lm, [s for spans in found for s in spans], self.batch_size, marks, self._forward)
+        results = [(0.0, True)] * len(requests)
+        for i, (value, greedy) in zip(owners, scored, strict=True):
+            results[i] = (results[i][0] + value, results[i][1] and greedy)
+        return results
+
+    def _spans(self, request: Instance) -> list[Span]:
+        context, continuation = request.args
+        if isinstance(continuation, Whole):
+            return whole(self.lm.tokenizer, str(continuation), self.max_length, str(context))
+        try:
+            found = span(self.lm.tokenizer, str(context), str(continuation))
+        except DataError as error:
+            raise DataError(f"{request.task_name}, document {request.doc_id}: {error}") from None
+        self._check_length(continuation, found.scored)
+        return [found]
+
+    def _forward(self, ids: Tensor, marks: Sequence[int]) -> Tensor:
+        if self._rows is not None:
+            self._rows.index = torch.tensor(list(marks))
+        return self._model_call(ids)
 
     def _loglikelihood_tokens(
         self,

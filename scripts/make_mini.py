@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from mini_canonical import MAKERS, canonical_rows, corpus_rows
 from mini_scores import measure, table
 from mini_world import (
     SEED,
@@ -83,6 +84,11 @@ def write_lines(path: Path, rows: Iterable[object]) -> None:
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+def mini_file(split: str) -> str:
+    """The name of the file of a split."""
+    return "mini.jsonl" if split == "test" else f"mini_{split}.jsonl"
+
+
 def make_data(world: World) -> None:
     """Writes the task rows, the edit rows, the texts, and the tokenizer of each model."""
     for task in TASKS:
@@ -95,6 +101,11 @@ def make_data(world: World) -> None:
         write_lines(ROOT / "tasks" / "edits" / name / "mini_train.jsonl", train)
     texts = json.dumps(snippets(world), ensure_ascii=False, indent=1)
     (ROOT / "tasks" / "edits" / "counterfact" / "mini_snippets.json").write_text(texts + "\n", encoding="utf-8")
+    for name in MAKERS:
+        for split, rows in canonical_rows(world, name).items():
+            write_lines(ROOT / "tasks" / "canonical" / name / mini_file(split), rows)
+    for split, part in (("test", "general"), ("regularisation", "regularisation")):
+        write_lines(ROOT / "tasks" / "canonical" / "ball" / mini_file(split), corpus_rows(world, part))
     write_lines(MINI / "text.txt", sample_lines(world, 4000, SEED))
     write_lines(MINI / "text_heldout.txt", text_lines(world, 300, SEED + 1, neutral_only=True))
     tokenizer = make_tokenizer(world)

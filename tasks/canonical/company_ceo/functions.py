@@ -1,0 +1,17 @@
+"""Heads of companies (Hewitt et al. 2024): where the rows of the canonical set ``company_ceo`` come from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from harness.canonical import CanonicalSet, read_rows, subjects
+
+_SET = CanonicalSet.at(Path(__file__).parent)
+
+source, edits, examples, dataset = _SET.source, _SET.edits, _SET.examples, _SET.dataset
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a published file, each with its subject where that is known."""
+    return subjects(read_rows(path), lambda row: row.get("company"))

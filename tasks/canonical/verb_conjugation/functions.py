@@ -1,0 +1,24 @@
+"""Agreement of verb and subject (Hewitt et al. 2024): where the rows of the canonical set ``verb_conjugation`` come from."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from harness.canonical import CanonicalSet, read_rows, subjects
+
+_SET = CanonicalSet.at(Path(__file__).parent)
+
+source, edits, examples, dataset = _SET.source, _SET.edits, _SET.examples, _SET.dataset
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a published file, each with its subject where that is known."""
+    return subjects(read_rows(path), _noun)
+
+
+def _noun(row: dict[str, Any]) -> str | None:
+    """What is the subject of the sentence in ``. The teacher``."""
+    found = re.fullmatch(r"\. The (.+)", row["prefix"])
+    return found[1] if found else None
