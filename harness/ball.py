@@ -79,7 +79,8 @@ def choose(log: Sequence[Epoch], tolerance: float, rule: Rule = "released") -> i
     Raises:
         DataError: the log is empty, or its first loss is not a positive number.
     """
-    within = [0, *(i for i in range(1, len(log)) if inside(log[i].general, _initial(log), tolerance))]
+    initial = _initial(log)
+    within = [0, *(i for i in range(1, len(log)) if inside(log[i].general, initial, tolerance))]
     return within[-1] if rule == "released" else min(within, key=lambda i: log[i].failure)
 
 

@@ -59,6 +59,9 @@ _DIRECTION: dict[Loss, Direction] = {
     "balance": "balance",
     "good-v-bad": "contrast",
 }
+_WHOLE = {"text": "text_nll", "general": "general"}
+_HARD = {"hard_negatives": "hard_negative", "hard_negatives_released": "hard_negative_released"}
+"""The metric of each kind of document that has no threshold: means over tokens, and over documents."""
 _BELOW_ZERO: frozenset[Loss] = frozenset({"bad", "good-v-bad"})
 
 
@@ -199,8 +202,10 @@ class CanonicalSet:
         made = []
         for number, row in enumerate(found):
             prompt, subject = _slot(row["prefix"], row.get("subject"))
-            wanted = {"direction": _DIRECTION[self.loss], "against": row.get("other")}
-            made.append(Edit(str(number), prompt, subject, row["suffix"], relation=self.name, **wanted))
+            direction, against = _DIRECTION[self.loss], row.get("other")
+            made.append(
+                Edit(str(number), prompt, subject, row["suffix"], None, self.name, direction=direction, against=against)
+            )
         return made
 
     def examples(self, found: Sequence[Row]) -> list[Example]:
@@ -255,7 +260,7 @@ class Exam(Tokenized):
         kwargs.pop("apply_chat_template", None)
         kwargs.pop("chat_template", None)
         texts = [doc["suffix"], *filter(None, [doc["other"]])]
-        mark = Whole if doc["kind"] == "text" else Apart
+        mark = Whole if doc["kind"] in _WHOLE else Apart
         return [
             Instance("loglikelihood", doc, (doc["prefix"], mark(text)), i, **kwargs) for i, text in enumerate(texts)
         ]
@@ -263,11 +268,10 @@ class Exam(Tokenized):
     def process_results(self, doc: Doc, results: Sequence[tuple[float, bool]]) -> dict[str, Ratio]:
         """What the document contributes to the metric of its kind."""
         nll = [-value for value, _ in results]
-        if doc["kind"] == "text":
-            return {"text_nll": Ratio(nll[0], float(len(self.tokenizer(doc["suffix"])["input_ids"]) - 1))}
+        if doc["kind"] in _WHOLE:
+            return {_WHOLE[doc["kind"]]: Ratio(nll[0], float(len(self.tokenizer(doc["suffix"])["input_ids"]) - 1))}
         if doc["kind"] != "evaluation":
-            name = "hard_negative" if doc["kind"] == "hard_negatives" else "hard_negative_released"
-            return {name: Ratio(nll[0])}
+            return {_HARD[doc["kind"]]: Ratio(nll[0])}
         metadata = self.config.metadata
         value = loss(metadata["loss"], *nll)
         success = math.nan if math.isnan(value) else float(not failed(value, metadata["threshold"]))

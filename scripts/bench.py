@@ -36,7 +36,9 @@ from editors.rome import Rome
 from harness import delta as deltas
 from harness import stats, tasks
 from harness.adapter import EditedLM
+from harness.canonical import SETS, CanonicalSet
 from harness.contexts import contexts
+from harness.data import TASKS
 from harness.editor import Edit, compose
 from harness.keys import Unedited, inserted, keys, lookup, prompts
 from harness.lm import LM, load
@@ -44,6 +46,7 @@ from harness.measure import Measured, hold, measure_task, of_cases
 from harness.patch import Patch, patched
 from harness.rankone import direction
 from harness.schedule import Stop
+from harness.spans import score, span
 from harness.taps import Row, chunks
 from harness.value import Objective, optimise
 
@@ -331,6 +334,38 @@ def holding(lm: LM, run: Run) -> None:
     pairs("holding: a patch, against a deep copy of the model", ours, lambda: deepcopy(lm.model), run)
 
 
+def canonical(lm: LM, run: Run) -> None:
+    """All of a canonical set as its evaluation reads it, batched by length, against single rows as released."""
+    rows: list[tuple[str, str]] = []
+    for name in SETS:
+        found = CanonicalSet.at(TASKS / "canonical" / name)
+        for kind in ("evaluation", "hard_negatives"):
+            held = found.rows(kind, "mini", "test")
+            rows += [(row["prefix"], row[key]) for row in held for key in ("suffix", "other") if row.get(key)]
+
+    def ours() -> list[float]:
+        return [value for value, _ in score(lm, [span(lm.tokenizer, *row) for row in rows])]
+
+    def plain() -> list[float]:
+        return [_released(lm, *row) for row in rows]
+
+    worst = max(abs(a - b) for a, b in zip(ours(), plain(), strict=True))
+    assert worst < 1e-3, worst
+    pairs(f"canonical: {len(rows)} continuations, against one row at a time", ours, plain, run)
+
+
+def _released(lm: LM, prefix: str, suffix: str) -> float:
+    """One row alone: the log-probabilities of the whole vocabulary at all positions, of which the suffix's count."""
+    head = lm.tokenizer(prefix, return_tensors="pt")["input_ids"]
+    tail = lm.tokenizer(suffix, return_tensors="pt", add_special_tokens=False)["input_ids"]
+    ids = torch.cat([head, tail], 1).to(lm.device)
+    with torch.no_grad():
+        log_p = lm.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[:, :-1].float().log_softmax(-1)
+    each = log_p.gather(2, ids[:, 1:, None])[0, :, 0]
+    mask = torch.arange(1, ids.shape[1], device=ids.device) >= head.shape[1]
+    return float((each * mask).sum())
+
+
 MEASUREMENTS: dict[str, Callable[[LM, Run], None]] = {
     "adapter": adapter,
     "isolated": isolated,
@@ -338,6 +373,7 @@ MEASUREMENTS: dict[str, Callable[[LM, Run], None]] = {
     "moments": moments,
     "holding": holding,
     "memory": memory,
+    "canonical": canonical,
 }
 
 if __name__ == "__main__":

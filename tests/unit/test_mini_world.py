@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
+import mini_canonical as canonical  # noqa: E402
 import mini_world as mini  # noqa: E402  (the scripts are no package)
 
 MODELS = ("mini", "mini-llama")
@@ -60,6 +61,18 @@ def test_shipped_edit_rows_are_the_generated_ones(world: mini.World, name: str) 
     rows = mini.edit_rows(world, name)
     assert read(f"tasks/edits/{name}/mini.jsonl") == rows[0]
     assert read(f"tasks/edits/{name}/mini_train.jsonl") == rows[1]
+
+
+@pytest.mark.parametrize("name", canonical.MAKERS)
+def test_shipped_canonical_rows_are_the_generated_ones(world: mini.World, name: str) -> None:
+    for split, rows in canonical.canonical_rows(world, name).items():
+        file = "mini.jsonl" if split == "test" else f"mini_{split}.jsonl"
+        assert read(f"tasks/canonical/{name}/{file}") == rows
+
+
+def test_the_shipped_general_text_is_the_generated_one(world: mini.World) -> None:
+    for part, file in (("general", "mini.jsonl"), ("regularisation", "mini_regularisation.jsonl")):
+        assert read(f"tasks/canonical/ball/{file}") == canonical.corpus_rows(world, part)
 
 
 @pytest.mark.parametrize("task", mini.TASKS)

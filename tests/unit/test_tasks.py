@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from harness import data, tasks
+from harness.canonical import SETS
 from harness.errors import DataError, UsageError
 from harness.lm import LM
 from harness.metrics import Ratio
@@ -44,10 +45,11 @@ def suite(tiny: Callable[[str], LM], *names: str, edit_set: str | None = None, *
 
 def test_the_catalogue() -> None:
     found = tasks.catalogue()
-    assert [name for name, kind in found.items() if kind == "task"] == GENERAL
-    assert [name for name, kind in found.items() if kind == "group"] == ["general"]
-    assert [name for name, kind in found.items() if kind == "edits"] == ["counterfact", "zsre"]
-    assert tasks.edit_sets() == ["counterfact", "zsre"]
+    sets = sorted(["counterfact", "zsre", *SETS])
+    assert [name for name, kind in found.items() if kind == "task"] == sorted([*GENERAL, "ball"])
+    assert [name for name, kind in found.items() if kind == "group"] == ["canonical", "general"]
+    assert [name for name, kind in found.items() if kind == "edits"] == sets
+    assert tasks.edit_sets() == sets
 
 
 def test_a_group_expands_and_nothing_is_examined_twice(tiny: Callable[[str], LM]) -> None:

@@ -1,4 +1,4 @@
-"""Agreement of verb and subject (Hewitt et al. 2024): where the rows of the canonical set ``verb_conjugation`` come from."""
+"""Agreement of verb and subject (Hewitt et al. 2024): where the rows of the set ``verb_conjugation`` come from."""
 
 from __future__ import annotations
 

@@ -1,0 +1,38 @@
+"""The general text of the ball, and that of the regulariser (Hewitt et al. 2024)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from harness import corpora, data
+
+if TYPE_CHECKING:
+    import datasets
+
+_CUT = corpora.COUNT
+"""Of the stand-in the first 3,000 documents are the general text, and the rest is the regulariser's."""
+
+
+def texts(data_dir: str | None = None, part: str = "general") -> list[str]:
+    """The chunks of ``general`` or ``regularisation`` text of a source.
+
+    In a data folder those of the published recipe, where they were built; elsewhere the stand-in.
+    """
+    if data_dir in (None, "mini"):
+        return [row["text"] for row in data.load("ball", "test" if part == "general" else part, data_dir)]
+    built = corpora.published(str(data_dir), part)
+    if built.is_file():
+        return [row["text"] for row in data.read_jsonl(built, {"text": "str"})]
+    rows = data.load("ball", "test", data_dir)
+    return [row["text"] for row in (rows[:_CUT] if part == "general" else rows[_CUT:])]
+
+
+def dataset(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
+    """One document for each chunk of general text."""
+    import datasets
+
+    rows = [
+        {"id": f"general/{i}", "kind": "general", "prefix": "", "suffix": text, "other": ""}
+        for i, text in enumerate(texts(data_dir))
+    ]
+    return {"test": datasets.Dataset.from_list(rows)}
