@@ -59,9 +59,10 @@ _DIRECTION: dict[Loss, Direction] = {
     "balance": "balance",
     "good-v-bad": "contrast",
 }
-_WHOLE = {"text": "text_nll", "general": "general"}
-_HARD = {"hard_negatives": "hard_negative", "hard_negatives_released": "hard_negative_released"}
-"""The metric of each kind of document that has no threshold: means over tokens, and over documents."""
+WHOLE = ("text", "general")
+"""The kinds of document of which all is scored."""
+
+_METRIC = {"hard_negatives": "hard_negative", "hard_negatives_released": "hard_negative_released", "text": "text_nll"}
 _BELOW_ZERO: frozenset[Loss] = frozenset({"bad", "good-v-bad"})
 
 
@@ -242,6 +243,20 @@ class CanonicalSet:
         ]
         return {"test": datasets.Dataset.from_list(documents)}
 
+    def results(self, doc: Doc, nll: Sequence[float], tokens: int) -> dict[str, Ratio]:
+        """What a document contributes to the metric of its kind.
+
+        Args:
+            doc: the document.
+            nll: the summed negative log-likelihoods of its continuations.
+            tokens: how many tokens a whole text has; 1 for a continuation, whose mean is over documents.
+        """
+        if doc["kind"] != "evaluation":
+            return {_METRIC[doc["kind"]]: Ratio(nll[0], float(tokens))}
+        value = loss(self.loss, *nll)
+        success = math.nan if math.isnan(value) else float(not failed(value, self.threshold))
+        return {"success": Ratio(success), "loss": Ratio(value)}
+
 
 def _slot(prefix: str, subject: str | None) -> tuple[str, str]:
     if subject and prefix.count(subject) == 1:
@@ -260,19 +275,13 @@ class Exam(Tokenized):
         kwargs.pop("apply_chat_template", None)
         kwargs.pop("chat_template", None)
         texts = [doc["suffix"], *filter(None, [doc["other"]])]
-        mark = Whole if doc["kind"] in _WHOLE else Apart
+        mark = Whole if doc["kind"] in WHOLE else Apart
         return [
             Instance("loglikelihood", doc, (doc["prefix"], mark(text)), i, **kwargs) for i, text in enumerate(texts)
         ]
 
     def process_results(self, doc: Doc, results: Sequence[tuple[float, bool]]) -> dict[str, Ratio]:
-        """What the document contributes to the metric of its kind."""
-        nll = [-value for value, _ in results]
-        if doc["kind"] in _WHOLE:
-            return {_WHOLE[doc["kind"]]: Ratio(nll[0], float(len(self.tokenizer(doc["suffix"])["input_ids"]) - 1))}
-        if doc["kind"] != "evaluation":
-            return {_HARD[doc["kind"]]: Ratio(nll[0])}
-        metadata = self.config.metadata
-        value = loss(metadata["loss"], *nll)
-        success = math.nan if math.isnan(value) else float(not failed(value, metadata["threshold"]))
-        return {"success": Ratio(success), "loss": Ratio(value)}
+        """The negative log-likelihoods, and of a whole text how many tokens are scored; the rest is the task file's."""
+        tokens = len(self.tokenizer(doc["suffix"])["input_ids"]) - 1 if doc["kind"] in WHOLE else 1
+        found: dict[str, Ratio] = self.config.process_results(doc, [-value for value, _ in results], tokens)
+        return found

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness import corpora, data
+from harness.metrics import Ratio
 
 if TYPE_CHECKING:
     import datasets
@@ -36,3 +38,8 @@ def dataset(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset
         for i, text in enumerate(texts(data_dir))
     ]
     return {"test": datasets.Dataset.from_list(rows)}
+
+
+def results(_doc: Mapping[str, Any], nll: Sequence[float], tokens: int) -> dict[str, Ratio]:
+    """The general loss: a mean over tokens."""
+    return {"general": Ratio(nll[0], float(tokens))}

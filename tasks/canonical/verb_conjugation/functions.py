@@ -10,7 +10,8 @@ from harness.canonical import CanonicalSet, read_rows, subjects
 
 _SET = CanonicalSet.at(Path(__file__).parent)
 
-source, edits, examples, dataset = _SET.source, _SET.edits, _SET.examples, _SET.dataset
+source, edits, examples = _SET.source, _SET.edits, _SET.examples
+dataset, results = _SET.dataset, _SET.results
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
