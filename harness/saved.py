@@ -19,7 +19,7 @@ from harness.errors import DataError, ModelError, UsageError
 from harness.lm import LM
 from harness.patch import Part, Patch
 
-__all__ = ["load", "manifest", "save"]
+__all__ = ["load", "manifest", "packed", "save", "unpacked"]
 
 FORMAT = 1
 KIND = "patch"
@@ -39,13 +39,7 @@ def save(patch: Patch, lm: LM, path: Path, editor: str, about: Mapping[str, Any]
         ModelError: a hook or rule is no :class:`harness.patch.Part`.
         UsageError: the file cannot be written.
     """
-    tensors = {f"weights/{n}::{role}": t for n, delta in patch.weights.items() for role, t in delta.tensors().items()}
-    parts = {}
-    for where, part in _parts(patch):
-        if not isinstance(part, Part):
-            raise ModelError(f"{editor}: what it does at {where} cannot be saved; derive it from harness.patch.Part")
-        parts[where] = {"class": type(part).__name__, "settings": part.settings()}
-        tensors |= {f"{where}/{name}": tensor for name, tensor in part.tensors().items()}
+    parts, tensors = packed(patch, editor)
     head = {
         "editor": editor,
         "model": lm.fingerprint(),
@@ -79,6 +73,41 @@ def load(path: Path, lm: LM) -> Patch:
             f"{path}: changes the model '{head['model_name']}' ({head['model'][:12]}), not {lm.name} "
             f"({lm.fingerprint()[:12]}); give that model"
         )
+    return unpacked(path, head, flat, lm)
+
+
+def packed(patch: Patch, editor: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What a patch holds: its parts, as values that JSON can write, and its tensors by name.
+
+    Args:
+        patch: the patch; its memory is not kept.
+        editor: the name of the method.
+
+    Raises:
+        ModelError: a hook or rule is no :class:`harness.patch.Part`.
+    """
+    tensors = {f"weights/{n}::{role}": t for n, delta in patch.weights.items() for role, t in delta.tensors().items()}
+    parts = {}
+    for where, part in _parts(patch):
+        if not isinstance(part, Part):
+            raise ModelError(f"{editor}: what it does at {where} cannot be saved; derive it from harness.patch.Part")
+        parts[where] = {"class": type(part).__name__, "settings": part.settings()}
+        tensors |= {f"{where}/{name}": tensor for name, tensor in part.tensors().items()}
+    return parts, tensors
+
+
+def unpacked(path: Path, head: Mapping[str, Any], flat: Mapping[str, Tensor], lm: LM) -> Patch:
+    """The patch of what :func:`packed` gave.
+
+    Args:
+        path: where it was, for errors.
+        head: its ``editor``, ``parts`` and the ``version`` that saved it.
+        flat: its tensors.
+        lm: the model that it changes.
+
+    Raises:
+        DataError: the editor is not there or no longer has the part.
+    """
     parts = {where: _restore(path, head, where, flat, lm) for where in head["parts"]}
     hooks = {where.removeprefix("hooks/"): part for where, part in parts.items() if where.startswith("hooks/")}
     return Patch(_weights(path, flat), hooks, parts.get("prompt"), parts.get("logits"))

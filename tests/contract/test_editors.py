@@ -41,7 +41,8 @@ OWN_QUICK: dict[str, dict[str, object]] = {
     "alphaedit": {"nullspace_threshold": 0.4, "l2": 1e-2},
     "encore": {"lam_n": 1e-2},
     "mend": {"rank": 8, "accumulate": 2, "validate_every": 8, "lr": 1e-4, "alpha": 1e-2, "alpha_lr": 1e-4},
-    "senses": {"lr": 0.3, "kl": 1e-3, "epochs": 25, "accumulate": 1, "chunks": 20, "chunk_tokens": 32},
+    "companion": {"lr": 0.5, "kl": 0.0, "epochs": 8},
+    "senses": {"lr": 0.5, "kl": 1e-3, "epochs": 10, "accumulate": 1, "chunks": 20, "chunk_tokens": 32},
     "prune": {"reduce": "log1_5"},  # three edits exceed the bound of a matrix this small fourfold
 }
 FIRST = {"none", "ft", "ft_l", "rome", "r_rome", "memit"}
@@ -109,6 +110,12 @@ def train() -> list[Example]:
         ]
         made.append(Example(edit, tuple(probes)))
     return made
+
+
+@pytest.fixture(scope="session", autouse=True)
+def companion(checkpoint: Callable[..., Path]) -> None:
+    """A tiny Backpack beside every model."""
+    OWN_QUICK["companion"]["model"] = str(checkpoint("backpack"))
 
 
 Edited = Callable[[str, str], tuple[LM, Editor, Patch, bool]]

@@ -362,6 +362,7 @@ def test_defect_15_the_interval_of_a_group_is_not_the_mean_of_its_members_interv
 
 CONFORMS = {
     "alphaedit": "golden/test_alphaedit.py::test_two_batches_with_the_key_cache",
+    "companion": "unit/test_companion.py::test_the_rule_adds_the_companions_change_of_log_probabilities",
     "emmet": "golden/test_emmet.py::test_batch_of_six",
     "encore": "unit/test_closed_form.py::test_encore_is_memit_with_its_three_settings",
     "ft": "golden/test_ft.py::test_variant",
