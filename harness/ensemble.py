@@ -42,7 +42,7 @@ def common_vocabulary(lm: LM, companion: LM) -> int:
         ModelError: their tokenizers differ.
     """
     count = min(len(lm.tokenizer), len(companion.tokenizer))
-    ours, theirs = (one.tokenizer.convert_ids_to_tokens(range(count)) for one in (lm, companion))
+    ours, theirs = (one.tokenizer.convert_ids_to_tokens(list(range(count))) for one in (lm, companion))
     differing = [i for i, pair in enumerate(zip(ours, theirs, strict=True)) if pair[0] != pair[1]]
     if differing:
         i = differing[0]

@@ -17,7 +17,7 @@ from harness import saved
 from harness.editor import Edit
 from harness.ensemble import combined, common_vocabulary, largest_beta
 from harness.errors import DataError, ModelError, UsageError
-from harness.lm import LM
+from harness.lm import LM, load
 from harness.patch import Patch, Step, patched
 
 # --- the vectors of the specification, and limits ---------------------------------------------------------------------
@@ -149,7 +149,9 @@ def test_padding_on_the_left(tiny, small, change) -> None:
     mask = (torch.arange(padded.shape[1]) >= 4).long()[None]
     options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
     with patched(lm, Patch(logits=rule(small, change))):
-        found = [lm.model.generate(ids, attention_mask=torch.ones_like(ids), use_cache=u, **options) for u in (1, 0)]
+        found = [
+            lm.model.generate(ids, attention_mask=torch.ones_like(ids), use_cache=u, **options) for u in (True, False)
+        ]
         left = lm.model.generate(padded, attention_mask=mask, **options)
     assert torch.equal(found[0], found[1])
     assert torch.equal(left[:, 4:], found[0])
@@ -169,7 +171,6 @@ def test_another_tokenizer_is_refused(tiny, make_tokenizer) -> None:
     other = make_tokenizer(False)
     other.add_tokens(["<more>"])
     assert common_vocabulary(lm, LM(lm.model, other, "more", lm.arch)) == 400
-    from harness.lm import load
 
     with pytest.raises(ModelError, match=r"^token 0 is '<\|end\|>' to tiny-gpt2 and '<\|endoftext\|>' to mini; give"):
         common_vocabulary(lm, load("mini", device="cpu"))
