@@ -6,16 +6,12 @@ authors' code (kmeng01/memit at 80426fd).
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
 from harness.editor import NotNegative, Positive
-from harness.locate import Kept, Solver, Spread, preserved, woodbury
-from harness.stats import double
+from harness.locate import Kept, Solver, Spread, ridge
 
 __all__ = ["Memit"]
 
@@ -56,15 +52,5 @@ class Memit(Spread):
         return self.keep_edits
 
     def solver(self, prior: Kept) -> Solver:
-        """Ridge regression against the second moments of the unedited model's keys, factored once for each layer."""
-
-        @functools.cache
-        def whiten(layer: int) -> Callable[[Tensor], Tensor]:
-            earlier = prior.sums.get(layer) if self.keep_edits else None
-            return preserved(prior.moments[layer], self.lam, self.norm_control, earlier)
-
-        def solve(layer: int, key: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-            wide = double(key.T)
-            return residual.T, woodbury(whiten(layer)(wide), wide).T.to(key)
-
-        return solve
+        """Ridge regression against the second moments of the unedited model's keys."""
+        return ridge(prior, self.lam, self.norm_control, prior.sums if self.keep_edits else None)

@@ -599,9 +599,11 @@ def _unusable(where: str, error: Exception, cure: str) -> UsageError:
 
 
 def _only_editor(module: types.ModuleType, name: str) -> type[Editor]:
+    # For Python 3.10 an alias such as tuple[int, int] is a class too.
+    classes = [member for member in vars(module).values() if not isinstance(member, types.GenericAlias)]
     own = [
         member
-        for _, member in inspect.getmembers(module, inspect.isclass)
+        for member in filter(inspect.isclass, classes)
         if issubclass(member, Editor) and not inspect.isabstract(member) and member.__module__ == module.__name__
     ]
     public = [cls for cls in own if not cls.__name__.startswith("_")]

@@ -247,12 +247,14 @@ def spread(
     templates: Sequence[str],
     fact_token: FactToken,
     solve: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]],
+    site: Literal["block", "mlp"] = "block",
+    divisor: Callable[[int], float] = float,
 ) -> list[Patch]:
     """Spread the wanted hidden states of independent batches of edits over layers, ascending (MEMIT, algorithm 1).
 
-    At layer ``i`` of ``m``: ``K`` are the keys and ``h`` the hidden states of the last layer, both on the model that
-    carries the batch's changes so far; the residual is ``R = (z - h) / (m - i)``, and ``solve`` makes of both the
-    change.
+    At layer ``i`` of ``m``: ``K`` are the keys and ``h`` what leaves the last layer at the site, both on the model that
+    carries the batch's changes so far; the residual is ``R = (z - h) / divisor(m - i)``, and ``solve`` makes of both
+    the change.
 
     Args:
         lm: the model.
@@ -262,13 +264,16 @@ def spread(
         templates: context templates.
         fact_token: which token.
         solve: ``(layer, K [n, f], R [n, d]) -> left [d, r], right [r, f]``.
+        site: whether ``z`` and ``h`` leave the whole ``block``, or its feed-forward module (``mlp``).
+        divisor: by what the residual is divided, of the number of layers still to be written.
     """
     patches = [Patch() for _ in groups]
     edits = [edit for group in groups for edit in group]
     owner = [g for g, group in enumerate(groups) for _ in group]
     for i, layer in enumerate(layers):
-        key, hidden = _progress(lm, edits, owner, patches, layer, layers[-1], templates, fact_token)
-        residual = (targets - hidden) / (len(layers) - i)
+        place = (lm.arch.block if site == "block" else lm.arch.mlp_of)(layers[-1])
+        key, hidden = _progress(lm, edits, owner, patches, layer, place, templates, fact_token)
+        residual = (targets - hidden) / divisor(len(layers) - i)
         for g in range(len(groups)):
             mine = torch.tensor([e for e, group in enumerate(owner) if group == g], device=key.device)
             left, right = solve(layer, key[mine], residual.to(key.device)[mine])
@@ -282,17 +287,17 @@ def _progress(
     owner: Sequence[int],
     patches: Sequence[Patch],
     layer: int,
-    last: int,
+    place: str,
     templates: Sequence[str],
     fact_token: FactToken,
 ) -> tuple[Tensor, Tensor]:
-    """Keys at one layer and hidden states after the last one, each edit on the model that carries its own patch."""
+    """Keys at one layer and what leaves a module, each edit on the model that carries its own patch."""
     rows = [row for edit in edits for row in prompts(lm, edit, templates, fact_token)]
     bare = [row for edit in edits for row in prompts(lm, edit, templates[:1], fact_token)]
     carried = [g for g in owner for _ in templates]
-    down, block = lm.arch.down_of(layer), lm.arch.block(last)
+    down = lm.arch.down_of(layer)
     key = _read_each(lm, rows, carried, patches, [down], []).inputs[down]
-    hidden = _read_each(lm, bare, owner, patches, [], [block]).outputs[block]
+    hidden = _read_each(lm, bare, owner, patches, [], [place]).outputs[place]
     return _mean(key, contexts.weights(templates, "memit")), hidden
 
 

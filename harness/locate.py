@@ -6,6 +6,7 @@ Sources: Meng et al. 2022 (ROME), section 3.1; Meng et al. 2023 (MEMIT), section
 
 from __future__ import annotations
 
+import functools
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,9 +23,20 @@ from harness.lm import LM
 from harness.objectives import DIRECTIONS
 from harness.patch import Patch, require_plain
 from harness.stats import Moment, check, double
-from harness.value import Objective, anchor_norm, optimise
+from harness.value import Objective, Seam, anchor_norm, optimise
 
-__all__ = ["Kept", "LocateThenEdit", "Solver", "Spread", "adjoint", "preserved", "summed", "with_root", "woodbury"]
+__all__ = [
+    "Kept",
+    "LocateThenEdit",
+    "Solver",
+    "Spread",
+    "adjoint",
+    "preserved",
+    "ridge",
+    "summed",
+    "with_root",
+    "woodbury",
+]
 
 Solver = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
 """``(layer, K [n, f], R [n, d]) -> left [d, r], right [r, f]``: the change of one layer."""
@@ -55,7 +67,7 @@ class LocateThenEdit(Editor):
     random = True
     directions = DIRECTIONS
     kind: ClassVar[Kind]
-    seam: ClassVar[Literal["mlp", "block"]]
+    seam: ClassVar[Seam]
 
     layers: tuple[int, ...] | None = None
     fact_token: FactToken = "subject_last"
@@ -132,11 +144,15 @@ class Spread(LocateThenEdit):
     """Optimise the hidden states after the last of several layers, and let all of them share the change (MEMIT).
 
     A child says how one layer writes residuals at keys (:meth:`solver`), and whether it remembers keys
-    (:attr:`remembers`).
+    (:attr:`remembers`); with the seam ``parts`` it is what the last layer's feed-forward module writes that is wanted.
     """
 
     kind = "memit"
-    seam = "block"
+    seam: ClassVar[Seam] = "block"
+
+    def divisor(self, left: int) -> float:
+        """By what the residual is divided where so many layers are still to be written."""
+        return left
 
     @property
     def remembers(self) -> bool:
@@ -183,7 +199,9 @@ class Spread(LocateThenEdit):
             written[layer].append(key)
             return solve(layer, key, residual)
 
-        return spread(lm, groups, values.value, layers, prior.contexts, self.fact_token, noted), written
+        site: Literal["block", "mlp"] = "block" if self.seam == "block" else "mlp"
+        patches = spread(lm, groups, values.value, layers, prior.contexts, self.fact_token, noted, site, self.divisor)
+        return patches, written
 
     def _with(self, prior: Kept, written: Mapping[int, Sequence[Tensor]]) -> Kept:
         """The memory with the keys of one more operation.
@@ -245,6 +263,27 @@ def preserved(
             "raise either, or give more text with --set cov_tokens"
         )
     return lambda right: torch.cholesky_solve(double(right).to(factor.device), factor)
+
+
+def ridge(prior: Kept, lam: float, norm_control: float = 0.0, sums: Mapping[int, Tensor] | None = None) -> Solver:
+    """``dW = R K^T G^-1`` with ``G = lam C + norm_control I + M + K K^T`` (MEMIT, equation 14), one factor a layer.
+
+    Args:
+        prior: the second moments ``C`` of the unedited model's keys.
+        lam: their weight.
+        norm_control: weight of the Frobenius norm of the change.
+        sums: layer -> ``M [f, f]``, the sum over the keys of earlier edits.
+    """
+
+    @functools.cache
+    def whiten(layer: int) -> Callable[[Tensor], Tensor]:
+        return preserved(prior.moments[layer], lam, norm_control, (sums or {}).get(layer))
+
+    def solve(layer: int, key: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        wide = double(key.T)
+        return residual.T, woodbury(whiten(layer)(wide), wide).T.to(key)
+
+    return solve
 
 
 def woodbury(whitened: Tensor, key: Tensor) -> Tensor:

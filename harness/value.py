@@ -12,6 +12,7 @@ section 4.2, equation 16, and their code at 80426fd.  Where both differ from the
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +30,10 @@ from harness.lm import LM
 from harness.objectives import floor, losses
 from harness.taps import Past, Row, first, pad, past, read, tap
 
-__all__ = ["Objective", "Values", "anchor_norm", "optimise"]
+__all__ = ["Objective", "Seam", "Values", "anchor_norm", "optimise"]
+
+Seam = Literal["mlp", "block", "parts"]
+"""Where a value stands in a layer, see :class:`Objective`."""
 
 _FULL = 256  # tokens of a pass from which on a wider row costs more in padding than another pass does
 
@@ -40,7 +44,10 @@ class Objective:
 
     Attributes:
         layer: the edited layer ``l``.
-        seam: ``mlp`` adds to the output of the feed-forward module (ROME), ``block`` to the residual stream (MEMIT).
+        seam: ``mlp`` adds to the output of the feed-forward module (ROME), ``block`` to the residual stream (MEMIT),
+            ``parts`` one vector to the output of the attention module and another to that of the feed-forward module,
+            each with a bound and a weight decay of its own (PMET, Li et al. 2024, arXiv 2308.08742); of these two, what
+            is reported is the second.
         fact_token: the token whose hidden state is changed.
         steps: evaluations of the loss; there is one update fewer.
         lr: Adam's learning rate.
@@ -63,7 +70,7 @@ class Objective:
     """
 
     layer: int
-    seam: Literal["mlp", "block"] = "mlp"
+    seam: Seam = "mlp"
     fact_token: FactToken = "subject_last"
     steps: int = 20
     lr: float = 0.5
@@ -86,8 +93,8 @@ class Values:
         delta: ``[edits, d]``, its change, as it was optimised.
         losses: for each edit ``[evaluations, 4]``: total, what the edit minimises (by default the NLL), KL, weight
             decay.
-        written: ``v0 [edits, d]``, the part of ``start`` that the layer's feed-forward module writes; at the seam
-            ``mlp`` it is all of it.
+        written: ``v0 [edits, d]``, the part of ``start`` that the layer's feed-forward module writes; but for the seam
+            ``block`` it is all of it.
         anchor: the norm to which ``v0 + delta`` is scaled, None for none.
     """
 
@@ -207,14 +214,15 @@ def optimise(lm: LM, edits: Sequence[Edit], templates: Sequence[str], objective:
         start, delta, losses = _descend(lm, [tasks[i] for i in chunk], objective, runner)
         parts.update({i: (start[j], delta[j], losses[j]) for j, i in enumerate(chunk)})
     ordered = [parts[i] for i in range(len(tasks))]
-    start, delta = (torch.stack([part[k] for part in ordered]) for k in (0, 1))
+    # Of two parts, the second is what the feed-forward module writes.
+    start, delta = (torch.stack([part[k][-lm.arch.width :] for part in ordered]) for k in (0, 1))
     written = _written(lm, whole, start, objective)
     return Values(start, delta, tuple(part[2] for part in ordered), written, _anchor(objective, written))
 
 
 def _written(lm: LM, tasks: Sequence[_Task], start: Tensor, objective: Objective) -> Tensor:
     """What the edited layer's feed-forward module writes at the changed token of the bare prompts, ``[edits, d]``."""
-    if objective.seam == "mlp":
+    if objective.seam != "block":
         return start
     name = lm.arch.mlp_of(objective.layer)
     return read(lm, [task.rows[0] for task in tasks], outputs=[name]).outputs[name].to(start)
@@ -276,7 +284,7 @@ def _descend(
     stage = _Stage(lm, tasks, list(range(len(tasks))), objective, runner, front)
     start, reference = stage.start, None
     delta = torch.zeros_like(start, requires_grad=True)
-    bound = objective.clamp * start.norm(dim=1, keepdim=True)
+    bound = objective.clamp * _norms(start, lm.arch.width)
     floors = torch.tensor([_floor(task.edit, objective) for task in tasks], device=start.device).to(start)
     adam = torch.optim.Adam([delta], lr=objective.lr)
     active = torch.ones(len(tasks), dtype=torch.bool, device=start.device)
@@ -296,14 +304,20 @@ def _descend(
         before = delta.detach().clone()
         adam.step()
         with torch.no_grad():
-            norm = delta.norm(dim=1, keepdim=True)
-            moved = torch.where(norm > bound, delta * bound / norm, delta)
+            norm, parts = _norms(delta, lm.arch.width), delta.view(len(tasks), -1, lm.arch.width)
+            moved = torch.where(norm > bound, parts * bound / norm, parts).view_as(delta)
             delta.copy_(torch.where(active[:, None], moved, before))
         left = [i for i in stage.members if bool(active[i])]
         if 8 * len(left) <= 7 * len(stage.members):
             # Preparing anew costs a third of an evaluation.
             stage = _Stage(lm, tasks, left, objective, runner, front)
     return start, delta.detach(), [torch.stack(rows) for rows in losses]
+
+
+def _norms(vectors: Tensor, width: int) -> Tensor:
+    """The norms of the parts of some vectors, ``[n, parts * width] -> [n, parts, 1]``."""
+    norms: Tensor = vectors.view(len(vectors), -1, width).norm(dim=2, keepdim=True)
+    return norms
 
 
 def _floor(edit: Edit, objective: Objective) -> float:
@@ -377,7 +391,9 @@ class _Stage:
         change = edited - reference[self.index.to(reference.device)]
         kl = self.objective.kl_factor * (edited.exp() * change).sum(-1)
         # The norm's derivative at zero is zero here (a square root of a sum of squares would give NaN).
-        decay = self.objective.weight_decay * mine.norm(dim=1) / start[self.index].norm(dim=1) ** 2
+        width = self.runner.lm.arch.width
+        ratio = self.objective.weight_decay * _norms(mine, width) / _norms(start[self.index], width) ** 2
+        decay = ratio.sum((1, 2))
         return torch.stack([wanted + kl + decay, wanted, kl, decay], 1), wrong == 0, reference
 
 
@@ -431,10 +447,11 @@ class _Runner:
     """Computes logits at the supervised places with a change at the seam.
 
     Attributes:
-        seam: the unchanged output of the edited module, ``[rows, columns, d]``, at least float32.
+        names: the edited modules.
+        seam: the unchanged output of each, ``[rows, columns, d]``, at least float32.
     """
 
-    seam: Tensor
+    seam: Sequence[Tensor]
 
     def __init__(self, lm: LM, tasks: Sequence[_Task], objective: Objective, front: Past | None = None) -> None:
         self.lm, self.objective, self.front = lm, objective, front
@@ -444,14 +461,18 @@ class _Runner:
         wanted = last if objective.loss_layer is None else max(objective.loss_layer, objective.layer)
         lm.arch.block(wanted)
         self.lens = None if wanted == last else lm.arch.block(wanted)
-        part = lm.arch.mlp_of if objective.seam == "mlp" else lm.arch.block
-        self.name = part(objective.layer)
+        parts = {
+            "mlp": (lm.arch.mlp_of,),
+            "block": (lm.arch.block,),
+            "parts": (lm.arch.attn_of, lm.arch.mlp_of),
+        }
+        self.names = [part(objective.layer) for part in parts[objective.seam]]
 
     def start(self) -> Tensor:
-        """The hidden state at the position of the change in the first row of every edit, ``[edits, d]``."""
+        """What is changed, at its position in the first row of every edit, ``[edits, parts * d]``."""
         rows = self.places.first
-        where = (rows.to(self.seam.device), self.places.at[rows].to(self.seam.device))
-        return self.seam[where].to(self.lm.device)
+        found = [seam[rows.to(seam.device), self.places.at[rows].to(seam.device)] for seam in self.seam]
+        return torch.cat([part.to(self.lm.device) for part in found], 1)
 
     def logits(self, delta: Tensor) -> tuple[Tensor, Tensor]:
         """Logits at the supervised positions ``[p, vocabulary]`` and at the KL positions ``[edits, vocabulary]``."""
@@ -472,13 +493,16 @@ class _Runner:
 
     @contextmanager
     def _shifted(self, delta: Tensor) -> Iterator[None]:
-        """Every pass carries the change."""
+        """Every pass carries the change, ``[edits, parts * d]``."""
 
-        def shift(_module: nn.Module, _args: Any, output: Any) -> Any:
-            changed = self._moved(first(output), delta)
+        def shift(part: Tensor, output: Any) -> Any:
+            changed = self._moved(first(output), part)
             return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
-        with _hooked(self.lm.module(self.name), shift):
+        with ExitStack() as stack:
+            for name, part in zip(self.names, torch.split(delta, self.lm.arch.width, 1), strict=True):
+                hook = functools.partial(lambda part, _module, _args, output: shift(part, output), part)
+                stack.enter_context(_hooked(self.lm.module(name), hook))
             yield
 
     @contextmanager
@@ -523,8 +547,8 @@ class _Above(_Runner):
             for block in self.blocks:
                 handle = block.register_forward_pre_hook(self._record, with_kwargs=True)
                 stack.callback(handle.remove)
-            seen = tap(lm, self.batch, names[-1:], {self.name, edited}, front).outputs
-        self.seam, self.given = _wide(seen[self.name]), seen[edited]
+            seen = tap(lm, self.batch, names[-1:], {*self.names, edited}, front).outputs
+        self.seam, self.given = [_wide(seen[name]) for name in self.names], seen[edited]
 
     def _record(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         # What entered the edited block is kept; the others are given what leaves the one below.
@@ -564,7 +588,8 @@ class _Whole(_Runner):
 
     def __init__(self, lm: LM, tasks: Sequence[_Task], objective: Objective, front: Past | None = None) -> None:
         super().__init__(lm, tasks, objective, front)
-        self.seam = _wide(tap(lm, self.batch, outputs=[self.name]).outputs[self.name])
+        seen = tap(lm, self.batch, outputs=self.names).outputs
+        self.seam = [_wide(seen[name]) for name in self.names]
 
     def logits(self, delta: Tensor) -> tuple[Tensor, Tensor]:
         places = self.places

@@ -40,6 +40,7 @@ OWN_QUICK: dict[str, dict[str, object]] = {
     "rag": {"room": 8},
     "alphaedit": {"nullspace_threshold": 0.4, "l2": 1e-2},
     "encore": {"lam_n": 1e-2},
+    "pmet": {"kl_factor": 0.0625, "lam": 1e-2},
     "mend": {"rank": 8, "accumulate": 2, "validate_every": 8, "lr": 1e-4, "alpha": 1e-2, "alpha_lr": 1e-4},
     "companion": {"lr": 0.5, "kl": 0.0, "epochs": 8},
     "senses": {"lr": 0.5, "kl": 1e-3, "epochs": 10, "accumulate": 1, "chunks": 20, "chunk_tokens": 32},
@@ -310,7 +311,7 @@ def test_a_second_operation_stands_on_the_first(taught, edits, train, name):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("name", ["rome", "r_rome", "memit", "emmet", "alphaedit"])
+@pytest.mark.parametrize("name", ["rome", "r_rome", "memit", "pmet", "emmet", "alphaedit"])
 def test_rows_of_one_pass_each_carry_their_patch(tiny, edits, name, family):
     lm = tiny(family)
     patches = quick(name, lm).edit_each(lm, edits)
@@ -330,7 +331,7 @@ def test_rows_of_one_pass_each_carry_their_patch(tiny, edits, name, family):
     assert torch.allclose(together[2][rows.mask[2].bool()], plain[2][rows.mask[2].bool()], atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["rome", "r_rome", "memit", "emmet", "alphaedit"])
+@pytest.mark.parametrize("name", ["rome", "r_rome", "memit", "pmet", "emmet", "alphaedit"])
 def test_memory_keeps_what_was_taken_from_the_unedited_model(tiny, edits, name):
     """Templates and moments of a second operation are those of the unedited model, not of the edited one."""
     lm = tiny("gpt2")

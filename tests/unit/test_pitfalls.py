@@ -376,6 +376,7 @@ CONFORMS = {
     "memit": "golden/test_memit.py::test_variant",
     "mend": "unit/test_mend.py::test_each_layer_adds_what_its_formula_says",
     "nas": "unit/test_closed_form.py::test_nas_scales_values_to_the_norm_that_the_first_edits_have",
+    "pmet": "unit/test_pmet.py::test_values_are_those_of_the_plain_loop",
     "prune": "golden/test_prune.py::test_the_final_matrix_is_theirs",
     "r_rome": "unit/test_value.py::test_tv_11_rome_and_r_rome_rank_one",
     "rag": "unit/test_prompt_editors.py::test_the_share_of_a_key_by_hand",
