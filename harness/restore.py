@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import Enum, auto
 from typing import Any, Literal
 
 import torch
@@ -109,7 +110,34 @@ _CACHE = object()
 """Stands where a recorded call was given a cache."""
 
 _Call = tuple[tuple[Any, ...], dict[str, Any]]
-_Way = Callable[[Pass, Sequence[Tensor], Sequence[Overwriting]], Tensor]
+
+
+class _Way(Enum):
+    """How an overwriting is carried out, the fastest first.
+
+    ABOVE: the blocks above the first that is overwritten, for models that add what a module writes as it is.
+    FROM: that block too, for models with something in between, such as a norm.
+    WHOLE: the whole model, for those that do more between blocks than hand on a hidden state.
+    """
+
+    ABOVE = auto()
+    FROM = auto()
+    WHOLE = auto()
+
+
+@dataclass(frozen=True)
+class _Branch:
+    """Rows of one overwriting on their way up.
+
+    Attributes:
+        window: the layers that are overwritten.
+        joins: the first block that runs on them alone.
+        leader: the branch that they are equal to until then; None where they come from the unchanged pass.
+    """
+
+    window: range
+    joins: int
+    leader: int | None
 
 
 class Restorer:
@@ -131,7 +159,7 @@ class Restorer:
         self._modules = [lm.module(name(layer)) for layer in range(lm.arch.layers)]
         self._blocks = [lm.module(lm.arch.block(layer)) for layer in range(lm.arch.layers)]
         self._calls_of: dict[tuple[int, int], list[_Call]] = {}
-        self._whole: bool | None = None
+        self._way: _Way | None = None
 
     def observe(self, asked: Asked, noise: Tensor, noised: int) -> Pass:
         """Run the model on rows of one text, with noise on the embedding of each.
@@ -171,76 +199,116 @@ class Restorer:
             values: what stands in place of what each layer wrote, ``[columns, d]`` each.
             overwritings: at which columns and layers.
         """
-        if self._whole is None:
-            self._whole = self._must_run_whole(start, values, overwritings)
-        found = torch.empty(len(overwritings), start.rows, dtype=torch.float64)
-        way, portions = (self._through_all, self._mixed) if self._whole else (self._upwards, self._alike)
+        if self._way is None:
+            self._way = self._fastest(start, values, overwritings)
+        seen = [self._seen(start, one) for one in overwritings]
+        distinct = [one for one in dict.fromkeys(seen) if one.layers]
+        found = {one: start.probability for one in seen if not one.layers}
         with torch.no_grad():
-            for portion in portions(start, overwritings):
-                found[portion] = way(start, values, [overwritings[i] for i in portion]).exp()
-        return found
+            for portion in (self._mixed if self._way is _Way.WHOLE else self._alike)(start, distinct):
+                log_p = self._run(self._way, start, values, portion)
+                found.update(zip(portion, log_p.exp(), strict=True))
+        return torch.stack([found[one] for one in seen])
 
-    def _must_run_whole(self, start: Pass, values: Sequence[Tensor], overwritings: Sequence[Overwriting]) -> bool:
-        """Whether running blocks by themselves gives other numbers than the whole model, or cannot be done."""
+    def _seen(self, start: Pass, one: Overwriting) -> Overwriting:
+        """What of an overwriting can be seen: nothing reads the last block in front of the answer."""
+        if one.stop > len(start.ids) - len(start.target):
+            return one
+        return replace(one, layers=range(one.layers.start, min(one.layers.stop, len(self._blocks) - 1)))
+
+    def _run(self, way: _Way, start: Pass, values: Sequence[Tensor], group: Sequence[Overwriting]) -> Tensor:
+        """The log-likelihoods ``[overwritings, rows]``."""
+        if way is _Way.WHOLE:
+            return self._through_all(start, values, group)
+        return self._upwards(start, values, group, way is _Way.ABOVE)
+
+    def _fastest(self, start: Pass, values: Sequence[Tensor], overwritings: Sequence[Overwriting]) -> _Way:
+        """The fastest way that gives the numbers of the whole model, tried on some of the overwritings."""
         # A patch with hooks follows the tokens of every pass, and is told of whole rows only.
         if self.lm.model._forward_pre_hooks:
-            return True
-        by_layer = sorted(overwritings, key=lambda o: (o.start, o.layers.start))
-        few = [by_layer[i * (len(by_layer) - 1) // 3] for i in range(4)]
-        loose = 1e-4 if next(self.lm.model.parameters()).dtype in (torch.float32, torch.float64) else 0.1
+            return _Way.WHOLE
+        able = [one for one in overwritings if self._seen(start, one).layers]
+        few = [able[i * (len(able) - 1) // 3] for i in range(4)] if able else []
         with torch.no_grad():
-            wanted = torch.cat([self._through_all(start, values, [one]) for one in few])
-            try:
-                ours = torch.cat([self._upwards(start, values, [one]) for one in few])
-            except (TypeError, AttributeError, IndexError, KeyError, ValueError, RuntimeError):
-                # Blocks that cannot be called by themselves, or a cache of another kind.
-                return True
-        return not bool((ours - wanted).abs().max() <= loose)
+            wanted = [self._through_all(start, values, [one])[0] for one in few]
+            for way in (_Way.FROM,) if self.kind == "attn" else (_Way.ABOVE, _Way.FROM):
+                if all(self._agrees(way, start, values, one, log_p) for one, log_p in zip(few, wanted, strict=True)):
+                    return way
+        return _Way.WHOLE
 
-    def _alike(self, start: Pass, overwritings: Sequence[Overwriting]) -> Iterator[list[int]]:
+    def _agrees(self, way: _Way, start: Pass, values: Sequence[Tensor], one: Overwriting, wanted: Tensor) -> bool:
+        loose = 1e-4 if next(self.lm.model.parameters()).dtype in (torch.float32, torch.float64) else 0.1
+        try:
+            ours = self._run(way, start, values, [self._seen(start, one)])[0]
+        except (TypeError, AttributeError, IndexError, KeyError, ValueError, RuntimeError):
+            # Blocks that cannot be called by themselves, or a cache of another kind.
+            return False
+        return bool((ours - wanted).abs().max() <= loose)
+
+    def _alike(self, start: Pass, overwritings: Sequence[Overwriting]) -> Iterator[list[Overwriting]]:
         """Portions of overwritings of the same columns, lowest layers first, each within the budget (or one alone)."""
-        same: dict[tuple[int, int], list[int]] = defaultdict(list)
-        for i in sorted(range(len(overwritings)), key=lambda i: overwritings[i].layers.start):
-            same[overwritings[i].start, overwritings[i].stop].append(i)
+        same: dict[tuple[int, int], list[Overwriting]] = defaultdict(list)
+        for one in sorted(overwritings, key=lambda one: (one.layers.start, one.layers.stop)):
+            same[one.start, one.stop].append(one)
         for (column, _), members in same.items():
             size = max(1, self.budget // (start.rows * (len(start.ids) - column)))
             yield from (members[i : i + size] for i in range(0, len(members), size))
 
-    def _mixed(self, start: Pass, overwritings: Sequence[Overwriting]) -> Iterator[list[int]]:
+    def _mixed(self, start: Pass, overwritings: Sequence[Overwriting]) -> Iterator[list[Overwriting]]:
         """Portions within the budget (or one alone)."""
-        size, every = max(1, self.budget // (start.rows * len(start.ids))), list(range(len(overwritings)))
-        yield from (every[i : i + size] for i in range(0, len(every), size))
+        size = max(1, self.budget // (start.rows * len(start.ids)))
+        yield from (list(overwritings[i : i + size]) for i in range(0, len(overwritings), size))
 
     # --- the blocks by themselves
 
-    def _upwards(self, start: Pass, values: Sequence[Tensor], group: Sequence[Overwriting]) -> Tensor:
-        """The log-likelihoods ``[overwritings, rows]``; all overwrite the same columns, lowest layers first."""
-        column, stop = group[0].start, group[0].stop
+    def _upwards(self, start: Pass, values: Sequence[Tensor], group: Sequence[Overwriting], above: bool) -> Tensor:
+        """The log-likelihoods ``[overwritings, rows]`` of distinct overwritings of the same columns.
+
+        ``above``: rows join after their first block, not before it; what the module writes is added to the stream.
+        """
+        column, stop, last = group[0].start, group[0].stop, len(self._blocks) - 1
+        branches = _branches([one.layers for one in group], above)
         calls, cache = self._calls(start, column), _front(start, column)
         hidden = start.entered[0][:0, column:]
-        own = self.kind == "block"
-        for layer in range(group[0].layers.start, len(self._blocks)):
-            joining = sum(one.layers.start == layer for one in group)
-            inside = [i for i, one in enumerate(group) if layer in one.layers]
+        for layer in range(last + 2):
+            for branch in branches:
+                if branch.joins == layer:
+                    rows = _rows(hidden, branch.leader, start.rows)
+                    if branch.leader is None:
+                        rows = self._entering(start, values, branch.window.start, (column, stop), above)
+                    hidden = torch.cat([hidden.to(rows.device), rows])
+            if not len(hidden) or layer > last:
+                continue
+            inside = [i for i, branch in enumerate(branches) if branch.joins <= layer and layer in branch.window]
 
             def put(output: Tensor, inside: list[int] = inside, value: Tensor = values[layer][column:stop]) -> Tensor:
                 by_group = output.reshape(-1, start.rows, len(start.ids) - column, output.shape[-1]).clone()
                 by_group[inside, :, : stop - column] = value.to(output)
                 return by_group.reshape(output.shape)
 
-            if not own:
-                hidden = _joined(hidden, start.entered[layer][:, column:], joining)
-            if len(hidden):
-                with _replacing(self._modules[layer], put if inside and not own else None):
-                    hidden = first(
-                        self._blocks[layer](
-                            hidden, *_with(calls[layer][0], cache), **_with_named(calls[layer][1], cache)
-                        )
-                    )
-            if own:
-                hidden = _joined(hidden, start.entered[layer + 1][:, column:], joining)
-                hidden = put(hidden) if inside else hidden
-        return self._decoded(hidden[:, -len(start.target) :], start.target).reshape(len(group), start.rows)
+            with ExitStack() as stack:
+                if layer == last:
+                    stack.enter_context(_at_the_end(self.lm.module(self.lm.arch.mlp_of(layer)), len(start.target)))
+                stack.enter_context(_replacing(self._modules[layer], put if inside else None))
+                args, named = calls[layer]
+                hidden = first(self._blocks[layer](hidden, *_with(args, cache), **_with_named(named, cache)))
+        found = self._decoded(hidden[:, -len(start.target) :], start.target).reshape(len(group), start.rows)
+        place = {(branch.window.start, branch.window.stop): i for i, branch in enumerate(branches)}
+        return found[[place[one.layers.start, one.layers.stop] for one in group]]
+
+    def _entering(
+        self, start: Pass, values: Sequence[Tensor], layer: int, columns: tuple[int, int], above: bool
+    ) -> Tensor:
+        """What enters a block (``above``: leaves it, its output overwritten), ``[rows, columns, d]``."""
+        column, stop = columns
+        if not above:
+            return start.entered[layer][:, column:]
+        rows, value = start.entered[layer + 1][:, column:].clone(), values[layer][column:stop]
+        if self.kind == "block":
+            rows[:, : stop - column] = value.to(rows)
+        else:
+            rows[:, : stop - column] += (value - start.wrote[layer][:, column:stop]).to(rows)
+        return rows
 
     def _calls(self, start: Pass, column: int) -> list[_Call]:
         """What each block is given besides hidden states, for rows that go on at a column.
@@ -323,9 +391,41 @@ def _likelihood(logits: Tensor, target: tuple[int, ...]) -> Tensor:
     return (picked.cpu().double() - wide.logsumexp(-1).cpu().double()).sum(-1)
 
 
-def _joined(hidden: Tensor, rows: Tensor, times: int) -> Tensor:
-    """The rows below those that are under way, some times over."""
-    return torch.cat([hidden.to(rows.device), rows.repeat(times, 1, 1)]) if times else hidden
+def _branches(windows: Sequence[range], above: bool) -> list[_Branch]:
+    """Distinct windows in the order of joining; those that begin at one layer are equal until the shorter ends."""
+    longest = {window.start: window for window in sorted(windows, key=len)}
+    joins = {w: w.stop if w != longest[w.start] else w.start + above for w in windows}
+    # A leader comes before those that leave it at the same block.
+    order = sorted(windows, key=lambda w: (joins[w], w != longest[w.start]))
+    return [_Branch(w, joins[w], None if w == longest[w.start] else order.index(longest[w.start])) for w in order]
+
+
+def _rows(hidden: Tensor, group: int | None, rows: int) -> Tensor:
+    """The rows of one group."""
+    return hidden[:0] if group is None else hidden[group * rows : (group + 1) * rows]
+
+
+@contextmanager
+def _at_the_end(module: nn.Module, columns: int) -> Iterator[None]:
+    """Run a module that treats every column alike at the last columns only; it gives zeros for the others."""
+    width = 0
+
+    def cut(_module: nn.Module, args: tuple[Any, ...]) -> Any:
+        nonlocal width
+        if not args or args[0].dim() != 3:
+            return None
+        width = args[0].shape[1]
+        return (args[0][:, -columns:].contiguous(), *args[1:])
+
+    def fill(output: Tensor) -> Tensor:
+        return nn.functional.pad(output, (0, 0, width - columns, 0)) if width else output
+
+    handle = module.register_forward_pre_hook(cut)
+    try:
+        with _replacing(module, fill):
+            yield
+    finally:
+        handle.remove()
 
 
 def _front(start: Pass, column: int) -> Cache | None:

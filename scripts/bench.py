@@ -25,6 +25,7 @@ from tempfile import TemporaryDirectory
 
 os.environ.setdefault("TQDM_DISABLE", "1")
 
+import numpy as np
 import torch
 from lm_eval import evaluate
 from lm_eval.models.huggingface import HFLM
@@ -35,11 +36,13 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from editors.rome import Rome
 from harness import delta as deltas
 from harness import stats, tasks
+from harness import trace as tracing
 from harness.adapter import EditedLM
 from harness.canonical import SETS, CanonicalSet
 from harness.contexts import contexts
 from harness.data import TASKS
 from harness.editor import Edit, compose
+from harness.facts import Asked
 from harness.keys import Unedited, inserted, keys, lookup, prompts
 from harness.lm import LM, load
 from harness.measure import Measured, hold, measure_task, of_cases
@@ -297,6 +300,61 @@ def plain_moment(lm: LM, layer: int, texts: Sequence[str]) -> Tensor:
     return total / count
 
 
+def trace(lm: LM, run: Run) -> None:
+    """All restorations of facts side by side, against one forward pass each; restored probabilities must agree."""
+    settings = replace(tracing.PRESETS["hase"], known="all", window=min(5, lm.arch.layers))
+    chosen = tracing.select(lm, edits_of(run.edits or 4), settings)
+    few = replace(chosen, asked=tuple(chosen.asked[i] for i in sampled(chosen.asked, run)))
+    for kind in ("mlp", "attn", "block"):
+        own = replace(settings, kind=kind, window=1 if kind == "block" else settings.window)
+        ours: list[tracing.Traced] = []
+        plain: list[Tensor] = []
+
+        def together(own: tracing.TraceSettings = own, ours: list[tracing.Traced] = ours) -> None:
+            ours[:] = tracing.trace_each(lm, chosen, own)
+
+        def one_by_one(own: tracing.TraceSettings = own, plain: list[Tensor] = plain) -> None:
+            plain[:] = [plain_trace(lm, asked, chosen.sigma, own) for asked in few.asked]
+
+        scale = len(chosen.asked) / len(few.asked)
+        pairs(f"trace: {kind}, window {own.window}, {len(chosen.asked)} facts", together, one_by_one, run, scale)
+        worst = max(
+            float((ours[i].restored - restored).abs().max())
+            for i, restored in zip(sampled(chosen.asked, run), plain, strict=True)
+        )
+        print(f"trace: largest difference of restored probabilities to the plain loop {worst:.1e}")
+
+
+def plain_trace(lm: LM, asked: Asked, sigma: float, settings: tracing.TraceSettings) -> Tensor:
+    """Tracing as published: a forward pass of a clean and ten noised rows for each token and layer."""
+    (begin, end), layers, samples = asked.span, lm.arch.layers, settings.samples
+    batch = lm.batch([asked.ids] * (samples + 1))
+    noise = sigma * torch.from_numpy(np.random.RandomState(settings.seed).randn(samples, end - begin, lm.arch.width))
+    name = {"mlp": lm.arch.mlp_of, "attn": lm.arch.attn_of, "block": lm.arch.block}[settings.kind]
+
+    def add(_module: nn.Module, _args: object, output: Tensor) -> None:
+        output[1:, begin:end] += noise.to(output)
+
+    def probability(token: int, window: Sequence[int]) -> float:
+        def put(_module: nn.Module, _args: object, output: Tensor | tuple[Tensor, ...]) -> None:
+            hidden = output[0] if isinstance(output, tuple) else output
+            hidden[1:, token] = hidden[0, token]
+
+        handles = [lm.module(name(layer)).register_forward_hook(put) for layer in window]
+        handles.append(lm.module(lm.arch.embedding).register_forward_hook(add))
+        with torch.no_grad():
+            logits = lm.model(input_ids=batch.ids, attention_mask=batch.mask).logits
+        for handle in handles:
+            handle.remove()
+        log_p = logits[1:, len(asked.prompt) - 1 :].log_softmax(-1)
+        return float(sum(log_p[:, i, token] for i, token in enumerate(asked.target)).double().exp().mean())
+
+    windows = [tracing.layer_window(layer, settings.window, layers) for layer in range(layers)]
+    low = probability(0, ())
+    rows = [[probability(t, w) if t >= begin else low for w in windows] for t in range(len(asked.prompt))]
+    return torch.tensor(rows, dtype=torch.float64)
+
+
 def memory(lm: LM, _run: Run) -> None:
     """What a saved ROME edit weighs, and what memory an edit takes at its height, against the model's own."""
     editor, (edit,) = rome(lm), edits_of(1)
@@ -372,6 +430,7 @@ MEASUREMENTS: dict[str, Callable[[LM, Run], None]] = {
     "values": values,
     "moments": moments,
     "holding": holding,
+    "trace": trace,
     "memory": memory,
     "canonical": canonical,
 }

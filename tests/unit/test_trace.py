@@ -16,7 +16,7 @@ from harness.errors import DataError, ModelError, UsageError
 from harness.facts import Asked, Fact, ask
 from harness.lm import LM
 from harness.patch import Patch, patched
-from harness.restore import Overwriting, Restorer
+from harness.restore import Overwriting, Restorer, _Way
 from harness.trace import (
     PRESETS,
     ROLES,
@@ -36,6 +36,7 @@ FACTS = [
     Fact("middle", "The home of Hugo Lantern is", "Hugo Lantern", "Lisbon, Portugal"),
     Fact("end", "Everybody knows Elena Marsh", "Elena Marsh", "has seen Rome"),
 ]
+WINDOWS = ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))
 QUICK = TraceSettings(window=3, samples=3, sigma=0.4, known="all")
 
 
@@ -114,22 +115,20 @@ def question(lm: LM, fact: Fact) -> Asked:
 
 
 @pytest.mark.parametrize("family", ["gpt2", "neox", "llama", "opt"])
-@pytest.mark.parametrize("kind", ["mlp", "attn", "block"])
-def test_the_blocks_by_themselves_are_the_whole_model(tiny: Callable[[str], LM], family: str, kind: str) -> None:
+@pytest.mark.parametrize(("kind", "budget"), [("mlp", 40), ("attn", 10_000), ("block", 10_000), ("mlp", 10_000)])
+def test_the_ways_give_the_same_numbers(tiny: Callable[[str], LM], family: str, kind: str, budget: int) -> None:
     lm = tiny(family)
     asked = question(lm, FACTS[1])
     noise = 0.4 * torch.randn(4, 2, lm.arch.width, generator=torch.manual_seed(0))
-    several = [
-        Overwriting(t, t + n, range(a, b)) for t, n in ((2, 1), (3, 2)) for a, b in ((0, 1), (0, 3), (1, 2), (2, 3))
-    ]
+    several = [Overwriting(t, t + n, range(a, b)) for t, n in ((2, 1), (3, 2), (4, 1)) for a, b in WINDOWS]
     found = []
-    for whole in (None, True):
-        restorer = Restorer(lm, kind, budget=40)  # type: ignore[arg-type]
+    for way in (None, _Way.FROM, _Way.WHOLE):
+        restorer = Restorer(lm, kind, budget=budget)  # type: ignore[arg-type]
         seen = restorer.observe(asked, noise, 2)
-        restorer._whole = whole
+        restorer._way = way
         found.append(restorer.probabilities(seen, [w[0] for w in seen.wrote], several))
-        assert restorer._whole is bool(whole)
-    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=0)
+        assert restorer._way is (way or (_Way.FROM if kind == "attn" else _Way.ABOVE))
+        torch.testing.assert_close(found[-1], found[0], rtol=1e-5, atol=0)
 
 
 def test_a_patch_that_follows_tokens_is_run_with_the_whole_model(tiny: Callable[[str], LM]) -> None:
@@ -142,7 +141,7 @@ def test_a_patch_that_follows_tokens_is_run_with_the_whole_model(tiny: Callable[
         restorer = Restorer(lm, "mlp")
         seen = restorer.observe(question(lm, FACTS[0]), torch.zeros(1, 2, lm.arch.width), 0)
         restorer.probabilities(seen, [w[0] for w in seen.wrote], [Overwriting(1, 2, range(1))])
-    assert restorer._whole is True
+    assert restorer._way is _Way.WHOLE
 
 
 @pytest.mark.parametrize("budget", [1, 50, 100_000])
