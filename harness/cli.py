@@ -28,8 +28,10 @@ if TYPE_CHECKING:
     from harness.plan import Plan
     from harness.record import Record
     from harness.report import Moved
+    from harness.restore import Kind
     from harness.runner import Options
     from harness.stats import Cached
+    from harness.trace import TraceSettings
 
 __all__ = ["main", "make_plans"]
 
@@ -516,6 +518,157 @@ def _check_one(kept: Record, folder: Path, device: str | None, rows: int, tolera
     mark = f"[red]{len(moved)} moved[/]" if moved else "[green]ok[/]"
     _out().print(f"{mark} {record.name(kept)}", soft_wrap=True)
     return moved
+
+
+# --- tracing ----------------------------------------------------------------------------------------------------------
+
+
+@harness.command(
+    short_help="Find where a model recalls facts: causal tracing.",
+    help="""Find where a model recalls facts: causal tracing.
+
+    Noise on a subject makes the model forget; restoring what a module wrote at one token, in a window of layers, brings
+    part of the answer's probability back. Facts that the model does not know are left out, counted and named. A study
+    that was stopped goes on where it was when the same command is given again.
+
+    \b
+    harness trace --edits counterfact:50 --window 1,3
+    harness trace --model gpt2-xl --variant rome --edits known_1000 --data-dir DIR
+    harness trace-plot runs/*trace*.json --output layers.png
+    """,
+)
+@click.option("--model", default="mini", show_default=True, help="A shipped model, a folder, or a Hub repository.")
+@click.option(
+    "--edits",
+    default="counterfact:200",
+    show_default=True,
+    help="Facts: an edit set (its old targets are true), known_1000, or a file; NAME:N takes the first N.",
+)
+@click.option("--data-dir", default="mini", show_default=True, help="Rows: 'mini', a folder, or 'hub'.")
+@click.option("--split", default="test", show_default=True, help="The split of an edit set.")
+@click.option(
+    "--variant", default="hase", show_default=True, help="Published settings: hase (2023), or rome (Meng et al. 2022)."
+)
+@click.option(
+    "--kind",
+    help="What is restored: mlp, attn, block (hidden state), or several: mlp,block.  [default: mlp; rome: all three]",
+)
+@click.option(
+    "--window",
+    help="Layers restored together, or several: 1,3,5.  [default: 5; rome: 10; of blocks: 1]",
+)
+@click.option("--samples", type=int, help="Noise samples.  [default: 10]")
+@click.option(
+    "--sigma",
+    help="Noise: a number, s3 (3 x std of embeddings), hase or rome (that paper's).  [default: the variant's]",
+)
+@click.option("--seed", type=int, help="Of the noise.  [default: 1, as published]")
+@click.option(
+    "--known",
+    type=click.Choice(["continuation", "prediction", "all"]),
+    help="Which facts: the answer is in the greedy continuation, is the first token, or all.  [default: the variant's]",
+)
+@click.option("--new-tokens", type=int, help="The length of that continuation.  [default: 36]")
+@click.option(
+    "--answer",
+    type=click.Choice(["object", "prediction"]),
+    help="What is explained: the true object, or the most probable token.  [default: the variant's]",
+)
+@click.option("--threshold", type=float, help="The least probability of the answer.  [default: 0]")
+@click.option(
+    "--high",
+    type=click.Choice(["clean", "max"]),
+    help="Fractions are of the clean probability, or of the greatest seen (as released).  [default: clean]",
+)
+@click.option("--dtype", default="float32", show_default=True, help="float32, bfloat16, float16 or float64.")
+@click.option("--device", help="Where the model goes; 'auto' spreads it.  [default: an accelerator, else the CPU]")
+@click.option("--arch", "arch", multiple=True, metavar="PART=NAME", help="A module of the model, named by hand.")
+@click.option("--budget", type=click.IntRange(min=1), default=4096, show_default=True, help="Tokens of one pass.")
+@click.option(
+    "--output", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of the record."
+)
+@click.option("--fresh", is_flag=True, help="Start anew where an earlier study of the same plan was stopped.")
+def trace(
+    model: str,
+    edits: str,
+    data_dir: str,
+    split: str,
+    variant: str,
+    kind: str | None,
+    window: str | None,
+    dtype: str,
+    device: str | None,
+    arch: Sequence[str],
+    budget: int,
+    output: Path,
+    fresh: bool,
+    **chosen: Any,
+) -> None:
+    """Find where a model recalls facts: causal tracing."""
+    from harness.plan import parse_edits
+    from harness.tracing import TracePlan, carry_out, study_name, study_table
+
+    settings = _trace_settings(variant, kind, window, chosen)
+    name, count = parse_edits(edits)
+    parts = _pairs([p for a in arch for p in a.split(",")], "--arch")
+    plans = [TracePlan(one, model, name, count, split, data_dir, dtype, parts) for one in settings]
+    with _progress() as report:
+        for study in carry_out(plans, output, device, fresh, report, budget):
+            _out().print(study_table(study.record))
+            _out().print(f"record: {output / (study_name(study.record) + '.json')}", soft_wrap=True)
+
+
+def _trace_settings(variant: str, kind: str | None, window: str | None, chosen: dict[str, Any]) -> list[TraceSettings]:
+    """The settings of each kind and window, from a variant and what was changed of it."""
+    from dataclasses import replace
+
+    from harness.errors import near
+    from harness.trace import preset
+
+    settings = preset(variant)
+    if chosen["sigma"] is not None:
+        chosen["sigma"] = _sigma(chosen["sigma"])
+    settings = replace(settings, **{key: value for key, value in chosen.items() if value is not None})
+    known: dict[str, Kind] = {"block": "block", "mlp": "mlp", "attn": "attn"}
+    kinds = (kind or (",".join(known) if variant == "rome" else "mlp")).split(",")
+    for one in kinds:
+        if one not in known:
+            raise UsageError(f"--kind '{one}' does not exist{near(one, known)}")
+    widths = _integers(window, "--window") if window else None
+    return [
+        replace(settings, kind=known[one], window=width)
+        for one in dict.fromkeys(kinds)
+        for width in dict.fromkeys(widths or [1 if one == "block" else settings.window])
+    ]
+
+
+def _sigma(text: str) -> float | str:
+    if text in ("s3", "hase", "rome"):
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise UsageError(f"--sigma '{text}': expected a number above 0, s3, hase or rome") from None
+
+
+@harness.command("trace-plot")
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--what",
+    type=click.Choice(["layers", "roles", "fact"]),
+    default="layers",
+    show_default=True,
+    help="Averages by layer, averages by the role of a token, or one fact.",
+)
+@click.option("--fact", help="The id of the fact.  [default: the first]")
+@click.option("--output", type=click.Path(path_type=Path), default=Path("trace.png"), show_default=True)
+def trace_plot(paths: Sequence[Path], what: str, fact: str | None, output: Path) -> None:
+    """Draw records of `harness trace`: png, svg or pdf."""
+    from harness.traceplot import draw
+    from harness.tracing import read_study
+
+    draw([read_study(path) for path in paths], what if fact is None else "fact", output, fact)
+    _out().print(f"figure: {output}", soft_wrap=True)
 
 
 # --- lists ------------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ intervals of the values; the dashed line is the unedited model.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["FORMATS", "curves", "draw"]
+__all__ = ["COLOURS", "FORMATS", "MARKERS", "curves", "draw", "save"]
 
 FORMATS = (".png", ".svg", ".pdf")
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_MARKERS = "osD^vPX*"
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "osD^vPX*"
 _LINES = ("-", "--", ":", "-.")
 _COLUMNS = 4
 _EXAM = ("efficacy", "paraphrase", "neighborhood", "locality_accuracy", "locality_agreement")
@@ -88,10 +88,23 @@ def draw(records: Sequence[Record], path: Path) -> None:
         UsageError: the file's ending is no format, it cannot be written, or matplotlib is not installed.
         DataError: as :func:`curves`.
     """
+    save(lambda: _figure(curves(records), records[0]), path)
+
+
+def save(make: Callable[[], Figure], path: Path) -> None:
+    """Make a figure and write it to a file.
+
+    Raises:
+        UsageError: the file's ending is no format, it cannot be written, or matplotlib is not installed.
+    """
     if path.suffix not in FORMATS:
         raise UsageError(f"{path}: '{path.suffix}' is no format of figures; end it in {', '.join(FORMATS)}")
-    found = curves(records)
-    figure = _figure(found, records[0])
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise UsageError("figures need matplotlib; install it with pip install 'lm-edit-harness[plot]'") from error
+    matplotlib.rcParams["svg.hashsalt"] = "lm-edit-harness"
+    figure = make()
     # Without dates and random ids the same records give the same file.
     metadata = {"Date": None} if path.suffix == ".svg" else {}
     try:
@@ -101,12 +114,8 @@ def draw(records: Sequence[Record], path: Path) -> None:
 
 
 def _figure(found: dict[Panel, dict[str, list[tuple[int, float, float, float]]]], record: Record) -> Figure:
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UsageError("figures need matplotlib; install it with pip install 'lm-edit-harness[plot]'") from error
-    matplotlib.rcParams["svg.hashsalt"] = "lm-edit-harness"
+    from matplotlib.figure import Figure
+
     columns = min(_COLUMNS, len(found))
     rows = math.ceil(len(found) / columns)
     figure = Figure(figsize=(3.1 * columns, 2.5 * rows + 1.0), layout="constrained")
@@ -133,8 +142,8 @@ def _panel(
         axis.axhline(base, color="0.45", linewidth=1, linestyle=(0, (4, 3)))
     for editor, line in lines.items():
         place = editors.index(editor)
-        colour, marker = _COLOURS[place % len(_COLOURS)], _MARKERS[place % len(_MARKERS)]
-        style = _LINES[place // len(_COLOURS) % len(_LINES)]
+        colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
+        style = _LINES[place // len(COLOURS) % len(_LINES)]
         edits, values, lows, highs = zip(
             *sorted(row for row in line if row[0] > 0 or metric not in _EXAM[:2]), strict=True
         )
