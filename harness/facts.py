@@ -6,7 +6,7 @@ Sources: Meng et al. 2022 (ROME, arXiv 2202.05262), appendix B.1; Hase et al. 20
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,7 +99,7 @@ def read(path: Path) -> list[Fact]:
     ``known_id`` or ``id`` names them. A row that lacks one is kept: :func:`ask` says why it cannot be used.
 
     Raises:
-        DataError: the file cannot be read, or holds no rows.
+        DataError: the file cannot be read, holds no rows, or two of one id.
     """
     text = data.read_text(path)
     try:
@@ -108,7 +108,11 @@ def read(path: Path) -> list[Fact]:
         raise DataError(f"{path}, line {error.lineno}: not JSON ({error.msg}); copy the file again") from error
     if not rows or not all(isinstance(row, dict) for row in rows):
         raise DataError(f"{path}: holds no facts; expected rows with prompt, subject and attribute")
-    return [_fact(row, i) for i, row in enumerate(rows)]
+    found = [_fact(row, i) for i, row in enumerate(rows)]
+    twice = [one for one, count in Counter(fact.id for fact in found).items() if count > 1]
+    if twice:
+        raise DataError(f"{path}: the id {twice[0]} occurs twice; give each row an id of its own")
+    return found
 
 
 def _fact(row: dict[str, Any], place: int) -> Fact:

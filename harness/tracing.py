@@ -470,7 +470,7 @@ def _title(record: Json) -> str:
     settings, facts = record["plan"]["settings"], record["facts"]
     window = "one layer" if settings["window"] == 1 else f"{settings['window']} layers"
     return (
-        f"trace of {settings['kind']} outputs, {window} · {record['model']['name']} · "
+        f"trace of {settings['kind']} outputs, {window} · {Path(record['model']['name']).name} · "
         f"{facts['traced']} of {facts['asked']} facts of {Path(record['plan']['edits']).name}"
     )
 
