@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import DataError, UsageError
 from harness.leaderboard import EDIT_METRICS
+from harness.neutral import NAME
 from harness.pooled import pool
 from harness.record import Record
 
@@ -26,14 +27,20 @@ FORMATS = (".png", ".svg", ".pdf")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX*"
 _LINES = ("-", "--", ":", "-.")
-_COLUMNS = 4
+_COLUMNS = 5
 _EXAM = ("efficacy", "paraphrase", "neighborhood", "locality_accuracy", "locality_agreement")
+
+_UNKNOWN = ("efficacy", "paraphrase")
+"""Metrics of edits, of which there are none before the first."""
+_GREY, _DASHED = "0.45", (0, (4, 3))
 
 Panel = tuple[str, str]
 """A task and one of its metrics."""
+Row = tuple[int, float, float, float]
+"""Edits, value, and the ends of its interval."""
 
 
-def curves(records: Sequence[Record]) -> dict[Panel, dict[str, list[tuple[int, float, float, float]]]]:
+def curves(records: Sequence[Record]) -> dict[Panel, dict[str, list[Row]]]:
     """What is drawn: panel -> editor -> (edits, value, low, high); a value without an interval has itself.
 
     Raises:
@@ -44,7 +51,7 @@ def curves(records: Sequence[Record]) -> dict[Panel, dict[str, list[tuple[int, f
         key = "sha256" if what == "model" else "dataset"
         if len({str(getattr(record, what).get(key)) for record in whole}) > 1:
             raise DataError(f"the records are of several {what}; draw those of one")
-    found: dict[Panel, dict[str, list[tuple[int, float, float, float]]]] = {}
+    found: dict[Panel, dict[str, list[Row]]] = {}
     for record, label in zip(whole, _labels(whole), strict=True):
         for point in record.points:
             for panel, row in _rows(record, point):
@@ -60,7 +67,7 @@ def _labels(records: Sequence[Record]) -> list[str]:
     return [n if names.count(n) == 1 else f"{n} ({r.id[:6]})" for n, r in zip(names, records, strict=True)]
 
 
-def _rows(record: Record, point: dict[str, Any]) -> list[tuple[Panel, tuple[int, float, float, float]]]:
+def _rows(record: Record, point: dict[str, Any]) -> list[tuple[Panel, Row]]:
     rows = []
     for task, table in point["tasks"].items():
         exam = "efficacy" in table
@@ -78,7 +85,7 @@ def _place(panel: Panel) -> tuple[int, int, str]:
     task, metric = panel
     if metric in EDIT_METRICS:
         return (0, EDIT_METRICS.index(metric), task)
-    return (2 if task == "neutral_text" else 1, 0, task.lower())
+    return (2 if task == NAME else 1, 0, task.lower())
 
 
 def draw(records: Sequence[Record], path: Path) -> None:
@@ -113,52 +120,77 @@ def save(make: Callable[[], Figure], path: Path) -> None:
         raise UsageError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
 
 
-def _figure(found: dict[Panel, dict[str, list[tuple[int, float, float, float]]]], record: Record) -> Figure:
+def _figure(found: dict[Panel, dict[str, list[Row]]], record: Record) -> Figure:
     from matplotlib.figure import Figure
 
     columns = min(_COLUMNS, len(found))
     rows = math.ceil(len(found) / columns)
-    figure = Figure(figsize=(3.1 * columns, 2.5 * rows + 1.0), layout="constrained")
+    figure = Figure(figsize=(3.1 * columns, 2.4 * rows + 1.1), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True).flatten()
     editors = list(dict.fromkeys(editor for lines in found.values() for editor in lines))
     for axis, (panel, lines) in zip(axes, found.items(), strict=False):
         _panel(axis, panel, lines, editors)
+    for axis in axes[max(0, len(found) - columns) : len(found)]:
+        axis.set_xlabel("edits", fontsize=8)
+        axis.tick_params(axis="x", labelbottom=True)
     for axis in axes[len(found) :]:
-        axis.set_visible(False)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(editors)), frameon=False)
+        axis.set_axis_off()
+    _legend(figure, list(axes[len(found) :]), editors)
     edits = record.edits.get("dataset", "")
-    figure.suptitle(f"{record.model.get('name')}: after so many sequential edits of {edits}", fontsize=11)
+    figure.suptitle(f"{record.model.get('name')} after sequential edits of {edits}", fontsize=12)
     return figure
 
 
-def _panel(
-    axis: Axes, panel: Panel, lines: dict[str, list[tuple[int, float, float, float]]], editors: Sequence[str]
-) -> None:
+def _legend(figure: Figure, free: Sequence[Axes], editors: Sequence[str]) -> None:
+    """What lines, bands and the dashed line are: in the place of a panel where one is free, else below."""
+    from matplotlib.lines import Line2D
+
+    lines = [Line2D([], [], linewidth=1.6, markersize=5, label=editor, **_look(editors, editor)) for editor in editors]
+    lines.append(Line2D([], [], color=_GREY, linewidth=1, linestyle=_DASHED, label="unedited"))
+    title = "bands: 95 % intervals"
+    if len(free):
+        columns = 1 if len(lines) <= 9 else 2
+        free[0].legend(handles=lines, loc="upper left", frameon=False, fontsize=9, title=title, ncols=columns)
+    else:
+        columns = min(6, len(lines))
+        figure.legend(handles=lines, loc="outside lower center", ncols=columns, frameon=False, title=title)
+
+
+def _look(editors: Sequence[str], editor: str) -> dict[str, Any]:
+    """Colour, marker and dashes of a line, so that no two of 28 are alike."""
+    place = editors.index(editor)
+    return {
+        "color": COLOURS[place % len(COLOURS)],
+        "marker": MARKERS[place % len(MARKERS)],
+        "linestyle": _LINES[place // len(COLOURS) % len(_LINES)],
+    }
+
+
+def _panel(axis: Axes, panel: Panel, lines: dict[str, list[Row]], editors: Sequence[str]) -> None:
     task, metric = panel
-    axis.set_title(f"{task}\n{metric}", fontsize=9)
+    axis.set_title(f"{task}\n{metric.replace('_', ' ')}", fontsize=9, loc="left")
     base = next((row[1] for line in lines.values() for row in line if row[0] == 0), None)
     if base is not None:
-        axis.axhline(base, color="0.45", linewidth=1, linestyle=(0, (4, 3)))
+        axis.axhline(base, color=_GREY, linewidth=1, linestyle=_DASHED, zorder=1)
     for editor, line in lines.items():
-        place = editors.index(editor)
-        colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
-        style = _LINES[place // len(COLOURS) % len(_LINES)]
-        edits, values, lows, highs = zip(
-            *sorted(row for row in line if row[0] > 0 or metric not in _EXAM[:2]), strict=True
-        )
-        axis.plot(
-            edits, values, color=colour, marker=marker, markersize=3.5, linewidth=1.4, linestyle=style, label=editor
-        )
-        axis.fill_between(edits, lows, highs, color=colour, alpha=0.13, linewidth=0)
-    axis.set_xscale("symlog", linthresh=1)
+        _line(axis, [row for row in sorted(line) if row[0] > 0 or metric not in _UNKNOWN], _look(editors, editor))
+    axis.set_xscale("symlog", linthresh=1, linscale=0.4)
     ticks = sorted({row[0] for line in lines.values() for row in line})
     axis.set_xticks(ticks, [str(tick) for tick in ticks], fontsize=7)
     axis.minorticks_off()
     axis.tick_params(axis="y", labelsize=7)
     axis.grid(alpha=0.25, linewidth=0.5)
     axis.spines[["top", "right"]].set_visible(False)
-    if task == "neutral_text":
-        axis.set_yscale("symlog", linthresh=0.01)
+    if task == NAME:
+        axis.set_yscale("symlog", linthresh=0.01, linscale=0.4)
+        axis.set_ylim(bottom=0)
     else:
         axis.set_ylim(-0.03, 1.03)
+
+
+def _line(axis: Axes, rows: Sequence[Row], look: dict[str, Any]) -> None:
+    """One editor: its values, and its intervals as a band; the unedited model's own interval is every editor's."""
+    edits, values, _, _ = zip(*rows, strict=True)
+    axis.plot(edits, values, markersize=3.5, linewidth=1.4, **look)
+    edits, _, lows, highs = zip(*(row for row in rows if row[0] > 0), strict=True)
+    axis.fill_between(edits, lows, highs, color=look["color"], alpha=0.13, linewidth=0)

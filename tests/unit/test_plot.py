@@ -66,7 +66,24 @@ def test_every_editor_is_told_apart_without_colour(tmp_path: Path) -> None:
     lines = figure.axes[0].get_lines()[1:]
     styles = {(line.get_marker(), line.get_linestyle(), str(line.get_color())) for line in lines}
     assert len(lines) == len(styles) == 12
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == names
+    (legend,) = [axis.get_legend() for axis in figure.axes if axis.get_legend()] or figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [*names, "unedited"]
+    assert legend.get_title().get_text() == "bands: 95 % intervals"
+
+
+def test_bands_are_the_intervals_and_panels_show_what_there_was_before_the_first_edit() -> None:
+    made = runs()
+    found = plot.curves(made)
+    figure = plot._figure(found, made[0])
+    for axis, ((task, metric), lines) in zip(figure.axes, found.items(), strict=False):
+        assert axis.get_title("left") == f"{task}\n{metric.replace('_', ' ')}"
+        dashed, *drawn = axis.get_lines()
+        assert list(dashed.get_ydata()) == [lines["memit"][0][1]] * 2
+        for line, band, rows in zip(drawn, axis.collections, lines.values(), strict=True):
+            known = rows[1:] if metric in {"efficacy", "paraphrase"} else rows
+            assert [tuple(point) for point in line.get_xydata()] == [(row[0], row[1]) for row in known]
+            corners = {tuple(corner) for path in band.get_paths() for corner in path.vertices}
+            assert corners == {(row[0], end) for row in rows[1:] for end in row[2:]}
 
 
 def test_a_file_that_is_no_figure_is_told(tmp_path: Path) -> None:
