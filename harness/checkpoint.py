@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from harness.errors import UsageError
 from harness.record import write_whole
 from harness.schedule import Begun
 
@@ -42,12 +43,20 @@ class Checkpoint:
             self.now()
 
     def now(self) -> None:
-        """Write the newest state."""
+        """Write the newest state; what was written before survives a failure.
+
+        Raises:
+            UsageError: it cannot be written.
+        """
         if self._newest is None:
             return
         content = io.BytesIO()
         torch.save({"key": self.key, "state": self._newest}, content)
-        write_whole(self.path, content.getvalue())
+        try:
+            write_whole(self.path, content.getvalue())
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            raise UsageError(f"{self.path}: cannot be written ({reason}); what was written before is whole") from error
         self._last, self._newest = time.monotonic(), None
 
     def read(self) -> Begun | None:

@@ -2,7 +2,8 @@
 
 A change is always written ``[out, in]``, whatever the module stores (GPT-2's ``Conv1D`` stores ``[in, out]``).
 Low rank stays low rank through addition and scaling, so that a rank-one edit of a large matrix stays small on disk,
-and so that many edits can share one forward pass (:func:`harness.patch.patched_rows`).
+and so that many edits can share one forward pass (:func:`harness.patch.patched_rows`). A sum becomes dense where its
+factors would hold as many numbers as the matrix, so that in a long run it never grows beyond it.
 """
 
 from __future__ import annotations
@@ -13,13 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from harness.errors import DataError
 
-__all__ = ["Delta", "Dense", "LowRank", "from_tensors", "load", "numerical_rank", "save"]
+__all__ = ["Delta", "Dense", "LowRank", "from_tensors", "numerical_rank"]
 
 
 class Delta(ABC):
@@ -36,7 +35,7 @@ class Delta(ABC):
 
     @abstractmethod
     def __add__(self, other: Delta) -> Delta:
-        """The sum of two changes; low rank if both are."""
+        """The sum of two changes; low rank if both are, while its factors are smaller than their product."""
 
     @abstractmethod
     def __mul__(self, factor: float) -> Delta:
@@ -94,7 +93,8 @@ class LowRank(Delta):
 
     def __add__(self, other: Delta) -> Delta:
         _same_shape(self, other)
-        if isinstance(other, LowRank):
+        rank = self.left.shape[1] + (other.left.shape[1] if isinstance(other, LowRank) else 0)
+        if isinstance(other, LowRank) and rank * sum(self.shape) < self.shape.numel():
             return LowRank(torch.cat([self.left, other.left], 1), torch.cat([self.right, other.right], 0))
         return Dense(self.dense() + other.dense())
 
@@ -185,33 +185,6 @@ def _svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _same_shape(a: Delta, b: Delta) -> None:
     if a.shape != b.shape:
         raise ValueError(f"two changes of different shapes cannot be added: {tuple(a.shape)} and {tuple(b.shape)}")
-
-
-def save(deltas: Mapping[str, Delta], path: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write changes as safetensors; the keys are ``<parameter>::<role>``."""
-    flat = {
-        f"{name}::{role}": tensor.detach().cpu().contiguous()
-        for name, delta in deltas.items()
-        for role, tensor in delta.tensors().items()
-    }
-    save_file(flat, path, metadata=dict(metadata or {}))
-
-
-def load(path: Path) -> dict[str, Delta]:
-    """Read changes written by :func:`save`.
-
-    Raises:
-        DataError: the file is missing, damaged, or not a file of changes.
-    """
-    try:
-        flat = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise DataError(f"{path}: not a readable file of weight changes ({error}); save it again") from error
-    parts: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in flat.items():
-        name, _, role = key.rpartition("::")
-        parts.setdefault(name, {})[role] = tensor
-    return {name: from_tensors(roles, path, name) for name, roles in parts.items()}
 
 
 def from_tensors(roles: Mapping[str, Tensor], path: Path, name: str) -> Delta:

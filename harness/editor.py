@@ -428,6 +428,17 @@ class Recipe:
         """The class of the method itself."""
         return self.parts[0]
 
+    @property
+    def method(self) -> str:
+        """The name of the method itself, as :func:`find` takes it."""
+        return _parts(self.name)[0]
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """The sha256 of each part that does not ship: of the file that holds its class, by the part's name."""
+        own = {cls.name: Path(inspect.getfile(cls)) for cls in self.parts if not cls.__module__.startswith("editors.")}
+        return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in own.items()}
+
     def build(
         self,
         lm: LM,
@@ -482,7 +493,8 @@ def compose(name: str) -> Recipe:
     Raises:
         UsageError: a part does not exist, or stands where it cannot.
     """
-    found = [find(part.strip()) for part in ([name] if Path(name).is_file() else name.split("+"))]
+    parts = _parts(name)
+    found = [find(part) for part in parts]
     if issubclass(found[0], Wrapper):
         raise UsageError(
             f"{found[0].name} wraps another editor; name that one first, for example memit+{found[0].name}"
@@ -494,6 +506,17 @@ def compose(name: str) -> Recipe:
     if len({cls.name for cls in found}) < len(found):
         raise UsageError(f"'{name}' names a part twice; name each once")
     return Recipe(name, tuple(found))
+
+
+def _parts(name: str) -> list[str]:
+    """The parts of a name, left to right; the path of a file may hold a plus of its own."""
+    pieces, found = name.split("+"), []
+    while pieces:
+        sizes = (n for n in range(len(pieces), 0, -1) if Path("+".join(pieces[:n]).strip()).is_file())
+        size = next(sizes, 1)
+        found.append("+".join(pieces[:size]).strip())
+        pieces = pieces[size:]
+    return found
 
 
 def _plain(value: object) -> object:

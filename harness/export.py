@@ -25,7 +25,7 @@ def export(path: Path, lm: LM, folder: Path) -> None:
     Raises:
         DataError: the patch cannot be used, or is of another model.
         ModelError: the patch changes another seam than weights, which no checkpoint can hold.
-        UsageError: the folder holds something, or cannot be written to.
+        UsageError: the folder is a file, holds something, or cannot be written to.
     """
     patch = saved.load(path, lm)
     if not patch.only_weights:
@@ -33,8 +33,9 @@ def export(path: Path, lm: LM, folder: Path) -> None:
         raise ModelError(
             f"{path}: changes {where}, which no checkpoint can hold; score it with `harness run --patch {path}`"
         )
-    if folder.exists() and any(folder.iterdir()):
-        raise UsageError(f"{folder}: is not empty; give --to a new folder")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        found = "is not empty" if folder.is_dir() else "is a file"
+        raise UsageError(f"{folder}: {found}; give --to a new folder")
     with patched(lm, patch):
         try:
             lm.model.save_pretrained(folder)

@@ -10,7 +10,6 @@ from harness import saved
 from harness.editor import Edit, Editor
 from harness.lm import LM
 from harness.patch import Patch
-from harness.tensorfile import content_sha256
 
 __all__ = ["Replay", "replay"]
 
@@ -44,8 +43,8 @@ class Replay(Editor):
         return dict(self.made)
 
     def notes(self, lm: LM) -> Mapping[str, object]:  # noqa: ARG002
-        """The hash of what was put back."""
-        return {"patch_sha256": content_sha256({n: d.dense() for n, d in self.patch.weights.items()})}
+        """The hash of what was put back, at every seam."""
+        return {"patch_sha256": saved.digest(self.patch)}
 
 
 def replay(path: Path, lm: LM) -> Replay:

@@ -128,7 +128,7 @@ def settled(plan: Plan) -> tuple[Plan, list[Edit], list[int]]:
 
 
 def finished(plan: Plan, folder: Path) -> Record | None:
-    """The complete record of a plan in a folder; None where there is none.
+    """The complete record of a plan in a folder; None where there is none, or one of an earlier version of a file.
 
     Raises:
         HarnessError: the plan cannot be carried out; as :func:`settled`.
@@ -137,7 +137,8 @@ def finished(plan: Plan, folder: Path) -> Record | None:
     name = record.identity(settled(plan)[0].to_json())
     for path in folder.glob(f"*--{name[:8]}.json"):
         found = record.read(path, values=True)
-        if found.id == name and found.status == "complete":
+        same = found.id == name and found.editor.get("sources", {}) == compose(plan.editor).sources
+        if same and found.status == "complete":
             return found
     return None
 
@@ -406,7 +407,7 @@ class _Run:
         }
         path = patch_path(self.options.output, self.writer.record, stop.edits)
         try:
-            saved.save(stop.patches[0], ready.lm, path, ready.plan.editor.partition("+")[0], about)
+            saved.save(stop.patches[0], ready.lm, path, compose(ready.plan.editor).method, about)
         except ModelError as error:
             log.warning("%s", error)
 
@@ -461,6 +462,7 @@ def _new_record(ready: Prepared, fingerprint: str) -> Record:
             "hyperparameters": editor.hyperparameters(),
             "notes": editor.notes(lm),
             "learned": fitted.digest(editor.root),
+            "sources": compose(plan.editor).sources,
         },
         edits={
             "dataset": Path(plan.edits).name if Path(plan.edits).is_file() else plan.edits,

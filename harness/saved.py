@@ -5,6 +5,8 @@ The file names the editor whose parts it holds and the model that it changes; an
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,10 +18,10 @@ from harness import __version__, tensorfile
 from harness.delta import Delta, from_tensors
 from harness.editor import find
 from harness.errors import DataError, ModelError, UsageError
-from harness.lm import LM
+from harness.lm import LM, combined_sha256
 from harness.patch import Part, Patch
 
-__all__ = ["load", "manifest", "packed", "save", "unpacked"]
+__all__ = ["digest", "load", "manifest", "packed", "save", "unpacked"]
 
 FORMAT = 1
 KIND = "patch"
@@ -111,6 +113,16 @@ def unpacked(path: Path, head: Mapping[str, Any], flat: Mapping[str, Tensor], lm
     parts = {where: _restore(path, head, where, flat, lm) for where in head["parts"]}
     hooks = {where.removeprefix("hooks/"): part for where, part in parts.items() if where.startswith("hooks/")}
     return Patch(_weights(path, flat), hooks, parts.get("prompt"), parts.get("logits"))
+
+
+def digest(patch: Patch) -> str:
+    """One sha256 over all that a patch changes, at every seam; as :func:`packed`."""
+    parts, tensors = packed(patch, "a saved edit")
+    own = {name: tensor for name, tensor in tensors.items() if not name.startswith("weights/")}
+    # A change is the same whether its factors are kept or their product.
+    dense = {f"weights/{name}": delta.dense() for name, delta in patch.weights.items()}
+    settings = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return combined_sha256({"tensors": tensorfile.content_sha256({**dense, **own}), "parts": settings})
 
 
 def _parts(patch: Patch) -> list[tuple[str, object]]:

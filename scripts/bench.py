@@ -34,8 +34,7 @@ from torch.nn import functional
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from editors.rome import Rome
-from harness import delta as deltas
-from harness import stats, tasks
+from harness import saved, stats, tasks
 from harness import trace as tracing
 from harness.adapter import EditedLM
 from harness.canonical import SETS, CanonicalSet
@@ -366,7 +365,7 @@ def memory(lm: LM, _run: Run) -> None:
     taken, model = _resident("VmHWM") - before, sum(p.nbytes for p in lm.model.parameters()) / 2**20
     with TemporaryDirectory() as folder:
         path = Path(folder) / "edit.safetensors"
-        deltas.save(patch.weights, path)
+        saved.save(patch, lm, path, "rome")
         print(f"memory: one ROME edit on disk {path.stat().st_size / 1024:.1f} KiB")
     print(
         f"memory: one ROME edit took {taken:.0f} MiB at its height, {taken / model:.2f} of the model's {model:.0f} MiB"

@@ -17,6 +17,7 @@ from harness.editor import Edit, find
 from harness.errors import DataError, ModelError, UsageError
 from harness.lm import LM
 from harness.patch import Patch, patched
+from harness.replay import replay
 
 SEAMS = str(Path(__file__).parents[1] / "seams.py")
 
@@ -53,6 +54,21 @@ def test_every_seam_comes_back(tiny, edits, patch, tmp_path: Path, family: str) 
     for seam in ({"weights": {}}, {"hooks": {}}, {"logits": None}, {"prompt": str}):
         fewer = {"weights": again.weights, "hooks": again.hooks, "prompt": again.prompt, "logits": again.logits, **seam}
         assert not torch.equal(logits(lm, Patch(**fewer), edits), logits(lm, change, edits))
+
+
+def test_what_is_put_back_is_known_by_all_of_its_seams(tiny, edits, patch, tmp_path: Path) -> None:
+    """The record of a run that puts edits back names their hash: hooks, prompts and logits are edits as well."""
+    lm, path, change = tiny("gpt2"), tmp_path / "p", patch("gpt2")
+    saved.save(change, lm, path, SEAMS)
+    noted = replay(path, lm).notes(lm)["patch_sha256"]
+    assert noted == saved.digest(change)
+    fewer = find(SEAMS)().edit(lm, edits[:1])
+    seams = ("weights", "hooks", "prompt", "logits")
+    for seam in seams:
+        mixed = Patch(**{one: getattr(fewer if one == seam else change, one) for one in seams})
+        assert saved.digest(mixed) != noted, seam
+    dense = Patch({n: Dense(d.dense()) for n, d in change.weights.items()}, change.hooks, change.prompt, change.logits)
+    assert saved.digest(dense) == noted  # the same change, however it is kept
 
 
 def test_the_manifest_says_what_it_is_without_the_tensors(tiny, patch, tmp_path: Path) -> None:
