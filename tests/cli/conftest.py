@@ -7,30 +7,16 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
 import pytest
+from cli_calls import ROWS, Outcome
 
 from harness import cli, record
 from harness.lm import shipped
 from harness.plan import Plan
 from harness.runner import Options, run
-
-ROWS = [
-    {"prompt": "{} was born in", "subject": "Ada Velmont", "target": "Rome", "target_old": "Oslo"},
-    {"prompt": "The home of {} is", "subject": "Hugo Lantern", "target": "Paris", "target_old": "Oslo"},
-]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a command gave back."""
-
-    code: int
-    out: str
-    err: str
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Outcome
+from cli_calls import Outcome
 from filelock import FileLock
 
 from editors.prune import pruned, spectral_norm

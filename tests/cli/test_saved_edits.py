@@ -10,7 +10,7 @@ from typing import Any
 import lm_eval
 import pytest
 import torch
-from conftest import ROWS, Outcome
+from cli_calls import ROWS, Outcome
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 

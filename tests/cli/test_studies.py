@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import Outcome
+from cli_calls import Outcome
 
 from harness import record
 

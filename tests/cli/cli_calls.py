@@ -1,0 +1,19 @@
+"""What tests of the command line share besides fixtures; a conftest cannot be imported by its name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+ROWS = [
+    {"prompt": "{} was born in", "subject": "Ada Velmont", "target": "Rome", "target_old": "Oslo"},
+    {"prompt": "The home of {} is", "subject": "Hugo Lantern", "target": "Paris", "target_old": "Oslo"},
+]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command gave back."""
+
+    code: int
+    out: str
+    err: str
