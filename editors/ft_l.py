@@ -16,7 +16,7 @@ from harness.descent import Loss, Settings, descend, feed_forward
 from harness.editor import Count, Edit, Editor, NotNegative, Positive
 from harness.keys import chosen
 from harness.lm import LM
-from harness.objectives import DIRECTIONS
+from harness.objectives import DIRECTIONS, Normalisation
 from harness.patch import Patch
 
 __all__ = ["BoundedFineTuning"]
@@ -36,6 +36,8 @@ class BoundedFineTuning(Editor):
         batch_size: edits of one update.
         weight_decay: Adam's L2 penalty.
         threshold: the loss at which it stops.
+        normalisation: whether the loss of an edit is a ``mean`` over its target's tokens, or their ``sum`` (Hase et al.
+            2023, arXiv 2301.04213).
     """
 
     name = "ft_l"
@@ -53,6 +55,7 @@ class BoundedFineTuning(Editor):
     batch_size: Count = 64
     weight_decay: NotNegative = 0.0
     threshold: NotNegative = 1e-2
+    normalisation: Normalisation = "mean"
 
     # kmeng01/rome, hparams/FT, the settings with a constraint.
     presets: ClassVar[Mapping[str, Mapping[str, object]]] = {
@@ -70,7 +73,16 @@ class BoundedFineTuning(Editor):
         if not edits:
             return Patch()
         bound, batch = self.norm_constraint, self.batch_size
-        settings = Settings(self.loss, self.lr, self.steps, batch, self.weight_decay, bound, self.threshold)
+        settings = Settings(
+            self.loss,
+            self.lr,
+            self.steps,
+            batch,
+            self.weight_decay,
+            bound,
+            self.threshold,
+            normalisation=self.normalisation,
+        )
         return Patch(descend(lm, edits, feed_forward(lm, chosen(lm, self.layers)), settings).deltas)
 
     def label(self) -> str:

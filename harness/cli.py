@@ -25,6 +25,7 @@ from harness.console import progress_console
 from harness.errors import CheckFailed, DataError, HarnessError, UsageError
 
 if TYPE_CHECKING:
+    from harness.localize import Grid
     from harness.plan import Plan
     from harness.record import Record
     from harness.report import Moved
@@ -669,6 +670,128 @@ def trace_plot(paths: Sequence[Path], what: str, fact: str | None, output: Path)
 
     draw([read_study(path) for path in paths], what if fact is None else "fact", output, fact)
     _out().print(f"figure: {output}", soft_wrap=True)
+
+
+# --- localisation -----------------------------------------------------------------------------------------------------
+
+_QUIRKS = ("reversal", "threshold", "probes", "noise_at", "perplexity", "high")
+"""What the program of Hase et al. does otherwise than their text, as ``--released`` names it."""
+
+
+@harness.command()
+@click.option("--model", default="mini", show_default=True)
+@click.option(
+    "--edits", default="counterfact", show_default=True, help="An edit set; NAME:N looks at its first N rows."
+)
+@click.option("--facts", type=click.IntRange(min=1), help="How many of the facts that the model knows.  [default: all]")
+@click.option("--problems", default="all", show_default=True, help="Problems, separated by commas.")
+@click.option(
+    "--methods",
+    default="ft_l@1,ft_l@5,rome@1,memit@5",
+    show_default=True,
+    help="Editors, each with the number of layers that it edits together.",
+)
+@click.option("--layers", default="all", show_default=True, help="Layers, separated by commas.")
+@click.option("--set", "settings", multiple=True, metavar="[EDITOR.]FIELD=VALUE", help="A hyperparameter.")
+@click.option("--trace-window", type=int, default=5, show_default=True, help="Layers that tracing restores together.")
+@click.option("--sigma", help="The noise: a number, s3, hase or rome.  [default: hase]")
+@click.option("--samples", type=int, default=10, show_default=True, help="Noise samples of tracing.")
+@click.option("--forcing-samples", type=int, default=10, show_default=True, help="Noises that fine-tuning forces.")
+@click.option("--released", help=f"What the paper's program does otherwise: {','.join(_QUIRKS)}, or all.")
+@click.option("--no-essence", is_flag=True, help="Do not score texts about the subject.")
+@click.option("--published", is_flag=True, help="Put the paper's numbers beside.")
+@click.option("--tables", is_flag=True, help="Run nothing: tables and figures of what is done.")
+@click.option("--split", default="test", show_default=True, help="The split of the edit set.")
+@click.option("--data-dir", default="mini", show_default=True, help="Rows: 'mini', a folder, or 'hub'.")
+@click.option("--text", help="Plain text for second moments: a file, a folder, or a Hub data set.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--dtype", default="float32", show_default=True)
+@click.option("--device", help="Where the model goes.")
+@click.option("--arch", "arch", multiple=True, metavar="PART=NAME", help="A module of the model, named by hand.")
+@click.option("--output", type=click.Path(path_type=Path), default=Path("runs"), show_default=True)
+@click.option("--fresh", is_flag=True, help="Start anew where an earlier run of the same study was stopped.")
+def localize(
+    output: Path, device: str | None, fresh: bool, published: bool, tables: bool, problems: str, **chosen: Any
+) -> None:
+    """Edit every layer, and see whether tracing tells which (Hase et al. 2023).
+
+    Five problems (error_injection, tracing_reversal, fact_erasure, fact_amplification, fact_forcing), every method at
+    every layer, and a regression of the scores on the layer and on the tracing effect there. What was stopped goes on
+    where it was when the same command is given again.
+    """
+    from harness import localize as study
+    from harness import localize_report
+    from harness import problems as known
+
+    names = known.PROBLEMS if problems == "all" else tuple(map(known.problem_named, problems.split(",")))
+    grid = _grid(names, **chosen)
+    if tables:
+        kept = study.open_study(grid, output)
+    else:
+        with _progress() as report:
+            kept = study.localize(grid, output, device, fresh, report)
+    made = localize_report.write(kept, published)
+    console = _out()
+    for row in localize_report.rows_of(kept):
+        if row.metric == "rewrite" and row.fit.reason is None:
+            console.print(
+                f"{row.problem}, {row.method}: R2 layer {row.fit.r2_layer:.3f}, trace {row.fit.r2_trace:.3f}, both "
+                f"{row.fit.r2_both:.3f}"
+            )
+    console.print("study: " + ", ".join(map(str, [kept.path, *made])), soft_wrap=True)
+
+
+def _grid(problems: tuple[Any, ...], **chosen: Any) -> Grid:
+    """The study that the options describe."""
+    from dataclasses import replace
+
+    from harness.localize import Grid, Method
+    from harness.plan import parse_edits
+    from harness.problems import PUBLISHED
+    from harness.trace import PRESETS
+
+    quirks = _quirks(chosen["released"])
+    noise: dict[str, Any] = {} if chosen["sigma"] is None else {"sigma": _sigma(chosen["sigma"])}
+    tracing = replace(
+        PRESETS["hase"],
+        window=chosen["trace_window"],
+        samples=chosen["samples"],
+        high="max" if "high" in quirks else "clean",
+        **noise,
+    )
+    released: dict[str, Any] = dict.fromkeys(quirks & {"reversal", "threshold", "probes", "noise_at"}, "released")
+    edits, rows = parse_edits(chosen["edits"])
+    return Grid(
+        model=chosen["model"],
+        edits=edits,
+        look_at=rows,
+        facts=chosen["facts"],
+        split=chosen["split"],
+        data_dir=chosen["data_dir"],
+        problems=tuple(problems),
+        methods=tuple(map(Method.parse, chosen["methods"].split(","))),
+        layers=None if chosen["layers"] == "all" else tuple(_integers(chosen["layers"], "--layers")),
+        settings=_pairs(chosen["settings"], "--set"),
+        trace=tracing,
+        asked=replace(PUBLISHED, samples=chosen["forcing_samples"], **noise, **released),
+        essence=not chosen["no_essence"],
+        perplexity="released" if "perplexity" in quirks else "plain",
+        seed=chosen["seed"],
+        dtype=chosen["dtype"],
+        text=chosen["text"],
+        arch=_pairs([p for a in chosen["arch"] for p in a.split(",")], "--arch"),
+    )
+
+
+def _quirks(released: str | None) -> set[str]:
+    from harness.errors import near
+
+    named = {part.strip() for part in (released or "").split(",") if part.strip()}
+    for name in named - {*_QUIRKS, "all"}:
+        raise UsageError(
+            f"--released '{name}' does not exist{near(name, _QUIRKS)}; choose {', '.join(_QUIRKS)}, or all"
+        )
+    return set(_QUIRKS) if "all" in named else named
 
 
 # --- lists ------------------------------------------------------------------------------------------------------------
