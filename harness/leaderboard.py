@@ -18,7 +18,7 @@ from typing import Any
 
 from harness.errors import UsageError, near
 from harness.metrics import Difference, difference, harmonic_difference
-from harness.pooled import pool
+from harness.pooled import pool, stability
 from harness.record import Record, name
 
 __all__ = ["EDIT_METRICS", "FORMATS", "brackets", "leaderboard", "number", "pair_difference", "signed"]
@@ -167,6 +167,28 @@ def _protocol(record: Record, edits: int) -> Json:
         "weights": record.model.get("sha256"),
         "ids": record.edits.get("sha256"),
     }
+
+
+def _orders(section: _Section) -> list[str]:
+    """How stable the order of the editors is over seeds, in words; nothing where fewer than two share two seeds."""
+    groups: dict[tuple[int, ...], list[_Row]] = {}
+    for row in section.rows:
+        if row.record and row.record.plan.get("seeds"):
+            groups.setdefault(tuple(row.record.plan["seeds"]), []).append(row)
+    return [_order_over(seeds, rows, section) for seeds, rows in groups.items() if len(rows) > 1]
+
+
+def _order_over(seeds: Sequence[int], rows: Sequence[_Row], section: _Section) -> str:
+    found = []
+    for j, (column, label) in enumerate(zip(section.columns, section.labels, strict=True)):
+        known = {row.label.partition(" (")[0]: (row.cells[j].measure or {}).get("each") for row in rows}
+        each: dict[str, list[float]] = {editor: values for editor, values in known.items() if values}
+        if column.higher_is_better is not None and len(each) == len(rows):
+            found.append((label.rstrip(" ↑↓"), stability(each, column.higher_is_better)))
+    taus = ", ".join(f"{label} {MISSING if one.tau is None else f'{one.tau:.2f}'}" for label, one in found)
+    steps = "; ".join(f"{a} ahead of {b} in {count}" for a, b, count in found[0][1].steps) if found else ""
+    says = f" By {found[0][0]}, of {len(seeds)} seeds: {steps}." if found else ""
+    return f"Order of {len(rows)} editors under seeds {', '.join(map(str, seeds))}, Kendall's tau: {taus}.{says}"
 
 
 def _section(protocol: Json, members: Sequence[tuple[Record, int]]) -> _Section:
@@ -360,6 +382,8 @@ def _markdown(sections: list[_Section], left_out: list[str]) -> str:
             lines.append(_md_row([_md(row.label), *(_md_cell(cell, notes) for cell in row.cells), *_cost(row)]))
         if notes.texts:
             lines += ["", "<br>".join(f"<sup>{i}</sup> {_md(text)}" for i, text in enumerate(notes.texts, start=1))]
+        for text in _orders(section):
+            lines += ["", _md(text)]
     return "\n".join(lines) + "\n"
 
 
@@ -431,6 +455,7 @@ def _latex(sections: list[_Section], left_out: list[str]) -> str:
         lines += [" & ".join(cells) + r" \\" for cells in body]
         lines += ["\\bottomrule", "\\end{tabular}}"]
         lines += [rf"\par\footnotesize ${{}}^{{{i}}}$ {_tex(text)}" for i, text in enumerate(notes.texts, start=1)]
+        lines += [rf"\par\footnotesize {_tex(text)}" for text in _orders(section)]
         lines += ["\\end{table}"]
     return "\n".join(lines) + "\n"
 
@@ -507,6 +532,7 @@ def _html(sections: list[_Section], left_out: list[str]) -> str:
             "</tbody></table></div>",
         ]
         lines += [f"<small>{i} {html.escape(text)}</small>" for i, text in enumerate(notes.texts, start=1)]
+        lines += [f"<small>{html.escape(text)}</small>" for text in _orders(section)]
     return "\n".join([*lines, f"<script>{_SCRIPT}</script></html>"]) + "\n"
 
 

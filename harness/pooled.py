@@ -6,24 +6,67 @@ Intervals and tests then speak of documents, under these seeds; how far the seed
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import combinations, pairwise
 from typing import Any
 
 from harness.metrics import Ratio, Values
 from harness.record import Record, identity, summarise
 
-__all__ = ["pool"]
+__all__ = ["Stability", "pool", "stability"]
 
 Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Stability:
+    """How far the order of some editors depends on the seed.
+
+    Attributes:
+        tau: Kendall's tau-b of the orders under two seeds, the mean over all pairs of seeds; None where an order is
+            none, as all are equal.
+        seeds: how many seeds.
+        steps: each editor and the next one in the order of their means, and under how many seeds it is ahead of it.
+    """
+
+    tau: float | None
+    seeds: int
+    steps: tuple[tuple[str, str, int], ...]
+
+
+def stability(each: Mapping[str, Sequence[float]], higher_is_better: bool) -> Stability:
+    """How stable the order of editors is.
+
+    Args:
+        each: editor -> its values under each seed, the same seeds for all.
+        higher_is_better: the direction of the metric.
+
+    Raises:
+        ValueError: there are fewer than two editors or two seeds.
+    """
+    from scipy.stats import kendalltau
+
+    seeds = {len(values) for values in each.values()}
+    if len(each) < 2 or len(seeds) != 1 or min(seeds) < 2:
+        raise ValueError(f"an order needs two editors under the same two seeds, not {len(each)} under {sorted(seeds)}")
+    columns = list(zip(*each.values(), strict=True))
+    taus = [float(kendalltau(a, b).statistic) for a, b in combinations(columns, 2)]
+    sign = 1 if higher_is_better else -1
+    order = sorted(each, key=lambda editor: -sign * statistics.fmean(each[editor]))
+    ahead = [sum(sign * a > sign * b for a, b in zip(each[x], each[y], strict=True)) for x, y in pairwise(order)]
+    steps = tuple((x, y, count) for (x, y), count in zip(pairwise(order), ahead, strict=True))
+    return Stability(None if any(map(math.isnan, taus)) else statistics.fmean(taus), min(seeds), steps)
 
 
 def pool(records: Sequence[Record]) -> list[Record]:
     """One record for each group of records that differ in their seed alone; the others as they are.
 
     A group needs the values of its documents (``read_all(folder, values=True)``); without them it stays apart.
-    ``plan["seeds"]`` lists the seeds of a pooled record, and each of its metrics has the ``deviation`` over them.
+    ``plan["seeds"]`` lists the seeds of a pooled record, and each of its metrics has the values of ``each`` of them, in
+    that order, and their standard ``deviation``.
     """
     groups: dict[str, list[Record]] = {}
     for record in records:
@@ -34,8 +77,14 @@ def pool(records: Sequence[Record]) -> list[Record]:
 def _key(record: Record) -> str:
     shared = {k: v for k, v in record.plan.items() if k != "seed"}
     named = {k: v for k, v in record.editor.get("hyperparameters", {}).items() if k.rpartition(".")[2] != "seed"}
-    what = [shared, named, record.editor.get("name"), record.model.get("sha256"), record.edits.get("sha256")]
+    what = [shared, named, record.editor.get("name"), record.model.get("sha256"), _edits(record)]
     return json.dumps([*what, record.data, record.templates], sort_keys=True)
+
+
+def _edits(record: Record) -> object:
+    """What was edited; where the order was drawn from the seed, whatever the order."""
+    drawn = record.plan.get("order") == "random"
+    return sorted(record.edits["ids"]) if drawn else record.edits.get("sha256")
 
 
 def _can(group: Sequence[Record]) -> bool:
@@ -48,8 +97,8 @@ def _can(group: Sequence[Record]) -> bool:
 
 
 def _pooled(group: Sequence[Record]) -> list[Record]:
-    first = min(group, key=lambda record: record.seed)
-    seeds = sorted(record.seed for record in group)
+    group = sorted(group, key=lambda record: record.seed)
+    first, seeds = group[0], [record.seed for record in group]
     plan = {**first.plan, "seeds": seeds}
     points = [{"edits": point["edits"], "tasks": {}} for point in first.points]
     values: dict[int, dict[str, dict[str, dict[str, Ratio]]]] = {}
@@ -70,8 +119,9 @@ def _means(group: Sequence[Record], edits: int, task: str) -> dict[str, dict[str
 
 
 def _mean(sides: Sequence[Values]) -> dict[str, Ratio]:
-    shared = [document for document in sides[0] if all(document in side for side in sides)]
-    return {document: _average([side[document] for side in sides]) for document in shared}
+    """Of each document the mean over the runs that have it: in another order, other edits come first."""
+    documents = dict.fromkeys(document for side in sides for document in side)
+    return {document: _average([side[document] for side in sides if document in side]) for document in documents}
 
 
 def _average(ratios: Sequence[Ratio]) -> Ratio:
@@ -99,6 +149,7 @@ def _numbers(
         if measure["value"] is None and metric in single:
             measure["reason"] = tables[0][metric]["reason"]
         measure["deviation"] = statistics.stdev(each) if len(each) == len(group) else None
+        measure["each"] = each if len(each) == len(group) else None
     return found
 
 

@@ -15,6 +15,7 @@ from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harness import record, tasks
+from harness.pooled import pool
 
 Harness = Callable[..., Outcome]
 
@@ -116,5 +117,8 @@ def test_seeds_are_runs_of_their_own_and_their_mean(
     assert sorted(one.seed for one in kept) == [0, 1, 2]
     assert {tuple(one.edits["ids"]) for one in kept} == {("1", "2"), ("2", "1")}  # orders are drawn from the seed
     assert done.out.count("record: ") == 3
+    (whole,) = pool(record.read_all(tmp_path / "o", values=True))  # one run, whatever the order
+    assert whole.plan["seeds"] == [0, 1, 2]
+    assert done.out.count(" edits of my.jsonl") == 4  # a table for each seed, and their mean
     twice = harness("run", "--model", model, "--editor", nudge, *options, "--seeds", "0,0", "--output", tmp_path / "p")
     assert (twice.code, len(twice.err.splitlines())) == (2, 1)

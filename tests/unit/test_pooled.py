@@ -8,7 +8,8 @@ import pytest
 from synthetic import record
 
 from harness.leaderboard import leaderboard
-from harness.pooled import pool
+from harness.metrics import Ratio
+from harness.pooled import pool, stability
 from harness.record import Record
 
 
@@ -66,3 +67,61 @@ def test_the_leaderboard_shows_one_row_of_a_mean() -> None:
     text = leaderboard(runs(0, 1, 2), "md")
     assert text.count("| memit") == 1
     assert "memit (3 seeds, sd at most " in text
+
+
+# --- the order of editors over seeds ----------------------------------------------------------------------------------
+
+
+def test_stability_is_kendalls_tau_between_seeds_and_who_is_ahead_how_often() -> None:
+    """Three seeds; the second turns the last two round: tau is 1/3 with it (2 of 3 pairs agree), 1 without."""
+    each = {"a": [0.9, 0.8, 0.9], "b": [0.7, 0.5, 0.6], "c": [0.5, 0.6, 0.4]}
+    found = stability(each, higher_is_better=True)
+    assert found.tau == pytest.approx((1 / 3 + 1 + 1 / 3) / 3)
+    assert found.steps == (("a", "b", 3), ("b", "c", 2))
+    assert found.seeds == 3
+    down = stability(each, higher_is_better=False)
+    assert down.tau == found.tau
+    assert down.steps == (("c", "b", 2), ("b", "a", 3))
+
+
+def test_an_order_turned_round_is_minus_one_and_ties_are_no_order() -> None:
+    assert stability({"a": [1.0, 0.0], "b": [0.0, 1.0]}, True).tau == -1.0
+    tied = stability({"a": [0.5, 0.5], "b": [0.5, 0.5]}, True)
+    assert (tied.tau, tied.steps) == (None, (("a", "b", 0),))
+    for each in ({"a": [1.0, 2.0]}, {"a": [1.0], "b": [2.0]}, {"a": [1.0, 2.0], "b": [1.0]}):
+        with pytest.raises(ValueError, match="two editors"):
+            stability(each, True)
+
+
+def test_the_leaderboard_says_how_stable_the_order_is() -> None:
+    """Made so that memit is ahead under seeds 0 and 1 and rome under seed 2."""
+    made = [record("memit", skill, seed=seed) for seed, skill in enumerate((0.9, 0.8, 0.2))]
+    made += [record("rome", skill, seed=seed) for seed, skill in enumerate((0.5, 0.4, 0.6))]
+    scores = {r.editor["name"]: [] for r in made}
+    for r in made:
+        scores[r.editor["name"]].append(r.tasks(50)["counterfact"]["score"]["value"])
+    assert [a > b for a, b in zip(scores["memit"], scores["rome"], strict=True)] == [True, True, False]
+    for fmt in ("md", "html", "latex"):
+        text = leaderboard(made, fmt).replace("\\_", "_")
+        assert "Order of 2 editors under seeds 0, 1, 2, Kendall's tau: counterfact score -0.33" in text.replace(
+            "&#x27;", "'"
+        )
+        assert "By counterfact score, of 3 seeds: memit ahead of rome in 2." in text
+    assert "Kendall" not in leaderboard(made[:3], "md")
+
+
+def test_orders_that_were_drawn_from_the_seed_are_one_run_and_documents_of_any_run_count() -> None:
+    """At an early stop each order has made other edits: the mean is over all that any run has made."""
+    first, second = (
+        replace(r, plan={**r.plan, "order": "random"}, edits={**r.edits, "ids": ids, "sha256": str(ids)})
+        for r, ids in zip(runs(0, 1), (["x", "y"], ["y", "x"]), strict=True)
+    )
+    for r, case, num in ((first, "x", 1.0), (second, "y", 0.0)):
+        assert r.values is not None
+        r.values[50]["NLI"] = {"accuracy": {f"NLI/{case}": Ratio(num), "NLI/both": Ratio(num)}}
+    (one,) = pool([first, second])
+    assert one.values is not None
+    assert {d: r.num for d, r in one.values[50]["NLI"]["accuracy"].items()} == {"NLI/x": 1, "NLI/both": 0.5, "NLI/y": 0}
+    assert one.tasks(50)["NLI"]["accuracy"]["value"] == pytest.approx(0.5)
+    fixed = replace(second, plan={**second.plan, "order": "file"})
+    assert len(pool([first, fixed])) == 2
