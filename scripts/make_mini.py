@@ -14,7 +14,7 @@ import argparse
 import json
 import random
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -455,11 +455,13 @@ def save(model: PreTrainedModel, path: Path) -> None:
 # ---------------------------------------------------------------- scores
 
 
-def write_scores(world: World) -> None:
-    """Measures all models; writes scores.json and the table between the two marks in the card."""
+def write_scores(world: World, names: Sequence[str]) -> None:
+    """Measures some models; writes scores.json and the table between the two marks in the card."""
     register()
     heldout = (MINI / "text_heldout.txt").read_text(encoding="utf-8").splitlines()
-    scores = {name: measure(MINI / name, world, heldout) for name in NAMES}
+    known = json.loads((MINI / "scores.json").read_text(encoding="utf-8"))
+    measured = {**known, **{name: measure(MINI / name, world, heldout) for name in names}}
+    scores = {name: measured[name] for name in NAMES}
     (MINI / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
     card = MINI / "README.md"
     before, rest = card.read_text(encoding="utf-8").split(MARKS[0])
@@ -486,7 +488,7 @@ def main() -> None:
         for name in names:
             train(name, world, args.steps or STEPS[name], args.work_dir)
     if args.step in ("measure", "all"):
-        write_scores(world)
+        write_scores(world, names)
 
 
 if __name__ == "__main__":

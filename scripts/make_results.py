@@ -27,6 +27,7 @@ from harness.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = ("mini", "mini-llama")
+BACKPACK = ("none", "ft_m", "lora", "memit", "senses")  # on the shipped Backpack, which knows facts and no tasks
 COMPOSED = ("memit+rect", "memit+prune", "memit+encore", "alphaedit+nas", "rome+rect", "mend+prune")
 ZSRE = ("none", "ft", "ft_l", "rome", "r_rome", "memit")
 COUNT = 50
@@ -35,11 +36,21 @@ SEEDS = (0, 1, 2)  # of editors that are random
 
 def plans() -> list[Plan]:
     """Every editor on both models: isolated, and in one batch where the method takes one; over the eight tasks."""
-    return [plan for seed in SEEDS for model in MODELS for plan in _of(model, seed)]
+    found = [plan for seed in SEEDS for model in MODELS for plan in _of(model, seed)]
+    return found + [plan for seed in SEEDS for plan in _on_backpack(seed)]
+
+
+def _on_backpack(seed: int) -> Iterator[Plan]:
+    for editor in BACKPACK:
+        method = find(editor)
+        if method.random or not seed:
+            yield from (
+                Plan("mini-backpack", editor, num_edits=COUNT, mode=m, seed=seed) for m in _modes(method, editor)
+            )
 
 
 def _of(model: str, seed: int) -> Iterator[Plan]:
-    editors = [name for name in names() if not issubclass(find(name), Wrapper)]
+    editors = [name for name in names() if not issubclass(find(name), Wrapper) and not find(name).family]
     for editor in (*editors, *COMPOSED):
         method = compose(editor).cls
         if seed and not method.random:

@@ -32,5 +32,5 @@ def test_the_shipped_models_are_listed(harness: Callable[..., Any], mini: str) -
     found = harness("models")
     assert found.code == 0
     assert [line.split()[:2] for line in found.out.splitlines() if line.startswith(mini)] == [
-        ["mini", "gpt2"], ["mini-llama", "llama"],
+        ["mini", "gpt2"], ["mini-backpack", "backpack"], ["mini-llama", "llama"],
     ]  # fmt: skip

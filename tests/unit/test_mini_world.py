@@ -15,7 +15,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import mini_canonical as canonical  # noqa: E402
 import mini_world as mini  # noqa: E402  (the scripts are no package)
 
-MODELS = ("mini", "mini-llama")
+MODELS = ("mini", "mini-llama", "mini-backpack")
 
 
 @pytest.fixture(scope="module")
@@ -251,5 +251,5 @@ def test_scores_in_the_card_are_the_measured_ones() -> None:
     for key, first in scores[MODELS[0]].items():
         line = next(line for line in card.splitlines() if line.startswith(f"| {key} |"))
         values = [str(scores[name][key]["value"]) for name in MODELS]
-        assert [x.strip() for x in line.strip("|").split("|")][1::2] == [str(first["n"]), values[0]]
+        assert [x.strip() for x in line.strip("|").split("|")][1] == str(first["n"])
         assert line.endswith(f"| {' | '.join(values)} |")
