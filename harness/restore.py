@@ -1,13 +1,14 @@
 """Overwrite what modules write at some tokens, and see what becomes of the probability of an answer.
 
-Every row of a pass is the same text, with other noise; an overwriting touches some of its columns at some layers. What
-lies in front of the first touched column, and below the first touched layer, is as it was: many overwritings go
-through the upper blocks side by side, each joining at its own layer, with the keys and values of the columns in front
-taken from the pass that they start from.
+The rows of a pass are texts of one length, each with noise of its own; an overwriting touches some columns of all of
+them at some layers. What lies in front of the first touched column, and below the first touched layer, is as it was:
+many overwritings go through the upper blocks side by side, each joining at its own layer, with the keys and values of
+the columns in front taken from the pass that they start from.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -49,11 +50,11 @@ class Overwriting:
 
 @dataclass(frozen=True, eq=False)
 class Pass:
-    """A forward pass over rows of one text, and all of it that others start from.
+    """A forward pass over rows of one length, and all of it that others start from.
 
     Attributes:
-        ids: the tokens of the text.
-        target: the tokens whose probability is wanted, the last of them not among ``ids``.
+        ids: the tokens, ``[rows, columns]``.
+        target: the tokens whose probability is wanted, the last of them not among ``ids``, ``[rows, tokens]``.
         noise: what was added to the embedding of each row at ``noised`` columns, ``[rows, width, d]``.
         noised: the first of these columns.
         entered: what entered each block, and what left the last, ``[rows, columns, d]`` each.
@@ -63,8 +64,8 @@ class Pass:
         probability: of the target, ``[rows]``, float64.
     """
 
-    ids: tuple[int, ...]
-    target: tuple[int, ...]
+    ids: Tensor
+    target: Tensor
     noise: Tensor
     noised: int
     entered: list[Tensor]
@@ -78,13 +79,20 @@ class Pass:
         """The number of rows."""
         return len(self.noise)
 
-    def select(self, rows: slice) -> Pass:
+    @property
+    def columns(self) -> int:
+        """The number of tokens of a row."""
+        return self.ids.shape[1]
+
+    def select(self, rows: Sequence[int]) -> Pass:
         """Some of the rows."""
         entered, wrote, keys, values = (
-            [tensor[rows] for tensor in kind] for kind in (self.entered, self.wrote, self.keys, self.values)
+            [tensor[list(rows)] for tensor in kind] for kind in (self.entered, self.wrote, self.keys, self.values)
         )
-        noise, probability = self.noise[rows], self.probability[rows]
-        return Pass(self.ids, self.target, noise, self.noised, entered, wrote, keys, values, probability)
+        ids, target, noise, probability = (
+            tensor[list(rows)] for tensor in (self.ids, self.target, self.noise, self.probability)
+        )
+        return Pass(ids, target, noise, self.noised, entered, wrote, keys, values, probability)
 
 
 class _Front(DynamicLayer):
@@ -161,22 +169,22 @@ class Restorer:
         self._calls_of: dict[tuple[int, int], list[_Call]] = {}
         self._way: _Way | None = None
 
-    def observe(self, asked: Asked, noise: Tensor, noised: int) -> Pass:
-        """Run the model on rows of one text, with noise on the embedding of each.
+    def observe(self, asked: Sequence[Asked], noise: Tensor, noised: int) -> Pass:
+        """Run the model on texts of one length, with noise on the embedding of each.
 
         Args:
-            asked: the text, and the answer whose probability is wanted.
+            asked: the text of each row, and the answer whose probability is wanted, of one length too.
             noise: ``[rows, width, d]``.
             noised: the first column that it is added to.
         """
         entered: list[Tensor] = []
         wrote: list[Tensor] = []
-        rows = len(noise)
-        batch, cache = self.lm.batch([asked.ids] * rows), DynamicCache()
+        batch, cache = self.lm.batch([one.ids for one in asked]), DynamicCache()
+        target = torch.tensor([one.target for one in asked], device=self.lm.device)
 
         def shaped(output: Any) -> Tensor:
             # OPT flattens rows and columns inside its blocks.
-            return first(output).reshape(rows, len(asked.ids), -1)
+            return first(output).reshape(*batch.ids.shape, -1)
 
         with ExitStack() as stack, torch.no_grad():
             stack.enter_context(self._noisy(noise, noised))
@@ -184,19 +192,17 @@ class Restorer:
                 stack.enter_context(_before(block, lambda args, kwargs: entered.append(_hidden(args, kwargs))))
                 stack.enter_context(_after(module, lambda output: wrote.append(shaped(output))))
             stack.enter_context(_after(self._blocks[-1], lambda output: entered.append(shaped(output))))
-            logits = self.lm.model(
-                input_ids=batch.ids, attention_mask=batch.mask, past_key_values=cache, use_cache=True
-            ).logits
+            logits = self._logits(batch.ids, target.shape[1], past_key_values=cache, use_cache=True)
         keys, values = ([getattr(layer, kind) for layer in cache.layers] for kind in ("keys", "values"))
-        probability = _likelihood(logits[:, -len(asked.target) :], asked.target).exp()
-        return Pass(asked.ids, asked.target, noise, noised, entered, wrote, keys, values, probability)
+        probability = _likelihood(logits, target).exp()
+        return Pass(batch.ids, target, noise, noised, entered, wrote, keys, values, probability)
 
     def probabilities(self, start: Pass, values: Sequence[Tensor], overwritings: Sequence[Overwriting]) -> Tensor:
         """The probability of the target under each overwriting, in each row, ``[overwritings, rows]``, float64.
 
         Args:
             start: the pass that is overwritten.
-            values: what stands in place of what each layer wrote, ``[columns, d]`` each.
+            values: what stands in place of what each layer wrote, ``[rows or 1, columns, d]`` each.
             overwritings: at which columns and layers.
         """
         if self._way is None:
@@ -212,7 +218,7 @@ class Restorer:
 
     def _seen(self, start: Pass, one: Overwriting) -> Overwriting:
         """What of an overwriting can be seen: nothing reads the last block in front of the answer."""
-        if one.stop > len(start.ids) - len(start.target):
+        if one.stop > start.columns - start.target.shape[1]:
             return one
         return replace(one, layers=range(one.layers.start, min(one.layers.stop, len(self._blocks) - 1)))
 
@@ -229,6 +235,8 @@ class Restorer:
             return _Way.WHOLE
         able = [one for one in overwritings if self._seen(start, one).layers]
         few = [able[i * (len(able) - 1) // 3] for i in range(4)] if able else []
+        rows = range(0, start.rows, max(1, start.rows // 3))
+        start, values = start.select(rows), [value[list(rows)] if len(value) > 1 else value for value in values]
         with torch.no_grad():
             wanted = [self._through_all(start, values, [one])[0] for one in few]
             for way in (_Way.FROM,) if self.kind == "attn" else (_Way.ABOVE, _Way.FROM):
@@ -251,12 +259,12 @@ class Restorer:
         for one in sorted(overwritings, key=lambda one: (one.layers.start, one.layers.stop)):
             same[one.start, one.stop].append(one)
         for (column, _), members in same.items():
-            size = max(1, self.budget // (start.rows * (len(start.ids) - column)))
+            size = max(1, self.budget // (start.rows * (start.columns - column)))
             yield from (members[i : i + size] for i in range(0, len(members), size))
 
     def _mixed(self, start: Pass, overwritings: Sequence[Overwriting]) -> Iterator[list[Overwriting]]:
         """Portions within the budget (or one alone)."""
-        size = max(1, self.budget // (start.rows * len(start.ids)))
+        size = max(1, self.budget // (start.rows * start.columns))
         yield from (list(overwritings[i : i + size]) for i in range(0, len(overwritings), size))
 
     # --- the blocks by themselves
@@ -281,18 +289,21 @@ class Restorer:
                 continue
             inside = [i for i, branch in enumerate(branches) if branch.joins <= layer and layer in branch.window]
 
-            def put(output: Tensor, inside: list[int] = inside, value: Tensor = values[layer][column:stop]) -> Tensor:
-                by_group = output.reshape(-1, start.rows, len(start.ids) - column, output.shape[-1]).clone()
+            def put(
+                output: Tensor, inside: list[int] = inside, value: Tensor = values[layer][:, column:stop]
+            ) -> Tensor:
+                by_group = output.reshape(-1, start.rows, start.columns - column, output.shape[-1]).clone()
                 by_group[inside, :, : stop - column] = value.to(output)
                 return by_group.reshape(output.shape)
 
             with ExitStack() as stack:
                 if layer == last:
-                    stack.enter_context(_at_the_end(self.lm.module(self.lm.arch.mlp_of(layer)), len(start.target)))
+                    stack.enter_context(_at_the_end(self.lm.module(self.lm.arch.mlp_of(layer)), start.target.shape[1]))
                 stack.enter_context(_replacing(self._modules[layer], put if inside else None))
                 args, named = calls[layer]
                 hidden = first(self._blocks[layer](hidden, *_with(args, cache), **_with_named(named, cache)))
-        found = self._decoded(hidden[:, -len(start.target) :], start.target).reshape(len(group), start.rows)
+        answer = start.target.repeat(len(group), 1)
+        found = self._decoded(hidden[:, -answer.shape[1] :], answer).reshape(len(group), start.rows)
         place = {(branch.window.start, branch.window.stop): i for i, branch in enumerate(branches)}
         return found[[place[one.layers.start, one.layers.stop] for one in group]]
 
@@ -303,7 +314,7 @@ class Restorer:
         column, stop = columns
         if not above:
             return start.entered[layer][:, column:]
-        rows, value = start.entered[layer + 1][:, column:].clone(), values[layer][column:stop]
+        rows, value = start.entered[layer + 1][:, column:].clone(), values[layer][:, column:stop]
         if self.kind == "block":
             rows[:, : stop - column] = value.to(rows)
         else:
@@ -315,9 +326,9 @@ class Restorer:
 
         Masks and positions; they depend on the numbers of columns alone, and broadcast over rows.
         """
-        shape = (column, len(start.ids))
+        shape = (column, start.columns)
         if shape not in self._calls_of:
-            self._calls_of[shape] = self._recorded(start.select(slice(0, 1)), column)
+            self._calls_of[shape] = self._recorded(start.select([0]), column)
         return self._calls_of[shape]
 
     def _recorded(self, start: Pass, column: int) -> list[_Call]:
@@ -329,46 +340,53 @@ class Restorer:
             if len(calls) == len(self._blocks):
                 raise _Enough
 
-        batch = self.lm.batch([start.ids])
-        given: dict[str, Any] = {"attention_mask": batch.mask, "use_cache": False}
+        given: dict[str, Any] = {"attention_mask": torch.ones_like(start.ids), "use_cache": False}
         if column:
-            positions = torch.arange(column, len(start.ids), device=self.lm.device)[None]
+            positions = torch.arange(column, start.columns, device=self.lm.device)[None]
             given |= {"past_key_values": _front(start, column), "use_cache": True, "position_ids": positions}
         with ExitStack() as stack:
             for block in self._blocks:
                 stack.enter_context(_before(block, record))
             with suppress(_Enough):
-                self.lm.model(input_ids=batch.ids[:, column:], **given)
+                self.lm.model(input_ids=start.ids[:, column:], **given)
         return calls
 
-    def _decoded(self, hidden: Tensor, target: tuple[int, ...]) -> Tensor:
+    def _decoded(self, hidden: Tensor, target: Tensor) -> Tensor:
         """The log-likelihood of the target from what left the last block at its positions, ``[rows]``."""
         norm, head = self.lm.arch.norm, self.lm.module(self.lm.arch.head)
         found = []
-        for part in torch.split(hidden, max(1, _DECODED // len(target))):
+        size = max(1, _DECODED // target.shape[1])
+        for part, answer in zip(torch.split(hidden, size), torch.split(target, size), strict=True):
             normed = self.lm.module(norm)(part) if norm else part
-            found.append(_likelihood(head(normed), target))
+            found.append(_likelihood(head(normed), answer))
         return torch.cat(found)
 
     # --- the whole model
 
     def _through_all(self, start: Pass, values: Sequence[Tensor], group: Sequence[Overwriting]) -> Tensor:
         """The log-likelihoods ``[overwritings, rows]`` by the whole model, for those that do more between blocks."""
-        batch = self.lm.batch([start.ids] * (start.rows * len(group)))
+        ids, answer = start.ids.repeat(len(group), 1), start.target.repeat(len(group), 1)
         with ExitStack() as stack:
             stack.enter_context(self._noisy(start.noise.repeat(len(group), 1, 1), start.noised))
             for layer, module in enumerate(self._modules):
                 inside = [(i, one) for i, one in enumerate(group) if layer in one.layers]
 
                 def put(output: Tensor, inside: list[tuple[int, Overwriting]] = inside, layer: int = layer) -> Tensor:
-                    by_group = output.reshape(len(group), start.rows, len(start.ids), output.shape[-1]).clone()
+                    by_group = output.reshape(len(group), start.rows, start.columns, output.shape[-1]).clone()
                     for i, one in inside:
-                        by_group[i, :, one.start : one.stop] = values[layer][one.start : one.stop].to(output)
+                        by_group[i, :, one.start : one.stop] = values[layer][:, one.start : one.stop].to(output)
                     return by_group.reshape(output.shape)
 
                 stack.enter_context(_replacing(module, put if inside else None))
-            logits = self.lm.model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
-        return _likelihood(logits[:, -len(start.target) :], start.target).reshape(len(group), start.rows)
+            logits = self._logits(ids, answer.shape[1], use_cache=False)
+        return _likelihood(logits, answer).reshape(len(group), start.rows)
+
+    def _logits(self, ids: Tensor, last: int, **options: Any) -> Tensor:
+        """The logits at the last columns, ``[rows, last, vocabulary]``, and of these alone where the model can."""
+        if "logits_to_keep" in inspect.signature(self.lm.model.forward).parameters:
+            options["logits_to_keep"] = last
+        logits: Tensor = self.lm.model(input_ids=ids, attention_mask=torch.ones_like(ids), **options).logits
+        return logits[:, -last:]
 
     @contextmanager
     def _noisy(self, noise: Tensor, column: int) -> Iterator[None]:
@@ -383,11 +401,10 @@ class Restorer:
             yield
 
 
-def _likelihood(logits: Tensor, target: tuple[int, ...]) -> Tensor:
+def _likelihood(logits: Tensor, target: Tensor) -> Tensor:
     """``sum_t log p(y_t)``, ``[rows]``, float64 on the processor, from logits ``[rows, tokens, vocabulary]``."""
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    index = torch.tensor(target, device=logits.device).expand(len(logits), -1)
-    picked = wide.gather(-1, index[..., None])[..., 0]
+    picked = wide.gather(-1, target.to(wide.device)[..., None])[..., 0]
     return (picked.cpu().double() - wide.logsumexp(-1).cpu().double()).sum(-1)
 
 

@@ -10,7 +10,8 @@ sections 3 to 5. Letters: ``p_clean = clean``, ``p_low = low`` (mean over noise 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -213,7 +214,9 @@ def trace(
         UsageError: the window is wider than the model.
         DataError: no fact can be looked at.
     """
-    return list(trace_each(lm, select(lm, facts, settings), settings, progress, budget))
+    order = {fact.id: i for i, fact in enumerate(facts)}
+    found = trace_each(lm, select(lm, facts, settings), settings, progress, budget)
+    return sorted(found, key=lambda one: order[one.fact.id])
 
 
 def check(lm: LM, settings: TraceSettings) -> None:
@@ -316,30 +319,76 @@ def noise_scale(lm: LM, settings: TraceSettings, subjects: Sequence[str]) -> flo
 
 
 def trace_each(
-    lm: LM, selection: Selection, settings: TraceSettings, progress: Report = _silent, budget: int = 4096
+    lm: LM,
+    selection: Selection,
+    settings: TraceSettings,
+    progress: Report = _silent,
+    budget: int = 4096,
+    done: Collection[str] = (),
 ) -> Iterator[Traced]:
-    """Trace selected facts one after the other, each whole; arguments as :func:`trace`."""
-    restorer = Restorer(lm, settings.kind, budget)
-    for done, asked in enumerate(selection.asked):
-        yield _traced(lm, asked, selection.sigma, settings, restorer)
-        progress(done + 1, len(selection.asked))
+    """Trace selected facts; those of one shape (length of prompt and answer, place of the subject) go side by side.
+
+    Args:
+        lm: the model.
+        selection: the facts.
+        settings: how.
+        progress: told how many facts have been traced, and how many there are.
+        budget: tokens that go through a block at once.
+        done: ids of facts that are passed over. Those that are left keep their company, and their numbers.
+
+    Yields:
+        What was found about each, those of one shape after one another.
+    """
+    restorer, count = Restorer(lm, settings.kind, budget), 0
+    for together in _alike(selection.asked, settings.samples + 1, budget // lm.arch.layers):
+        if any(one.fact.id not in done for one in together):
+            for found in _traced(lm, together, selection.sigma, settings, restorer):
+                if found.fact.id not in done:
+                    yield found
+                    count += 1
+                    progress(count, len(selection.asked))
 
 
-def _traced(lm: LM, asked: Asked, sigma: float, settings: TraceSettings, restorer: Restorer) -> Traced:
-    (begin, end), prompt, layers = asked.span, len(asked.prompt), lm.arch.layers
-    seen = restorer.observe(asked, _noise(lm, settings, end - begin, sigma), begin)
-    clean, noisy = seen.select(slice(0, 1)), seen.select(slice(1, None))
+def _alike(asked: Sequence[Asked], rows: int, budget: int) -> Iterator[list[Asked]]:
+    """Portions of facts of one shape, within the budget (or one alone); ``rows`` for each."""
+    same: dict[tuple[int, int, tuple[int, int]], list[Asked]] = defaultdict(list)
+    for one in asked:
+        same[len(one.prompt), len(one.target), one.span].append(one)
+    for members in same.values():
+        size = max(1, budget // (rows * len(members[0].ids)))
+        yield from (members[i : i + size] for i in range(0, len(members), size))
+
+
+def _traced(
+    lm: LM, together: Sequence[Asked], sigma: float, settings: TraceSettings, restorer: Restorer
+) -> list[Traced]:
+    (begin, end), prompt, layers = together[0].span, len(together[0].prompt), lm.arch.layers
+    rows, count = settings.samples + 1, len(together)
+    noise = _noise(lm, settings, end - begin, sigma).repeat(count, 1, 1)
+    seen = restorer.observe([one for one in together for _ in range(rows)], noise, begin)
+    clean = seen.select(range(0, count * rows, rows))
+    noisy = seen.select([row for row in range(count * rows) if row % rows])
     windows = [layer_window(layer, settings.window, layers) for layer in range(layers)]
     pairs = [Overwriting(token, token + 1, window) for token in range(begin, prompt) for window in windows]
-    found = restorer.probabilities(noisy, [wrote[0] for wrote in clean.wrote], pairs).mean(1)
-    low, plain = float(noisy.probability.mean()), float(clean.probability)
-    restored = torch.full((prompt, layers), low, dtype=torch.float64)
-    restored[begin:] = found.reshape(prompt - begin, layers)
-    high = max(plain, float(restored.max())) if settings.high == "max" else plain
+    values = [wrote.repeat_interleave(settings.samples, 0) for wrote in clean.wrote]
+    found = restorer.probabilities(noisy, values, pairs).reshape(prompt - begin, layers, count, -1).mean(-1)
+    removed = _removed(restorer, clean, windows, (begin, end))
+    low = noisy.probability.reshape(count, -1).mean(1)
+    return [
+        _result(lm, one, settings, float(clean.probability[i]), float(low[i]), found[:, :, i], removed[:, i])
+        for i, one in enumerate(together)
+    ]
+
+
+def _result(
+    lm: LM, asked: Asked, settings: TraceSettings, clean: float, low: float, found: Tensor, removed: Tensor
+) -> Traced:
+    begin = asked.span[0]
+    restored = torch.cat([torch.full((begin, found.shape[1]), low, dtype=torch.float64), found])
+    high = max(clean, float(restored.max())) if settings.high == "max" else clean
     tokens = tuple(str(lm.tokenizer.decode([token])) for token in asked.prompt)
     answer = str(lm.tokenizer.decode(list(asked.target)))
-    removed = _removed(restorer, clean, windows, (begin, end))
-    return Traced(asked.fact, tokens, (begin, end), answer, plain, low, high, restored, removed)
+    return Traced(asked.fact, tokens, asked.span, answer, clean, low, high, restored, removed)
 
 
 def _noise(lm: LM, settings: TraceSettings, width: int, sigma: float) -> Tensor:
@@ -350,10 +399,10 @@ def _noise(lm: LM, settings: TraceSettings, width: int, sigma: float) -> Tensor:
 
 
 def _removed(restorer: Restorer, clean: Pass, windows: Sequence[range], span: tuple[int, int]) -> Tensor:
-    zeroed = [torch.zeros_like(wrote[0]) for wrote in clean.wrote]
-    found = restorer.probabilities(clean, zeroed, [Overwriting(*span, window) for window in windows])[:, 0]
-    plain = float(clean.probability)
-    return (plain - found) / plain if plain else torch.full_like(found, torch.nan)
+    """The share of the clean probability that zeros at the subject take, ``[layers, facts]``."""
+    zeroed = [torch.zeros_like(wrote[:1]) for wrote in clean.wrote]
+    found = restorer.probabilities(clean, zeroed, [Overwriting(*span, window) for window in windows])
+    return torch.where(clean.probability > 0, (clean.probability - found) / clean.probability, torch.nan)
 
 
 ROLES = (

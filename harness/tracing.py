@@ -14,7 +14,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -182,10 +182,9 @@ def _one(
     path = folder / f"{study_name(record)}.json"
     done = {} if fresh else _resumed(path, record)
     writer = _Writer(path, record, chosen, done)
-    left = replace(chosen, asked=tuple(one for one in chosen.asked if one.fact.id not in done))
     what = f"trace {plan.settings.kind}, window {plan.settings.window}"
     try:
-        for one in trace_each(lm, left, plan.settings, budget=budget):
+        for one in trace_each(lm, chosen, plan.settings, budget=budget, done=tuple(done)):
             done[one.fact.id] = _row(one)
             report(what, len(done), len(chosen.asked))
             writer.now_and_then()

@@ -47,6 +47,7 @@ from harness.lm import LM, load
 from harness.measure import Measured, hold, measure_task, of_cases
 from harness.patch import Patch, patched
 from harness.rankone import direction
+from harness.restore import Kind
 from harness.schedule import Stop
 from harness.spans import score, span
 from harness.taps import Row, chunks
@@ -301,16 +302,18 @@ def plain_moment(lm: LM, layer: int, texts: Sequence[str]) -> Tensor:
 
 def trace(lm: LM, run: Run) -> None:
     """All restorations of facts side by side, against one forward pass each; restored probabilities must agree."""
-    settings = replace(tracing.PRESETS["hase"], known="all", window=min(5, lm.arch.layers))
-    chosen = tracing.select(lm, edits_of(run.edits or 4), settings)
+    settings = replace(tracing.PRESETS["hase"], known="all")
+    chosen = tracing.select(lm, edits_of(run.edits or 32), settings)
+    order = {asked.fact.id: i for i, asked in enumerate(chosen.asked)}
     few = replace(chosen, asked=tuple(chosen.asked[i] for i in sampled(chosen.asked, run)))
-    for kind in ("mlp", "attn", "block"):
-        own = replace(settings, kind=kind, window=1 if kind == "block" else settings.window)
+    cases: list[tuple[Kind, int]] = [("mlp", 1), ("mlp", 5), ("attn", 1), ("block", 1)]
+    for kind, window in cases:
+        own = replace(settings, kind=kind, window=window)
         ours: list[tracing.Traced] = []
         plain: list[Tensor] = []
 
         def together(own: tracing.TraceSettings = own, ours: list[tracing.Traced] = ours) -> None:
-            ours[:] = tracing.trace_each(lm, chosen, own)
+            ours[:] = sorted(tracing.trace_each(lm, chosen, own), key=lambda one: order[one.fact.id])
 
         def one_by_one(own: tracing.TraceSettings = own, plain: list[Tensor] = plain) -> None:
             plain[:] = [plain_trace(lm, asked, chosen.sigma, own) for asked in few.asked]

@@ -29,6 +29,7 @@ from harness.trace import (
     roles,
     select,
     trace,
+    trace_each,
 )
 
 FACTS = [
@@ -108,6 +109,36 @@ def test_it_is_one_forward_pass_for_each_restoration(
         assert found.high == found.clean
 
 
+@pytest.mark.parametrize(("family", "kind"), [("gpt2", "mlp"), ("neox", "block"), ("llama", "attn")])
+def test_facts_of_one_shape_go_side_by_side(tiny: Callable[[str], LM], family: str, kind: str) -> None:
+    lm, settings = tiny(family), replace(QUICK, kind=kind, window=1)
+    facts = [
+        Fact(f"{who} {where}", f"{who} was born in", who, where)
+        for who in ("Ada Velmont", "Hugo Lantern", "Elena Marsh")
+        for where in ("Rome", "Paris", "Lisbon, Portugal")
+    ]
+    chosen = select(lm, facts, settings)
+    shapes = {(len(one.prompt), len(one.target), one.span) for one in chosen.asked}
+    assert len(shapes) < len(facts)
+    found = trace(lm, facts, settings, budget=100_000)
+    assert [one.fact for one in found] == facts
+    for fact, one in zip(facts, found, strict=True):
+        clean, low, restored, removed = plain(lm, fact, settings)
+        assert (one.clean, one.low) == pytest.approx((clean, low), rel=1e-5)
+        torch.testing.assert_close(one.restored, restored, rtol=1e-5, atol=1e-12)
+        torch.testing.assert_close(one.removed, removed, rtol=1e-4, atol=1e-5)
+
+
+def test_facts_that_are_left_keep_their_numbers(tiny: Callable[[str], LM]) -> None:
+    lm = tiny("gpt2")
+    facts = [Fact(where, "Ada Velmont was born in", "Ada Velmont", where) for where in ("Rome", "Paris", "Oslo")]
+    chosen = select(lm, facts, QUICK)
+    every = {one.fact.id: one for one in trace_each(lm, chosen, QUICK, budget=100_000)}
+    left = list(trace_each(lm, chosen, QUICK, budget=100_000, done=("Paris",)))
+    assert {one.fact.id for one in left} == {"Rome", "Oslo"}
+    assert all(torch.equal(one.restored, every[one.fact.id].restored) for one in left)
+
+
 def question(lm: LM, fact: Fact) -> Asked:
     asked = ask(lm, fact)
     assert isinstance(asked, Asked)
@@ -124,9 +155,9 @@ def test_the_ways_give_the_same_numbers(tiny: Callable[[str], LM], family: str, 
     found = []
     for way in (None, _Way.FROM, _Way.WHOLE):
         restorer = Restorer(lm, kind, budget=budget)  # type: ignore[arg-type]
-        seen = restorer.observe(asked, noise, 2)
+        seen = restorer.observe([asked] * 4, noise, 2)
         restorer._way = way
-        found.append(restorer.probabilities(seen, [w[0] for w in seen.wrote], several))
+        found.append(restorer.probabilities(seen, [w[:1] for w in seen.wrote], several))
         assert restorer._way is (way or (_Way.FROM if kind == "attn" else _Way.ABOVE))
         torch.testing.assert_close(found[-1], found[0], rtol=1e-5, atol=0)
 
@@ -139,8 +170,8 @@ def test_a_patch_that_follows_tokens_is_run_with_the_whole_model(tiny: Callable[
 
     with patched(lm, Patch(hooks={lm.arch.block(0): follow})):
         restorer = Restorer(lm, "mlp")
-        seen = restorer.observe(question(lm, FACTS[0]), torch.zeros(1, 2, lm.arch.width), 0)
-        restorer.probabilities(seen, [w[0] for w in seen.wrote], [Overwriting(1, 2, range(1))])
+        seen = restorer.observe([question(lm, FACTS[0])], torch.zeros(1, 2, lm.arch.width), 0)
+        restorer.probabilities(seen, seen.wrote, [Overwriting(1, 2, range(1))])
     assert restorer._way is _Way.WHOLE
 
 
