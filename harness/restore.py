@@ -234,7 +234,9 @@ class Restorer:
         if self.lm.model._forward_pre_hooks:
             return _Way.WHOLE
         able = [one for one in overwritings if self._seen(start, one).layers]
-        few = [able[i * (len(able) - 1) // 3] for i in range(4)] if able else []
+        if not able:
+            return _Way.WHOLE
+        few = [able[i * (len(able) - 1) // 3] for i in range(4)]
         rows = range(0, start.rows, max(1, start.rows // 3))
         start, values = start.select(rows), [value[list(rows)] if len(value) > 1 else value for value in values]
         with torch.no_grad():
