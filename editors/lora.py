@@ -12,15 +12,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from statistics import fmean
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from harness.arch import is_matrix, stored_transposed
 from harness.delta import LowRank
-from harness.descent import Settings, descend, matrices
-from harness.editor import Count, Edit, Editor, NotNegative, Positive, Share
+from harness.descent import Trained, descend, matrices, passes
+from harness.editor import Count, Edit, NotNegative, Pass, Positive, Share
 from harness.errors import UsageError, near
+from harness.finetuning import Finetuning
 from harness.keys import chosen
 from harness.lm import LM
 from harness.objectives import DIRECTIONS
@@ -32,7 +35,7 @@ ADAPTER = "edit"
 
 
 @dataclass(frozen=True)
-class Lora(Editor):
+class Lora(Finetuning):
     """``W' = W + (alpha / r) B A`` with ``A [r, in]`` random and ``B [out, r]`` zero at the start.
 
     Attributes:
@@ -42,11 +45,8 @@ class Lora(Editor):
         rank: ``r``.
         alpha: the factor of an adapter, before it is divided by the rank.
         dropout: the share of an adapter's inputs that is dropped in training.
-        lr: the learning rate.
-        steps: passes over the edits.
-        batch_size: edits of one update.
-        threshold: no update where a batch's loss is below, and an end where the mean loss of a pass is.
-        seed: the seed of ``A`` and of what is dropped.
+
+    The seed is also that of ``A`` and of what is dropped.
     """
 
     name = "lora"
@@ -62,7 +62,6 @@ class Lora(Editor):
     steps: Count = 60
     batch_size: Count = 64
     threshold: NotNegative = 1e-2
-    seed: int = 0
 
     presets: ClassVar[Mapping[str, Mapping[str, object]]] = {
         # zjunlp/EasyEdit at 14cea82, hparams/LoRA/qwen2.5-7b.yaml; its other files are of AdaLoRA.
@@ -81,14 +80,28 @@ class Lora(Editor):
         """All edits at once, in mini-batches."""
         if not edits:
             return Patch()
-        settings = Settings(lr=self.lr, steps=self.steps, batch_size=self.batch_size, threshold=self.threshold)
+        with self._training(lm) as (parts, start):
+            return self._merged(parts, start, descend(lm, edits, list(start), self.settings(), self.prior(lm)))
+
+    def passes(self, lm: LM, edits: Sequence[Edit]) -> Iterator[Pass]:
+        """The change after each pass; all passes are made first, as adapters must not be in the model in between."""
+        with self._training(lm) as (parts, start):
+            trained = list(passes(lm, edits, list(start), self.settings(), self.prior(lm)))
+        for one in trained:
+            yield Pass(self._merged(parts, start, one), fmean(one.losses))
+
+    @contextmanager
+    def _training(self, lm: LM) -> Iterator[tuple[dict[str, tuple[str, str]], dict[str, Tensor]]]:
+        """Adapters in the model, by module, and what their parameters begin with."""
         with torch.random.fork_rng(), self._adapters(lm) as parts:
             names = [name for pair in parts.values() for name in pair]
-            start = {name: lm.parameter(name).detach().clone() for name in names}
-            deltas = descend(lm, edits, names, settings).deltas
-        trained = {name: deltas[name].dense() + start[name].to(deltas[name].dense()) for name in names}
+            yield parts, {name: lm.parameter(name).detach().clone() for name in names}
+
+    def _merged(self, parts: Mapping[str, tuple[str, str]], start: Mapping[str, Tensor], trained: Trained) -> Patch:
+        """The change of the matrices that the adapters stand beside."""
+        ends = {name: delta.dense() + start[name].to(delta.dense()) for name, delta in trained.deltas.items()}
         scale = self.alpha / self.rank
-        return Patch({f"{name}.weight": LowRank(trained[b] * scale, trained[a]) for name, (a, b) in parts.items()})
+        return Patch({f"{name}.weight": LowRank(ends[b] * scale, ends[a]) for name, (a, b) in parts.items()})
 
     @contextmanager
     def _adapters(self, lm: LM) -> Iterator[dict[str, tuple[str, str]]]:

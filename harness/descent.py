@@ -23,8 +23,10 @@ from harness.errors import DataError, ModelError, NumericalError
 from harness.lm import LM
 from harness.objectives import Normalisation, floor, losses, nll
 from harness.patch import require_plain
+from harness.prior import Prior
 
 __all__ = [
+    "Accumulation",
     "Answer",
     "Loss",
     "Settings",
@@ -34,6 +36,7 @@ __all__ = [
     "feed_forward",
     "log_likelihood",
     "matrices",
+    "passes",
     "positions",
 ]
 
@@ -41,6 +44,10 @@ Loss = Literal["target_new", "prompt_last"]
 """``target_new``: mean NLL of the target's tokens, each after those before it.  ``prompt_last``: as in the authors'
 code, the mean NLL of all the target's tokens at the one position after the prompt; the same for targets of one
 token."""
+
+
+Accumulation = Literal["fixed", "faithful"]
+"""How the gradients of several batches become one step."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,12 @@ class Settings:
         end_of_text: whether a target that shall become likelier ends with the token that ends a text.
         shuffle: the seed by which every pass takes the edits in a new order; None for the order given.
         normalisation: whether the loss of an edit is a mean over the tokens of its target, or their sum.
+        cosine: whether the learning rate falls to zero, ``lr (1 + cos(pi e / steps)) / 2`` in pass ``e`` from 0.
+        beta2: Adam's second decay rate.
+        accumulate: batches behind one step of Adam.
+        accumulation: ``fixed``, the mean of their gradients, and a last step for the rest of a pass; ``faithful``, what
+            the code of Hewitt et al. 2024 does: the gradients are cleared before every batch, so that a step is
+            that of the last of them alone, and the rest of a pass does nothing.
     """
 
     loss: Loss = "target_new"
@@ -71,6 +84,10 @@ class Settings:
     end_of_text: bool = False
     shuffle: int | None = None
     normalisation: Normalisation = "mean"
+    cosine: bool = False
+    beta2: float = 0.999
+    accumulate: int = 1
+    accumulation: Accumulation = "fixed"
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,14 +187,28 @@ def log_likelihood(
     return _wide(logits[rows, columns]).log_softmax(-1).gather(1, tokens[:, None])[:, 0]
 
 
-def descend(lm: LM, edits: Sequence[Edit], parameters: Sequence[str], settings: Settings) -> Trained:
-    """Train copies of some parameters until the model says the targets.
+def descend(
+    lm: LM, edits: Sequence[Edit], parameters: Sequence[str], settings: Settings, prior: Prior | None = None
+) -> Trained:
+    """Train copies of some parameters until the model says the targets: the last of :func:`passes`, all losses."""
+    record: list[float] = []
+    for trained in passes(lm, edits, parameters, settings, prior):
+        last = trained
+        record += trained.losses
+    return Trained(last.deltas, tuple(record))
+
+
+def passes(
+    lm: LM, edits: Sequence[Edit], parameters: Sequence[str], settings: Settings, prior: Prior | None = None
+) -> Iterator[Trained]:
+    """Train copies of some parameters, and give what they have become after each pass over the edits.
 
     Args:
-        lm: the model, unchanged when this returns.
+        lm: the model, unchanged whenever this returns or yields; it must be the same at the next step.
         edits: what it shall say; edits need no subject.
         parameters: the names of the parameters.
         settings: how.
+        prior: a term that is added to the loss of each batch; None for none.
 
     Raises:
         DataError: a prompt and its target are longer than the model's context.
@@ -189,21 +220,18 @@ def descend(lm: LM, edits: Sequence[Edit], parameters: Sequence[str], settings: 
     examples = answers(lm, edits, settings.end_of_text)
     start = {name: _wide(lm.parameter(name).detach()) for name in parameters}
     free = {name: value.clone().requires_grad_() for name, value in start.items()}
-    adam = torch.optim.Adam(free.values(), lr=settings.lr, weight_decay=settings.weight_decay)
-    record: list[float] = []
+    adam = torch.optim.Adam(
+        free.values(), lr=settings.lr, weight_decay=settings.weight_decay, betas=(0.9, settings.beta2)
+    )
+    training = _Training(lm, start, free, adam, settings, prior)
     enough = _enough(examples, settings)
-    for order in _orders(len(examples), settings):
-        passed = []
-        for first in range(0, len(order), settings.batch_size):
-            chunk = [examples[i] for i in order[first : first + settings.batch_size]]
-            passed.append((_update(lm, chunk, start, free, adam, settings), len(chunk)))
-        record += [loss for loss, _ in passed]
+    for number, order in enumerate(_orders(len(examples), settings)):
+        passed = training.run(number, [examples[i] for i in order])
+        changes = {name: (free[name] - start[name]).detach() for name in parameters}
+        deltas = {name: Dense(c.T.contiguous() if lm.transposed(name) else c) for name, c in changes.items()}
+        yield Trained(deltas, tuple(loss for loss, _ in passed))
         if sum(loss * count for loss, count in passed) < enough * len(examples):
             break
-    changes = {name: (free[name] - start[name]).detach() for name in parameters}
-    return Trained(
-        {name: Dense(c.T.contiguous() if lm.transposed(name) else c) for name, c in changes.items()}, tuple(record)
-    )
 
 
 def _wide(tensor: Tensor) -> Tensor:
@@ -225,31 +253,57 @@ def _orders(count: int, settings: Settings) -> Iterator[list[int]]:
         yield list(range(count)) if draw is None else torch.randperm(count, generator=draw).tolist()
 
 
-def _update(
-    lm: LM,
-    examples: Sequence[Answer],
-    start: Mapping[str, Tensor],
-    free: Mapping[str, Tensor],
-    adam: torch.optim.Optimizer,
-    settings: Settings,
-) -> float:
-    """One step of Adam on one batch, unless its loss is small already; the loss before the step."""
-    with torch.enable_grad():
-        loss = _loss(lm, examples, free, settings)
-    value = float(loss.detach())
-    if not math.isfinite(value):
-        ids, names = ", ".join(e.edit.id for e in examples[:3]), ", ".join(list(free)[:3])
-        raise NumericalError(f"the loss of edits {ids} became {value} in training {names}; lower lr")
-    if value >= _enough(examples, settings):
-        adam.zero_grad()
-        torch.autograd.backward(loss)
-        adam.step()
-        if settings.norm_constraint is not None:
-            bound = settings.norm_constraint
+@dataclass(frozen=True, eq=False)
+class _Training:
+    """Copies of parameters on their way, and what moves them."""
+
+    lm: LM
+    start: Mapping[str, Tensor]
+    free: Mapping[str, Tensor]
+    adam: torch.optim.Optimizer
+    settings: Settings
+    prior: Prior | None
+
+    def run(self, number: int, examples: Sequence[Answer]) -> list[tuple[float, int]]:
+        """One pass; of each batch its loss before the update, and its size."""
+        if self.settings.cosine:
+            for group in self.adam.param_groups:
+                group["lr"] = self.settings.lr * (1 + math.cos(math.pi * number / self.settings.steps)) / 2
+        size, passed = self.settings.batch_size, []
+        batches = [examples[first : first + size] for first in range(0, len(examples), size)]
+        for i, batch in enumerate(batches):
+            first = i - i % self.settings.accumulate
+            count = min(self.settings.accumulate, len(batches) - first)
+            fresh, last = i == first, i == first + count - 1
+            passed.append((self._batch(batch, count, fresh, last), len(batch)))
+        return passed
+
+    def _batch(self, examples: Sequence[Answer], count: int, fresh: bool, last: bool) -> float:
+        """The gradient of one batch of ``count``, unless its loss is small already, and a step after the last."""
+        faithful = self.settings.accumulation == "faithful"
+        if fresh or faithful:
+            self.adam.zero_grad()
+        with torch.enable_grad():
+            held = {name: tensor.to(self.lm.parameter(name).dtype) for name, tensor in self.free.items()}
+            loss = _loss(self.lm, examples, held, self.settings)
+            total = loss if self.prior is None else loss + self.prior(self.lm, held)
+        value, whole = float(loss.detach()), float(total.detach())
+        if not math.isfinite(whole):
+            ids, names = ", ".join(e.edit.id for e in examples[:3]), ", ".join(list(self.free)[:3])
+            raise NumericalError(f"the loss of edits {ids} became {whole} in training {names}; lower lr")
+        if value >= _enough(examples, self.settings):
+            torch.autograd.backward(total if faithful or count == 1 else total / count)
+        if last and (not faithful or count == self.settings.accumulate):
+            self._step()
+        return value
+
+    def _step(self) -> None:
+        self.adam.step()
+        bound = self.settings.norm_constraint
+        if bound is not None:
             with torch.no_grad():
-                for name, tensor in free.items():
-                    tensor.copy_(torch.clamp(tensor, start[name] - bound, start[name] + bound))
-    return value
+                for name, tensor in self.free.items():
+                    tensor.copy_(torch.clamp(tensor, self.start[name] - bound, self.start[name] + bound))
 
 
 def _enough(examples: Sequence[Answer], settings: Settings) -> float:
@@ -259,9 +313,8 @@ def _enough(examples: Sequence[Answer], settings: Settings) -> float:
     return floors[0] if len(set(floors)) == 1 else math.fsum(floors) / len(floors)
 
 
-def _loss(lm: LM, examples: Sequence[Answer], free: Mapping[str, Tensor], settings: Settings) -> Tensor:
+def _loss(lm: LM, examples: Sequence[Answer], held: Mapping[str, Tensor], settings: Settings) -> Tensor:
     """The mean over edits of what each minimises, by default the mean NLL of its target's tokens."""
-    held = {name: tensor.to(lm.parameter(name).dtype) for name, tensor in free.items()}
     directions = [e.edit.direction for e in examples]
     if set(directions) == {"likelihood"}:
         log_p = log_likelihood(lm, examples, settings.loss, held)

@@ -17,7 +17,7 @@ import sys
 import types
 import typing
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields, replace
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -37,6 +37,7 @@ __all__ = [
     "Example",
     "Learned",
     "NotNegative",
+    "Pass",
     "Positive",
     "Probe",
     "Range",
@@ -193,6 +194,19 @@ class Example:
         return [probe for probe in self.probes if probe.kind == kind]
 
 
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """What a method has come to after one pass over the edits.
+
+    Attributes:
+        patch: the whole change so far.
+        loss: the mean loss of the edits before their updates in this pass; None where there is no such thing.
+    """
+
+    patch: Patch
+    loss: float | None = None
+
+
 @dataclass(frozen=True)
 class Editor(ABC):
     """A method of model editing; the fields of a child are its hyperparameters.
@@ -262,6 +276,13 @@ class Editor(ABC):
     def edit_each(self, lm: LM, edits: Sequence[Edit]) -> list[Patch]:
         """Independent patches, one for each edit; by default one after the other."""
         return [self.edit(lm, [edit], None) for edit in edits]
+
+    def passes(self, lm: LM, edits: Sequence[Edit]) -> Iterator[Pass]:
+        """The change after each pass over the edits, of a method that makes several; by default the one change.
+
+        The model must be unchanged whenever the next one is asked for; what is yielded may be held in between.
+        """
+        yield Pass(self.edit(lm, edits))
 
     def finish(self, lm: LM, total: Patch) -> Patch:
         """Shape the sum of all increments just before it is measured; never fed back.
@@ -341,6 +362,11 @@ class Wrapper(Editor):
     def edit_each(self, lm: LM, edits: Sequence[Edit]) -> list[Patch]:
         """The inner patches, each changed as an increment of its own."""
         return [self.increment(lm, patch) for patch in self.inner.edit_each(lm, edits)]
+
+    def passes(self, lm: LM, edits: Sequence[Edit]) -> Iterator[Pass]:
+        """The inner changes, each changed as an increment of its own."""
+        for done in self.inner.passes(lm, edits):
+            yield replace(done, patch=self.increment(lm, done.patch))
 
     def finish(self, lm: LM, total: Patch) -> Patch:
         """What the inner editor makes of the sum."""

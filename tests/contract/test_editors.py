@@ -43,6 +43,7 @@ OWN_QUICK: dict[str, dict[str, object]] = {
     "pmet": {"kl_factor": 0.0625, "lam": 1e-2},
     "mend": {"rank": 8, "accumulate": 2, "validate_every": 8, "lr": 1e-4, "alpha": 1e-2, "alpha_lr": 1e-4},
     "companion": {"lr": 0.5, "kl": 0.0, "epochs": 8},
+    "full": {"lr": 3e-3},
     "senses": {"lr": 0.5, "kl": 1e-3, "epochs": 10, "accumulate": 1, "chunks": 20, "chunk_tokens": 32},
     "prune": {"reduce": "log1_5"},  # three edits exceed the bound of a matrix this small fourfold
 }

@@ -7,12 +7,17 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 
-from harness.canonical import failed, loss, read_rows
+from harness import data
+from harness.canonical import CanonicalSet, failed, loss, read_rows
+from harness.descent import Settings, descend
 from harness.lm import LM
+from harness.prior import Prior
 from harness.spans import mean_nll, score, span
 
 CASE = "I_canonical_examples"
+TASKS_FOLDER = data.TASKS / "canonical"
 TASKS = {
     "country": "country_capital",
     "stereoset": "stereoset",
@@ -110,3 +115,78 @@ def test_the_rows_are_those_that_the_authors_were_given(golden: Any, given: Any)
                 line = (golden.root.parent / entry["file"]).read_text(encoding="utf-8").split("\n")[entry["row"]]
                 assert hashlib.sha256(line.encode()).hexdigest()[:16] == entry["sha256_16"]
                 assert isinstance(json.loads(line), dict)
+
+
+# --- three steps of full finetuning -----------------------------------------------------------------------------------
+
+STEPS = {"fp64": 1e-6, "fp32": 1e-4}
+NAMES = (
+    "gpt_neox.final_layer_norm.weight",
+    "gpt_neox.layers.1.mlp.dense_4h_to_h.weight",
+    "gpt_neox.layers.3.attention.query_key_value.bias",
+)
+HEAD = {"theirs": "embed_out.weight", "ours": "lm_head.weight"}
+
+
+def trained(golden: Any, given: Any, task: str, rows: Any, precision: str) -> tuple[list[float], list[float], Any]:
+    """Task losses, weighted divergences, and the change of every parameter after three steps on one example."""
+    lm = golden.lm("tiny-neox", precision)
+    row = rows(task, "train")[given["three_steps"]["train_row_position"]]
+    edit = CanonicalSet.at(TASKS_FOLDER / TASKS[task]).edits([row])
+    texts = [lm.tokenizer(given["kl_texts"][i])["input_ids"] for i in given["three_steps"]["kl_text_used_per_step"]]
+    pull, seen = Prior(given["kl_weight"], iter(texts)), []
+
+    def watched(lm: LM, held: Any) -> torch.Tensor:
+        seen.append(pull(lm, held))
+        return seen[-1]
+
+    names = [name for name, _ in lm.model.named_parameters()]
+    found = descend(lm, edit, names, Settings(lr=1e-3, steps=3, batch_size=1, threshold=0.0, beta2=0.995), watched)  # type: ignore[arg-type]
+    return list(found.losses), [float(value.detach()) for value in seen], found.deltas
+
+
+@pytest.mark.parametrize("precision", ["fp64", "fp32"])
+@pytest.mark.parametrize("task", TASKS)
+def test_losses_of_three_steps(
+    task: str, precision: str, golden: Any, given: Any, expected: Any, rows: Callable[..., Any]
+) -> None:
+    losses, kl, _ = trained(golden, given, task, rows, precision)
+    wanted = expected["tasks"][task][precision]["three_steps"]["task_loss_then_weighted_kl"]
+    # In float32 Adam turns the rounding of a gradient near zero into a whole step: only the first loss is comparable.
+    count = 3 if precision == "fp64" else 1
+    assert losses[:count] == pytest.approx([a for a, _ in wanted][:count], rel=2 * STEPS[precision])
+    assert kl[0] == pytest.approx(0.0, abs=1e-3)
+    if precision == "fp64":
+        assert kl[1:] == pytest.approx([b for _, b in wanted][1:], rel=2e-2)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_weights_after_three_steps(task: str, golden: Any, given: Any, rows: Callable[..., Any]) -> None:
+    *_, deltas = trained(golden, given, task, rows, "fp64")
+    tensors = golden.tensors(f"{CASE}/expected.safetensors")
+    for name in NAMES:
+        ours = deltas[name].dense()
+        wanted = tensors[f"fp64/{task}/delta_after_three_steps/{name}"]
+        moved = tensors[f"fp64/{task}/grad_first_step/{name}"].abs() > 1e-6
+        assert moved.sum() > 20
+        torch.testing.assert_close(ours[moved], wanted[moved], rtol=1e-3, atol=2e-6)
+
+
+@pytest.mark.parametrize("precision", ["fp64", "fp32"])
+@pytest.mark.parametrize("task", TASKS)
+def test_gradients_of_the_first_step(
+    task: str, precision: str, golden: Any, given: Any, rows: Callable[..., Any], close: Callable[..., None]
+) -> None:
+    """Plain descent of one step of size one: the change is minus the gradient."""
+    lm = golden.lm("tiny-neox", precision)
+    row = rows(task, "train")[given["three_steps"]["train_row_position"]]
+    edit = CanonicalSet.at(TASKS_FOLDER / TASKS[task]).edits([row])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim, "Adam", lambda free, lr, **_: torch.optim.SGD(free, lr=lr))
+        found = descend(lm, edit, [*NAMES, HEAD["ours"]], Settings(lr=1.0, steps=1, batch_size=1, threshold=0.0))
+    tensors = golden.tensors(f"{CASE}/expected.safetensors")
+    for name in NAMES if precision == "fp64" else NAMES[1:2]:
+        close(-found.deltas[name].dense(), tensors[f"{precision}/{task}/grad_first_step/{name}"], 1e-5, name)
+    if precision == "fp64":
+        norms = found.deltas[HEAD["ours"]].dense().norm(dim=1)
+        close(norms, tensors[f"fp64/{task}/grad_first_step_rownorm/{HEAD['theirs']}"], 1e-5, "head")

@@ -17,8 +17,8 @@ ROOT = Path(__file__).parents[2]
 HARNESS = {f"harness.{path.stem}": path for path in sorted((ROOT / "harness").glob("[!_]*.py"))}
 EDITORS = {f"editors.{path.stem}": path for path in sorted((ROOT / "editors").glob("[!_]*.py"))}
 BELOW = {
-    "arch", "console", "contexts", "delta", "descent", "editor", "ensemble", "errors", "hypernet", "keys", "lm",
-    "locate", "objectives", "patch", "rankone", "retrieval", "saved", "stats", "taps", "targets", "value",
+    "arch", "console", "contexts", "delta", "descent", "editor", "ensemble", "errors", "finetuning", "hypernet", "keys",
+    "lm", "locate", "objectives", "patch", "rankone", "retrieval", "saved", "stats", "taps", "targets", "value",
 }  # fmt: skip
 """What an editor is built from."""
 
