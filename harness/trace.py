@@ -214,9 +214,7 @@ def trace(
         UsageError: the window is wider than the model.
         DataError: no fact can be looked at.
     """
-    order = {fact.id: i for i, fact in enumerate(facts)}
-    found = trace_each(lm, select(lm, facts, settings), settings, progress, budget)
-    return sorted(found, key=lambda one: order[one.fact.id])
+    return list(trace_each(lm, select(lm, facts, settings), settings, progress, budget))
 
 
 def check(lm: LM, settings: TraceSettings) -> None:
@@ -337,25 +335,28 @@ def trace_each(
         done: ids of facts that are passed over. Those that are left keep their company, and their numbers.
 
     Yields:
-        What was found about each, those of one shape after one another.
+        What was found about each, in order.
     """
-    restorer, count = Restorer(lm, settings.kind, budget), 0
-    for together in _alike(selection.asked, settings.samples + 1, budget // lm.arch.layers):
-        if any(one.fact.id not in done for one in together):
-            for found in _traced(lm, together, selection.sigma, settings, restorer):
-                if found.fact.id not in done:
-                    yield found
-                    count += 1
-                    progress(count, len(selection.asked))
+    restorer, ready = Restorer(lm, settings.kind, budget), dict[int, Traced]()
+    portions = _alike(selection.asked, settings.samples + 1, budget // lm.arch.layers)
+    company = {i: portion for portion in portions for i in portion}
+    left = [i for i, one in enumerate(selection.asked) if one.fact.id not in done]
+    for count, i in enumerate(left):
+        if i not in ready:
+            together = [selection.asked[j] for j in company[i]]
+            found = _traced(lm, together, selection.sigma, settings, restorer)
+            ready.update(zip(company[i], found, strict=True))
+        yield ready.pop(i)
+        progress(count + 1, len(left))
 
 
-def _alike(asked: Sequence[Asked], rows: int, budget: int) -> Iterator[list[Asked]]:
+def _alike(asked: Sequence[Asked], rows: int, budget: int) -> Iterator[list[int]]:
     """Portions of facts of one shape, within the budget (or one alone); ``rows`` for each."""
-    same: dict[tuple[int, int, tuple[int, int]], list[Asked]] = defaultdict(list)
-    for one in asked:
-        same[len(one.prompt), len(one.target), one.span].append(one)
+    same: dict[tuple[int, int, tuple[int, int]], list[int]] = defaultdict(list)
+    for i, one in enumerate(asked):
+        same[len(one.prompt), len(one.target), one.span].append(i)
     for members in same.values():
-        size = max(1, budget // (rows * len(members[0].ids)))
+        size = max(1, budget // (rows * len(asked[members[0]].ids)))
         yield from (members[i : i + size] for i in range(0, len(members), size))
 
 

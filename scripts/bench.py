@@ -304,7 +304,6 @@ def trace(lm: LM, run: Run) -> None:
     """All restorations of facts side by side, against one forward pass each; restored probabilities must agree."""
     settings = replace(tracing.PRESETS["hase"], known="all")
     chosen = tracing.select(lm, edits_of(run.edits or 32), settings)
-    order = {asked.fact.id: i for i, asked in enumerate(chosen.asked)}
     few = replace(chosen, asked=tuple(chosen.asked[i] for i in sampled(chosen.asked, run)))
     cases: list[tuple[Kind, int]] = [("mlp", 1), ("mlp", 5), ("attn", 1), ("block", 1)]
     for kind, window in cases:
@@ -313,7 +312,7 @@ def trace(lm: LM, run: Run) -> None:
         plain: list[Tensor] = []
 
         def together(own: tracing.TraceSettings = own, ours: list[tracing.Traced] = ours) -> None:
-            ours[:] = sorted(tracing.trace_each(lm, chosen, own), key=lambda one: order[one.fact.id])
+            ours[:] = tracing.trace_each(lm, chosen, own)
 
         def one_by_one(own: tracing.TraceSettings = own, plain: list[Tensor] = plain) -> None:
             plain[:] = [plain_trace(lm, asked, chosen.sigma, own) for asked in few.asked]
