@@ -3,8 +3,8 @@
 One optimisation shared by all locate-then-edit methods; many edits run side by side in one batch, each with its own
 loss, its own row of the optimiser's state, its own stop and its own bound, so that the result is that of one at a time.
 The change reaches nothing below the edited layer and nothing in front of its token: both run once, and every step runs
-the blocks above on the columns from that token on, with logits at supervised positions only. Whether a model can be cut
-so is tried on a few rows; where it cannot, more of it is run.
+the blocks above on the columns from that token on, the last feed-forward part and logits at supervised positions only.
+Whether a model can be cut so is tried on a few rows; where it cannot, more of it is run.
 
 Sources: Meng et al. 2022 (ROME), section 3.1, equation 4, and their code at 0874014; Meng et al. 2023 (MEMIT),
 section 4.2, equation 16, and their code at 80426fd.  Where both differ from their text, this follows the code.
@@ -558,7 +558,7 @@ class _Above(_Runner):
 
     def logits(self, delta: Tensor) -> tuple[Tensor, Tensor]:
         places = self.places
-        with self._seen() as seen:
+        with self._seen() as seen, self._wanted():
             hidden = seen["lens"] = self._given(delta)
             for block, (args, kwargs) in zip(
                 self.blocks[1 - self.lowest :], self.calls[1 - self.lowest :], strict=True
@@ -570,6 +570,30 @@ class _Above(_Runner):
     def _given(self, delta: Tensor) -> Tensor:
         """What leaves the edited block with the change, ``[rows, columns, d]``."""
         return self._moved(self.given, delta)
+
+    @contextmanager
+    def _wanted(self) -> Iterator[None]:
+        """The last block's feed-forward module computes the positions that are decoded; zeros stand at the others."""
+        places, columns, last = self.places, self.batch.ids.shape[1], self.lm.arch.layers - 1
+        if self.lens or not self.blocks or last == self.objective.layer:
+            yield
+            return
+        kept = torch.cat([places.row * columns + places.column, places.kl_row * columns + places.kl_column]).unique()
+        shape: list[torch.Size] = []
+
+        def pick(_module: nn.Module, args: Any) -> Any:
+            shape.append(args[0].shape[:-1])
+            return (args[0].flatten(0, -2)[kept.to(args[0].device)], *args[1:])
+
+        def place(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
+            whole = output.new_zeros(self.batch.ids.numel(), output.shape[-1])
+            return whole.index_copy(0, kept.to(output.device), output).reshape(*shape.pop(), -1)
+
+        module = self.lm.module(self.lm.arch.mlp_of(last))
+        with ExitStack() as stack:
+            stack.callback(module.register_forward_pre_hook(pick).remove)
+            stack.enter_context(_hooked(module, place))
+            yield
 
 
 class _From(_Above):
