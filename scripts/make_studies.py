@@ -58,8 +58,9 @@ def main() -> None:
         fit(plan, arguments.device)
     with ThreadPoolExecutor(arguments.jobs) as pool:
         failed = sum(pool.map(lambda plan: carry_out(plan, folder, arguments.device), chosen))
+    drawn: set[frozenset[str]] = set()
     for name, found in plans.items():
-        draw(name, found, folder, arguments.results / "figures")
+        draw(name, found, folder, arguments.results / "figures", drawn)
     sys.exit(1 if failed else 0)
 
 
@@ -107,8 +108,11 @@ def carry_out(plan: Plan, folder: Path, device: str) -> int:
     return done
 
 
-def draw(name: str, plans: Sequence[Plan], folder: Path, figures: Path) -> None:
-    """The curves of what is complete: the editors alone in one figure, each with its wrapped forms in another."""
+def draw(name: str, plans: Sequence[Plan], folder: Path, figures: Path, drawn: set[frozenset[str]]) -> None:
+    """The curves of what is complete: the editors alone in one figure, each with its wrapped forms in another.
+
+    ``drawn`` keeps the records of each figure: two studies that share them share the figure.
+    """
     found: dict[str, list[str]] = {}
     settings = {(plan.model, plan.edits, plan.mode) for plan in plans}
     for plan in plans:
@@ -118,7 +122,8 @@ def draw(name: str, plans: Sequence[Plan], folder: Path, figures: Path) -> None:
             found.setdefault(group, []).extend(str(path) for path in kept(plan, folder))
     figures.mkdir(parents=True, exist_ok=True)
     for group, paths in found.items():
-        if len(set(paths)) > 1:
+        if len(set(paths)) > 1 and frozenset(paths) not in drawn:
+            drawn.add(frozenset(paths))
             for ending in ("png", "svg"):
                 call("plot", *dict.fromkeys(paths), "--output", str(figures / f"{group}.{ending}"))
 
