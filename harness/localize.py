@@ -378,10 +378,12 @@ class _Problem:
             for first in range(0, len(left), _PORTION):
                 portion = left[first : first + _PORTION]
                 self.report(name, len(cases) - len(left) + first, len(cases))
-                patches = self._edited(editor, [cases[i].edit for i in portion])
-                after = self._measured(asked, portion, patches)
-                for i, found in zip(portion, after, strict=True):
-                    block[cases[i].edit.id] = self._scores(asked[i], before[i], found)
+                # What is made one by one is scored one by one: changes of whole matrices are not kept side by side.
+                alone = self._rows(editor) > 1 or type(editor.root).edit_each is Editor.edit_each
+                for group in [[i] for i in portion] if alone else [portion]:
+                    patches = self._edited(editor, [cases[i].edit for i in group])
+                    for i, found in zip(group, self._measured(asked, group, patches), strict=True):
+                        block[cases[i].edit.id] = self._scores(asked[i], before[i], found)
                 self.study.save()
             self.report(name, len(cases), len(cases))
 
@@ -395,13 +397,15 @@ class _Problem:
 
     def _edited(self, editor: Editor, edits: Sequence[Edit]) -> list[Patch]:
         """One patch for each edit, all made on the unedited model in the state that the problem asks for."""
-        settings = self.grid.asked
-        # A gradient editor reads one edit in several rows, each with a noise of its own.
-        rows = settings.samples if self.posed.noise and "batch_size" in settable(type(editor.root)) else 1
-        with patched(self.lm, self.posed.state(self.lm, rows, settings.noise_at == "released")):
+        rows = self._rows(editor)
+        with patched(self.lm, self.posed.state(self.lm, rows, self.grid.asked.noise_at == "released")):
             if rows == 1:
                 return editor.edit_each(self.lm, edits)
             return [editor.edit(self.lm, [edit] * rows, None) for edit in edits]
+
+    def _rows(self, editor: Editor) -> int:
+        """In how many rows an editor reads one edit: of gradient editors each has a noise of its own."""
+        return self.grid.asked.samples if self.posed.noise and "batch_size" in settable(type(editor.root)) else 1
 
     def _asked(self, case: Case) -> dict[str, list[Answer]]:
         """What is scored, by kind."""

@@ -168,7 +168,7 @@ def _number(value: float | None, digits: int = 3) -> str:
 def _p(value: float | None) -> str:
     if value is None:
         return "-"
-    return "<1e-4" if value < 1e-4 else f"{value:.3f}"
+    return "<1e-4" if value < 1e-4 else f"{value:.4f}" if value < 1e-3 else f"{value:.3f}"
 
 
 def _cells(row: Row, published: bool) -> list[str]:
