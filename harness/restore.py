@@ -207,17 +207,18 @@ class Restorer:
         """
         if self._way is None:
             self._way = self._fastest(start, values, overwritings)
-        seen = [self._seen(start, one) for one in overwritings]
+        whole = self._way is _Way.WHOLE
+        seen = list(overwritings) if whole else [self._seen(start, one) for one in overwritings]
         distinct = [one for one in dict.fromkeys(seen) if one.layers]
         found = {one: start.probability for one in seen if not one.layers}
         with torch.no_grad():
-            for portion in (self._mixed if self._way is _Way.WHOLE else self._alike)(start, distinct):
+            for portion in (self._mixed if whole else self._alike)(start, distinct):
                 log_p = self._run(self._way, start, values, portion)
                 found.update(zip(portion, log_p.exp(), strict=True))
         return torch.stack([found[one] for one in seen])
 
     def _seen(self, start: Pass, one: Overwriting) -> Overwriting:
-        """What of an overwriting can be seen: nothing reads the last block in front of the answer."""
+        """What of an overwriting can be seen, where nothing reads the last block's output in front of the answer."""
         if one.stop > start.columns - start.target.shape[1]:
             return one
         return replace(one, layers=range(one.layers.start, min(one.layers.stop, len(self._blocks) - 1)))

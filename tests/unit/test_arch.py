@@ -49,6 +49,24 @@ def test_parts_of_each_family(tiny, family):
     assert lm.matrix(lm.down(2)).shape == (32, 64)
 
 
+ATTENTION = {
+    **dict.fromkeys(("gpt2", "gptj"), "transformer.h.{}.attn"),
+    "backpack": "backpack.gpt2_model.h.{}.attn",
+    "neox": "gpt_neox.layers.{}.attention",
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma", "phi"), "model.layers.{}.self_attn"),
+    "opt": "model.decoder.layers.{}.self_attn",
+}
+
+
+@pytest.mark.parametrize("family", ATTENTION)
+def test_the_attention_of_each_family(tiny, family):
+    found = tiny(family).arch
+    assert found.attn == ATTENTION[family]
+    assert found.attn_of(2) == ATTENTION[family].format(2)
+    with pytest.raises(ModelError, match="layer 3"):
+        found.attn_of(3)
+
+
 @pytest.mark.parametrize("family", DOWNS)
 def test_the_input_of_the_down_projection_gives_its_output(tiny, family):
     """What is found is the matrix that is used: ``y = W k + b`` with the matrix as ``[out, in]``."""

@@ -95,7 +95,7 @@ def plain(lm: LM, fact: Fact, settings: TraceSettings) -> tuple[float, float, Te
     return clean, low, restored, removed
 
 
-@pytest.mark.parametrize("family", ["gpt2", "gptj", "neox", "llama", "opt", "gemma", "qwen3"])
+@pytest.mark.parametrize("family", ["gpt2", "gptj", "neox", "llama", "opt", "gemma", "backpack"])
 @pytest.mark.parametrize(("kind", "window"), [("mlp", 1), ("mlp", 3), ("attn", 2), ("block", 1), ("block", 2)])
 def test_it_is_one_forward_pass_for_each_restoration(
     tiny: Callable[[str], LM], family: str, kind: str, window: int
@@ -180,6 +180,13 @@ def test_the_budget_changes_no_number(tiny: Callable[[str], LM], budget: int) ->
     lm = tiny("llama")
     for one, other in zip(trace(lm, FACTS, QUICK), trace(lm, FACTS, QUICK, budget=budget), strict=True):
         torch.testing.assert_close(one.restored, other.restored, rtol=1e-5, atol=0)
+
+
+def test_half_precision(fresh: Callable[..., LM]) -> None:
+    whole, half = (trace(fresh("llama", dtype=dtype), FACTS, QUICK) for dtype in (torch.float32, torch.bfloat16))
+    for one, other in zip(whole, half, strict=True):
+        assert other.restored.dtype == torch.float64
+        torch.testing.assert_close(other.restored, one.restored, rtol=0.3, atol=1e-4)
 
 
 def test_the_model_is_what_it_was(tiny: Callable[[str], LM]) -> None:
