@@ -18,7 +18,7 @@ from filelock import FileLock
 from editors.prune import pruned, spectral_norm
 from editors.rect import drawn, kept, principal
 from harness import checkpoint as states
-from harness import record, saved, schedule
+from harness import measure, record, saved, schedule
 from harness.delta import Delta, Dense, LowRank
 from harness.editor import compose
 from harness.lm import load
@@ -184,6 +184,38 @@ def test_fewer_edits_than_asked_for_and_a_stop_beyond_them(harness: Harness, tmp
         done = harness("run", "--editor", "ft_l", *options, "--output", tmp_path / "out")
         assert (done.code, len(done.err.splitlines())) == (2, 1)
         assert message in done.err
+
+
+# --- what a stop costs --------------------------------
+
+
+def test_a_stop_costs_the_same_however_many_edits_were_made_but_for_their_own_exam(
+    call: Callable[..., Outcome], nudge: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the general tasks and the neutral text each stop asks the same; earlier edits are examined in one pass."""
+    asked: list[tuple[str, int, int]] = []
+    passes = [0]
+    real, forward = measure.measure_task, torch.nn.Module.__call__
+
+    def count(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        passes[0] += type(self).__name__ == "GPT2LMHeadModel"
+        return forward(self, *args, **kwargs)
+
+    def task(model: Any, one: Any, limit: int | None, documents: Any = None) -> Any:
+        before = passes[0]
+        found = real(model, one, limit, documents)
+        asked.append((one.name, len(next(iter(found.values.values()))), passes[0] - before))
+        return found
+
+    monkeypatch.setattr(torch.nn.Module, "__call__", count)
+    monkeypatch.setattr(measure, "measure_task", task)
+    assert call(tmp_path / "out", nudge, "--tasks", "NLI", "--limit", 3).code == 0
+    stops = len(PEOPLE)
+    general = [row[1:] for row in asked if row[0] == "NLI"][-stops:]
+    assert len(set(general)) == 1
+    own = [row for row in asked if row[0] == "own_probability"][-stops:]
+    assert [documents for _, documents, _ in own] == [1, 2, 3, 4]
+    assert len({calls for _, _, calls in own}) == 1  # all edits so far stand in one batch
 
 
 # --- wrappers at each stop ----------------------------
