@@ -191,7 +191,7 @@ class Companion(Editor):
 
     Attributes:
         model: the companion: a Backpack with the tokenizer of the model.
-        patch: a file with a change of the companion, as ``harness run --model COMPANION`` saves one, in place of
+        patch: a file with a change of the companion, as a run with ``--model COMPANION`` keeps it, in place of
             finetuning on the edits.
         beta: how much of the change is added.
         k: senses chosen for each example; like all below, by default the preset of ``senses`` for the companion.

@@ -183,14 +183,14 @@ def test_training_is_the_loop_of_the_method_on_a_table_of_all_senses(tiny, varia
         Edit("b", "The home of {} is", "Hugo Lantern", "Oslo, Norway", direction="unlikelihood"),
         Edit("c", "Everybody knows that", None, "Ada", direction="balance", against="Hugo lives"),
     ]
-    method = Senses(**{**QUICK, "variant": variant})
+    method = Senses(**{**QUICK, "epochs": 8, "variant": variant})
     patch = method.edit(lm, edits)
     change = patch.hooks[SENSES]
     pairs = list(zip(change.tokens.tolist(), change.senses.tolist(), strict=True))
     assert pairs == sorted(set(pairs)) and 3 <= len(pairs) <= 9
     wanted = trained_by_hand(lm, edits, method, pairs, patch.memory.chunks)
     assert float(wanted.abs().max()) > 0.1
-    assert torch.allclose(change.deltas, wanted, atol=2e-3)
+    assert torch.allclose(change.deltas, wanted, atol=1e-4)
 
 
 def test_without_divergence_no_text_is_read_in_training(tiny, edits, monkeypatch) -> None:
