@@ -794,6 +794,32 @@ def _quirks(released: str | None) -> set[str]:
     return set(_QUIRKS) if "all" in named else named
 
 
+@harness.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--output", type=click.Path(path_type=Path), default=Path("sweep"), show_default=True)
+@click.option("--address", help="HOST:PORT of a Ray cluster.  [default: this machine]")
+@click.option(
+    "--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Trainings at a time on this machine."
+)
+@click.option("--format", "kind", type=click.Choice(["md", "latex"]), default="md", show_default=True)
+def sweep(path: Path, output: Path, address: str | None, workers: int, kind: str) -> None:
+    """Draw configurations, choose on the validation pairs, train anew on the test pairs, and print the tables.
+
+    PATH is a YAML file; README.md shows one. What has a record in the output folder is never run again.
+    """
+    from harness import record
+    from harness.crew import Cluster
+    from harness.sweep import Sweep, run, tables
+
+    asked = Sweep.read(path)
+    record.require_writable(output)
+    with _progress() as report:
+        validated, tested = run(asked, output / "runs", Cluster(address, workers, asked.cpus, asked.gpus), report)
+    for name, form in (("TABLES.md", "md"), ("tables.tex", "latex")):
+        (output / name).write_text(tables(asked, validated, tested, form), encoding="utf-8")
+    click.echo(tables(asked, validated, tested, kind), nl=False)
+
+
 # --- lists ------------------------------------------------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ confirm it.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,8 +86,10 @@ def build(folder: Path, size: int = SIZE, count: int = COUNT) -> list[Path]:
 def write(path: Path, texts: Sequence[str]) -> Path:
     """Write chunks as rows of ``text``."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
-    return path
+    # Appears whole or not at all: trainings side by side may write the same file.
+    part = path.with_name(f"{path.name}.{os.getpid()}")
+    part.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    return part.replace(path)
 
 
 def _openwebtext() -> Any:

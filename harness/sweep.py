@@ -1,0 +1,294 @@
+"""Sweeps of canonical examples: draw configurations, choose on the validation pairs, train anew on the test pairs.
+
+Protocol of Hewitt et al. 2024, "Model Editing with Canonical Examples", arXiv 2402.06155, section 4: in each cell (a
+model, a task, a method) some configurations are drawn and trained on the validation pair; for each ball the one that
+gains most inside it is trained again on the test pair, several times.  Both rules of :mod:`harness.ball` choose and
+report; ``released`` measures hard negatives where the published runs did, ``plain`` on the split's own.
+
+The trainings run side by side (:mod:`harness.crew`).  One whose record is there is never run again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from harness import tasks, trial
+from harness.ball import TOLERANCES, Rule, change, choose, mean_change, report
+from harness.canonical import SETS
+from harness.cells import Cell, table
+from harness.crew import Cluster, carry_out
+from harness.draws import PUBLISHED, draw, method
+from harness.errors import UsageError, near
+from harness.lm import load
+from harness.trial import Job, Trial
+
+__all__ = ["Sweep", "cells", "run", "tables", "test_jobs", "validation_jobs", "winner"]
+
+RULES: tuple[Rule, ...] = ("released", "plain")
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a sweep file says.
+
+    Attributes:
+        model: a shipped model, a folder, or a Hub repository.
+        tasks: canonical sets.
+        methods: method -> distributions that differ from the published ones; see :mod:`harness.draws`.
+        configurations: how many are drawn in each cell: published are 25 (Backpack) and 10.
+        seeds: how often the chosen one is trained on the test pair.
+        balls: tolerances.
+        data_dir: where the rows come from.
+        dtype: of the model.
+        seed: of the draws.
+        cpus: of one training.
+        gpus: of one training; parts of one are allowed.
+    """
+
+    model: str = "mini"
+    tasks: tuple[str, ...] = SETS
+    methods: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"full": {}, "lora": {}})
+    configurations: int = 10
+    seeds: int = 5
+    balls: tuple[float, ...] = TOLERANCES
+    data_dir: str = "mini"
+    dtype: str = "float32"
+    seed: int = 0
+    cpus: float = 1
+    gpus: float = 0
+
+    @classmethod
+    def read(cls, path: Path) -> Sweep:
+        """A sweep from a YAML file.
+
+        Raises:
+            UsageError: the file cannot be read, or a field does not exist or has the wrong type.
+        """
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UsageError(f"{path}: cannot be read ({error.strerror}); give a YAML file of a sweep") from error
+        except (yaml.YAMLError, ValueError) as error:
+            raise UsageError(f"{path}: not YAML ({str(error).splitlines()[0]}); give fields of a sweep") from error
+        if not isinstance(values, dict):
+            raise UsageError(f"{path}: holds {type(values).__name__}, expected fields such as 'methods: [full, lora]'")
+        return cls.of(values, str(path))
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], where: str = "sweep") -> Sweep:
+        """A sweep from plain values; raises what :meth:`read` raises."""
+        known = {f.name for f in fields(cls)}
+        for key in values:
+            if key not in known:
+                raise UsageError(f"{where}: '{key}' is not a field of a sweep{near(str(key), known)}")
+        chosen = {**values}
+        if isinstance(chosen.get("methods"), list | str):
+            names = chosen["methods"] if isinstance(chosen["methods"], list) else [chosen["methods"]]
+            chosen["methods"] = {str(name): {} for name in names}
+        if "methods" in chosen:
+            chosen["methods"] = _methods(chosen["methods"], where)
+        for key, kind in _TYPES.items():
+            if key in chosen:
+                chosen[key] = kind(chosen[key], f"{where}: '{key}'")
+        return cls(**chosen)
+
+
+def _methods(value: object, where: str) -> dict[str, Mapping[str, Any]]:
+    if not isinstance(value, dict) or not value or not all(isinstance(v, dict | None) for v in value.values()):
+        raise UsageError(f"{where}: 'methods' is {value!r}, expected names such as {', '.join(PUBLISHED)}")
+    return {str(name): dict(changed or {}) for name, changed in value.items()}
+
+
+def _text(value: object, where: str) -> str:
+    if not isinstance(value, str):
+        raise UsageError(f"{where} is {value!r}, expected a text")
+    return value
+
+
+def _whole(value: object, where: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise UsageError(f"{where} is {value!r}, expected a whole number")
+    return value
+
+
+def _count(value: object, where: str) -> int:
+    if not _whole(value, where):
+        raise UsageError(f"{where} is 0, expected at least 1")
+    return int(str(value))
+
+
+def _share(value: object, where: str) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or value < 0:
+        raise UsageError(f"{where} is {value!r}, expected a number from 0")
+    return float(value)
+
+
+def _sets(value: object, where: str) -> tuple[str, ...]:
+    names = value if isinstance(value, list) else [value]
+    for name in names:
+        if name not in SETS:
+            raise UsageError(f"{where} names '{name}', which is no canonical set{near(str(name), SETS)}")
+    return tuple(names)
+
+
+def _balls(value: object, where: str) -> tuple[float, ...]:
+    found = value if isinstance(value, list) else [value]
+    try:
+        numbers = tuple(float(str(v)) for v in found)  # YAML reads 1e-3 as a text
+    except (TypeError, ValueError):
+        numbers = ()
+    if not numbers or not all(number > 0 for number in numbers):
+        raise UsageError(f"{where} is {value!r}, expected tolerances such as [0.001, 0.0001]")
+    return numbers
+
+
+_TYPES: Mapping[str, Callable[[object, str], Any]] = {
+    **dict.fromkeys(("model", "data_dir", "dtype"), _text),
+    **dict.fromkeys(("configurations", "seeds"), _count),
+    **dict.fromkeys(("cpus", "gpus"), _share),
+    "seed": _whole,
+    "tasks": _sets,
+    "balls": _balls,
+}
+
+
+# --- jobs -------------------------------------------------------------------------------------------------------------
+
+
+def validation_jobs(sweep: Sweep, layers: int) -> list[Job]:
+    """The trainings on the validation pairs: of each cell as many configurations as asked for.
+
+    Args:
+        sweep: the sweep.
+        layers: how many layers the model has.
+    """
+    found = []
+    for name, changed in sweep.methods.items():
+        for task in sweep.tasks:
+            known = method(name, task, changed)
+            for number in range(sweep.configurations):
+                where = f"{sweep.seed} {name} {task} {number}"
+                settings = draw(known.settings, where, layers, f"method {name}")
+                job = Job(sweep.model, task, name, known.editor, settings)
+                found.append(replace(job, data_dir=sweep.data_dir, dtype=sweep.dtype, seed=sweep.seed))
+    return found
+
+
+def winner(trials: Sequence[Trial], tolerance: float, rule: Rule) -> tuple[Trial, int]:
+    """The configuration that gains most inside a ball, and its epoch; of equals the first."""
+    chosen = [(one, choose(one.log, tolerance, rule)) for one in trials]
+    return max(chosen, key=lambda pair: pair[0].log[0].failure - pair[0].log[pair[1]].failure)
+
+
+def test_jobs(sweep: Sweep, validated: Sequence[Trial]) -> list[Job]:
+    """The trainings on the test pairs: whatever some ball and rule has chosen, with each seed, once."""
+    chosen = [
+        winner(trials, tolerance, rule)[0].job
+        for trials in _cells(validated).values()
+        for tolerance in sweep.balls
+        for rule in RULES
+    ]
+    jobs = [replace(job, split="test", seed=seed) for job in chosen for seed in range(sweep.seeds)]
+    return list({job.name: job for job in jobs}.values())
+
+
+def _cells(trials: Sequence[Trial]) -> dict[tuple[str, str], list[Trial]]:
+    groups: dict[tuple[str, str], list[Trial]] = {}
+    for one in trials:
+        groups.setdefault((one.job.task, one.job.method), []).append(one)
+    return groups
+
+
+# --- what comes out ---------------------------------------------------------------------------------------------------
+
+
+def cells(sweep: Sweep, validated: Sequence[Trial], tested: Sequence[Trial], rule: Rule) -> list[Cell]:
+    """A cell for each task, method and ball: what the configuration chosen on the validation pair gains at test."""
+    found = []
+    by_configuration: dict[str, list[Trial]] = {}
+    for one in tested:
+        by_configuration.setdefault(one.job.configuration, []).append(one)
+    for (task, name), trials in _cells(validated).items():
+        for tolerance in sweep.balls:
+            best, epoch = winner(trials, tolerance, rule)
+            found.append(_cell(task, name, tolerance, by_configuration[best.job.configuration], epoch, rule))
+    return found
+
+
+def _cell(task: str, name: str, tolerance: float, trials: Sequence[Trial], epoch: int, rule: Rule) -> Cell:
+    reported = [report(one.log, tolerance, epoch, rule) for one in trials]
+    ends = [one.log[i] for one, i in zip(trials, reported, strict=True)]
+    starts = [one.log[0] for one in trials]
+    moved = change([e.failure for e in starts], [e.failure for e in ends])
+    hard = "hard_negative_released" if rule == "released" else "hard_negative"
+    before, after = ([float(getattr(e, hard)) for e in some] for some in (starts, ends))
+    initial = 100 * (1 - sum(e.failure for e in starts) / len(starts))
+    return Cell(
+        Path(trials[0].job.model).name,
+        task,
+        name,
+        tolerance,
+        initial=initial,
+        success=initial + (moved.value or 0.0),
+        change=moved.value,
+        error=moved.error,
+        hard_initial=sum(before) / len(before),
+        hard_change=mean_change(before, after).value,
+        runs=sum(i > 0 for i in reported),
+        of=len(trials),
+    )
+
+
+def tables(sweep: Sweep, validated: Sequence[Trial], tested: Sequence[Trial], kind: str = "md") -> str:
+    """The paper's tables: change in success, and hard negatives, under both rules; ``kind`` is ``md`` or ``latex``."""
+    parts = []
+    mark = "## {}\n" if kind == "md" else "% {}"
+    for rule in RULES:
+        found = cells(sweep, validated, tested, rule)
+        for quantity, title in (
+            ("change", "Change in success, percentage points"),
+            ("hard_negative", "Hard negatives, nats"),
+        ):
+            parts.append(mark.format(f"{title} ({rule})"))
+            parts.append(table(found, quantity, "md" if kind == "md" else "latex"))  # type: ignore[arg-type]
+    return "\n".join(parts)
+
+
+# --- carrying out -----------------------------------------------------------------------------------------------------
+
+
+def run(sweep: Sweep, folder: Path, cluster: Cluster, progress: Progress) -> tuple[list[Trial], list[Trial]]:
+    """Carry out a sweep; what has a record in the folder is not run again.
+
+    Returns:
+        the trials of the validation pairs, and of the test pairs.
+
+    Raises:
+        HarnessError: something that the sweep names cannot be used; what was finished stays.
+    """
+    for task in sweep.tasks:
+        tasks.read_edits(task, sweep.data_dir, "val")  # cheap mistakes first
+    layers = load(sweep.model, sweep.dtype, "cpu").arch.layers
+    jobs = validation_jobs(sweep, layers)
+    validated = _finished(jobs, folder, cluster, lambda done, total: progress("validation", done, total))
+    jobs = test_jobs(sweep, validated)
+    return validated, _finished(jobs, folder, cluster, lambda done, total: progress("test", done, total))
+
+
+def _finished(jobs: Sequence[Job], folder: Path, cluster: Cluster, progress: Callable[[int, int], None]) -> list[Trial]:
+    missing = [job for job in jobs if not (folder / f"{job.name}.json").is_file()]
+    done = len(jobs) - len(missing)
+    progress(done, len(jobs))
+    for one in carry_out(missing, trial.train, cluster):
+        trial.write(folder, one)
+        done += 1
+        progress(done, len(jobs))
+    found = [trial.read(folder, job) for job in jobs]
+    return [one for one in found if one is not None]

@@ -1,0 +1,223 @@
+"""One training on canonical examples: what is measured before it and after each pass, and the record of that.
+
+The set's evaluation, its hard negatives and texts, and the general text of the ball are scored through lm-eval like any
+task.  A state of the weights that was measured before is not measured again, whichever pass it comes after.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from harness import corpora, data, measure, record, tasks
+from harness.adapter import EditedLM
+from harness.ball import Epoch
+from harness.editor import compose, find, settable
+from harness.errors import DataError, NumericalError
+from harness.lm import LM, combined_sha256, load
+from harness.measure import Measured
+from harness.patch import Patch
+
+__all__ = ["Job", "Trial", "read", "train", "write"]
+
+BALL = "ball"
+_MEASURED = ("hard_negative", "hard_negative_released", "text_nll")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is trained, on which pair of a set.
+
+    Attributes:
+        model: a shipped model, a folder, or a Hub repository.
+        task: the canonical set.
+        method: the name under which tables show it.
+        editor: the editor.
+        settings: its hyperparameters.
+        split: ``val`` or ``test``.
+        seed: of everything random.
+        data_dir: where the rows come from.
+        dtype: of the model.
+    """
+
+    model: str
+    task: str
+    method: str
+    editor: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    split: str = "val"
+    seed: int = 0
+    data_dir: str = "mini"
+    dtype: str = "float32"
+
+    @property
+    def configuration(self) -> str:
+        """What is the same for all splits and seeds of one configuration."""
+        return record.identity({k: v for k, v in asdict(self).items() if k not in ("split", "seed")})
+
+    @property
+    def name(self) -> str:
+        """The name of its record."""
+        model = Path(self.model).name
+        return f"{model}--{self.task}--{self.method}--{self.split}--{record.identity(asdict(self))[:12]}"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A job and what came out.
+
+    Attributes:
+        job: the job.
+        log: the unedited model, and the model after each pass; an infinite general loss where training broke down.
+        values: metric -> pass -> what each document of the evaluation set has; not part of the small record.
+        reason: why training ended early; None where it did not.
+        seconds: how long it took.
+    """
+
+    job: Job
+    log: tuple[Epoch, ...]
+    values: Mapping[str, list[list[float]]] = field(default_factory=dict)
+    reason: str | None = None
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """The record, as plain values; what is not finite is null."""
+        return {
+            "schema": 1,
+            "job": asdict(self.job),
+            "log": [{k: _finite(v) for k, v in asdict(epoch).items()} for epoch in self.log],
+            "reason": self.reason,
+            "seconds": round(self.seconds, 2),
+            "versions": record.versions(),
+        }
+
+
+def _finite(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else value
+
+
+@dataclass(eq=False)
+class _Exam:
+    """The suite of a job on its model, with the states of the weights that were measured."""
+
+    model: EditedLM
+    suite: tasks.Suite
+    task: str
+    hashes: Mapping[str, str]
+    known: dict[tuple[str, str], Measured] = field(default_factory=dict)
+
+    def look(self, patch: Patch, loss: float | None) -> tuple[Epoch, Measured]:
+        """Measure one state; the losses and successes of single documents come with it."""
+        with self.model.holding(patch):
+            found = {task.name: self._scored(task, self._state(patch)) for task in self.suite.tasks}
+        means = {metric: _mean(values) for measured in found.values() for metric, values in measured.values.items()}
+        rest = {name: means.get(name) for name in _MEASURED}
+        return Epoch(means["general"], 1 - means["success"], train_loss=loss, **rest), found[self.task]
+
+    def _state(self, patch: Patch) -> str | None:
+        """The hash of the weights as they are now; None where a patch changes more than weights."""
+        if not patch.only_weights:
+            return None
+        return combined_sha256({**self.hashes, **self.model.lm.hashes(patch.weights)})
+
+    def _scored(self, task: tasks.Task, state: str | None) -> Measured:
+        if state is not None and (state, task.name) in self.known:
+            return self.known[state, task.name]
+        found = measure.measure_task(self.model, task, None)
+        if state is not None:
+            self.known[state, task.name] = found
+        return found
+
+
+def _mean(values: Mapping[str, Any]) -> float:
+    weight = math.fsum(ratio.den for ratio in values.values())
+    return math.fsum(ratio.num for ratio in values.values()) / weight if weight else math.nan
+
+
+@lru_cache(maxsize=1)
+def _loaded(model: str, dtype: str) -> LM:
+    return load(model, dtype)
+
+
+def _settings(job: Job) -> dict[str, Any]:
+    """The settings, with the regulariser's text of the data source where the editor reads one and none is named."""
+    chosen = dict(job.settings)
+    if "kl_text" in settable(find(job.editor.partition("+")[0])):
+        chosen.setdefault("kl_text", str(_regulariser(job.data_dir)))
+    return chosen
+
+
+def _regulariser(data_dir: str) -> Path:
+    """A file with the regulariser's text of a data source."""
+    functions: Any = data.functions(data.find()[BALL])
+    texts = functions.texts(data_dir, "regularisation")
+    path = data.cache_folder() / "corpora" / f"{record.identity({'texts': texts})[:16]}.jsonl"
+    return path if path.is_file() else corpora.write(path, texts)
+
+
+def train(job: Job) -> Trial:
+    """Carry out a job, on an accelerator where there is one.
+
+    Raises:
+        HarnessError: something that the job names does not exist or cannot be used.
+    """
+    started = time.perf_counter()
+    lm = _loaded(job.model, job.dtype)
+    editor = compose(job.editor).build(lm, _settings(job), job.seed)
+    edits = tasks.read_edits(job.task, job.data_dir, job.split)
+    suite = tasks.load([BALL], job.task, None, job.data_dir, lm.tokenizer, split=job.split)
+    exam = _Exam(EditedLM(lm), suite, job.task, lm.hashes(name for name, _ in lm.model.named_parameters()))
+    seen, reason = [exam.look(Patch(), None)], None
+    if not math.isfinite(seen[0][0].general):
+        raise DataError(f"{job.model}: the unedited model's general loss is no number; use another --dtype")
+    try:
+        for done in editor.passes(lm, edits):  # one by one: what was measured before a break-down is kept
+            seen.append(exam.look(editor.finish(lm, done.patch), done.loss))  # noqa: PERF401
+    except NumericalError as error:
+        reason = str(error)
+    log = [epoch for epoch, _ in seen]
+    # What comes after a training that broke down is outside of every ball.
+    log += [Epoch(math.inf, 1.0)] * max(0, int(job.settings.get("steps", 1)) + 1 - len(log)) if reason else []
+    values = {
+        metric: [[ratio.num for ratio in measured.values[metric].values()] for _, measured in seen]
+        for metric in ("success", "loss")
+    }
+    return Trial(job, tuple(log), values, reason, time.perf_counter() - started)
+
+
+def write(folder: Path, trial: Trial) -> Path:
+    """Write the record of a trial, whole or not at all, and beside it the values of single documents."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{trial.job.name}.json"
+    rounded = {m: [[round(v, 5) for v in row] for row in rows] for m, rows in trial.values.items()}
+    record.write_whole(path.with_suffix(".values.json.gz"), gzip.compress(json.dumps(rounded).encode(), mtime=0))
+    record.write_whole(path, (json.dumps(trial.to_json(), indent=1) + "\n").encode())
+    return path
+
+
+def read(folder: Path, job: Job) -> Trial | None:
+    """The trial of a job, where its record lies in a folder; None where it does not.
+
+    Raises:
+        DataError: the record is damaged.
+    """
+    path = folder / f"{job.name}.json"
+    if not path.is_file():
+        return None
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        log = tuple(Epoch(**{**row, "general": _infinite(row["general"])}) for row in kept["log"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: a damaged record ({str(error)[:80]}); remove it, and it is made again") from error
+    return Trial(job, log, reason=kept["reason"], seconds=kept["seconds"])
+
+
+def _infinite(value: float | None) -> float:
+    return math.inf if value is None else float(value)

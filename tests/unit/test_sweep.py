@@ -1,0 +1,290 @@
+"""Sweeps: the file, drawn jobs, the choice on validation, the cells at test, records, a killed worker of Ray."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import sweep as sweeps
+from harness import trial
+from harness.ball import Epoch
+from harness.canonical import SETS
+from harness.crew import Cluster, carry_out
+from harness.editor import Edit, Editor, Pass
+from harness.errors import DataError, NumericalError, UsageError
+from harness.lm import LM
+from harness.patch import Patch
+from harness.sweep import Sweep, cells, tables, test_jobs, validation_jobs, winner
+from harness.trial import Job, Trial
+
+test_jobs.__test__ = False  # type: ignore[attr-defined]  # what is trained at test, no test
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def log(*epochs: tuple[float, float]) -> tuple[Epoch, ...]:
+    return tuple(Epoch(g, f, 4.0 - i, 2.0 + i, 3.0, None) for i, (g, f) in enumerate(epochs))
+
+
+# --- the file ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_sweep_file_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "sweep.yaml"
+    path.write_text("model: mini\nmethods: [full, lora]\nballs: [1e-3, 0.0001]\ntasks: temporal\nseeds: 2\n")
+    found = Sweep.read(path)
+    assert found == Sweep("mini", ("temporal",), {"full": {}, "lora": {}}, seeds=2, balls=(1e-3, 1e-4))
+    path.write_text("methods: {full: {lr: 0.1}, memit+rect: }\n")
+    assert Sweep.read(path).methods == {"full": {"lr": 0.1}, "memit+rect": {}}
+    assert Sweep().tasks == SETS
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("model: mini\nconfiguration: 3", r"sweep.yaml: 'configuration' is not a field of a sweep \(did you mean conf"),
+        ("configurations: 0", "'configurations' is 0, expected at least 1"),
+        ("seeds: two", "'seeds' is 'two', expected a whole number"),
+        ("tasks: [capital]", "'tasks' names 'capital', which is no canonical set"),
+        ("balls: [big]", "'balls' is .*, expected tolerances such as"),
+        ("balls: [-1]", "'balls' is .*, expected tolerances"),
+        ("methods: 3", "'methods' is .*, expected names such as full, lora"),
+        ("cpus: many", "'cpus' is 'many', expected a number"),
+        ("model: 3", "'model' is 3, expected a text"),
+        ("[1, 2]", "holds list, expected fields"),
+        ("a: [", "not YAML"),
+    ],
+)
+def test_mistakes_in_the_file_are_one_line(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "sweep.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=message):
+        Sweep.read(path)
+    with pytest.raises(UsageError, match="cannot be read"):
+        Sweep.read(tmp_path / "none.yaml")
+
+
+# --- jobs and choices -------------------------------------------------------------------------------------------------
+
+
+def test_each_cell_gets_its_own_configurations_and_the_same_again() -> None:
+    sweep = Sweep(tasks=("temporal", "stereoset"), methods={"full": {}, "lora": {"rank": 4}}, configurations=3)
+    jobs = validation_jobs(sweep, 12)
+    assert jobs == validation_jobs(sweep, 12)
+    assert len({job.configuration for job in jobs}) == len({job.name for job in jobs}) == 12
+    assert {job.split for job in jobs} == {"val"}
+    assert all(job.settings["rank"] == 4 and job.settings["alpha"] == 8 for job in jobs if job.method == "lora")
+    assert len({job.settings["lr"] for job in jobs}) == 12
+    other = replace(jobs[0], split="test", seed=3)
+    assert other.configuration == jobs[0].configuration
+    assert other.name != jobs[0].name
+
+
+def trials(*logs: tuple[Epoch, ...], split: str = "val", seed: int = 0) -> list[Trial]:
+    return [Trial(Job("mini", "temporal", "full", "full", {"lr": i}, split, seed), one) for i, one in enumerate(logs)]
+
+
+def test_the_winner_gains_most_inside_the_ball() -> None:
+    found = trials(
+        log((3.0, 0.9), (3.0001, 0.8), (3.1, 0.1)),
+        log((3.0, 0.9), (3.0200, 0.5)),
+        log((3.0, 0.9), (3.0002, 0.7), (3.0001, 0.75)),
+    )
+    assert [(one.job.settings["lr"], epoch) for one, epoch in (winner(found, 1e-3, r) for r in sweeps.RULES)] == [
+        (2, 2),
+        (2, 1),
+    ]
+    assert winner(found, 1e-5, "released")[1] == 0  # whatever leaves the ball is refused
+    assert winner(found, 1.0, "released")[0].job.settings["lr"] == 0
+
+
+def test_cells_report_what_was_chosen_and_fall_back_to_no_edit() -> None:
+    sweep = Sweep(tasks=("temporal",), methods={"full": {}}, configurations=2, seeds=2, balls=(1e-3, 1e-5))
+    validated = trials(log((3.0, 0.9), (3.0001, 0.8), (3.0002, 0.7)), log((3.0, 0.9), (3.0001, 0.85)))
+    jobs = test_jobs(sweep, validated)
+    assert {(job.settings["lr"], job.seed, job.split) for job in jobs} == {(0, 0, "test"), (0, 1, "test")}
+    ends = {0: log((3.0, 0.92), (3.0001, 0.80), (3.0002, 0.72)), 1: log((3.0, 0.92), (3.0001, 0.84), (3.01, 0.50))}
+    tested = [Trial(job, ends[job.seed]) for job in jobs]
+    released, strict = cells(sweep, validated, tested, "released")
+    assert (released.change, released.initial) == pytest.approx(((20 + 8) / 2, 8.0))
+    assert released.error == pytest.approx(6 / math.sqrt(2))
+    assert (released.runs, released.of) == (2, 2)
+    assert (strict.change, strict.error, strict.runs, strict.hard_change) == (0.0, 0.0, 0, 0.0)
+    assert released.hard_change == pytest.approx((2 + 1) / 2)  # those of the validation pair rise
+    plain, _ = cells(sweep, validated, tested, "plain")
+    assert plain.change == pytest.approx((20 + 0) / 2)  # the second run left the ball at the chosen epoch
+    assert (plain.runs, plain.of) == (1, 2)
+    assert plain.hard_change == pytest.approx((-2 + 0) / 2)
+    text = tables(sweep, validated, tested)
+    assert text.count("### mini") == 4
+    assert "| temporal | 8.0 | +14.0 ± 4.2 | +0.0 ± 0.0 (0/2) |" in text
+    assert tables(sweep, validated, tested, "latex").count(r"\begin{tabular}") == 4
+
+
+# --- records ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_record_comes_back_and_a_damaged_one_is_told(tmp_path: Path) -> None:
+    one = replace(trials(log((3.0, 0.9), (math.inf, 1.0)))[0], reason="lower lr", values={"loss": [[1.0, 2.0]]})
+    path = trial.write(tmp_path, one)
+    back = trial.read(tmp_path, one.job)
+    assert back is not None
+    assert (back.log, back.reason) == (one.log, "lower lr")
+    assert json.loads(path.read_text())["log"][1]["general"] is None
+    assert trial.read(tmp_path, replace(one.job, seed=5)) is None
+    path.write_text("{")
+    with pytest.raises(DataError, match=r"a damaged record .*; remove it"):
+        trial.read(tmp_path, one.job)
+
+
+def test_what_has_a_record_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = Sweep(tasks=("temporal",), methods={"full": {}}, configurations=3, seeds=2, balls=(1e-3,))
+    done: list[str] = []
+
+    def work(job: Job) -> Trial:
+        done.append(job.name)
+        return Trial(job, log((3.0, 0.9), (3.0001, 0.8 - 0.1 * job.settings["lr"])))
+
+    monkeypatch.setattr(trial, "train", work)
+    said: list[tuple[str, int, int]] = []
+    first = sweeps.run(sweep, tmp_path, Cluster(), lambda *state: said.append(state))
+    assert len(done) == len(set(done)) == 5
+    assert said[-1] == ("test", 2, 2)
+    again = sweeps.run(sweep, tmp_path, Cluster(), lambda *state: None)
+    assert len(done) == 5
+    assert [t.log for t in again[1]] == [t.log for t in first[1]]
+
+
+# --- a trial ----------------------------------------------------------------------------------------------------------
+
+
+class Still(Editor):
+    """Three passes, of which the first two change nothing and the third breaks down."""
+
+    name = "still"
+
+    def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:
+        return Patch()
+
+    def passes(self, lm: LM, edits: Sequence[Edit]) -> Any:
+        yield Pass(Patch(), 2.0)
+        yield Pass(Patch(), 1.0)
+        raise NumericalError("the loss became nan")
+
+
+def test_a_state_that_was_measured_is_not_measured_again(monkeypatch: pytest.MonkeyPatch, nudge: str) -> None:
+    seen: list[str] = []
+    score = trial.measure.measure_task
+    monkeypatch.setattr(
+        trial.measure, "measure_task", lambda model, task, limit: (seen.append(task.name), score(model, task, 1))[1]
+    )
+    monkeypatch.setattr(trial.tasks, "load", _small(trial.tasks.load))
+
+    class Recipe:
+        def build(self, *_: Any) -> Editor:
+            return Still()
+
+    monkeypatch.setattr(trial, "compose", lambda name: Recipe())
+    found = trial.train(Job("mini", "pronoun_gender_bias", "still", "none", {"steps": 4}))
+    assert sorted(seen) == ["ball", "pronoun_gender_bias"]
+    assert len(found.log) == 5
+    assert found.reason == "the loss became nan"
+    assert [e.train_loss for e in found.log[:3]] == [None, 2.0, 1.0]
+    assert [math.isinf(e.general) for e in found.log] == [False, False, False, True, True]
+    assert len({(e.general, e.failure) for e in found.log[:3]}) == 1
+    assert len(found.values["loss"]) == 3
+
+
+def _small(load: Callable[..., Any]) -> Callable[..., Any]:
+    """The suite with one chunk, and of the set one document of each kind."""
+    from harness.canonical import CanonicalSet
+
+    whole = CanonicalSet.dataset
+
+    def few(self: CanonicalSet, *args: Any, **options: Any) -> Any:
+        rows = whole(self, *args, **options)["test"]
+        first = {row["kind"]: i for i, row in reversed(list(enumerate(rows)))}
+        return {"test": rows.select(sorted(first.values()))}
+
+    def make(*args: Any, **options: Any) -> Any:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(CanonicalSet, "dataset", few)
+            return load(*args, **options)
+
+    return make
+
+
+# --- Ray --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "address, message",
+    [
+        ("127.0.0.1:1", "no Ray cluster answers"),
+        ("here", "expected HOST:PORT"),
+        ("ray://127.0.0.1:1", "no Ray cluster"),
+    ],
+)
+def test_an_address_that_does_not_answer_is_one_line(address: str, message: str) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed")
+    with pytest.raises(UsageError, match=message):
+        list(carry_out([Job("m", "t", "x", "none")], lambda job: Trial(job, ()), Cluster(address)))
+
+
+def test_without_ray_the_cure_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UsageError, match=r"need Ray: pip install 'lm-edit-harness\[sweep\]'; or use --workers 1"):
+        list(carry_out([Job("m", "t", "x", "none")], lambda job: Trial(job, ()), Cluster(workers=2)))
+
+
+KILL = """
+import collections, json, os, pathlib, signal, sys, threading, time
+from harness.crew import Cluster, carry_out
+
+folder = pathlib.Path(sys.argv[1])
+started, records = folder / "started", folder / "records"
+started.mkdir()
+records.mkdir()
+
+def work(job):
+    (started / f"{job}-{os.getpid()}").touch()
+    time.sleep(0.05)
+    return job
+
+def kill():
+    while len(list(started.iterdir())) < 10:
+        time.sleep(0.01)
+    os.kill(int(max(started.iterdir(), key=lambda p: p.stat().st_mtime).name.split("-")[1]), signal.SIGKILL)
+
+killer = threading.Thread(target=kill)
+killer.start()
+for job in carry_out(range(40), work, Cluster(workers=2)):
+    (records / f"{job}.json").open("x").write("{}")  # a second record of one job would be an error
+killer.join()
+times = collections.Counter(path.name.split("-")[0] for path in started.iterdir())
+print(json.dumps(times))
+"""
+
+
+def test_a_killed_worker_loses_no_training_and_doubles_none(tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed")
+    script = tmp_path / "kill.py"
+    script.write_text(KILL)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_DEDUP_LOGS": "0"}
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    started = json.loads(done.stdout.strip().splitlines()[-1])
+    assert len(list((tmp_path / "records").glob("*.json"))) == 40
+    assert len(started) == 40
+    assert sum(started.values()) > 40  # what the killed worker had begun was begun again
