@@ -578,7 +578,8 @@ class _Above(_Runner):
         if self.lens or not self.blocks or last == self.objective.layer:
             yield
             return
-        kept = torch.cat([places.row * columns + places.column, places.kl_row * columns + places.kl_column]).unique()
+        decoded = [places.row * columns + places.column, places.kl_row * columns + places.kl_column]
+        kept: Tensor = torch.unique(torch.cat(decoded))
         shape: list[torch.Size] = []
 
         def pick(_module: nn.Module, args: Any) -> Any:
