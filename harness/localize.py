@@ -25,7 +25,7 @@ import torch
 from harness import record, schedule, tasks, trace
 from harness.descent import Answer
 from harness.editor import Edit, Editor, Example, Recipe, compose, settable
-from harness.errors import DataError, UsageError
+from harness.errors import DataError, RestoreError, UsageError
 from harness.lm import LM, combined_sha256, load
 from harness.locate import LocateThenEdit, with_root
 from harness.objectives import Direction
@@ -226,7 +226,7 @@ def localize(
     """Carry out a study; its file is on disk when this returns, and as far as it came when this raises.
 
     Raises:
-        HarnessError: the study cannot be carried out.
+        HarnessError: the study cannot be carried out; RestoreError if the model is not bitwise what it was.
         DataError: too few facts.
     """
     study = open_study(grid, output, fresh)
@@ -249,7 +249,7 @@ def localize(
         _Problem(lm, grid, study, posed, layers, texts, report).go()
     changed = [name for name, digest in lm.state_hashes().items() if digest != before[name]]
     if changed:
-        raise DataError(f"{changed[0]} is not what it was before the study; its numbers cannot be trusted")
+        raise RestoreError(f"'{changed[0]}' is not what it was before the study, whose numbers cannot be trusted")
     study.complete = True
     study.save()
     return study
