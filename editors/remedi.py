@@ -139,6 +139,16 @@ class Remedi(Learned):
         terms = _terms(self, lm, lessons, learned)
         return torch.stack([w * term for w, term in zip(weights, terms, strict=True) if w]).sum()
 
+    def additions(self, lm: LM, edits: Sequence[Edit]) -> Tensor:
+        """What is added for each edit, ``W h_attr + b``, ``[edits, d]``."""
+        return self._additions(lm, edits).directions
+
+    def identity(self, lm: LM) -> Remedi:
+        """The editor that adds the attribute's representation itself, ``W = I`` and ``b = 0``: REMEDI (I)."""
+        like = _start(lm, lm.arch.width, self.seed)
+        eye = torch.eye(lm.arch.width).to(like["weight"])
+        return replace(self, learned={"weight": eye, "bias": torch.zeros_like(like["bias"])})
+
     def _at(self, lm: LM) -> int:
         return chosen(lm, (depth(lm, 0.04) if self.layer is None else self.layer,))[0]
 
@@ -390,30 +400,56 @@ class _Lesson(NamedTuple):
 def _lessons(lm: LM, train: Sequence[Example], layer: int, phrasings: Phrasings) -> list[list[_Lesson]]:
     """What is learned from each example: each way to state its fact with each way to ask for it."""
     known = [_phrased(example) for example in train]
-    every = phrasings == "all"
-    stated = [texts if every else texts[:1] for texts in known]
-    asked = [texts if every else texts[1:2] or texts for texts in known]
+    # What entails another answer than it states can only be stated in its own words.
+    every = [phrasings == "all" and all(one.target == texts[0].target for one in texts) for texts in known]
+    stated = [texts if all_ else texts[:1] for all_, texts in zip(every, known, strict=True)]
+    asked = [texts if all_ else texts[1:2] or texts for all_, texts in zip(every, known, strict=True)]
     rows = [
-        _stated(lm, text, _subject(example.edit), example.edit.continuation)
+        _stated(lm, one.prompt, _subject(example.edit), one.continuation)
         for example, texts in zip(train, stated, strict=True)
-        for text in texts
+        for one in texts
     ]
     attributes = iter(_representations(lm, rows, layer) if rows else ())
     return [
-        [_lesson(lm, example.edit, text, h) for h in islice(attributes, len(said)) for text in texts]
+        [_lesson(lm, example.edit, one, h) for h in islice(attributes, len(said)) for one in texts]
         for example, said, texts in zip(train, stated, asked, strict=True)
     ]
 
 
-def _phrased(example: Example) -> list[str]:
+class _Phrasing(NamedTuple):
+    """A way to ask for what an example teaches.
+
+    Attributes:
+        prompt: names the subject.
+        target: what is right now.
+        old: what was right before, if known.
+    """
+
+    prompt: str
+    target: str
+    old: str | None
+
+    @property
+    def continuation(self) -> str:
+        """The target with the space that separates it from the prompt."""
+        return self.target if self.target.startswith(" ") else f" {self.target}"
+
+
+def _phrased(example: Example) -> list[_Phrasing]:
     """The prompt of an example, and its paraphrases that name the subject, without what stands in front of them."""
-    subject = _subject(example.edit)
-    asked = [_bare(probe.prompt, subject) for probe in example.of("paraphrase") if subject in probe.prompt]
-    return [example.edit.text, *asked]
+    edit, subject = example.edit, _subject(example.edit)
+    return [
+        _Phrasing(edit.text, edit.target, edit.target_old),
+        *(
+            _Phrasing(_bare(probe.prompt, subject), probe.target_new, probe.target_true or None)
+            for probe in example.of("paraphrase")
+            if subject in probe.prompt
+        ),
+    ]
 
 
-def _lesson(lm: LM, edit: Edit, prompt: str, attribute: Tensor) -> _Lesson:
-    subject, ids = _subject(edit), lm.encode(prompt)
+def _lesson(lm: LM, edit: Edit, asked: _Phrasing, attribute: Tensor) -> _Lesson:
+    subject, prompt, ids = _subject(edit), asked.prompt, lm.encode(asked.prompt)
     if len(ids) > lm.context:
         raise DataError(f"example {edit.id}: its prompt has {len(ids)} tokens, but {lm.name} takes {lm.context}")
     essence = f"{subject} is a"
@@ -421,8 +457,8 @@ def _lesson(lm: LM, edit: Edit, prompt: str, attribute: Tensor) -> _Lesson:
         edit.id,
         ids,
         lm.span(prompt, subject)[1] - 1,
-        lm.continuation(prompt, edit.continuation)[0],
-        lm.continuation(prompt, f" {edit.target_old}")[0] if edit.target_old else None,
+        lm.continuation(prompt, asked.continuation)[0],
+        lm.continuation(prompt, f" {asked.old}")[0] if asked.old else None,
         lm.encode(essence),
         lm.span(essence, subject, 0)[1] - 1,
         attribute,

@@ -820,6 +820,67 @@ def sweep(path: Path, output: Path, address: str | None, workers: int, kind: str
     click.echo(tables(asked, validated, tested, kind), nl=False)
 
 
+# --- REMEDI's benchmarks ----------------------------------------------------------------------------------------------
+
+
+@harness.command(
+    short_help="REMEDI's benchmarks: does a model say what an edit entails?",
+    help="""REMEDI's benchmarks: does a model say what an edit entails, and can one tell beforehand?
+
+    \b
+    facts                CounterFact: efficacy, consistency, fluency, essence
+    features             McRae norms: what becomes likelier with the feature that was said
+    bios                 Bias in Bios: occupations, with the biography in front and without it
+    mediation            CounterFact: which of two answers is given, with the sentence in front and without it
+    fact-classification  will the model fail? F1 and Matthews correlation of REMEDI's probe and its controls
+    bios-classification  the same on Bias in Bios
+
+    An editor that learns does so on other rows of the same set; the cache keeps what it learned.
+
+    \b
+    harness bench facts
+    harness bench features --editor none,prefix,remedi --data-dir DIR
+    """,
+)
+@click.argument("name", metavar="BENCHMARK")
+@click.option(
+    "--editor", "editors_", help="Editors and baselines.  [default: the baselines of the benchmark, and remedi]"
+)
+@click.option("--model", default="mini", show_default=True, help="A shipped model, a folder, or a Hub repository.")
+@click.option("--cases", type=int, default=50, show_default=True, help="Cases that are examined, from the first.")
+@click.option("--learn", type=int, help="Cases that a learning editor learns from.  [default: all others]")
+@click.option("--set", "settings", multiple=True, metavar="FIELD=VALUE", help="A hyperparameter of the editors.")
+@click.option("--data-dir", default="mini", show_default=True, help="Rows: 'mini', a folder, or 'hub'.")
+@click.option("--entity-layer", type=int, help="Where entities are read.  [default: the paper's, or at 90 % of depth]")
+@click.option("--tokens", type=int, help="Of each sampled text, its prompt counted.  [default: 100; bios: 150]")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--dtype", default="float32", show_default=True)
+@click.option("--device", help="Where the model goes; 'auto' spreads it.  [default: an accelerator, else the CPU]")
+@click.option("--arch", "arch", multiple=True, metavar="PART=NAME", help="A module of the model, named by hand.")
+@click.option(
+    "--output", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of the record."
+)
+def bench(
+    name: str,
+    editors_: str | None,
+    settings: Sequence[str],
+    device: str | None,
+    arch: Sequence[str],
+    output: Path,
+    **chosen: Any,
+) -> None:
+    """REMEDI's benchmarks: does a model say what an edit entails, and can one tell beforehand?"""
+    from harness.benching import BenchPlan, bench_name, bench_table, carry_out, usual
+
+    names = tuple(dict.fromkeys(editors_.split(","))) if editors_ else usual(name)
+    parts = _pairs([p for a in arch for p in a.split(",")], "--arch")
+    plan = BenchPlan(name, names, settings=_pairs(settings, "--set"), arch=parts, **chosen)
+    with _progress() as report:
+        record = carry_out(plan, output, device, report)
+    _out().print(bench_table(record))
+    _out().print(f"record: {output / (bench_name(record) + '.json')}", soft_wrap=True)
+
+
 # --- lists ------------------------------------------------------------------------------------------------------------
 
 

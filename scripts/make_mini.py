@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from mini_canonical import MAKERS, canonical_rows, corpus_rows
+from mini_remedi import biography_rows, norm_rows
 from mini_scores import measure, table
 from mini_world import (
     SEED,
@@ -106,6 +107,8 @@ def make_data(world: World) -> None:
             write_lines(ROOT / "tasks" / "canonical" / name / mini_file(split), rows)
     for split, part in (("test", "general"), ("regularisation", "regularisation")):
         write_lines(ROOT / "tasks" / "canonical" / "ball" / mini_file(split), corpus_rows(world, part))
+    write_lines(ROOT / "tasks" / "remedi" / "mcrae" / "mini.jsonl", norm_rows(world))
+    write_lines(ROOT / "tasks" / "remedi" / "bias_in_bios" / "mini.jsonl", biography_rows(world))
     write_lines(MINI / "text.txt", sample_lines(world, 4000, SEED))
     write_lines(MINI / "text_heldout.txt", text_lines(world, 300, SEED + 1, neutral_only=True))
     tokenizer = make_tokenizer(world)

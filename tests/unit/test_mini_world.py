@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import mini_canonical as canonical  # noqa: E402
+import mini_remedi as remedi  # noqa: E402
 import mini_world as mini  # noqa: E402  (the scripts are no package)
 
 MODELS = ("mini", "mini-llama", "mini-backpack")
@@ -68,6 +69,11 @@ def test_shipped_canonical_rows_are_the_generated_ones(world: mini.World, name: 
     for split, rows in canonical.canonical_rows(world, name).items():
         file = "mini.jsonl" if split == "test" else f"mini_{split}.jsonl"
         assert read(f"tasks/canonical/{name}/{file}") == rows
+
+
+def test_shipped_norms_and_biographies_are_the_generated_ones(world: mini.World) -> None:
+    assert read("tasks/remedi/mcrae/mini.jsonl") == remedi.norm_rows(world)
+    assert read("tasks/remedi/bias_in_bios/mini.jsonl") == remedi.biography_rows(world)
 
 
 def test_the_shipped_general_text_is_the_generated_one(world: mini.World) -> None:

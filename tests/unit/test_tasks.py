@@ -46,7 +46,9 @@ def suite(tiny: Callable[[str], LM], *names: str, edit_set: str | None = None, *
 def test_the_catalogue() -> None:
     found = tasks.catalogue()
     sets = sorted(["counterfact", "zsre", *SETS])
-    assert [name for name, kind in found.items() if kind == "task"] == sorted([*GENERAL, "ball"])
+    assert [name for name, kind in found.items() if kind == "task"] == sorted(
+        [*GENERAL, "ball", "bias_in_bios", "mcrae"]
+    )
     assert [name for name, kind in found.items() if kind == "group"] == ["canonical", "general"]
     assert [name for name, kind in found.items() if kind == "edits"] == sets
     assert tasks.edit_sets() == sets
