@@ -418,7 +418,8 @@ def bench_table(record: Json) -> RenderableType:
     for metric in dict.fromkeys(metric for found in results.values() for metric in found):
         cells = [results[name].get(metric) for name in results]
         table.add_row(metric, _counts(cells), *map(_cell, cells))
-    note = Text("[ ]: 95 % interval. In brackets behind it the difference from none, where it is significant.", "dim")
+    behind = " In brackets behind it the difference from none, where it is significant." if "none" in results else ""
+    note = Text(f"[ ]: 95 % interval.{behind}", "dim")
     return Group(Text(title, "bold"), *map(Text, left), Text(), table, Text(), note)
 
 

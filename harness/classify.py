@@ -199,7 +199,7 @@ def fact_classification(probes: Probes, taught: Sequence[Case], cases: Sequence[
     for name, (lm, editor) in probes.variants().items():
         new, true = (standardised(editor.additions(lm, edits)) for edits in _edits(cases))
         predicted = {
-            setting: _dots(entities_of(lm, cases, setting, probes.entity_layer), new, true, setting)
+            setting: _dots(_entities(lm, cases, setting, probes.entity_layer), new, true, setting)
             for setting in SETTINGS
         }
         found[name] = _both(cases, fails, predicted, probes.seed)
@@ -225,7 +225,7 @@ def _edits(cases: Sequence[Case]) -> tuple[list[Edit], list[Edit]]:
     return [case.edit for case in cases], true
 
 
-def entities_of(lm: LM, cases: Sequence[Case], setting: str, layer: int) -> Tensor:
+def _entities(lm: LM, cases: Sequence[Case], setting: str, layer: int) -> Tensor:
     """The representation of each entity at the mention that is looked at, ``[cases, d]``."""
     texts = [_text(case, setting) for case in cases]
     places = [
@@ -268,7 +268,7 @@ def _supervised(probes: Probes, taught: Sequence[Case], cases: Sequence[Case]) -
 def _bilinear_rows(probes: Probes, cases: Sequence[Case], setting: str) -> tuple[Tensor, Tensor]:
     """``h_e`` and ``h_attr`` of each case."""
     same = directed(probes.editor.identity(probes.lm))
-    entities = entities_of(probes.lm, cases, setting, probes.entity_layer)
+    entities = _entities(probes.lm, cases, setting, probes.entity_layer)
     attributes = same.additions(probes.lm, [case.edit for case in cases])
     return entities.float().cpu(), attributes.float().cpu()
 
@@ -353,7 +353,7 @@ def _label_scores(lm: LM, editor: Directed, cases: Sequence[Case], labels: Seque
     """The dot product of each case's entity with the direction of each label, ``[cases, labels]``."""
     edits = [case.edit if label == case.target else _says(case, label) for case in cases for label in labels]
     directions = standardised(editor.additions(lm, edits)).reshape(len(cases), len(labels), -1)
-    known = standardised(entities_of(lm, cases, "contextual", layer))
+    known = standardised(_entities(lm, cases, "contextual", layer))
     return torch.einsum("cd,cld->cl", known, directions)
 
 

@@ -9,7 +9,7 @@ from mini_world import SEED, Row, World, visitor
 
 NORMS = {"person": 60, "company": 30, "country": 20, "city": 30, "song": 30}
 """How many subjects of each kind are concepts."""
-BIOGRAPHIES = 240
+BIOGRAPHIES = 600
 ASKED = "{} works as a"
 
 

@@ -339,3 +339,37 @@ def test_the_default_layer_is_that_of_the_published_models(tiny: Callable[[str],
 def test_edits_of_nothing_are_nothing(tiny: Callable[[str], LM]) -> None:
     assert Remedi(learned=known(tiny("gpt2"))).edit(tiny("gpt2"), []).empty
     assert Patch().empty
+
+
+# --- test vectors of the loss -----------------------------------------------------------------------------------------
+
+
+def test_tv17_loss_of_two_probabilities() -> None:
+    """p_m .25 and p_u .10, no divergence: -log .25 - log .9."""
+    logits = torch.tensor([[0.25, 0.10, 0.65]]).log()
+    loss = -remedi._log_p(logits, [0]).mean() + remedi._unlikelihood(logits, [1])
+    assert float(loss) == pytest.approx(1.491655, abs=1e-6)
+
+
+def test_tv13_the_divergence_is_from_the_unedited_to_the_edited_model(
+    tiny: Callable[[str], LM], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """p_0 = (.5, .3, .2) and p_E = (.7, .2, .1); the other direction is .085123."""
+    before, after = (torch.tensor([[p, p]]).log() for p in ([0.5, 0.3, 0.2], [0.7, 0.2, 0.1]))
+    monkeypatch.setattr(remedi, "_logits", lambda *_: before)
+    lesson = remedi._Lesson("a", [1, 2], 0, 0, None, [], 0, torch.zeros(3))
+    lm = tiny("gpt2")
+    found = remedi._divergence(Remedi(), lm, [lesson], lm.batch([[1, 2]]), after)
+    assert float(found) == pytest.approx(0.092033, abs=1e-6)
+
+
+def test_what_entails_another_answer_is_stated_in_its_own_words_and_asked_for_that(tiny: Callable[[str], LM]) -> None:
+    lm = tiny("gpt2")
+    edit = Edit("a", "{} was born in", "Ada Velmont", "Rome", "Oslo")
+    probes = [Probe("a", "paraphrase", "Ada Velmont speaks", target, "") for target in ("Paris", "Rome")]
+    for way in ("published", "all"):
+        ((lesson,),) = remedi._lessons(lm, [Example(edit, (probes[0],))], 1, way)  # type: ignore[arg-type]
+        assert lesson.ids == lm.encode("Ada Velmont speaks")
+        assert lesson.wanted == lm.continuation("Ada Velmont speaks", " Paris")[0]
+        assert lesson.old is None
+    assert [len(some) for some in remedi._lessons(lm, [Example(edit, (probes[1],))], 1, "all")] == [4]
