@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -44,7 +44,10 @@ class Method(Editor):
     """Every kind of field."""
 
     name = "method"
-    presets: ClassVar = {"gpt2-xl": {"lr": 0.25, "layers": (17,)}, "bad": {"lr": -1.0}}
+    presets: ClassVar[Mapping[str, Mapping[str, object]]] = {
+        "gpt2-xl": {"lr": 0.25, "layers": (17,)},
+        "bad": {"lr": -1.0},
+    }
 
     lr: Positive = 0.5
     decay: NotNegative = 0.0
@@ -77,7 +80,7 @@ class Scale(Wrapper):
     """Scales each increment."""
 
     name = "scale"
-    presets: ClassVar = {"gpt2-xl": {"factor": 3.0}}
+    presets: ClassVar[Mapping[str, Mapping[str, object]]] = {"gpt2-xl": {"factor": 3.0}}
 
     factor: Positive = 2.0
     seed: int = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -30,7 +30,7 @@ class Bare(Editor):
     seams = frozenset({"prompt", "activations"})
     needs_subject = True
     batch = False
-    exceptions: ClassVar = {"isolated": "it | remembers", "cache": "it forgets at once"}
+    exceptions: ClassVar[Mapping[str, str]] = {"isolated": "it | remembers", "cache": "it forgets at once"}
 
     def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:
         return Patch()
@@ -45,7 +45,7 @@ class Pupil(Bare, Learned):
     seams = frozenset({"weights"})
     batch = True
     needs_subject = False
-    exceptions: ClassVar = {}
+    exceptions: ClassVar[Mapping[str, str]] = {}
 
 
 @dataclass(frozen=True)
