@@ -35,7 +35,7 @@ class FullFinetuning(Finetuning):
     presets: ClassVar[Mapping[str, Mapping[str, object]]] = {
         # The shipped models: tuned on the edit set's tuning rows.
         "mini-llama": {"lr": 3e-4},
-        "mini": {"lr": 3e-4},
+        "mini": {"lr": 1e-4},
     }
 
     def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:  # noqa: ARG002

@@ -61,10 +61,10 @@ class RestoreError(CheckFailed):
 
 
 def near(name: str, choices: Iterable[str]) -> str:
-    """The clause that names the choices closest to ``name``, or all of them where there are few."""
+    """The clause that names the choices closest to ``name``, closest first, or all of them where there are few."""
     names = sorted(choices)
     close = get_close_matches(name.lower(), [n.lower() for n in names], n=3, cutoff=0.5)
-    matched = [n for n in names if n.lower() in close]
+    matched = [n for lower in dict.fromkeys(close) for n in names if n.lower() == lower]
     if matched:
         return f" (did you mean {', '.join(matched)}?)"
     return f" (there are: {', '.join(names)})" if 0 < len(names) <= 12 else ""

@@ -41,8 +41,10 @@ def test_tasks(harness: Callable[..., Any]) -> None:
     rows = {line.split()[0]: line.split()[1:] for line in found.out.splitlines()[2:]}
     assert rows["NLI"] == ["task", "150"]
     assert rows["general"] == ["group"]
+    assert rows["canonical"] == ["group"]
     assert rows["counterfact"][0] == "edits"
-    assert len(rows) == 8 + 1 + 2
+    # The general tasks and the canonical ones with their groups, two sets of edits, the ball's corpus.
+    assert len(rows) == (8 + 1) + (6 + 1) + 2 + 1
 
 
 def test_data(harness: Callable[..., Any], tmp_path: Path) -> None:

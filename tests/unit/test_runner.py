@@ -149,7 +149,7 @@ def test_prompts_that_were_cut_are_counted(plan: Plan, tmp_path: Path, monkeypat
     (nli,) = tasks.load(["NLI"], None, None, "mini", lm.tokenizer).tasks
     sizes = [len(lm.encode(nli.task.doc_to_text(row))) for row in list(nli.task.eval_docs)[:4]]
     room = 90 - nli.task.config.generation_kwargs["max_gen_toks"]
-    kept = run(plan, options(tmp_path))
+    kept = run(plan, options(tmp_path, cache=False))
     assert 0 < sum(size > room for size in sizes) < 4
     assert [point.get("truncated") for point in kept.points] == [{"NLI": sum(size > room for size in sizes)}] * 2
 
