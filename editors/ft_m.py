@@ -62,6 +62,7 @@ class MaskedFineTuning(Editor):
         # The shipped models: tuned on the edit set's tuning rows.
         "mini-llama": {"layers": (2,), "lr": 3e-3, "batch_size": 10},
         "mini": {"layers": (3,), "lr": 3e-3, "batch_size": 10},
+        "mini-backpack": {"lr": 5e-2},
     }
 
     def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:  # noqa: ARG002

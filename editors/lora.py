@@ -74,6 +74,7 @@ class Lora(Finetuning):
         # The shipped models: tuned on the edit set's tuning rows.
         "mini-llama": {"lr": 1e-3},
         "mini": {"lr": 1e-3},
+        "mini-backpack": {"lr": 5e-3},
     }
 
     def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:  # noqa: ARG002
