@@ -63,6 +63,19 @@ _ENTITY: dict[str, dict[str, int]] = {
     "gpt2": {"counterfact": 10, "bias_in_bios": 11},
 }
 """The blocks after which the paper reads an entity."""
+_SUPERVISED: dict[str, dict[str, float]] = {
+    "fact-classification": {
+        "contextual_accuracy": 0.982,
+        "contextual_f1": 0.970,
+        "contextual_mcc": 0.958,
+        "decontextual_accuracy": 0.914,
+        "decontextual_f1": 0.598,
+        "decontextual_mcc": 0.615,
+    },
+    "bios-classification": {"accuracy": 0.960, "f1": 0.960, "mcc": 0.920},
+}
+"""What the authors' repository keeps of its supervised bilinear probe; of the rows that the probe was trained on.  No
+other number is in it."""
 _TEXT_ROOM = 160
 """Tokens that must be left for a text about a case."""
 
@@ -403,8 +416,13 @@ def bench_name(record: Json) -> str:
     return "--".join([*(re.sub(r"[^A-Za-z0-9+._]+", "-", part).strip("-.") for part in parts), record["id"][:8]])
 
 
-def bench_table(record: Json) -> RenderableType:
-    """What a terminal shows of a record: a line for each metric, a column for each method."""
+def bench_table(record: Json, published: bool = False) -> RenderableType:
+    """What a terminal shows of a record: a line for each metric, a column for each method.
+
+    Args:
+        record: the record.
+        published: whether the authors' numbers stand beside, where there are any.
+    """
     cases, plan = record["cases"], record["plan"]
     title = (
         f"{plan['bench']} · {_last(record['model']['name'])} · {cases['examined']} cases of {BENCHMARKS[plan['bench']]}"
@@ -413,11 +431,13 @@ def bench_table(record: Json) -> RenderableType:
     left = [f"left out: {count}, {reason}" for reason, count in cases["left_out"].items()]
     results = record["results"]
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in ("", "n", *results):
+    theirs = _SUPERVISED.get(plan["bench"], {}) if published else {}
+    for column in ("", "n", *results, *(["published (bilinear, on its training rows)"] if theirs else [])):
         table.add_column(column)
     for metric in dict.fromkeys(metric for found in results.values() for metric in found):
         cells = [results[name].get(metric) for name in results]
-        table.add_row(metric, _counts(cells), *map(_cell, cells))
+        beside = [number(theirs.get(metric))] if theirs else []
+        table.add_row(metric, _counts(cells), *map(_cell, cells), *beside)
     behind = " In brackets behind it the difference from none, where it is significant." if "none" in results else ""
     note = Text(f"[ ]: 95 % interval.{behind}", "dim")
     return Group(Text(title, "bold"), *map(Text, left), Text(), table, Text(), note)

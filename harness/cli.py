@@ -857,6 +857,7 @@ def sweep(path: Path, output: Path, address: str | None, workers: int, kind: str
 @click.option("--dtype", default="float32", show_default=True)
 @click.option("--device", help="Where the model goes; 'auto' spreads it.  [default: an accelerator, else the CPU]")
 @click.option("--arch", "arch", multiple=True, metavar="PART=NAME", help="A module of the model, named by hand.")
+@click.option("--published", is_flag=True, help="Put the authors' numbers beside, where there are any.")
 @click.option(
     "--output", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of the record."
 )
@@ -867,6 +868,7 @@ def bench(
     device: str | None,
     arch: Sequence[str],
     output: Path,
+    published: bool,
     **chosen: Any,
 ) -> None:
     """REMEDI's benchmarks: does a model say what an edit entails, and can one tell beforehand?"""
@@ -877,7 +879,7 @@ def bench(
     plan = BenchPlan(name, names, settings=_pairs(settings, "--set"), arch=parts, **chosen)
     with _progress() as report:
         record = carry_out(plan, output, device, report)
-    _out().print(bench_table(record))
+    _out().print(bench_table(record, published))
     _out().print(f"record: {output / (bench_name(record) + '.json')}", soft_wrap=True)
 
 

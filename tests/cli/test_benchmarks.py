@@ -54,8 +54,10 @@ def test_facts_of_every_method(harness: Callable[..., Any], checkpoint: Callable
 
 def test_fact_classification(harness: Callable[..., Any], checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     common = ("--model", checkpoint("gpt2"), "--cases", "8", "--learn", "6", *QUICK)
-    done = harness("bench", "fact-classification", *common, "--output", tmp_path)
+    done = harness("bench", "fact-classification", *common, "--output", tmp_path, "--published")
     assert (done.code, done.err) == (0, "")
+    assert "published" in done.out
+    assert "0.982" in done.out
     results = record_in(tmp_path)["results"]
     assert set(results) == {"remedi", "identity", "control_task", "control_model", "bilinear"}
     assert all(found["contextual_accuracy"]["n"] == 8 for found in results.values())
