@@ -43,8 +43,8 @@ def test_tasks(harness: Callable[..., Any]) -> None:
     assert rows["general"] == ["group"]
     assert rows["canonical"] == ["group"]
     assert rows["counterfact"][0] == "edits"
-    # The general tasks and the canonical ones with their groups, two sets of edits, the ball's corpus.
-    assert len(rows) == (8 + 1) + (6 + 1) + 2 + 1
+    # The general tasks and the canonical ones with their groups, two sets of edits, the ball's corpus, REMEDI's two.
+    assert len(rows) == (8 + 1) + (6 + 1) + 2 + 1 + 2
 
 
 def test_data(harness: Callable[..., Any], tmp_path: Path) -> None:

@@ -151,7 +151,7 @@ def test_an_installed_package_is_listed_and_runs_by_its_name(
     listed = process(site, "editors")
     assert (listed.returncode, listed.stderr) == (0, "")
     (line,) = (line for line in listed.stdout.splitlines() if line.startswith("mymethod"))
-    assert line.split()[1:] == ["One", "line", "that", "says", "what", "it", "does.", "strength=0.1"]
+    assert line.split()[1:] == ["One", "line", "that", "says", "what", "it", "does.", "weights", "strength=0.1"]
     done = process(site, *command("mymethod"), "--output", tmp_path / "out")
     assert (done.returncode, done.stderr) == (0, "")
     (path,) = (tmp_path / "out").glob("*.json")

@@ -265,7 +265,7 @@ def test_a_value_of_another_type_is_refused(key: str, value: object, expected: s
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"step": 3}, "method+scale+shrink has no hyperparameter 'step' (did you mean seed, steps, text?)"),
+        ({"step": 3}, "method+scale+shrink has no hyperparameter 'step' (did you mean steps, text, seed?)"),
         ({"factr": 3}, "has no hyperparameter 'factr' (did you mean factor?)"),
         ({"factor": 3}, "'factor' is a hyperparameter of scale and of shrink; write scale.factor"),
         ({"shrink.facto": 0.1}, "shrink has no hyperparameter 'facto' (did you mean factor?)"),

@@ -262,7 +262,7 @@ def test_distributions_can_be_replaced_and_mistakes_are_named() -> None:
     found = method("full", "x", {"lr": {"choice": [1e-3]}, "editor": "ft_m"})
     assert (found.editor, found.settings["lr"], found.settings["steps"]) == ("ft_m", {"choice": [1e-3]}, 10)
     assert method("rome+rect", "x", {}).editor == "rome+rect"
-    with pytest.raises(UsageError, match=r"full, lr: 'log' is not a distribution \(did you mean block, log10"):
+    with pytest.raises(UsageError, match=r"full, lr: 'log' is not a distribution \(did you mean log10, block"):
         draw({"lr": {"log": [1, 2]}}, 0, 4, "full")
     with pytest.raises(UsageError, match=r"full, lr: log10 of \[1\]; write for example"):
         draw({"lr": {"log10": [1]}}, 0, 4, "full")
