@@ -154,7 +154,8 @@ def test_the_split_reaches_the_examination(tiny: Callable[[str], LM]) -> None:
 
 def test_an_unknown_edit_set(tmp_path: Path) -> None:
     with pytest.raises(
-        UsageError, match=r"edit set 'counterfct' does not exist \(did you mean counterfact, country_capital\?\); or give"
+        UsageError,
+        match=r"edit set 'counterfct' does not exist \(did you mean counterfact, country_capital\?\); or give",
     ):
         tasks.read_edits("counterfct", "mini")
     with pytest.raises(DataError, match=r"no\.jsonl: no such file; give JSON lines"):
