@@ -22,8 +22,8 @@ from harness.keys import depth
 from harness.lm import LM
 from harness.patch import Part, Patch, Step, patched
 from harness.stats import double
-from harness.taps import first, tap
-from harness.targets import Supervised, supervised, wide
+from harness.taps import first, tap, wide
+from harness.targets import Supervised, supervised
 
 __all__ = ["Cell", "Codebook", "Grace"]
 

@@ -28,8 +28,7 @@ from harness.errors import DataError, ModelError, NumericalError
 from harness.keys import Unedited, templates, unedited
 from harness.lm import LM
 from harness.patch import Patch, patched
-from harness.taps import tap
-from harness.targets import wide
+from harness.taps import tap, wide
 
 __all__ = ["KnowledgeNeurons", "Neuron", "attribution", "greedy"]
 

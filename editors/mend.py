@@ -29,7 +29,7 @@ from harness.keys import chosen
 from harness.lm import LM
 from harness.patch import Patch, require_plain
 from harness.stats import documents
-from harness.taps import chunks
+from harness.taps import chunks, wide
 
 __all__ = ["Mend"]
 
@@ -207,8 +207,7 @@ def _backward(lm: LM, said: Sequence[Answer], names: Sequence[str]) -> list[dict
 
     def rows(hidden: Tensor) -> Tensor:
         # OPT flattens rows and columns inside its blocks.
-        wide = hidden.to(lm.device, torch.promote_types(hidden.dtype, torch.float32))
-        return wide.reshape(len(said), -1, hidden.shape[-1])
+        return wide(hidden).to(lm.device).reshape(len(said), -1, hidden.shape[-1])
 
     both = {name: (rows(entered[name]), rows(slope)) for name, slope in zip(names, slopes, strict=True)}
     return [{name: _present(u[i], v[i]) for name, (u, v) in both.items()} for i in range(len(said))]
@@ -369,4 +368,4 @@ class _Training:
         batch = self.lm.batch(rows)
         inputs = {"input_ids": batch.ids, "attention_mask": batch.mask, "use_cache": False}
         logits: Tensor = functional_call(self.lm.model, held, args=(), kwargs=inputs).logits[batch.mask.bool()]
-        return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+        return wide(logits).log_softmax(-1)

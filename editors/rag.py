@@ -22,6 +22,7 @@ from harness.errors import UsageError
 from harness.lm import LM
 from harness.patch import Part, Patch
 from harness.retrieval import Fact, Index, fact, fits, joined
+from harness.taps import wide
 
 __all__ = ["Rag", "Recall"]
 
@@ -165,7 +166,7 @@ def _log_likelihoods(lm: LM, fronts: Sequence[str], text: str) -> list[float]:
     batch = lm.batch([(head + tail)[-lm.context :] for head, tail in rows])
     with torch.no_grad():
         logits = lm.model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
-    log_p = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+    log_p = wide(logits).log_softmax(-1)
     each = log_p[:, :-1].gather(2, batch.ids[:, 1:, None].to(log_p.device))[..., 0]
     spans = [
         (max(end - 1 - len(tail), 0), end - 1) for end, (_, tail) in zip(batch.lengths.tolist(), rows, strict=True)

@@ -24,7 +24,7 @@ from harness.errors import DataError, NumericalError, UsageError
 from harness.keys import chosen, depth
 from harness.lm import LM, Batch
 from harness.patch import Part, Patch, Step, patched
-from harness.taps import chunks, tap
+from harness.taps import chunks, tap, wide
 
 __all__ = ["Additions", "Remedi"]
 
@@ -315,8 +315,8 @@ def _hash(tokens: Tensor) -> Tensor:
 def _added(hidden: Tensor, rows: Tensor, columns: Tensor, directions: Tensor, alpha: float, beta: float) -> Tensor:
     """``beta h + alpha d`` at some positions of ``hidden [batch, new, d]``; all others stay bitwise as they are."""
     rows, columns = rows.to(hidden.device), columns.to(hidden.device)
-    wide = torch.promote_types(hidden.dtype, directions.dtype)
-    there = beta * hidden[rows, columns].to(wide) + alpha * directions.to(hidden.device, wide)
+    kind = torch.promote_types(hidden.dtype, directions.dtype)
+    there = beta * hidden[rows, columns].to(kind) + alpha * directions.to(hidden.device, kind)
     return hidden.index_put((rows, columns), there.to(hidden.dtype))
 
 
@@ -365,7 +365,7 @@ def _representations(lm: LM, stated: Sequence[_Stated], layer: int) -> Tensor:
     found: dict[int, Tensor] = {}
     for chunk in chunks([[len(s.ids)] for s in stated], _BUDGET):
         hidden = tap(lm, lm.batch([stated[i].ids for i in chunk]), outputs=[block]).outputs[block]
-        hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
+        hidden = wide(hidden)
         found |= {i: hidden[row, stated[i].begin : stated[i].end].mean(0) for row, i in enumerate(chunk)}
     return torch.stack([found[i] for i in range(len(stated))])
 
@@ -510,7 +510,7 @@ def _logits(method: Remedi, lm: LM, batch: Batch, at: Tensor, directions: Tensor
     hooks = {} if directions is None else {lm.arch.block(method._at(lm)): add}
     with patched(lm, Patch(hooks=hooks)):
         logits: Tensor = lm.model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return wide(logits)
 
 
 def _log_p(logits: Tensor, tokens: Iterable[int]) -> Tensor:

@@ -32,7 +32,7 @@ from harness.lm import LM
 from harness.objectives import DIRECTIONS, losses
 from harness.patch import Part, Patch, Step
 from harness.stats import documents
-from harness.targets import wide
+from harness.taps import wide
 
 __all__ = [
     "SENSES",

@@ -31,6 +31,7 @@ from harness.keys import chosen, depth
 from harness.lm import LM
 from harness.patch import Patch
 from harness.stats import double
+from harness.taps import wide
 
 __all__ = ["Seen", "Statistics", "UltraEdit", "shift"]
 
@@ -200,7 +201,7 @@ def _backward(lm: LM, examples: Sequence[Answer], names: Sequence[str]) -> dict[
     def at(hidden: Tensor) -> Tensor:
         # OPT flattens rows and columns inside its blocks.
         picked = hidden.detach().reshape(len(examples), -1, hidden.shape[-1])[rows, columns]
-        return picked.to(torch.promote_types(picked.dtype, torch.float32))
+        return wide(picked)
 
     return {name: (at(seen[name][0]), at(slope)) for name, slope in zip(names, slopes, strict=True)}
 

@@ -27,8 +27,8 @@ from harness.keys import depth, templates
 from harness.lm import LM
 from harness.patch import Part, Patch, Step, patched
 from harness.stats import documents
-from harness.taps import first, tap
-from harness.targets import Supervised, supervised, wide
+from harness.taps import first, tap, wide
+from harness.targets import Supervised, supervised
 
 __all__ = ["SideMemories", "State", "Wise", "margins", "ties"]
 

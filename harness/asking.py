@@ -17,7 +17,7 @@ from transformers import GenerationConfig
 from harness.errors import DataError
 from harness.lm import LM
 from harness.patch import Hook, Patch, Step, patched
-from harness.taps import Row, chunks, read
+from harness.taps import Row, chunks, read, wide
 
 __all__ = ["Question", "hidden_states", "mention", "next_log_p", "sampled", "target_log_p"]
 
@@ -213,4 +213,4 @@ def _logits(lm: LM, rows: Sequence[Sequence[int]], patches: Sequence[Patch]) -> 
     batch = lm.batch(rows)
     with _held(lm, patches), torch.no_grad():
         logits: Tensor = lm.model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return wide(logits)

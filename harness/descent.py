@@ -24,6 +24,7 @@ from harness.lm import LM
 from harness.objectives import Normalisation, floor, losses, nll
 from harness.patch import require_plain
 from harness.prior import Prior
+from harness.taps import wide
 
 __all__ = [
     "Accumulation",
@@ -184,7 +185,7 @@ def log_likelihood(
     logits: Tensor = functional_call(lm.model, dict(held or {}), args=(), kwargs=inputs).logits
     rows, columns = positions(examples, loss)
     tokens = torch.tensor([token for e in examples for token in e.target], device=logits.device)
-    return _wide(logits[rows, columns]).log_softmax(-1).gather(1, tokens[:, None])[:, 0]
+    return wide(logits[rows, columns]).log_softmax(-1).gather(1, tokens[:, None])[:, 0]
 
 
 def descend(
@@ -218,7 +219,8 @@ def passes(
     for name in parameters:
         require_plain(lm, name)
     examples = answers(lm, edits, settings.end_of_text)
-    start = {name: _wide(lm.parameter(name).detach()) for name in parameters}
+    # Updates of 5e-4 are lost in half precision.
+    start = {name: wide(lm.parameter(name).detach()) for name in parameters}
     free = {name: value.clone().requires_grad_() for name, value in start.items()}
     adam = torch.optim.Adam(
         free.values(), lr=settings.lr, weight_decay=settings.weight_decay, betas=(0.9, settings.beta2)
@@ -232,11 +234,6 @@ def passes(
         yield Trained(deltas, tuple(loss for loss, _ in passed))
         if sum(loss * count for loss, count in passed) < enough * len(examples):
             break
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    # Updates of 5e-4 are lost in half precision.
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _end_of_text(lm: LM) -> int:

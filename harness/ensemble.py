@@ -13,6 +13,7 @@ from torch import Tensor
 
 from harness.errors import ModelError
 from harness.lm import LM
+from harness.taps import wide
 
 __all__ = ["combined", "common_vocabulary", "largest_beta"]
 
@@ -29,8 +30,8 @@ def combined(logits: Tensor, tuned: Tensor, base: Tensor, beta: float, common: i
         beta: how much of the change is added.
         common: the tokens that both models have.
     """
-    change = _wide(tuned).log_softmax(-1) - _wide(base).log_softmax(-1)
-    kept = _wide(logits[..., :common]) + beta * change[..., :common].to(logits.device)
+    change = wide(tuned).log_softmax(-1) - wide(base).log_softmax(-1)
+    kept = wide(logits[..., :common]) + beta * change[..., :common].to(logits.device)
     rest = logits.new_full((*logits.shape[:-1], logits.shape[-1] - common), torch.finfo(logits.dtype).min)
     return torch.cat([kept.to(logits.dtype), rest], -1)
 
@@ -65,7 +66,3 @@ def largest_beta(general: Callable[[float], float], epsilon: float) -> float:
     bound = (1 + epsilon) * general(0.0)
     tried = (round(1 - i / STEPS, 10) for i in range(STEPS))
     return next((beta for beta in tried if general(beta) < bound), 0.0)
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -18,6 +18,7 @@ from torch.func import functional_call
 from harness.errors import DataError
 from harness.lm import LM
 from harness.stats import documents
+from harness.taps import wide
 
 __all__ = ["Prior", "divergence", "prior"]
 
@@ -50,7 +51,7 @@ class Prior:
         with torch.no_grad():
             before = lm.model(**inputs).logits[0]
         after = functional_call(lm.model, dict(held), args=(), kwargs=inputs).logits[0]
-        return self.weight * divergence(_wide(before), _wide(after))
+        return self.weight * divergence(wide(before), wide(after))
 
 
 def prior(lm: LM, weight: float, source: str | None, seed: int) -> Prior | None:
@@ -79,7 +80,3 @@ def _drawn(texts: list[list[int]], seed: int) -> Iterator[list[int]]:
     generator = torch.Generator().manual_seed(seed)
     while True:
         yield texts[int(torch.randint(len(texts), (), generator=generator))]
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

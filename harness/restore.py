@@ -22,7 +22,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from harness.facts import Asked
 from harness.lm import LM
-from harness.taps import first
+from harness.taps import first, wide
 
 __all__ = ["Kind", "Overwriting", "Pass", "Restorer"]
 
@@ -406,9 +406,9 @@ class Restorer:
 
 def _likelihood(logits: Tensor, target: Tensor) -> Tensor:
     """``sum_t log p(y_t)``, ``[rows]``, float64 on the processor, from logits ``[rows, tokens, vocabulary]``."""
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    picked = wide.gather(-1, target.to(wide.device)[..., None])[..., 0]
-    return (picked.cpu().double() - wide.logsumexp(-1).cpu().double()).sum(-1)
+    logits = wide(logits)
+    picked = logits.gather(-1, target.to(logits.device)[..., None])[..., 0]
+    return (picked.cpu().double() - logits.logsumexp(-1).cpu().double()).sum(-1)
 
 
 def _branches(windows: Sequence[range], above: bool) -> list[_Branch]:

@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from harness.arch import stored_transposed
 from harness.errors import DataError
 from harness.lm import LM
+from harness.taps import wide
 
 __all__ = ["Apart", "Forward", "Span", "Whole", "mean_nll", "prefixed", "score", "span", "whole", "wide_head"]
 
@@ -160,7 +161,7 @@ class _Wanted:
 
     def results(self, logits: Tensor) -> Iterator[tuple[int, tuple[float, bool]]]:
         """What :func:`score` gives, by span, from the logits ``[positions, vocabulary]``."""
-        picked = _wide(logits)
+        picked = wide(logits)
         token = torch.tensor(self.token, device=logits.device)
         log_p = picked.gather(1, token[:, None])[:, 0] - picked.logsumexp(-1)
         hit = picked.argmax(-1) == token
@@ -208,10 +209,6 @@ def _plain(lm: LM) -> Forward:
         return logits
 
     return run
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from harness.errors import ModelError
 from harness.lm import LM, Batch
 
-__all__ = ["Past", "Row", "Taps", "chunks", "first", "pad", "past", "read", "tap"]
+__all__ = ["Past", "Row", "Taps", "chunks", "first", "pad", "past", "read", "tap", "wide"]
 
 
 @dataclass(frozen=True)
@@ -250,9 +250,13 @@ def pad(lm: LM, rows: Sequence[Row]) -> Batch:
     return Batch(nn.functional.pad(batch.ids, (0, more)), nn.functional.pad(batch.mask, (0, more)))
 
 
+def wide(tensor: Tensor) -> Tensor:
+    """The tensor at least in float32."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 def _at(hidden: Tensor, at: Tensor) -> Tensor:
-    picked = hidden[torch.arange(len(hidden), device=hidden.device), at.to(hidden.device)]
-    return picked.to(torch.promote_types(picked.dtype, torch.float32))
+    return wide(hidden[torch.arange(len(hidden), device=hidden.device), at.to(hidden.device)])
 
 
 def _in_order(parts: dict[str, list[Tensor]], order: Sequence[int]) -> dict[str, Tensor]:

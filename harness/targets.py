@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from harness.editor import Edit
 from harness.errors import DataError
 from harness.lm import LM, Batch
-from harness.taps import first, tap
+from harness.taps import first, tap, wide
 
-__all__ = ["Supervised", "supervised", "wide"]
+__all__ = ["Supervised", "supervised"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,8 +118,3 @@ def supervised(lm: LM, edit: Edit, templates: Sequence[str] = ("{}",)) -> Superv
     row = torch.arange(len(heads)).repeat_interleave(len(target))
     column = torch.tensor([len(head) - 1 + t for head in heads for t in range(len(target))])
     return Supervised(edit, batch, row, column, torch.tensor(target * len(heads)))
-
-
-def wide(tensor: Tensor) -> Tensor:
-    """The tensor at least in float32."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

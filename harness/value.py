@@ -28,7 +28,7 @@ from harness.errors import NumericalError
 from harness.keys import FactToken, lookup, prompts
 from harness.lm import LM
 from harness.objectives import floor, losses
-from harness.taps import Past, Row, first, pad, past, read, tap
+from harness.taps import Past, Row, first, pad, past, read, tap, wide
 
 __all__ = ["Objective", "Seam", "Values", "anchor_norm", "optimise"]
 
@@ -482,13 +482,13 @@ class _Runner:
         norm = self.lm.arch.norm
         picked = hidden[row.to(hidden.device), column.to(hidden.device)]
         normed = self.lm.module(norm)(picked) if norm else picked
-        return _wide(self.lm.module(self.lm.arch.head)(normed)).to(self.lm.device)
+        return wide(self.lm.module(self.lm.arch.head)(normed)).to(self.lm.device)
 
     def _moved(self, output: Tensor, delta: Tensor) -> Tensor:
         """An output of the edited layer with each edit's change at its rows' positions."""
         hidden = output.reshape(*self.batch.ids.shape, -1)
         where = (torch.arange(len(hidden), device=hidden.device), self.places.at.to(hidden.device))
-        moved = _wide(hidden[where]) + delta[self.places.of].to(hidden.device)
+        moved = wide(hidden[where]) + delta[self.places.of].to(hidden.device)
         return hidden.index_put(where, moved.to(hidden.dtype)).reshape(output.shape)
 
     @contextmanager
@@ -525,10 +525,6 @@ def _hooked(module: nn.Module, hook: Callable[[nn.Module, Any, Any], Any]) -> It
         handle.remove()
 
 
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
 class _Above(_Runner):
     """Runs the blocks above the edited one, on what it gave and on what stands in front of the rows.
 
@@ -548,7 +544,7 @@ class _Above(_Runner):
                 handle = block.register_forward_pre_hook(self._record, with_kwargs=True)
                 stack.callback(handle.remove)
             seen = tap(lm, self.batch, names[-1:], {*self.names, edited}, front).outputs
-        self.seam, self.given = [_wide(seen[name]) for name in self.names], seen[edited]
+        self.seam, self.given = [wide(seen[name]) for name in self.names], seen[edited]
 
     def _record(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         # What entered the edited block is kept; the others are given what leaves the one below.
@@ -614,7 +610,7 @@ class _Whole(_Runner):
     def __init__(self, lm: LM, tasks: Sequence[_Task], objective: Objective, front: Past | None = None) -> None:
         super().__init__(lm, tasks, objective, front)
         seen = tap(lm, self.batch, outputs=self.names).outputs
-        self.seam = [_wide(seen[name]) for name in self.names]
+        self.seam = [wide(seen[name]) for name in self.names]
 
     def logits(self, delta: Tensor) -> tuple[Tensor, Tensor]:
         places = self.places
@@ -623,8 +619,8 @@ class _Whole(_Runner):
         if self.lens:
             supervised = self._decode(seen["lens"], places.row, places.column)
         else:
-            supervised = _wide(full[places.row.to(full.device), places.column.to(full.device)])
-        essence = _wide(full[places.kl_row.to(full.device), places.kl_column.to(full.device)])
+            supervised = wide(full[places.row.to(full.device), places.column.to(full.device)])
+        essence = wide(full[places.kl_row.to(full.device), places.kl_column.to(full.device)])
         return supervised.to(self.lm.device), essence.to(self.lm.device)
 
 
