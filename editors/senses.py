@@ -25,7 +25,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from harness.descent import Answer, answers
+from harness.descent import Answer, answers, rate
 from harness.editor import Count, Edit, Editor, NotNegative, Positive
 from harness.errors import DataError, NumericalError, UsageError
 from harness.lm import LM
@@ -43,7 +43,6 @@ __all__ = [
     "chosen",
     "divergence",
     "gradients",
-    "rate",
     "weighed",
 ]
 
@@ -156,11 +155,6 @@ def divergence(edited: Tensor, unedited: Tensor, variant: Variant = "paper") -> 
     """
     first, second = (edited, unedited) if variant == "paper" else (unedited, edited)
     return (first.exp() * (first - second)).sum()
-
-
-def rate(lr: float, epoch: int, epochs: int) -> float:
-    """The learning rate of an epoch, counted from 0: a cosine that would be zero after the last."""
-    return lr * (1 + math.cos(math.pi * epoch / epochs)) / 2
 
 
 def gradients(order: Sequence[int], size: int, variant: Variant = "paper") -> list[list[int]]:

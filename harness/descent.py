@@ -39,6 +39,7 @@ __all__ = [
     "matrices",
     "passes",
     "positions",
+    "rate",
 ]
 
 Loss = Literal["target_new", "prompt_last"]
@@ -265,7 +266,7 @@ class _Training:
         """One pass; of each batch its loss before the update, and its size."""
         if self.settings.cosine:
             for group in self.adam.param_groups:
-                group["lr"] = self.settings.lr * (1 + math.cos(math.pi * number / self.settings.steps)) / 2
+                group["lr"] = rate(self.settings.lr, number, self.settings.steps)
         size, passed = self.settings.batch_size, []
         batches = [examples[first : first + size] for first in range(0, len(examples), size)]
         for i, batch in enumerate(batches):
@@ -301,6 +302,11 @@ class _Training:
             with torch.no_grad():
                 for name, tensor in self.free.items():
                     tensor.copy_(torch.clamp(tensor, self.start[name] - bound, self.start[name] + bound))
+
+
+def rate(lr: float, epoch: int, epochs: int) -> float:
+    """The learning rate of an epoch, counted from 0: a cosine that would be zero after the last."""
+    return lr * (1 + math.cos(math.pi * epoch / epochs)) / 2
 
 
 def _enough(examples: Sequence[Answer], settings: Settings) -> float:

@@ -39,7 +39,7 @@ from harness.lm import LM
 from harness.objectives import nll
 from harness.patch import Patch, Step, patched
 from harness.taps import chunks
-from harness.trace import TraceSettings, layer_window, noise_scale
+from harness.trace import TraceSettings, layer_windows, noise_scale
 
 __all__ = [
     "PROBLEMS",
@@ -167,19 +167,14 @@ def problem_named(name: str) -> Problem:
 
 
 def layers_around(layer: int, width: int, layers: int) -> tuple[int, ...]:
-    """The layers that are edited together around one, clipped at the ends (:func:`harness.trace.layer_window`).
+    """The layers that are edited together around one, clipped at the ends (:func:`harness.trace.layer_windows`).
 
     Raises:
         UsageError: every layer's window would be the whole model, so that no layer can be told from another.
     """
     if width < 1:
         raise UsageError(f"window {width}: expected at least 1 layer")
-    if width > 1 and all(len(layer_window(i, width, layers)) == layers for i in range(layers)):
-        raise UsageError(
-            f"window {width} is wider than the model: around each of its {layers} layers it holds all of them; choose "
-            f"at most {max(1, 2 * layers - 2)}"
-        )
-    return tuple(layer_window(layer, width, layers))
+    return tuple(layer_windows(width, layers)[layer])
 
 
 # --- noise ------------------------------------------------------------------------------------------------------------

@@ -18,11 +18,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache
 
 from harness.facts import Asked
 from harness.lm import LM
-from harness.taps import first, wide
+from harness.taps import Kept, first, wide
 
 __all__ = ["Kind", "Overwriting", "Pass", "Restorer"]
 
@@ -95,14 +95,8 @@ class Pass:
         return Pass(ids, target, noise, self.noised, entered, wrote, keys, values, probability)
 
 
-class _Front(DynamicLayer):
-    """One layer of a cache: what stands in front, the same for every group of rows; what is added is forgotten."""
-
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.keys: Tensor = keys
-        self.values: Tensor = values
-        self.is_initialized = True
+class _Front(Kept):
+    """What stands in front, the same for every group of rows."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
         groups = len(key_states) // len(self.keys)

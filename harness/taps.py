@@ -14,7 +14,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from harness.errors import ModelError
 from harness.lm import LM, Batch
 
-__all__ = ["Past", "Row", "Taps", "chunks", "first", "pad", "past", "read", "tap", "wide"]
+__all__ = ["Kept", "Past", "Row", "Taps", "chunks", "first", "pad", "past", "read", "tap", "wide"]
 
 
 @dataclass(frozen=True)
@@ -75,12 +75,12 @@ class Past:
             "attention_mask": torch.cat([mask.to(batch.mask), batch.mask], 1),
             # Padding may stand behind the last position that the model knows.
             "position_ids": positions.clamp(max=lm.context - 1),
-            "past_key_values": Cache([_Kept(k, v) for k, v in zip(self.keys, self.values, strict=True)]),
+            "past_key_values": Cache([Kept(k, v) for k, v in zip(self.keys, self.values, strict=True)]),
             "use_cache": True,
         }
 
 
-class _Kept(DynamicLayer):  # type: ignore[no-untyped-call]
+class Kept(DynamicLayer):  # type: ignore[no-untyped-call]
     """One layer of a cache that forgets what is added, so that a block can be run again on what came before."""
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
@@ -90,6 +90,7 @@ class _Kept(DynamicLayer):  # type: ignore[no-untyped-call]
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
+        """What was kept and what is added, which is not kept."""
         return torch.cat([self.keys, key_states], -2), torch.cat([self.values, value_states], -2)
 
 

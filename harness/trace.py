@@ -35,6 +35,7 @@ __all__ = [
     "check",
     "concentrated",
     "layer_window",
+    "layer_windows",
     "noise_scale",
     "preset",
     "roles",
@@ -224,12 +225,7 @@ def check(lm: LM, settings: TraceSettings) -> None:
         UsageError: every layer's window is the whole model.
         ModelError: the attention modules that are meant were not found.
     """
-    layers = lm.arch.layers
-    if settings.window > 1 and all(len(layer_window(i, settings.window, layers)) == layers for i in range(layers)):
-        raise UsageError(
-            f"window {settings.window} is wider than the model: around each of its {layers} layers it holds all of "
-            f"them; choose at most {max(1, 2 * layers - 2)}"
-        )
+    layer_windows(settings.window, lm.arch.layers)
     if settings.kind == "attn":
         lm.arch.attn_of(0)
 
@@ -240,6 +236,21 @@ def layer_window(layer: int, width: int, layers: int) -> range:
     Ten layers are five below and four above, as in the published programs.
     """
     return range(max(0, layer - width // 2), min(layers, layer + (width + 1) // 2))
+
+
+def layer_windows(width: int, layers: int) -> list[range]:
+    """The window of every layer.
+
+    Raises:
+        UsageError: every layer's window is the whole model, so that no layer can be told from another.
+    """
+    windows = [layer_window(layer, width, layers) for layer in range(layers)]
+    if width > 1 and all(len(window) == layers for window in windows):
+        raise UsageError(
+            f"window {width} is wider than the model: around each of its {layers} layers it holds all of them; choose "
+            f"at most {max(1, 2 * layers - 2)}"
+        )
+    return windows
 
 
 def select(
@@ -369,7 +380,7 @@ def _traced(
     seen = restorer.observe([one for one in together for _ in range(rows)], noise, begin)
     clean = seen.select(range(0, count * rows, rows))
     noisy = seen.select([row for row in range(count * rows) if row % rows])
-    windows = [layer_window(layer, settings.window, layers) for layer in range(layers)]
+    windows = layer_windows(settings.window, layers)
     pairs = [Overwriting(token, token + 1, window) for token in range(begin, prompt) for window in windows]
     values = [wrote.repeat_interleave(settings.samples, 0) for wrote in clean.wrote]
     found = restorer.probabilities(noisy, values, pairs).reshape(prompt - begin, layers, count, -1).mean(-1)

@@ -545,6 +545,9 @@ class _Above(_Runner):
                 stack.callback(handle.remove)
             seen = tap(lm, self.batch, names[-1:], {*self.names, edited}, front).outputs
         self.seam, self.given = [wide(seen[name]) for name in self.names], seen[edited]
+        columns, (row, column) = self.batch.ids.shape[1], (self.places.row, self.places.column)
+        decoded = [row * columns + column, self.places.kl_row * columns + self.places.kl_column]
+        self.decoded: Tensor = torch.unique(torch.cat(decoded))
 
     def _record(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         # What entered the edited block is kept; the others are given what leaves the one below.
@@ -570,13 +573,11 @@ class _Above(_Runner):
     @contextmanager
     def _wanted(self) -> Iterator[None]:
         """The last block's feed-forward module computes the positions that are decoded; zeros stand at the others."""
-        places, columns, last = self.places, self.batch.ids.shape[1], self.lm.arch.layers - 1
-        if self.lens or not self.blocks or last == self.objective.layer:
+        last = self.lm.arch.layers - 1
+        if self.lens or last == self.objective.layer:
             yield
             return
-        decoded = [places.row * columns + places.column, places.kl_row * columns + places.kl_column]
-        kept: Tensor = torch.unique(torch.cat(decoded))
-        shape: list[torch.Size] = []
+        kept, shape = self.decoded, list[torch.Size]()
 
         def pick(_module: nn.Module, args: Any) -> Any:
             shape.append(args[0].shape[:-1])

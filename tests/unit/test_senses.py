@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from editors.senses import SENSES, SenseChange, Senses, background, chosen, divergence, gradients, rate, weighed
+from editors.senses import SENSES, SenseChange, Senses, background, chosen, divergence, gradients, weighed
+from harness.descent import rate
 from harness.editor import Edit
 from harness.errors import DataError, NumericalError, UsageError
 from harness.lm import LM
