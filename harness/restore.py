@@ -95,7 +95,7 @@ class Pass:
         return Pass(ids, target, noise, self.noised, entered, wrote, keys, values, probability)
 
 
-class _Front(Kept):
+class _Front(Kept):  # type: ignore[no-untyped-call]
     """What stands in front, the same for every group of rows."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:

@@ -16,13 +16,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 
-from harness import fitted, record
-from harness.editor import Editor, Learned, Wrapper, compose, find, names
-from harness.lm import load
+from plans import carry_out, fit, identity
+
+from harness.editor import Editor, Wrapper, compose, find, names
 from harness.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -80,61 +79,23 @@ def main() -> None:
     folder = arguments.results / "records"
     folder.mkdir(parents=True, exist_ok=True)
     known = set() if arguments.fresh else {path.name.rsplit("--", 1)[1][:8] for path in folder.glob("*--*.json")}
-    wanted = [plan for plan in plans() if identity(plan) not in known and fnmatch(shown(plan), arguments.only)]
+    wanted = [plan for plan in plans() if identity(plan)[:8] not in known and fnmatch(shown(plan), arguments.only)]
     if arguments.list:
         print("\n".join(shown(plan) for plan in wanted))
         return
-    for editor, model, seed in dict.fromkeys((plan.editor.partition("+")[0], plan.model, plan.seed) for plan in wanted):
-        fit(editor, model, seed)
+    os.environ["OMP_NUM_THREADS"] = "1"  # the numbers of an optimisation depend on it in the last digits
+    for plan in wanted:
+        fit(plan, "cpu")
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        failed = sum(pool.map(lambda plan: carry_out(plan, folder), wanted))
+        failed = sum(pool.map(lambda plan: carry_out(plan, folder, "cpu"), wanted))
     board = [sys.executable, "-m", "harness.cli", "leaderboard", str(folder), "--format", "md"]
     subprocess.run([*board, "--output", str(arguments.results / "LEADERBOARD.md")], check=True)
     sys.exit(1 if failed else 0)
 
 
-def identity(plan: Plan) -> str:
-    """The hash in the name of the plan's record; a batch of all edits has no batch size."""
-    return record.identity(replace(plan, batch_size=None).to_json())[:8]
-
-
 def shown(plan: Plan) -> str:
     """A plan in one line."""
     return f"{plan.editor} {plan.model} {plan.edits} {plan.mode} {plan.seed}"
-
-
-def fit(editor: str, model: str, seed: int) -> None:
-    """Let an editor learn, unless it has or need not."""
-    if not issubclass(find(editor), Learned):
-        return
-    lm = load(model, device="cpu")
-    if not fitted.default_path(compose(editor).build(lm, {}, seed), lm).is_file():
-        call("fit", "--editor", editor, "--model", model, "--device", "cpu", "--seed", str(seed))
-
-
-def carry_out(plan: Plan, folder: Path) -> int:
-    """Run one plan in a process of its own; its records appear in ``folder`` when they are complete."""
-    workshop = folder / f".{identity(plan)}"
-    options = ["run", "--output", str(workshop), "--no-save-edits", "--device", "cpu", "--seed", str(plan.seed)]
-    for name in ("model", "editor", "mode", "edits"):
-        options += [f"--{name}", str(getattr(plan, name))]
-    done = call(*options, "--num-edits", str(plan.num_edits), "--tasks", ",".join(plan.tasks))
-    if done == 0:
-        for path in workshop.glob("*.json*"):
-            path.replace(folder / path.name)
-        for leftover in workshop.iterdir():
-            leftover.unlink()
-        workshop.rmdir()
-    return done
-
-
-def call(*options: str) -> int:
-    """A command of the harness on one thread; what it says is printed."""
-    command = [sys.executable, "-m", "harness.cli", *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    print(done.stdout if done.returncode == 0 else f"{' '.join(options)}\n{done.stderr}", flush=True)
-    return int(done.returncode != 0)
 
 
 if __name__ == "__main__":

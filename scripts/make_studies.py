@@ -13,23 +13,16 @@ The curves of a study lie in results/figures.
 from __future__ import annotations
 
 import argparse
-import os
-import shlex
-import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
 from pathlib import Path
 
-import yaml
+from plans import call, carry_out, fit, identity
 
-from harness import fitted, record
 from harness.cli import make_plans
-from harness.editor import Learned, compose
-from harness.lm import load
 from harness.plan import Plan
-from harness.runner import settled
 
 ROOT = Path(__file__).resolve().parents[1]
 STUDIES = ROOT / "scripts" / "studies"
@@ -64,11 +57,6 @@ def main() -> None:
     sys.exit(1 if failed else 0)
 
 
-def identity(plan: Plan) -> str:
-    """The id of the plan's record."""
-    return record.identity(settled(plan)[0].to_json())
-
-
 def kept(plan: Plan, folder: Path) -> list[Path]:
     """The complete record of a plan: one path or none."""
     return list(folder.glob(f"*--{identity(plan)[:8]}.json"))
@@ -78,34 +66,6 @@ def shown(plan: Plan) -> str:
     """A plan in one line."""
     settings = " ".join(f"{key}={value}" for key, value in plan.settings.items())
     return f"{plan.editor} {settings}{' ' * bool(settings)}{plan.model} {plan.edits} {plan.mode} {plan.seed}"
-
-
-def fit(plan: Plan, device: str) -> None:
-    """Let an editor learn, unless it has or need not."""
-    recipe = compose(plan.editor)
-    if plan.fitted or not issubclass(recipe.cls, Learned):
-        return
-    lm = load(plan.model, plan.dtype, device)
-    method = recipe.build(lm, plan.settings, plan.seed).root
-    if not fitted.default_path(method, lm).is_file():
-        options = ["--edits", plan.edits, "--data-dir", plan.data_dir, "--device", device]
-        call(*shlex.split(fitted.command(method, lm))[1:], *options)
-
-
-def carry_out(plan: Plan, folder: Path, device: str) -> int:
-    """Run one plan in a process of its own; its record appears in ``folder`` when it is complete."""
-    workshop = folder / f".{identity(plan)[:8]}"
-    workshop.mkdir(exist_ok=True)
-    written = workshop / "plan.yaml"
-    written.write_text(yaml.safe_dump(plan.to_json()), encoding="utf-8")
-    done = call("run", "--config", str(written), "--output", str(workshop), "--no-save-edits", "--device", device)
-    if done == 0:
-        for path in workshop.glob("*.json*"):
-            path.replace(folder / path.name)
-        for leftover in workshop.iterdir():
-            leftover.unlink()
-        workshop.rmdir()
-    return done
 
 
 def draw(name: str, plans: Sequence[Plan], folder: Path, figures: Path, drawn: set[frozenset[str]]) -> None:
@@ -126,15 +86,6 @@ def draw(name: str, plans: Sequence[Plan], folder: Path, figures: Path, drawn: s
             drawn.add(frozenset(paths))
             for ending in ("png", "svg"):
                 call("plot", *dict.fromkeys(paths), "--output", str(figures / f"{group}.{ending}"))
-
-
-def call(*options: str) -> int:
-    """A command of the harness on one thread; what it says is printed."""
-    command = [sys.executable, "-m", "harness.cli", *options]
-    environment = {"OMP_NUM_THREADS": "1", **os.environ}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    print(done.stdout if done.returncode == 0 else f"{' '.join(options)}\n{done.stderr}", flush=True)
-    return int(done.returncode != 0)
 
 
 if __name__ == "__main__":
