@@ -32,7 +32,8 @@ from harness.lm import LM, load
 from harness.metrics import Estimate, difference, estimate
 from harness.norms import SEED, concepts, samples
 from harness.patch import Patch
-from harness.record import identity, require_writable, versions, write_whole
+from harness.record import identity, versions
+from harness.storage import require_writable, text, write_whole
 from harness.texts import vectorizer
 
 __all__ = ["BENCHMARKS", "BenchPlan", "bench_name", "bench_table", "carry_out", "usual"]
@@ -165,7 +166,7 @@ def carry_out(plan: BenchPlan, folder: Path, device: str | None = None, report: 
     record["seconds"] = round(time.monotonic() - begun, 1)
     path = folder / f"{bench_name(record)}.json"
     try:
-        write_whole(path, _text(record).encode())
+        write_whole(path, (text(record) + "\n").encode())
     except OSError as error:
         raise UsageError(f"{path}: cannot be written ({error.strerror}); choose another --output") from error
     return record
@@ -402,12 +403,6 @@ def _pair(low: float | None, high: float | None) -> list[float | None] | None:
 
 def _short(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.6g}")
-
-
-def _text(record: Json) -> str:
-    """JSON with lists of numbers on one line, so that an interval reads as one."""
-    text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
-    return re.sub(r"\[\n\s+([^][{}\"]*?)\n\s*\]", lambda at: "[" + re.sub(r"\n\s+", " ", at[1]) + "]", text) + "\n"
 
 
 def bench_name(record: Json) -> str:

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from harness.errors import UsageError
-from harness.record import write_whole
 from harness.schedule import Begun
+from harness.storage import write_whole
 
 __all__ = ["Checkpoint"]
 

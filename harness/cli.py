@@ -807,12 +807,12 @@ def sweep(path: Path, output: Path, address: str | None, workers: int, kind: str
 
     PATH is a YAML file; README.md shows one. What has a record in the output folder is never run again.
     """
-    from harness import record
+    from harness import storage
     from harness.crew import Cluster
     from harness.sweep import Sweep, run, tables
 
     asked = Sweep.read(path)
-    record.require_writable(output)
+    storage.require_writable(output)
     with _progress() as report:
         validated, tested = run(asked, output / "runs", Cluster(address, workers, asked.cpus, asked.gpus), report)
     for name, form in (("TABLES.md", "md"), ("tables.tex", "latex")):

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from harness import record, schedule, tasks, trace
+from harness import record, schedule, storage, tasks, trace
 from harness.descent import Answer
 from harness.editor import Edit, Editor, Example, Recipe, compose, settable
 from harness.errors import DataError, RestoreError, UsageError
@@ -175,7 +175,7 @@ class Study:
         """Write the whole file or nothing."""
         body = {key: value for key, value in vars(self).items() if key != "path"}
         content = json.dumps(body, separators=(",", ":"), allow_nan=False).encode()
-        record.write_whole(self.path, gzip.compress(content, mtime=0))
+        storage.write_whole(self.path, gzip.compress(content, mtime=0))
 
     def block(self, problem: str, method: Method, layer: int) -> dict[str, list[float | None]]:
         """The scores of one cell of the grid, by fact."""
@@ -189,7 +189,7 @@ def open_study(grid: Grid, output: Path, fresh: bool = False) -> Study:
         UsageError: the folder cannot be written to.
         DataError: the file cannot be read.
     """
-    record.require_writable(output)
+    storage.require_writable(output)
     name = grid.model.rstrip("/").rpartition("/")[2]
     path = output / f"localize--{name}--{grid.id[:8]}.json.gz"
     if fresh or not path.exists():

@@ -16,7 +16,7 @@ from typing import Any
 import lm_eval
 import torch
 
-from harness import metrics, record, texts
+from harness import metrics, record, storage, texts
 from harness.adapter import EditedLM
 from harness.data import cache_folder
 from harness.metrics import Ratio, Values
@@ -227,7 +227,7 @@ def save_base(key: str | None, measured: Measured) -> None:
         "documents": measured.documents,
         "truncated": measured.truncated,
     }
-    record.write_whole(path, gzip.compress(json.dumps(body).encode(), mtime=0))
+    storage.write_whole(path, gzip.compress(json.dumps(body).encode(), mtime=0))
 
 
 def _base_path(key: str) -> Path:

@@ -1,6 +1,6 @@
 """The record of a run: one small JSON, and beside it the values of every document.
 
-``<name>.json`` holds the plan, the numbers, hashes, versions and cost.  ``<name>.values.json.gz`` holds what every
+``<name>.json`` holds the plan, the numbers, hashes, versions and cost.  ``<name>.values.json.xz`` holds what every
 document contributed, so that any two records can be compared document by document.
 
 While a run is under way it writes ``<name>.partial.json`` after every measured task, so that an interruption loses
@@ -11,14 +11,11 @@ at all.
 from __future__ import annotations
 
 import glob
-import gzip
 import hashlib
 import json
 import math
-import os
 import platform
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
@@ -42,6 +39,7 @@ from harness.metrics import (
     harmonic,
     harmonic_difference,
 )
+from harness.storage import packed, require_writable, rounded, text, unpacked, values_path, write_whole
 
 __all__ = [
     "Record",
@@ -51,11 +49,8 @@ __all__ = [
     "name",
     "read",
     "read_all",
-    "require_writable",
     "summarise",
-    "values_path",
     "versions",
-    "write_whole",
 ]
 
 SCHEMA = 1
@@ -268,12 +263,6 @@ def read_all(folder: str | Path, values: bool = False) -> list[Record]:
     return found
 
 
-def values_path(path: str | Path) -> Path:
-    """Where the values of the documents of a record lie."""
-    path = Path(path)
-    return path.with_name(path.name.removesuffix(".json") + ".values.json.gz")
-
-
 def _looks_like_record(path: Path) -> bool:
     """Whether the file starts as a record does: a truncated one is an error, a file of another kind is not."""
     with path.open("rb") as file:
@@ -299,12 +288,9 @@ def _json(path: Path, content: bytes) -> Any:
 
 def _read_values(path: Path, owner: str) -> PointValues:
     try:
-        content = gzip.decompress(_bytes(path))
-    except (OSError, EOFError) as error:
-        raise DataError(
-            f"{path}: not whole gzip; repeat the run, or delete it to do without paired statistics"
-        ) from error
-    data = _json(path, content)
+        data = unpacked(_bytes(path))
+    except ValueError as error:
+        raise DataError(f"{path}: not whole; repeat the run, or delete it to do without paired statistics") from error
     if not isinstance(data, dict) or data.get("schema") != SCHEMA or data.get("id") != owner:
         raise DataError(f"{path}: not the values of record {owner}; delete the file, or repeat the run")
     return {
@@ -324,11 +310,11 @@ def _pack(metrics: Mapping[str, Values]) -> Json:
 
 def _columns(values: Values, place: Mapping[str, int]) -> Json:
     at, rows = [place[doc] for doc in values], list(values.values())
-    column: Json = {"num": [_plain(row.num) for row in rows]}
+    column: Json = {"num": [rounded(row.num) for row in rows]}
     if at != list(range(len(place))):
         column["at"] = at
     if any(row.den != 1 for row in rows):
-        column["den"] = [_plain(row.den) for row in rows]
+        column["den"] = [rounded(row.den) for row in rows]
     for key in ("cluster", "stratum"):
         labels = [getattr(row, key) for row in rows]
         if any(label is not None for label in labels):
@@ -405,16 +391,16 @@ class RecordWriter:
         return self.folder / f"{name(self.record)}{'' if self._done else PARTIAL}.json"
 
     def measured(self, edits: int, task: str, numbers: Mapping[str, Json], values: TaskValues) -> None:
-        """Adds what one task gave after so many edits, and saves."""
+        """Adds what one task gave after so many edits, in nine significant digits, and saves."""
         record = self.record
-        self._point(edits)["tasks"][task] = dict(numbers)
+        self._point(edits)["tasks"][task] = rounded(numbers)
         record.values = record.values if record.values is not None else {}
         record.values.setdefault(edits, {})[task] = {metric: dict(rows) for metric, rows in values.items()}
         self.save()
 
     def noted(self, edits: int, **facts: Json) -> None:
         """Adds what else is known after so many edits (``weights``, ``latest``, ``truncated``), and saves."""
-        self._point(edits).update(facts)
+        self._point(edits).update(rounded(facts))
         self.save()
 
     def _point(self, edits: int) -> Json:
@@ -463,28 +449,21 @@ class RecordWriter:
     def _save(self, suffix: str) -> None:
         """The values first: a record whose values are missing is worse than values whose record is missing."""
         path = self.folder / f"{name(self.record)}{suffix}.json"
-        text = json.dumps(self.record.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
         try:
             if self.record.values is not None:
-                write_whole(values_path(path), _packed_values(self.record.id, self.record.values))
-            write_whole(path, (_compact(text) + "\n").encode())
+                write_whole(values_path(path), _packed_values(self.record, self._done))
+            write_whole(path, (text(self.record.to_json()) + "\n").encode())
         except OSError as error:
             reason = error.strerror or type(error).__name__
             raise UsageError(f"{path}: cannot be written ({reason}); what was written before is whole") from error
 
 
-def _packed_values(owner: str, values: PointValues) -> bytes:
-    points = {str(edits): {task: _pack(metrics) for task, metrics in tasks.items()} for edits, tasks in values.items()}
-    text = json.dumps({"schema": SCHEMA, "id": owner, "points": points}, separators=(",", ":"), allow_nan=False)
-    return gzip.compress(text.encode(), mtime=0)
-
-
-def _compact(text: str) -> str:
-    """Lists of numbers on one line: an interval reads as one, and the file stays small.
-
-    A line break stands only between values, never inside a string, so no text is touched.
-    """
-    return re.sub(r"\[\n\s+([^][{}\"]*?)\n\s*\]", lambda found: "[" + re.sub(r"\n\s+", " ", found[1]) + "]", text)
+def _packed_values(record: Record, small: bool) -> bytes:
+    points = {
+        str(edits): {task: _pack(metrics) for task, metrics in measured.items()}
+        for edits, measured in (record.values or {}).items()
+    }
+    return packed({"schema": SCHEMA, "id": record.id, "points": points}, small)
 
 
 def _plain(value: Any) -> Any:
@@ -498,28 +477,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     return value
-
-
-def require_writable(folder: Path) -> None:
-    """Make the folder if need be, and see that files can be written to it; UsageError otherwise."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise UsageError(f"{folder}: cannot be written to ({reason}); choose another folder with --output") from error
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes the whole file or nothing: a reader never sees half of it, also after a power cut."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

@@ -365,7 +365,7 @@ def _comparison(first: Json, second: Json, change: Json, p: float | None) -> lis
 
 def _unpaired(a: Record, b: Record) -> list[Text]:
     lacking = [name(record) for record in (a, b) if record.values is None]
-    text = "no intervals: the per-document values (*.values.json.gz) are missing beside"
+    text = "no intervals: the per-document values (*.values.json.xz) are missing beside"
     return [Text(f"{text} {', '.join(lacking)}", style="yellow")] if lacking else []
 
 

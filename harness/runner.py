@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from harness import anatomy, data, fitted, measure, neutral, record, saved, schedule, tasks, tripwires
+from harness import anatomy, data, fitted, measure, neutral, record, saved, schedule, storage, tasks, tripwires
 from harness.adapter import EditedLM
 from harness.checkpoint import Checkpoint
 from harness.editor import Edit, Editor, compose, find, names
@@ -208,7 +208,7 @@ def run(plan: Plan, options: Options) -> Record:
     Raises:
         HarnessError: the plan cannot be carried out; RestoreError if the model is not bitwise what it was.
     """
-    record.require_writable(options.output)
+    storage.require_writable(options.output)
     clock = _Clock(options.report)
     with clock.phase("load"):
         ready = prepare(plan, options.device)

@@ -1,13 +1,12 @@
 """A tracing study: facts in, a record of where they are recalled out.
 
-``<name>.json`` holds the plan, the averages with their intervals, who was skipped and why; ``<name>.values.json.gz``
+``<name>.json`` holds the plan, the averages with their intervals, who was skipped and why; ``<name>.values.json.xz``
 what tracing found about every fact. A study that was stopped leaves both with ``.partial`` in their names, and goes
 on from there.
 """
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 import math
@@ -30,7 +29,8 @@ from harness.facts import Fact, Skipped, read
 from harness.leaderboard import MISSING, brackets, number
 from harness.lm import LM, load
 from harness.metrics import Estimate, Ratio, estimate
-from harness.record import identity, require_writable, versions, write_whole
+from harness.record import identity, versions
+from harness.storage import packed, require_writable, text, unpacked, values_path, write_whole
 from harness.trace import (
     ROLES,
     Selection,
@@ -217,30 +217,20 @@ class _Writer:
         skipped = [_skipped(one) for one in self.chosen.skipped]
         values = {"study": "trace", "schema": SCHEMA, "id": self.record["id"], "facts": rows, "skipped": skipped}
         path = self.path if complete else _partial(self.path)
-        packed = gzip.compress(json.dumps(values, separators=(",", ":"), allow_nan=False).encode(), mtime=0)
+        content = packed(values, small=complete)
         try:
-            write_whole(_values(path), packed)
-            write_whole(path, _text(self.record).encode())
+            write_whole(values_path(path), content)
+            write_whole(path, (text(self.record) + "\n").encode())
         except OSError as error:
             raise UsageError(f"{path}: cannot be written ({error.strerror}); choose another --output") from error
         if complete:
-            for leftover in (_partial(self.path), _values(_partial(self.path))):
+            for leftover in (_partial(self.path), values_path(_partial(self.path))):
                 leftover.unlink(missing_ok=True)
         self.last = time.monotonic()
 
 
-def _text(record: Json) -> str:
-    """JSON with lists of numbers on one line, so that an interval reads as one."""
-    text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
-    return re.sub(r"\[\n\s+([^][{}\"]*?)\n\s*\]", lambda at: "[" + re.sub(r"\n\s+", " ", at[1]) + "]", text) + "\n"
-
-
 def _partial(path: Path) -> Path:
     return path.with_name(path.name.removesuffix(".json") + ".partial.json")
-
-
-def _values(path: Path) -> Path:
-    return path.with_name(path.name.removesuffix(".json") + ".values.json.gz")
 
 
 def study_name(record: Json) -> str:
@@ -300,8 +290,8 @@ def _resumed(path: Path, record: Json) -> dict[str, Json]:
     """What an earlier study of the same plan, model, facts and versions found before it was stopped."""
     try:
         known = _json(_partial(path), _partial(path).read_bytes())
-        rows = _json(_values(_partial(path)), gzip.decompress(_values(_partial(path)).read_bytes()))["facts"]
-    except (OSError, EOFError, DataError, KeyError, TypeError):
+        rows = unpacked(values_path(_partial(path)).read_bytes())["facts"]
+    except (OSError, ValueError, DataError, KeyError, TypeError):
         return {}
     same = ("id", "plan", "model", "noise", "versions")
     mine = json.loads(json.dumps(record))
@@ -423,9 +413,9 @@ def read_study(path: Path) -> Study:
         DataError: there is no such file, or it is no record of a tracing study.
     """
     try:
-        record, packed = _json(path, path.read_bytes()), _values(path).read_bytes()
-        values = _json(_values(path), gzip.decompress(packed))
-    except (OSError, EOFError) as error:
+        record = _json(path, path.read_bytes())
+        values = unpacked(values_path(path).read_bytes())
+    except (OSError, ValueError) as error:
         reason, where = getattr(error, "strerror", None) or "not whole", getattr(error, "filename", None) or path
         raise DataError(
             f"{where}: cannot be read ({reason}); give the JSON of `harness trace`, with its values beside it"

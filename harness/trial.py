@@ -6,7 +6,6 @@ task.  A state of the weights that was measured before is not measured again, wh
 
 from __future__ import annotations
 
-import gzip
 import json
 import math
 import time
@@ -16,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from harness import corpora, data, measure, record, tasks
+from harness import corpora, data, measure, record, storage, tasks
 from harness.adapter import EditedLM
 from harness.ball import Epoch
 from harness.editor import compose, find, settable
@@ -197,8 +196,8 @@ def write(folder: Path, trial: Trial) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{trial.job.name}.json"
     rounded = {m: [[round(v, 5) for v in row] for row in rows] for m, rows in trial.values.items()}
-    record.write_whole(path.with_suffix(".values.json.gz"), gzip.compress(json.dumps(rounded).encode(), mtime=0))
-    record.write_whole(path, (json.dumps(trial.to_json(), indent=1) + "\n").encode())
+    storage.write_whole(storage.values_path(path), storage.packed(rounded))
+    storage.write_whole(path, (storage.text(trial.to_json()) + "\n").encode())
     return path
 
 

@@ -108,7 +108,7 @@ def editor_file(folder: Path, code: str) -> str:
 
 def test_the_record_is_complete(done: tuple[Path, Record], plan: Plan, rows: str) -> None:
     folder, kept = done
-    assert {path.name.removeprefix(record.name(kept)) for path in folder.iterdir()} == {".json", ".values.json.gz"}
+    assert {path.name.removeprefix(record.name(kept)) for path in folder.iterdir()} == {".json", ".values.json.xz"}
     assert written(folder).to_json() == kept.to_json()
     assert (kept.status, kept.reason) == ("complete", None)
     assert Plan.from_json(kept.plan) == replace(plan, num_edits=3)

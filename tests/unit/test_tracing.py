@@ -15,6 +15,7 @@ from harness import traceplot, tracing
 from harness.errors import DataError, UsageError
 from harness.facts import Fact, read
 from harness.lm import LM
+from harness.storage import packed
 from harness.trace import Selection, Traced, TraceSettings
 from harness.tracing import TracePlan, carry_out, facts_of, read_study, study_name, summarise_traces
 
@@ -120,7 +121,7 @@ def test_a_record_says_what_it_depends_on_and_who_was_left_out(plan: TracePlan, 
     for mine, kept in zip(study.traced, again.traced, strict=True):
         assert (mine.fact, mine.tokens, mine.span, mine.low) == (kept.fact, kept.tokens, kept.span, kept.low)
         assert torch.equal(mine.restored, kept.restored)
-    assert sorted(p.name for p in tmp_path.iterdir()) == [path.name, path.stem + ".values.json.gz"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [path.name, path.stem + ".values.json.xz"]
 
 
 def test_equal_plans_give_equal_records(plan: TracePlan, tmp_path: Path) -> None:
@@ -166,12 +167,12 @@ def test_another_model_or_fresh_does_not_resume(
 ) -> None:
     (study,) = carry_out([plan], tmp_path)
     path = tmp_path / f"{study_name(study.record)}.json"
-    packed = path.with_name(path.stem + ".values.json.gz").read_bytes()
+    packed = path.with_name(path.stem + ".values.json.xz").read_bytes()
     for change in ({}, {"noise": {"sigma": 0.5}}):
         path.with_name(path.stem + ".partial.json").write_text(json.dumps(json.loads(path.read_text()) | change))
-        path.with_name(path.stem + ".partial.values.json.gz").write_bytes(packed)
+        path.with_name(path.stem + ".partial.values.json.xz").write_bytes(packed)
         assert len(tracing._resumed(path, study.record)) == (0 if change else 3)
-    path.with_name(path.stem + ".partial.values.json.gz").write_bytes(packed[:50])
+    path.with_name(path.stem + ".partial.values.json.xz").write_bytes(packed[:50])
     assert tracing._resumed(path, study.record) == {}
 
 
@@ -193,9 +194,7 @@ def test_no_known_fact_is_a_record_too(plan: TracePlan, tmp_path: Path) -> None:
 )
 def test_what_is_no_record(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "x.json").write_text(content)
-    import gzip
-
-    (tmp_path / "x.values.json.gz").write_bytes(gzip.compress(b'{"id": "x", "facts": []}'))
+    (tmp_path / "x.values.json.xz").write_bytes(packed({"id": "x", "facts": []}))
     with pytest.raises(DataError, match=message):
         read_study(tmp_path / "x.json")
     with pytest.raises(DataError, match="cannot be read"):

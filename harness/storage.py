@@ -1,0 +1,104 @@
+"""Files that appear whole or not at all, and the two forms of what is kept in them.
+
+What people read is JSON in which everything short stands on one line; what is only for programs, such as the values of
+single documents, is the same JSON without spaces, packed by xz.
+"""
+
+from __future__ import annotations
+
+import json
+import lzma
+import math
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from harness.errors import UsageError
+
+__all__ = ["packed", "require_writable", "rounded", "text", "unpacked", "values_path", "write_whole"]
+
+LINE = 400  # characters: a metric with its interval and its difference stands on one line
+DIGITS = 9  # significant: as many as a float32 holds
+
+
+def text(data: Any, _depth: int = 1) -> str:
+    """The value as JSON: what fits on a line of :data:`LINE` characters on one, else one item a line.
+
+    Raises:
+        ValueError: a number in it is not finite.
+    """
+    flat = json.dumps(data, ensure_ascii=False, allow_nan=False)
+    if len(flat) <= LINE or not data or not isinstance(data, Mapping | list):
+        return flat
+    if isinstance(data, Mapping):
+        parts = [f"{json.dumps(str(key), ensure_ascii=False)}: {text(item, _depth + 1)}" for key, item in data.items()]
+    else:
+        parts = [text(item, _depth + 1) for item in data]
+    opened, closed = "{}" if isinstance(data, Mapping) else "[]"
+    return f"{opened}\n" + ",\n".join(" " * _depth + part for part in parts) + f"\n{' ' * (_depth - 1)}{closed}"
+
+
+def packed(data: Any, small: bool = True) -> bytes:
+    """The value as packed JSON, the same bytes each time; ``small`` takes longer.
+
+    Raises:
+        ValueError: a number in it is not finite.
+    """
+    content = json.dumps(data, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    return lzma.compress(content, preset=6 if small else 1)
+
+
+def unpacked(content: bytes) -> Any:
+    """The value that :func:`packed` packed.
+
+    Raises:
+        ValueError: the content is not whole, or of another kind.
+    """
+    try:
+        return json.loads(lzma.decompress(content))
+    except (lzma.LZMAError, EOFError) as error:
+        raise ValueError(f"not whole xz ({error})") from error
+
+
+def rounded(value: Any) -> Any:
+    """The value with every float of nine significant digits; one that is not finite becomes null."""
+    if isinstance(value, float):
+        return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): rounded(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [rounded(item) for item in value]
+    return value
+
+
+def values_path(path: str | Path) -> Path:
+    """Where the values of single documents lie, beside a record."""
+    path = Path(path)
+    return path.with_name(path.name.removesuffix(".json") + ".values.json.xz")
+
+
+def require_writable(folder: Path) -> None:
+    """Make the folder if need be, and see that files can be written to it; UsageError otherwise."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise UsageError(f"{folder}: cannot be written to ({reason}); choose another folder with --output") from error
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes the whole file or nothing: a reader never sees half of it, also after a power cut."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
