@@ -6,6 +6,7 @@ intervals of the values; the dashed line is the unedited model.
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -112,12 +113,22 @@ def save(make: Callable[[], Figure], path: Path) -> None:
         raise UsageError("figures need matplotlib; install it with pip install 'lm-edit-harness[plot]'") from error
     matplotlib.rcParams["svg.hashsalt"] = "lm-edit-harness"
     figure = make()
-    # Without dates and random ids the same records give the same file.
-    metadata = {"Date": None} if path.suffix == ".svg" else {}
     try:
-        figure.savefig(path, dpi=150, metadata=metadata)
+        _write(figure, path)
     except OSError as error:
         raise UsageError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
+
+
+def _write(figure: Figure, path: Path) -> None:
+    """The same records give the same file: no dates, no random ids. A PNG of 256 colours has a third of the size."""
+    if path.suffix != ".png":
+        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else {})
+        return
+    from PIL import Image
+
+    content = io.BytesIO()
+    figure.savefig(content, dpi=150)
+    Image.open(content).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, "PNG", optimize=True)
 
 
 def _figure(found: dict[Panel, dict[str, list[Row]]], record: Record) -> Figure:

@@ -84,8 +84,7 @@ def draw(name: str, plans: Sequence[Plan], folder: Path, figures: Path, drawn: s
     for group, paths in found.items():
         if len(set(paths)) > 1 and frozenset(paths) not in drawn:
             drawn.add(frozenset(paths))
-            for ending in ("png", "svg"):
-                call("plot", *dict.fromkeys(paths), "--output", str(figures / f"{group}.{ending}"))
+            call("plot", *dict.fromkeys(paths), "--output", str(figures / f"{group}.png"))
 
 
 if __name__ == "__main__":
