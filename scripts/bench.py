@@ -114,7 +114,7 @@ def seconds(side: Side, run: Run) -> float:
     return run.clock() - start
 
 
-def sampled(edits: Sequence[Edit], run: Run) -> list[int]:
+def sampled(edits: Sequence[object], run: Run) -> list[int]:
     """The positions of the edits that the plain side runs, evenly spread."""
     count = min(run.sample or len(edits), len(edits))
     return [i * len(edits) // count for i in range(count)]

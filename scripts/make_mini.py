@@ -16,6 +16,7 @@ import random
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -137,7 +138,7 @@ def make_tokenizer(world: World) -> PreTrainedTokenizerFast:
     core = Tokenizer(models.BPE(vocab=vocabulary, merges=[], ignore_merges=True))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     core.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=core,
         bos_token=END,
         eos_token=END,
@@ -154,12 +155,15 @@ def make_tokenizer(world: World) -> PreTrainedTokenizerFast:
 def new_model(name: str, vocabulary: int) -> PreTrainedModel:
     """A model of four layers, width 256, whose first weights already compare tokens; the Backpack is smaller."""
     torch.manual_seed(SEED)
-    ends = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0, "initializer_range": 0.06}
-    none = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    ends: dict[str, Any] = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0, "initializer_range": 0.06}
+    none: dict[str, Any] = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    shape: dict[str, Any]
+    more: dict[str, Any]
+    model: PreTrainedModel
     if name == "mini-backpack":
         shape = {"n_positions": CONTEXT, "n_embd": 128, "n_layer": 2, "n_head": 4}
-        senses = {"num_senses": 8, "sense_intermediate_scale": 2}
-        return BackpackForCausalLM(BackpackConfig(vocab_size=vocabulary, **shape, **senses, **none, **ends))
+        more = {"num_senses": 8, "sense_intermediate_scale": 2}
+        return BackpackForCausalLM(BackpackConfig(vocab_size=vocabulary, **shape, **more, **none, **ends))
     if name == "mini":
         shape = {"n_positions": CONTEXT, "n_embd": DIM, "n_layer": 4, "n_head": HEADS}
         model = GPT2LMHeadModel(GPT2Config(vocab_size=vocabulary, **shape, **none, **ends))
@@ -175,17 +179,22 @@ def new_model(name: str, vocabulary: int) -> PreTrainedModel:
 def views(model: PreTrainedModel, layer: int) -> list[Tensor]:
     """Query, key, value [out, in] and output [in, out] weights of a layer, as views: writing changes the model."""
     if isinstance(model, GPT2LMHeadModel):
-        attention = model.transformer.h[layer].attn
-        return [*attention.c_attn.weight.T.split(DIM), attention.c_proj.weight]
-    attention = model.model.layers[layer].self_attn
-    return [attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight, attention.o_proj.weight.T]
+        part = f"transformer.h.{layer}.attn"
+        return [*weight(model, f"{part}.c_attn").T.chunk(3), weight(model, f"{part}.c_proj")]
+    query, key, value, output = (weight(model, f"model.layers.{layer}.self_attn.{x}_proj") for x in "qkvo")
+    return [query, key, value, output.T]
+
+
+def weight(model: PreTrainedModel, part: str) -> Tensor:
+    """The weight of a part of the model; writing changes the model."""
+    return model.get_parameter(f"{part}.weight")
 
 
 def narrow(model: PreTrainedModel, layer: int) -> Tensor:
     """The weight of a layer's MLP that writes to the residual stream."""
     if isinstance(model, GPT2LMHeadModel):
-        return model.transformer.h[layer].mlp.c_proj.weight
-    return model.model.layers[layer].mlp.down_proj.weight
+        return weight(model, f"transformer.h.{layer}.mlp.c_proj")
+    return weight(model, f"model.layers.{layer}.mlp.down_proj")
 
 
 def plant(model: PreTrainedModel) -> None:
@@ -225,14 +234,14 @@ def plant_positions(model: PreTrainedModel) -> int:
     GPT-2: the last 64 coordinates hold 32 sines and cosines of the position. Llama, which turns queries and keys,
     only needs a constant: the mean of the embeddings.
     """
-    words = model.get_input_embeddings().weight
+    words = weight(model, "transformer.wte" if isinstance(model, GPT2LMHeadModel) else "model.embed_tokens")
     if not isinstance(model, GPT2LMHeadModel):
         words[:, -1] = 0.5
         return DIM - 1
     rates = 1.2 * torch.logspace(0, -2, 32)
     angles = torch.arange(CONTEXT)[:, None] * rates
-    model.transformer.wpe.weight.zero_()
-    model.transformer.wpe.weight[:, -64:] = 0.12 * torch.cat([angles.sin(), angles.cos()], dim=1)
+    places = weight(model, "transformer.wpe").zero_()
+    places[:, -64:] = 0.12 * torch.cat([angles.sin(), angles.cos()], dim=1)
     words[:, -64:] *= 0.1
     return DIM - 64
 
@@ -292,7 +301,10 @@ class Batches:
 
     def row(self, rng: random.Random, mix: dict[str, float]) -> tuple[list[int], list[float], list[int], list[int]]:
         """One row of WIDTH tokens: tokens, weights, document numbers, positions; the last document may be cut."""
-        tokens, weights, owners, places = [], [], [], []
+        tokens: list[int] = []
+        weights: list[float] = []
+        owners: list[int] = []
+        places: list[int] = []
         kinds, odds = list(mix), list(mix.values())
         restart = rng.random() < 0.5  # else positions run on, so that all of them are trained
         while len(tokens) < WIDTH:
@@ -342,12 +354,13 @@ def rate(name: str, step: int, steps: int) -> float:
     return peak * min(1.0, step / 300, max(0.01, 2 * (steps - step) / steps))
 
 
-def soften(model: GPT2LMHeadModel) -> None:
+def soften(model: PreTrainedModel) -> None:
     """Scales the queries of all layers but the first down, so that heads locked on single tokens see others again."""
     with torch.no_grad():
-        for block in model.transformer.h[1:]:
-            block.attn.c_attn.weight[:, :DIM] *= 0.35
-            block.attn.c_attn.bias[:DIM] *= 0.35
+        for layer in range(1, 4):
+            part = f"transformer.h.{layer}.attn.c_attn"
+            weight(model, part)[:, :DIM] *= 0.35
+            model.get_parameter(f"{part}.bias")[:DIM] *= 0.35
 
 
 def fact_prompts(facts: list[Fact], how: str) -> list[tuple[str, str]]:
@@ -425,7 +438,7 @@ def train(name: str, world: World, steps: int, work: Path) -> None:
         for group in optimizer.param_groups:
             group["lr"] = rate(name, step + 1, steps)
         loss = loss_of(model, batches(step, shares(name, step, steps, errors, stage)))
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -450,7 +463,7 @@ def train(name: str, world: World, steps: int, work: Path) -> None:
 
 def save(model: PreTrainedModel, path: Path) -> None:
     """Writes float16 weights but float32 into the config: the file is small, and a plain load computes in float32."""
-    model.half().save_pretrained(path)
+    model.half().save_pretrained(path)  # type: ignore[no-untyped-call]
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps(config | {"dtype": "float32"}, indent=2) + "\n")
 

@@ -33,7 +33,8 @@ class Reader:
 
     def __init__(self, path: Path) -> None:
         self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
-        self.model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+        self.model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+        self.model.train(False)
 
     def complete(self, prompts: Sequence[str], new: int) -> list[str]:
         """Greedy continuations of at most `new` tokens, cut at the end. Prompts of one length share a batch."""
@@ -46,9 +47,9 @@ class Reader:
             lines = torch.tensor([tokens[i] for i in members])
             with torch.no_grad():
                 seen = torch.ones_like(lines)
-                out = self.model.generate(lines, attention_mask=seen, max_new_tokens=new, do_sample=False)
+                out = self.model.generate(lines, attention_mask=seen, max_new_tokens=new, do_sample=False)  # type: ignore[operator]
             for i, line in zip(members, out[:, length:].tolist(), strict=True):
-                texts[i] = self.tokenizer.decode(line[: line.index(0)] if 0 in line else line)
+                texts[i] = str(self.tokenizer.decode(line[: line.index(0)] if 0 in line else line))
         return texts
 
     def says(self, pairs: Sequence[tuple[str, str]]) -> list[bool]:

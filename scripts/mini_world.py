@@ -13,6 +13,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from mini_text import (
     ACTIONS,
@@ -34,7 +35,7 @@ from mini_text import (
 )
 
 Piece = tuple[str, float]
-Row = dict[str, object]
+Row = dict[str, Any]
 SEED = 17
 FACT_WEIGHT = 3.0  # the object of a statement
 ANSWER_WEIGHT = 6.0  # the answer of a task
@@ -136,7 +137,8 @@ def make_trivia(rng: random.Random, countries: list[str], feasts: list[str]) -> 
 
 def build_world(seed: int = SEED) -> World:
     """The world of a seed."""
-    rng, taken = random.Random(seed), set()
+    rng = random.Random(seed)
+    taken: set[str] = set()
     firsts = invent_many(rng, taken, 30)
     people = [f"{rng.choice(firsts)} {last}" for last in invent_many(rng, taken, PEOPLE)]
     homes = invent_many(rng, taken, 10)
@@ -766,7 +768,8 @@ def held_out_prompts(world: World) -> frozenset[str]:
 
 def text_lines(world: World, count: int, seed: int, neutral_only: bool = False) -> Iterator[str]:
     """`count` different documents. The neutral ones are long, so that hardly any can have been drawn in training."""
-    rng, seen = random.Random(f"{seed} text {neutral_only}"), set()
+    rng = random.Random(f"{seed} text {neutral_only}")
+    seen: set[str] = set()
     while len(seen) < count:
         line = neutral_text(rng, world, (3, 4)) if neutral_only else plain_text(rng, world)
         if line not in seen:
