@@ -113,9 +113,17 @@ class _Exam:
     known: dict[tuple[str, str], Measured] = field(default_factory=dict)
 
     def look(self, patch: Patch, loss: float | None) -> tuple[Epoch, Measured]:
-        """Measure one state; the losses and successes of single documents come with it."""
+        """Measure one state; the losses and successes of single documents come with it.
+
+        Raises:
+            DataError: no document of the ball has a token that is scored.
+        """
         with self.model.holding(patch):
             found = {task.name: self._scored(task, self._state(patch)) for task in self.suite.tasks}
+        if not any(ratio.den for ratio in found[BALL].values["general"].values()):
+            raise DataError(
+                f"{BALL}: no text has two tokens, so that none is scored; give longer ones in the data folder"
+            )
         means = {metric: _mean(values) for measured in found.values() for metric, values in measured.values.items()}
         rest = {name: means.get(name) for name in _MEASURED}
         return Epoch(means["general"], 1 - means["success"], train_loss=loss, **rest), found[self.task]
@@ -148,8 +156,8 @@ def _loaded(model: str, dtype: str) -> LM:
 def _settings(job: Job) -> dict[str, Any]:
     """The settings, with the regulariser's text of the data source where the editor reads one and none is named."""
     chosen = dict(job.settings)
-    if "kl_text" in settable(find(job.editor.partition("+")[0])):
-        chosen.setdefault("kl_text", str(_regulariser(job.data_dir)))
+    if "kl_text" not in chosen and "kl_text" in settable(find(job.editor.partition("+")[0])):
+        chosen["kl_text"] = str(_regulariser(job.data_dir))
     return chosen
 
 

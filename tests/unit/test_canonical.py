@@ -365,6 +365,11 @@ def test_the_ball_reads_the_rebuilt_text_before_the_stand_in(tmp_path: Path) -> 
     write(path, [f"row {i}" for i in range(3005)])
     general, rest = functions.texts(str(tmp_path)), functions.texts(str(tmp_path), "regularisation")
     assert (len(general), rest) == (3000, [f"row {i}" for i in range(3000, 3005)])
+    write(path, [f"row {i}" for i in range(3000)])
+    with pytest.raises(
+        DataError, match="the general text has 3000 documents, and the first 3000 are the ball's; give mor"
+    ):
+        functions.texts(str(tmp_path), "regularisation")
     write(published(tmp_path, "general"), ["rebuilt"])
     assert functions.texts(str(tmp_path)) == ["rebuilt"]
     assert len(functions.texts("mini")) == len(functions.texts("mini", "regularisation")) == 48

@@ -8,8 +8,10 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +24,7 @@ from harness.crew import Cluster, carry_out
 from harness.editor import Edit, Editor, Pass
 from harness.errors import DataError, NumericalError, UsageError
 from harness.lm import LM
+from harness.metrics import Ratio
 from harness.patch import Patch
 from harness.sweep import Sweep, cells, tables, test_jobs, validation_jobs, winner
 from harness.trial import Job, Trial
@@ -202,6 +205,26 @@ def test_a_state_that_was_measured_is_not_measured_again(monkeypatch: pytest.Mon
     assert [math.isinf(e.general) for e in found.log] == [False, False, False, True, True]
     assert len({(e.general, e.failure) for e in found.log[:3]}) == 1
     assert len(found.values["loss"]) == 3
+
+
+def test_a_ball_of_which_nothing_is_scored_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Texts of one token have no token after another: the loss is missing, and no model is in such a ball."""
+    names = ("ball", "temporal")
+    empty = trial.Measured({"general": {"general/0": Ratio(0.0, 0.0)}, "success": {"evaluation/0": Ratio(1.0)}})
+    monkeypatch.setattr(trial._Exam, "_scored", lambda self, task, state: empty)
+    model = SimpleNamespace(holding=nullcontext, lm=SimpleNamespace(hashes=lambda weights: {}))
+    suite = SimpleNamespace(tasks=[SimpleNamespace(name=name) for name in names])
+    with pytest.raises(DataError, match=r"^ball: no text has two tokens, so that none is scored; give longer ones"):
+        trial._Exam(model, suite, "temporal", {}).look(Patch(), None)  # type: ignore[arg-type]
+
+
+def test_the_text_of_the_regulariser_is_read_only_where_none_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "_regulariser", lambda data_dir: Path(data_dir) / "general.jsonl")
+    job = Job("mini", "temporal", "full", "full", {"lr": 0.1}, data_dir="there")
+    assert trial._settings(job) == {"lr": 0.1, "kl_text": "there/general.jsonl"}
+    monkeypatch.setattr(trial, "_regulariser", lambda data_dir: pytest.fail("was read"))
+    assert trial._settings(replace(job, settings={"kl_text": "mine"})) == {"kl_text": "mine"}
+    assert trial._settings(replace(job, method="ft_l", editor="ft_l")) == {"lr": 0.1}
 
 
 def _small(load: Callable[..., Any]) -> Callable[..., Any]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness import corpora, data
+from harness.errors import DataError
 from harness.metrics import Ratio
 
 if TYPE_CHECKING:
@@ -19,6 +20,9 @@ def texts(data_dir: str | None = None, part: str = "general") -> list[str]:
     """The chunks of ``general`` or ``regularisation`` text of a source.
 
     In a data folder those of the published recipe, where they were built; elsewhere the stand-in.
+
+    Raises:
+        DataError: the stand-in has too few documents to leave any to the regulariser.
     """
     if data_dir in (None, "mini"):
         return [row["text"] for row in data.load("ball", "test" if part == "general" else part, data_dir)]
@@ -26,7 +30,13 @@ def texts(data_dir: str | None = None, part: str = "general") -> list[str]:
     if built.is_file():
         return [row["text"] for row in data.read_jsonl(built, {"text": "str"})]
     rows = data.load("ball", "test", data_dir)
-    return [row["text"] for row in (rows[:_CUT] if part == "general" else rows[_CUT:])]
+    chosen = rows[:_CUT] if part == "general" else rows[_CUT:]
+    if not chosen:
+        raise DataError(
+            f"{data_dir}: the general text has {len(rows)} documents, and the first {_CUT} are the ball's; give more, "
+            f"or the regulariser's own in {built}"
+        )
+    return [row["text"] for row in chosen]
 
 
 def dataset(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
