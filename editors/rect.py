@@ -72,8 +72,8 @@ class Rect(Wrapper):
     """Sets the rest of every increment to zero, once for each matrix, when the inner editor has made it.
 
     Attributes:
-        keep: the share of the entries that stay (k %; the paper recommends 40 %), of the principal components with
-            ``pca``.
+        keep: the share of the entries that stay, to the nearest whole number (k %; the paper recommends 40 %; its code
+            rounds so that one more may stay), of the principal components with ``pca``.
         choose: ``relative`` by ``|dW / W|``, ``W`` with all earlier edits; or the paper's controls ``random`` and
             ``pca``.
         seed: of ``random``, together with the edits and the parameter's name.

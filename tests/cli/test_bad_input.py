@@ -14,7 +14,7 @@ import torch
 from filelock import FileLock
 from transformers import AutoModelForCausalLM
 
-from harness import cli, record
+from harness import cli, data, record
 from harness.errors import CheckFailed, HarnessError, RestoreError, UsageError
 
 GOOD = '{"prompt": "{} was born in", "subject": "Ada Velmont", "target": "Rome"}\n'
@@ -201,6 +201,52 @@ def test_edits_that_repeat_or_contradict_each_other_are_told_and_counted(
     assert [f"warning: {line}" for line in kept.edits["warnings"]] == warnings
 
 
+ROWS: dict[str, tuple[str, dict[str, str], str]] = {
+    "no prefix": (
+        "country_capital",
+        {"suffix": " Lima"},
+        "-test.jsonl, row 2: no 'prefix'; a row needs a prefix and a",
+    ),
+    "no suffix": ("country_capital", {"prefix": "The capital of Peru is"}, "-test.jsonl, row 2: no 'suffix'; a row"),
+    "one continuation": (
+        "verb_conjugation",
+        {"prefix": ". The dog", "suffix1": " runs"},
+        "row 2: one continuation, but",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ROWS)
+def test_a_canonical_row_that_cannot_be_learned(refused: Callable[..., None], tmp_path: Path, case: str) -> None:
+    name, row, message = ROWS[case]
+    path = tmp_path / data.find()[name].files["edits_test"].path
+    path.parent.mkdir(parents=True)
+    good = {"prefix": "a", **({"suffix": " b"} if name == "country_capital" else {"suffix1": " b", "suffix2": " c"})}
+    path.write_text("".join(json.dumps(line) + "\n" for line in (good, row)))
+    refused({"--edits": name, "--data-dir": tmp_path}, message)
+
+
+def test_a_sweep_that_cannot_be_read(harness: Callable[..., Any], tmp_path: Path) -> None:
+    path, output = tmp_path / "sweep.yaml", tmp_path / "out"
+    path.write_text("model: mini\nconfiguration: 3\n")
+    found = harness("sweep", path, "--output", output)
+    assert_told(found, "'configuration' is not a field of a sweep (did you mean configurations?)")
+    assert not output.exists()
+
+
+def test_text_shorter_than_a_chunk(
+    harness: Callable[..., Any], arguments: list[str], checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    text, changed = tmp_path / "short.txt", list(arguments)
+    text.write_text("Ada lives.\n")
+    at = changed.index("--set")
+    del changed[at : at + 2]
+    changed[changed.index("--model") + 1] = str(checkpoint("backpack"))
+    changed[changed.index("--editor") + 1] = "senses"
+    found = harness(*changed, "--text", text, "--output", tmp_path / "out")
+    assert_told(found, "short.txt: has fewer than 500 tokens; give more plain text with --text")
+
+
 def test_a_gzip_that_is_cut_off(refused: Callable[..., None], tmp_path: Path) -> None:
     path = tmp_path / "my.jsonl.gz"
     path.write_bytes(gzip.compress(GOOD.encode() * 50)[:-9])
@@ -277,6 +323,93 @@ def test_mistakes_about_records(harness: Callable[..., Any], records: dict[str, 
     assert_told(harness("leaderboard", records["weak"].parent, "--format", "pdf"), "'pdf' is not one of 'md', 'csv'")
     target = tmp_path / "nowhere" / "board.md"
     assert_told(harness("leaderboard", records["weak"].parent, "--output", target), "board.md: cannot be written")
+
+
+# --- what is promised to be told --------------------------------------------------------------------------------------
+
+FIT, LONG, HERE = "cli/test_fit.py::", "cli/test_long_runs.py::", "cli/test_bad_input.py::"
+CANONICAL, SWEEP, TRACE = "unit/test_canonical.py::", "unit/test_sweep.py::", "unit/test_trace.py::"
+TOLD: dict[str, list[str]] = {
+    "a patch cut short": [f"{LONG}test_a_patch_that_cannot_be_put_back"],
+    "a patch with a changed byte": [
+        f"{LONG}test_a_patch_that_cannot_be_put_back",
+        "unit/test_tensorfile.py::test_no_byte_can_change_unnoticed",
+    ],
+    "a patch of another model": ["cli/test_saved_edits.py::test_what_cannot_be_applied_is_told"],
+    "a patch of a newer format": [f"{LONG}test_a_patch_that_cannot_be_put_back"],
+    "a stop beyond the edits": [f"{LONG}test_fewer_edits_than_asked_for_and_a_stop_beyond_them"],
+    "a set smaller than asked for": [f"{LONG}test_fewer_edits_than_asked_for_and_a_stop_beyond_them"],
+    "a full disk": [
+        f"{LONG}test_a_full_disk_is_told_in_one_line_and_what_was_written_before_goes_on",
+        "unit/test_record.py::test_a_failed_write_leaves_the_old_file_and_no_litter",
+        "unit/test_tensorfile.py::test_a_write_that_fails_halfway_leaves_the_earlier_file_and_no_litter",
+    ],
+    "two runs in one folder": [
+        f"{HERE}test_a_second_run_in_one_folder",
+        f"{LONG}test_a_second_run_that_would_go_on_is_told_and_touches_nothing",
+    ],
+    "a row without prefix or suffix": [
+        f"{HERE}test_a_canonical_row_that_cannot_be_learned",
+        f"{CANONICAL}test_a_row_that_cannot_be_scored_is_named",
+    ],
+    "a pair with one continuation": [
+        f"{HERE}test_a_canonical_row_that_cannot_be_learned",
+        f"{CANONICAL}test_a_pair_set_with_one_continuation_is_refused",
+    ],
+    "a suffix of no tokens": [f"{CANONICAL}test_a_suffix_without_tokens_is_named_with_its_document"],
+    "a threshold of the wrong sign": [f"{CANONICAL}test_a_threshold_of_the_wrong_sign_is_refused"],
+    "general text shorter than a chunk": [
+        f"{HERE}test_text_shorter_than_a_chunk",
+        f"{CANONICAL}test_documents_are_followed_by_the_end_of_text",
+        f"{CANONICAL}test_the_ball_reads_the_rebuilt_text_before_the_stand_in",
+        f"{SWEEP}test_a_ball_of_which_nothing_is_scored_is_told",
+        "unit/test_senses.py::test_text_shorter_than_a_chunk_is_refused",
+    ],
+    "an unknown field of a sweep": [
+        f"{HERE}test_a_sweep_that_cannot_be_read",
+        f"{SWEEP}test_mistakes_in_the_file_are_one_line",
+    ],
+    "a Ray address that does not answer": [f"{SWEEP}test_an_address_that_does_not_answer_is_one_line"],
+    "a subject not in its prompt": [
+        "cli/test_trace_command.py::test_subjects_that_are_not_there_are_named_and_left_out",
+        "unit/test_tracing.py::test_a_record_says_what_it_depends_on_and_who_was_left_out",
+    ],
+    "a fact that the model does not know": [
+        f"{TRACE}test_facts_that_the_model_does_not_know_are_left_out_and_named",
+        "unit/test_tracing.py::test_no_known_fact_is_a_record_too",
+    ],
+    "a window wider than the model": [
+        "cli/test_trace_command.py::test_mistakes_are_one_line",
+        "cli/test_localize_command.py::test_mistakes_are_one_line",
+    ],
+    "an effect over nothing": [
+        f"{TRACE}test_where_noise_changes_nothing_there_is_no_fraction",
+        "unit/test_tracing.py::test_what_has_no_fraction_is_left_out_of_its_mean_and_counted",
+    ],
+    "too few facts for a regression": [
+        "unit/test_localize.py::test_too_few_facts",
+        "cli/test_localize_command.py::test_mistakes_are_one_line",
+    ],
+    "a hyperparameter that is not there": [f"{HERE}test_a_mistake_about_an_editor"],
+    "a hyperparameter out of range": [f"{HERE}test_a_mistake_about_an_editor"],
+    "a layer that the model does not have": [f"{HERE}test_a_mistake_about_an_editor"],
+    "an editor that has not learned": [f"{FIT}test_a_run_without_it_says_the_command"],
+    "what was learned of another model": [f"{FIT}test_a_file_of_another_model"],
+    "edits without a subject": [f"{HERE}test_edits_without_a_subject_for_an_editor_that_needs_them"],
+    "edits that repeat or contradict": [f"{HERE}test_edits_that_repeat_or_contradict_each_other_are_told_and_counted"],
+    "a quantised weight": [
+        "unit/test_quantised.py::test_a_run_is_refused_before_anything_is_measured_and_names_what_works"
+    ],
+    "a singular system": [
+        f"{HERE}test_too_little_text_for_a_covariance_says_how_much_there_was_and_how_much_is_needed"
+    ],
+}
+"""What a user may get wrong, and the tests that it is told: in one line with exit code 2, or counted in the record."""
+
+
+@pytest.mark.parametrize("mistake", TOLD)
+def test_a_mistake_has_its_test(mistake: str, is_test: Callable[[str], bool]) -> None:
+    assert all(is_test(name) for name in TOLD[mistake]), TOLD[mistake]
 
 
 # --- how an error ends the program ------------------------------------------------------------------------------------

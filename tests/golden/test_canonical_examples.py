@@ -170,6 +170,10 @@ def test_weights_after_three_steps(task: str, golden: Any, given: Any, rows: Cal
         moved = tensors[f"fp64/{task}/grad_first_step/{name}"].abs() > 1e-6
         assert moved.sum() > 20
         torch.testing.assert_close(ours[moved], wanted[moved], rtol=1e-3, atol=2e-6)
+    head = deltas[HEAD["ours"]].dense().norm(dim=1)
+    torch.testing.assert_close(
+        head, tensors[f"fp64/{task}/delta_after_three_steps_rownorm/{HEAD['theirs']}"], rtol=1e-3, atol=2e-6
+    )
 
 
 @pytest.mark.parametrize("precision", ["fp64", "fp32"])

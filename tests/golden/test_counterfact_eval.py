@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -12,13 +13,17 @@ from typing import Any
 import pytest
 import torch
 from lm_eval import evaluate
+from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from harness.adapter import EditedLM
 from harness.data import TASKS
+from harness.lm import LM
 from harness.metrics import aggregate
+from harness.patch import Patch
 from harness.teacher import Forced
 from harness.texts import consistency, entropy, perplexity_released, vectorizer, words
 
@@ -81,19 +86,26 @@ def measure(lm: HFLM, folder: Path) -> Measured:
     return ratings, {s["doc"]["id"]: {name: s[name] for name in s["metrics"]} for s in samples}
 
 
+@contextmanager
+def edited(lm: HFLM, golden: Path, case: str) -> Iterator[None]:
+    """The model with the rank-one update of a record."""
+    weight = lm.model.transformer.h[1].mlp.c_proj.weight
+    with safe_open(golden / "A_rome_gpt2" / "expected.safetensors", "pt") as updates:
+        left, right = (updates.get_tensor(f"fp32/mom2_true/{case}/{name}") for name in ("u", "right_vector"))
+    kept = weight.detach().clone()
+    with torch.no_grad():
+        weight += torch.outer(left, right)
+        yield
+        weight.copy_(kept)
+
+
 @pytest.fixture(scope="module")
 def states(lm: HFLM, golden: Path, folder: Path) -> dict[str, Measured]:
     """What is measured before any edit, and under each record's own rank-one update."""
-    weight = lm.model.transformer.h[1].mlp.c_proj.weight
     found = {"pre": measure(lm, folder)}
-    with safe_open(golden / "A_rome_gpt2" / "expected.safetensors", "pt") as updates:
-        for case in CASES:
-            left, right = (updates.get_tensor(f"fp32/mom2_true/{case}/{name}") for name in ("u", "right_vector"))
-            kept = weight.detach().clone()
-            with torch.no_grad():
-                weight += torch.outer(left, right)
-                found[case] = measure(lm, folder)
-                weight.copy_(kept)
+    for case in CASES:
+        with edited(lm, golden, case):
+            found[case] = measure(lm, folder)
     return found
 
 
@@ -172,11 +184,42 @@ def test_generation_metrics_agree(given: dict[str, Any], expected: dict[str, Any
     assert any(case["reference_score"] for case in expected["generation_metrics"])
 
 
-def test_perplexity_agrees(lm: HFLM, given: dict[str, Any], expected: dict[str, Any]) -> None:
-    for text, wanted in zip(given["perplexity_texts"], expected["perplexity"]["pre"], strict=True):
-        ids = torch.tensor(lm.tokenizer(text)["input_ids"][: given["perplexity_max_tokens"]])
-        with torch.no_grad():
-            logprobs = lm.model(ids[None]).logits[0, :-1].log_softmax(-1)
-        found = perplexity_released(logprobs.gather(1, ids[1:, None])[:, 0].tolist())
-        assert found == pytest.approx(wanted, rel=1e-5)
-        assert math.isfinite(found)
+def test_perplexity_agrees(lm: HFLM, golden: Path, given: dict[str, Any], expected: dict[str, Any]) -> None:
+    def check(wanted: list[float]) -> None:
+        for text, value in zip(given["perplexity_texts"], wanted, strict=True):
+            ids = torch.tensor(lm.tokenizer(text)["input_ids"][: given["perplexity_max_tokens"]])
+            with torch.no_grad():
+                logprobs = lm.model(ids[None]).logits[0, :-1].log_softmax(-1)
+            found = perplexity_released(logprobs.gather(1, ids[1:, None])[:, 0].tolist())
+            assert found == pytest.approx(value, rel=1e-5)
+            assert math.isfinite(found)
+
+    check(expected["perplexity"]["pre"])
+    with edited(lm, golden, "0"):
+        check(expected["perplexity"]["post_rewrite_of_case_0"])
+
+
+def test_greedy_texts_agree_as_far_as_a_text_goes(
+    lm: HFLM, golden: Path, given: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    """The authors' sampler goes on behind the end of a text and takes its mark away; here a text ends there."""
+    model = EditedLM(LM.wrap(lm.model, lm.tokenizer, "golden", text="x"))
+    prompts, most = given["greedy_prompts"], given["greedy_max_out_len"]
+    rooms = [most - len(lm.tokenizer(prompt)["input_ids"]) for prompt in prompts]
+    requests = [
+        Instance("generate_until", {}, (prompt, {"until": [], "max_gen_toks": room}), 0, metadata=("greedy", i, 1))
+        for i, (prompt, room) in enumerate(zip(prompts, rooms, strict=True))
+    ]
+
+    def check(wanted: list[str]) -> list[str]:
+        with model.holding(Patch()):
+            found = [prompt + said for prompt, said in zip(prompts, model.generate_until(requests), strict=True)]
+        for text, whole in zip(found, wanted, strict=True):
+            assert whole.startswith(text)
+            assert whole == text or text.endswith(".")
+        return found
+
+    before = check(expected["greedy_texts"]["pre"])
+    with edited(lm, golden, "0"):
+        after = check(expected["greedy_texts"]["post_rewrite_of_case_0"])
+    assert all(one != other for one, other in zip(before, after, strict=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,17 @@ def test_the_published_example_keeps_a_quarter():
     assert torch.equal(kept(CHANGE, WEIGHT, 4), expected)
     assert float(CHANGE.abs().sum()) == pytest.approx(2.26)
     assert float(expected.abs().sum()) == pytest.approx(1.70)
+
+
+def test_v10_of_sixteen_entries_the_nearest_whole_number_stays(edits):
+    """The authors' code sets ``int(16 (1 - k))`` of them to zero, which can keep one more."""
+    lm: Any = SimpleNamespace(matrix=lambda name: WEIGHT)
+    inner = Given(patches={"a": Patch({"w": Dense(CHANGE)})})
+    shares = (0.8, 0.6, 0.4, 0.25, 0.2)
+    found = [Rect(inner=inner, keep=keep).edit(lm, edits[:1]).weights["w"].dense() for keep in shares]
+    assert [int((change != 0).sum()) for change in found] == [13, 10, 6, 4, 3]
+    assert [16 - int(16 * (1 - keep) + 1e-9) for keep in shares] == [13, 10, 7, 4, 4]  # zero: 3, 6, 9, 12, 12
+    assert torch.equal(found[3], kept(CHANGE, WEIGHT, 4))
 
 
 def test_signs_do_not_matter_and_a_vector_is_treated_alike():

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from editors import remedi
 from editors.remedi import Remedi
+from harness.asking import hidden_states, mention
 from harness.editor import Edit, Example, Probe
 from harness.lm import LM
 from harness.patch import patched
@@ -85,6 +86,20 @@ def test_representations_and_directions(golden, close, precision):
     close(found, theirs["context.attribute.hiddens.1.average"], REL[precision], "h_attr")
     (hook,) = editor(golden, precision).edit(lm, edits).hooks.values()
     close(hook.directions, theirs["direction"], REL[precision], "direction")
+
+
+@PRECISIONS
+def test_representations_that_are_classified(golden, close, precision):
+    """Of an entity that stands alone, and of the last token of an attribute, at the edited layer."""
+    lm, theirs = golden.lm("tiny-gpt2", precision), expected(golden, precision)
+    edits = [example.edit for example in train(golden)]
+    alone = [(str(edit.subject), mention(lm, str(edit.subject), str(edit.subject), 1)) for edit in edits]
+    close(hidden_states(lm, alone, 1), theirs["entity.entity.hiddens.1.last"], REL[precision], "h_e")
+    stated = [stated_in(lm, edit) for edit in edits]
+    last = [(f"{edit.text}{edit.continuation}", found.end - 1) for edit, found in zip(edits, stated, strict=True)]
+    close(hidden_states(lm, last, 1), theirs["context.attribute.hiddens.1.last"], REL[precision], "last of h_attr")
+    whole = [remedi._Stated(lm.encode(text), 0, at + 1) for text, at in alone]
+    close(remedi._representations(lm, whole, 1), theirs["entity.entity.hiddens.1.average"], REL[precision], "mean")
 
 
 @PRECISIONS

@@ -22,7 +22,16 @@ from harness.errors import DataError, UsageError
 from harness.lm import LM
 from harness.metrics import Ratio, aggregate, harmonic
 from harness.teacher import Forced, pieces
-from harness.texts import agreement, begins_with, consistency, entropy, perplexity_released, vectorizer, words
+from harness.texts import (
+    _ngram_entropy,
+    agreement,
+    begins_with,
+    consistency,
+    entropy,
+    perplexity_released,
+    vectorizer,
+    words,
+)
 
 GROUPS = ("counterfact", "zsre")
 
@@ -110,7 +119,10 @@ def test_tv6_nll_is_normalised_by_length(counterfact: Any) -> None:
     found = counterfact.probability(probe("rewrite"), [new, true])
     assert found["efficacy"] == Ratio(1.0, 1.0, "1")
     assert found["efficacy_magnitude"].num == pytest.approx(0.087795, abs=1e-6)
-    assert math.exp(-Forced(math.log(0.5) + math.log(0.2), 2, 0).nll) == pytest.approx(0.316228, abs=1e-6)
+    # The probability of the whole sequence, which Hase et al. compare, says the opposite.
+    assert [math.exp(one.loglik) for one in (new, true)] == pytest.approx([0.011109, 0.135335], abs=1e-6)
+    two = Forced(math.log(0.5) + math.log(0.2), 2, 0)
+    assert (math.exp(two.loglik), math.exp(-two.nll)) == pytest.approx((0.10, 0.316228), abs=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["rewrite", "paraphrase", "neighborhood", "attribute"])
@@ -215,16 +227,17 @@ def test_tv7_released_perplexity_divides_by_all_tokens() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "wanted"),
+    ("text", "bigrams", "trigrams", "wanted"),
     [
-        ("the cat sat on the mat the cat sat", 2.514427),
-        ("the cat sat on the mat", 2.107309),
-        ("a b a b a b", 0.990317),
-        ("a a a", 0.0),
+        ("the cat sat on the mat the cat sat", 2.5, 2.521641, 2.514427),
+        ("the cat sat on the mat", 2.321928, 2.0, 2.107309),
+        ("a b a b a b", 0.970951, 1.0, 0.990317),
+        ("a a a", 0.0, 0.0, 0.0),
     ],
 )
-def test_tv8_entropy(text: str, wanted: float) -> None:
+def test_tv8_entropy(text: str, bigrams: float, trigrams: float, wanted: float) -> None:
     assert words(text) == text.split()
+    assert [_ngram_entropy(words(text), n) for n in (2, 3)] == pytest.approx([bigrams, trigrams], abs=1e-6)
     assert entropy(words(text)) == pytest.approx(wanted, abs=1e-6)
 
 

@@ -196,6 +196,12 @@ def test_vector_10_the_general_loss_is_weighted_by_tokens(tiny: Callable[[str], 
     assert mean_nll(lm, texts) != pytest.approx(
         sum(s / p.scored for s, p in zip(sums, parts, strict=True)) / 2, rel=1e-4
     )
+    with pytest.MonkeyPatch.context() as patch:  # chunks of 2, 3, 4 nats and of 5
+        patch.setattr(
+            "harness.spans.whole", lambda tokenizer, text, context: [Span(tuple(range(len(text) + 1)), len(text))]
+        )
+        patch.setattr("harness.spans.score", lambda lm, found, rows: [(-9.0, False), (-5.0, False)])
+        assert mean_nll(lm, ["abc", "d"]) == 3.5
 
 
 @pytest.mark.parametrize("shareable", [True, False])
