@@ -8,8 +8,8 @@ and reads each token once while a text grows, as the large model does.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from harness import __version__, saved
-from harness.editor import Count, Edit, Editor, NotNegative, Positive, configure, find
+from harness.editor import Count, Edit, Editor, NotNegative, Pass, Positive, configure, find
 from harness.ensemble import combined, common_vocabulary
 from harness.errors import DataError, ModelError, UsageError
 from harness.lm import LM, load
@@ -199,6 +199,7 @@ class Companion(Editor):
         lr: the learning rate.
         kl: the weight of the divergence.
         epochs: passes over the examples.
+        kl_text: the ordinary text; by default the model's plain text.
         seed: of the finetuning.
     """
 
@@ -215,6 +216,7 @@ class Companion(Editor):
     lr: Positive | None = None
     kl: NotNegative | None = None
     epochs: Count | None = None
+    kl_text: str | None = None
     seed: int = 0
 
     def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:
@@ -240,6 +242,15 @@ class Companion(Editor):
         small = _opened(self.model, str(lm.device), lm.text)
         return [self._felt(lm, small, change) for change in self._method(small).edit_each(small, edits)]
 
+    def passes(self, lm: LM, edits: Sequence[Edit]) -> Iterator[Pass]:
+        """What the companion has learned after each epoch."""
+        if self.patch is not None:
+            yield from super().passes(lm, edits)
+            return
+        small = _opened(self.model, str(lm.device), lm.text)
+        for done in self._method(small).passes(small, edits):
+            yield replace(done, patch=self._felt(lm, small, done.patch))
+
     def notes(self, lm: LM) -> Mapping[str, object]:
         """The companion with the hash of its weights, and what is changed in it."""
         small = _opened(self.model, str(lm.device), lm.text)
@@ -248,7 +259,7 @@ class Companion(Editor):
         return {"companion": small.fingerprint(), "method": self._method(small).hyperparameters()}
 
     def _method(self, small: LM) -> Editor:
-        fields = ("k", "unusual", "lr", "kl", "epochs", "seed")
+        fields = ("k", "unusual", "lr", "kl", "epochs", "kl_text", "seed")
         given = {name: getattr(self, name) for name in fields if getattr(self, name) is not None}
         return configure(find(_METHOD), small.name, given)
 

@@ -20,13 +20,14 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from statistics import fmean
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from harness.descent import Answer, answers, rate
-from harness.editor import Count, Edit, Editor, NotNegative, Positive
+from harness.editor import Count, Edit, Editor, NotNegative, Pass, Positive
 from harness.errors import DataError, NumericalError, UsageError
 from harness.lm import LM
 from harness.objectives import DIRECTIONS, losses
@@ -163,21 +164,23 @@ def gradients(order: Sequence[int], size: int, variant: Variant = "paper") -> li
     return groups if variant == "paper" else [group[-1:] for group in groups if len(group) == size]
 
 
-def background(lm: LM, chunks: int, columns: int) -> Background:
-    """What the first chunks of the model's text weigh; all positions but the last of a chunk count.
+def background(lm: LM, chunks: int, columns: int, source: str | None = None) -> Background:
+    """What the first chunks of a text weigh; all positions but the last of a chunk count.
 
     Args:
         lm: a Backpack.
         chunks: at most how many chunks.
         columns: tokens of a chunk, at most the model's context.
+        source: a file, a folder or a Hub data set of texts; None for the model's plain text.
 
     Raises:
         DataError: the text is shorter than one chunk.
     """
-    width = min(columns, lm.context)
-    found = torch.tensor(list(islice(_chunks(lm, width), chunks)), device=lm.device)
+    width, place = min(columns, lm.context), source or lm.text
+    found = torch.tensor(list(islice(_chunks(lm, width, place), chunks)), device=lm.device)
     if not len(found):
-        raise DataError(f"{lm.text}: has fewer than {width} tokens; give more plain text with --text")
+        cure = "--text" if source is None else "--set kl_text=FILE"
+        raise DataError(f"{place}: has fewer than {width} tokens; give more plain text with {cure}")
     vocabulary, total = len(lm.tokenizer), None
     for rows in torch.split(found, _ROWS):
         with torch.no_grad():
@@ -189,10 +192,10 @@ def background(lm: LM, chunks: int, columns: int) -> Background:
     return Background(found, total / len(found))
 
 
-def _chunks(lm: LM, width: int) -> Iterator[list[int]]:
-    """The documents of the model's text, each with its end, one after the other, in pieces of equal length."""
+def _chunks(lm: LM, width: int, place: str) -> Iterator[list[int]]:
+    """The documents of a text, each with its end, one after the other, in pieces of equal length."""
     end, held = lm.tokenizer.eos_token_id, []
-    for document in documents(lm.text):
+    for document in documents(place):
         held += [*lm.encode(document), end]
         while len(held) >= width:
             yield held[:width]
@@ -234,6 +237,7 @@ class Senses(Editor):
         chunks: chunks of ordinary text.
         chunk_tokens: tokens of a chunk, at most the model's context.
         variant: what is followed where the paper and its code differ.
+        kl_text: the ordinary text: a file, a folder or a Hub data set; by default the model's plain text.
         seed: of the orders of examples and the draws of chunks.
     """
 
@@ -253,6 +257,7 @@ class Senses(Editor):
     chunks: Count = 3000
     chunk_tokens: Count = 500
     variant: Variant = "paper"
+    kl_text: str | None = None
     seed: int = 0
 
     presets: ClassVar[Mapping[str, Mapping[str, object]]] = {
@@ -274,6 +279,11 @@ class Senses(Editor):
         ordinary = self._background(lm, None)
         return [self._edited(lm, [edit], ordinary) for edit in edits]
 
+    def passes(self, lm: LM, edits: Sequence[Edit]) -> Iterator[Pass]:
+        """The change after each epoch."""
+        if edits:
+            yield from self._passes(lm, edits, self._background(lm, None))
+
     def label(self) -> str:
         """The name, with the variant where it is not the paper's."""
         return self.name if self.variant == "paper" else f"{self.name}-{self.variant}"
@@ -282,14 +292,19 @@ class Senses(Editor):
         self.require(lm)
         if memory is not None and not isinstance(memory, Background):
             raise UsageError(f"the memory is a {type(memory).__name__} of another editor; start again without memory")
-        return memory or background(lm, self.chunks, self.chunk_tokens)
+        return memory or background(lm, self.chunks, self.chunk_tokens, self.kl_text)
 
     def _edited(self, lm: LM, edits: Sequence[Edit], ordinary: Background) -> Patch:
+        *_, last = self._passes(lm, edits, ordinary)
+        return last.patch
+
+    def _passes(self, lm: LM, edits: Sequence[Edit], ordinary: Background) -> Iterator[Pass]:
         examples = answers(lm, edits)
         pairs = sorted({pair for example in examples for pair in self._chosen(lm, example, ordinary)})
         tokens, senses = torch.tensor(pairs, device=lm.device).T.contiguous()
-        deltas = self._trained(lm, examples, ordinary, tokens, senses)
-        return Patch(hooks={SENSES: SenseChange(tokens, senses, deltas)}, memory=ordinary)
+        for deltas, wanted in self._trained(lm, examples, ordinary, tokens, senses):
+            change = SenseChange(tokens, senses, deltas)
+            yield Pass(Patch(hooks={SENSES: change}, memory=ordinary), fmean(wanted) if wanted else None)
 
     def _chosen(self, lm: LM, example: Answer, ordinary: Background) -> list[tuple[int, int]]:
         """The senses of one example; of two continuations both count."""
@@ -302,8 +317,8 @@ class Senses(Editor):
 
     def _trained(
         self, lm: LM, examples: Sequence[Answer], ordinary: Background, tokens: Tensor, senses: Tensor
-    ) -> Tensor:
-        """The changes ``[n, d]`` after all epochs."""
+    ) -> Iterator[tuple[Tensor, list[float]]]:
+        """The changes ``[n, d]`` after each epoch, and what its examples had to lose before their updates."""
         rows = [[_predicting(lm, a, tokens, senses) for a in (e, e.rival) if a.target] for e in examples]
         start = torch.promote_types(lm.parameter(f"{lm.arch.head}.weight").dtype, torch.float32)
         deltas = torch.zeros(len(tokens), lm.arch.width, dtype=start, device=lm.device, requires_grad=True)
@@ -312,31 +327,37 @@ class Senses(Editor):
         for epoch in range(self.epochs):
             adam.param_groups[0]["lr"] = rate(self.lr, epoch, self.epochs)
             order = torch.randperm(len(examples), generator=draw).tolist()
+            seen: list[float] = []
             for group in gradients(order, self.accumulate, self.variant):
                 adam.zero_grad()
                 for i in group:
                     chunk = ordinary.chunks[int(torch.randint(len(ordinary.chunks), (), generator=draw))]
                     text = _read(lm, chunk.tolist(), range(len(chunk)), tokens, senses) if self.kl else None
                     with torch.enable_grad():
-                        loss = self._loss(lm, examples[i], rows[i], text, deltas) / len(group)
+                        wanted = self._wanted(lm, examples[i], rows[i], deltas)
+                        loss = (wanted + self._pull(lm, text, deltas)) / len(group)
                     _require_finite(loss, examples[i], epoch)
                     torch.autograd.backward(loss)
+                    seen.append(float(wanted.detach()))
                 adam.step()
-        return deltas.detach()
+            yield deltas.detach().clone(), seen
 
-    def _loss(self, lm: LM, example: Answer, rows: Sequence[_Read], text: _Read | None, deltas: Tensor) -> Tensor:
-        """What the example wants, per token, and the divergence on a chunk of ordinary text."""
+    def _wanted(self, lm: LM, example: Answer, rows: Sequence[_Read], deltas: Tensor) -> Tensor:
+        """What the example wants, per token."""
         said = [example.target, example.against][: len(rows)]
         each = [
             -row.log_p(lm, deltas).gather(1, torch.tensor(ids, device=deltas.device)[:, None]).mean()
             for row, ids in zip(rows, said, strict=True)
         ]
-        wanted = losses([example.edit.direction], each[0][None], each[-1][None])[0]
+        return losses([example.edit.direction], each[0][None], each[-1][None])[0]
+
+    def _pull(self, lm: LM, text: _Read | None, deltas: Tensor) -> Tensor | float:
+        """The weighted divergence on a chunk of ordinary text."""
         if text is None:
-            return wanted
+            return 0.0
         with torch.no_grad():
             unedited = text.log_p(lm, None)
-        return wanted + self.kl * divergence(text.log_p(lm, deltas), unedited, self.variant)
+        return self.kl * divergence(text.log_p(lm, deltas), unedited, self.variant)
 
 
 def _attended(lm: LM, answer: Answer, vocabulary: int) -> Tensor:

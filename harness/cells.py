@@ -6,15 +6,18 @@ the published result files (:mod:`harness.published`); they are aggregated and p
 
 from __future__ import annotations
 
+import csv
+import html
+import io
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Cell", "Format", "Quantity", "average", "averages", "find", "table"]
+__all__ = ["Cell", "Format", "Quantity", "average", "averages", "find", "render", "table"]
 
 Quantity = Literal["change", "hard_negative", "success"]
-Format = Literal["md", "latex"]
+Format = Literal["md", "latex", "csv", "html"]
 _DASH = "-"
 
 
@@ -80,7 +83,7 @@ def table(cells: Sequence[Cell], quantity: Quantity = "change", kind: Format = "
     Args:
         cells: the cells.
         quantity: the change in success with its standard error, the change of hard negatives, or the success rate.
-        kind: Markdown or LaTeX (booktabs).
+        kind: Markdown, LaTeX (booktabs), CSV or HTML.
     """
     models = list(dict.fromkeys(cell.model for cell in cells))
     return "\n".join(_one([c for c in cells if c.model == model], model, quantity, kind) for model in models)
@@ -99,7 +102,7 @@ def _one(cells: Sequence[Cell], model: str, quantity: Quantity, kind: Format) ->
         found = [find(cells, model, task, method, tolerance or None) for task in tasks]
         last.append(_mean([_value(cell, quantity) for cell in found], signed=quantity != "success"))
     rows = [*body, ["average", *last]]
-    return _latex(model, head, rows) if kind == "latex" else _markdown(model, head, rows)
+    return render(model, head, rows, kind)
 
 
 def _value(cell: Cell | None, quantity: Quantity) -> float | None:
@@ -138,6 +141,32 @@ def _number(value: float | None, signed: bool) -> str:
     if value is None or math.isnan(value):
         return _DASH
     return f"{value:+.1f}" if signed else f"{value:.1f}"
+
+
+def render(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], kind: Format = "md") -> str:
+    """A table as text.
+
+    Args:
+        title: what stands above it; CSV has none.
+        head: the names of the columns.
+        rows: the rows; the last one sums the others up.
+        kind: Markdown, LaTeX (booktabs), CSV or HTML.
+    """
+    return {"md": _markdown, "latex": _latex, "csv": _csv, "html": _html}[kind](title, head, rows)
+
+
+def _csv(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:  # noqa: ARG001
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([head, *rows])
+    return text.getvalue()
+
+
+def _html(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    def line(tag: str, texts: Sequence[str]) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in texts) + "</tr>"
+
+    body = [line("td", row) for row in rows]
+    return "\n".join([f"<h3>{html.escape(title)}</h3>", "<table>", line("th", head), *body, "</table>", ""])
 
 
 def _markdown(model: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 import yaml
@@ -25,6 +25,7 @@ from harness.console import progress_console
 from harness.errors import CheckFailed, DataError, HarnessError, UsageError
 
 if TYPE_CHECKING:
+    from harness.cells import Format
     from harness.localize import Grid
     from harness.plan import Plan
     from harness.record import Record
@@ -432,10 +433,17 @@ def apply(patch: Path, folder: Path, model: str | None, dtype: str | None) -> No
 @click.option("--format", "kind", type=click.Choice(_FORMATS), default="md", show_default=True)
 @click.option("--output", type=click.Path(path_type=Path), help="Write to a file instead of the terminal.")
 def leaderboard(folder: Path, kind: str, output: Path | None) -> None:
-    """Make a table of the records in FOLDER: a row for each editor, a column for each task."""
-    from harness import record, report
+    """Make a table of the records in FOLDER: a row for each editor, a column for each task; of a sweep the paper's.
 
-    text = report.leaderboard(record.read_all(folder, values=True), kind)
+    Records of a sweep (`harness sweep`) are read from FOLDER, its `runs`, or the `runs` of its folders.
+    """
+    from harness import record, report, swept, trial
+
+    trials = trial.read_all(folder)
+    parts = [swept.tables(trials, cast("Format", kind))] if trials else []
+    if not trials or record.paths(folder):
+        parts.insert(0, report.leaderboard(record.read_all(folder, values=True), kind))
+    text = "\n".join(parts)
     if output is None:
         click.echo(text, nl=False)
         return
@@ -449,11 +457,14 @@ def leaderboard(folder: Path, kind: str, output: Path | None) -> None:
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--output", type=click.Path(path_type=Path), default=Path("curves.png"), show_default=True)
 def plot(paths: Sequence[Path], output: Path) -> None:
-    """Draw curves of records (files or folders): what is left after so many edits; png, svg or pdf."""
-    from harness import record
-    from harness.plot import draw
+    """Draw records (files or folders): what is left after so many edits, or what a sweep gained; png, svg or pdf."""
+    from harness import plot, record, sweptplot, trial
 
-    draw([kept for path in paths for kept in record.read_all(path, values=True)], output)
+    trials = [one for path in paths for one in trial.read_all(path)]
+    if trials:
+        sweptplot.draw(trials, output)
+    else:
+        plot.draw([kept for path in paths for kept in record.read_all(path, values=True)], output)
     _out().print(f"figure: {output}", soft_wrap=True)
 
 
@@ -809,15 +820,18 @@ def sweep(path: Path, output: Path, address: str | None, workers: int, kind: str
     """
     from harness import storage
     from harness.crew import Cluster
-    from harness.sweep import Sweep, run, tables
+    from harness.sweep import Sweep, run
+    from harness.swept import tables
 
     asked = Sweep.read(path)
     storage.require_writable(output)
     with _progress() as report:
         validated, tested = run(asked, output / "runs", Cluster(address, workers, asked.cpus, asked.gpus), report)
-    for name, form in (("TABLES.md", "md"), ("tables.tex", "latex")):
-        (output / name).write_text(tables(asked, validated, tested, form), encoding="utf-8")
-    click.echo(tables(asked, validated, tested, kind), nl=False)
+    trials = [*validated, *tested]
+    forms: tuple[tuple[str, Format], ...] = (("TABLES.md", "md"), ("tables.tex", "latex"))
+    for name, form in forms:
+        (output / name).write_text(tables(trials, form, asked.balls), encoding="utf-8")
+    click.echo(tables(trials, cast("Format", kind), asked.balls), nl=False)
 
 
 # --- REMEDI's benchmarks ----------------------------------------------------------------------------------------------

@@ -47,6 +47,7 @@ __all__ = [
     "identity",
     "missing",
     "name",
+    "paths",
     "read",
     "read_all",
     "summarise",
@@ -256,11 +257,16 @@ def read_all(folder: str | Path, values: bool = False) -> list[Record]:
         return [read(folder, values)]
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; give the folder that --output named")
-    paths = sorted([*folder.glob("*.json"), *folder.glob("records/*.json")])
-    found = [read(path, values) for path in paths if _looks_like_record(path)]
+    found = [read(path, values) for path in paths(folder)]
     if not found:
         raise DataError(f"{folder}: holds no record (*.json); make one with: harness run --output {folder}")
     return found
+
+
+def paths(folder: str | Path) -> list[Path]:
+    """The records in a folder and its ``records`` folder, in the order of their names."""
+    found = sorted([*Path(folder).glob("*.json"), *Path(folder).glob("records/*.json")])
+    return [path for path in found if _looks_like_record(path)]
 
 
 def _looks_like_record(path: Path) -> bool:

@@ -2,8 +2,7 @@
 
 Protocol of Hewitt et al. 2024, "Model Editing with Canonical Examples", arXiv 2402.06155, section 4: in each cell (a
 model, a task, a method) some configurations are drawn and trained on the validation pair; for each ball the one that
-gains most inside it is trained again on the test pair, several times.  Both rules of :mod:`harness.ball` choose and
-report; ``released`` measures hard negatives where the published runs did, ``plain`` on the split's own.
+gains most inside it is trained again on the test pair, several times (:mod:`harness.swept`).
 
 The trainings run side by side (:mod:`harness.crew`).  One whose record is there is never run again.
 """
@@ -18,18 +17,16 @@ from typing import Any
 import yaml
 
 from harness import tasks, trial
-from harness.ball import TOLERANCES, Rule, change, choose, mean_change, report
+from harness.ball import TOLERANCES
 from harness.canonical import SETS
-from harness.cells import Cell, table
 from harness.crew import Cluster, carry_out
 from harness.draws import PUBLISHED, draw, method
 from harness.errors import UsageError, near
 from harness.lm import load
+from harness.swept import chosen, groups
 from harness.trial import Job, Trial
 
-__all__ = ["Sweep", "cells", "run", "tables", "test_jobs", "validation_jobs", "winner"]
-
-RULES: tuple[Rule, ...] = ("released", "plain")
+__all__ = ["Sweep", "run", "test_jobs", "validation_jobs"]
 
 Progress = Callable[[str, int, int], None]
 
@@ -181,84 +178,10 @@ def validation_jobs(sweep: Sweep, layers: int) -> list[Job]:
     return found
 
 
-def winner(trials: Sequence[Trial], tolerance: float, rule: Rule) -> tuple[Trial, int]:
-    """The configuration that gains most inside a ball, and its epoch; of equals the first."""
-    chosen = [(one, choose(one.log, tolerance, rule)) for one in trials]
-    return max(chosen, key=lambda pair: pair[0].log[0].failure - pair[0].log[pair[1]].failure)
-
-
 def test_jobs(sweep: Sweep, validated: Sequence[Trial]) -> list[Job]:
     """The trainings on the test pairs: whatever some ball and rule has chosen, with each seed, once."""
-    chosen = [
-        winner(trials, tolerance, rule)[0].job
-        for trials in _cells(validated).values()
-        for tolerance in sweep.balls
-        for rule in RULES
-    ]
-    jobs = [replace(job, split="test", seed=seed) for job in chosen for seed in range(sweep.seeds)]
-    return list({job.name: job for job in jobs}.values())
-
-
-def _cells(trials: Sequence[Trial]) -> dict[tuple[str, str], list[Trial]]:
-    groups: dict[tuple[str, str], list[Trial]] = {}
-    for one in trials:
-        groups.setdefault((one.job.task, one.job.method), []).append(one)
-    return groups
-
-
-# --- what comes out ---------------------------------------------------------------------------------------------------
-
-
-def cells(sweep: Sweep, validated: Sequence[Trial], tested: Sequence[Trial], rule: Rule) -> list[Cell]:
-    """A cell for each task, method and ball: what the configuration chosen on the validation pair gains at test."""
-    found = []
-    by_configuration: dict[str, list[Trial]] = {}
-    for one in tested:
-        by_configuration.setdefault(one.job.configuration, []).append(one)
-    for (task, name), trials in _cells(validated).items():
-        for tolerance in sweep.balls:
-            best, epoch = winner(trials, tolerance, rule)
-            found.append(_cell(task, name, tolerance, by_configuration[best.job.configuration], epoch, rule))
-    return found
-
-
-def _cell(task: str, name: str, tolerance: float, trials: Sequence[Trial], epoch: int, rule: Rule) -> Cell:
-    reported = [report(one.log, tolerance, epoch, rule) for one in trials]
-    ends = [one.log[i] for one, i in zip(trials, reported, strict=True)]
-    starts = [one.log[0] for one in trials]
-    moved = change([e.failure for e in starts], [e.failure for e in ends])
-    hard = "hard_negative_released" if rule == "released" else "hard_negative"
-    before, after = ([float(getattr(e, hard)) for e in some] for some in (starts, ends))
-    initial = 100 * (1 - sum(e.failure for e in starts) / len(starts))
-    return Cell(
-        Path(trials[0].job.model).name,
-        task,
-        name,
-        tolerance,
-        initial=initial,
-        success=initial + (moved.value or 0.0),
-        change=moved.value,
-        error=moved.error,
-        hard_initial=sum(before) / len(before),
-        hard_change=mean_change(before, after).value,
-        runs=sum(i > 0 for i in reported),
-        of=len(trials),
-    )
-
-
-def tables(sweep: Sweep, validated: Sequence[Trial], tested: Sequence[Trial], kind: str = "md") -> str:
-    """The paper's tables: change in success, and hard negatives, under both rules; ``kind`` is ``md`` or ``latex``."""
-    parts = []
-    mark = "## {}\n" if kind == "md" else "% {}"
-    for rule in RULES:
-        found = cells(sweep, validated, tested, rule)
-        for quantity, title in (
-            ("change", "Change in success, percentage points"),
-            ("hard_negative", "Hard negatives, nats"),
-        ):
-            parts.append(mark.format(f"{title} ({rule})"))
-            parts.append(table(found, quantity, "md" if kind == "md" else "latex"))  # type: ignore[arg-type]
-    return "\n".join(parts)
+    picks = [one.job for trials in groups(validated).values() for one in chosen(trials, sweep.balls)]
+    return [replace(job, split="test", seed=seed) for job in picks for seed in range(sweep.seeds)]
 
 
 # --- carrying out -----------------------------------------------------------------------------------------------------

@@ -1,16 +1,19 @@
 """One training on canonical examples: what is measured before it and after each pass, and the record of that.
 
 The set's evaluation, its hard negatives and texts, and the general text of the ball are scored through lm-eval like any
-task.  A state of the weights that was measured before is not measured again, whichever pass it comes after.
+task.  A state of the weights that was measured before is not measured again, whichever pass it comes after; the
+unedited state is measured once for all trainings of a process on one pair.  On the validation pair only what chooses is
+measured, as in the published runs: the evaluation and the general text.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,7 +27,7 @@ from harness.lm import LM, combined_sha256, load
 from harness.measure import Measured
 from harness.patch import Patch
 
-__all__ = ["Job", "Trial", "read", "train", "write"]
+__all__ = ["Job", "Trial", "read", "read_all", "train", "write"]
 
 BALL = "ball"
 _MEASURED = ("hard_negative", "hard_negative_released", "text_nll")
@@ -89,12 +92,12 @@ class Trial:
     def to_json(self) -> dict[str, Any]:
         """The record, as plain values; what is not finite is null."""
         return {
-            "schema": 1,
             "job": asdict(self.job),
             "log": [{k: _finite(v) for k, v in asdict(epoch).items()} for epoch in self.log],
             "reason": self.reason,
             "seconds": round(self.seconds, 2),
             "versions": record.versions(),
+            "schema": 1,
         }
 
 
@@ -102,15 +105,29 @@ def _finite(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else value
 
 
+State = tuple[str, str]
+"""The hash of all weights, and what was scored with them."""
+
+
 @dataclass(eq=False)
 class _Exam:
-    """The suite of a job on its model, with the states of the weights that were measured."""
+    """The suite of a job on its model, with the states of the weights that were measured.
+
+    Attributes:
+        model: the model.
+        suite: the set of the job, and the general text.
+        task: the set's name.
+        documents: which documents of the set are scored; None for all.
+        hashes: of the weights as they are without a patch.
+        known: what was measured.
+    """
 
     model: EditedLM
     suite: tasks.Suite
     task: str
+    documents: list[int] | None
     hashes: Mapping[str, str]
-    known: dict[tuple[str, str], Measured] = field(default_factory=dict)
+    known: dict[State, Measured] = field(default_factory=dict)
 
     def look(self, patch: Patch, loss: float | None) -> tuple[Epoch, Measured]:
         """Measure one state; the losses and successes of single documents come with it.
@@ -137,7 +154,8 @@ class _Exam:
     def _scored(self, task: tasks.Task, state: str | None) -> Measured:
         if state is not None and (state, task.name) in self.known:
             return self.known[state, task.name]
-        found = measure.measure_task(self.model, task, None)
+        chosen = self.documents if task.name == self.task else None
+        found = measure.measure_task(self.model, task, None, chosen)
         if state is not None:
             self.known[state, task.name] = found
         return found
@@ -148,9 +166,41 @@ def _mean(values: Mapping[str, Any]) -> float:
     return math.fsum(ratio.num for ratio in values.values()) / weight if weight else math.nan
 
 
+Pair = tuple[str, str, str]
+"""A set, where its rows come from, and the split."""
+
+
 @lru_cache(maxsize=1)
-def _loaded(model: str, dtype: str) -> LM:
-    return load(model, dtype)
+def _loaded(model: str, dtype: str) -> tuple[EditedLM, dict[Pair, _Exam]]:
+    """The model, and the exams that it has had; both go when another model comes."""
+    return EditedLM(load(model, dtype)), {}
+
+
+def _exam(job: Job) -> _Exam:
+    """The exam of a job, with what is known of the unedited model."""
+    model, exams = _loaded(job.model, job.dtype)
+    pair = (job.task, job.data_dir, job.split)
+    if pair not in exams:
+        exams[pair] = _unedited(model, *pair)
+    # Hashed anew: weights that an earlier training left behind are not the unedited ones.
+    return replace(exams[pair], hashes=_hashes(model.lm), known=dict(exams[pair].known))
+
+
+def _unedited(model: EditedLM, task: str, data_dir: str, split: str) -> _Exam:
+    suite = tasks.load([BALL], task, None, data_dir, model.lm.tokenizer, split=split)
+    exam = _Exam(model, suite, task, _chosen(suite, task) if split == "val" else None, _hashes(model.lm))
+    exam.look(Patch(), None)
+    return exam
+
+
+def _chosen(suite: tasks.Suite, task: str) -> list[int]:
+    """The documents of the evaluation, by which a configuration is chosen."""
+    (rows,) = (one.task.eval_docs for one in suite.tasks if one.name == task)
+    return [i for i, row in enumerate(rows) if row["kind"] == "evaluation"]
+
+
+def _hashes(lm: LM) -> dict[str, str]:
+    return lm.hashes(name for name, _ in lm.model.named_parameters())
 
 
 def _settings(job: Job) -> dict[str, Any]:
@@ -176,11 +226,10 @@ def train(job: Job) -> Trial:
         HarnessError: something that the job names does not exist or cannot be used.
     """
     started = time.perf_counter()
-    lm = _loaded(job.model, job.dtype)
+    exam = _exam(job)
+    lm = exam.model.lm
     editor = compose(job.editor).build(lm, _settings(job), job.seed)
     edits = tasks.read_edits(job.task, job.data_dir, job.split)
-    suite = tasks.load([BALL], job.task, None, job.data_dir, lm.tokenizer, split=job.split)
-    exam = _Exam(EditedLM(lm), suite, job.task, lm.hashes(name for name, _ in lm.model.named_parameters()))
     seen, reason = [exam.look(Patch(), None)], None
     if not math.isfinite(seen[0][0].general):
         raise DataError(f"{job.model}: the unedited model's general loss is no number; use another --dtype")
@@ -216,14 +265,31 @@ def read(folder: Path, job: Job) -> Trial | None:
         DataError: the record is damaged.
     """
     path = folder / f"{job.name}.json"
-    if not path.is_file():
-        return None
+    return _read(path) if path.is_file() else None
+
+
+def read_all(folder: Path) -> list[Trial]:
+    """The trials whose records lie in a folder, its ``runs``, or the ``runs`` of its folders; other files are left.
+
+    Raises:
+        DataError: a record is damaged.
+    """
+    paths = [path for place in ("", "runs/", "*/runs/") for path in sorted(folder.glob(f"{place}*.json"))]
+    return [_read(path) for path in paths if _looks_like_trial(path)]
+
+
+def _looks_like_trial(path: Path) -> bool:
+    with path.open("rb") as file:
+        return re.match(rb'\s*\{\s*"job"', file.read(64)) is not None
+
+
+def _read(path: Path) -> Trial:
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
         log = tuple(Epoch(**{**row, "general": _infinite(row["general"])}) for row in kept["log"])
+        return Trial(Job(**kept["job"]), log, reason=kept["reason"], seconds=kept["seconds"])
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: a damaged record ({str(error)[:80]}); remove it, and it is made again") from error
-    return Trial(job, log, reason=kept["reason"], seconds=kept["seconds"])
 
 
 def _infinite(value: float | None) -> float:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from editors.companion import Companion, Ensemble, Reader, _opened
-from editors.senses import SENSES, SenseChange
+from editors.senses import SENSES, SenseChange, Senses
 from harness import saved
-from harness.editor import Edit
+from harness.editor import Edit, configure
 from harness.ensemble import combined, common_vocabulary, largest_beta
 from harness.errors import DataError, ModelError, UsageError
 from harness.lm import LM, load
@@ -209,6 +209,21 @@ def test_increments_of_the_companion_add(tiny, small, edits) -> None:
         )
     sums = [logits_of(small, change, batch.ids, batch.mask) for change in (both.change, second.memory.change)]
     assert torch.equal(*sums)
+
+
+def test_a_companion_is_felt_after_each_of_its_epochs(tiny, small, edits) -> None:
+    lm = tiny("gptj")
+    settings = {"k": 3, "epochs": 3, "lr": 0.2, "kl": 1e-3, "kl_text": small.text, "seed": 3}
+    found = list(Companion(model=small.name, **settings).passes(lm, edits))
+    alone = list(configure(Senses, small.name, settings).passes(small, edits))
+    assert len(found) == len(alone) == 3
+    for with_it, without in zip(found, alone, strict=True):
+        rule = with_it.patch.logits
+        assert isinstance(rule, Ensemble)
+        change, wanted = (patch.hooks[SENSES].deltas for patch in (rule.change, without.patch))
+        assert torch.equal(change, wanted)
+        assert with_it.loss == without.loss
+    assert len({done.loss for done in found}) == 3
 
 
 def test_what_cannot_be_joined_or_put_back_is_refused(tiny, small, change, checkpoint, edits) -> None:

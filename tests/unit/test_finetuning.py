@@ -255,6 +255,11 @@ def test_published_methods_can_be_built_with_what_was_drawn(tiny: Callable[[str]
         found = method(name, "country_capital", {})
         built = compose(found.editor).build(tiny("gpt2"), draw(found.settings, 3, 3, name), 7)
         assert getattr(built.root, "seed", 7) == 7
+    for name in ("senses", "ensemble"):
+        found = method(name, "country_capital", {})
+        built = compose(found.editor).build(tiny("backpack"), draw(found.settings, 3, 3, name), 7)
+        assert (built.name, getattr(built, "seed", 7)) == ({"ensemble": "companion"}.get(name, name), 7)
+    assert method("ensemble", "temporal", {}).settings == method("senses", "temporal", {}).settings
     assert CANONICAL["beta2"] == 0.995
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from itertools import islice
+from statistics import fmean
 
 import pytest
 import torch
 from torch import Tensor
 
-from editors.senses import SENSES, SenseChange, Senses, background, chosen, divergence, gradients, weighed
+from editors.senses import SENSES, Background, SenseChange, Senses, background, chosen, divergence, gradients, weighed
 from harness.descent import rate
 from harness.editor import Edit
 from harness.errors import DataError, NumericalError, UsageError
@@ -134,8 +135,14 @@ def test_a_comparison_chooses_by_both_continuations(tiny) -> None:
 # --- what is trained --------------------------------------------------------------------------------------------------
 
 
-def trained_by_hand(lm: LM, edits: list[Edit], method: Senses, pairs: list[tuple[int, int]], chunks: Tensor) -> Tensor:
-    """The loop of the method with a table of all senses in the model and a whole forward pass for every loss."""
+def trained_by_hand(
+    lm: LM, edits: list[Edit], method: Senses, pairs: list[tuple[int, int]], chunks: Tensor
+) -> list[tuple[Tensor, float | None]]:
+    """The loop of the method with a table of all senses in the model and a whole forward pass for every loss.
+
+    After each epoch: the table's pairs, and the mean of what the examples wanted before their updates.
+    """
+    states = []
     table = torch.zeros(400, 4, lm.arch.width, requires_grad=True)
     keep = torch.zeros(400, 4, 1)
     for pair in pairs:
@@ -159,6 +166,7 @@ def trained_by_hand(lm: LM, edits: list[Edit], method: Senses, pairs: list[tuple
         groups = [order[i : i + method.accumulate] for i in range(0, len(order), method.accumulate)]
         if method.variant == "released":
             groups = [group[-1:] for group in groups if len(group) == method.accumulate]
+        said = []
         for group in groups:
             adam.zero_grad()
             for i in group:
@@ -170,10 +178,12 @@ def trained_by_hand(lm: LM, edits: list[Edit], method: Senses, pairs: list[tuple
                     loss = -loss
                 if edits[i].direction == "balance":
                     loss = (loss - nll(edits[i], str(edits[i].rival))).abs()
+                said.append(float(loss.detach()))
                 loss = loss + method.kl * (forward if method.variant == "released" else backward)
                 (loss / len(group)).backward()
             adam.step()
-    return torch.stack([table.detach()[pair] for pair in pairs])
+        states.append((torch.stack([table.detach()[pair] for pair in pairs]), fmean(said) if said else None))
+    return states
 
 
 @pytest.mark.parametrize("variant", ["paper", "released"])
@@ -190,8 +200,31 @@ def test_training_is_the_loop_of_the_method_on_a_table_of_all_senses(tiny, varia
     pairs = list(zip(change.tokens.tolist(), change.senses.tolist(), strict=True))
     assert pairs == sorted(set(pairs)) and 3 <= len(pairs) <= 9
     wanted = trained_by_hand(lm, edits, method, pairs, patch.memory.chunks)
-    assert float(wanted.abs().max()) > 0.1
-    assert torch.allclose(change.deltas, wanted, atol=1e-4)
+    assert float(wanted[-1][0].abs().max()) > 0.1
+    assert torch.allclose(change.deltas, wanted[-1][0], atol=1e-4)
+    passes = list(method.passes(lm, edits))
+    assert len(passes) == 8
+    for done, (deltas, loss) in zip(passes, wanted, strict=True):
+        found = done.patch.hooks[SENSES]
+        assert isinstance(found, SenseChange)
+        assert torch.allclose(found.deltas, deltas, atol=1e-4)
+        assert done.loss == pytest.approx(loss, abs=1e-4)
+    assert len({round(float(deltas.norm()), 3) for deltas, _ in wanted}) == 8
+    assert torch.equal(passes[-1].patch.hooks[SENSES].deltas, change.deltas)  # type: ignore[attr-defined]
+
+
+def test_ordinary_text_may_be_another_than_the_models(tiny, edits, tmp_path) -> None:
+    lm, path = tiny("backpack"), tmp_path / "other.txt"
+    path.write_text("".join(f"{text}\n" for text in reversed(list(islice(documents(lm.text), 40)))))
+    other = background(lm, 6, 24, str(path))
+    assert not torch.equal(other.chunks, background(lm, 6, 24).chunks)
+    found = Senses(**{**QUICK, "kl_text": str(path)}).edit(lm, edits)
+    assert isinstance(found.memory, Background)
+    assert torch.equal(found.memory.chunks, other.chunks)
+    assert torch.equal(found.memory.weight, other.weight)
+    (tmp_path / "short.txt").write_text("Ada lives.\n")
+    with pytest.raises(DataError, match="has fewer than 24 tokens; give more plain text with --set kl_text=FILE"):
+        background(lm, 3, 24, str(tmp_path / "short.txt"))
 
 
 def test_without_divergence_no_text_is_read_in_training(tiny, edits, monkeypatch) -> None:

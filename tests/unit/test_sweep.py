@@ -1,4 +1,4 @@
-"""Sweeps: the file, drawn jobs, the choice on validation, the cells at test, records, a killed worker of Ray."""
+"""Sweeps: the file, drawn jobs, records, what is measured, a killed worker of Ray."""
 
 from __future__ import annotations
 
@@ -7,26 +7,28 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from harness import sweep as sweeps
 from harness import trial
 from harness.ball import Epoch
 from harness.canonical import SETS
 from harness.crew import Cluster, carry_out
-from harness.editor import Edit, Editor, Pass
+from harness.delta import Dense
+from harness.editor import Edit, Editor, Pass, find, settable
 from harness.errors import DataError, NumericalError, UsageError
 from harness.lm import LM
 from harness.metrics import Ratio
-from harness.patch import Patch
-from harness.sweep import Sweep, cells, tables, test_jobs, validation_jobs, winner
+from harness.patch import Patch, patched
+from harness.sweep import Sweep, test_jobs, validation_jobs
 from harness.trial import Job, Trial
 
 test_jobs.__test__ = False  # type: ignore[attr-defined]  # what is trained at test, no test
@@ -76,6 +78,16 @@ def test_mistakes_in_the_file_are_one_line(text: str, message: str, tmp_path: Pa
         Sweep.read(tmp_path / "none.yaml")
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "scripts" / "sweeps").glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_sweep_files_can_be_drawn_and_built(path: Path) -> None:
+    found = Sweep.read(path)
+    jobs = validation_jobs(found, 12)
+    assert len(jobs) == len(found.methods) * len(SETS) * found.configurations
+    for job in jobs:
+        known = settable(find(job.editor.partition("+")[0]))
+        assert set(job.settings) <= set(known), job.method
+
+
 # --- jobs and choices -------------------------------------------------------------------------------------------------
 
 
@@ -96,41 +108,25 @@ def trials(*logs: tuple[Epoch, ...], split: str = "val", seed: int = 0) -> list[
     return [Trial(Job("mini", "temporal", "full", "full", {"lr": i}, split, seed), one) for i, one in enumerate(logs)]
 
 
-def test_the_winner_gains_most_inside_the_ball() -> None:
-    found = trials(
-        log((3.0, 0.9), (3.0001, 0.8), (3.1, 0.1)),
-        log((3.0, 0.9), (3.0200, 0.5)),
-        log((3.0, 0.9), (3.0002, 0.7), (3.0001, 0.75)),
-    )
-    assert [(one.job.settings["lr"], epoch) for one, epoch in (winner(found, 1e-3, r) for r in sweeps.RULES)] == [
-        (2, 2),
-        (2, 1),
-    ]
-    assert winner(found, 1e-5, "released")[1] == 0  # whatever leaves the ball is refused
-    assert winner(found, 1.0, "released")[0].job.settings["lr"] == 0
-
-
-def test_cells_report_what_was_chosen_and_fall_back_to_no_edit() -> None:
+def test_what_some_ball_has_chosen_is_trained_at_test_once_with_each_seed() -> None:
     sweep = Sweep(tasks=("temporal",), methods={"full": {}}, configurations=2, seeds=2, balls=(1e-3, 1e-5))
-    validated = trials(log((3.0, 0.9), (3.0001, 0.8), (3.0002, 0.7)), log((3.0, 0.9), (3.0001, 0.85)))
-    jobs = test_jobs(sweep, validated)
-    assert {(job.settings["lr"], job.seed, job.split) for job in jobs} == {(0, 0, "test"), (0, 1, "test")}
-    ends = {0: log((3.0, 0.92), (3.0001, 0.80), (3.0002, 0.72)), 1: log((3.0, 0.92), (3.0001, 0.84), (3.01, 0.50))}
-    tested = [Trial(job, ends[job.seed]) for job in jobs]
-    released, strict = cells(sweep, validated, tested, "released")
-    assert (released.change, released.initial) == pytest.approx(((20 + 8) / 2, 8.0))
-    assert released.error == pytest.approx(6 / math.sqrt(2))
-    assert (released.runs, released.of) == (2, 2)
-    assert (strict.change, strict.error, strict.runs, strict.hard_change) == (0.0, 0.0, 0, 0.0)
-    assert released.hard_change == pytest.approx((2 + 1) / 2)  # those of the validation pair rise
-    plain, _ = cells(sweep, validated, tested, "plain")
-    assert plain.change == pytest.approx((20 + 0) / 2)  # the second run left the ball at the chosen epoch
-    assert (plain.runs, plain.of) == (1, 2)
-    assert plain.hard_change == pytest.approx((-2 + 0) / 2)
-    text = tables(sweep, validated, tested)
-    assert text.count("### mini") == 4
-    assert "| temporal | 8.0 | +14.0 ± 4.2 | +0.0 ± 0.0 (0/2) |" in text
-    assert tables(sweep, validated, tested, "latex").count(r"\begin{tabular}") == 4
+    gentle, strong = log((3.0, 0.9), (3.00001, 0.85)), log((3.0, 0.9), (3.001, 0.8))
+    jobs = test_jobs(sweep, trials(gentle, strong))
+    assert sorted((job.settings["lr"], job.seed, job.split) for job in jobs) == [
+        (0, 0, "test"),
+        (0, 1, "test"),
+        (1, 0, "test"),
+        (1, 1, "test"),
+    ]
+    (only,) = {job.settings["lr"] for job in test_jobs(sweep, trials(gentle))}
+    assert only == 0  # both balls have chosen it
+
+
+def test_a_ball_that_leaves_the_unedited_model_needs_no_training_of_its_own() -> None:
+    sweep = Sweep(tasks=("temporal",), methods={"full": {}}, configurations=2, seeds=2, balls=(1e-3, 1e-5))
+    outside, strong = log((3.0, 0.9), (3.1, 0.1)), log((3.0, 0.9), (3.001, 0.8))
+    assert {job.settings["lr"] for job in test_jobs(sweep, trials(outside, strong))} == {1}
+    assert len(test_jobs(sweep, trials(outside, outside))) == 2  # one all the same: it tells how the test pair begins
 
 
 # --- records ----------------------------------------------------------------------------------------------------------
@@ -184,19 +180,33 @@ class Still(Editor):
         raise NumericalError("the loss became nan")
 
 
-def test_a_state_that_was_measured_is_not_measured_again(monkeypatch: pytest.MonkeyPatch, nudge: str) -> None:
-    seen: list[str] = []
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """The names of the tasks that are measured, on a suite with one chunk, and of each kind one document."""
+    names: list[str] = []
     score = trial.measure.measure_task
-    monkeypatch.setattr(
-        trial.measure, "measure_task", lambda model, task, limit: (seen.append(task.name), score(model, task, 1))[1]
-    )
-    monkeypatch.setattr(trial.tasks, "load", _small(trial.tasks.load))
 
+    def few(model: Any, task: Any, _: None, documents: list[int] | None) -> Any:
+        names.append(task.name)
+        return score(model, task, None, [0] if task.name == "ball" else documents)
+
+    monkeypatch.setattr(trial.measure, "measure_task", few)
+    monkeypatch.setattr(trial.tasks, "load", _small(trial.tasks.load))
+    trial._loaded.cache_clear()
+    yield names
+    trial._loaded.cache_clear()
+
+
+def learning(monkeypatch: pytest.MonkeyPatch, editor: Editor) -> None:
     class Recipe:
         def build(self, *_: Any) -> Editor:
-            return Still()
+            return editor
 
     monkeypatch.setattr(trial, "compose", lambda name: Recipe())
+
+
+def test_a_state_that_was_measured_is_not_measured_again(seen: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    learning(monkeypatch, Still())
     found = trial.train(Job("mini", "pronoun_gender_bias", "still", "none", {"steps": 4}))
     assert sorted(seen) == ["ball", "pronoun_gender_bias"]
     assert len(found.log) == 5
@@ -205,6 +215,55 @@ def test_a_state_that_was_measured_is_not_measured_again(monkeypatch: pytest.Mon
     assert [math.isinf(e.general) for e in found.log] == [False, False, False, True, True]
     assert len({(e.general, e.failure) for e in found.log[:3]}) == 1
     assert len(found.values["loss"]) == 3
+    again = trial.train(Job("mini", "pronoun_gender_bias", "still", "none", {"steps": 4}, seed=3))
+    assert len(seen) == 2  # the unedited model has been measured by the first training
+    assert again.log == found.log
+
+
+@dataclass(frozen=True)
+class Push(Editor):
+    """One pass: a bias of the last norm goes up by so much."""
+
+    name = "push"
+    by: float = 0.1
+
+    def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:
+        (name,) = (name for name, _ in lm.model.named_parameters() if name.endswith("ln_f.bias"))
+        return Patch({name: Dense(torch.full_like(lm.parameter(name), self.by))})
+
+
+def test_a_changed_weight_is_measured(seen: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    job = Job("mini", "pronoun_gender_bias", "push", "none")
+    learning(monkeypatch, Push(0.5))
+    first = trial.train(job)
+    assert len(seen) == 4  # unedited and edited
+    assert first.log[0].general != first.log[1].general
+    assert trial.train(job).log == first.log
+    assert len(seen) == 6  # the unedited model is known, what an earlier training measured is not
+    learning(monkeypatch, Push(0.25))
+    assert trial.train(job).log[1].general not in (first.log[0].general, first.log[1].general)
+
+
+def test_weights_that_were_left_changed_are_not_taken_for_the_unedited_ones(
+    seen: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = Job("mini", "pronoun_gender_bias", "push", "none")
+    learning(monkeypatch, Push(0.5))
+    first = trial.train(job)
+    lm = trial._loaded("mini", "float32")[0].lm
+    with patched(lm, Push(0.5).edit(lm, [])):
+        again = trial.train(job)
+    assert again.log[0].general == first.log[1].general
+
+
+def test_on_the_validation_pair_only_what_chooses_is_measured(seen: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    learning(monkeypatch, Push(0.5))
+    chosen, tested = (
+        trial.train(Job("mini", "pronoun_gender_bias", "push", "none", split=split)) for split in ("val", "test")
+    )
+    assert all(None is e.hard_negative is e.hard_negative_released is e.text_nll for e in chosen.log)
+    assert not any(None in (e.hard_negative, e.hard_negative_released, e.text_nll) for e in tested.log)
+    assert [len(chosen.values["loss"]), len(chosen.values["loss"][0])] == [2, 1]
 
 
 def test_a_ball_of_which_nothing_is_scored_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,7 +274,7 @@ def test_a_ball_of_which_nothing_is_scored_is_told(monkeypatch: pytest.MonkeyPat
     model = SimpleNamespace(holding=nullcontext, lm=SimpleNamespace(hashes=lambda weights: {}))
     suite = SimpleNamespace(tasks=[SimpleNamespace(name=name) for name in names])
     with pytest.raises(DataError, match=r"^ball: no text has two tokens, so that none is scored; give longer ones"):
-        trial._Exam(model, suite, "temporal", {}).look(Patch(), None)  # type: ignore[arg-type]
+        trial._Exam(model, suite, "temporal", None, {}).look(Patch(), None)  # type: ignore[arg-type]
 
 
 def test_the_text_of_the_regulariser_is_read_only_where_none_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,6 +331,7 @@ def test_without_ray_the_cure_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 KILL = """
 import collections, json, os, pathlib, signal, sys, threading, time
 from harness.crew import Cluster, carry_out
+from harness.delta import Dense
 
 folder = pathlib.Path(sys.argv[1])
 started, records = folder / "started", folder / "records"
