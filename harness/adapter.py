@@ -23,7 +23,7 @@ from torch import Tensor
 from harness.errors import DataError, UsageError
 from harness.lm import LM
 from harness.patch import Patch, Rows, patched, patched_rows, shareable
-from harness.spans import Apart, Span, Whole, score, span, whole
+from harness.spans import Apart, Encoded, Span, Whole, score, whole
 
 __all__ = ["EditedLM", "Progress"]
 
@@ -143,30 +143,36 @@ class EditedLM(HFLM):  # type: ignore[misc]
 
     def _apart(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         """The log-likelihood of continuations that are tokenised apart from their context, and of whole texts."""
-        found = [self._spans(request) for request in requests]
+        pairs = [
+            (str(context), str(said)) for context, said in (r.args for r in requests) if not isinstance(said, Whole)
+        ]
+        encoded = Encoded.of(self.lm.tokenizer, pairs)
+        found = [self._spans(request, encoded) for request in requests]
         owners = [i for i, spans in enumerate(found) for _ in spans]
         marks = None if self._rows is None else [self._row_patches[i] for i in owners]
-        scored = score(self.lm, [s for spans in found for s in spans], self.batch_size, marks, self._forward)
+        forward = None if self._rows is None else self._forward
+        scored = score(self.lm, [s for spans in found for s in spans], self.batch_size, marks, forward, self._advance)
         results = [(0.0, True)] * len(requests)
         for i, (value, greedy) in zip(owners, scored, strict=True):
             results[i] = (results[i][0] + value, results[i][1] and greedy)
         return results
 
-    def _spans(self, request: Instance) -> list[Span]:
+    def _spans(self, request: Instance, encoded: Encoded) -> list[Span]:
         context, continuation = request.args
         if isinstance(continuation, Whole):
             return whole(self.lm.tokenizer, str(continuation), self.max_length, str(context))
         try:
-            found = span(self.lm.tokenizer, str(context), str(continuation))
+            found = encoded.span(str(context), str(continuation))
         except DataError as error:
             raise DataError(f"{request.task_name}, document {request.doc_id}: {error}") from None
         self._check_length(continuation, found.scored)
         return [found]
 
     def _forward(self, ids: Tensor, marks: Sequence[int]) -> Tensor:
-        if self._rows is not None:
-            self._rows.index = torch.tensor(list(marks))
-        return self._model_call(ids)
+        assert self._rows is not None
+        self._rows.index = torch.tensor(list(marks))
+        logits: Tensor = super()._model_call(ids)
+        return logits
 
     def _loglikelihood_tokens(
         self,

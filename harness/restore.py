@@ -22,7 +22,7 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from harness.facts import Asked
 from harness.lm import LM
-from harness.taps import Kept, first, wide
+from harness.taps import Kept, first, only_at, wide
 
 __all__ = ["Kind", "Overwriting", "Pass", "Restorer"]
 
@@ -295,7 +295,8 @@ class Restorer:
 
             with ExitStack() as stack:
                 if layer == last:
-                    stack.enter_context(_at_the_end(self.lm.module(self.lm.arch.mlp_of(layer)), start.target.shape[1]))
+                    places = torch.arange(hidden[..., 0].numel()).reshape(hidden.shape[:2])[:, -start.target.shape[1] :]
+                    stack.enter_context(only_at(self.lm.module(self.lm.arch.mlp_of(layer)), places.flatten()))
                 stack.enter_context(_replacing(self._modules[layer], put if inside else None))
                 args, named = calls[layer]
                 hidden = first(self._blocks[layer](hidden, *_with(args, cache), **_with_named(named, cache)))
@@ -417,29 +418,6 @@ def _branches(windows: Sequence[range], above: bool) -> list[_Branch]:
 def _rows(hidden: Tensor, group: int | None, rows: int) -> Tensor:
     """The rows of one group."""
     return hidden[:0] if group is None else hidden[group * rows : (group + 1) * rows]
-
-
-@contextmanager
-def _at_the_end(module: nn.Module, columns: int) -> Iterator[None]:
-    """Run a module that treats every column alike at the last columns only; it gives zeros for the others."""
-    width = 0
-
-    def cut(_module: nn.Module, args: tuple[Any, ...]) -> Any:
-        nonlocal width
-        if not args or args[0].dim() != 3:
-            return None
-        width = args[0].shape[1]
-        return (args[0][:, -columns:].contiguous(), *args[1:])
-
-    def fill(output: Tensor) -> Tensor:
-        return nn.functional.pad(output, (0, 0, width - columns, 0)) if width else output
-
-    handle = module.register_forward_pre_hook(cut)
-    try:
-        with _replacing(module, fill):
-            yield
-    finally:
-        handle.remove()
 
 
 def _front(start: Pass, column: int) -> Cache | None:

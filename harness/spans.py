@@ -8,7 +8,7 @@ its own tokens. Logits and losses are float32 at least, whatever the model's dty
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
@@ -21,9 +21,22 @@ from transformers import PreTrainedTokenizerBase
 from harness.arch import stored_transposed
 from harness.errors import DataError
 from harness.lm import LM
-from harness.taps import wide
+from harness.prefixes import Pack, inputs, packs
+from harness.taps import only_at, wide
 
-__all__ = ["Apart", "Forward", "Span", "Whole", "mean_nll", "prefixed", "score", "span", "whole", "wide_head"]
+__all__ = [
+    "Apart",
+    "Encoded",
+    "Forward",
+    "Span",
+    "Whole",
+    "mean_nll",
+    "prefixed",
+    "score",
+    "span",
+    "whole",
+    "wide_head",
+]
 
 _LOGITS = 2**27
 """How many logits one forward pass may give (half a gigabyte)."""
@@ -59,21 +72,53 @@ def prefixed(tokenizer: PreTrainedTokenizerBase) -> bool:
     return first[:1] in ("\u2581", "\u0120")
 
 
-def span(tokenizer: PreTrainedTokenizerBase, prefix: str, suffix: str) -> Span:
-    """The tokens of a prefix (special tokens as the tokenizer's default) and of a suffix (none), put together.
+@dataclass(frozen=True)
+class Encoded:
+    """The tokens of prefixes and suffixes, each text encoded once.
 
-    Where the tokenizer puts a space in front itself, those of the suffix are stripped first.
+    Attributes:
+        prefixes: of each prefix (special tokens as the tokenizer's default).
+        suffixes: of each suffix (no special tokens).
+    """
+
+    prefixes: Mapping[str, Sequence[int]]
+    suffixes: Mapping[str, Sequence[int]]
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[str, str]]) -> Encoded:
+        """Encode prefixes and suffixes.
+
+        Where the tokenizer puts a space in front of every text itself, those of a suffix are stripped first.
+        """
+        bare = prefixed(tokenizer)
+        heads = list(dict.fromkeys(prefix for prefix, _ in pairs if prefix))
+        tails = list(dict.fromkeys(suffix for _, suffix in pairs if suffix))
+        said = [suffix.strip(" ") for suffix in tails] if bare else tails
+        return cls(
+            dict(zip(heads, tokenizer(heads)["input_ids"] if heads else [], strict=True)),
+            dict(zip(tails, tokenizer(said, add_special_tokens=False)["input_ids"] if said else [], strict=True)),
+        )
+
+    def span(self, prefix: str, suffix: str) -> Span:
+        """A prefix and a suffix, put together.
+
+        Raises:
+            DataError: the prefix or the suffix has no token.
+        """
+        head, tail = self.prefixes.get(prefix, ()), self.suffixes.get(suffix, ())
+        for name, text, ids in (("prefix", prefix, head), ("suffix", suffix, tail)):
+            if not ids:
+                raise DataError(f"the {name} '{text}' of '{(prefix + suffix)[:60]}' has no tokens; give one that has")
+        return Span((*head, *tail), len(tail))
+
+
+def span(tokenizer: PreTrainedTokenizerBase, prefix: str, suffix: str) -> Span:
+    """The tokens of one prefix and one suffix, see :class:`Encoded`.
 
     Raises:
         DataError: the prefix or the suffix has no token.
     """
-    said = suffix.strip(" ") if prefixed(tokenizer) else suffix
-    head: list[int] = tokenizer(prefix)["input_ids"] if prefix else []
-    tail: list[int] = tokenizer(said, add_special_tokens=False)["input_ids"] if said else []
-    for name, text, ids in (("prefix", prefix, head), ("suffix", suffix, tail)):
-        if not ids:
-            raise DataError(f"the {name} '{text}' of '{(prefix + suffix)[:60]}' has no tokens; give one that has")
-    return Span((*head, *tail), len(tail))
+    return Encoded.of(tokenizer, [(prefix, suffix)]).span(prefix, suffix)
 
 
 def whole(tokenizer: PreTrainedTokenizerBase, text: str, context: int, lead: str = "") -> list[Span]:
@@ -99,72 +144,76 @@ def score(
     rows: int = 32,
     marks: Sequence[int] | None = None,
     forward: Forward | None = None,
+    done: Callable[[int], None] = lambda _spans: None,
 ) -> list[tuple[float, bool]]:
     """The log-likelihood of each span's scored tokens, in nats, and whether all of them are the arg-max.
 
-    Spans that read the same tokens share a row, so that the two pronouns of a pair cost one.
+    Spans that read the same tokens are read once, so that the two pronouns of a pair cost one. Those that begin alike
+    share a row (:mod:`harness.prefixes`) where that saves anything and a few of them, tried, get the numbers of rows of
+    their own; so not where a patch has hooks, or a forward pass is given.
 
     Args:
         lm: the model.
         spans: what is scored; of one that is longer than the model's context the first tokens are dropped.
-        rows: rows of one forward pass at most.
+        rows: texts of one forward pass at most (or those that share one row).
         marks: what each span carries besides its tokens, handed to ``forward``.
         forward: by default a plain forward pass.
+        done: told how many more spans have been scored.
     """
     cut = [Span(s.ids[-lm.context - 1 :], s.scored) for s in spans]
     found: list[tuple[float, bool]] = [(0.0, True)] * len(cut)
     order = sorted(range(len(cut)), key=lambda i: (-len(cut[i].ids), cut[i].ids[:-1], marks[i] if marks else 0))
     same = [list(g) for _, g in groupby(order, key=lambda i: (cut[i].ids[:-1], marks[i] if marks else 0))]
+    reading = _Reading(lm, cut, same, marks, forward)
     with torch.no_grad(), wide_head(lm):
-        for chunk in _chunks(same, cut, rows, int(lm.model.config.vocab_size)):
-            ids = lm.batch([cut[members[0]].ids[:-1] for members in chunk]).ids
-            wanted = _Wanted.of(chunk, cut)
-            with _only(lm, wanted) as narrowed:
-                logits = (forward or _plain(lm))(ids, [marks[m[0]] if marks else 0 for m in chunk])
-            picked = logits[0] if narrowed else logits[wanted.row, wanted.column]
-            for i, result in wanted.results(picked):
+        together = reading.together() if forward is None else []
+        read = reading.shared if together else reading.alone
+        for portion in _portions(together or reading.single, rows, int(lm.model.config.vocab_size)):
+            wanted = reading.wanted(portion)
+            for i, result in wanted.results(read(portion, wanted)):
                 found[i] = result
+            done(len(wanted.spans))
     return found
 
 
-def _chunks(
-    same: Sequence[list[int]], spans: Sequence[Span], rows: int, vocabulary: int
-) -> Iterator[Sequence[list[int]]]:
-    """Rows of one forward pass: as many as asked for, unless their logits would fill the memory."""
-    start = 0
-    while start < len(same):
-        width = len(spans[same[start][0]].ids)
-        count = max(1, min(rows, _LOGITS // (width * vocabulary)))
-        yield same[start : start + count]
-        start += count
+def _portions(packed: Sequence[Pack], texts: int, vocabulary: int) -> Iterator[Sequence[Pack]]:
+    """Rows of one forward pass: of as many texts as asked for, unless their logits or masks would fill the memory."""
+    portion: list[Pack] = []
+    for pack in packed:
+        width = len((portion or [pack])[0].ids)
+        held = sum(len(row.texts) for row in portion) + len(pack.texts)
+        if portion and (held > texts or (len(portion) + 1) * width * max(width, vocabulary) > _LOGITS):
+            yield portion
+            portion = []
+        portion.append(pack)
+    if portion:
+        yield portion
 
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What is read off the logits of a forward pass: of each span, the positions and the tokens that they predict."""
+    """What is read off a forward pass: of each span, the positions and the tokens that they predict.
+
+    Attributes:
+        spans: which they are.
+        counts: how many tokens of each are scored.
+        kept: the positions in their order, ``row * columns + column``, each once.
+        place: of every scored token, the place of its position among these.
+        token: every scored token.
+    """
 
     spans: list[int]
     counts: list[int]
-    row: list[int]
-    column: list[int]
-    token: list[int]
-
-    @classmethod
-    def of(cls, chunk: Sequence[list[int]], spans: Sequence[Span]) -> _Wanted:
-        owner = [(row, i) for row, members in enumerate(chunk) for i in members]
-        counts = [spans[i].scored for _, i in owner]
-        ends = [len(spans[i].ids) - 1 for _, i in owner]
-        row = [r for (r, _), count in zip(owner, counts, strict=True) for _ in range(count)]
-        column = [c for end, count in zip(ends, counts, strict=True) for c in range(end - count, end)]
-        token = [t for _, i in owner for t in spans[i].ids[-spans[i].scored :]]
-        return cls([i for _, i in owner], counts, row, column, token)
+    kept: Tensor
+    place: Tensor
+    token: Tensor
 
     def results(self, logits: Tensor) -> Iterator[tuple[int, tuple[float, bool]]]:
         """What :func:`score` gives, by span, from the logits ``[positions, vocabulary]``."""
         picked = wide(logits)
-        token = torch.tensor(self.token, device=logits.device)
-        log_p = picked.gather(1, token[:, None])[:, 0] - picked.logsumexp(-1)
-        hit = picked.argmax(-1) == token
+        place, token = self.place.to(logits.device), self.token.to(logits.device)
+        log_p = picked[place, token] - picked.logsumexp(-1)[place]
+        hit = picked.argmax(-1)[place] == token
         for i, part, hits in zip(self.spans, self._each(log_p), self._each(hit), strict=True):
             yield i, (float(part.double().sum()), bool(hits.all()))
 
@@ -172,25 +221,110 @@ class _Wanted:
         return torch.split(values.cpu(), self.counts)
 
 
+@dataclass(frozen=True, eq=False)
+class _Reading:
+    """How the texts of some spans are read.
+
+    Attributes:
+        lm: the model.
+        spans: the spans.
+        same: the spans that read each text.
+        marks: what each span carries.
+        forward: the forward pass over texts in rows of their own.
+    """
+
+    lm: LM
+    spans: Sequence[Span]
+    same: Sequence[Sequence[int]]
+    marks: Sequence[int] | None
+    forward: Forward | None
+
+    @property
+    def texts(self) -> list[tuple[int, ...]]:
+        """The tokens that are read."""
+        return [self.spans[members[0]].ids[:-1] for members in self.same]
+
+    @property
+    def single(self) -> list[Pack]:
+        """Each text in a row of its own, the longest first."""
+        return [Pack.of(i, text) for i, text in enumerate(self.texts)]
+
+    def together(self) -> list[Pack]:
+        """The texts with what they share once; none where that saves nothing or cannot be done."""
+        packed, single = packs(self.texts), self.single
+        # The widest row and the longest text show whether positions, masks and windows of attention are followed.
+        few = [pack for i, pack in enumerate(packed) if i == 0 or 0 in pack.texts]
+        apart = [single[i] for i in sorted({i for pack in few for i in (min(pack.texts), list(pack.texts)[-1])})]
+        cost = sum(len(pack.ids) for pack in (*packed, *few, *apart))
+        if cost >= sum(len(pack.ids) for pack in single) or _looked_at(self.lm) or self.lm.model._forward_pre_hooks:
+            return []
+        return packed if self._agree(few, apart) else []
+
+    def _agree(self, packed: Sequence[Pack], single: Sequence[Pack]) -> bool:
+        wanted = self.wanted(single)
+        alone = dict(wanted.results(self.alone(single, wanted)))
+        wanted = self.wanted(packed)
+        try:
+            shared = dict(wanted.results(self.shared(packed, wanted)))
+        except (TypeError, AttributeError, IndexError, KeyError, ValueError, RuntimeError):
+            # A model that takes no positions, or no mask of this form.
+            return False
+        loose = 1e-4 if self.lm.model.dtype in (torch.float32, torch.float64) else 0.1
+        return all(abs(shared[i][0] - value) <= loose * max(1.0, abs(value)) for i, (value, _) in alone.items())
+
+    def wanted(self, packed: Sequence[Pack]) -> _Wanted:
+        """What is read off a forward pass over some rows."""
+        width = max(len(pack.ids) for pack in packed)
+        placed = [
+            (i, [row * width + column for column in columns[-self.spans[i].scored :]])
+            for row, pack in enumerate(packed)
+            for text, columns in pack.texts.items()
+            for i in self.same[text]
+        ]
+        kept, place = torch.unique(torch.tensor([at for _, found in placed for at in found]), return_inverse=True)
+        token = torch.tensor([token for i, _ in placed for token in self.spans[i].ids[-self.spans[i].scored :]])
+        return _Wanted([i for i, _ in placed], [len(found) for _, found in placed], kept, place, token)
+
+    def alone(self, single: Sequence[Pack], wanted: _Wanted) -> Tensor:
+        """The logits ``[positions, vocabulary]`` of texts in rows of their own."""
+        ids = self.lm.batch([pack.ids for pack in single]).ids
+        marks = [self.marks[self.same[i][0]] if self.marks else 0 for pack in single for i in pack.texts]
+        with _only(self.lm, wanted.kept) as narrowed:
+            logits = self.forward(ids, marks) if self.forward else _logits(self.lm, input_ids=ids, use_cache=False)
+        return logits[0] if narrowed else logits.flatten(0, 1)[wanted.kept.to(logits.device)]
+
+    def shared(self, packed: Sequence[Pack], wanted: _Wanted) -> Tensor:
+        """The same of rows that hold many; the last feed-forward module, too, computes wanted positions alone."""
+        last = self.lm.module(self.lm.arch.mlp_of(self.lm.arch.layers - 1))
+        with _only(self.lm, wanted.kept), only_at(last, wanted.kept):
+            return _logits(self.lm, **inputs(self.lm, packed))[0]
+
+
+def _logits(lm: LM, **given: Any) -> Tensor:
+    logits: Tensor = lm.model(**given).logits
+    return logits
+
+
+def _looked_at(lm: LM) -> bool:
+    """Whether somebody else looks at the logits."""
+    head = lm.module(lm.arch.head)
+    return bool(lm.model._forward_hooks) or any(hook is not _in_float32 for hook in head._forward_hooks.values())
+
+
 @contextmanager
-def _only(lm: LM, wanted: _Wanted) -> Iterator[bool]:
-    """Let the output layer see the wanted positions alone, ``[1, positions, width]``; gives whether it does.
+def _only(lm: LM, kept: Tensor) -> Iterator[bool]:
+    """Let the output layer see some positions alone, ``[1, positions, width]``; gives whether it does.
 
     Where a patch looks at its output, or at the logits, it sees all of them.
     """
-    head = lm.module(lm.arch.head)
-    own = [hook for hook in head._forward_hooks.values() if hook is not _in_float32]
-    if own or lm.model._forward_hooks:
+    if _looked_at(lm):
         yield False
         return
-    index = (torch.tensor(wanted.row), torch.tensor(wanted.column))
 
     def narrow(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        hidden = args[0]
-        row, column = (part.to(hidden.device) for part in index)
-        return (hidden[row, column][None], *args[1:])
+        return (args[0].flatten(0, -2)[kept.to(args[0].device)][None], *args[1:])
 
-    handle = head.register_forward_pre_hook(narrow)
+    handle = lm.module(lm.arch.head).register_forward_pre_hook(narrow)
     try:
         yield True
     finally:
@@ -201,14 +335,6 @@ def mean_nll(lm: LM, texts: Sequence[str], rows: int = 32) -> float:
     """The mean negative log-likelihood of a token over whole texts, weighted by tokens, in nats."""
     spans = [s for text in texts for s in whole(lm.tokenizer, text, lm.context)]
     return -sum(value for value, _ in score(lm, spans, rows)) / sum(s.scored for s in spans)
-
-
-def _plain(lm: LM) -> Forward:
-    def run(ids: Tensor, _marks: Sequence[int]) -> Tensor:
-        logits: Tensor = lm.model(input_ids=ids, use_cache=False).logits
-        return logits
-
-    return run
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from harness.errors import ModelError
 from harness.lm import LM, Batch
 
-__all__ = ["Kept", "Past", "Row", "Taps", "chunks", "first", "pad", "past", "read", "tap", "wide"]
+__all__ = ["Kept", "Past", "Row", "Taps", "chunks", "first", "only_at", "pad", "past", "read", "tap", "wide"]
 
 
 @dataclass(frozen=True)
@@ -249,6 +249,34 @@ def pad(lm: LM, rows: Sequence[Row]) -> Batch:
     batch = lm.batch([row.ids for row in rows])
     more = max(0, *(row.at + 1 - batch.ids.shape[1] for row in rows))
     return Batch(nn.functional.pad(batch.ids, (0, more)), nn.functional.pad(batch.mask, (0, more)))
+
+
+@contextmanager
+def only_at(module: nn.Module, kept: Tensor) -> Iterator[None]:
+    """Run a module that treats every token alike at some of them only; zeros stand at the others.
+
+    Args:
+        module: the module.
+        kept: where, ``row * columns + column``.
+    """
+    shape: list[torch.Size] = []
+
+    def pick(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        shape.append(args[0].shape[:-1])
+        return (args[0].flatten(0, -2)[kept.to(args[0].device)], *args[1:])
+
+    def place(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
+        rows = shape.pop()
+        whole = output.new_zeros(rows.numel(), output.shape[-1])
+        return whole.index_copy(0, kept.to(output.device), output).reshape(*rows, -1)
+
+    # What other hooks see is whole.
+    handles = [module.register_forward_pre_hook(pick), module.register_forward_hook(place, prepend=True)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def wide(tensor: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -28,7 +28,7 @@ from harness.errors import NumericalError
 from harness.keys import FactToken, lookup, prompts
 from harness.lm import LM
 from harness.objectives import floor, losses
-from harness.taps import Past, Row, first, pad, past, read, tap, wide
+from harness.taps import Past, Row, first, only_at, pad, past, read, tap, wide
 
 __all__ = ["Objective", "Seam", "Values", "anchor_norm", "optimise"]
 
@@ -570,28 +570,12 @@ class _Above(_Runner):
         """What leaves the edited block with the change, ``[rows, columns, d]``."""
         return self._moved(self.given, delta)
 
-    @contextmanager
-    def _wanted(self) -> Iterator[None]:
+    def _wanted(self) -> AbstractContextManager[None]:
         """The last block's feed-forward module computes the positions that are decoded; zeros stand at the others."""
         last = self.lm.arch.layers - 1
         if self.lens or last == self.objective.layer:
-            yield
-            return
-        kept, shape = self.decoded, list[torch.Size]()
-
-        def pick(_module: nn.Module, args: Any) -> Any:
-            shape.append(args[0].shape[:-1])
-            return (args[0].flatten(0, -2)[kept.to(args[0].device)], *args[1:])
-
-        def place(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
-            whole = output.new_zeros(self.batch.ids.numel(), output.shape[-1])
-            return whole.index_copy(0, kept.to(output.device), output).reshape(*shape.pop(), -1)
-
-        module = self.lm.module(self.lm.arch.mlp_of(last))
-        with ExitStack() as stack:
-            stack.callback(module.register_forward_pre_hook(pick).remove)
-            stack.enter_context(_hooked(module, place))
-            yield
+            return nullcontext()
+        return only_at(self.lm.module(self.lm.arch.mlp_of(last)), self.decoded)
 
 
 class _From(_Above):

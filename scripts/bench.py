@@ -49,7 +49,7 @@ from harness.patch import Patch, patched
 from harness.rankone import direction
 from harness.restore import Kind
 from harness.schedule import Stop
-from harness.spans import score, span
+from harness.spans import Encoded, score
 from harness.taps import Row, chunks
 from harness.value import Objective, optimise
 
@@ -403,7 +403,8 @@ def canonical(lm: LM, run: Run) -> None:
             rows += [(row["prefix"], row[key]) for row in held for key in ("suffix", "other") if row.get(key)]
 
     def ours() -> list[float]:
-        return [value for value, _ in score(lm, [span(lm.tokenizer, *row) for row in rows])]
+        encoded = Encoded.of(lm.tokenizer, rows)
+        return [value for value, _ in score(lm, [encoded.span(*row) for row in rows])]
 
     def plain() -> list[float]:
         return [_released(lm, *row) for row in rows]

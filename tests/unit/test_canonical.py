@@ -212,7 +212,9 @@ def test_a_suffix_without_tokens_is_named_with_its_document(tiny: Callable[[str]
         def __init__(self, inner: Any) -> None:
             self.inner = inner
 
-        def __call__(self, text: str, **options: Any) -> dict[str, list[int]]:
+        def __call__(self, text: str | list[str], **options: Any) -> dict[str, Any]:
+            if isinstance(text, list):
+                return {"input_ids": [self(one, **options)["input_ids"] for one in text]}
             return {"input_ids": [] if text == "\u200b" else self.inner(text, **options)["input_ids"]}
 
         def __getattr__(self, name: str) -> Any:
