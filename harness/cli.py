@@ -744,7 +744,7 @@ def localize(
     made = localize_report.write(kept, published)
     console = _out()
     for row in localize_report.rows_of(kept):
-        if row.metric == "rewrite" and row.fit.reason is None:
+        if row.view == localize_report.VIEWS[0] and row.metric == "rewrite" and row.fit.reason is None:
             console.print(
                 f"{row.problem}, {row.method}: R2 layer {row.fit.r2_layer:.3f}, trace {row.fit.r2_trace:.3f}, both "
                 f"{row.fit.r2_both:.3f}"

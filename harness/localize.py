@@ -45,13 +45,16 @@ from harness.problems import (
 )
 from harness.success import essence_score, mean, neighborhood_score, perplexity, rewrite_score
 
-__all__ = ["KINDS", "METHODS", "SCORES", "Grid", "Method", "Study", "localize", "open_study", "required"]
+__all__ = ["EFFECTS", "KINDS", "METHODS", "SCORES", "Grid", "Method", "Study", "localize", "open_study", "required"]
 
 METHODS = ("ft_l@1", "ft_l@5", "rome@1", "memit@5")
 """The paper's four: fine-tuning of one layer and of five, ROME, and MEMIT over five."""
 
 KINDS = ("rewrite", "paraphrase", "neighborhood")
 SCORES = (*KINDS, "essence")
+EFFECTS = ("last_subject", "last_subject_absolute", "zeroing")
+"""Other measures of where a fact is: the effect at the subject's last token, as a fraction and as a difference of
+probabilities, and what zeros in place of the outputs at the subject's tokens cost."""
 
 _PORTION = 64
 """Facts that are edited before what is done is written down."""
@@ -153,10 +156,11 @@ class Study:
         plan: the study as plain values.
         model: name, sha256 and number of layers.
         facts: id -> the tracing effect of each layer; None where tracing found none.
+        effects: other measures of it, by name (:data:`EFFECTS`) -> id -> of each layer; None where there is none.
         skipped: why facts were left out -> how many.
         unposed: problem -> why facts were left out of it -> how many.
         blocks: ``problem/method/layer`` -> id -> scores in the order of :data:`SCORES`, then the probability of the
-            target after the prompt, before and after.
+            target after the prompt, before and after; of Error Injection also that of the true object, after.
         complete: whether the whole grid is done.
         versions: of what computed the numbers.
     """
@@ -165,6 +169,7 @@ class Study:
     plan: dict[str, Any]
     model: dict[str, Any] = field(default_factory=dict)
     facts: dict[str, list[float] | None] = field(default_factory=dict)
+    effects: dict[str, dict[str, list[float] | None]] = field(default_factory=dict)
     skipped: dict[str, int] = field(default_factory=dict)
     unposed: dict[str, dict[str, int]] = field(default_factory=dict)
     blocks: dict[str, dict[str, list[float | None]]] = field(default_factory=dict)
@@ -296,15 +301,25 @@ def _mine(settings: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
 def _traced(lm: LM, grid: Grid, examples: Sequence[Example], study: Study, report: Report) -> list[Example]:
     """The examples whose facts the model knows; their tracing effects go into the study."""
     by_id = {e.edit.id: e for e in examples}
-    if not study.facts:
+    if not study.facts or not study.effects:
         facts = [e.edit for e in examples]
         chosen = trace.select(lm, facts, grid.trace, lambda done, total: report("which facts are known", done, total))
         study.skipped = _counted({one.fact.id: one.reason for one in chosen.skipped})
         chosen = replace(chosen, asked=chosen.asked[: grid.facts])
         for found in trace.trace_each(lm, chosen, grid.trace, lambda done, total: report("trace", done, total)):
-            effect = found.layer_effect("max")
-            study.facts[found.fact.id] = None if bool(effect.isnan().any()) else [_short(v) for v in effect.tolist()]
+            study.facts[found.fact.id] = _known(found.layer_effect("max"))
+            for name, effect in zip(EFFECTS, _others(found), strict=True):
+                study.effects.setdefault(name, {})[found.fact.id] = _known(effect)
     return [by_id[identity] for identity, effect in study.facts.items() if effect is not None]
+
+
+def _others(found: trace.Traced) -> tuple[torch.Tensor, ...]:
+    """The effects of :data:`EFFECTS`."""
+    return found.layer_effect("last_subject"), found.layer_effect("last_subject", scaled=False), found.removed
+
+
+def _known(effect: torch.Tensor) -> list[float] | None:
+    return None if bool(effect.isnan().any()) else [_short(value) for value in effect.tolist()]
 
 
 def _counted(reasons: Mapping[str, str]) -> dict[str, int]:
@@ -412,7 +427,14 @@ class _Problem:
         lm, found = self.lm, {}
         for kind, prompts in case.prompts.items():
             found[kind] = [Answer(case.edit, lm.encode(p), lm.continuation(p, case.edit.continuation)) for p in prompts]
-        return {**found, "essence": self.texts.get(case.edit.id, [])}
+        return {**found, "essence": self.texts.get(case.edit.id, []), "true": self._true(case)}
+
+    def _true(self, case: Case) -> list[Answer]:
+        """The true object after the prompt, which an injected error is compared with."""
+        if self.posed.problem != "error_injection":
+            return []
+        text = case.edit.text
+        return [Answer(case.edit, self.lm.encode(text), self.lm.continuation(text, f" {case.edit.target_old}"))]
 
     def _measured(
         self, asked: Sequence[Mapping[str, list[Answer]]], which: Sequence[int], patches: Sequence[Patch] | None
@@ -457,7 +479,7 @@ class _Problem:
     def _scores(
         self, asked: Mapping[str, list[Answer]], before: Mapping[str, list[float]], after: Mapping[str, list[float]]
     ) -> list[float | None]:
-        """The scores of one edit, in the order of :data:`SCORES`, then ``p`` and ``p*`` of the rewrite."""
+        """The scores of one edit and the probabilities behind them, as :class:`Study` holds them."""
         p = {kind: ([math.exp(v) for v in before[kind]], [math.exp(v) for v in after[kind]]) for kind in KINDS}
         found: list[float | None] = [
             mean([rewrite_score(b, a, self.posed.erases) for b, a in zip(*p[kind], strict=True)])
@@ -465,7 +487,7 @@ class _Problem:
         ]
         found.append(mean([neighborhood_score(b, a) for b, a in zip(*p["neighborhood"], strict=True)]))
         found.append(self._essence(asked["essence"], before["essence"], after["essence"]))
-        found += [p["rewrite"][0][0], p["rewrite"][1][0]]
+        found += [p["rewrite"][0][0], p["rewrite"][1][0], *map(math.exp, after["true"])]
         return [None if value is None else _short(value) for value in found]
 
     def _essence(self, texts: Sequence[Answer], before: Sequence[float], after: Sequence[float]) -> float | None:

@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING
 
 from harness.errors import DataError, UsageError
 from harness.localize import KINDS, SCORES, Study, required
-from harness.regression import Fit, regress
+from harness.regression import Correlation, Fit, regress
 from harness.success import overall
+from harness.trace import concentrated
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["METRICS", "PAPER", "Row", "draw", "markdown", "rows_of", "tex", "write"]
+__all__ = ["METRICS", "PAPER", "VIEWS", "Row", "View", "draw", "few_layers", "markdown", "rows_of", "tex", "write"]
 
 METRICS = ("rewrite", "paraphrase", "neighborhood", "essence", "overall", "overall_essence", "overall_harmonic")
 """What is explained. ``overall`` is the mean of the first three, as published; ``overall_essence`` of all four."""
@@ -34,6 +35,7 @@ _TITLES = {
     "overall": "Overall edit success (arithmetic mean of rewrite, paraphrase and neighborhood)",
     "overall_essence": "Overall edit success with essence (arithmetic mean of four)",
     "overall_harmonic": "Overall edit success (harmonic mean of rewrite, paraphrase and neighborhood)",
+    "magnitude": "Rewrite magnitude",
 }
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = "osD^vPX*"
@@ -92,6 +94,47 @@ PAPER = {
 
 
 @dataclass(frozen=True)
+class View:
+    """Which facts are looked at, and what counts as the tracing effect.
+
+    Attributes:
+        name: a word for it.
+        title: what it says of the tables; empty for the main ones.
+        metrics: what is explained.
+        effect: one of :data:`harness.localize.EFFECTS`; None for the greatest over all tokens.
+        concentrated: whether only facts count whose effect sits in few layers.
+    """
+
+    name: str
+    title: str
+    metrics: tuple[str, ...]
+    effect: str | None = None
+    concentrated: bool = False
+
+
+_MAIN = ("rewrite", "overall")
+VIEWS = (
+    View("all", "", METRICS),
+    View("concentrated", "facts whose tracing effect is concentrated", _MAIN, concentrated=True),
+    View("last_subject", "tracing effect at the subject's last token", _MAIN, "last_subject"),
+    View(
+        "unscaled",
+        "p*(false) - p*(true) against the absolute tracing effect at the subject's last token",
+        ("magnitude",),
+        "last_subject_absolute",
+    ),
+    View("zeroing", "share of the probability that zeros at the subject take", _MAIN, "zeroing"),
+)
+"""The paper's main analysis, its table 2, and its robustness checks (section 5 and appendix B)."""
+
+_PAPER_CONCENTRATED: dict[tuple[str, str], tuple[str, ...]] = {
+    ("error_injection", "rome@1"): (".927", ".02", ".929", ".002", "-")
+}
+"""Table 2: 74 facts; the difference follows."""
+_OTHERS_OF, _OTHERS = 27, 3  # of GPT-J's other layers, how many may reach half of the greatest effect
+
+
+@dataclass(frozen=True)
 class Row:
     """One regression: a score of a method on a problem."""
 
@@ -100,6 +143,7 @@ class Row:
     method: str
     fit: Fit
     facts: int
+    view: View = VIEWS[0]
 
 
 def _values(study: Study, problem: str, method: str) -> list[tuple[str, int, list[float | None]]]:
@@ -115,6 +159,9 @@ def _values(study: Study, problem: str, method: str) -> list[tuple[str, int, lis
 
 
 def _score(metric: str, scores: Sequence[float | None]) -> float | None:
+    if metric == "magnitude":
+        after, true = (*scores[len(SCORES) + 1 :], None, None)[:2]
+        return None if after is None or true is None else after - true
     if metric in SCORES:
         return scores[SCORES.index(metric)]
     used = len(SCORES) if metric == "overall_essence" else len(KINDS)
@@ -131,31 +178,49 @@ def rows_of(study: Study) -> list[Row]:
     required(sum(effect is not None for effect in study.facts.values()), int(study.model.get("layers", 0)))
     found = [
         row
-        for metric in METRICS
+        for view in VIEWS
+        for metric in view.metrics
         for problem in study.plan["problems"]
         for method in study.plan["methods"]
-        if (row := _row(study, metric, problem, method)) is not None
+        if (row := _row(study, view, metric, problem, method)) is not None
     ]
     if not found:
         raise DataError(f"{study.path}: no method is complete at all layers; run the same command again to go on")
     return found
 
 
-def _row(study: Study, metric: str, problem: str, method: str) -> Row | None:
-    points = list(_points(study, metric, problem, method))
+def _row(study: Study, view: View, metric: str, problem: str, method: str) -> Row | None:
+    points = list(_points(study, view, metric, problem, method))
     if not points:
         return None
-    scores, effects, layers = (list(column) for column in zip(*points, strict=True))
-    facts = len({fact for fact, _, _ in _values(study, problem, method)})
-    return Row(metric, problem, method, regress(scores, effects, [int(layer) for layer in layers]), facts)
+    scores, effects, layers, facts = (list(column) for column in zip(*points, strict=True))
+    return Row(metric, problem, method, regress(scores, effects, layers), len(set(facts)), view)
 
 
-def _points(study: Study, metric: str, problem: str, method: str) -> Iterator[tuple[float, float, int]]:
-    """(score, tracing effect, layer) of each edit that has both."""
+def _points(
+    study: Study, view: View, metric: str, problem: str, method: str
+) -> Iterator[tuple[float, float, int, str]]:
+    """(score, tracing effect, layer, fact) of each edit that has both."""
+    effects = study.facts if view.effect is None else study.effects.get(view.effect, {})
+    chosen = _concentrated(study) if view.concentrated else effects.keys()
     for fact, layer, scores in _values(study, problem, method):
-        score, effect = _score(metric, scores), study.facts.get(fact)
-        if score is not None and effect is not None:
-            yield score, effect[layer], layer
+        score, effect = _score(metric, scores), effects.get(fact)
+        if fact in chosen and score is not None and effect is not None:
+            yield score, effect[layer], layer, fact
+
+
+def _concentrated(study: Study) -> set[str]:
+    """The facts whose effect is concentrated."""
+    others = few_layers(int(study.model["layers"]))
+    return {fact for fact, effect in study.facts.items() if effect and concentrated(effect, others=others)}
+
+
+def few_layers(layers: int) -> int:
+    """How many layers beside the greatest may reach half of it: three of GPT-J's other 27, as large a share of fewer.
+
+    (With three of three, every fact of a model of four layers would be concentrated.)
+    """
+    return round(_OTHERS / _OTHERS_OF * (layers - 1))
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
@@ -176,7 +241,9 @@ def _cells(row: Row, published: bool) -> list[str]:
     found = [_number(v) for v in (fit.r2_layer, fit.r2_trace, fit.r2_both, fit.difference)]
     found += [_p(fit.p), str(row.facts)]
     if published:
-        paper = PAPER.get(row.metric, {}).get((row.problem, _like(row.method)), ())
+        known = PAPER.get(row.metric, {}) if row.view == VIEWS[0] else {}
+        known = _PAPER_CONCENTRATED if row.view.concentrated and row.metric == "rewrite" else known
+        paper = known.get((row.problem, _like(row.method)), ())
         found.append(" / ".join(paper) if paper else "-")
     return found
 
@@ -193,24 +260,33 @@ def _head(published: bool) -> list[str]:
 
 
 def _tables(rows: Sequence[Row], published: bool) -> Iterator[tuple[str, list[str], list[list[str]]]]:
-    """Title, head and body of each table: the four of the paper's appendix, then errors and correlations."""
-    for metric in METRICS:
-        mine = [row for row in rows if row.metric == metric and row.fit.reason is None]
-        if mine:
-            body = [[row.problem, row.method, *_cells(row, published)] for row in mine]
-            yield f"{_TITLES[metric]}: what explains it", _head(published), body
-    main = [row for row in rows if row.metric in ("rewrite", "overall") and row.fit.rmse and row.fit.mae]
+    """Title, head and body of each table: what explains each score, then errors and correlations."""
+    able = [row for row in rows if row.fit.reason is None]
+    for view in VIEWS:
+        for metric in view.metrics:
+            mine = [row for row in able if (row.view, row.metric) == (view, metric)]
+            if mine:
+                body = [[row.problem, row.method, *_cells(row, published)] for row in mine]
+                yield f"{_TITLES[metric]}: what explains it{_of(view)}", _head(published), body
+    main = [row for row in able if row.view == VIEWS[0] and row.metric in _MAIN]
     if main:
         head = ["problem", "method", "score", "RMSE layer", "RMSE trace", "MAE layer", "MAE trace"]
-        body = []
-        for row in main:
-            assert row.fit.rmse is not None and row.fit.mae is not None
-            body.append([row.problem, row.method, row.metric, *map(_number, (*row.fit.rmse, *row.fit.mae))])
+        body = [[r.problem, r.method, r.metric, *map(_number, (*(r.fit.rmse or ()), *(r.fit.mae or ())))] for r in main]
         yield "Errors of the two models", head, body
-        layers = [c.layer for c in main[0].fit.correlations]
-        head = ["problem", "method", "score", *(f"layer {layer}" for layer in layers)]
-        body = [[r.problem, r.method, r.metric, *(_number(c.r, 2) for c in r.fit.correlations)] for r in main]
-        yield "Correlation of score and tracing effect within a layer (Pearson)", head, body
+    for view in VIEWS:
+        mine = [row for row in able if row.view == view and row.metric in (*_MAIN, "magnitude")]
+        if mine:
+            head = ["problem", "method", "score", *(f"layer {c.layer}" for c in mine[0].fit.correlations)]
+            body = [[r.problem, r.method, r.metric, *map(_correlation, r.fit.correlations)] for r in mine]
+            yield f"Correlation within a layer (Pearson's r, its p){_of(view)}", head, body
+
+
+def _of(view: View) -> str:
+    return f"; {view.title}" if view.title else ""
+
+
+def _correlation(found: Correlation) -> str:
+    return "-" if found.r is None else f"{found.r:.2f} ({_p(found.p)})"
 
 
 def markdown(study: Study, rows: Sequence[Row], published: bool = False) -> str:
@@ -219,7 +295,9 @@ def markdown(study: Study, rows: Sequence[Row], published: bool = False) -> str:
     for title, head, body in _tables(rows, published):
         lines = ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *body)]
         parts += [f"## {title}", "\n".join(lines)]
-    without = sorted({f"{r.metric} of {r.problem}, {r.method}: {r.fit.reason}" for r in rows if r.fit.reason})
+    without = sorted(
+        {f"{r.metric} of {r.problem}, {r.method}{_of(r.view)}: {r.fit.reason}" for r in rows if r.fit.reason}
+    )
     if without:
         parts.append("Without numbers: " + "; ".join(without) + ".")
     return "\n\n".join(parts) + "\n"
@@ -234,6 +312,8 @@ def _introduction(study: Study) -> str:
         "method is an editor and the number of layers that it edits together. R2 of the layer alone (categorical), of "
         "the tracing effect of that layer alone, of both with their interaction; p of the F-test of both against the "
         "layer alone.",
+        f"The tracing effect of {len(_concentrated(study))} facts is concentrated: besides the layer of the greatest, "
+        f"at most {few_layers(int(study.model['layers']))} others reach half of it (in GPT-J, of 28 layers, 3).",
     ]
     left = [f"{count} facts: {reason}" for reason, count in study.skipped.items()]
     left += [
@@ -312,11 +392,11 @@ def _by_layer(study: Study, problems: Sequence[str]) -> Figure:
 
 
 def _line_of(axis: Axes, study: Study, metric: str, problem: str, method: str, place: int) -> None:
-    points = list(_points(study, metric, problem, method))
-    layers = sorted({layer for _, _, layer in points})
+    points = list(_points(study, VIEWS[0], metric, problem, method))
+    layers = sorted({layer for _, _, layer, _ in points})
     means, errors = [], []
     for layer in layers:
-        scores = [score for score, _, at in points if at == layer]
+        scores = [score for score, _, at, _ in points if at == layer]
         middle = math.fsum(scores) / len(scores)
         spread = math.fsum((s - middle) ** 2 for s in scores) / max(1, len(scores) - 1)
         means.append(middle)
@@ -333,10 +413,10 @@ def _by_effect(study: Study, problems: Sequence[str]) -> Figure:
     layers = study.model["edited"]
     for line, problem in zip(axes, problems, strict=True):
         for axis, method in zip(line, methods, strict=True):
-            points = list(_points(study, "rewrite", problem, method))
+            points = list(_points(study, VIEWS[0], "rewrite", problem, method))
             for place, layer in enumerate(layers):
-                effects = [effect for _, effect, at in points if at == layer]
-                scores = [score for score, _, at in points if at == layer]
+                effects = [effect for _, effect, at, _ in points if at == layer]
+                scores = [score for score, _, at, _ in points if at == layer]
                 colour = _COLOURS[place % len(_COLOURS)]
                 axis.scatter(effects, scores, s=5, alpha=0.55, color=colour, label=f"layer {layer}")
             _dress(axis, method if problem == problems[0] else "", problem if method == methods[0] else "")

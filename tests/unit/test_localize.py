@@ -11,19 +11,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from harness import localize as study
 from harness.editor import compose
 from harness.errors import DataError, UsageError
 from harness.lm import load
 from harness.localize import Grid, Method, Study, localize, open_study, required
-from harness.localize_report import PAPER, markdown, rows_of, tex, write
+from harness.localize_report import PAPER, VIEWS, few_layers, markdown, rows_of, tex, write
 from harness.patch import patched
 from harness.problems import ProblemSettings
 from harness.regression import regress
 from harness.success import neighborhood_score, rewrite_score
 from harness.tasks import read_examples
-from harness.trace import TraceSettings
+from harness.trace import TraceSettings, trace
 
 QUICK = {"cov_tokens": 2000, "v_steps": 4, "contexts": ["{}", "So it is. {}"], "ft_l.steps": 3}
 GRID = Grid(
@@ -117,7 +118,10 @@ def test_a_cell_of_the_grid_is_its_edit_made_by_hand(done: Study) -> None:
         found = done.blocks[f"error_injection/{name}@1/{layer}"][example.edit.id]
         assert found[:3] == pytest.approx(wanted, rel=2e-3, abs=1e-6)
         assert found[3] is None
-        assert found[4:] == pytest.approx([before["rewrite"][0], after["rewrite"][0]], rel=2e-3)
+        with patched(lm, editor.edit(lm, [example.edit])):
+            true = probability(lm, example.edit.text, f" {example.edit.target_old}")
+        assert found[4:] == pytest.approx([before["rewrite"][0], after["rewrite"][0], true], rel=2e-3, abs=1e-6)
+        assert len(done.blocks[f"fact_forcing/{name}@1/{layer}"][example.edit.id]) == 6
 
 
 def probability(lm, text: str, target: str) -> float:
@@ -135,6 +139,26 @@ def test_the_whole_grid_is_there(done: Study) -> None:
     assert set(done.blocks) == {f"{p}/{m}/{n}" for p in GRID.problems for m in GRID.methods for n in (0, 2)}
     assert all(set(block) == set(done.facts) for block in done.blocks.values())
     assert done.model["edited"] == [0, 2]
+    assert tuple(done.effects) == study.EFFECTS
+
+
+def test_effects_are_those_of_tracing(done: Study) -> None:
+    """Also where an earlier run left none: they are measured before the study goes on."""
+    lm = load("mini", device="cpu")
+    edits = [example.edit for example in read_examples("counterfact", "mini", "test", 4)]
+    for found in trace(lm, edits, GRID.trace)[:3]:
+        low, last = found.low, found.restored[found.span[1] - 1]
+        assert done.effects["last_subject_absolute"][found.fact.id] == pytest.approx((last - low).tolist(), abs=1e-5)
+        fractions = (last - low) / abs(low - found.clean)
+        assert done.effects["last_subject"][found.fact.id] == pytest.approx(fractions.tolist(), abs=1e-5)
+        assert done.effects["zeroing"][found.fact.id] == pytest.approx(found.removed.tolist(), abs=1e-5)
+
+
+def test_a_study_without_these_effects_gets_them(done: Study, tmp_path: Path) -> None:
+    early = Study(**{**vars(done), "path": tmp_path / done.path.name, "effects": {}, "complete": False})
+    early.save()
+    whole = localize(GRID, tmp_path, "cpu")
+    assert (whole.effects, whole.facts, whole.blocks) == (done.effects, done.facts, done.blocks)
 
 
 def test_noise_lowers_what_forcing_starts_from(done: Study) -> None:
@@ -225,7 +249,7 @@ def made_up(folder: Path) -> Study:
             }
     plan = replace(GRID, problems=("error_injection", "fact_erasure"), methods=(Method("ft_l", 5),)).to_json()
     model = {"name": "mini", "layers": 3, "edited": [0, 1, 2]}
-    return Study(folder / "localize--mini--1.json.gz", plan, model, facts, {"wrong": 2}, {}, blocks, False)
+    return Study(folder / "localize--mini--1.json.gz", plan, model, facts, skipped={"wrong": 2}, blocks=blocks)
 
 
 def test_tables_say_what_the_regression_found(tmp_path: Path) -> None:
@@ -244,6 +268,82 @@ def test_tables_say_what_the_regression_found(tmp_path: Path) -> None:
     latex = tex(rows)
     assert latex.count(r"\begin{tabular}") == page.count("\n## ")
     assert r"fact\_erasure & ft\_l@5 & " in latex
+
+
+def random_study(folder: Path) -> Study:
+    """Forty facts of a model of four layers, whose scores follow nothing."""
+    draw = np.random.default_rng(3)
+    names = [str(i) for i in range(40)]
+    facts = {name: draw.uniform(0, 1, 4).tolist() for name in names}
+    effects = {kind: {name: draw.uniform(-1, 1, 4).tolist() for name in names} for kind in study.EFFECTS}
+    effects["zeroing"]["7"] = None
+    blocks = {
+        f"error_injection/rome@1/{layer}": {
+            name: [*draw.uniform(0, 1, 3), None, *draw.uniform(0, 1, 3)] for name in names
+        }
+        for layer in range(4)
+    }
+    plan = replace(GRID, problems=("error_injection",), methods=(Method("rome", 1),)).to_json()
+    model = {"name": "mini", "layers": 4, "edited": [0, 1, 2, 3]}
+    return Study(folder / "localize--mini--2.json.gz", plan, model, facts, effects, blocks=blocks, complete=True)
+
+
+def test_subsets_and_other_effects_are_least_squares_by_hand(tmp_path: Path) -> None:
+    """Table 2's concentrated facts, the subject's last token, the unscaled check, zeros: each R2, F and r."""
+    made = random_study(tmp_path)
+    every = sorted(made.facts, key=int)
+    sorted_effects = {name: sorted(effect) for name, effect in made.facts.items()}
+    narrow = [name for name in every if sorted_effects[name][-2] < sorted_effects[name][-1] / 2]
+    assert 3 <= len(narrow) < 40
+    wanted = {
+        "all": (every, made.facts),
+        "concentrated": (narrow, made.facts),
+        "last_subject": (every, made.effects["last_subject"]),
+        "unscaled": (every, made.effects["last_subject_absolute"]),
+        "zeroing": ([name for name in every if name != "7"], made.effects["zeroing"]),
+    }
+    rows = {row.view.name: row for row in rows_of(made) if row.metric in ("rewrite", "magnitude")}
+    assert list(rows) == list(wanted)
+    for view, (names, effects) in wanted.items():
+        points = [
+            (made.blocks[f"error_injection/rome@1/{layer}"][name], effects[name][layer], layer)
+            for layer in range(4)
+            for name in names
+        ]
+        y = np.array([s[5] - s[6] if view == "unscaled" else s[0] for s, _, _ in points])
+        x, at = np.array([effect for _, effect, _ in points]), np.array([layer for _, _, layer in points])
+        dummies = np.stack([at == layer for layer in range(4)], 1).astype(float)
+        rss = [
+            float(((y - d @ np.linalg.lstsq(d, y, rcond=None)[0]) ** 2).sum())
+            for d in (dummies, np.stack([np.ones(len(y)), x], 1), np.hstack([dummies, dummies * x[:, None]]))
+        ]
+        fit, total = rows[view].fit, float(((y - y.mean()) ** 2).sum())
+        assert rows[view].facts == len(names)
+        assert (fit.r2_layer, fit.r2_trace, fit.r2_both) == pytest.approx([1 - r / total for r in rss], abs=1e-12)
+        assert fit.f == pytest.approx((rss[0] - rss[2]) / 4 / (rss[2] / (len(y) - 8)))
+        for found in fit.correlations:
+            r = float(np.corrcoef(y[at == found.layer], x[at == found.layer])[0, 1])
+            t = r * math.sqrt((len(names) - 2) / (1 - r * r))
+            assert (found.r, found.p) == pytest.approx((r, 2 * stats.t.sf(abs(t), len(names) - 2)))
+
+
+def test_subsets_and_other_effects_have_tables(tmp_path: Path) -> None:
+    made = random_study(tmp_path)
+    rows = rows_of(made)
+    page = markdown(made, rows, published=True)
+    heads = [line for line in page.splitlines() if line.startswith("## ")]
+    for view in VIEWS[1:]:
+        assert sum(head.endswith(f"; {view.title}") for head in heads) == len(view.metrics) + 1
+    narrow = next(row for row in rows if row.view.name == "concentrated" and row.metric == "rewrite")
+    assert f"The tracing effect of {narrow.facts} facts is concentrated" in page
+    assert f"| {narrow.facts} | .927 / .02 / .929 / .002 / - |" in page
+    first = narrow.fit.correlations[0]
+    assert f"| error_injection | rome@1 | rewrite | {first.r:.2f} ({first.p:.3f}) | " in page
+    assert tex(rows).count(r"\begin{tabular}") == len(heads)
+
+
+def test_few_layers_are_as_large_a_share_as_the_papers() -> None:
+    assert [few_layers(layers) for layers in (4, 12, 28, 48)] == [0, 1, 3, 5]
 
 
 def test_the_published_numbers() -> None:
