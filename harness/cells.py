@@ -93,11 +93,12 @@ def _one(cells: Sequence[Cell], model: str, quantity: Quantity, kind: Format) ->
     tasks = list(dict.fromkeys(cell.task for cell in cells))
     columns = sorted({(c.tolerance or 0.0, c.method) for c in cells}, key=lambda key: (-key[0], key[1]))
     head = ["task", "unedited", *(f"{method} {tolerance:g}" for tolerance, method in columns)]
-    body = []
+    body, starts = [], []
     for task in tasks:
         mine = [find(cells, model, task, method, tolerance or None) for tolerance, method in columns]
-        body.append([task, _start(mine, quantity), *(_shown(cell, quantity) for cell in mine)])
-    last = [_mean([_start_value(find(cells, model, t, m, x or None), quantity) for t in tasks]) for x, m in columns[:1]]
+        starts.append(_start(mine, quantity))
+        body.append([task, _number(starts[-1], signed=False), *(_shown(cell, quantity) for cell in mine)])
+    last = [_mean(starts)]
     for tolerance, method in columns:
         found = [find(cells, model, task, method, tolerance or None) for task in tasks]
         last.append(_mean([_value(cell, quantity) for cell in found], signed=quantity != "success"))
@@ -117,10 +118,9 @@ def _start_value(cell: Cell | None, quantity: Quantity) -> float | None:
     return cell.hard_initial if quantity == "hard_negative" else cell.initial
 
 
-def _start(cells: Sequence[Cell | None], quantity: Quantity) -> str:
-    """What the unedited model has; runs may differ in it by the rounding of their hardware, the first one is shown."""
-    values = (_start_value(cell, quantity) for cell in cells)
-    return _number(next((value for value in values if value is not None), None), signed=False)
+def _start(cells: Sequence[Cell | None], quantity: Quantity) -> float | None:
+    """What the unedited model has; where runs differ in it by the rounding of their hardware, their mean."""
+    return average([value for cell in cells if (value := _start_value(cell, quantity)) is not None])
 
 
 def _shown(cell: Cell | None, quantity: Quantity) -> str:
