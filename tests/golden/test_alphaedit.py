@@ -65,6 +65,13 @@ def test_two_batches_with_the_key_cache(golden, close, precision, l2):
             change = method.edit(lm, edits, total.memory)
         for i, case in enumerate(cases):
             close(values.value[i], theirs[f"{stem}/z.{case}"], rel, f"z of {case}")
+        below = Patch(total.weights)
+        for layer in layers:
+            if precision == "fp64":
+                with patched(lm, below):
+                    mine, _ = keys(lm, edits, layer, total.memory.contexts, method.fact_token, "memit")
+                close(mine, theirs[f"{stem}/keys_before.{layer}"], rel, f"keys that are solved for, layer {layer}")
+            below = below + Patch({DOWN.format(layer): change.weights[DOWN.format(layer)]})
         total = total + change
         for layer in layers:
             close(change.weights[DOWN.format(layer)].dense(), theirs[f"{stem}/delta_weight_out_in.{layer}"], rel, stem)

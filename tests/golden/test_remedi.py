@@ -76,6 +76,12 @@ def test_spans_and_targets(golden):
     stated = [stated_in(lm, example.edit) for example in examples]
     assert [len(s.ids) for s in stated] == said["context.length"]
     assert [[s.begin, s.end] for s in stated] == said["context.attribute.token_range"]
+    entities = [str(example.edit.subject) for example in examples]
+    prompts = [probe.prompt for example in examples for probe in example.probes]
+    assert [len(lm.encode(entity)) for entity in entities] == said["entity.length"]
+    for texts, name in ((entities, "entity.entity"), (prompts, "prompt.entity")):
+        found = [lm.span(text, entity, text.index(entity)) for text, entity in zip(texts, entities, strict=True)]
+        assert [list(place) for place in found] == said[f"{name}.token_range"]
 
 
 @PRECISIONS
