@@ -165,10 +165,7 @@ def carry_out(plan: BenchPlan, folder: Path, device: str | None = None, report: 
     record = _record(plan, lm, cases, outcomes)
     record["seconds"] = round(time.monotonic() - begun, 1)
     path = folder / f"{bench_name(record)}.json"
-    try:
-        write_whole(path, (text(record) + "\n").encode())
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be written ({error.strerror}); choose another --output") from error
+    write_whole(path, (text(record) + "\n").encode())
     return record
 
 

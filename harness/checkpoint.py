@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from harness.errors import UsageError
 from harness.schedule import Begun
 from harness.storage import write_whole
 
@@ -52,11 +51,7 @@ class Checkpoint:
             return
         content = io.BytesIO()
         torch.save({"key": self.key, "state": self._newest}, content)
-        try:
-            write_whole(self.path, content.getvalue())
-        except OSError as error:
-            reason = error.strerror or type(error).__name__
-            raise UsageError(f"{self.path}: cannot be written ({reason}); what was written before is whole") from error
+        write_whole(self.path, content.getvalue())
         self._last, self._newest = time.monotonic(), None
 
     def read(self) -> Begun | None:

@@ -437,7 +437,7 @@ def leaderboard(folder: Path, kind: str, output: Path | None) -> None:
 
     Records of a sweep (`harness sweep`) are read from FOLDER, its `runs`, or the `runs` of its folders.
     """
-    from harness import record, report, swept, trial
+    from harness import record, report, storage, swept, trial
 
     trials = trial.read_all(folder)
     parts = [swept.tables(trials, cast("Format", kind))] if trials else []
@@ -447,10 +447,7 @@ def leaderboard(folder: Path, kind: str, output: Path | None) -> None:
     if output is None:
         click.echo(text, nl=False)
         return
-    try:
-        output.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"{output}: cannot be written ({error.strerror}); choose another --output") from error
+    storage.write_whole(output, text.encode())
 
 
 @harness.command()
@@ -830,7 +827,7 @@ def sweep(path: Path, output: Path, address: str | None, workers: int, kind: str
     trials = [*validated, *tested]
     forms: tuple[tuple[str, Format], ...] = (("TABLES.md", "md"), ("tables.tex", "latex"))
     for name, form in forms:
-        (output / name).write_text(tables(trials, form, asked.balls), encoding="utf-8")
+        storage.write_whole(output / name, tables(trials, form, asked.balls).encode())
     click.echo(tables(trials, cast("Format", kind), asked.balls), nl=False)
 
 

@@ -11,11 +11,11 @@ confirm it.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness import storage
 from harness.errors import DataError
 
 if TYPE_CHECKING:
@@ -84,12 +84,15 @@ def build(folder: Path, size: int = SIZE, count: int = COUNT) -> list[Path]:
 
 
 def write(path: Path, texts: Sequence[str]) -> Path:
-    """Write chunks as rows of ``text``."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write chunks as rows of ``text``.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    storage.require_writable(path.parent, "choose another folder")
     # Appears whole or not at all: trainings side by side may write the same file.
-    part = path.with_name(f"{path.name}.{os.getpid()}")
-    part.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
-    return part.replace(path)
+    storage.write_whole(path, "".join(json.dumps({"text": text}) + "\n" for text in texts).encode())
+    return path
 
 
 def _openwebtext() -> Any:

@@ -6,6 +6,7 @@ Source of the layout and of the published numbers: Hase et al. 2023, "Does Local
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 from harness.errors import DataError, UsageError
 from harness.localize import KINDS, SCORES, Study, required
 from harness.regression import Correlation, Fit, regress
+from harness.storage import write_whole
 from harness.success import overall
 from harness.trace import concentrated
 
@@ -359,7 +361,9 @@ def draw(study: Study, folder: Path) -> list[Path]:
     made = []
     for name, figure in (("layers", _by_layer(study, problems)), ("effects", _by_effect(study, problems))):
         path = folder / f"{_stem(study)}--{name}.png"
-        figure.savefig(path, dpi=80)
+        content = io.BytesIO()
+        figure.savefig(content, format="png", dpi=80)
+        write_whole(path, content.getvalue())
         made.append(path)
     return made
 
@@ -453,6 +457,6 @@ def write(study: Study, published: bool = False) -> list[Path]:
     made = []
     for ending, text in pages.items():
         path = folder / f"{_stem(study)}{ending}"
-        path.write_text(text, encoding="utf-8")
+        write_whole(path, text.encode())
         made.append(path)
     return [*made, *draw(study, folder)]

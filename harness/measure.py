@@ -215,11 +215,15 @@ def load_base(key: str | None) -> Measured | None:
 
 
 def save_base(key: str | None, measured: Measured) -> None:
-    """Keep the numbers of the unedited model, atomically."""
+    """Keep the numbers of the unedited model, atomically.
+
+    Raises:
+        UsageError: the cache cannot be written.
+    """
     if key is None:
         return
     path = _base_path(key)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    storage.require_writable(path.parent, "set HARNESS_CACHE to a folder of yours")
     body = {
         "values": measured.values,
         "plain": measured.plain,

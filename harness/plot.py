@@ -17,6 +17,7 @@ from harness.leaderboard import EDIT_METRICS
 from harness.neutral import NAME
 from harness.pooled import pool
 from harness.record import Record
+from harness.storage import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -112,23 +113,20 @@ def save(make: Callable[[], Figure], path: Path) -> None:
     except ImportError as error:
         raise UsageError("figures need matplotlib; install it with pip install 'lm-edit-harness[plot]'") from error
     matplotlib.rcParams["svg.hashsalt"] = "lm-edit-harness"
-    figure = make()
-    try:
-        _write(figure, path)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
+    write_whole(path, _drawn(make(), path.suffix))
 
 
-def _write(figure: Figure, path: Path) -> None:
+def _drawn(figure: Figure, suffix: str) -> bytes:
     """The same records give the same file: no dates, no random ids. A PNG of 256 colours has a third of the size."""
-    if path.suffix != ".png":
-        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else {})
-        return
+    content, small = io.BytesIO(), io.BytesIO()
+    if suffix != ".png":
+        figure.savefig(content, format=suffix[1:], metadata={"Date": None} if suffix == ".svg" else {})
+        return content.getvalue()
     from PIL import Image
 
-    content = io.BytesIO()
     figure.savefig(content, dpi=150)
-    Image.open(content).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, "PNG", optimize=True)
+    Image.open(content).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+    return small.getvalue()
 
 
 def _figure(found: dict[Panel, dict[str, list[Row]]], record: Record) -> Figure:

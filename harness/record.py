@@ -455,13 +455,9 @@ class RecordWriter:
     def _save(self, suffix: str) -> None:
         """The values first: a record whose values are missing is worse than values whose record is missing."""
         path = self.folder / f"{name(self.record)}{suffix}.json"
-        try:
-            if self.record.values is not None:
-                write_whole(values_path(path), _packed_values(self.record, self._done))
-            write_whole(path, (text(self.record.to_json()) + "\n").encode())
-        except OSError as error:
-            reason = error.strerror or type(error).__name__
-            raise UsageError(f"{path}: cannot be written ({reason}); what was written before is whole") from error
+        if self.record.values is not None:
+            write_whole(values_path(path), _packed_values(self.record, self._done))
+        write_whole(path, (text(self.record.to_json()) + "\n").encode())
 
 
 def _packed_values(record: Record, small: bool) -> bytes:

@@ -492,8 +492,9 @@ def _store(folder: Path, manifest: Manifest, moment: Moment) -> Moment:
             Path(part).replace(target)
         finally:
             Path(part).unlink(missing_ok=True)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise DataError(
-            f"{folder}: second moments cannot be written ({error.strerror}); set HARNESS_CACHE to a folder of yours"
+            f"{folder}: second moments cannot be written ({reason}); set HARNESS_CACHE to a folder of yours"
         ) from error
     return Moment(matrix, moment.count, manifest.key, manifest.module)

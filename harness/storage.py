@@ -12,6 +12,7 @@ import math
 import os
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -79,19 +80,23 @@ def values_path(path: str | Path) -> Path:
     return path.with_name(path.name.removesuffix(".json") + ".values.json.xz")
 
 
-def require_writable(folder: Path) -> None:
-    """Make the folder if need be, and see that files can be written to it; UsageError otherwise."""
+def require_writable(folder: Path, cure: str = "choose another folder with --output") -> None:
+    """Make the folder if need be, and see that files can be written to it; UsageError with the cure otherwise."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        raise UsageError(f"{folder}: cannot be written to ({reason}); choose another folder with --output") from error
+        raise UsageError(f"{folder}: cannot be written to ({reason}); {cure}") from error
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Writes the whole file or nothing: a reader never sees half of it, also after a power cut."""
+    """Writes the whole file or nothing: a reader never sees half of it, also after a power cut.
+
+    Raises:
+        UsageError: it cannot be written, for instance to a full disk.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("wb") as file:
@@ -99,6 +104,11 @@ def write_whole(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise UsageError(
+            f"{path}: cannot be written ({reason}); make room or choose another place, what was written before is whole"
+        ) from error
+    finally:
+        with suppress(OSError):  # there may not even be a folder
+            temporary.unlink(missing_ok=True)

@@ -218,11 +218,8 @@ class _Writer:
         values = {"study": "trace", "schema": SCHEMA, "id": self.record["id"], "facts": rows, "skipped": skipped}
         path = self.path if complete else _partial(self.path)
         content = packed(values, small=complete)
-        try:
-            write_whole(values_path(path), content)
-            write_whole(path, (text(self.record) + "\n").encode())
-        except OSError as error:
-            raise UsageError(f"{path}: cannot be written ({error.strerror}); choose another --output") from error
+        write_whole(values_path(path), content)
+        write_whole(path, (text(self.record) + "\n").encode())
         if complete:
             for leftover in (_partial(self.path), values_path(_partial(self.path))):
                 leftover.unlink(missing_ok=True)

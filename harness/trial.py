@@ -250,7 +250,7 @@ def train(job: Job) -> Trial:
 
 def write(folder: Path, trial: Trial) -> Path:
     """Write the record of a trial, whole or not at all, and beside it the values of single documents."""
-    folder.mkdir(parents=True, exist_ok=True)
+    storage.require_writable(folder)
     path = folder / f"{trial.job.name}.json"
     rounded = {m: [[round(v, 5) for v in row] for row in rows] for m, rows in trial.values.items()}
     storage.write_whole(storage.values_path(path), storage.packed(rounded))

@@ -341,7 +341,11 @@ TOLD: dict[str, list[str]] = {
     "a set smaller than asked for": [f"{LONG}test_fewer_edits_than_asked_for_and_a_stop_beyond_them"],
     "a full disk": [
         f"{LONG}test_a_full_disk_is_told_in_one_line_and_what_was_written_before_goes_on",
+        f"{HERE}test_a_full_disk_leaves_the_earlier_table_and_figure",
         "unit/test_record.py::test_a_failed_write_leaves_the_old_file_and_no_litter",
+        "unit/test_storage.py::test_a_full_disk_is_told_whatever_is_written",
+        "unit/test_storage.py::test_all_that_is_kept_is_written_whole",
+        "unit/test_stats.py::test_a_full_cache_is_told",
         "unit/test_tensorfile.py::test_a_write_that_fails_halfway_leaves_the_earlier_file_and_no_litter",
     ],
     "two runs in one folder": [
@@ -410,6 +414,24 @@ TOLD: dict[str, list[str]] = {
 @pytest.mark.parametrize("mistake", TOLD)
 def test_a_mistake_has_its_test(mistake: str, is_test: Callable[[str], bool]) -> None:
     assert all(is_test(name) for name in TOLD[mistake]), TOLD[mistake]
+
+
+def test_a_full_disk_leaves_the_earlier_table_and_figure(
+    harness: Callable[..., Any], records: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = records["weak"].parent
+    for command, name in (("leaderboard", "board.md"), ("plot", "curves.svg")):
+        path = tmp_path / name
+        path.write_text("before")
+        with monkeypatch.context() as patch:
+            patch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+            assert_told(
+                harness(command, folder, "--output", path), f"{name}: cannot be written (No space left on device)"
+            )
+        assert path.read_text() == "before"
+        assert [found.name for found in tmp_path.iterdir() if found.name.startswith(".")] == []
+        assert harness(command, folder, "--output", path).code == 0
+        assert path.read_text() != "before"
 
 
 # --- how an error ends the program ------------------------------------------------------------------------------------

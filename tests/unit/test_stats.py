@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from editors.memit import Memit
@@ -241,3 +241,13 @@ def test_an_unwritable_cache_is_told(fresh, tmp_path):
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(DataError, match=r"cannot be written .* set HARNESS_CACHE"):
         moments(fresh("gpt2"), [0], 50, folder=tmp_path / "file" / "below")
+
+
+def test_a_full_cache_is_told(fresh, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr(stats, "save_file", full)
+    with pytest.raises(DataError, match=r"cannot be written \(I/O error: No space left on device\); set HARNESS_CACHE"):
+        moments(fresh("gpt2"), [0], 50, folder=tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from harness import storage
+from harness import corpora, localize, measure, storage, trial
+from harness.errors import UsageError
 
 
 @pytest.mark.parametrize(
@@ -65,11 +68,80 @@ def test_what_is_not_finite_is_refused() -> None:
             write({"a": math.inf})
 
 
-def test_an_interrupted_write_leaves_the_file_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("failure", "raised", "message"),
+    [
+        (
+            OSError(28, "No space left on device"),
+            UsageError,
+            r"a\.json: cannot be written \(No space left on device\); make",
+        ),
+        (KeyboardInterrupt(), KeyboardInterrupt, "^$"),
+    ],
+)
+def test_an_interrupted_write_leaves_the_file_before(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    failure: BaseException,
+    raised: type[BaseException],
+    message: str,
+) -> None:
     path = tmp_path / "a.json"
     storage.write_whole(path, b"before")
-    monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(failure))
+    with pytest.raises(raised, match=message):
         storage.write_whole(path, b"after")
     assert path.read_bytes() == b"before"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_place_that_is_not_there_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for path in (tmp_path / "file" / "below", tmp_path / "nowhere" / "a.json", tmp_path):
+        with pytest.raises(UsageError, match=f"^{path}: cannot be written"):
+            storage.write_whole(path, b"x")
+    assert [found.name for found in tmp_path.iterdir()] == ["file"]
+
+
+def test_all_that_is_kept_is_written_whole() -> None:
+    """No module writes a file in place: what fills a disk, or is killed, leaves what was there before."""
+    direct = re.compile(r"\.write_(?:text|bytes)\(|savefig\(path|open\([^)]*[\"'][wax]b?[\"']")
+    found = {
+        f"{path.stem}: {line.strip()}"
+        for folder in ("harness", "editors", "tasks")
+        for path in (Path(__file__).parents[2] / folder).rglob("*.py")
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if direct.search(line)
+    }
+    assert found == {
+        'data: with os.fdopen(handle, "wb") as file:',  # of a download, beside its place
+        'storage: with temporary.open("wb") as file:',
+        'runner: Path("/proc/self/clear_refs").write_text("5")',
+    }
+
+
+def test_a_full_disk_is_told_whatever_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one line of the program's own, and nothing half-written stays."""
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("os.fsync", full)
+    writers: dict[str, Callable[[], object]] = {
+        "the numbers of the unedited model": lambda: measure.save_base("key", measure.Measured()),
+        "a corpus": lambda: corpora.write(tmp_path / "corpus.jsonl", ["a"]),
+        "a trial of a sweep": lambda: trial.write(tmp_path, trial.Trial(trial.Job("m", "temporal", "x", "x"), ())),
+        "a study of layers": lambda: localize.Study(tmp_path / "study.json.gz", {}).save(),
+    }
+    for what, write in writers.items():
+        with pytest.raises(UsageError, match=r"cannot be written \(No space left on device\)"):
+            write()
+        assert not [path for path in tmp_path.rglob("*") if path.is_file()], what
+
+
+def test_a_cache_that_cannot_be_made_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "file"))
+    with pytest.raises(UsageError, match=r"cannot be written to .*; set HARNESS_CACHE to a folder of yours"):
+        measure.save_base("key", measure.Measured())
