@@ -206,6 +206,37 @@ def test_one_phrasing_as_published_or_all_of_them(tiny: Callable[[str], LM]) -> 
     assert torch.allclose(torch.stack([lesson.attribute for lesson in every[::3]]), states, atol=1e-6)
 
 
+def test_every_object_of_a_relation_is_taught_but_the_true_one(tiny: Callable[[str], LM]) -> None:
+    """In turn with each pair of phrasings: stated with that object, and asked for it."""
+    lm = tiny("gpt2")
+    asked = {"a": ["Ada Velmont lives in"], "b": ["Rosa Delgado lives in"], "c": []}
+    facts = {"a": ("Ada Velmont", "Rome", "Oslo", "r"), "b": ("Rosa Delgado", "Paris", "Rome", "r"),
+             "c": ("Jonas Wick", "Prague", "Oslo", None)}  # fmt: skip
+    examples = [
+        Example(
+            Edit(key, "{} was born in", subject, new, old, relation),
+            tuple(Probe(key, "paraphrase", text, new, old) for text in asked[key]),
+        )
+        for key, (subject, new, old, relation) in facts.items()
+    ]
+    first, second, alone = remedi._lessons(lm, examples, 1, "all", "relation")
+    texts = ["Ada Velmont was born in", "Ada Velmont lives in"]
+    pairs = [(s, a) for s in texts for a in texts]
+    # The relation's objects are Rome, Oslo and Paris; of the first example Oslo is true.
+    assert [lm.tokenizer.decode(one.wanted) for one in first] == [" Rome", " Paris"]
+    for lesson, (stated, question), target in zip(first, pairs, (" Rome", " Paris"), strict=False):
+        said = remedi._representations(lm, [remedi._stated(lm, stated, "Ada Velmont", target)], 1)[0]
+        assert lesson.ids == lm.encode(question)
+        assert torch.allclose(lesson.attribute, said, atol=1e-6)
+        assert lm.tokenizer.decode(lesson.old or 0) == " Oslo"
+    assert [lm.tokenizer.decode(one.wanted) for one in second] == [" Oslo", " Paris"]
+    # The second example begins with the second pair: stated as the edit is, asked in the other way.
+    assert [one.ids for one in second] == [
+        lm.encode(text) for text in ("Rosa Delgado lives in", "Rosa Delgado was born in")
+    ]
+    assert [lm.tokenizer.decode(one.wanted) for one in alone] == [" Prague"]
+
+
 # --- learning ---------------------------------------------------------------------------------------------------------
 
 
@@ -247,6 +278,34 @@ def test_the_best_epochs_weights_are_kept_and_not_the_last_ones(
         assert torch.equal(kept[name], method.seen[best][name])
         others = [seen[name] for i, seen in enumerate(method.seen) if i != best]
         assert not any(torch.equal(kept[name], other) for other in others)
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_an_epoch_takes_every_lesson_once(tiny: Callable[[str], LM], shuffle: bool) -> None:
+    """In their order as published, or each time in another that the seed decides."""
+    lm = tiny("gpt2")
+    runs = []
+    for _ in range(2):
+        method = Ordered(layer=1, epochs=3, batch_size=1, shuffle=shuffle, patience=9)
+        object.__setattr__(method, "met", [])
+        remedi._train(method, lm, lessons(lm), lessons(lm, 1))
+        runs.append([method.met[i : i + 4] for i in range(0, 12, 4)])
+    assert runs[0] == runs[1]
+    assert all(sorted(epoch) == ["0", "1", "2", "3"] for epoch in runs[0])
+    assert (len({tuple(epoch) for epoch in runs[0]}) > 1) == shuffle
+    assert shuffle or runs[0][0] == ["0", "1", "2", "3"]
+
+
+class Ordered(Remedi):
+    """Remembers which lessons it met in training."""
+
+    name = "ordered"
+    met: list[str]
+
+    def loss(self, lm: LM, lessons: Sequence[Any], learned: Mapping[str, Tensor]) -> Tensor:
+        if torch.is_grad_enabled():
+            self.met.extend(lesson.name for lesson in lessons)
+        return super().loss(lm, lessons, learned)
 
 
 def test_learning_lowers_the_loss_and_leaves_the_model(taught: Callable[[str], LM]) -> None:
