@@ -5,14 +5,20 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from editors.senses import Senses
 from harness import data
 from harness.ball import inside
+from harness.canonical import CanonicalSet
 from harness.cells import Cell, average, averages, find, table
+from harness.draws import PUBLISHED, block
+from harness.finetuning import CANONICAL
 from harness.published import ensemble, ensemble_runs, finetuned, last_hard_negatives, memit, unedited
 
 TASKS = ("stereoset", "country", "company", "gender", "verb", "temporal")
@@ -406,3 +412,63 @@ def test_table_3_averages_are_unweighted_means_over_tasks(spec: str) -> None:
             values = [printed(row[column].split("/")[method]) for row in tasks]
             # Each printed value is rounded to a tenth, and so is their printed mean.
             assert abs((average(values) or 0) - printed(last[column].split("/")[method])) <= 0.1 + 1e-9
+
+
+# --- what won ---------------------------------------------------------------------------------------------------------
+
+FOLDERS = {"stereoset": "stereoset", "country": "country_capital", "company": "company_ceo",
+           "gender": "pronoun_gender_bias", "verb": "verb_conjugation", "temporal": "temporal"}  # fmt: skip
+LAYERS = {"backpack-gpt2": 12, "gpt-j-6b": 28, "pythia-70m": 6, "pythia-160m": 12, "pythia-410m": 24, "pythia-1b": 16,
+          "pythia-1.4b": 24, "pythia-2.8b": 32, "pythia-6.9b": 32}  # fmt: skip
+
+
+def could_be(value: float, said: Any) -> bool:
+    """Whether a value can be drawn from a distribution of :mod:`harness.draws`."""
+    if not isinstance(said, dict):
+        return bool(value == said)
+    ((kind, ends),) = said.items()
+    low, high = (10.0**end for end in ends) if "log10" in kind else ends
+    return bool(low * (1 - 1e-12) <= value <= high * (1 + 1e-12) and ("integer" not in kind or value == int(value)))
+
+
+@pytest.mark.parametrize(("family", "count"), [("backpack", 54), ("gptj", 36), ("pythia", 252)])
+def test_every_configuration_that_won_could_be_drawn_here(plots: Path, family: str, count: int) -> None:
+    """Its hyperparameters, its fixed settings, its loss and its threshold are those of our sweeps and sets."""
+    found = data.read_jsonl(plots.parent / "configs" / "test" / f"{family}_best.jsonl")
+    assert len(found) == count
+    for row in found:
+        training, task, layers = row["training"], FOLDERS[row["task"]], LAYERS[row["model"].rpartition("/")[2]]
+        method = PUBLISHED[row["method"]]
+        settings = {**method.settings, **method.of_task.get(task, {})}
+        theirs = {"lr": training["learning_rate"], "kl": training["regularization_weight"]}
+        if row["method"] == "senses":
+            senses = row["senses"]
+            theirs |= {"k": senses["max_senses_per_example"], "unusual": senses["regularization_lambda"]}
+            assert (Senses.epochs, Senses.accumulate) == (10, 5)
+        if row["method"] == "lora":
+            theirs |= {"rank": training["lora"]["lora_rank"], "alpha": training["lora"]["lora_alpha"]}
+            named = [int(layer) for layer in re.findall(r"\d+", training["lora"]["target_modules"].partition("mlp")[0])]
+            assert named == list(range(named[0], named[-1] + 1))
+            assert (named[0], named[-1]) in {block(layers, share / 1000) for share in range(100, 901)}
+        assert all(could_be(value, settings[name]) for name, value in theirs.items()), (row["task"], theirs)
+        fixed = (training["batch_size"], training["num_epochs"], training["grad_acc_steps"])
+        assert fixed == tuple(CANONICAL[name] for name in ("batch_size", "steps", "accumulate"))
+        ours = CanonicalSet.at(data.TASKS / "canonical" / task)
+        assert ours.loss == training["loss_type"]
+        assert ours.threshold == pytest.approx(row["threshold"], abs=1e-12)
+
+
+def test_every_configuration_of_memit_could_be_drawn_here(plots: Path) -> None:
+    """The chosen ones of both subjects, which share their ten configurations."""
+    kept = json.loads((plots / "workshop-pythia" / "memit_results.val.final.float16.json").read_text(encoding="utf-8"))
+    names = {"clamp_norm_factor": "clamp", "mom2_update_weight": "lam", "kl_factor": "kl_factor",
+             "v_num_grad_steps": "v_steps"}  # fmt: skip
+    found = [
+        entry["edit"]["override_params"]
+        for models in kept.values() for tasks in models.values() for balls in tasks.values() for entry in balls.values()
+        if entry and entry.get("edit")
+    ]  # fmt: skip
+    assert len(found) > 100
+    for drawn in found:
+        for theirs, ours in names.items():
+            assert could_be(drawn[theirs], PUBLISHED["memit-standard"].settings[ours]), (theirs, drawn)
