@@ -282,8 +282,14 @@ def splits(dataset: str, data_dir: str | Path | None = None, split: str = "test"
 
 
 def status(data_dir: str | Path | None = None, root: Path = TASKS) -> list[Status]:
-    """What is there, one entry for each split of each data set; reads no rows and opens no connection."""
+    """What is there, one entry for each split of each data set; reads no rows and opens no connection.
+
+    Raises:
+        DataError: the folder does not exist.
+    """
     folder = None if data_dir in (None, MINI, PUBLISHED) else Path(str(data_dir))
+    if folder is not None and not folder.is_dir():
+        raise DataError(f"--data-dir {folder}: no such folder; give one with data files, or {MINI}, or {PUBLISHED}")
     lines: list[Status] = []
     for described in find(root).values():
         minis = [split for split in ("test", "train") if _mini_path(described, split).is_file()]

@@ -241,6 +241,8 @@ class Editor(ABC):
         for key, wanted in _hints(type(self)).items():
             if key in settable(type(self)):
                 _require_range(self.name, key, getattr(self, key), wanted)
+                if getattr(self, key) != settable(type(self))[key].default:
+                    _require_some(self.name, key, getattr(self, key))
 
     @property
     def root(self) -> Editor:
@@ -573,6 +575,14 @@ def _require_range(editor: str, key: str, value: object, wanted: object) -> None
         for limit in getattr(option, "__metadata__", ()):
             if isinstance(limit, Range) and isinstance(value, int | float) and not limit.holds(value):
                 raise UsageError(f"{editor}: '{key}' is {value!r}, expected {limit}")
+
+
+def _require_some(editor: str, key: str, value: object) -> None:
+    """Refuse what no default of a field can mean: a number without end, a list of nothing."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UsageError(f"{editor}: '{key}' is {value!r}, expected a finite number")
+    if value == ():
+        raise UsageError(f"{editor}: '{key}' is an empty list, expected at least one; leave it out for the default")
 
 
 def _cast(editor: str, key: str, value: object, wanted: object) -> object:

@@ -101,6 +101,9 @@ def test_a_mistake_in_the_call(refused: Callable[..., None], case: str) -> None:
 
 EDITORS = [
     ("rome", "v_steps=0", "rome: 'v_steps' is 0, expected at least 1"),
+    ("rome", "v_lr=1e400", "rome: 'v_lr' is inf, expected a finite number"),
+    ("rome", "v_lr=.nan", "rome: 'v_lr' is nan, expected above 0"),
+    ("rome", "layers=[]", "rome: 'layers' is an empty list, expected at least one; leave it out for the default"),
     ("rome", "v_lr=fast", "rome: 'v_lr' is 'fast', expected float above 0; for example --set v_lr=VALUE"),
     ("rome", "layers=[3]", "layer 3: the model has layers 0 to 2; choose one of them"),
     ("memit", "layers=[-1]", "layer -1: the model has layers 0 to 2; choose one of them"),
@@ -299,6 +302,14 @@ def test_a_second_run_in_one_folder(harness: Callable[..., Any], arguments: list
         found, f"{tmp_path}: another run is writing to this folder; wait for it to end or choose another --output"
     )
     assert list(tmp_path.glob("*.json*")) == []
+
+
+def test_data_of_a_folder_that_is_not_there(harness: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for name in ("nowhere", "file"):
+        assert_told(
+            harness("data", "--data-dir", tmp_path / name), f"--data-dir {tmp_path / name}: no such folder; give"
+        )
 
 
 @pytest.mark.parametrize("name", ["rn", "leaderbord", "taks"])
