@@ -242,12 +242,14 @@ def _cells(row: Row, published: bool) -> list[str]:
     fit = row.fit
     found = [_number(v) for v in (fit.r2_layer, fit.r2_trace, fit.r2_both, fit.difference)]
     found += [_p(fit.p), str(row.facts)]
-    if published:
-        known = PAPER.get(row.metric, {}) if row.view == VIEWS[0] else {}
-        known = _PAPER_CONCENTRATED if row.view.concentrated and row.metric == "rewrite" else known
-        paper = known.get((row.problem, _like(row.method)), ())
-        found.append(" / ".join(paper) if paper else "-")
-    return found
+    return [*found, " / ".join(_published(row)) or "-"] if published else found
+
+
+def _published(row: Row) -> tuple[str, ...]:
+    """What the paper has of the same regression; empty where it has none."""
+    known = PAPER.get(row.metric, {}) if row.view == VIEWS[0] else {}
+    known = _PAPER_CONCENTRATED if row.view.concentrated and row.metric == "rewrite" else known
+    return known.get((row.problem, _like(row.method)), ())
 
 
 def _like(method: str) -> str:
@@ -268,8 +270,9 @@ def _tables(rows: Sequence[Row], published: bool) -> Iterator[tuple[str, list[st
         for metric in view.metrics:
             mine = [row for row in able if (row.view, row.metric) == (view, metric)]
             if mine:
-                body = [[row.problem, row.method, *_cells(row, published)] for row in mine]
-                yield f"{_TITLES[metric]}: what explains it{_of(view)}", _head(published), body
+                beside = published and any(map(_published, mine))
+                body = [[row.problem, row.method, *_cells(row, beside)] for row in mine]
+                yield f"{_TITLES[metric]}: what explains it{_of(view)}", _head(beside), body
     main = [row for row in able if row.view == VIEWS[0] and row.metric in _MAIN]
     if main:
         head = ["problem", "method", "score", "RMSE layer", "RMSE trace", "MAE layer", "MAE trace"]
