@@ -188,18 +188,8 @@ class EditedLM(HFLM):  # type: ignore[misc]
             scored: list[tuple[float, bool]] = super()._loglikelihood_tokens(requests, True, override_bs)
             return scored
         # The base class sorts requests by their tokens and forgets whose they are; here rows keep their patch.
-        sequences = [(context + continuation)[-(self.max_length + 1) :] for _, context, continuation in requests]
-        order = sorted(range(len(requests)), key=lambda i: -len(sequences[i]))
-        results: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
-        for start in range(0, len(order), self.batch_size):
-            chunk = order[start : start + self.batch_size]
-            batch = self.lm.batch([sequences[i][:-1] for i in chunk])
-            self._rows.index = torch.tensor([self._row_patches[i] for i in chunk])
-            logits = self._model_call(batch.ids)
-            for row, i in enumerate(chunk):
-                wanted = sequences[i][-len(requests[i][2]) :]
-                results[i] = _scored(logits[row, : len(sequences[i]) - 1], wanted)
-        return results
+        spans = [Span((*context, *continuation), len(continuation)) for _, context, continuation in requests]
+        return score(self.lm, spans, self.batch_size, self._row_patches, self._forward, self._advance, rounded=True)
 
     def _model_call(self, inps: Tensor, attn_mask: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
         logits: Tensor = super()._model_call(inps, attn_mask, labels)
@@ -265,10 +255,3 @@ class EditedLM(HFLM):  # type: ignore[misc]
         self._done = min(self._done + rows, self._total)
         if self.progress is not None:
             self.progress(self._done, self._total)
-
-
-def _scored(logits: Tensor, continuation: Sequence[int]) -> tuple[float, bool]:
-    """The log-likelihood of a continuation under the logits ``[positions, vocabulary]`` that end with its own."""
-    last = logits[-len(continuation) :].log_softmax(-1)
-    wanted = torch.tensor(continuation, device=last.device)
-    return float(last.gather(1, wanted[:, None]).sum()), bool((last.argmax(-1) == wanted).all())

@@ -8,12 +8,12 @@ the columns in front taken from the pass that they start from.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
-from enum import Enum, auto
 from typing import Any, Literal
 
 import torch
@@ -99,9 +99,11 @@ class _Front(Kept):  # type: ignore[no-untyped-call]
     """What stands in front, the same for every group of rows."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
-        groups = len(key_states) // len(self.keys)
-        keys, values = (kept.repeat(groups, 1, 1, 1) for kept in (self.keys, self.values))
-        return torch.cat([keys, key_states], -2), torch.cat([values, value_states], -2)
+        return self._joined(self.keys, key_states), self._joined(self.values, value_states)
+
+    def _joined(self, kept: Tensor, added: Tensor) -> Tensor:
+        by_group = added.reshape(-1, len(kept), *added.shape[1:])
+        return torch.cat([kept.expand(len(by_group), *kept.shape), by_group], -2).flatten(0, 1)
 
 
 class _Enough(Exception):  # noqa: N818
@@ -112,19 +114,6 @@ _CACHE = object()
 """Stands where a recorded call was given a cache."""
 
 _Call = tuple[tuple[Any, ...], dict[str, Any]]
-
-
-class _Way(Enum):
-    """How an overwriting is carried out, the fastest first.
-
-    ABOVE: the blocks above the first that is overwritten, for models that add what a module writes as it is.
-    FROM: that block too, for models with something in between, such as a norm.
-    WHOLE: the whole model, for those that do more between blocks than hand on a hidden state.
-    """
-
-    ABOVE = auto()
-    FROM = auto()
-    WHOLE = auto()
 
 
 @dataclass(frozen=True)
@@ -161,7 +150,7 @@ class Restorer:
         self._modules = [lm.module(name(layer)) for layer in range(lm.arch.layers)]
         self._blocks = [lm.module(lm.arch.block(layer)) for layer in range(lm.arch.layers)]
         self._calls_of: dict[tuple[int, int], list[_Call]] = {}
-        self._way: _Way | None = None
+        self._by_blocks: bool | None = None
 
     def observe(self, asked: Sequence[Asked], noise: Tensor, noised: int) -> Pass:
         """Run the model on texts of one length, with noise on the embedding of each.
@@ -199,15 +188,13 @@ class Restorer:
             values: what stands in place of what each layer wrote, ``[rows or 1, columns, d]`` each.
             overwritings: at which columns and layers.
         """
-        if self._way is None:
-            self._way = self._fastest(start, values, overwritings)
-        whole = self._way is _Way.WHOLE
-        seen = list(overwritings) if whole else [self._seen(start, one) for one in overwritings]
+        if self._by_blocks is None:
+            self._by_blocks = self._can_by_blocks(start, values, overwritings)
+        seen = [self._seen(start, one) for one in overwritings] if self._by_blocks else list(overwritings)
         distinct = [one for one in dict.fromkeys(seen) if one.layers]
         found = {one: start.probability for one in seen if not one.layers}
         with torch.no_grad():
-            for portion in (self._mixed if whole else self._alike)(start, distinct):
-                log_p = self._run(self._way, start, values, portion)
+            for portion, log_p in (self._upwards if self._by_blocks else self._through)(start, values, distinct):
                 found.update(zip(portion, log_p.exp(), strict=True))
         return torch.stack([found[one] for one in seen])
 
@@ -217,38 +204,27 @@ class Restorer:
             return one
         return replace(one, layers=range(one.layers.start, min(one.layers.stop, len(self._blocks) - 1)))
 
-    def _run(self, way: _Way, start: Pass, values: Sequence[Tensor], group: Sequence[Overwriting]) -> Tensor:
-        """The log-likelihoods ``[overwritings, rows]``."""
-        if way is _Way.WHOLE:
-            return self._through_all(start, values, group)
-        return self._upwards(start, values, group, way is _Way.ABOVE)
-
-    def _fastest(self, start: Pass, values: Sequence[Tensor], overwritings: Sequence[Overwriting]) -> _Way:
-        """The fastest way that gives the numbers of the whole model, tried on some of the overwritings."""
-        # A patch with hooks follows the tokens of every pass, and is told of whole rows only.
-        if self.lm.model._forward_pre_hooks:
-            return _Way.WHOLE
+    def _can_by_blocks(self, start: Pass, values: Sequence[Tensor], overwritings: Sequence[Overwriting]) -> bool:
+        """Whether the blocks by themselves give the numbers of the whole model, tried on some of the overwritings."""
         able = [one for one in overwritings if self._seen(start, one).layers]
-        if not able:
-            return _Way.WHOLE
+        # A patch with hooks follows the tokens of every pass, and is told of whole rows only.
+        if not able or self.lm.model._forward_pre_hooks:
+            return False
         few = [able[i * (len(able) - 1) // 3] for i in range(4)]
         rows = range(0, start.rows, max(1, start.rows // 3))
         start, values = start.select(rows), [value[list(rows)] if len(value) > 1 else value for value in values]
         with torch.no_grad():
-            wanted = [self._through_all(start, values, [one])[0] for one in few]
-            for way in (_Way.FROM,) if self.kind == "attn" else (_Way.ABOVE, _Way.FROM):
-                if all(self._agrees(way, start, values, one, log_p) for one, log_p in zip(few, wanted, strict=True)):
-                    return way
-        return _Way.WHOLE
-
-    def _agrees(self, way: _Way, start: Pass, values: Sequence[Tensor], one: Overwriting, wanted: Tensor) -> bool:
-        loose = 1e-4 if next(self.lm.model.parameters()).dtype in (torch.float32, torch.float64) else 0.1
-        try:
-            ours = self._run(way, start, values, [self._seen(start, one)])[0]
-        except (TypeError, AttributeError, IndexError, KeyError, ValueError, RuntimeError):
-            # Blocks that cannot be called by themselves, or a cache of another kind.
-            return False
-        return bool((ours - wanted).abs().max() <= loose)
+            wanted = dict(
+                zip((self._seen(start, one) for one in few), self._through_all(start, values, few), strict=True)
+            )
+            try:
+                ours = list(self._upwards(start, values, list(wanted)))
+            except (TypeError, AttributeError, IndexError, KeyError, ValueError, RuntimeError):
+                # Blocks that cannot be called by themselves, or a cache of another kind.
+                return False
+        loose = 1e-4 if self.lm.model.dtype in (torch.float32, torch.float64) else 0.1
+        pairs = ((log_p, wanted[one]) for group, found in ours for one, log_p in zip(group, found, strict=True))
+        return all(bool((a - b).abs().max() <= loose) for a, b in pairs)
 
     def _alike(self, start: Pass, overwritings: Sequence[Overwriting]) -> Iterator[list[Overwriting]]:
         """Portions of overwritings of the same columns, lowest layers first, each within the budget (or one alone)."""
@@ -266,13 +242,39 @@ class Restorer:
 
     # --- the blocks by themselves
 
-    def _upwards(self, start: Pass, values: Sequence[Tensor], group: Sequence[Overwriting], above: bool) -> Tensor:
-        """The log-likelihoods ``[overwritings, rows]`` of distinct overwritings of the same columns.
+    def _upwards(
+        self, start: Pass, values: Sequence[Tensor], overwritings: Sequence[Overwriting]
+    ) -> Iterator[tuple[list[Overwriting], Tensor]]:
+        """Portions of distinct overwritings, and their log-likelihoods ``[overwritings, rows]``."""
+        left = self._left(start, values, overwritings)
+        for portion in self._alike(start, overwritings):
+            yield portion, self._together(start, values, left, portion)
 
-        ``above``: rows join after their first block, not before it; what the module writes is added to the stream.
+    def _left(self, start: Pass, values: Sequence[Tensor], overwritings: Sequence[Overwriting]) -> dict[int, Tensor]:
+        """What leaves the first block of each overwriting, by layer, ``[rows, columns, d]``.
+
+        All columns are overwritten at once: inside a block attention alone looks at other columns, and what it looks at
+        is unchanged, so each column is as if it alone had been.
         """
+        layers = {one.layers.start for one in overwritings}
+        if self.kind == "block":
+            return {layer: values[layer] for layer in layers}
+        calls, found = self._calls(start, 0), dict[int, Tensor]()
+        for layer in layers:
+            with _replacing(self._modules[layer], functools.partial(_like, values[layer])):
+                args, named = calls[layer]
+                hidden = first(
+                    self._blocks[layer](start.entered[layer], *_with(args, None), **_with_named(named, None))
+                )
+            found[layer] = hidden.reshape(start.entered[layer].shape)
+        return found
+
+    def _together(
+        self, start: Pass, values: Sequence[Tensor], left: dict[int, Tensor], group: Sequence[Overwriting]
+    ) -> Tensor:
+        """The log-likelihoods ``[overwritings, rows]`` of distinct overwritings of the same columns."""
         column, stop, last = group[0].start, group[0].stop, len(self._blocks) - 1
-        branches = _branches([one.layers for one in group], above)
+        branches = _branches([one.layers for one in group])
         calls, cache = self._calls(start, column), _front(start, column)
         hidden = start.entered[0][:0, column:]
         for layer in range(last + 2):
@@ -280,7 +282,8 @@ class Restorer:
                 if branch.joins == layer:
                     rows = _rows(hidden, branch.leader, start.rows)
                     if branch.leader is None:
-                        rows = self._entering(start, values, branch.window.start, (column, stop), above)
+                        rows = start.entered[layer][:, column:].clone()
+                        rows[:, : stop - column] = left[layer - 1][:, column:stop].to(rows)
                     hidden = torch.cat([hidden.to(rows.device), rows])
             if not len(hidden) or layer > last:
                 continue
@@ -304,20 +307,6 @@ class Restorer:
         found = self._decoded(hidden[:, -answer.shape[1] :], answer).reshape(len(group), start.rows)
         place = {(branch.window.start, branch.window.stop): i for i, branch in enumerate(branches)}
         return found[[place[one.layers.start, one.layers.stop] for one in group]]
-
-    def _entering(
-        self, start: Pass, values: Sequence[Tensor], layer: int, columns: tuple[int, int], above: bool
-    ) -> Tensor:
-        """What enters a block (``above``: leaves it, its output overwritten), ``[rows, columns, d]``."""
-        column, stop = columns
-        if not above:
-            return start.entered[layer][:, column:]
-        rows, value = start.entered[layer + 1][:, column:].clone(), values[layer][:, column:stop]
-        if self.kind == "block":
-            rows[:, : stop - column] = value.to(rows)
-        else:
-            rows[:, : stop - column] += (value - start.wrote[layer][:, column:stop]).to(rows)
-        return rows
 
     def _calls(self, start: Pass, column: int) -> list[_Call]:
         """What each block is given besides hidden states, for rows that go on at a column.
@@ -360,6 +349,13 @@ class Restorer:
         return torch.cat(found)
 
     # --- the whole model
+
+    def _through(
+        self, start: Pass, values: Sequence[Tensor], overwritings: Sequence[Overwriting]
+    ) -> Iterator[tuple[list[Overwriting], Tensor]]:
+        """Portions of overwritings, and their log-likelihoods ``[overwritings, rows]``."""
+        for portion in self._mixed(start, overwritings):
+            yield portion, self._through_all(start, values, portion)
 
     def _through_all(self, start: Pass, values: Sequence[Tensor], group: Sequence[Overwriting]) -> Tensor:
         """The log-likelihoods ``[overwritings, rows]`` by the whole model, for those that do more between blocks."""
@@ -406,13 +402,18 @@ def _likelihood(logits: Tensor, target: Tensor) -> Tensor:
     return (picked.cpu().double() - logits.logsumexp(-1).cpu().double()).sum(-1)
 
 
-def _branches(windows: Sequence[range], above: bool) -> list[_Branch]:
+def _branches(windows: Sequence[range]) -> list[_Branch]:
     """Distinct windows in the order of joining; those that begin at one layer are equal until the shorter ends."""
     longest = {window.start: window for window in sorted(windows, key=len)}
-    joins = {w: w.stop if w != longest[w.start] else w.start + above for w in windows}
+    joins = {w: w.stop if w != longest[w.start] else w.start + 1 for w in windows}
     # A leader comes before those that leave it at the same block.
     order = sorted(windows, key=lambda w: (joins[w], w != longest[w.start]))
     return [_Branch(w, joins[w], None if w == longest[w.start] else order.index(longest[w.start])) for w in order]
+
+
+def _like(value: Tensor, output: Tensor) -> Tensor:
+    """A value, for all rows of a module's output and in its form (OPT flattens rows and columns inside its blocks)."""
+    return value.expand(output.numel() // value[0].numel(), -1, -1).reshape(output.shape).to(output)
 
 
 def _rows(hidden: Tensor, group: int | None, rows: int) -> Tensor:

@@ -9,7 +9,7 @@ its own tokens. Logits and losses are float32 at least, whatever the model's dty
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -145,6 +145,7 @@ def score(
     marks: Sequence[int] | None = None,
     forward: Forward | None = None,
     done: Callable[[int], None] = lambda _spans: None,
+    rounded: bool = False,
 ) -> list[tuple[float, bool]]:
     """The log-likelihood of each span's scored tokens, in nats, and whether all of them are the arg-max.
 
@@ -159,18 +160,20 @@ def score(
         marks: what each span carries besides its tokens, handed to ``forward``.
         forward: by default a plain forward pass.
         done: told how many more spans have been scored.
+        rounded: whether log-probabilities and their sums are rounded to the model's dtype, as lm-eval's are.
     """
     cut = [Span(s.ids[-lm.context - 1 :], s.scored) for s in spans]
     found: list[tuple[float, bool]] = [(0.0, True)] * len(cut)
     order = sorted(range(len(cut)), key=lambda i: (-len(cut[i].ids), cut[i].ids[:-1], marks[i] if marks else 0))
     same = [list(g) for _, g in groupby(order, key=lambda i: (cut[i].ids[:-1], marks[i] if marks else 0))]
     reading = _Reading(lm, cut, same, marks, forward)
-    with torch.no_grad(), wide_head(lm):
+    with torch.no_grad(), nullcontext() if rounded else wide_head(lm):
         together = reading.together() if forward is None else []
         read = reading.shared if together else reading.alone
         for portion in _portions(together or reading.single, rows, int(lm.model.config.vocab_size)):
             wanted = reading.wanted(portion)
-            for i, result in wanted.results(read(portion, wanted)):
+            logits = read(portion, wanted)
+            for i, result in wanted.results(logits if rounded else wide(logits)):
                 found[i] = result
             done(len(wanted.spans))
     return found
@@ -210,12 +213,13 @@ class _Wanted:
 
     def results(self, logits: Tensor) -> Iterator[tuple[int, tuple[float, bool]]]:
         """What :func:`score` gives, by span, from the logits ``[positions, vocabulary]``."""
-        picked = wide(logits)
         place, token = self.place.to(logits.device), self.token.to(logits.device)
-        log_p = picked[place, token] - picked.logsumexp(-1)[place]
-        hit = picked.argmax(-1)[place] == token
+        log_p = logits.log_softmax(-1)[place, token]
+        if log_p.dtype.itemsize > 2:  # those of half precision are summed as lm-eval sums them
+            log_p = log_p.double()
+        hit = logits.argmax(-1)[place] == token
         for i, part, hits in zip(self.spans, self._each(log_p), self._each(hit), strict=True):
-            yield i, (float(part.double().sum()), bool(hits.all()))
+            yield i, (float(part.sum()), bool(hits.all()))
 
     def _each(self, values: Tensor) -> Sequence[Tensor]:
         return torch.split(values.cpu(), self.counts)
@@ -262,10 +266,10 @@ class _Reading:
 
     def _agree(self, packed: Sequence[Pack], single: Sequence[Pack]) -> bool:
         wanted = self.wanted(single)
-        alone = dict(wanted.results(self.alone(single, wanted)))
+        alone = dict(wanted.results(wide(self.alone(single, wanted))))
         wanted = self.wanted(packed)
         try:
-            shared = dict(wanted.results(self.shared(packed, wanted)))
+            shared = dict(wanted.results(wide(self.shared(packed, wanted))))
         except (TypeError, AttributeError, IndexError, KeyError, ValueError, RuntimeError):
             # A model that takes no positions, or no mask of this form.
             return False

@@ -2,13 +2,14 @@
 
     python scripts/bench.py                      the shipped model
     python scripts/bench.py --model gpt2-shaped  a random model of GPT-2's shape (124 M parameters)
+    python scripts/bench.py --model deep trace   a random model of 28 layers, as many as GPT-J has, and mini's width
     python scripts/bench.py adapter moments      only these
 
 Each measurement interleaves the two sides and prints the median of the pairwise ratios, with its range: machines are
 noisy, ratios of neighbours less so. "Plain" is what published code does: one edit, one layer, one record at a time, the
 whole model on every step, logits everywhere. "One at a time" is our own code, called for each by itself. On a machine
 that others use, --clock cpu with OMP_NUM_THREADS=1 measures processor time. Where the plain side takes too long,
---sample runs it on some of the edits, evenly spread, and scales its time.
+--edits and --steps make the task smaller for both: a ratio is always of what was run.
 """
 
 from __future__ import annotations
@@ -54,6 +55,12 @@ from harness.taps import Row, chunks
 from harness.value import Objective, optimise
 
 Side = Callable[[], object]
+RANDOM = {
+    "gpt2-shaped": GPT2Config(bos_token_id=0, eos_token_id=0),
+    "deep": GPT2Config(n_layer=28, n_embd=256, n_head=4, vocab_size=2352, bos_token_id=0, eos_token_id=0),
+}
+"""Random models: of GPT-2's shape (124 M parameters), and of 28 layers."""
+
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
@@ -63,7 +70,7 @@ class Run:
 
     repeat: int
     edits: int | None
-    sample: int | None
+    steps: int | None
     clock: Callable[[], float]
 
 
@@ -71,15 +78,15 @@ def main() -> None:
     """Run the measurements that were asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("which", nargs="*", choices=[*MEASUREMENTS, []], help="default: all")
-    parser.add_argument("--model", default="mini", help="a model's name, or gpt2-shaped")
+    parser.add_argument("--model", default="mini", help="a model's name, gpt2-shaped or deep")
     parser.add_argument("--repeat", type=int, default=5, help="pairs of each measurement")
     parser.add_argument("--edits", type=int, help="edits of a measurement (default: 32 values, 50 isolated records)")
-    parser.add_argument("--sample", type=int, help="edits that the plain side runs; its time is scaled (default: all)")
+    parser.add_argument("--steps", type=int, help="steps of a value optimisation (default: the editor's own)")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="default: wall")
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
-    lm = gpt2_shaped() if arguments.model == "gpt2-shaped" else load(arguments.model)
-    run = Run(arguments.repeat, arguments.edits, arguments.sample, CLOCKS[arguments.clock])
+    lm = random(arguments.model) if arguments.model in RANDOM else load(arguments.model)
+    run = Run(arguments.repeat, arguments.edits, arguments.steps, CLOCKS[arguments.clock])
     print(
         f"{lm.name}, {torch.get_num_threads()} threads, {run.repeat} pairs, {arguments.clock} time; ratio: plain / ours"
     )
@@ -87,21 +94,20 @@ def main() -> None:
         MEASUREMENTS[name](lm, run)
 
 
-def gpt2_shaped() -> LM:
-    """A random model of GPT-2's shape that reads with the shipped tokenizer."""
+def random(name: str) -> LM:
+    """A random model that reads with the shipped tokenizer."""
     torch.manual_seed(0)
-    mini = load("mini")
-    return LM.wrap(GPT2LMHeadModel(GPT2Config(bos_token_id=0, eos_token_id=0)), mini.tokenizer, "gpt2-shaped")
+    return LM.wrap(GPT2LMHeadModel(RANDOM[name]), load("mini").tokenizer, name)
 
 
-def pairs(label: str, ours: Side, plain: Side, run: Run, scale: float = 1.0) -> None:
-    """Time both sides in turn and print the median ratio, the plain side times ``scale``; one untimed round first."""
+def pairs(label: str, ours: Side, plain: Side, run: Run) -> None:
+    """Time both sides in turn and print the median ratio; one untimed round first, unless there is only one."""
     if run.repeat > 1:
         ours(), plain()
     ratios, own = [], []
     for _ in range(run.repeat):
         a, b = seconds(ours, run), seconds(plain, run)
-        ratios.append(scale * b / a)
+        ratios.append(b / a)
         own.append(a)
     spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
     print(f"{label:<58} {statistics.median(ratios):6.2f}  ({spread}; ours {statistics.median(own):.2f} s)", flush=True)
@@ -112,12 +118,6 @@ def seconds(side: Side, run: Run) -> float:
     start = run.clock()
     side()
     return run.clock() - start
-
-
-def sampled(edits: Sequence[object], run: Run) -> list[int]:
-    """The positions of the edits that the plain side runs, evenly spread."""
-    count = min(run.sample or len(edits), len(edits))
-    return [i * len(edits) // count for i in range(count)]
 
 
 def adapter(lm: LM, run: Run) -> None:
@@ -139,13 +139,15 @@ def adapter(lm: LM, run: Run) -> None:
 
 
 def edits_of(count: int) -> list[Edit]:
-    """The first edits of the shipped CounterFact set."""
-    return tasks.read_edits("counterfact", "mini", count=count)
+    """Edits of the shipped CounterFact set, evenly spread over it: its prompts are of many lengths."""
+    found = tasks.read_edits("counterfact", "mini")
+    return [found[i * len(found) // count] for i in range(count)]
 
 
-def rome(lm: LM) -> Rome:
+def rome(lm: LM, run: Run) -> Rome:
     """ROME with the model's own settings, and text enough for second moments that have an inverse."""
-    editor = compose("rome").build(lm, {"cov_tokens": 10_000}, 0)
+    steps = {"v_steps": run.steps} if run.steps else {}
+    editor = compose("rome").build(lm, {"cov_tokens": 10_000, **steps}, 0)
     assert isinstance(editor, Rome)
     return editor
 
@@ -199,35 +201,32 @@ def plain_rome(lm: LM, editor: Rome, edit: Edit, prior: Unedited) -> Patch:
 
 def values(lm: LM, run: Run) -> None:
     """The value optimisation of many edits at once, against the plain loop and our own; deltas must agree."""
-    edits, editor = edits_of(run.edits or 32), rome(lm)
+    edits, editor = edits_of(run.edits or 32), rome(lm, run)
     (layer,) = editor.edited_layers(lm)
     templates, objective = contexts(lm, "rome", 0), editor.objective(layer)
-    few = [edits[i] for i in sampled(edits, run)]
     together = optimise(lm, edits, templates, objective).delta
     found: list[Tensor] = []
 
     def plain() -> None:
-        found[:] = [plain_value(lm, edit, templates, objective)[1] for edit in few]
+        found[:] = [plain_value(lm, edit, templates, objective)[1] for edit in edits]
 
     def alone() -> None:
-        for edit in few:
+        for edit in edits:
             optimise(lm, [edit], templates, objective)
 
-    label, scale = f"values: {len(edits)} ROME edits side by side", len(edits) / len(few)
-    pairs(f"{label}, plain", lambda: optimise(lm, edits, templates, objective), plain, run, scale)
-    ours = together[sampled(edits, run)]
-    worst = ((ours - torch.stack(found)).norm(dim=1) / ours.norm(dim=1)).max()
+    label = f"values: {len(edits)} ROME edits of {objective.steps} steps side by side"
+    pairs(f"{label}, plain", lambda: optimise(lm, edits, templates, objective), plain, run)
+    worst = ((together - torch.stack(found)).norm(dim=1) / together.norm(dim=1)).max()
     print(f"values: largest relative difference of deltas to the plain loop {worst:.1e}")
-    pairs(f"{label}, one at a time", lambda: optimise(lm, edits, templates, objective), alone, run, scale)
+    pairs(f"{label}, one at a time", lambda: optimise(lm, edits, templates, objective), alone, run)
 
 
 def isolated(lm: LM, run: Run) -> None:
     """Records edited and scored with their probes side by side, against one at a time: edit, hold, score, restore."""
-    edits, editor, model = edits_of(run.edits or 50), rome(lm), EditedLM(lm, 32)
+    edits, editor, model = edits_of(run.edits or 50), rome(lm, run), EditedLM(lm, 32)
     (layer,) = editor.edited_layers(lm)
     prior = editor.prior(lm, None, (layer,))
-    few = [edits[i] for i in sampled(edits, run)]
-    task, *singles = (probability_task(lm, some) for some in [edits, *([edit] for edit in few)])
+    task, *singles = (probability_task(lm, some) for some in [edits, *([edit] for edit in edits)])
     side_by_side: list[Measured] = []
     one_by_one: list[Measured] = []
 
@@ -238,13 +237,14 @@ def isolated(lm: LM, run: Run) -> None:
 
     def plain() -> None:
         one_by_one.clear()
-        for edit, single in zip(few, singles, strict=True):
+        for edit, single in zip(edits, singles, strict=True):
             with model.holding(plain_rome(lm, editor, edit, prior)):
                 one_by_one.append(measure_task(model, single, None))
 
-    pairs(f"isolated: {len(edits)} records edited and scored, plain", ours, plain, run, len(edits) / len(few))
+    pairs(f"isolated: {len(edits)} records edited and scored, plain", ours, plain, run)
     worst = max(
-        _apart(side_by_side[0], of_cases(task, {edit.id}) or [], one) for edit, one in zip(few, one_by_one, strict=True)
+        _apart(side_by_side[0], of_cases(task, {edit.id}) or [], one)
+        for edit, one in zip(edits, one_by_one, strict=True)
     )
     print(f"isolated: largest difference of what a document contributes to a metric {worst:.1e}")
 
@@ -301,64 +301,77 @@ def plain_moment(lm: LM, layer: int, texts: Sequence[str]) -> Tensor:
 
 
 def trace(lm: LM, run: Run) -> None:
-    """All restorations of facts side by side, against one forward pass each; restored probabilities must agree."""
+    """All restorations of facts side by side, against one forward pass each; all probabilities must agree."""
     settings = replace(tracing.PRESETS["hase"], known="all")
     chosen = tracing.select(lm, edits_of(run.edits or 32), settings)
-    few = replace(chosen, asked=tuple(chosen.asked[i] for i in sampled(chosen.asked, run)))
+    ahead = [len(asked.ids) * asked.span[0] for asked in chosen.asked]
+    share = sum(ahead) / sum(len(asked.ids) * len(asked.prompt) for asked in chosen.asked)
+    print(f"trace: tokens in front of the subject, where nothing is to restore, take {share:.0%} of the plain side")
     cases: list[tuple[Kind, int]] = [("mlp", 1), ("mlp", 5), ("attn", 1), ("block", 1)]
     for kind, window in cases:
         own = replace(settings, kind=kind, window=window)
         ours: list[tracing.Traced] = []
-        plain: list[Tensor] = []
+        plain: list[tuple[Tensor, Tensor]] = []
 
         def together(own: tracing.TraceSettings = own, ours: list[tracing.Traced] = ours) -> None:
             ours[:] = tracing.trace_each(lm, chosen, own)
 
-        def one_by_one(own: tracing.TraceSettings = own, plain: list[Tensor] = plain) -> None:
-            plain[:] = [plain_trace(lm, asked, chosen.sigma, own) for asked in few.asked]
+        def one_by_one(own: tracing.TraceSettings = own, plain: list[tuple[Tensor, Tensor]] = plain) -> None:
+            plain[:] = [plain_trace(lm, asked, chosen.sigma, own) for asked in chosen.asked]
 
-        scale = len(chosen.asked) / len(few.asked)
-        pairs(f"trace: {kind}, window {own.window}, {len(chosen.asked)} facts", together, one_by_one, run, scale)
-        worst = max(
-            float((ours[i].restored - restored).abs().max())
-            for i, restored in zip(sampled(chosen.asked, run), plain, strict=True)
-        )
-        print(f"trace: largest difference of restored probabilities to the plain loop {worst:.1e}")
+        pairs(f"trace: {kind}, window {own.window}, {len(chosen.asked)} facts", together, one_by_one, run)
+        worst = [
+            max(float((a - b).abs().max()) for a, b in zip(found, wanted, strict=True))
+            for found, wanted in (([(a.restored, a.removed) for a in ours][i], plain[i]) for i in range(len(ours)))
+        ]
+        print(f"trace: largest difference of restored probabilities to the plain loop {max(worst):.1e}")
 
 
-def plain_trace(lm: LM, asked: Asked, sigma: float, settings: tracing.TraceSettings) -> Tensor:
-    """Tracing as published: a forward pass of a clean and ten noised rows for each token and layer."""
+def plain_trace(lm: LM, asked: Asked, sigma: float, settings: tracing.TraceSettings) -> tuple[Tensor, Tensor]:
+    """Tracing as published: a forward pass of a clean and ten noised rows for each token and layer.
+
+    Returns:
+        The restored probabilities, and the share of the clean one that zeros at the subject take: a pass a layer.
+    """
     (begin, end), layers, samples = asked.span, lm.arch.layers, settings.samples
-    batch = lm.batch([asked.ids] * (samples + 1))
     noise = sigma * torch.from_numpy(np.random.RandomState(settings.seed).randn(samples, end - begin, lm.arch.width))
     name = {"mlp": lm.arch.mlp_of, "attn": lm.arch.attn_of, "block": lm.arch.block}[settings.kind]
 
     def add(_module: nn.Module, _args: object, output: Tensor) -> None:
-        output[1:, begin:end] += noise.to(output)
+        output[1:, begin:end] += noise[: len(output) - 1].to(output)
 
-    def probability(token: int, window: Sequence[int]) -> float:
+    def probability(rows: int, window: Sequence[int], change: Callable[[Tensor], object]) -> Tensor:
         def put(_module: nn.Module, _args: object, output: Tensor | tuple[Tensor, ...]) -> None:
-            hidden = output[0] if isinstance(output, tuple) else output
-            hidden[1:, token] = hidden[0, token]
+            change(output[0] if isinstance(output, tuple) else output)
 
+        batch = lm.batch([asked.ids] * rows)
         handles = [lm.module(name(layer)).register_forward_hook(put) for layer in window]
         handles.append(lm.module(lm.arch.embedding).register_forward_hook(add))
         with torch.no_grad():
             logits = lm.model(input_ids=batch.ids, attention_mask=batch.mask).logits
         for handle in handles:
             handle.remove()
-        log_p = logits[1:, len(asked.prompt) - 1 :].log_softmax(-1)
-        return float(sum(log_p[:, i, token] for i, token in enumerate(asked.target)).double().exp().mean())
+        log_p = logits[:, len(asked.prompt) - 1 :].log_softmax(-1)
+        each: Tensor = log_p[:, range(len(asked.target)), asked.target].double()
+        return each.sum(1).exp()
+
+    def restore(token: int) -> Callable[[Tensor], object]:
+        return lambda hidden: hidden[1:, token].copy_(hidden[:1, token].expand(samples, -1))
+
+    def zero(hidden: Tensor) -> object:
+        return hidden[:, begin:end].zero_()
 
     windows = [tracing.layer_window(layer, settings.window, layers) for layer in range(layers)]
-    low = probability(0, ())
-    rows = [[probability(t, w) if t >= begin else low for w in windows] for t in range(len(asked.prompt))]
-    return torch.tensor(rows, dtype=torch.float64)
+    places = range(len(asked.prompt))
+    restored = [[probability(samples + 1, w, restore(t))[1:].mean() for w in windows] for t in places]
+    clean = probability(1, (), zero)
+    removed = torch.cat([(clean - probability(1, window, zero)) / clean for window in windows])
+    return torch.tensor(restored, dtype=torch.float64), removed
 
 
-def memory(lm: LM, _run: Run) -> None:
+def memory(lm: LM, run: Run) -> None:
     """What a saved ROME edit weighs, and what memory an edit takes at its height, against the model's own."""
-    editor, (edit,) = rome(lm), edits_of(1)
+    editor, (edit,) = rome(lm, run), edits_of(1)
     prior = editor.edit(lm, [edit]).memory
     # The kernel forgets the greatest resident size when a 5 is written here.
     Path("/proc/self/clear_refs").write_text("5")
@@ -384,7 +397,7 @@ def holding(lm: LM, run: Run) -> None:
     """Holding and restoring a patch, against copying the model."""
     from copy import deepcopy
 
-    (patch,) = rome(lm).edit_each(lm, edits_of(1))
+    (patch,) = rome(lm, run).edit_each(lm, edits_of(1))
 
     def ours() -> None:
         with patched(lm, patch):

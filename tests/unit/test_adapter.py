@@ -260,6 +260,37 @@ def test_one_text_under_two_patches_is_scored_twice(tiny: Callable[[str], LM]) -
             assert_same(score(model, same), one_after_the_other(lm, same, patches))
 
 
+def test_isolated_scoring_reads_what_is_scored_and_rows_of_one_patch_once(
+    tiny: Callable[[str], LM], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm, seen = tiny("gpt2"), list[int]()
+    head = lm.module(lm.arch.head)
+    plain = head.forward
+
+    def forward(hidden: Tensor) -> Tensor:
+        seen.append(hidden.shape[:-1].numel())
+        found: Tensor = plain(hidden)
+        return found
+
+    monkeypatch.setattr(head, "forward", forward)
+    pairs = [("Ada was born in", " Rome"), ("Ada was born in", " Rome"), ("Ada was born in", " Rome")]
+    asked = [Instance("loglikelihood", {}, a, 0, metadata=("t", i, 1)) for i, a in enumerate(pairs)]
+    model = EditedLM(lm)
+    with model.isolated(changes(lm)[:2], lambda request: by_document(request) // 2):
+        found = score(model, asked)
+    assert sum(seen) == 2 * len(lm.continuation("Ada was born in", " Rome"))
+    assert found[0] == found[1] != found[2]
+
+
+def test_isolated_scoring_in_half_precision_rounds_as_lm_eval_does(fresh: Callable[..., LM]) -> None:
+    model = EditedLM(fresh("llama", dtype=torch.bfloat16))
+    asked = [one for one in requests("loglikelihood") if one.args[0]]
+    with model.isolated([Patch({model.lm.down(0): LowRank(torch.zeros(32, 1), torch.zeros(1, 64))})], lambda _: 0):
+        found = score(model, asked)
+    assert all(float(torch.tensor(value).bfloat16()) == value for value, _ in found)
+    assert found == score(model, asked)
+
+
 @pytest.mark.parametrize("kind", SCORED)
 def test_dense_patches_go_one_by_one_and_give_the_same(
     tiny: Callable[[str], LM], monkeypatch: pytest.MonkeyPatch, kind: str

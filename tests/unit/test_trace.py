@@ -16,7 +16,7 @@ from harness.errors import DataError, ModelError, UsageError
 from harness.facts import Asked, Fact, ask
 from harness.lm import LM
 from harness.patch import Patch, patched
-from harness.restore import Overwriting, Restorer, _Way
+from harness.restore import Overwriting, Restorer
 from harness.trace import (
     PRESETS,
     ROLES,
@@ -153,12 +153,12 @@ def test_the_ways_give_the_same_numbers(tiny: Callable[[str], LM], family: str, 
     noise = 0.4 * torch.randn(4, 2, lm.arch.width, generator=torch.manual_seed(0))
     several = [Overwriting(t, t + n, range(a, b)) for t, n in ((2, 1), (3, 2), (4, 1)) for a, b in WINDOWS]
     found = []
-    for way in (None, _Way.FROM, _Way.WHOLE):
+    for way in (None, False):
         restorer = Restorer(lm, kind, budget=budget)  # type: ignore[arg-type]
         seen = restorer.observe([asked] * 4, noise, 2)
-        restorer._way = way
+        restorer._by_blocks = way
         found.append(restorer.probabilities(seen, [w[:1] for w in seen.wrote], several))
-        assert restorer._way is (way or (_Way.FROM if kind == "attn" else _Way.ABOVE))
+        assert restorer._by_blocks is (way is None)
         torch.testing.assert_close(found[-1], found[0], rtol=1e-5, atol=0)
 
 
@@ -172,7 +172,7 @@ def test_a_patch_that_follows_tokens_is_run_with_the_whole_model(tiny: Callable[
         restorer = Restorer(lm, "mlp")
         seen = restorer.observe([question(lm, FACTS[0])], torch.zeros(1, 2, lm.arch.width), 0)
         restorer.probabilities(seen, seen.wrote, [Overwriting(1, 2, range(1))])
-    assert restorer._way is _Way.WHOLE
+    assert restorer._by_blocks is False
 
 
 @pytest.mark.parametrize("budget", [1, 50, 100_000])
