@@ -135,6 +135,12 @@ def _check_names(model: nn.Module, by_hand: Mapping[str, str]) -> None:
             raise ModelError(f"architecture part '{part}' does not exist; the parts are {_PARTS}")
         if name.format(0) not in modules:
             raise ModelError(f"'{name}' is not a module of {type(model).__name__}{near(name, modules)}")
+        if part in ("mlp", "attn", "down") and "{}" not in name:
+            raise ModelError(f"'{name}' is of one layer; write {{}} in its place, for example transformer.h.{{}}.mlp")
+        if part == "down" and not is_matrix(model.get_submodule(name.format(0))):
+            raise ModelError(
+                f"'{name}' is no matrix; name the down-projection, for example transformer.h.{{}}.mlp.c_proj"
+            )
 
 
 def _head(model: PreTrainedModel) -> str:

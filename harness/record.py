@@ -239,11 +239,26 @@ def read(path: str | Path, values: bool = False) -> Record:
         )
     if data["schema"] != SCHEMA:
         raise DataError(f"{path}: record schema {data['schema']}, this version reads {SCHEMA}; repeat the run")
+    if not (isinstance(data["plan"], dict) and isinstance(data["points"], list) and all(map(_whole, data["points"]))):
+        raise DataError(f"{path}: its plan or its points are not what a run writes; repeat the run")
     record = Record.from_json(data)
     beside = values_path(path)
     if values and beside.exists():
         record.values = _read_values(beside, record.id)
     return record
+
+
+def _whole(point: object) -> bool:
+    """Whether what was measured at a stop has the layout of a record."""
+    if (
+        not isinstance(point, dict)
+        or not isinstance(point.get("edits"), int)
+        or not isinstance(point.get("tasks"), dict)
+    ):
+        return False
+    return all(
+        isinstance(task, dict) and all(isinstance(n, dict) for n in task.values()) for task in point["tasks"].values()
+    )
 
 
 def read_all(folder: str | Path, values: bool = False) -> list[Record]:

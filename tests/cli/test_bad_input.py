@@ -90,6 +90,8 @@ CALLS: dict[str, tuple[dict[str, object], tuple[str, ...]]] = {
     "option": ({"--editr": "rome"}, ("No such option '--editr'", "--editor")),
     "arch": ({"--arch": "blocks"}, ("--arch 'blocks': expected NAME=VALUE",)),
     "arch part": ({"--arch": "blocs=x"}, ("blocs",)),
+    "arch layer": ({"--arch": "down=transformer.h.0.mlp.c_proj"}, ("is of one layer; write {} in its place",)),
+    "arch matrix": ({"--arch": "down=transformer.h.{}.mlp"}, ("'transformer.h.{}.mlp' is no matrix; name the down-",)),
 }  # fmt: skip
 
 
@@ -138,6 +140,15 @@ FILES: dict[str, tuple[str, str]] = {
     "subject elsewhere": (
         GOOD + '{"prompt": "Hugo is", "subject": "Ada", "target": "Rome"}\n',
         "my.jsonl, line 2: the subject 'Ada' is not in the prompt 'Hugo is'",
+    ),
+    "empty prefix": (
+        GOOD + '{"prefix": " ", "suffix": "Rome"}\n',
+        "my.jsonl, line 2: 'prefix' is empty; give the text",
+    ),
+    "empty prompt": (GOOD.replace("{} was born in", ""), "my.jsonl, line 1: 'prompt' is empty; give the text that the"),
+    "one paraphrase": (
+        GOOD.replace("}\n", ', "paraphrases": "Ada Velmont comes from"}\n'),
+        "my.jsonl, line 1: 'paraphrases' is 'Ada Velmont comes from', expected a list of texts",
     ),
     "empty target": (
         GOOD + '{"prompt": "{} is", "subject": "Ada", "target": ""}\n',

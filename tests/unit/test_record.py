@@ -220,6 +220,24 @@ def test_a_file_that_is_no_record_is_named(tmp_path: Path, content: str) -> None
         read(path)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"points": "none"},
+        {"points": ["none"]},
+        {"points": [{"edits": 0, "tasks": []}]},
+        {"points": [{"edits": 0}]},
+        {"points": [{"edits": 0, "tasks": {"NLI": {"accuracy": 0.5}}}]},
+        {"plan": "mini"},
+    ],
+)
+def test_a_record_of_another_layout_is_named(change: dict[str, object], tmp_path: Path) -> None:
+    path = write(tmp_path, make())
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(DataError, match="its plan or its points are not what a run writes; repeat the run"):
+        read(path)
+
+
 def test_another_schema_is_named(tmp_path: Path) -> None:
     path = write(tmp_path, make())
     path.write_text(path.read_text().replace('"schema": 1', '"schema": 2'))

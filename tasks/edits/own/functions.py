@@ -55,6 +55,12 @@ def edit(row: Row) -> Edit:
     for key in TEXTS:
         if key in row and not isinstance(row[key], str):
             raise DataError(f"'{key}' is {row[key]!r}, expected a text")
+    asked = row.get("paraphrases") or []
+    if not (isinstance(asked, list) and all(isinstance(text, str) and text.strip() for text in asked)):
+        raise DataError(f"'paraphrases' is {asked!r}, expected a list of texts")
+    for key in ("prompt", "prefix"):
+        if key in row and not row[key].strip():
+            raise DataError(f"'{key}' is empty; give the text that the model continues")
     if "prefix" in row:
         return Edit(
             row["id"], _text(row, "prefix"), None, _text(row, "suffix").removeprefix(" "), row.get("target_old")
