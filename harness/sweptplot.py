@@ -1,8 +1,8 @@
 """Sweeps to figures: what methods gain inside each ball, a panel a task, a group of bars a ball, a bar a method.
 
-Bars are the mean change of the success rate over trainings of the chosen configuration, lines their standard errors;
-colours are the Okabe-Ito ones with a hatching each, so that bars are told apart without colour too.  Epochs are chosen
-and reported by the plain rule of :mod:`harness.ball`.
+Bars are the mean change of the success rate over trainings of the chosen configuration, lines their standard errors; a
+0 stands where a bar has no height.  Colours are the Okabe-Ito ones with a hatching each, so that bars are told apart
+without colour too.  Epochs are chosen and reported by the plain rule of :mod:`harness.ball`.
 """
 
 from __future__ import annotations
@@ -95,9 +95,11 @@ def _panel(axis: Axes, task: str, panel: Panel, methods: Sequence[str], balls: S
     for place, method in enumerate(methods):
         known = [(i, panel[method][ball]) for i, ball in enumerate(balls) if ball in panel.get(method, {})]
         at = [i - 0.4 + (place + 0.5) * width for i, _ in known]
-        axis.bar(at, [cell.change or 0.0 for _, cell in known], width, linewidth=0, **_look(methods, method))
-        errors = [cell.error or 0.0 for _, cell in known]
-        axis.errorbar(at, [cell.change or 0.0 for _, cell in known], errors, fmt="none", ecolor="black", elinewidth=0.9)
+        changes, errors = [cell.change or 0.0 for _, cell in known], [cell.error or 0.0 for _, cell in known]
+        axis.bar(at, changes, width, linewidth=0, **_look(methods, method))
+        axis.errorbar(at, changes, errors, fmt="none", ecolor="black", elinewidth=0.9)
+        for x in (x for x, change in zip(at, changes, strict=True) if not change):
+            axis.text(x, 0, "0", ha="center", va="bottom", fontsize=6, color=_GREY)
     axis.axhline(0, color=_GREY, linewidth=0.8)
     axis.set_xticks(range(len(balls)), [f"{ball:g}" for ball in balls], fontsize=8)
     axis.tick_params(axis="y", labelsize=8)

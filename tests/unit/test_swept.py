@@ -231,6 +231,7 @@ def test_bars_are_the_changes_and_lines_their_standard_errors(sweep: list[Trial]
     assert heights[0] == pytest.approx([10.0, 0.0])
     reach = [half_lengths(group) for group in temporal.containers if not hasattr(group[0], "get_height")]
     assert reach[0] == pytest.approx([10 / math.sqrt(2), 0.0])
+    assert [(text.get_text(), round(text.get_position()[0], 2)) for text in temporal.texts] == [("0", 0.73)]
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["full (mini)", "lora (mini)", "senses (mini-backpack)"]
 
