@@ -25,15 +25,15 @@ from harness.console import progress_console
 from harness.errors import CheckFailed, DataError, HarnessError, UsageError
 
 if TYPE_CHECKING:
-    from harness.cells import Format
-    from harness.localize import Grid
+    from harness.causal.restore import Kind
+    from harness.causal.trace import TraceSettings
+    from harness.localization.localize import Grid
     from harness.plan import Plan
     from harness.record import Record
     from harness.report import Moved
-    from harness.restore import Kind
     from harness.runner import Options
     from harness.stats import Cached
-    from harness.trace import TraceSettings
+    from harness.sweeps.cells import Format
 
 __all__ = ["main", "make_plans"]
 
@@ -437,7 +437,8 @@ def leaderboard(folder: Path, kind: str, output: Path | None) -> None:
 
     Records of a sweep (`harness sweep`) are read from FOLDER, its `runs`, or the `runs` of its folders.
     """
-    from harness import record, report, storage, swept, trial
+    from harness import record, report, storage
+    from harness.sweeps import swept, trial
 
     trials = trial.read_all(folder)
     parts = [swept.tables(trials, cast("Format", kind))] if trials else []
@@ -455,7 +456,8 @@ def leaderboard(folder: Path, kind: str, output: Path | None) -> None:
 @click.option("--output", type=click.Path(path_type=Path), default=Path("curves.png"), show_default=True)
 def plot(paths: Sequence[Path], output: Path) -> None:
     """Draw records (files or folders): what is left after so many edits, or what a sweep gained; png, svg or pdf."""
-    from harness import plot, record, sweptplot, trial
+    from harness import plot, record
+    from harness.sweeps import sweptplot, trial
 
     trials = [one for path in paths for one in trial.read_all(path)]
     if trials:
@@ -614,8 +616,8 @@ def trace(
     **chosen: Any,
 ) -> None:
     """Find where a model recalls facts: causal tracing."""
+    from harness.causal.tracing import TracePlan, carry_out, study_name, study_table
     from harness.plan import parse_edits
-    from harness.tracing import TracePlan, carry_out, study_name, study_table
 
     settings = _trace_settings(variant, kind, window, chosen)
     name, count = parse_edits(edits)
@@ -631,8 +633,8 @@ def _trace_settings(variant: str, kind: str | None, window: str | None, chosen: 
     """The settings of each kind and window, from a variant and what was changed of it."""
     from dataclasses import replace
 
+    from harness.causal.trace import preset
     from harness.errors import near
-    from harness.trace import preset
 
     settings = preset(variant)
     if chosen["sigma"] is not None:
@@ -673,8 +675,8 @@ def _sigma(text: str) -> float | str:
 @click.option("--output", type=click.Path(path_type=Path), default=Path("trace.png"), show_default=True)
 def trace_plot(paths: Sequence[Path], what: str, fact: str | None, output: Path) -> None:
     """Draw records of `harness trace`: png, svg or pdf."""
-    from harness.traceplot import draw
-    from harness.tracing import read_study
+    from harness.causal.traceplot import draw
+    from harness.causal.tracing import read_study
 
     draw([read_study(path) for path in paths], what if fact is None else "fact", output, fact)
     _out().print(f"figure: {output}", soft_wrap=True)
@@ -727,9 +729,9 @@ def localize(
     every layer, and a regression of the scores on the layer and on the tracing effect there. What was stopped goes on
     where it was when the same command is given again.
     """
-    from harness import localize as study
-    from harness import localize_report
-    from harness import problems as known
+    from harness.localization import localize as study
+    from harness.localization import localize_report
+    from harness.localization import problems as known
 
     names = known.PROBLEMS if problems == "all" else tuple(map(known.problem_named, problems.split(",")))
     grid = _grid(names, **chosen)
@@ -753,10 +755,10 @@ def _grid(problems: tuple[Any, ...], **chosen: Any) -> Grid:
     """The study that the options describe."""
     from dataclasses import replace
 
-    from harness.localize import Grid, Method
+    from harness.causal.trace import PRESETS
+    from harness.localization.localize import Grid, Method
+    from harness.localization.problems import PUBLISHED
     from harness.plan import parse_edits
-    from harness.problems import PUBLISHED
-    from harness.trace import PRESETS
 
     quirks = _quirks(chosen["released"])
     noise: dict[str, Any] = {} if chosen["sigma"] is None else {"sigma": _sigma(chosen["sigma"])}
@@ -816,9 +818,9 @@ def sweep(path: Path, output: Path, address: str | None, workers: int, kind: str
     PATH is a YAML file; README.md shows one. What has a record in the output folder is never run again.
     """
     from harness import storage
-    from harness.crew import Cluster
-    from harness.sweep import Sweep, run
-    from harness.swept import tables
+    from harness.sweeps.crew import Cluster
+    from harness.sweeps.sweep import Sweep, run
+    from harness.sweeps.swept import tables
 
     asked = Sweep.read(path)
     storage.require_writable(output)
@@ -883,7 +885,7 @@ def bench(
     **chosen: Any,
 ) -> None:
     """REMEDI's benchmarks: does a model say what an edit entails, and can one tell beforehand?"""
-    from harness.benching import BenchPlan, bench_name, bench_table, carry_out, usual
+    from harness.remedi.benching import BenchPlan, bench_name, bench_table, carry_out, usual
 
     names = tuple(dict.fromkeys(editors_.split(","))) if editors_ else usual(name)
     parts = _pairs([p for a in arch for p in a.split(",")], "--arch")

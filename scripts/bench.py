@@ -36,19 +36,19 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from editors.rome import Rome
 from harness import saved, stats, tasks
-from harness import trace as tracing
 from harness.adapter import EditedLM
 from harness.canonical import SETS, CanonicalSet
+from harness.causal import trace as tracing
+from harness.causal.facts import Asked
+from harness.causal.restore import Kind
 from harness.contexts import contexts
 from harness.data import TASKS
 from harness.editor import Edit, compose
-from harness.facts import Asked
 from harness.keys import Unedited, inserted, keys, lookup, prompts
 from harness.lm import LM, load
 from harness.measure import Measured, hold, measure_task, of_cases
 from harness.patch import Patch, patched
 from harness.rankone import direction
-from harness.restore import Kind
 from harness.schedule import Stop
 from harness.spans import Encoded, score
 from harness.taps import Row, chunks

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from harness import trial
-from harness.ball import Epoch
-from harness.swept import tables
-from harness.trial import Job, Trial
+from harness.sweeps import trial
+from harness.sweeps.ball import Epoch
+from harness.sweeps.swept import tables
+from harness.sweeps.trial import Job, Trial
 
 
 @pytest.fixture

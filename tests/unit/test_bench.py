@@ -11,17 +11,17 @@ import pytest
 import torch
 
 from editors.remedi import Remedi
-from harness import asking, bench, classify
-from harness.asking import Question, hidden_states, mention, next_log_p, sampled, target_log_p
-from harness.bench import Method, compared, correlation
-from harness.classify import Probes, directed, matthews, rated, standardised
 from harness.delta import LowRank
 from harness.editor import Edit, find
-from harness.entities import Case, in_context
 from harness.errors import DataError, UsageError
 from harness.lm import LM
 from harness.metrics import estimate
 from harness.patch import Patch, patched
+from harness.remedi import asking, bench, classify
+from harness.remedi.asking import Question, hidden_states, mention, next_log_p, sampled, target_log_p
+from harness.remedi.bench import Method, compared, correlation
+from harness.remedi.classify import Probes, directed, matthews, rated, standardised
+from harness.remedi.entities import Case, in_context
 from harness.texts import consistency, vectorizer
 
 FAMILIES = ["gpt2", "llama"]

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from harness import data, norms
+from harness import data
 from harness.editor import Edit
-from harness.entities import (
+from harness.remedi import norms
+from harness.remedi.entities import (
     Case,
     clean_paraphrase,
     example,

@@ -21,7 +21,7 @@ from harness.errors import (
     near,
 )
 
-SOURCES = sorted((Path(__file__).parents[2] / "harness").glob("*.py"))
+SOURCES = sorted((Path(__file__).parents[2] / "harness").rglob("*.py"))
 KINDS = [HarnessError, UsageError, DataError, ModelError, NumericalError, CheckFailed, RestoreError]
 
 

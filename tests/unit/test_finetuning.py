@@ -14,7 +14,6 @@ from torch import Tensor
 from editors.full import FullFinetuning
 from editors.lora import Lora
 from harness.descent import Settings, descend, passes
-from harness.draws import PUBLISHED, block, draw, method
 from harness.editor import Edit, Wrapper, compose
 from harness.errors import DataError, UsageError
 from harness.finetuning import CANONICAL
@@ -22,6 +21,7 @@ from harness.lm import LM
 from harness.patch import Patch, patched
 from harness.prior import Prior, divergence, prior
 from harness.schedule import check
+from harness.sweeps.draws import PUBLISHED, block, draw, method
 
 
 def edits(count: int) -> list[Edit]:

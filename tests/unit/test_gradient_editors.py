@@ -520,7 +520,7 @@ def test_what_is_not_finite_is_refused_by_module_and_edit(fresh):
 def test_defect_10_no_device_is_written_into_the_code():
     """AlphaEdit and LocFT-BF name their GPU by number; here the model's own device is the device."""
     root = Path(__file__).parents[2]
-    for path in sorted([*(root / "editors").glob("*.py"), *(root / "harness").glob("*.py")]):
+    for path in sorted([*(root / "editors").glob("*.py"), *(root / "harness").rglob("*.py")]):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 assert not node.value.startswith("cuda"), f"{path.name}:{node.lineno}"

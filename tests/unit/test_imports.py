@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-HARNESS = {f"harness.{path.stem}": path for path in sorted((ROOT / "harness").glob("[!_]*.py"))}
+HARNESS = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in sorted((ROOT / "harness").rglob("[!_]*.py"))}
 EDITORS = {f"editors.{path.stem}": path for path in sorted((ROOT / "editors").glob("[!_]*.py"))}
 BELOW = {
     "arch", "console", "contexts", "delta", "descent", "editor", "ensemble", "errors", "finetuning", "hypernet", "keys",

@@ -13,18 +13,18 @@ import pytest
 import torch
 from scipy import stats
 
-from harness import localize as study
+from harness.causal.trace import TraceSettings, trace
 from harness.editor import compose
 from harness.errors import DataError, UsageError
 from harness.lm import load
-from harness.localize import Grid, Method, Study, localize, open_study, required
-from harness.localize_report import PAPER, VIEWS, few_layers, markdown, rows_of, tex, write
+from harness.localization import localize as study
+from harness.localization.localize import Grid, Method, Study, localize, open_study, required
+from harness.localization.localize_report import PAPER, VIEWS, few_layers, markdown, rows_of, tex, write
+from harness.localization.problems import ProblemSettings
+from harness.localization.regression import regress
+from harness.localization.success import neighborhood_score, rewrite_score
 from harness.patch import patched
-from harness.problems import ProblemSettings
-from harness.regression import regress
-from harness.success import neighborhood_score, rewrite_score
 from harness.tasks import read_examples
-from harness.trace import TraceSettings, trace
 
 QUICK = {"cov_tokens": 2000, "v_steps": 4, "contexts": ["{}", "So it is. {}"], "ft_l.steps": 3}
 GRID = Grid(

@@ -16,8 +16,7 @@ from harness.descent import answers
 from harness.editor import Edit, Example, Probe
 from harness.errors import DataError, UsageError
 from harness.lm import LM
-from harness.patch import Patch, patched
-from harness.problems import (
+from harness.localization.problems import (
     PROBLEMS,
     PUBLISHED,
     Posed,
@@ -29,7 +28,8 @@ from harness.problems import (
     problem_named,
     settings_for,
 )
-from harness.success import essence_score, mean, neighborhood_score, overall, perplexity, rewrite_score
+from harness.localization.success import essence_score, mean, neighborhood_score, overall, perplexity, rewrite_score
+from harness.patch import Patch, patched
 
 CONTEXTS = ("{}", "Nobody knows. {}", "Everybody knows Iris Calder. {}")
 

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from harness import corpora, localize, measure, storage, trial
+from harness import corpora, measure, storage
 from harness.errors import UsageError
+from harness.localization import localize
+from harness.sweeps import trial
 
 
 @pytest.mark.parametrize(

@@ -17,19 +17,19 @@ from typing import Any
 import pytest
 import torch
 
-from harness import sweep as sweeps
-from harness import trial
-from harness.ball import Epoch
 from harness.canonical import SETS
-from harness.crew import Cluster, carry_out
 from harness.delta import Dense
 from harness.editor import Edit, Editor, Pass, find, settable
 from harness.errors import DataError, NumericalError, UsageError
 from harness.lm import LM
 from harness.metrics import Ratio
 from harness.patch import Patch, patched
-from harness.sweep import Sweep, test_jobs, validation_jobs
-from harness.trial import Job, Trial
+from harness.sweeps import sweep as sweeps
+from harness.sweeps import trial
+from harness.sweeps.ball import Epoch
+from harness.sweeps.crew import Cluster, carry_out
+from harness.sweeps.sweep import Sweep, test_jobs, validation_jobs
+from harness.sweeps.trial import Job, Trial
 
 test_jobs.__test__ = False  # type: ignore[attr-defined]  # what is trained at test, no test
 
@@ -330,7 +330,7 @@ def test_without_ray_the_cure_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 KILL = """
 import collections, json, os, pathlib, signal, sys, threading, time
-from harness.crew import Cluster, carry_out
+from harness.sweeps.crew import Cluster, carry_out
 from harness.delta import Dense
 
 folder = pathlib.Path(sys.argv[1])

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from harness import sweptplot, trial
-from harness.ball import Epoch
 from harness.canonical import SETS
 from harness.errors import DataError
-from harness.swept import RULES, best_anywhere, cells, chosen, groups, states, tables, winner
-from harness.trial import Job, Trial
+from harness.sweeps import sweptplot, trial
+from harness.sweeps.ball import Epoch
+from harness.sweeps.swept import RULES, best_anywhere, cells, chosen, groups, states, tables, winner
+from harness.sweeps.trial import Job, Trial
 
 BALLS = (1e-3, 1e-5)
 

@@ -11,13 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.editor import Edit
-from harness.errors import DataError, ModelError, UsageError
-from harness.facts import Asked, Fact, ask
-from harness.lm import LM
-from harness.patch import Patch, patched
-from harness.restore import Overwriting, Restorer
-from harness.trace import (
+from harness.causal.facts import Asked, Fact, ask
+from harness.causal.restore import Overwriting, Restorer
+from harness.causal.trace import (
     PRESETS,
     ROLES,
     Traced,
@@ -31,6 +27,10 @@ from harness.trace import (
     trace,
     trace_each,
 )
+from harness.editor import Edit
+from harness.errors import DataError, ModelError, UsageError
+from harness.lm import LM
+from harness.patch import Patch, patched
 
 FACTS = [
     Fact("start", "Ada Velmont was born in", "Ada Velmont", "Paris"),
@@ -265,7 +265,7 @@ def test_high_is_the_clean_probability_or_the_greatest(tiny: Callable[[str], LM]
 def test_the_noise_is_that_of_the_published_programs(tiny: Callable[[str], LM]) -> None:
     """``RandomState(1).randn(samples, tokens, d)``, added to the embedding of the subject alone."""
     lm, settings = tiny("llama"), replace(QUICK, samples=2, sigma=0.5)
-    from harness import trace as module
+    from harness.causal import trace as module
 
     drawn = module._noise(lm, settings, 2, 0.5)
     assert drawn.shape == (3, 2, lm.arch.width)

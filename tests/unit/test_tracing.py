@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from harness import traceplot, tracing
+from harness.causal import traceplot, tracing
+from harness.causal.facts import Fact, read
+from harness.causal.trace import Selection, Traced, TraceSettings
+from harness.causal.tracing import TracePlan, carry_out, facts_of, read_study, study_name, summarise_traces
 from harness.errors import DataError, UsageError
-from harness.facts import Fact, read
 from harness.lm import LM
 from harness.storage import packed
-from harness.trace import Selection, Traced, TraceSettings
-from harness.tracing import TracePlan, carry_out, facts_of, read_study, study_name, summarise_traces
 
 ROWS = [
     {"id": "a", "prompt": "{} was born in", "subject": "Ada Velmont", "attribute": "Paris"},

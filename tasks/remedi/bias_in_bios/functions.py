@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness import data
-from harness.entities import from_biography, in_context
 from harness.metrics import Ratio
+from harness.remedi.entities import from_biography, in_context
 
 if TYPE_CHECKING:
     import datasets

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness import data, norms
+from harness import data
 from harness.errors import DataError
 from harness.metrics import Ratio
+from harness.remedi import norms
 
 if TYPE_CHECKING:
     import datasets

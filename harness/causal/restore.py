@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache
 
-from harness.facts import Asked
+from harness.causal.facts import Asked
 from harness.lm import LM
 from harness.taps import Kept, first, only_at, wide
 

@@ -2,7 +2,7 @@
 
 Bars are the mean change of the success rate over trainings of the chosen configuration, lines their standard errors; a
 0 stands where a bar has no height.  Colours are the Okabe-Ito ones with a hatching each, so that bars are told apart
-without colour too.  Epochs are chosen and reported by the plain rule of :mod:`harness.ball`.
+without colour too.  Epochs are chosen and reported by the plain rule of :mod:`harness.sweeps.ball`.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.ball import TOLERANCES
-from harness.cells import Cell
 from harness.errors import DataError
 from harness.plot import COLOURS, save
-from harness.swept import cells
-from harness.trial import Trial
+from harness.sweeps.ball import TOLERANCES
+from harness.sweeps.cells import Cell
+from harness.sweeps.swept import cells
+from harness.sweeps.trial import Trial
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

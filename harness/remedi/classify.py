@@ -23,14 +23,14 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from harness.asking import Question, hidden_states, mention, next_log_p
-from harness.bench import SETTINGS, Found, label_log_p
 from harness.editor import Edit, Editor, Example
-from harness.entities import Case, in_context
 from harness.errors import UsageError
 from harness.lm import LM
 from harness.metrics import Estimate, Ratio
 from harness.patch import Patch
+from harness.remedi.asking import Question, hidden_states, mention, next_log_p
+from harness.remedi.bench import SETTINGS, Found, label_log_p
+from harness.remedi.entities import Case, in_context
 
 __all__ = [
     "Directed",

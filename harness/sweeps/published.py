@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harness import data
-from harness.ball import change, mean_change
-from harness.cells import Cell
 from harness.errors import DataError
+from harness.sweeps.ball import change, mean_change
+from harness.sweeps.cells import Cell
 
 __all__ = ["ensemble", "ensemble_runs", "finetuned", "last_hard_negatives", "memit", "unedited"]
 

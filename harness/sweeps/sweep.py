@@ -2,9 +2,9 @@
 
 Protocol of Hewitt et al. 2024, "Model Editing with Canonical Examples", arXiv 2402.06155, section 4: in each cell (a
 model, a task, a method) some configurations are drawn and trained on the validation pair; for each ball the one that
-gains most inside it is trained again on the test pair, several times (:mod:`harness.swept`).
+gains most inside it is trained again on the test pair, several times (:mod:`harness.sweeps.swept`).
 
-The trainings run side by side (:mod:`harness.crew`).  One whose record is there is never run again.
+The trainings run side by side (:mod:`harness.sweeps.crew`).  One whose record is there is never run again.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from typing import Any
 
 import yaml
 
-from harness import tasks, trial
-from harness.ball import TOLERANCES
+from harness import tasks
 from harness.canonical import SETS
-from harness.crew import Cluster, carry_out
-from harness.draws import PUBLISHED, draw, method
 from harness.errors import UsageError, near
 from harness.lm import load
-from harness.swept import chosen, groups
-from harness.trial import Job, Trial
+from harness.sweeps import trial
+from harness.sweeps.ball import TOLERANCES
+from harness.sweeps.crew import Cluster, carry_out
+from harness.sweeps.draws import PUBLISHED, draw, method
+from harness.sweeps.swept import chosen, groups
+from harness.sweeps.trial import Job, Trial
 
 __all__ = ["Sweep", "run", "test_jobs", "validation_jobs"]
 
@@ -38,7 +39,7 @@ class Sweep:
     Attributes:
         model: a shipped model, a folder, or a Hub repository.
         tasks: canonical sets.
-        methods: method -> distributions that differ from the published ones; see :mod:`harness.draws`.
+        methods: method -> distributions that differ from the published ones; see :mod:`harness.sweeps.draws`.
         configurations: how many are drawn in each cell: published are 25 (Backpack) and 10.
         seeds: how often the chosen one is trained on the test pair.
         balls: tolerances.

@@ -2,9 +2,9 @@
 
 Source: Hewitt et al. 2024, "Model Editing with Canonical Examples", arXiv 2402.06155, section 4 and tables 3 to 8.  In
 each cell (a model, a task, a method) the configuration that gains most inside a ball is chosen, with its epoch; its
-trainings on the test pair are the repetitions.  Both rules of :mod:`harness.ball` choose and report; ``released``
-measures hard negatives where the published runs did, ``plain`` on the split's own.  Pure: the same trials give the same
-tables, in whatever order they come.
+trainings on the test pair are the repetitions.  Both rules of :mod:`harness.sweeps.ball` choose and report;
+``released`` measures hard negatives where the published runs did, ``plain`` on the split's own.  Pure: the same trials
+give the same tables, in whatever order they come.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import get_args
 
-from harness.ball import TOLERANCES, Rule, change, choose, inside, mean_change, report
 from harness.canonical import SETS
-from harness.cells import Cell, Format, Quantity, render, table
-from harness.trial import Trial
+from harness.sweeps.ball import TOLERANCES, Rule, change, choose, inside, mean_change, report
+from harness.sweeps.cells import Cell, Format, Quantity, render, table
+from harness.sweeps.trial import Trial
 
 __all__ = ["RULES", "best_anywhere", "cells", "chosen", "groups", "states", "tables", "winner"]
 

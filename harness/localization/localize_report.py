@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.causal.trace import concentrated
 from harness.errors import DataError, UsageError
-from harness.localize import KINDS, SCORES, Study, required
-from harness.regression import Correlation, Fit, regress
+from harness.localization.localize import KINDS, SCORES, Study, required
+from harness.localization.regression import Correlation, Fit, regress
+from harness.localization.success import overall
 from harness.storage import write_whole
-from harness.success import overall
-from harness.trace import concentrated
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -103,7 +103,7 @@ class View:
         name: a word for it.
         title: what it says of the tables; empty for the main ones.
         metrics: what is explained.
-        effect: one of :data:`harness.localize.EFFECTS`; None for the greatest over all tokens.
+        effect: one of :data:`harness.localization.localize.EFFECTS`; None for the greatest over all tokens.
         concentrated: whether only facts count whose effect sits in few layers.
     """
 

@@ -32,6 +32,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from harness.causal.trace import TraceSettings, layer_windows, noise_scale
 from harness.descent import Answer, log_likelihood
 from harness.editor import Edit, Example
 from harness.errors import DataError, UsageError, near
@@ -39,7 +40,6 @@ from harness.lm import LM
 from harness.objectives import nll
 from harness.patch import Patch, Step, patched
 from harness.taps import chunks
-from harness.trace import TraceSettings, layer_windows, noise_scale
 
 __all__ = [
     "PROBLEMS",
@@ -71,7 +71,7 @@ class ProblemSettings:
     """What the paper leaves open, and what its program does otherwise.
 
     Attributes:
-        sigma: the standard deviation of the noise, as :class:`harness.trace.TraceSettings` has it.
+        sigma: the standard deviation of the noise, as :class:`harness.causal.trace.TraceSettings` has it.
         seed: of the noise, and of what is sampled.
         samples: how many noises a gradient editor sees of one subject (rows of its batch); other passes see the first.
         reversal: ``greedy``: the greedy continuation of the noised prompt; ``released``: the prompt itself and a
@@ -170,7 +170,7 @@ def problem_named(name: str) -> Problem:
 
 
 def layers_around(layer: int, width: int, layers: int) -> tuple[int, ...]:
-    """The layers that are edited together around one, clipped at the ends (:func:`harness.trace.layer_windows`).
+    """The layers that are edited together around one, clipped at the ends (:func:`harness.causal.trace.layer_windows`).
 
     Raises:
         UsageError: every layer's window would be the whole model, so that no layer can be told from another.

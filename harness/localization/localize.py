@@ -22,15 +22,13 @@ from typing import Any
 
 import torch
 
-from harness import record, schedule, storage, tasks, trace
+from harness import record, schedule, storage, tasks
+from harness.causal import trace
 from harness.descent import Answer
 from harness.editor import Edit, Editor, Example, Recipe, compose, settable
 from harness.errors import DataError, RestoreError, UsageError
 from harness.lm import LM, combined_sha256, load
-from harness.locate import LocateThenEdit, with_root
-from harness.objectives import Direction
-from harness.patch import Patch, Rows, patched, patched_rows, shareable
-from harness.problems import (
+from harness.localization.problems import (
     PROBLEMS,
     PUBLISHED,
     Case,
@@ -43,7 +41,10 @@ from harness.problems import (
     pose,
     settings_for,
 )
-from harness.success import essence_score, mean, neighborhood_score, perplexity, rewrite_score
+from harness.localization.success import essence_score, mean, neighborhood_score, perplexity, rewrite_score
+from harness.locate import LocateThenEdit, with_root
+from harness.objectives import Direction
+from harness.patch import Patch, Rows, patched, patched_rows, shareable
 
 __all__ = ["EFFECTS", "KINDS", "METHODS", "SCORES", "Grid", "Method", "Study", "localize", "open_study", "required"]
 

@@ -1,7 +1,7 @@
 """Tables of what methods reach inside a ball: a row for each task, a column for each method, and averages.
 
 A cell is one method on one task of one model inside one ball. The numbers may come from a sweep of this harness or from
-the published result files (:mod:`harness.published`); they are aggregated and printed alike.
+the published result files (:mod:`harness.sweeps.published`); they are aggregated and printed alike.
 """
 
 from __future__ import annotations

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from harness.causal.trace import Traced
+from harness.causal.tracing import Study
 from harness.errors import DataError, UsageError
 from harness.plot import COLOURS, MARKERS, save
-from harness.trace import Traced
-from harness.tracing import Study
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

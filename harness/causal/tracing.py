@@ -24,14 +24,8 @@ from rich.table import Table
 from rich.text import Text
 
 from harness import tasks
-from harness.errors import DataError, UsageError
-from harness.facts import Fact, Skipped, read
-from harness.leaderboard import MISSING, brackets, number
-from harness.lm import LM, load
-from harness.metrics import Estimate, Ratio, estimate
-from harness.record import identity, versions
-from harness.storage import packed, require_writable, text, unpacked, values_path, write_whole
-from harness.trace import (
+from harness.causal.facts import Fact, Skipped, read
+from harness.causal.trace import (
     ROLES,
     Selection,
     Traced,
@@ -43,6 +37,12 @@ from harness.trace import (
     select,
     trace_each,
 )
+from harness.errors import DataError, UsageError
+from harness.leaderboard import MISSING, brackets, number
+from harness.lm import LM, load
+from harness.metrics import Estimate, Ratio, estimate
+from harness.record import identity, versions
+from harness.storage import packed, require_writable, text, unpacked, values_path, write_whole
 
 __all__ = [
     "KNOWN_1000",

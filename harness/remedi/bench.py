@@ -19,13 +19,13 @@ from itertools import groupby
 import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from harness.asking import Question, next_log_p, sampled, target_log_p
 from harness.editor import Editor, settable
-from harness.entities import Case, in_context
 from harness.lm import LM
 from harness.metrics import Ratio
-from harness.norms import ask
 from harness.patch import Patch
+from harness.remedi.asking import Question, next_log_p, sampled, target_log_p
+from harness.remedi.entities import Case, in_context
+from harness.remedi.norms import ask
 from harness.texts import consistency, entropy, words
 
 __all__ = [

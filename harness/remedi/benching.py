@@ -22,17 +22,17 @@ from rich.text import Text
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from harness import data, fitted
-from harness.bench import BASELINES, Found, Method, bios, essences, facts, features, mediation, unedited_features
-from harness.classify import Outcome, Probes, bios_classification, directed, fact_classification, random_model
 from harness.editor import Editor, Example, Learned, compose
-from harness.entities import Case, example, from_biography, from_counterfact, halves, in_context, stand_ins
 from harness.errors import DataError, UsageError, near
 from harness.leaderboard import MISSING, brackets, number, signed
 from harness.lm import LM, load
 from harness.metrics import Estimate, difference, estimate
-from harness.norms import SEED, concepts, samples
 from harness.patch import Patch
 from harness.record import identity, versions
+from harness.remedi.bench import BASELINES, Found, Method, bios, essences, facts, features, mediation, unedited_features
+from harness.remedi.classify import Outcome, Probes, bios_classification, directed, fact_classification, random_model
+from harness.remedi.entities import Case, example, from_biography, from_counterfact, halves, in_context, stand_ins
+from harness.remedi.norms import SEED, concepts, samples
 from harness.storage import require_writable, text, write_whole
 from harness.texts import vectorizer
 

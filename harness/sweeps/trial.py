@@ -20,12 +20,12 @@ from typing import Any
 
 from harness import corpora, data, measure, record, storage, tasks
 from harness.adapter import EditedLM
-from harness.ball import Epoch
 from harness.editor import compose, find, settable
 from harness.errors import DataError, NumericalError
 from harness.lm import LM, combined_sha256, load
 from harness.measure import Measured
 from harness.patch import Patch
+from harness.sweeps.ball import Epoch
 
 __all__ = ["Job", "Trial", "read", "read_all", "train", "write"]
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from harness.editor import SLOT, Edit
-from harness.entities import Case
+from harness.remedi.entities import Case
 
 __all__ = ["ask", "concepts", "cooccurrence", "fluent", "samples", "with_article"]
 

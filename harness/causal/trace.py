@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from harness.causal.facts import Asked, Fact, Known, Report, Skipped, ask, known
+from harness.causal.restore import Kind, Overwriting, Pass, Restorer
 from harness.editor import Edit
 from harness.errors import DataError, UsageError, near
-from harness.facts import Asked, Fact, Known, Report, Skipped, ask, known
 from harness.lm import LM
-from harness.restore import Kind, Overwriting, Pass, Restorer
 
 __all__ = [
     "CONSTANTS",
@@ -70,7 +70,7 @@ class TraceSettings:
         seed: of the noise; texts of one shape get the same noise, as in both programs.
         answer: what is explained: the true ``object``, all of its tokens, or the model's own most probable next token
             (``prediction``, Meng et al.).
-        known: the correctness filter, see :data:`harness.facts.Known`.
+        known: the correctness filter, see :data:`harness.causal.facts.Known`.
         new_tokens: the length of the continuation in which the filter looks.
         threshold: the least ``p_clean``; Hase et al. ask for 0.02 for Fact Erasure (their program always).
         high: what a fraction is measured against: ``clean``, the probability without noise, or ``max``, the greatest of

@@ -1,0 +1,1 @@
+"""REMEDI's benchmarks: what an edit of an entity entails."""

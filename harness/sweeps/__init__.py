@@ -1,0 +1,1 @@
+"""Sweeps of canonical examples: draw configurations, train, choose inside a ball, tell."""
