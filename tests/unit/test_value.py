@@ -479,10 +479,15 @@ def test_an_unknown_layer_is_refused(tiny, edits, name):
         method.edit(tiny("gpt2"), edits)
 
 
-@pytest.mark.parametrize("templates", [("x. {}",), ("{}", "no slot"), ("{}", "a { b. {}"), ()])
+@pytest.mark.parametrize("templates", [("x. {}",), ("{}", "no slot"), ("{}", "a { b. {}")])
 def test_templates_that_cannot_be_used(tiny, edits, templates):
     with pytest.raises(UsageError, match="contexts: the"):
         Rome(covariance=False, contexts=templates).edit(tiny("gpt2"), edits[:1])
+
+
+def test_no_templates_at_all_are_refused():
+    with pytest.raises(UsageError, match="rome: 'contexts' is an empty list, expected at least one"):
+        Rome(covariance=False, contexts=())
 
 
 def test_an_update_across_its_key_is_refused():
