@@ -88,6 +88,7 @@ def changes(cls: type[Editor]) -> str:
 
 def summary(cls: type[Editor]) -> str:
     """The first line of what is written above an editor's file, or above its class; without the method's name."""
-    text = inspect.getdoc(inspect.getmodule(cls)) or inspect.getdoc(cls) or ""
+    module = inspect.getmodule(cls)
+    text = (inspect.getdoc(module) if module else None) or inspect.getdoc(cls) or ""
     first = text.partition("\n")[0]
     return first.partition(": ")[2] or first
