@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from harness import data, tasks
+from harness import data, record, tasks
 from harness.canonical import SETS
 from harness.errors import DataError, UsageError
 from harness.lm import LM
@@ -250,3 +250,19 @@ def test_an_empty_file(own: Callable[..., Path]) -> None:
 def test_one_id_for_two_rows(own: Callable[..., Path]) -> None:
     with pytest.raises(DataError, match=r"my\.jsonl: the id a occurs twice; give each row an id of its own"):
         tasks.read_edits(str(own({**ROW, "id": "a"}, {**ROW, "id": "a"})), "mini")
+
+
+def test_the_committed_records_were_measured_with_the_task_files_as_they_are(tiny: Callable[[str], LM]) -> None:
+    """A row that is measured today stands in one column with them."""
+    folder = Path(__file__).parents[2] / "results"
+    found = [record.read(path) for part in ("records", "studies") for path in record.paths(folder / part)]
+    said = {(name, sha256) for kept in found for name, sha256 in kept.templates.items()}
+    now = {
+        (task.name, task.template)
+        for edits in ("counterfact", "zsre")
+        for task in suite(
+            tiny, "general", edit_set=edits, records=[edit.id for edit in tasks.read_edits(edits, "mini", count=2)]
+        ).tasks
+    }
+    assert len(found) > 100
+    assert said == now
