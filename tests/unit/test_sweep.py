@@ -7,7 +7,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -182,16 +182,16 @@ class Still(Editor):
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """The names of the tasks that are measured, on a suite with one chunk, and of each kind one document."""
+    """The names of the tasks that are measured, on one document of each kind."""
     names: list[str] = []
     score = trial.measure.measure_task
 
     def few(model: Any, task: Any, _: None, documents: list[int] | None) -> Any:
         names.append(task.name)
-        return score(model, task, None, [0] if task.name == "ball" else documents)
+        kinds = {row["kind"]: i for i, row in reversed(list(enumerate(task.task.eval_docs)))}
+        return score(model, task, None, sorted(i for i in kinds.values() if documents is None or i in documents))
 
     monkeypatch.setattr(trial.measure, "measure_task", few)
-    monkeypatch.setattr(trial.tasks, "load", _small(trial.tasks.load))
     trial._loaded.cache_clear()
     yield names
     trial._loaded.cache_clear()
@@ -284,25 +284,6 @@ def test_the_text_of_the_regulariser_is_read_only_where_none_is_named(monkeypatc
     monkeypatch.setattr(trial, "_regulariser", lambda data_dir: pytest.fail("was read"))
     assert trial._settings(replace(job, settings={"kl_text": "mine"})) == {"kl_text": "mine"}
     assert trial._settings(replace(job, method="ft_l", editor="ft_l")) == {"lr": 0.1}
-
-
-def _small(load: Callable[..., Any]) -> Callable[..., Any]:
-    """The suite with one chunk, and of the set one document of each kind."""
-    from harness.canonical import CanonicalSet
-
-    whole = CanonicalSet.dataset
-
-    def few(self: CanonicalSet, *args: Any, **options: Any) -> Any:
-        rows = whole(self, *args, **options)["test"]
-        first = {row["kind"]: i for i, row in reversed(list(enumerate(rows)))}
-        return {"test": rows.select(sorted(first.values()))}
-
-    def make(*args: Any, **options: Any) -> Any:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(CanonicalSet, "dataset", few)
-            return load(*args, **options)
-
-    return make
 
 
 # --- Ray --------------------------------------------------------------------------------------------------------------
