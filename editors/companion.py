@@ -11,7 +11,7 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -26,8 +26,6 @@ from harness.objectives import DIRECTIONS
 from harness.patch import Part, Patch, Step, patched
 
 __all__ = ["Companion", "Ensemble", "Reader"]
-
-_METHOD = "senses"
 
 
 @functools.lru_cache(maxsize=1)
@@ -101,7 +99,7 @@ class Ensemble(Part):
     common: int
     device: str
     text: str
-    editor: str = _METHOD
+    editor: str = "senses"
     fixed: bool = False
     base: Reader = field(default_factory=Reader, repr=False)
     tuned: Reader = field(default_factory=Reader, repr=False)
@@ -127,6 +125,10 @@ class Ensemble(Part):
         with patched(lm, self.change):
             tuned = self.tuned.logits(lm, step)
         return combined(logits, tuned, base, self.beta, self.common)
+
+    def weighing(self, beta: float) -> Ensemble:
+        """The same with another share of the companion's change."""
+        return replace(self, beta=beta)
 
     def tensors(self) -> dict[str, Tensor]:
         """Those of the companion's change."""
@@ -207,6 +209,7 @@ class Companion(Editor):
     seams = frozenset({"logits"})
     random = True
     directions = DIRECTIONS
+    method: ClassVar[str] = "senses"
 
     model: str = "mini-backpack"
     patch: str | None = None
@@ -261,9 +264,9 @@ class Companion(Editor):
     def _method(self, small: LM) -> Editor:
         fields = ("k", "unusual", "lr", "kl", "epochs", "kl_text", "seed")
         given = {name: getattr(self, name) for name in fields if getattr(self, name) is not None}
-        return configure(find(_METHOD), small.name, given)
+        return configure(find(self.method), small.name, given)
 
-    def _felt(self, lm: LM, small: LM, change: Patch, editor: str = _METHOD) -> Patch:
+    def _felt(self, lm: LM, small: LM, change: Patch, editor: str = method) -> Patch:
         common, device = common_vocabulary(lm, small), str(lm.device)
         fixed = self.patch is not None
         return Patch(logits=Ensemble(self.model, change, self.beta, common, device, lm.text, editor, fixed))

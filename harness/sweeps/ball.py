@@ -37,6 +37,7 @@ class Epoch:
         hard_negative_released: the same for the hard negatives of the validation split, whatever the split.
         text_nll: mean loss of a token of the set's whole texts.
         train_loss: mean loss of the training examples before their updates; None of the unedited model.
+        beta: how much of a companion's change was added; None where there is no companion.
     """
 
     general: float
@@ -45,6 +46,7 @@ class Epoch:
     hard_negative_released: float | None = None
     text_nll: float | None = None
     train_loss: float | None = None
+    beta: float | None = None
 
 
 @dataclass(frozen=True)

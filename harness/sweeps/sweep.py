@@ -18,6 +18,7 @@ import yaml
 
 from harness import tasks
 from harness.canonical import SETS
+from harness.editor import configure, find
 from harness.errors import UsageError, near
 from harness.lm import load
 from harness.sweeps import trial
@@ -175,13 +176,31 @@ def validation_jobs(sweep: Sweep, layers: int) -> list[Job]:
                 where = f"{sweep.seed} {name} {task} {number}"
                 settings = draw(known.settings, where, layers, f"method {name}")
                 job = Job(sweep.model, task, name, known.editor, settings)
-                found.append(replace(job, data_dir=sweep.data_dir, dtype=sweep.dtype, seed=sweep.seed))
+                job = replace(job, data_dir=sweep.data_dir, dtype=sweep.dtype, seed=sweep.seed)
+                found.append(_companion(job) if job.editor == trial.COMPANION else job)
     return found
 
 
+def _companion(job: Job) -> Job:
+    """The training of the companion itself."""
+    editor: Any = configure(
+        find(job.editor), job.model, job.settings
+    )  # what it cannot take is told before any training
+    settings = {name: value for name, value in job.settings.items() if name != "model"}
+    return replace(job, model=editor.model, editor=editor.method, settings=settings, beside=job.model)
+
+
 def test_jobs(sweep: Sweep, validated: Sequence[Trial]) -> list[Job]:
-    """The trainings on the test pairs: whatever some ball and rule has chosen, with each seed, once."""
-    picks = [one.job for trials in groups(validated).values() for one in chosen(trials, sweep.balls)]
+    """The trainings on the test pairs: whatever some ball and rule has chosen, with each seed, once.
+
+    A companion is examined for each ball by itself.
+    """
+    picks = []
+    for trials in groups(validated).values():
+        if trials[0].job.beside is None:
+            picks += [one.job for one in chosen(trials, sweep.balls)]
+        else:
+            picks += [replace(one.job, ball=ball) for ball in sweep.balls for one in chosen(trials, [ball])]
     return [replace(job, split="test", seed=seed) for job in picks for seed in range(sweep.seeds)]
 
 

@@ -45,7 +45,7 @@ def groups(trials: Iterable[Trial]) -> dict[CellKey, list[Trial]]:
 
 
 def _source(one: Trial) -> tuple[str, str, str]:
-    return one.job.model, one.job.data_dir, one.job.dtype
+    return one.job.shown, one.job.data_dir, one.job.dtype
 
 
 def _models(trials: Sequence[Trial]) -> dict[tuple[str, str, str], str]:
@@ -98,7 +98,7 @@ def cells(trials: Iterable[Trial], rule: Rule, balls: Sequence[float] = TOLERANC
         tested = [one for one in members if one.job.split == "test"]
         for tolerance in balls if validated else ():
             best, epoch = winner(validated, tolerance, rule)
-            repetitions = _repetitions(best, epoch, tested)
+            repetitions = _repetitions(best, epoch, [one for one in tested if one.job.ball in (None, tolerance)])
             found.append(_cell(key, tolerance, repetitions, epoch, rule))
     return found
 

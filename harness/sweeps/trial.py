@@ -4,6 +4,10 @@ The set's evaluation, its hard negatives and texts, and the general text of the 
 task.  A state of the weights that was measured before is not measured again, whichever pass it comes after; the
 unedited state is measured once for all trainings of a process on one pair.  On the validation pair only what chooses is
 measured, as in the published runs: the evaluation and the general text.
+
+A companion (Hewitt et al. 2024, section 6) is trained and chosen alone on the validation pair.  On the test pair the
+large model is examined with the companion beside it, and after each pass as much of the companion's change is added as
+the ball allows (:func:`harness.ensemble.largest_beta`).
 """
 
 from __future__ import annotations
@@ -20,7 +24,8 @@ from typing import Any
 
 from harness import corpora, data, measure, record, storage, tasks
 from harness.adapter import EditedLM
-from harness.editor import compose, find, settable
+from harness.editor import Editor, compose, find, settable
+from harness.ensemble import largest_beta
 from harness.errors import DataError, NumericalError
 from harness.lm import LM, combined_sha256, load
 from harness.measure import Measured
@@ -30,6 +35,7 @@ from harness.sweeps.ball import Epoch
 __all__ = ["Job", "Trial", "read", "read_all", "train", "write"]
 
 BALL = "ball"
+COMPANION = "companion"  # the editor of a large model that examines what another one has learned
 _MEASURED = ("hard_negative", "hard_negative_released", "text_nll")
 
 
@@ -38,7 +44,7 @@ class Job:
     """What is trained, on which pair of a set.
 
     Attributes:
-        model: a shipped model, a folder, or a Hub repository.
+        model: a shipped model, a folder, or a Hub repository: what is trained.
         task: the canonical set.
         method: the name under which tables show it.
         editor: the editor.
@@ -46,7 +52,9 @@ class Job:
         split: ``val`` or ``test``.
         seed: of everything random.
         data_dir: where the rows come from.
-        dtype: of the model.
+        dtype: of the model; of the large one where there are two, as a companion is float32.
+        beside: the large model, whose companion is trained; None where what is trained is examined itself.
+        ball: the tolerance that a companion keeps to beside it, on the test pair.
     """
 
     model: str
@@ -58,16 +66,28 @@ class Job:
     seed: int = 0
     data_dir: str = "mini"
     dtype: str = "float32"
+    beside: str | None = None
+    ball: float | None = None
 
     @property
     def configuration(self) -> str:
-        """What is the same for all splits and seeds of one configuration."""
-        return record.identity({k: v for k, v in asdict(self).items() if k not in ("split", "seed")})
+        """What is the same for all splits, balls and seeds of one configuration."""
+        return record.identity({k: v for k, v in asdict(self).items() if k not in ("split", "ball", "seed")})
+
+    @property
+    def shown(self) -> str:
+        """The model whose tables it belongs to."""
+        return self.beside or self.model
+
+    @property
+    def examined(self) -> str:
+        """The model that is measured."""
+        return self.shown if self.split == "test" else self.model
 
     @property
     def name(self) -> str:
         """The name of its record."""
-        model = Path(self.model).name
+        model = Path(self.shown).name
         return f"{model}--{self.task}--{self.method}--{self.split}--{record.identity(asdict(self))[:12]}"
 
 
@@ -145,6 +165,20 @@ class _Exam:
         rest = {name: means.get(name) for name in _MEASURED}
         return Epoch(means["general"], 1 - means["success"], train_loss=loss, **rest), found[self.task]
 
+    def weighed(self, patch: Patch, loss: float | None, ball: float) -> tuple[Epoch, Measured]:
+        """Measure a companion's change, as much of it as the ball allows."""
+        whole, start = self.look(patch, loss), self.look(Patch(), None)[0].general
+        known = {0.0: start, 1.0: whole[0].general}
+        beta = largest_beta(lambda share: known[share] if share in known else self._general(_of(patch, share)), ball)
+        epoch, measured = whole if beta == 1 else self.look(_of(patch, beta), loss)
+        return replace(epoch, beta=beta), measured
+
+    def _general(self, patch: Patch) -> float:
+        """The general loss alone."""
+        (text,) = (task for task in self.suite.tasks if task.name == BALL)
+        with self.model.holding(patch):
+            return _mean(self._scored(text, self._state(patch)).values["general"])
+
     def _state(self, patch: Patch) -> str | None:
         """The hash of the weights as they are now; None where a patch changes more than weights."""
         if not patch.only_weights:
@@ -166,6 +200,12 @@ def _mean(values: Mapping[str, Any]) -> float:
     return math.fsum(ratio.num for ratio in values.values()) / weight if weight else math.nan
 
 
+def _of(patch: Patch, beta: float) -> Patch:
+    """So much of a companion's change."""
+    rule: Any = patch.logits
+    return replace(patch, logits=rule.weighing(beta)) if beta else Patch()
+
+
 Pair = tuple[str, str, str]
 """A set, where its rows come from, and the split."""
 
@@ -178,7 +218,7 @@ def _loaded(model: str, dtype: str) -> tuple[EditedLM, dict[Pair, _Exam]]:
 
 def _exam(job: Job) -> _Exam:
     """The exam of a job, with what is known of the unedited model."""
-    model, exams = _loaded(job.model, job.dtype)
+    model, exams = _loaded(job.examined, job.dtype if job.examined == job.shown else "float32")
     pair = (job.task, job.data_dir, job.split)
     if pair not in exams:
         exams[pair] = _unedited(model, *pair)
@@ -219,6 +259,14 @@ def _regulariser(data_dir: str) -> Path:
     return path if path.is_file() else corpora.write(path, texts)
 
 
+def _editor(job: Job, lm: LM) -> Editor:
+    """What trains; a companion that is examined beside the large model, as that one's editor."""
+    settings = _settings(job)
+    if job.examined == job.model:
+        return compose(job.editor).build(lm, settings, job.seed)
+    return compose(COMPANION).build(lm, {**settings, "model": job.model}, job.seed)
+
+
 def train(job: Job) -> Trial:
     """Carry out a job, on an accelerator where there is one.
 
@@ -228,19 +276,21 @@ def train(job: Job) -> Trial:
     started = time.perf_counter()
     exam = _exam(job)
     lm = exam.model.lm
-    editor = compose(job.editor).build(lm, _settings(job), job.seed)
+    editor = _editor(job, lm)
     edits = tasks.read_edits(job.task, job.data_dir, job.split)
     seen, reason = [exam.look(Patch(), None)], None
     if not math.isfinite(seen[0][0].general):
-        raise DataError(f"{job.model}: the unedited model's general loss is no number; use another --dtype")
+        raise DataError(f"{job.examined}: the unedited model's general loss is no number; use another --dtype")
     try:
         for done in editor.passes(lm, edits):  # one by one: what was measured before a break-down is kept
-            seen.append(exam.look(editor.finish(lm, done.patch), done.loss))  # noqa: PERF401
+            patch = editor.finish(lm, done.patch)
+            seen.append(exam.look(patch, done.loss) if job.ball is None else exam.weighed(patch, done.loss, job.ball))
     except NumericalError as error:
         reason = str(error)
     log = [epoch for epoch, _ in seen]
     # What comes after a training that broke down is outside of every ball.
-    log += [Epoch(math.inf, 1.0)] * max(0, int(job.settings.get("steps", 1)) + 1 - len(log)) if reason else []
+    passes = int(job.settings.get("steps", job.settings.get("epochs", 1)))
+    log += [Epoch(math.inf, 1.0)] * max(0, passes + 1 - len(log)) if reason else []
     values = {
         metric: [[ratio.num for ratio in measured.values[metric].values()] for _, measured in seen]
         for metric in ("success", "loss")

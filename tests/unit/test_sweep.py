@@ -129,6 +129,30 @@ def test_a_ball_that_leaves_the_unedited_model_needs_no_training_of_its_own() ->
     assert len(test_jobs(sweep, trials(outside, outside))) == 2  # one all the same: it tells how the test pair begins
 
 
+ENSEMBLE = {"ensemble": {"epochs": 2, "lr": 1.0, "unusual": 1, "kl": 0}}
+
+
+def test_a_companion_is_chosen_alone_and_examined_beside_the_model_for_each_ball() -> None:
+    sweep = Sweep("large", ("temporal",), ENSEMBLE, configurations=2, seeds=2, balls=(1e-3, 1e-5))
+    jobs = validation_jobs(sweep, 4)
+    assert [(job.model, job.beside, job.editor, job.method, job.ball) for job in jobs] == [
+        ("mini-backpack", "large", "senses", "ensemble", None)
+    ] * 2
+    assert {job.examined for job in jobs} == {"mini-backpack"}
+    assert all(job.name.startswith("large--temporal--ensemble--val--") for job in jobs)
+    first, second = Trial(jobs[0], log((3, 0.9), (3.001, 0.5))), Trial(jobs[1], log((3, 0.9), (3, 0.8)))
+    tested = test_jobs(sweep, [first, second])
+    chosen = [(first.job.configuration, 1e-3)] * 2 + [(second.job.configuration, 1e-5)] * 2
+    assert [(job.configuration, job.ball) for job in tested] == chosen
+    assert [(job.seed, job.split, job.examined) for job in tested] == [(0, "test", "large"), (1, "test", "large")] * 2
+    assert len({job.name for job in tested}) == 4
+    named = validation_jobs(replace(sweep, methods={"ensemble": {"model": "some/backpack"}}), 4)
+    assert {job.model for job in named} == {"some/backpack"}
+    assert "model" not in named[0].settings
+    with pytest.raises(UsageError, match="accumulate"):
+        validation_jobs(replace(sweep, methods={"ensemble": {"accumulate": 2}}), 4)
+
+
 # --- records ----------------------------------------------------------------------------------------------------------
 
 
@@ -264,6 +288,47 @@ def test_on_the_validation_pair_only_what_chooses_is_measured(seen: list[str], m
     assert all(None is e.hard_negative is e.hard_negative_released is e.text_nll for e in chosen.log)
     assert not any(None in (e.hard_negative, e.hard_negative_released, e.text_nll) for e in tested.log)
     assert [len(chosen.values["loss"]), len(chosen.values["loss"][0])] == [2, 1]
+
+
+@pytest.mark.parametrize("ball, beta, asked", [(1e-2, 1.0, []), (1e-3, 0.9, [0.9]), (1e-9, 0.0, None)])
+def test_tv_21_as_much_of_a_companion_as_the_ball_allows(
+    ball: float, beta: float, asked: list[float] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    general = {0.0: 2.385603089679371, 0.9: 2.38790, 1.0: 2.38800}
+    patch = Patch(logits=SimpleNamespace(weighing=lambda share: share))  # type: ignore[arg-type]
+    shares: list[float] = []
+
+    def share_of(patch: Any) -> float:
+        return patch.logits if isinstance(patch.logits, float) else 1.0 if patch.logits else 0.0
+
+    def loss(self: Any, patch: Any) -> float:
+        shares.append(share_of(patch))
+        return general.get(share_of(patch), 2.3859)
+
+    monkeypatch.setattr(trial._Exam, "_general", loss)
+    monkeypatch.setattr(
+        trial._Exam, "look", lambda self, patch, loss: (Epoch(general[share_of(patch)], 0.5), share_of(patch))
+    )
+    exam = trial._Exam(SimpleNamespace(), SimpleNamespace(), "temporal", None, {})  # type: ignore[arg-type]
+    epoch, measured = exam.weighed(patch, 1.0, ball)
+    assert (epoch.beta, measured, epoch.general) == (beta, beta, general[beta])
+    assert shares == (asked if asked is not None else [round(1 - i / 10, 10) for i in range(1, 10)])
+
+
+def test_a_companion_keeps_to_its_ball_on_the_test_pair(seen: list[str]) -> None:
+    validated = validation_jobs(Sweep("mini", ("verb_conjugation",), ENSEMBLE, configurations=1), 4)[0]
+    wide, narrow = (replace(validated, split="test", ball=ball) for ball in (1.0, 1e-5))
+    alone, free, kept = (trial.train(job) for job in (validated, wide, narrow))
+    unedited = trial.train(Job("mini", "verb_conjugation", "none", "none", split="test"))
+    assert alone.log[0].beta is alone.log[1].beta is None
+    assert free.log[0] == kept.log[0] == unedited.log[0]
+    assert alone.log[0].general != free.log[0].general  # alone: the small model
+    assert [epoch.beta for epoch in free.log] == [None, 1.0, 1.0]
+    start = kept.log[0].general
+    assert free.log[2].general > start * (1 + 1e-5)  # so that it is the ball that lowers beta
+    assert 0 <= (kept.log[2].beta or 0) < 1
+    assert all(epoch.general < start * (1 + 1e-5) for epoch in kept.log)
+    assert free.log[2].failure <= kept.log[2].failure
 
 
 def test_a_ball_of_which_nothing_is_scored_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -125,6 +125,18 @@ def test_methods_tasks_and_models_do_not_mix(sweep: list[Trial]) -> None:
     assert list(groups([*sweep, *third])) == [("mini", SETS[0], "full"), ("mini", "temporal", "full")]
 
 
+def test_a_companion_is_reported_in_each_ball_by_what_was_examined_for_it() -> None:
+    where = {"method": "ensemble", "beside": "large"}
+    (alone,) = made(log((2.0, 0.9), (2.0, 0.5)), **where)
+    logs = {1e-3: log((3.0, 0.8), (3.002, 0.2)), 1e-5: log((3.0, 0.8), (3.0, 0.7))}
+    tested = [Trial(replace(alone.job, split="test", ball=ball), found) for ball, found in logs.items()]
+    trials = [alone, *tested]
+    assert list(groups(trials)) == [("large", "temporal", "ensemble")]
+    for rule in RULES:
+        found = [(cell.initial, cell.change, cell.of) for cell in cells(trials, rule, BALLS)]
+        assert found == [pytest.approx((20.0, 60.0, 1)), pytest.approx((20.0, 10.0, 1))]
+
+
 # --- what the balls refuse --------------------------------------------------------------------------------------------
 
 
