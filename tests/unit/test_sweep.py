@@ -331,6 +331,32 @@ def test_a_companion_keeps_to_its_ball_on_the_test_pair(seen: list[str]) -> None
     assert free.log[2].failure <= kept.log[2].failure
 
 
+def test_an_epoch_on_the_real_pronouns(seen: list[str], shared: Path) -> None:
+    """Of a model that is no model of ours; its loss before the updates is told, and the epoch changes it."""
+    model, data = shared / "models" / "stories260K", shared / "data"
+    if not model.is_dir():
+        pytest.skip("the model stories260K is not there")
+    settings = {"steps": 1, "lr": 1e-12, "kl": 0.0}
+    still = trial.train(Job(str(model), "pronoun_gender_bias", "full", "full", settings, data_dir=str(data)))
+    lm = trial._loaded(str(model), "float32")[0].lm
+    rows = data / "canonical" / "pronoun_gender_bias" / "split" / "pronoun_gender_bias_train-val.jsonl"
+    losses = []
+    for row in (json.loads(line) for line in rows.read_text().splitlines()):
+        ids = [lm.tokenizer(row["prefix"]).input_ids] * 2
+        said = [lm.tokenizer(row[k].strip(), add_special_tokens=False).input_ids for k in ("suffix1", "suffix2")]
+        with torch.no_grad():
+            logs = [lm.model(torch.tensor([a + b])).logits[0].log_softmax(-1) for a, b in zip(ids, said, strict=True)]
+        nlls = [-log[len(a) - 1 :][range(len(b)), b].mean() for a, b, log in zip(ids, said, logs, strict=True)]
+        losses.append(abs(float(nlls[0] - nlls[1])))
+    assert len(losses) == 20
+    assert still.log[1].train_loss == pytest.approx(sum(losses) / 20, rel=1e-5)
+    assert still.log[1].general == pytest.approx(still.log[0].general, rel=1e-6)
+    moved = trial.train(replace(still.job, settings={"steps": 1, "lr": 1e-4, "kl": 0.5}))
+    assert moved.reason is None
+    assert moved.log[0] == still.log[0]
+    assert abs(moved.log[1].general / moved.log[0].general - 1) > 1e-5
+
+
 def test_a_ball_of_which_nothing_is_scored_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """Texts of one token have no token after another: the loss is missing, and no model is in such a ball."""
     names = ("ball", "temporal")
