@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -192,6 +194,21 @@ class LM:
         if not inside:
             raise DataError(f"the subject '{subject}' has no token of its own in '{text}'; choose another prompt")
         return inside[0], inside[-1] + 1
+
+    @contextmanager
+    def plain_generation(self) -> Iterator[None]:
+        """Let ``generate`` follow its arguments alone.
+
+        A checkpoint may recommend how to sample (``generation_config.json``: temperature, top_p, a repetition penalty,
+        beams), and transformers follows it wherever an argument is silent. Only the tokens that end a text are kept.
+        """
+        kept = self.model.generation_config
+        ends = {name: getattr(kept, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        self.model.generation_config = GenerationConfig(**ends)  # type: ignore[no-untyped-call]
+        try:
+            yield
+        finally:
+            self.model.generation_config = kept
 
     def fingerprint(self) -> str:
         """The sha256 over all parameters and buffers, as they are now."""

@@ -343,7 +343,7 @@ def _texts(lm: LM, edits: Sequence[Edit], seed: int, report: Report) -> dict[str
     """
     found: dict[str, list[Answer]] = {}
     for done, edit in enumerate(edits):
-        with torch.random.fork_rng():
+        with lm.plain_generation(), torch.random.fork_rng():
             torch.manual_seed(seed)
             ids = torch.tensor([lm.encode(f"{edit.subject} is a")] * _TEXTS, device=lm.device)
             wanted = min(_LENGTH, lm.context)
@@ -355,6 +355,7 @@ def _texts(lm: LM, edits: Sequence[Edit], seed: int, report: Report) -> dict[str
                 do_sample=True,
                 top_k=_TOP,
                 pad_token_id=lm.tokenizer.pad_token_id,
+                eos_token_id=lm.tokenizer.eos_token_id,
             )
         found[edit.id] = [_scored(edit, row, lm.tokenizer.eos_token_id, ids.shape[1]) for row in written.tolist()]
         report("texts about the subjects", done + 1, len(edits))

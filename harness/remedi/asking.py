@@ -104,7 +104,7 @@ def _drawn(lm: LM, rows: Sequence[Sequence[int]], patches: Sequence[Patch], most
     settings = GenerationConfig(  # type: ignore[no-untyped-call]
         do_sample=True, top_k=TOP, max_new_tokens=room, pad_token_id=pad, eos_token_id=lm.tokenizer.eos_token_id
     )
-    with _held(lm, patches), torch.random.fork_rng(), torch.no_grad():
+    with _held(lm, patches), lm.plain_generation(), torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
         out: Tensor = lm.model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)  # type: ignore[operator, unused-ignore]
     return [out[i, n : max(n + most, width)].tolist() for i, n in enumerate(short)]

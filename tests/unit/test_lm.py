@@ -8,7 +8,12 @@ import pytest
 import torch
 
 from harness import lm as loading
+from harness.causal import facts
+from harness.editor import Edit
 from harness.errors import DataError, ModelError
+from harness.localization import localize
+from harness.patch import Patch
+from harness.remedi import asking
 
 BOTH = pytest.mark.parametrize("family", ["gpt2", "llama"])
 
@@ -115,3 +120,21 @@ def test_models_that_cannot_be_loaded(tmp_path):
 
 def test_the_context_is_that_of_the_model(tiny):
     assert {tiny(family).context for family in ("gpt2", "llama", "opt")} == {96}
+
+
+@BOTH
+def test_texts_are_written_as_asked_for_and_not_as_a_checkpoint_recommends(fresh, family):
+    """Llama 3 recommends a temperature of 0.6 and top_p 0.9, Qwen a repetition penalty."""
+    lm = fresh(family)
+
+    def written():
+        prompt, about = "The home of Hugo Lantern is", Edit("1", "{} is in", "Hugo Lantern", "Rome")
+        greedy = facts._greedy(lm, [tuple(lm.encode(prompt))], 20)
+        sampled = asking.sampled(lm, [asking.Question(prompt, Patch())] * 3, 40, seed=0)
+        texts = localize._texts(lm, [about], 0, lambda *_: None)["1"]
+        return greedy, sampled, [text.target for text in texts]
+
+    plain, recommended = written(), lm.model.generation_config
+    recommended.update(do_sample=True, temperature=0.3, top_p=0.2, repetition_penalty=3.0, no_repeat_ngram_size=2)
+    assert written() == plain
+    assert lm.model.generation_config is recommended
