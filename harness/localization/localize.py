@@ -11,6 +11,7 @@ Source: Hase et al. 2023, "Does Localization Inform Editing?", arXiv 2301.04213,
 from __future__ import annotations
 
 import gzip
+import hashlib
 import itertools
 import json
 import math
@@ -155,7 +156,7 @@ class Study:
     Attributes:
         path: its file.
         plan: the study as plain values.
-        model: name, sha256 and number of layers.
+        model: name, sha256, number of layers, those that are edited, and the sha256 of the rows of the edit set.
         facts: id -> the tracing effect of each layer; None where tracing found none.
         effects: other measures of it, by name (:data:`EFFECTS`) -> id -> of each layer; None where there is none.
         skipped: why facts were left out -> how many.
@@ -233,19 +234,23 @@ def localize(
 
     Raises:
         HarnessError: the study cannot be carried out; RestoreError if the model is not bitwise what it was.
+        UsageError: what is done of it was done with other weights, or with other rows.
         DataError: too few facts.
     """
     study = open_study(grid, output, fresh)
-    if study.complete:
-        return study
     lm = load(grid.model, grid.dtype, device, dict(grid.arch) or None, grid.text)
     layers = _checked_layers(lm, grid)
     before = lm.state_hashes()
     examples = tasks.read_examples(grid.edits, grid.data_dir, grid.split, grid.look_at)
+    rows = _digest(examples)
+    _require_same(study, grid, combined_sha256(before), rows)
+    if study.complete:
+        return study
     _check_editors(lm, grid, examples)
     examples = _traced(lm, grid, examples, study, report)
     required(sum(effect is not None for effect in study.facts.values()), lm.arch.layers)
     study.model = {"name": grid.model, "sha256": combined_sha256(before), "layers": lm.arch.layers, "edited": layers}
+    study.model["rows"] = rows
     study.versions = record.versions()
     study.save()
     texts = _texts(lm, [e.edit for e in examples], grid.seed, report) if grid.essence else {}
@@ -259,6 +264,18 @@ def localize(
     study.complete = True
     study.save()
     return study
+
+
+def _digest(examples: Sequence[Example]) -> str:
+    """The sha256 of the rows of an edit set."""
+    return hashlib.sha256(json.dumps([asdict(one) for one in examples], sort_keys=True).encode()).hexdigest()
+
+
+def _require_same(study: Study, grid: Grid, weights: str, rows: str) -> None:
+    """See that what an earlier run left is of the same weights and rows: the names of both stay when a file changes."""
+    for name, what, mine in (("sha256", f"weights of {grid.model}", weights), ("rows", f"rows of {grid.edits}", rows)):
+        if study.model.get(name, mine) != mine:
+            raise UsageError(f"{study.path}: was begun with other {what}; start anew with --fresh, or choose --output")
 
 
 def _checked_layers(lm: LM, grid: Grid) -> list[int]:
@@ -490,7 +507,7 @@ class _Problem:
         found.append(mean([neighborhood_score(b, a) for b, a in zip(*p["neighborhood"], strict=True)]))
         found.append(self._essence(asked["essence"], before["essence"], after["essence"]))
         found += [p["rewrite"][0][0], p["rewrite"][1][0], *map(math.exp, after["true"])]
-        return [None if value is None else _short(value) for value in found]
+        return [None if value is None or math.isnan(value) else _short(value) for value in found]
 
     def _essence(self, texts: Sequence[Answer], before: Sequence[float], after: Sequence[float]) -> float | None:
         if not texts:

@@ -39,6 +39,7 @@ from harness.errors import DataError, UsageError, near
 from harness.lm import LM
 from harness.objectives import nll
 from harness.patch import Patch, Step, patched
+from harness.spans import wide_head
 from harness.taps import chunks
 
 __all__ = [
@@ -410,8 +411,8 @@ def log_probabilities(
     for portion in chunks([[len(a.prompt) + len(a.target)] for a in answers], budget):
         before(portion)
         mine = [answers[i] for i in portion]
-        with torch.no_grad():
-            log_p = log_likelihood(lm, mine).double()
+        with wide_head(lm), torch.no_grad():
+            log_p = log_likelihood(lm, mine).cpu().double()  # Apple's GPUs have no float64
         owner = torch.tensor([row for row, a in enumerate(mine) for _ in a.target], device=log_p.device)
         for i, value in zip(portion, (-nll(log_p, owner, len(mine), "sum")).tolist(), strict=True):
             found[i] = value

@@ -17,9 +17,9 @@ _WORST = 5.0  # a rise of perplexity that counts as the loss of all essence
 
 
 def rewrite_score(before: float, after: float, erasure: bool = False) -> float | None:
-    """``max(2e-8, (p* - p) / (1 - p))``; of an erasure ``max(0, (p - p*) / p)``. None where nothing can be gained.
+    """``max(2e-8, (p* - p) / (1 - p))``; of an erasure ``max(0, (p - p*) / p)``. Also of paraphrases.
 
-    Also of paraphrases.
+    None where nothing can be gained, or a probability is not a number.
 
     Args:
         before: ``p``.
@@ -27,34 +27,40 @@ def rewrite_score(before: float, after: float, erasure: bool = False) -> float |
         erasure: whether the target shall become less probable.
     """
     room = before if erasure else 1.0 - before
-    if room <= 0:
+    if not room > 0 or math.isnan(after):  # max() would take a NaN for the least score
         return None
     return max(0.0, (before - after) / room) if erasure else max(_LEAST, (after - before) / room)
 
 
-def neighborhood_score(before: float, after: float) -> float:
+def neighborhood_score(before: float, after: float) -> float | None:
     """``1 - |p* - p| / (0.5 + |p - 0.5|)`` of a neighbour: 1 where nothing changed, 0 where nothing is left.
+
+    None where a probability is not a number.
 
     Args:
         before: ``p``.
         after: ``p*``.
     """
-    return 1.0 - abs(after - before) / (0.5 + abs(before - 0.5))
+    score = 1.0 - abs(after - before) / (0.5 + abs(before - 0.5))
+    return None if math.isnan(score) else score
 
 
-def essence_score(rise: float) -> float:
-    """``1 - clip(rise, 0, 5) / 5`` of the rise of the perplexity of texts about the subject."""
-    return 1.0 - min(max(rise, 0.0), _WORST) / _WORST
+def essence_score(rise: float) -> float | None:
+    """``1 - clip(rise, 0, 5) / 5`` of the rise of the perplexity of texts about the subject; None of no number."""
+    return None if math.isnan(rise) else 1.0 - min(max(rise, 0.0), _WORST) / _WORST
 
 
 def perplexity(log_p: Sequence[float], released: bool = False) -> float:
-    """``exp(-1/M sum log p)`` of a text's tokens from the second on.
+    """``exp(-1/M sum log p)`` of a text's tokens from the second on; infinite where no float holds it.
 
     Args:
         log_p: the log-probability of each of these tokens, at least one.
         released: whether ``M`` also counts the first token, of which there is no probability (Meng et al. 2022).
     """
-    return math.exp(-math.fsum(log_p) / (len(log_p) + released))
+    try:
+        return math.exp(-math.fsum(log_p) / (len(log_p) + released))
+    except OverflowError:
+        return math.inf
 
 
 def mean(values: Sequence[float | None]) -> float | None:

@@ -20,7 +20,7 @@ from harness.lm import load
 from harness.localization import localize as study
 from harness.localization.localize import Grid, Method, Study, localize, open_study, required
 from harness.localization.localize_report import PAPER, VIEWS, few_layers, markdown, rows_of, tex, write
-from harness.localization.problems import ProblemSettings
+from harness.localization.problems import ProblemSettings, log_probabilities
 from harness.localization.regression import regress
 from harness.localization.success import neighborhood_score, rewrite_score
 from harness.patch import patched
@@ -185,6 +185,38 @@ def test_a_study_that_was_stopped_goes_on_where_it_was(done: Study, tmp_path: Pa
     whole = localize(GRID, tmp_path, "cpu", report=lambda name, *_: seen.append(name))
     assert {name for name in seen if "layer" in name} == {f"fact_forcing, rome@1, layer {n}" for n in (0, 2)}
     assert whole.blocks == done.blocks
+
+
+def test_a_probability_that_is_no_number_is_missing(
+    done: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The study goes on, and its file can be written."""
+    grid = replace(GRID, problems=("error_injection",), methods=(Method("ft_l", 1),), layers=(0,))
+    calls = []
+
+    def broken(lm, answers, *rest):
+        calls.append(len(answers))
+        found = log_probabilities(lm, answers, *rest)
+        return found if len(calls) == 1 else [math.nan] * len(found)  # the first are of the unedited model
+
+    monkeypatch.setattr(study, "log_probabilities", broken)
+    block = localize(grid, tmp_path, "cpu").blocks["error_injection/ft_l@1/0"]
+    intact = done.blocks["error_injection/ft_l@1/0"]
+    assert {fact: [*[None] * 4, intact[fact][4], None, None] for fact in intact} == block
+    assert open_study(grid, tmp_path).complete
+
+
+def test_other_weights_or_rows_are_no_continuation(tmp_path: Path, done: Study) -> None:
+    """A study's name holds the names of the model and the rows, which stay when the files are changed."""
+    for name, said in (("sha256", "other weights of mini"), ("rows", "other rows of counterfact")):
+        for complete in (True, False):
+            other = {**done.model, name: "0" * 64}
+            Study(**{**vars(done), "path": tmp_path / done.path.name, "model": other, "complete": complete}).save()
+            with pytest.raises(UsageError, match=rf"was begun with {said}; start anew with --fresh"):
+                localize(GRID, tmp_path, "cpu")
+    early = {key: value for key, value in done.model.items() if key != "rows"}  # of before rows were noted
+    Study(**{**vars(done), "path": tmp_path / done.path.name, "model": early}).save()
+    assert localize(GRID, tmp_path, "cpu").blocks == done.blocks
 
 
 def replace_blocks(one: Study, blocks: dict) -> Study:

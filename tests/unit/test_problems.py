@@ -98,6 +98,15 @@ def test_what_is_missing_stays_missing() -> None:
     assert overall([0.0, 1.0], harmonic=True) == 0.0
 
 
+def test_what_is_no_number_is_missing_and_not_the_least_score() -> None:
+    """A model that an edit broke gives probabilities that are none."""
+    nan = math.nan
+    assert [rewrite_score(0.1, nan), rewrite_score(0.1, nan, erasure=True), rewrite_score(nan, 0.1)] == [None] * 3
+    assert [neighborhood_score(0.1, nan), neighborhood_score(nan, 0.1), essence_score(nan)] == [None] * 3
+    assert perplexity([-2000.0]) == perplexity([-math.inf]) == math.inf
+    assert essence_score(perplexity([-2000.0]) - 3.0) == 0.0
+
+
 def test_a_sequence_has_the_product_of_its_tokens_probabilities(tiny, edits) -> None:
     """Not divided by the length: of two tokens .5 and .2 the probability is .1, not .316."""
     lm = tiny("llama")
@@ -105,6 +114,16 @@ def test_a_sequence_has_the_product_of_its_tokens_probabilities(tiny, edits) -> 
     found = log_probabilities(lm, answers(lm, plain), budget=40)
     assert len(lm.continuation(edits[1].text, edits[1].continuation)) > 1
     assert [math.exp(v) for v in found] == pytest.approx([probability(lm, e) for e in edits], rel=1e-4)
+
+
+def test_half_precision_does_not_round_the_logits(fresh, edits) -> None:
+    """A hundred more for every token is no change of any probability; at a hundred bfloat16 knows half numbers."""
+    lm = fresh("gptj", dtype=torch.bfloat16)
+    asked = answers(lm, [Edit(e.id, e.text, None, e.target) for e in edits])
+    plain, bias = log_probabilities(lm, asked), lm.parameter(f"{lm.arch.head}.bias")
+    with torch.no_grad():
+        bias.copy_(torch.full_like(bias, 100.0))
+    assert log_probabilities(lm, asked) == pytest.approx(plain, abs=1e-3)
 
 
 # ------------------------------------------------------------------------------------------------------------ problems
