@@ -1,4 +1,4 @@
-"""What is measured on texts: exact match, agreement of two, n-gram entropy, consistency, perplexity.
+"""What is measured on texts: exact match, agreement of two, n-gram entropy, consistency.
 
 Sources: K. Meng et al. (2022, ROME), section 3 and appendix J (fluency GE, consistency RS); Y. Zhang et al. (2018), the
 entropy of n-grams.  Pure functions; nothing here knows a model.
@@ -24,7 +24,6 @@ __all__ = [
     "consistency",
     "entropy",
     "normalise",
-    "perplexity_released",
     "vectorizer",
     "words",
 ]
@@ -104,11 +103,3 @@ def consistency(fitted: TfidfVectorizer, generations: Sequence[str], references:
         return math.nan
     said, meant = fitted.transform([" ".join(generations), " ".join(references)])
     return float(said.multiply(meant).sum())
-
-
-def perplexity_released(logprobs: Sequence[float]) -> float:
-    """Perplexity of a text of N tokens from the log-probabilities of its last N - 1, divided by N as released.
-
-    The plain perplexity divides by N - 1; this one is lower and depends on the length of the text.
-    """
-    return math.exp(-sum(logprobs) / (len(logprobs) + 1))

@@ -22,10 +22,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from harness.adapter import EditedLM
 from harness.data import TASKS
 from harness.lm import LM
+from harness.localization.success import perplexity
 from harness.metrics import aggregate, harmonic
 from harness.patch import Patch
 from harness.teacher import Forced
-from harness.texts import consistency, entropy, perplexity_released, vectorizer, words
+from harness.texts import consistency, entropy, vectorizer, words
 
 KINDS = {"rewrite": "rewrite_prompts", "paraphrase": "paraphrase_prompts", "neighborhood": "neighborhood_prompts"}
 CASES = ("0", "1", "2", "5")
@@ -195,7 +196,7 @@ def test_perplexity_agrees(lm: HFLM, golden: Path, given: dict[str, Any], expect
             ids = torch.tensor(lm.tokenizer(text)["input_ids"][: given["perplexity_max_tokens"]])
             with torch.no_grad():
                 logprobs = lm.model(ids[None]).logits[0, :-1].log_softmax(-1)
-            found = perplexity_released(logprobs.gather(1, ids[1:, None])[:, 0].tolist())
+            found = perplexity(logprobs.gather(1, ids[1:, None])[:, 0].tolist(), released=True)
             assert found == pytest.approx(value, rel=1e-5)
             assert math.isfinite(found)
 

@@ -28,7 +28,6 @@ from harness.texts import (
     begins_with,
     consistency,
     entropy,
-    perplexity_released,
     vectorizer,
     words,
 )
@@ -220,10 +219,6 @@ def test_zsre_accuracy_is_the_mean_of_records_of_the_share_of_tokens(
 
 
 # --- texts ----------------------------------------------------------------------------------------------------------
-
-
-def test_tv7_released_perplexity_divides_by_all_tokens() -> None:
-    assert perplexity_released([-2.0, -1.0, -0.5, -0.5]) == pytest.approx(2.225541, abs=1e-6)
 
 
 @pytest.mark.parametrize(

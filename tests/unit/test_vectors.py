@@ -61,7 +61,6 @@ LOCALISATION = {
     5: [f"{PROBLEMS}overall_score"],
     6: [f"{EDITED}6_nll_is_normalised_by_length"],
     7: [
-        f"{EDITED}7_released_perplexity_divides_by_all_tokens",
         "unit/test_problems.py::test_vectors_of_essence_and_perplexity",
     ],
     8: [f"{EDITED}8_entropy"],
