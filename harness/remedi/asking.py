@@ -17,6 +17,7 @@ from transformers import GenerationConfig
 from harness.errors import DataError
 from harness.lm import LM
 from harness.patch import Hook, Patch, Step, patched
+from harness.spans import wide_head
 from harness.taps import Row, chunks, read, wide
 
 __all__ = ["Question", "hidden_states", "mention", "next_log_p", "sampled", "target_log_p"]
@@ -83,19 +84,34 @@ def sampled(lm: LM, questions: Sequence[Question], length: int, seed: int) -> li
         questions: the questions.
         length: tokens of a whole text, the question's counted; less where the model takes less.
         seed: of what is drawn; a portion of rows is drawn together.
+
+    Returns:
+        Questions and continuations; what a patch puts in front of a question is neither counted nor given.
     """
-    ids, most, found = [_ids(lm, one) for one in questions], min(length, lm.context), {}
-    for number, portion in enumerate(_portions(questions, [most] * len(ids))):
+    ids, found = [_ids(lm, one) for one in questions], dict[int, str]()
+    most = [
+        min(length + len(row) - len(lm.encode(one.text)), lm.context) for one, row in zip(questions, ids, strict=True)
+    ]
+    for number, portion in enumerate(_portions(questions, most)):
         rows, patches = [ids[i] for i in portion], [questions[i].patch for i in portion]
-        for i, text in zip(portion, _drawn(lm, rows, patches, most, 1_000_003 * seed + number), strict=True):
-            found[i] = str(lm.tokenizer.decode(text, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        drawn = _drawn(lm, rows, patches, [most[i] for i in portion], 1_000_003 * seed + number)
+        for i, text in zip(portion, drawn, strict=True):
+            found[i] = _said(lm, text)
+            if questions[i].patch.prompt is not None:
+                found[i] = questions[i].text + found[i].removeprefix(_said(lm, ids[i]))
     return [found[i] for i in range(len(questions))]
 
 
-def _drawn(lm: LM, rows: Sequence[Sequence[int]], patches: Sequence[Patch], most: int, seed: int) -> list[list[int]]:
-    """Rows of tokens, each continued to ``most`` tokens."""
+def _said(lm: LM, ids: Sequence[int]) -> str:
+    return str(lm.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+def _drawn(
+    lm: LM, rows: Sequence[Sequence[int]], patches: Sequence[Patch], most: Sequence[int], seed: int
+) -> list[list[int]]:
+    """Rows of tokens, each continued to so many tokens."""
     width = max(map(len, rows))
-    room = min(most - min(map(len, rows)), lm.context - width)
+    room = min(max(count - len(row) for count, row in zip(most, rows, strict=True)), lm.context - width)
     if room <= 0:
         return [list(row) for row in rows]
     short, pad = [width - len(row) for row in rows], int(lm.tokenizer.pad_token_id or 0)
@@ -107,7 +123,7 @@ def _drawn(lm: LM, rows: Sequence[Sequence[int]], patches: Sequence[Patch], most
     with _held(lm, patches), lm.plain_generation(), torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
         out: Tensor = lm.model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)  # type: ignore[operator, unused-ignore]
-    return [out[i, n : max(n + most, width)].tolist() for i, n in enumerate(short)]
+    return [out[i, n : max(n + count, width)].tolist() for i, (n, count) in enumerate(zip(short, most, strict=True))]
 
 
 def hidden_states(lm: LM, places: Sequence[tuple[str, int]], layer: int) -> Tensor:
@@ -211,6 +227,7 @@ def _by_row(name: str, patches: Sequence[Patch]) -> Hook:
 def _logits(lm: LM, rows: Sequence[Sequence[int]], patches: Sequence[Patch]) -> Tensor:
     """The logits of right-padded rows, ``[rows, columns, vocabulary]``, at least in float32."""
     batch = lm.batch(rows)
-    with _held(lm, patches), torch.no_grad():
+    # In half precision logits of two answers would tie.
+    with _held(lm, patches), wide_head(lm), torch.no_grad():
         logits: Tensor = lm.model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
     return wide(logits)

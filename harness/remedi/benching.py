@@ -31,7 +31,16 @@ from harness.patch import Patch
 from harness.record import identity, versions
 from harness.remedi.bench import BASELINES, Found, Method, bios, essences, facts, features, mediation, unedited_features
 from harness.remedi.classify import Outcome, Probes, bios_classification, directed, fact_classification, random_model
-from harness.remedi.entities import Case, example, from_biography, from_counterfact, halves, in_context, stand_ins
+from harness.remedi.entities import (
+    PUBLISHED_HALF,
+    Case,
+    example,
+    from_biography,
+    from_counterfact,
+    halves,
+    in_context,
+    stand_ins,
+)
 from harness.remedi.norms import SEED, concepts, samples
 from harness.storage import require_writable, text, write_whole
 from harness.texts import vectorizer
@@ -198,7 +207,8 @@ def _counterfact(plan: BenchPlan) -> _Cases:
     if plan.data_dir == "mini":
         taught, examined = (functions.source(plan.data_dir, split) for split in ("train", "test"))
     else:
-        wanted = min(10_000, (plan.cases or 5000) + (plan.learn or 5000))
+        # Both halves of what is read must hold what is asked for.
+        wanted = 2 * min(PUBLISHED_HALF, max(plan.cases or PUBLISHED_HALF, plan.learn or PUBLISHED_HALF))
         taught, examined = halves(functions.source(plan.data_dir, "test", wanted))
     both = [[from_counterfact(row, edit) for row, edit in zip(rows, functions.edits(rows), strict=True)]
             for rows in (taught, examined)]  # fmt: skip
@@ -279,11 +289,13 @@ def _last(name: str) -> str:
 
 def _generated(plan: BenchPlan, lm: LM, cases: _Cases, report: Report) -> dict[str, Outcome]:
     """What the model says under each method."""
+    # An editor that does not exist, or a wrong setting, is told before anything is measured.
+    methods = [_method(name, plan, lm, cases) for name in plan.editors]
     examine = _examiner(plan, lm, cases)
     found = {}
-    for done, name in enumerate(plan.editors):
-        report(f"{plan.bench}: {name}", done, len(plan.editors))
-        found[name] = Outcome(examine(_method(name, plan, lm, cases)), {})
+    for done, method in enumerate(methods):
+        report(f"{plan.bench}: {method.name}", done, len(methods))
+        found[method.name] = Outcome(examine(method), {})
     return found
 
 
@@ -321,13 +333,14 @@ def _classified(plan: BenchPlan, lm: LM, cases: _Cases, report: Report) -> dict[
     """What the representations predict, by variant."""
     if len(plan.editors) != 1:
         raise UsageError(f"{plan.bench} reads the directions of one editor; name one, such as --editor remedi")
+    entity_layer = _entity_layer(plan, lm)
     report(f"{plan.bench}: the editor", 0, 3)
     (name,) = plan.editors
     editor = directed(_fitted(name, plan, lm, cases.taught))
     report(f"{plan.bench}: the control model", 1, 3)
     control_lm = random_model(lm, plan.seed)
     control = directed(_fitted(name, plan, replace(control_lm, name=lm.name), cases.taught))
-    probes = Probes(lm, editor, control_lm, control, _entity_layer(plan, lm), plan.seed)
+    probes = Probes(lm, editor, control_lm, control, entity_layer, plan.seed)
     report(f"{plan.bench}: probes", 2, 3)
     if plan.bench == "fact-classification":
         return fact_classification(probes, cases.taught, cases.examined)

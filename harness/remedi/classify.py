@@ -123,12 +123,15 @@ def random_model(lm: LM, seed: int) -> LM:
         model: PreTrainedModel = AutoModelForCausalLM.from_config(lm.model.config)  # type: ignore[no-untyped-call]
     dtype = lm.parameter(lm.down(0)).dtype
     nn.Module.to(model, lm.device, dtype)
-    return LM.wrap(model, lm.tokenizer, f"{lm.name} at random", text=lm.text)
+    model.train(False)
+    model.requires_grad_(False)
+    # Its parts are where those of the other are, also where they had to be named by hand.
+    return replace(lm, model=model, name=f"{lm.name} at random")
 
 
 def standardised(rows: Tensor) -> Tensor:
     """Each dimension with mean 0 and sample standard deviation 1, ``[n, d]``; one that does not vary becomes 0."""
-    wide = rows.double()
+    wide = rows.cpu().double()  # Apple's GPUs have no float64
     if len(wide) < 2:
         return torch.zeros_like(wide)
     spread = wide.std(0)

@@ -16,6 +16,7 @@ from harness.editor import SLOT, Edit, Example, Probe
 
 __all__ = [
     "NAME",
+    "PUBLISHED_HALF",
     "Case",
     "clean_paraphrase",
     "example",

@@ -17,7 +17,7 @@ from harness.errors import DataError, UsageError
 from harness.lm import LM
 from harness.metrics import estimate
 from harness.patch import Patch, patched
-from harness.remedi import asking, bench, classify
+from harness.remedi import asking, bench, benching, classify
 from harness.remedi.asking import Question, hidden_states, mention, next_log_p, sampled, target_log_p
 from harness.remedi.bench import Method, compared, correlation
 from harness.remedi.classify import Probes, directed, matthews, rated, standardised
@@ -81,8 +81,8 @@ def test_every_drawn_token_is_one_of_the_five_likeliest_under_the_rows_own_patch
     lm, cases = tiny(family), [case(i) for i in range(3)]
     patches = Method("remedi", remedi(lm)).patches(lm, cases)
     rows = [lm.encode(text) for text in (cases[0].prompt, f"Nobody knows. {cases[1].prompt}", cases[2].prompt)]
-    drawn = asking._drawn(lm, rows, patches, 30, seed=1)
-    assert drawn != asking._drawn(lm, rows, [Patch()] * 3, 30, seed=1)
+    drawn = asking._drawn(lm, rows, patches, [30] * 3, seed=1)
+    assert drawn != asking._drawn(lm, rows, [Patch()] * 3, [30] * 3, seed=1)
     for row, patch, ids in zip(rows, patches, drawn, strict=True):
         ids = ids[: ids.index(lm.tokenizer.eos_token_id, len(row)) + 1] if lm.tokenizer.eos_token_id in ids[len(row) :] else ids  # fmt: skip  # noqa: E501, PLW2901
         assert ids[: len(row)] == row
@@ -106,10 +106,40 @@ def test_a_text_ends_where_the_model_does(tiny: Callable[[str], LM]) -> None:
     lm = tiny("gpt2")
     long = "Ada Velmont was born in Rome. " * 4
     question, ids = Question(long.strip(), Patch()), lm.encode(long.strip())
-    assert len(ids) < len(asking._drawn(lm, [ids], [Patch()], lm.context, seed=0)[0]) <= lm.context
+    assert len(ids) < len(asking._drawn(lm, [ids], [Patch()], [lm.context], seed=0)[0]) <= lm.context
     assert sampled(lm, [question], 3, seed=0) == [long.strip()]  # already longer than asked for
     with pytest.raises(DataError, match=r"has \d+ tokens, but tiny-gpt2 takes 96"):
         next_log_p(lm, [Question(long * 6, Patch())], [["Rome"]])
+
+
+def test_what_a_patch_puts_in_front_is_no_part_of_a_text(tiny: Callable[[str], LM]) -> None:
+    """An editor of prompts (IKE): its demonstrations are read, and neither counted nor scored."""
+    lm, one = tiny("gpt2"), case(0)
+    shown = "Everybody knows that Iris Calder lives in Oslo. "
+    told = Patch(prompt=lambda text: shown + text)
+    for length in (20, 30):
+        (text,) = sampled(lm, [Question(one.prompt, told)], length, seed=1)
+        (whole,) = sampled(lm, [Question(shown + one.prompt, Patch())], length + len(lm.encode(shown)), seed=1)
+        assert shown + text == whole
+        assert text.startswith(one.prompt)
+        assert text != one.prompt
+    told = Patch(prompt=lambda text: "So. " + text)
+    (text,) = bench.essences(lm, Method("none"), [one], [told], 1, 96).values()
+    assert text
+    assert "excerpt" not in text
+
+
+def test_half_precision_does_not_round_the_logits(fresh: Callable[..., LM]) -> None:
+    """A hundred more for every token is no change of any probability; at a hundred bfloat16 knows half numbers."""
+    lm = fresh("gptj", dtype=torch.bfloat16)
+    questions, wanted = [Question(case(i).prompt, Patch()) for i in range(4)], [WHERE] * 4
+    plain = next_log_p(lm, questions, wanted), target_log_p(lm, questions, WHERE)
+    bias = lm.parameter(f"{lm.arch.head}.bias")
+    with torch.no_grad():
+        bias.copy_(torch.full_like(bias, 100.0))
+    for found, before in zip(next_log_p(lm, questions, wanted), plain[0], strict=True):
+        assert found == pytest.approx(before, abs=1e-3)
+    assert target_log_p(lm, questions, WHERE) == pytest.approx(plain[1], abs=1e-3)
 
 
 def test_the_second_mention(tiny: Callable[[str], LM]) -> None:
@@ -224,6 +254,48 @@ def test_a_correlation_is_of_logs_and_leaves_out_zeros() -> None:
     assert correlation([0.5, 0.4, 0.1, 0.0], log_p) == pytest.approx(float(expected[0, 1]), abs=1e-6)
     assert math.isnan(correlation([0.5, 0.4], log_p[:2]))
     assert math.isnan(correlation([0.5, 0.5, 0.5], log_p[:3]))
+
+
+# --- what is learned from, and examined -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("cases", "learn"), [(50, None), (300, 100), (100, 400), (None, None), (5000, 5000)])
+def test_the_halves_of_counterfact_hold_what_is_asked_for(
+    cases: int | None, learn: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder gives 500 records where no more are asked for; the published halves are of 5,000."""
+    row = {"paraphrase_prompts": ["The home of Ada is"], "requested_rewrite": {"target_new": {"id": "Q1"}}}
+
+    class Folder:
+        @staticmethod
+        def source(_dir: str, _split: str, count: int) -> list[dict[str, Any]]:
+            return [row] * (500 if count <= 500 else 12_000)
+
+        @staticmethod
+        def edits(rows: Sequence[Any]) -> list[Edit]:
+            return [Edit(str(i), "{} was born in", "Ada", "Rome", "Paris") for i, _ in enumerate(rows)]
+
+    monkeypatch.setattr(benching.data, "functions", lambda _: Folder)
+    found = benching._counterfact(benching.BenchPlan("facts", ("none",), cases=cases, learn=learn, data_dir="folder"))
+    assert len(found.examined) >= (cases or 5000)
+    assert len(found.taught) >= (learn or 5000)
+
+
+@pytest.mark.parametrize(
+    ("bench_name", "change", "said"),
+    [
+        ("mediation", {"editors": ("none", "remdi")}, "editor 'remdi' does not exist"),
+        ("mediation", {"editors": ("none", "rome"), "settings": {"layerz": 1}}, "layerz"),
+        ("fact-classification", {"editors": ("remedi",), "entity_layer": 9}, "entity layer 9"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_measured_or_learned(
+    bench_name: str, change: dict[str, Any], said: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "next_log_p", lambda *_: pytest.fail("something was measured"))
+    monkeypatch.setattr(Remedi, "fit", lambda *_: pytest.fail("something was learned"))
+    with pytest.raises(UsageError, match=said):
+        benching.carry_out(benching.BenchPlan(bench_name, cases=2, **change), tmp_path, "cpu")
 
 
 # --- bios and mediation -----------------------------------------------------------------------------------------------
@@ -344,6 +416,9 @@ def test_a_control_model_has_the_shape_and_other_weights(tiny: Callable[[str], L
     assert torch.equal(torch.random.get_rng_state(), before)
     assert control.fingerprint() == classify.random_model(lm, 3).fingerprint() != lm.fingerprint()
     assert control.arch == lm.arch
+    assert not control.model.training
+    by_hand = replace(lm, arch=replace(lm.arch, attn=None))  # parts named by hand stay where they are
+    assert classify.random_model(by_hand, 3).arch == by_hand.arch
 
 
 def test_a_bilinear_probe_learns_what_is_bilinear() -> None:
