@@ -216,7 +216,7 @@ class _Wanted:
         place, token = self.place.to(logits.device), self.token.to(logits.device)
         log_p = logits.log_softmax(-1)[place, token]
         if log_p.dtype.itemsize > 2:  # those of half precision are summed as lm-eval sums them
-            log_p = log_p.double()
+            log_p = log_p.cpu().double()  # Apple's GPUs have no float64
         hit = logits.argmax(-1)[place] == token
         for i, part, hits in zip(self.spans, self._each(log_p), self._each(hit), strict=True):
             yield i, (float(part.sum()), bool(hits.all()))

@@ -24,6 +24,7 @@ from harness.causal.restore import Kind, Overwriting, Pass, Restorer
 from harness.editor import Edit
 from harness.errors import DataError, UsageError, near
 from harness.lm import LM
+from harness.spans import wide_head
 
 __all__ = [
     "CONSTANTS",
@@ -292,9 +293,9 @@ def _explained(lm: LM, asked: Asked, settings: TraceSettings) -> Asked | Skipped
     if settings.answer == "object" and settings.threshold == 0:
         return asked
     batch = lm.batch([asked.ids])
-    with torch.no_grad():
-        logits = lm.model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits[0].double()
-    log_p = logits.log_softmax(-1)[len(asked.prompt) - 1 :]
+    with wide_head(lm), torch.no_grad():
+        logits = lm.model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits[0]
+    log_p = logits.cpu().double().log_softmax(-1)[len(asked.prompt) - 1 :]  # Apple's GPUs have no float64
     target = (int(log_p[0].argmax()),) if settings.answer == "prediction" else asked.target
     found = math.exp(sum(float(row[token]) for row, token in zip(log_p, target, strict=False)))
     if found < settings.threshold:
@@ -321,7 +322,7 @@ def noise_scale(lm: LM, settings: TraceSettings, subjects: Sequence[str]) -> flo
     ids = torch.tensor([token for subject in subjects for token in lm.encode(subject)], device=lm.device)
     with torch.no_grad():
         embedded: Tensor = lm.module(lm.arch.embedding)(ids[None])
-    scale = 3 * float(embedded.double().std())
+    scale = 3 * float(embedded.cpu().double().std())
     if not scale > 0:
         raise DataError(f"the embeddings of the subjects do not differ (3 x std is {scale}); give --sigma a number")
     return scale
@@ -355,7 +356,8 @@ def trace_each(
     for count, i in enumerate(left):
         if i not in ready:
             together = [selection.asked[j] for j in company[i]]
-            found = _traced(lm, together, selection.sigma, settings, restorer)
+            with wide_head(lm):
+                found = _traced(lm, together, selection.sigma, settings, restorer)
             ready.update(zip(company[i], found, strict=True))
         yield ready.pop(i)
         progress(count + 1, len(left))

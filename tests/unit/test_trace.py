@@ -189,6 +189,18 @@ def test_half_precision(fresh: Callable[..., LM]) -> None:
         torch.testing.assert_close(other.restored, one.restored, rtol=0.3, atol=1e-4)
 
 
+def test_half_precision_does_not_round_the_logits(fresh: Callable[..., LM]) -> None:
+    """A hundred more for every token is no change of any probability; at a hundred bfloat16 knows half numbers."""
+    lm = fresh("gptj", dtype=torch.bfloat16)
+    plain = trace(lm, FACTS, QUICK)
+    bias = lm.parameter(f"{lm.arch.head}.bias")
+    with torch.no_grad():
+        bias.copy_(torch.full_like(bias, 100.0))
+    for one, other in zip(plain, trace(lm, FACTS, QUICK), strict=True):
+        assert other.clean == pytest.approx(one.clean, rel=1e-2)
+        torch.testing.assert_close(other.restored, one.restored, rtol=1e-2, atol=1e-6)
+
+
 def test_the_model_is_what_it_was(tiny: Callable[[str], LM]) -> None:
     lm = tiny("neox")
     before = lm.fingerprint()
