@@ -43,7 +43,7 @@ def draw(studies: Sequence[Study], what: str, path: Path, fact: str | None = Non
 
     Raises:
         UsageError: the file's ending is no format, it cannot be written, or matplotlib is not installed.
-        DataError: the studies are of several models, or hold nothing to draw.
+        DataError: the studies are of several models, have different facts of one id, or hold nothing to draw.
     """
     if len({study.record["model"]["sha256"] for study in studies}) > 1:
         raise DataError("the records are of several models; draw those of one")
@@ -59,16 +59,25 @@ def _figure(studies: Sequence[Study], what: str, fact: str | None) -> Figure:
     return _by_layer(studies) if what == "layers" else _by_role(studies)
 
 
-def _label(study: Study) -> str:
+def _label(study: Study, studies: Sequence[Study]) -> str:
     settings = study.record["plan"]["settings"]
     width = settings["window"]
-    return f"{_NAMES[settings['kind']]}, {'one layer' if width == 1 else f'{width} layers'}"
+    facts = f", {_facts(study)}" if _several(studies) else ""
+    return f"{_NAMES[settings['kind']]}, {'one layer' if width == 1 else f'{width} layers'}{facts}"
 
 
 def _about(studies: Sequence[Study]) -> str:
-    record = studies[0].record
-    name = Path(record["plan"]["edits"]).name
-    return f"{record['model']['name']}, {record['facts']['traced']} facts of {name}"
+    name = str(studies[0].record["model"]["name"])
+    return name if _several(studies) else f"{name}, {_facts(studies[0])}"
+
+
+def _facts(study: Study) -> str:
+    return f"{study.record['facts']['traced']} facts of {Path(study.record['plan']['edits']).name}"
+
+
+def _several(studies: Sequence[Study]) -> bool:
+    """Whether they are of several sets of facts."""
+    return len({_facts(study) for study in studies}) > 1
 
 
 def _by_layer(studies: Sequence[Study]) -> Figure:
@@ -77,7 +86,7 @@ def _by_layer(studies: Sequence[Study]) -> Figure:
     figure = Figure(figsize=(3.3 * len(_LINES), 3.7), layout="constrained")
     for axis, (key, title) in zip(figure.subplots(1, len(_LINES), sharex=True), _LINES.items(), strict=True):
         for place, study in enumerate(studies):
-            _line(axis, study.record["layers"][key], place, _label(study))
+            _line(axis, study.record["layers"][key], place, _label(study, studies))
         axis.axhline(0, color="0.45", linewidth=0.8)
         axis.set_title(title, fontsize=9)
         axis.set_xlabel("layer", fontsize=8)
@@ -113,13 +122,16 @@ def _by_role(studies: Sequence[Study]) -> Figure:
     for study in studies:
         rows = [[e["value"] for e in found["effects"]] for found in study.record["roles"].values()]
         tables.append(np.array(rows, dtype=float))
-    names = [f"{role} ({found['tokens']})" for role, found in studies[0].record["roles"].items()]
+    counts = {role: {study.record["roles"][role]["tokens"] for study in studies} for role in studies[0].record["roles"]}
+    names = [f"{role} ({'/'.join(map(str, sorted(found)))})" for role, found in counts.items()]
     return _maps(studies, tables, names, f"Average indirect effect: {_about(studies)}", "p restored - p with noise")
 
 
 def _of_fact(studies: Sequence[Study], identity: str | None) -> Figure:
-    found = [_find(study, identity) for study in studies]
-    one = found[0]
+    one = _find(studies[0], identity)
+    found = [_find(study, one.fact.id) for study in studies]
+    if any((each.fact, each.tokens) != (one.fact, one.tokens) for each in found):
+        raise DataError(f"fact '{one.fact.id}' is another one in each record; draw records of one set of facts")
     begin, end = one.span
     names = [(token.strip() or repr(token)) + "*" * (begin <= i < end) for i, token in enumerate(one.tokens)]
     tables = [each.effects.numpy() for each in found]
@@ -149,7 +161,7 @@ def _maps(
         axis.set_facecolor("0.85")
         kind = study.record["plan"]["settings"]["kind"]
         drawn = axis.imshow(table, aspect="auto", cmap=_MAPS[kind], vmin=0, vmax=max(top, 1e-12), interpolation="none")
-        axis.set_title(_label(study).replace(", ", "\n"), fontsize=9)
+        axis.set_title(_label(study, studies).replace(", ", "\n"), fontsize=9)
         axis.set_xlabel("layer", fontsize=8)
         axis.set_yticks(range(len(names)), names, fontsize=8)
         _ticks(axis, table.shape[1])

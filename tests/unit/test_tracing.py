@@ -267,6 +267,22 @@ def test_the_lines_of_a_figure_are_the_numbers_of_the_record(plan: TracePlan, tm
         traceplot.draw([study], "layers", tmp_path / "x.bmp")
 
 
+def test_figures_of_two_sets_of_facts_tell_them_apart(plan: TracePlan, facts: str, tmp_path: Path) -> None:
+    """Records of one folder need not be of the same facts; ids are only unique within a set."""
+    other = tmp_path / "other.jsonl"
+    other.write_text(Path(facts).read_text().replace("Hugo Lantern", "Jonas Wick").splitlines()[1] + "\n")
+    studies = [next(carry_out([each], tmp_path)) for each in (plan, replace(plan, edits=str(other)))]
+    figure = traceplot._by_layer(studies)
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert [label.rpartition(", ")[2] for label in labels] == ["3 facts of facts.jsonl", "1 facts of other.jsonl"]
+    names = [label.get_text() for label in traceplot._by_role(studies).axes[0].get_yticklabels()]
+    assert names[0] == "first subject token (1/3)"
+    with pytest.raises(UsageError, match="fact 'a' was not traced in record"):
+        traceplot.draw(studies, "fact", tmp_path / "x.png")  # the first fact of the first record, in all of them
+    with pytest.raises(DataError, match="fact 'b' is another one in each record"):
+        traceplot.draw(studies, "fact", tmp_path / "x.png", "b")
+
+
 def test_figures_of_two_models_are_refused(plan: TracePlan, checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     plans = [plan, replace(plan, model=str(checkpoint("gpt2", 1)))]
     studies = [next(carry_out([each], tmp_path)) for each in plans]
