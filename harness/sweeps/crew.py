@@ -6,6 +6,7 @@ Each task has its resources, and is begun again where its worker dies.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -44,7 +45,7 @@ def carry_out(jobs: Sequence[Job], work: Callable[[Job], Done], cluster: Cluster
     """Do the jobs, and give each result as soon as it is there.
 
     Raises:
-        UsageError: Ray is not installed, or its address does not answer.
+        UsageError: Ray is not installed, its address does not answer, or this machine has too few accelerators.
         HarnessError: what a job raised.
     """
     if cluster.address is None and cluster.workers == 1:
@@ -84,7 +85,9 @@ def _ray(cluster: Cluster) -> Any:
     if cluster.address is not None:
         _require_answer(cluster.address)
     try:
-        where = {"address": cluster.address} if cluster.address else {"num_cpus": max(1, cluster.workers)}
+        # As many processors as all trainings together ask for: of fewer, Ray would wait for ever.
+        cpus = max(1, math.ceil(cluster.workers * cluster.cpus))
+        where = {"address": cluster.address} if cluster.address else {"num_cpus": cpus}
         ray.init(
             **where,
             include_dashboard=None if cluster.address else False,
@@ -94,6 +97,13 @@ def _ray(cluster: Cluster) -> Any:
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         reason = str(error).strip().splitlines()[0][:200]
         raise UsageError(f"Ray at {cluster.address or 'this machine'} does not answer ({reason})") from error
+    there = ray.cluster_resources().get("GPU", 0)  # type: ignore[no-untyped-call, unused-ignore]
+    if cluster.address is None and cluster.gpus > there:
+        ray.shutdown()
+        raise UsageError(
+            f"a training asks for {cluster.gpus:g} accelerators, and this machine has {there:g}; lower 'gpus' of the "
+            "sweep"
+        )
     return ray
 
 

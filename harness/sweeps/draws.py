@@ -136,6 +136,13 @@ def _drawn(rng: random.Random, value: Any, layers: int, where: str) -> object:
     if len(value) != 1 or kind not in _KINDS:
         raise UsageError(f"{where}: '{kind}' is not a distribution{near(kind, _KINDS)}")
     try:
-        return _KINDS[kind](rng, value[kind], layers)
+        return _KINDS[kind](rng, _listed(value[kind]), layers)
     except (TypeError, ValueError, IndexError, OverflowError):
         raise UsageError(f"{where}: {kind} of {value[kind]!r}; write for example {{log10: [-6, -4]}}") from None
+
+
+def _listed(ends: Any) -> Any:
+    """What a distribution is given, if that is a list: a text would be taken letter by letter."""
+    if not isinstance(ends, list | tuple):
+        raise TypeError
+    return ends

@@ -271,6 +271,9 @@ def test_distributions_can_be_replaced_and_mistakes_are_named() -> None:
         draw({"lr": {"log": [1, 2]}}, 0, 4, "full")
     with pytest.raises(UsageError, match=r"full, lr: log10 of \[1\]; write for example"):
         draw({"lr": {"log10": [1]}}, 0, 4, "full")
+    for value in ("full", {"full": 1}):  # a text is no list of letters, a mapping none of its keys
+        with pytest.raises(UsageError, match=r"full, lr: choice of .*; write for example"):
+            draw({"lr": {"choice": value}}, 0, 4, "full")
 
 
 def test_an_order_is_drawn_anew_each_pass(tiny: Callable[[str], LM]) -> None:
