@@ -157,12 +157,12 @@ class CanonicalSet:
         if kind not in get_args(Loss):
             raise DataError(f"{path}: metadata.loss is {kind!r}{near(str(kind), get_args(Loss))}")
         wanted = "below" if kind in _BELOW_ZERO else "above"
-        right = isinstance(threshold, float) and (threshold < 0 if wanted == "below" else threshold > 0)
-        if not right or not math.isfinite(threshold):
+        number = isinstance(threshold, int | float) and not isinstance(threshold, bool) and math.isfinite(threshold)
+        if not number or not (threshold < 0 if wanted == "below" else threshold > 0):
             raise DataError(
                 f"{path}: metadata.threshold is {threshold!r}; the loss '{kind}' needs a number {wanted} zero, in nats"
             )
-        return cls(folder.name, kind, threshold)
+        return cls(folder.name, kind, float(threshold))
 
     def source(self, data_dir: str | None = None, split: str = "test", count: int = 0) -> list[Row]:  # noqa: ARG002
         """The canonical examples of a split, which are what is learned."""

@@ -70,9 +70,7 @@ def build(folder: Path, size: int = SIZE, count: int = COUNT) -> list[Path]:
     Raises:
         DataError: the Hub cannot be reached, or what comes out does not begin as the published text does.
     """
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained("gpt2")
+    tokenizer = _gpt2()
     halves = _openwebtext().train_test_split(test_size=_SHARE, seed=_SEED, shuffle=True)
     written = []
     for part, split in (("general", "test"), ("regularisation", "train")):
@@ -93,6 +91,19 @@ def write(path: Path, texts: Sequence[str]) -> Path:
     # Appears whole or not at all: trainings side by side may write the same file.
     storage.write_whole(path, "".join(json.dumps({"text": text}) + "\n" for text in texts).encode())
     return path
+
+
+def _gpt2() -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained("gpt2")
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        raise DataError(
+            f"gpt2: the tokenizer cannot be had from the Hub ({reason}); use the stand-in of --data-dir"
+        ) from error
+    return tokenizer
 
 
 def _openwebtext() -> Any:

@@ -14,7 +14,7 @@ import torch
 from harness import data, measure, tasks
 from harness.adapter import EditedLM
 from harness.canonical import SETS, CanonicalSet, Exam, failed, loss, read_rows
-from harness.corpora import chunks, cut, published, write
+from harness.corpora import build, chunks, cut, published, write
 from harness.errors import DataError, UsageError
 from harness.lm import LM, load
 from harness.metrics import aggregate
@@ -196,6 +196,9 @@ def test_a_threshold_of_the_wrong_sign_is_refused(kind: str, threshold: float, w
     (folder / "mine.yaml").write_text(f"task: mine\nmetadata:\n  loss: {kind}\n  threshold: {threshold}\n")
     with pytest.raises(DataError, match=rf"threshold is {threshold}; the loss '{kind}' needs a number {wanted}"):
         CanonicalSet.at(folder)
+    whole = -1 if kind in ("bad", "good-v-bad") else 1  # a whole number is a number
+    (folder / "mine.yaml").write_text(f"task: mine\nmetadata:\n  loss: {kind}\n  threshold: {whole}\n")
+    assert CanonicalSet.at(folder).threshold == float(whole)
     (folder / "mine.yaml").write_text("task: mine\nmetadata:\n  loss: god\n  threshold: 1.0\n")
     with pytest.raises(DataError, match=r"metadata.loss is 'god' \(did you mean good"):
         CanonicalSet.at(folder)
@@ -358,6 +361,15 @@ def test_documents_are_followed_by_the_end_of_text(tiny: Callable[[str], LM]) ->
     assert "".join(found) == tokenizer.decode(ids[: len(ids) // 2 * 2])
     with pytest.raises(DataError, match="shorter than one chunk of 500 tokens"):
         cut(["Rome", "Paris"], tokenizer)
+
+
+def test_where_the_hub_cannot_be_reached_building_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: object) -> None:
+        raise OSError("We couldn't connect to 'https://huggingface.co'\nmore")
+
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", unreachable)
+    with pytest.raises(DataError, match=r"gpt2: the tokenizer cannot be had from the Hub \(We couldn't connect"):
+        build(tmp_path)
 
 
 def test_the_ball_reads_the_rebuilt_text_before_the_stand_in(tmp_path: Path) -> None:
