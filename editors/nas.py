@@ -6,10 +6,10 @@ Source: Liu, Zhu, Miao, Fujisawa 2026, "Norm Anchors Make Model Edits Last", arX
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from harness.editor import Edit, Positive, Wrapper
+from harness.editor import Edit, Pass, Positive, Wrapper
 from harness.errors import UsageError
 from harness.lm import LM
 from harness.locate import LocateThenEdit, with_root
@@ -63,6 +63,10 @@ class NormAnchorScaling(Wrapper):
         inner = with_root(self.inner, self.name, v_anchor=anchor)
         patch = inner.edit(lm, edits, memory.inner if memory else None)
         return self.increment(lm, patch.remember(Anchored(anchor, patch.memory)))
+
+    def passes(self, lm: LM, edits: Sequence[Edit]) -> Iterator[Pass]:
+        """The one change: what locates first makes no second pass."""
+        yield Pass(self.edit(lm, edits))
 
     def _found(self, lm: LM, edits: Sequence[Edit]) -> float:
         """The anchor that the first operation's edits give, on the unedited model."""

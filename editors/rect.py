@@ -9,7 +9,7 @@ principal scores, which do not approximate the change; here they are mapped back
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from harness.delta import Delta, Dense, LowRank
-from harness.editor import Edit, Share, Wrapper
+from harness.editor import Edit, Pass, Share, Wrapper
 from harness.errors import UsageError
 from harness.lm import LM
 from harness.patch import Patch
@@ -105,6 +105,11 @@ class Rect(Wrapper):
         """What is kept of each inner patch."""
         patches = self.inner.edit_each(lm, edits)
         return [self._reduced(lm, [edit], patch) for edit, patch in zip(edits, patches, strict=True)]
+
+    def passes(self, lm: LM, edits: Sequence[Edit]) -> Iterator[Pass]:
+        """What is kept of the inner change after each pass."""
+        for done in self.inner.passes(lm, edits):
+            yield replace(done, patch=self._reduced(lm, edits, done.patch))
 
     def label(self) -> str:
         """The names, with k and the control where one is not the default."""

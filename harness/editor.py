@@ -338,6 +338,9 @@ class Learned(Editor):
 class Wrapper(Editor):
     """An editor that changes what another one returns: each increment, the sum once, or both.
 
+    A child that needs more for an increment than the patch changes :meth:`edit`, :meth:`edit_each` and :meth:`passes`
+    instead of :meth:`increment`, all three.
+
     Attributes:
         inner: the editor that is wrapped. No hyperparameter.
     """

@@ -15,7 +15,7 @@ from editors.prune import Prune
 from editors.rect import Rect
 from editors.rome import Rome
 from harness.delta import LowRank
-from harness.editor import Edit, Editor, Positive, Recipe, Wrapper, compose
+from harness.editor import Edit, Editor, Positive, Recipe, Wrapper, compose, find, names
 from harness.errors import UsageError
 from harness.lm import LM
 from harness.patch import Patch, patched
@@ -189,6 +189,30 @@ def test_rect_on_each_increment_then_prune_on_the_sum(fresh, edits, name, mode):
     assert touched > 0, "nothing was restrained; the test shows nothing"
     if "rect" not in name:
         assert all(isinstance(delta, LowRank) for patch in patches for delta in patch.weights.values())
+
+
+@pytest.mark.parametrize("name", [name for name in names() if issubclass(find(name), Wrapper)])
+def test_the_last_pass_of_a_wrapper_is_its_edit(fresh, edits, name):
+    """What is measured after each pass is the composed editor, and not what it wraps."""
+    lm = fresh("gpt2")
+    settings = {**MEMIT, "v_steps": 3, "layers": (1,)}
+    plain, editor = (compose(which).build(lm, settings, seed=0) for which in ("memit", f"memit+{name}"))
+    (done,) = editor.passes(lm, edits[:2])
+    whole, inner = editor.edit(lm, edits[:2]), plain.edit(lm, edits[:2])
+    for parameter, delta in whole.weights.items():
+        assert torch.equal(done.patch.weights[parameter].dense(), delta.dense())
+        changed = not torch.equal(inner.weights[parameter].dense(), delta.dense())
+        assert changed == (name != "prune"), "prune shapes the sum, every other one the increment"
+
+
+def test_rect_reduces_the_change_after_every_pass(fresh, edits):
+    lm = fresh("gpt2")
+    settings = {"steps": 2, "threshold": 0.0, "lr": 1e-3, "keep": 0.4}
+    found = list(compose("full+rect").build(lm, settings, seed=0).passes(lm, edits[:2]))
+    assert len(found) == 2
+    for done in found:
+        for delta in done.patch.weights.values():
+            assert int((delta.dense() != 0).sum()) <= round(0.4 * delta.shape.numel())
 
 
 def test_rome_is_a_method_of_one_fact_in_every_wrapping():
