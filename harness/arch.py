@@ -7,6 +7,7 @@ fused one whose width is not the width of its output projection.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 
@@ -29,7 +30,8 @@ class Architecture:
     Attributes:
         embedding: the token embedding.
         blocks: one transformer block.
-        mlp: the module whose output is added to the residual stream (the down-projection where a block has none).
+        mlp: the module whose output is added to the residual stream; the down-projection where a block has none, or one
+            that adds the residual stream itself (BLOOM, MPT).
         down: the down-projection, ``f -> d``.
         norm: the final norm, None where the model has none.
         head: the output embedding.
@@ -117,7 +119,8 @@ def resolve(model: PreTrainedModel, names: Mapping[str, str] | None = None) -> A
     return Architecture(
         embedding=embedding,
         blocks=blocks,
-        mlp=by_hand.get("mlp") or (down if parent == blocks else parent),
+        mlp=by_hand.get("mlp")
+        or (parent if parent != blocks and _alone(model.get_submodule(parent.format(0))) else down),
         down=down,
         norm=by_hand.get("norm") or _final_norm(model, blocks, width),
         head=by_hand.get("head") or _head(model),
@@ -217,6 +220,13 @@ def _down_in(parent: nn.Module, width: int) -> str | None:
     # One fused gate-and-up matrix is twice as wide as the down-projection is deep (Phi-3).
     fits = all(i == width and o in (inner, 2 * inner) for i, o in others)
     return name if fits and len({o for _, o in others}) == 1 else None
+
+
+def _alone(module: nn.Module) -> bool:
+    """Whether a module needs nothing but what it is applied to, as one does that adds the residual stream itself."""
+    # Of the class: what places a model on several devices wraps the method of each module.
+    _, *given = inspect.signature(type(module).forward).parameters.values()
+    return sum(p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD for p in given) <= 1
 
 
 def _attention(model: nn.Module, blocks: str, down: str) -> str | None:

@@ -138,8 +138,10 @@ def tap(
 
     def keep(kind: str, name: str, hidden: Tensor) -> None:
         # OPT flattens rows and columns inside its blocks.
-        (taps.inputs if kind == "in" else taps.outputs)[name] = hidden.detach().reshape(rows, columns, -1)
+        seen = hidden.detach().reshape(rows, columns, -1)
         missing.discard((kind, name))
+        # Falcon adds attention to what its feed-forward module gave in place.
+        (taps.inputs if kind == "in" else taps.outputs)[name] = seen.clone() if missing and kind == "out" else seen
         if not missing:
             raise _Enough
 

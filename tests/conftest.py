@@ -12,7 +12,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerFast
-from transformers.models import gemma, gpt2, gpt_neox, gptj, llama, mistral, opt, phi, qwen2, qwen3
+from transformers.models import bloom, falcon, gemma, gpt2, gpt_neox, gptj, llama, mistral, mpt, opt, phi, qwen2, qwen3
 
 from harness import backpack
 from harness.editor import Edit
@@ -140,6 +140,11 @@ def _config(family: str, vocabulary: int) -> PretrainedConfig:
         "gemma": lambda: gemma.GemmaConfig(**grouped, **ends, head_dim=8),
         "opt": lambda: opt.OPTConfig(**opt_sizes, **{**ends, "pad_token_id": 1}, init_std=0.15),
         "phi": lambda: phi.PhiConfig(**new, **ends),
+        "bloom": lambda: bloom.BloomConfig(**{**new, **ends}),
+        "falcon": lambda: falcon.FalconConfig(**{**new, **ends}, ffn_hidden_size=INNER),
+        "mpt": lambda: mpt.MptConfig(
+            vocab_size=vocabulary, d_model=WIDTH, n_layers=LAYERS, n_heads=HEADS, expansion_ratio=2, max_seq_len=CONTEXT
+        ),
     }
     return made[family]()
 

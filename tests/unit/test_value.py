@@ -156,6 +156,23 @@ def test_defect_12_r_rome_uses_one_key(tiny, edits, variant):
         assert not torch.allclose(before[0] + rome @ key[0], values.value[0], atol=1e-2)
 
 
+@pytest.mark.parametrize("family", ["gpt2", "bloom", "mpt", "falcon"])
+def test_what_is_optimised_is_what_the_feed_forward_part_adds(tiny, edits, family):
+    """BLOOM and MPT add the residual stream inside of that part, Falcon adds attention to its output in place."""
+    lm, method = tiny(family), Rome(layers=(1,), v_steps=4)
+    prior = Unedited(CONTEXTS, {1: Moment(torch.eye(lm.arch.inner, dtype=torch.float64), 10_000)})
+    values = optimise(lm, edits[:1], CONTEXTS, method.objective(1))
+    _, before = keys(lm, edits[:1], 1, ("{}",), "subject_last", outputs=True)
+    assert torch.allclose(values.start, before, atol=1e-5)
+    ids, place = lookup(lm, edits[0], "{}", "subject_last")
+    at = Row(tuple(ids), place)
+    with patched(lm, method.edit(lm, edits[:1], prior)):
+        after = read(lm, [at], outputs=[lm.arch.block(1)]).outputs[lm.arch.block(1)]
+    block = read(lm, [at], outputs=[lm.arch.block(1)]).outputs[lm.arch.block(1)]
+    assert torch.allclose(after, block + values.delta, atol=1e-4)
+    assert float(values.delta.norm()) > 0.1
+
+
 def test_defect_13_templates_are_seeded(tiny):
     lm = tiny("gpt2")
     for kind, count in (("rome", 21), ("memit", 6)):
