@@ -14,10 +14,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from harness.delta import double
 from harness.editor import Positive
 from harness.errors import UsageError
 from harness.locate import Kept, Solver, Spread, woodbury
-from harness.stats import Moment, double
+from harness.stats import Moment
 
 __all__ = ["AlphaEdit", "null_space"]
 

@@ -16,12 +16,12 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from harness.delta import double
 from harness.editor import Count, Edit, Editor, NotNegative, Positive
 from harness.errors import NumericalError, UsageError
 from harness.keys import depth
 from harness.lm import LM
 from harness.patch import Part, Patch, Step, patched
-from harness.stats import double
 from harness.taps import first, tap, wide
 from harness.targets import Supervised, supervised
 

@@ -15,7 +15,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from harness.delta import Delta, Dense, LowRank, numerical_rank
+from harness.delta import Delta, Dense, LowRank, double, numerical_rank
 from harness.editor import Wrapper
 from harness.errors import NumericalError
 from harness.lm import LM
@@ -35,7 +35,7 @@ def spectral_norm(weight: Tensor) -> float:
     Its relative error is that of the eigenvalue, near machine precision; all singular values of the largest matrix of
     GPT-2 XL (1600 x 6400) take ten times as long.
     """
-    wide = (weight if weight.shape[0] <= weight.shape[1] else weight.T).double()
+    wide = double(weight if weight.shape[0] <= weight.shape[1] else weight.T)
     return math.sqrt(max(0.0, float(torch.linalg.eigvalsh(wide @ wide.T)[-1])))
 
 

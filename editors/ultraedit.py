@@ -23,14 +23,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from harness.delta import Delta, Dense, LowRank
+from harness.delta import Delta, Dense, LowRank, double
 from harness.descent import Answer, answers, log_likelihood, matrices, positions
 from harness.editor import Count, Edit, Editor, Positive
 from harness.errors import NumericalError, UsageError
 from harness.keys import chosen, depth
 from harness.lm import LM
 from harness.patch import Patch
-from harness.stats import double
 from harness.taps import wide
 
 __all__ = ["Seen", "Statistics", "UltraEdit", "shift"]

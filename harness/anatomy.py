@@ -32,8 +32,8 @@ def describe(lm: LM, patch: Patch) -> dict[str, dict[str, float | None]]:
 
 
 def _one(weight: Tensor, delta: Delta) -> dict[str, float | None]:
-    before = weight.double().cpu()
-    change = delta.dense().double().cpu()
+    before = weight.cpu().double()
+    change = delta.dense().cpu().double()
     after = before + change
     small = before.dim() == 2 and min(before.shape) <= _LARGEST_SVD
     own = _singular(delta, small)

@@ -18,7 +18,13 @@ from torch import Tensor
 
 from harness.errors import DataError
 
-__all__ = ["Delta", "Dense", "LowRank", "from_tensors", "numerical_rank"]
+__all__ = ["Delta", "Dense", "LowRank", "double", "from_tensors", "numerical_rank"]
+
+
+def double(tensor: Tensor) -> Tensor:
+    """The tensor in float64; on the processor where its device has none."""
+    # Apple's GPUs have no float64.
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
 
 
 class Delta(ABC):
@@ -109,12 +115,12 @@ class LowRank(Delta):
 
     def singular_values(self) -> Tensor:
         if self.left.shape[1] >= min(self.shape):
-            return _svdvals(self.dense().double())
+            return _svdvals(double(self.dense()))
         return _svdvals(self._core()[1])
 
     def svd(self) -> tuple[Tensor, Tensor, Tensor]:
         if self.left.shape[1] >= min(self.shape):
-            return _svd(self.left.double() @ self.right.double())
+            return _svd(double(self.left) @ double(self.right))
         rows, small, columns = self._core()
         left, values, right = _svd(small)
         return rows @ left, values, right @ columns
@@ -124,7 +130,7 @@ class LowRank(Delta):
 
         The middle one, ``[r, r]``, has the same singular values, as the orthogonal factors of the two QRs change none.
         """
-        rows, columns = torch.linalg.qr(self.left.double()), torch.linalg.qr(self.right.double().T)
+        rows, columns = torch.linalg.qr(double(self.left)), torch.linalg.qr(double(self.right).T)
         return rows.Q, rows.R @ columns.R.T, columns.Q.T
 
 
@@ -156,12 +162,12 @@ class Dense(Delta):
 
     def singular_values(self) -> Tensor:
         if self.value.dim() < 2:
-            length: Tensor = self.value.double().norm().reshape(1)
+            length: Tensor = double(self.value).norm().reshape(1)
             return length
-        return _svdvals(self.value.double())
+        return _svdvals(double(self.value))
 
     def svd(self) -> tuple[Tensor, Tensor, Tensor]:
-        return _svd(self.value.double())
+        return _svd(double(self.value))
 
 
 def numerical_rank(values: Tensor, shape: torch.Size) -> int:

@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from harness.delta import double
 from harness.errors import DataError
-from harness.stats import double
 
 __all__ = ["Hypernetwork", "Pair", "Shape"]
 

@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 
 from harness.contexts import Kind
+from harness.delta import double
 from harness.editor import Count, Edit, Editor, NotNegative, Positive, Wrapper, find, names, settable
 from harness.errors import NumericalError, UsageError
 from harness.keys import FactToken, Unedited, chosen, depth, spread, templates, unedited
 from harness.lm import LM
 from harness.objectives import DIRECTIONS
 from harness.patch import Patch, require_plain
-from harness.stats import Moment, check, double
+from harness.stats import Moment, check
 from harness.value import Objective, Seam, anchor_norm, optimise
 
 __all__ = [

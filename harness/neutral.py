@@ -16,6 +16,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from harness.delta import double
 from harness.lm import LM
 from harness.metrics import Ratio
 from harness.patch import PromptRule
@@ -105,10 +106,10 @@ def read(lm: LM, found: Texts, base: Reading | None, prompt: PromptRule | None =
         written = [_written_as(lm, found.documents[start + i], row, prompt) for i, row in enumerate(rows)]
         for i, (row, log_p) in enumerate(zip(rows, _log_p(lm, rows, written), strict=True), start=start):
             name, steps = f"{NAME}/{i}", len(row) - 1
-            said = log_p.gather(1, torch.tensor(row[1:])[:, None]).double()
+            said = double(log_p.gather(1, torch.tensor(row[1:])[:, None]))
             before = log_p if base is None else base.log_p[i]
             nll[name] = Ratio(-float(said.sum()), steps)
-            kl[name] = Ratio(float((before.exp() * (before - log_p)).double().sum()), steps)
+            kl[name] = Ratio(float(double(before.exp() * (before - log_p)).sum()), steps)
             kept += [log_p] if base is None else []
     return Reading({"nll": nll, "kl": kl}, tuple(kept), repetition(lm, found))
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from harness.arch import stored_transposed
+from harness.delta import double
 from harness.errors import DataError
 from harness.lm import LM
 from harness.prefixes import Pack, inputs, packs
@@ -216,7 +217,7 @@ class _Wanted:
         place, token = self.place.to(logits.device), self.token.to(logits.device)
         log_p = logits.log_softmax(-1)[place, token]
         if log_p.dtype.itemsize > 2:  # those of half precision are summed as lm-eval sums them
-            log_p = log_p.cpu().double()  # Apple's GPUs have no float64
+            log_p = double(log_p)
         hit = logits.argmax(-1)[place] == token
         for i, part, hits in zip(self.spans, self._each(log_p), self._each(hit), strict=True):
             yield i, (float(part.sum()), bool(hits.all()))

@@ -28,6 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from harness.console import progress_console
+from harness.delta import double
 from harness.errors import DataError, NumericalError, near
 from harness.lm import LM, tensor_sha256
 from harness.taps import tap
@@ -41,7 +42,6 @@ __all__ = [
     "cached",
     "check",
     "documents",
-    "double",
     "moments",
     "verify",
 ]
@@ -236,12 +236,6 @@ def _mirrored(total: Tensor) -> Tensor:
     for begin in range(_STRIPE, len(total), _STRIPE):
         total[begin : begin + _STRIPE, :begin] = total[:begin, begin : begin + _STRIPE].T
     return total
-
-
-def double(tensor: Tensor) -> Tensor:
-    """The tensor in float64."""
-    # Apple's GPUs have no float64.
-    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
 
 
 def _batches(lm: LM, texts: Iterable[str], tokens: int | None, budget: int) -> Iterator[list[list[int]]]:
@@ -474,7 +468,9 @@ def _read(path: Path, header: Cached, device: torch.device) -> Moment:
     check(moment, header.manifest.module)
     if tensor_sha256(matrix) != written:
         raise DataError(f"{path}: the matrix is not what was written; delete the file, it is made again")
-    return Moment(matrix.to(device), moment.count, moment.key, moment.name)
+    # Apple's GPUs have no float64, and what is solved with it is solved on the processor.
+    placed = matrix if device.type == "mps" else matrix.to(device)
+    return Moment(placed, moment.count, moment.key, moment.name)
 
 
 def _store(folder: Path, manifest: Manifest, moment: Moment) -> Moment:

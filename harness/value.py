@@ -23,6 +23,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from harness.delta import double
 from harness.editor import Edit
 from harness.errors import NumericalError
 from harness.keys import FactToken, lookup, prompts
@@ -123,7 +124,7 @@ def anchor_norm(values: Values) -> float:
     Args:
         values: values found on the unedited model.
     """
-    norms = (values.written + values.delta).double().norm(dim=1).sort().values
+    norms = double(values.written + values.delta).norm(dim=1).sort().values
     # As many as their code keeps: floor((1 - 0.95) n), in doubles, are dropped.
     return float(norms[: len(norms) - int((1.0 - 0.95) * len(norms))].mean())
 
@@ -232,7 +233,7 @@ def _anchor(objective: Objective, written: Tensor) -> float | None:
     if objective.anchor == "none":
         return None
     if objective.anchor == "start":
-        return float(written.double().norm(dim=1).mean())
+        return float(double(written).norm(dim=1).mean())
     return float(objective.anchor)
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from harness.causal.facts import Asked, Fact, Known, Report, Skipped, ask, known
 from harness.causal.restore import Kind, Overwriting, Pass, Restorer
+from harness.delta import double
 from harness.editor import Edit
 from harness.errors import DataError, UsageError, near
 from harness.lm import LM
@@ -295,7 +296,7 @@ def _explained(lm: LM, asked: Asked, settings: TraceSettings) -> Asked | Skipped
     batch = lm.batch([asked.ids])
     with wide_head(lm), torch.no_grad():
         logits = lm.model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits[0]
-    log_p = logits.cpu().double().log_softmax(-1)[len(asked.prompt) - 1 :]  # Apple's GPUs have no float64
+    log_p = double(logits).log_softmax(-1)[len(asked.prompt) - 1 :]
     target = (int(log_p[0].argmax()),) if settings.answer == "prediction" else asked.target
     found = math.exp(sum(float(row[token]) for row, token in zip(log_p, target, strict=False)))
     if found < settings.threshold:
@@ -322,7 +323,7 @@ def noise_scale(lm: LM, settings: TraceSettings, subjects: Sequence[str]) -> flo
     ids = torch.tensor([token for subject in subjects for token in lm.encode(subject)], device=lm.device)
     with torch.no_grad():
         embedded: Tensor = lm.module(lm.arch.embedding)(ids[None])
-    scale = 3 * float(embedded.cpu().double().std())
+    scale = 3 * float(double(embedded).std())
     if not scale > 0:
         raise DataError(f"the embeddings of the subjects do not differ (3 x std is {scale}); give --sigma a number")
     return scale

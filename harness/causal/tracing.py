@@ -37,6 +37,7 @@ from harness.causal.trace import (
     select,
     trace_each,
 )
+from harness.delta import double
 from harness.errors import DataError, UsageError
 from harness.leaderboard import MISSING, brackets, number
 from harness.lm import LM, load
@@ -379,7 +380,7 @@ def _greatest(effects: torch.Tensor) -> torch.Tensor:
     """1 at the layer of the greatest effect, shared where several have it; NaN where there is none."""
     if not (bool(effects.isfinite().all()) and float(effects.max()) > 0):
         return torch.full_like(effects, torch.nan)
-    most = (effects == effects.max()).double()
+    most = double(effects == effects.max())
     return most / most.sum()
 
 

@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 
 from harness.causal.trace import TraceSettings, layer_windows, noise_scale
+from harness.delta import double
 from harness.descent import Answer, log_likelihood
 from harness.editor import Edit, Example
 from harness.errors import DataError, UsageError, near
@@ -412,7 +413,7 @@ def log_probabilities(
         before(portion)
         mine = [answers[i] for i in portion]
         with wide_head(lm), torch.no_grad():
-            log_p = log_likelihood(lm, mine).cpu().double()  # Apple's GPUs have no float64
+            log_p = double(log_likelihood(lm, mine))
         owner = torch.tensor([row for row, a in enumerate(mine) for _ in a.target], device=log_p.device)
         for i, value in zip(portion, (-nll(log_p, owner, len(mine), "sum")).tolist(), strict=True):
             found[i] = value

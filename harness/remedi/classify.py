@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from harness.delta import double
 from harness.editor import Edit, Editor, Example
 from harness.errors import UsageError
 from harness.lm import LM
@@ -131,7 +132,7 @@ def random_model(lm: LM, seed: int) -> LM:
 
 def standardised(rows: Tensor) -> Tensor:
     """Each dimension with mean 0 and sample standard deviation 1, ``[n, d]``; one that does not vary becomes 0."""
-    wide = rows.cpu().double()  # Apple's GPUs have no float64
+    wide = double(rows)
     if len(wide) < 2:
         return torch.zeros_like(wide)
     spread = wide.std(0)

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import ast
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
-from harness.delta import Delta, Dense, LowRank
+from editors.prune import spectral_norm
+from harness.delta import Delta, Dense, LowRank, double
+from harness.stats import Cached, Manifest, Moment, _read, _store
 
 sizes = st.integers(1, 6)
 
@@ -109,3 +116,57 @@ def test_shapes_that_do_not_fit():
         Dense(torch.zeros(2, 3)) + Dense(torch.zeros(3, 2))
     with pytest.raises(ValueError, match=r"left \[out, r\] and right \[r, in\]"):
         LowRank(torch.zeros(2, 3), torch.zeros(2, 3))
+
+
+# --- devices without float64 ------------------------------------------------------------------------------------------
+
+
+class Apple(Tensor):
+    """A tensor on the processor that behaves as one on Apple's GPUs: there is no float64."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.double:
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64")
+        if func is Tensor.cpu:
+            with torch._C.DisableTorchFunctionSubclass():
+                return args[0].as_subclass(Tensor)
+        if func == Tensor.device.__get__:  # a new wrapper each time
+            return torch.device("mps")
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+def apple(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).as_subclass(Apple)
+
+
+def test_a_device_without_float64_leaves_it_to_the_processor():
+    left, right, weight = apple(6, 2), apple(2, 5, seed=1), apple(6, 5, seed=2)
+    with pytest.raises(TypeError, match="float64"):
+        left.double()
+    plain = [tensor.cpu() for tensor in (left, right, weight)]
+    assert torch.equal(double(left), plain[0].double())
+    for change, same in ((LowRank(left, right), LowRank(*plain[:2])), (Dense(weight), Dense(plain[2]))):
+        assert torch.equal(change.singular_values(), same.singular_values())
+        for ours, theirs in zip(change.svd(), same.svd(), strict=True):
+            assert torch.equal(ours, theirs)
+    assert Dense(apple(4)).norm() == pytest.approx(float(apple(4).cpu().norm()))
+    assert spectral_norm(weight) == spectral_norm(plain[2])
+
+
+def test_a_moment_that_is_read_again_stays_on_the_processor_where_the_device_has_no_float64(tmp_path):
+    manifest = Manifest("m", "t", "h.0", "mini", 9, 8, "float64")
+    made = _store(tmp_path, manifest, Moment(torch.eye(3, dtype=torch.float64), 9))
+    found = _read(tmp_path / f"{manifest.key}.safetensors", Cached(tmp_path, manifest, 9), torch.device("mps"))
+    assert torch.equal(found.matrix, made.matrix)
+    assert (found.matrix.dtype, found.matrix.device.type) == (torch.float64, "cpu")
+
+
+def test_float64_is_made_in_one_place_or_of_what_is_on_the_processor():
+    root, found = Path(__file__).parents[2], []
+    for path in sorted([*(root / "harness").rglob("*.py"), *(root / "editors").glob("*.py")]):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "double":
+                of = ast.unparse(node.func.value)
+                found += [] if of.endswith(".cpu()") else [f"{path.name}: {of}"]
+    assert found == ["delta.py: tensor.cpu() if tensor.device.type == 'mps' else tensor"]
