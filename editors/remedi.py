@@ -142,8 +142,11 @@ class Remedi(Learned):
         return replace(self, learned=_train(self, lm, taught or judged, judged or taught))
 
     def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:  # noqa: ARG002
-        """All edits in one hook."""
-        return Patch(hooks={lm.arch.block(self._at(lm)): self._additions(lm, edits)}) if edits else Patch()
+        """All edits in one hook; of several of one subject and prompt the last."""
+        if not edits:
+            return Patch()
+        last = {(edit.subject, edit.prompt): edit for edit in edits}
+        return Patch(hooks={lm.arch.block(self._at(lm)): self._additions(lm, list(last.values()))})
 
     def edit_each(self, lm: LM, edits: Sequence[Edit]) -> list[Patch]:
         """All representations in one pass: the rows of a batch do not see each other."""

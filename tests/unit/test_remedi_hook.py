@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -133,6 +134,18 @@ def test_facts_of_one_subject_add_up_and_a_later_one_of_the_same_prompt_replaces
     assert both.joined(two).prompts == (other.prompt, again.prompt)
     assert torch.allclose(both.joined(two)._sums, two.directions + three.directions)
     assert not torch.allclose(one.directions, two.directions, atol=1e-2)
+
+
+def test_of_two_edits_of_one_prompt_in_one_operation_the_later_is_made(tiny: Callable[[str], LM]) -> None:
+    """As in two operations: a fact that is said twice is not written twice."""
+    lm = tiny("gpt2")
+    again, twice = (
+        Edit("d", "{} was born in", "Ada Velmont", "Lisbon"),
+        Edit("f", "{} was born in", "Ada Velmont", "Rome"),
+    )
+    both, one_by_one = hook_of(lm, [EDITS[0], again]), hook_of(lm, [EDITS[0]]).joined(hook_of(lm, [again]))
+    assert torch.allclose(both._sums, one_by_one._sums)
+    assert torch.allclose(hook_of(lm, [twice, replace(twice, id="g")])._sums, hook_of(lm, [twice])._sums)
 
 
 def test_a_later_operation_reads_what_the_unedited_model_would(tiny: Callable[[str], LM]) -> None:
