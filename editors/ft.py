@@ -15,6 +15,7 @@ from typing import ClassVar
 
 from harness.descent import Loss, Settings, descend, feed_forward
 from harness.editor import Count, Edit, Editor, NotNegative, Positive
+from harness.errors import UsageError
 from harness.keys import chosen, depth
 from harness.lm import LM
 from harness.objectives import DIRECTIONS
@@ -65,6 +66,11 @@ class FineTuning(Editor):
         "mini-llama": {"layers": (2,), "lr": 5e-3},
         "mini": {"layers": (3,), "lr": 3e-3},
     }
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.wd_power_law is not None and len(self.wd_power_law) != 2:
+            raise UsageError(f"ft: 'wd_power_law' is {self.wd_power_law}, expected two numbers, a and b of n^a e^b")
 
     def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:  # noqa: ARG002
         """All edits at once, in mini-batches."""

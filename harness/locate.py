@@ -10,14 +10,14 @@ import functools
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from harness.contexts import Kind
 from harness.delta import double
-from harness.editor import Count, Edit, Editor, NotNegative, Positive, Wrapper, find, names, settable
+from harness.editor import Count, Edit, Editor, NotNegative, Positive, Range, Wrapper, find, names, settable
 from harness.errors import NumericalError, UsageError
 from harness.keys import FactToken, Unedited, chosen, depth, spread, templates, unedited
 from harness.lm import LM
@@ -74,7 +74,7 @@ class LocateThenEdit(Editor):
     fact_token: FactToken = "subject_last"
     v_steps: Count = 25
     v_lr: Positive = 0.5
-    v_loss_layer: int | None = None
+    v_loss_layer: Annotated[int, Range(0)] | None = None
     v_weight_decay: NotNegative = 0.5
     clamp: Positive = 0.75
     kl_factor: NotNegative = 0.0625
@@ -223,7 +223,8 @@ def with_root(editor: Editor, asker: str, **settings: Any) -> Editor:
         settings: hyperparameters of the method.
 
     Raises:
-        UsageError: the method has no such hyperparameters; names those that have.
+        UsageError: the method has no such hyperparameters, and the error names those that have; or the user has set one
+            of them to something else.
     """
     if isinstance(editor, Wrapper):
         return replace(editor, inner=with_root(editor.inner, asker, **settings))
@@ -233,6 +234,12 @@ def with_root(editor: Editor, asker: str, **settings: Any) -> Editor:
         raise UsageError(
             f"{asker} cannot wrap {editor.name}, which has no {' and no '.join(sorted(missing))}; it can wrap {able}"
         )
+    for name, wanted in settings.items():
+        if getattr(editor, name) not in (settable(type(editor))[name].default, wanted):
+            raise UsageError(
+                f"{asker} sets {name} of {editor.name} to {wanted}, not {getattr(editor, name)}; leave out {name}, or "
+                f"leave out +{asker}"
+            )
     return replace(editor, **settings)
 
 

@@ -10,6 +10,7 @@ from editors.ft import FineTuning
 from editors.ft_l import BoundedFineTuning
 from harness.descent import Settings, descend, feed_forward
 from harness.editor import Editor
+from harness.errors import UsageError
 
 FOLDER = "D_ft_memit_baseline"
 REL = {"fp64": 1e-6, "fp32": 2e-4}
@@ -68,3 +69,8 @@ def test_losses(golden, precision, variant):
     )
     ours = descend(lm, edits, feed_forward(lm, h["layers"]), settings).losses
     assert ours == pytest.approx(theirs[variant][precision], rel=1e-5 if precision == "fp32" else 1e-8, abs=1e-6)
+
+
+def test_a_power_law_that_is_not_of_two_numbers_is_refused():
+    with pytest.raises(UsageError, match=r"^ft: 'wd_power_law' is \(1\.0, 2\.0, 3\.0\), expected two numbers"):
+        FineTuning(wd_power_law=(1.0, 2.0, 3.0))

@@ -253,6 +253,20 @@ def test_encore_refuses_what_has_no_norm_control():
         Encore(Rome())
 
 
+@pytest.mark.parametrize(
+    ("name", "setting", "message"),
+    [
+        ("memit+encore", {"norm_control": 50.0}, r"encore sets norm_control of memit to 10\.0, not 50\.0; leave out"),
+        ("memit+encore", {"v_stop": "never"}, r"encore sets v_stop of memit to argmax, not never; leave out v_stop"),
+        ("rome+nas", {"v_anchor": 5.0}, r"nas sets v_anchor of rome to None, not 5\.0; leave out v_anchor"),
+    ],
+)
+def test_a_setting_that_a_wrapper_would_overwrite_is_refused(tiny, name, setting, message):
+    with pytest.raises(UsageError, match=f"^{message}"):
+        compose(name).build(tiny("gpt2"), setting, seed=0)
+    assert compose("memit+encore+nas").build(tiny("gpt2"), {"anchor": 2.0}, seed=0).label() == "memit+encore+nas"
+
+
 # NAS
 
 
