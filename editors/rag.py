@@ -176,8 +176,7 @@ def _log_likelihoods(lm: LM, fronts: Sequence[str], text: str) -> list[float]:
 
 def _row(lm: LM, front: str, text: str) -> tuple[list[int], list[int]]:
     """The tokens in front of a text, from the start of a sequence on, and those of the text."""
-    first = lm.tokenizer.bos_token_id if lm.tokenizer.bos_token_id is not None else lm.tokenizer.eos_token_id
-    ids = lm.encode(text)
+    first, ids = lm.start, lm.encode(text)
     before = front.rstrip()  # the space belongs to the text
     head = lm.encode(before) if front else []
     tail = lm.continuation(before, front[len(before) :] + text) if front else ids[ids[:1] == [first] :]

@@ -40,9 +40,7 @@ def contexts(lm: LM, kind: Kind, seed: int = 0) -> tuple[str, ...]:
     if kind == "memit":
         texts = [text for start in _MEMIT_STARTS for text in _sample(lm, [lm.encode(start)], 10, generator)]
     else:
-        bos = lm.tokenizer.bos_token_id if lm.tokenizer.bos_token_id is not None else lm.tokenizer.eos_token_id
-        start = [int(bos)]
-        texts = [text for length in (5, 10) for text in _sample(lm, [start] * 10, length, generator)]
+        texts = [text for length in (5, 10) for text in _sample(lm, [[lm.start]] * 10, length, generator)]
     return ("{}", *(f"{text}. {{}}" for text in texts))
 
 

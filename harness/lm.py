@@ -164,6 +164,18 @@ class LM:
             raise DataError(f"'{text}' has no tokens; give a target that the tokenizer of {self.name} can write")
         return alone
 
+    @property
+    def start(self) -> int:
+        """The token with which a text begins where nothing stands in front of it: BOS, else the one that ends a text.
+
+        Raises:
+            ModelError: the tokenizer has neither.
+        """
+        for token in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id):
+            if isinstance(token, int):
+                return token
+        raise ModelError(f"{self.name}: the tokenizer has no token that begins or ends a text; set its bos_token")
+
     def batch(self, rows: Sequence[Sequence[int]]) -> Batch:
         """Right-pad rows of tokens on the model's device."""
         width = max(len(row) for row in rows)

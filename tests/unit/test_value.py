@@ -173,6 +173,21 @@ def test_what_is_optimised_is_what_the_feed_forward_part_adds(tiny, edits, famil
     assert float(values.delta.norm()) > 0.1
 
 
+def test_a_tokenizer_without_a_token_that_starts_a_text_is_told(tiny, make_tokenizer):
+    tokenizer = make_tokenizer(False)
+    tokenizer.bos_token = tokenizer.eos_token = None
+    lm = replace(tiny("gpt2"), tokenizer=tokenizer)
+    with pytest.raises(ModelError, match="no token that begins or ends a text; set its bos_token"):
+        contexts.contexts(lm, "rome")
+    assert tiny("gpt2").start == 0
+
+
+def test_a_loss_layer_below_the_first_is_refused():
+    """As minus one would be taken for the edited layer, and not for the last."""
+    with pytest.raises(UsageError, match="'v_loss_layer' is -1, expected at least 0"):
+        Rome(v_loss_layer=-1)
+
+
 def test_defect_13_templates_are_seeded(tiny):
     lm = tiny("gpt2")
     for kind, count in (("rome", 21), ("memit", 6)):
