@@ -231,7 +231,13 @@ class Companion(Editor):
         small = _opened(self.model, str(lm.device), lm.text)
         if self.patch is not None:
             path = Path(self.patch)
-            return self._felt(lm, small, saved.load(path, small), saved.manifest(path)["editor"])
+            change = saved.load(path, small)
+            if change.prompt is not None:
+                raise ModelError(
+                    f"{path}: changes the prompt, but a companion reads what the model reads; give a change of its "
+                    "weights, activations or logits"
+                )
+            return self._felt(lm, small, change, saved.manifest(path)["editor"])
         before = memory or _Memory(Patch(), None)
         with patched(small, before.change):
             change = self._method(small).edit(small, edits, before.inner)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from editors.companion import Companion, Ensemble, Reader, _opened
+from editors.rag import Rag
 from editors.senses import SENSES, SenseChange, Senses
 from harness import saved
 from harness.editor import Edit, configure
@@ -194,6 +195,13 @@ def test_a_saved_change_of_the_companion(tiny, small, change, edits, tmp_path) -
     notes = method.notes(lm)
     assert notes == {"companion": small.fingerprint(), "patch": saved.manifest(Path(method.patch))["sha256"]}
     assert Companion(model=small.name, lr=0.5).notes(lm)["method"]["lr"] == 0.5
+
+
+def test_a_saved_change_of_the_prompt_is_refused(tiny, small, edits, tmp_path) -> None:
+    saved.save(Rag().edit(small, edits), small, tmp_path / "facts.safetensors", "rag")
+    method = Companion(model=small.name, patch=str(tmp_path / "facts.safetensors"))
+    with pytest.raises(ModelError, match=r"facts\.safetensors: changes the prompt, but a companion reads what"):
+        method.edit(tiny("gpt2"), edits)
 
 
 def test_increments_of_the_companion_add(tiny, small, edits) -> None:
