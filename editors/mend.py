@@ -9,19 +9,18 @@ of ours), and edits made at once add up, each with its own token mean (the code 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 
 from harness.console import bar
 from harness.delta import Delta, Dense, LowRank
-from harness.descent import Answer, answers, log_likelihood, matrices
+from harness.descent import Answer, answers, listening, log_likelihood, matrices
 from harness.editor import Count, Edit, Example, Learned, NotNegative, Positive, Share
 from harness.errors import DataError, NumericalError, UsageError
 from harness.hypernet import Hypernetwork, Pair, Shape
@@ -199,45 +198,24 @@ def _pairs(lm: LM, said: Sequence[Answer], names: Sequence[str]) -> list[dict[st
 
 def _backward(lm: LM, said: Sequence[Answer], names: Sequence[str]) -> list[dict[str, Pair]]:
     """The pairs of one batch. Each edit has its own mean, so that its gradient is the same in any company."""
-    with torch.enable_grad(), _listening(lm, names) as (entered, probes):
+    with torch.enable_grad(), listening(lm, [name.removesuffix(".weight") for name in names]) as heard:
         nll = -log_likelihood(lm, said)
         each = torch.split(nll, [len(answer.target) for answer in said])
         loss = torch.stack([tokens.mean() for tokens in each]).sum()
-        slopes = torch.autograd.grad(loss, [probes[name] for name in names])
+        slopes = torch.autograd.grad(loss, [probe for _, probe in heard.values()])
 
     def rows(hidden: Tensor) -> Tensor:
         # OPT flattens rows and columns inside its blocks.
         return wide(hidden).to(lm.device).reshape(len(said), -1, hidden.shape[-1])
 
-    both = {name: (rows(entered[name]), rows(slope)) for name, slope in zip(names, slopes, strict=True)}
+    parts = zip(names, heard.values(), slopes, strict=True)
+    both = {name: (rows(entered), rows(slope)) for name, (entered, _), slope in parts}
     return [{name: _present(u[i], v[i]) for name, (u, v) in both.items()} for i in range(len(said))]
 
 
 def _present(u: Tensor, v: Tensor) -> Pair:
     there = u.ne(0).any(1) & v.ne(0).any(1)
     return u[there], v[there]
-
-
-@contextmanager
-def _listening(lm: LM, names: Sequence[str]) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
-    """What enters matrices, and zeros added to what leaves them, at which gradients can be asked for."""
-    entered: dict[str, Tensor] = {}
-    probes: dict[str, Tensor] = {}
-
-    def listen(name: str) -> Callable[[nn.Module, Any, Tensor], Tensor]:
-        def run(_module: nn.Module, args: Any, output: Tensor) -> Tensor:
-            entered[name] = args[0].detach()
-            probes[name] = torch.zeros_like(output, requires_grad=True)
-            return output + probes[name]
-
-        return run
-
-    handles = [lm.module(name.removesuffix(".weight")).register_forward_hook(listen(name)) for name in names]
-    try:
-        yield entered, probes
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _factors(network: Hypernetwork, pairs: Mapping[str, Pair]) -> dict[str, Pair]:

@@ -15,16 +15,15 @@ however they were split (there every mini-batch adds ``n / (n - 1)`` of its squa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from harness.delta import Delta, Dense, LowRank, double
-from harness.descent import Answer, answers, log_likelihood, matrices, positions
+from harness.descent import Answer, answers, listening, log_likelihood, matrices, positions
 from harness.editor import Count, Edit, Editor, Positive
 from harness.errors import NumericalError, UsageError
 from harness.keys import chosen, depth
@@ -192,7 +191,7 @@ def _features(lm: LM, edits: Sequence[Edit], names: Sequence[str], batch_size: i
 
 def _backward(lm: LM, examples: Sequence[Answer], names: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
     """Keys and gradients of one batch at the positions where its targets' tokens are asked for."""
-    with torch.enable_grad(), _recorded(lm, names) as seen:
+    with torch.enable_grad(), listening(lm, names) as seen:
         loss = -log_likelihood(lm, examples).sum()
         slopes = torch.autograd.grad(loss, [seen[name][1] for name in names])
     rows, columns = positions(examples)
@@ -203,22 +202,3 @@ def _backward(lm: LM, examples: Sequence[Answer], names: Sequence[str]) -> dict[
         return wide(picked)
 
     return {name: (at(seen[name][0]), at(slope)) for name, slope in zip(names, slopes, strict=True)}
-
-
-@contextmanager
-def _recorded(lm: LM, names: Sequence[str]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
-    """Module -> its input and its output in the next forward pass, the output a part of the graph."""
-    seen: dict[str, tuple[Tensor, Tensor]] = {}
-
-    def keep(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        def hook(module: nn.Module, args: Any, output: Tensor) -> None:  # noqa: ARG001
-            seen[name] = (args[0], output if output.requires_grad else output.requires_grad_())
-
-        return hook
-
-    handles = [lm.module(name).register_forward_hook(keep(name)) for name in names]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -8,12 +8,13 @@ baselines FT and FT+L of Meng et al. 2022 (kmeng01/rome) and 2023 (kmeng01/memit
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from harness.arch import is_matrix
@@ -35,6 +36,7 @@ __all__ = [
     "answers",
     "descend",
     "feed_forward",
+    "listening",
     "log_likelihood",
     "matrices",
     "passes",
@@ -187,6 +189,29 @@ def log_likelihood(
     rows, columns = positions(examples, loss)
     tokens = torch.tensor([token for e in examples for token in e.target], device=logits.device)
     return wide(logits[rows, columns]).log_softmax(-1).gather(1, tokens[:, None])[:, 0]
+
+
+@contextmanager
+def listening(lm: LM, names: Sequence[str]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
+    """Module -> what enters it in the next forward pass, and zeros that are added to what leaves it, by name.
+
+    The gradient at the zeros is that at the output, which a model may go on to change in place (Falcon).
+    """
+    heard: dict[str, tuple[Tensor, Tensor]] = dict.fromkeys(names, (torch.empty(0), torch.empty(0)))
+
+    def listen(name: str) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+        def run(_module: nn.Module, args: Any, output: Tensor) -> Tensor:
+            heard[name] = (args[0].detach(), torch.zeros_like(output, requires_grad=True))
+            return output + heard[name][1]
+
+        return run
+
+    handles = [lm.module(name).register_forward_hook(listen(name)) for name in names]
+    try:
+        yield heard
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def descend(

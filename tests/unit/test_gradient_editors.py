@@ -22,7 +22,7 @@ from editors.lora import Lora
 from editors.ultraedit import Seen, Statistics, UltraEdit, shift
 from harness import descent
 from harness.delta import Dense, LowRank
-from harness.descent import Settings, descend
+from harness.descent import Settings, answers, descend, log_likelihood
 from harness.editor import Edit
 from harness.errors import ModelError, NumericalError, UsageError
 from harness.lm import LM
@@ -440,6 +440,18 @@ def test_ultraedit_takes_other_matrices_by_name_each_shape_with_statistics_of_it
         (64, 32): 2 * len(features(lm, edits, names)[names[0]][0]),
         (32, 64): len(features(lm, edits, names)[names[0]][0]),
     }
+
+
+def test_ultraedit_shifts_a_matrix_whose_output_the_model_changes_in_place(fresh):
+    """Falcon adds attention to what its feed-forward part gave."""
+    lm, edits = fresh("falcon"), many(3)
+    name = lm.arch.down_of(1)
+    patch = UltraEdit(modules=(name,), lr=1e-3).edit(lm, edits)
+    change = patch.weights[f"{name}.weight"].dense()
+    assert bool(torch.isfinite(change).all()) and float(change.norm()) > 0
+    with patched(lm, patch):
+        after = sum(float(log_likelihood(lm, answers(lm, [edit])).sum()) for edit in edits)
+    assert after > sum(float(log_likelihood(lm, answers(lm, [edit])).sum()) for edit in edits)
 
 
 def test_the_second_operation_is_normalised_over_both(fresh):
