@@ -90,6 +90,8 @@ def measure_task(model: EditedLM, task: Task, limit: int | None, documents: Sequ
         limit: documents at most; None for all.
         documents: the positions of the documents that are wanted; None for all.
     """
+    if documents is not None and not documents:  # lm-eval would take no positions for all of them
+        return Measured()
     chosen = None if documents is None else {task.name: list(documents)}
     level = logging.getLogger("lm_eval").level
     logging.getLogger("lm_eval").setLevel(logging.ERROR)

@@ -84,7 +84,8 @@ def prepare(plan: Plan, device: str | None = None) -> Prepared:
         HarnessError: something does not exist or cannot be used.
     """
     _require_device(device)
-    plan, edits, at = settled(plan)
+    plan, drawn, at = _settled(plan)
+    edits = [edit for _, edit in drawn]
     factory = compose(plan.editor)
     lm = load(plan.model, plan.dtype, device, plan.arch or None, plan.text or _text_in(plan))
     editor: Editor = (
@@ -102,7 +103,8 @@ def prepare(plan: Plan, device: str | None = None) -> Prepared:
     suite = tasks.load(
         plan.tasks,
         tasks.OWN if own else plan.edits,
-        [edit.id for edit in edits],
+        # In the order of the rows, so that a document is the same one whatever the order in which edits are made.
+        [edit.id for _, edit in sorted(drawn, key=lambda one: one[0])],
         plan.data_dir,
         lm.tokenizer,
         own_file=plan.edits if own else None,
@@ -117,14 +119,27 @@ def settled(plan: Plan) -> tuple[Plan, list[Edit], list[int]]:
     Raises:
         HarnessError: the editor, the edits, the mode or a stop do not exist.
     """
+    plan, drawn, at = _settled(plan)
+    return plan, [edit for _, edit in drawn], at
+
+
+def _settled(plan: Plan) -> tuple[Plan, list[tuple[int, Edit]], list[int]]:
+    """As :func:`settled`, each edit with its place among the rows."""
+    of = _drawn_from(plan)
     plan = _replayed(plan) if plan.patch else plan
     method = compose(plan.editor).cls
     mode, size = schedule.plain_mode(plan.mode or schedule.default_mode(method), plan.batch_size)
     assert mode is not None
-    edits = _ordered(tasks.read_edits(plan.edits, plan.data_dir, plan.split, plan.num_edits), plan)
+    rows = tasks.read_edits(plan.edits, plan.data_dir, plan.split, of or plan.num_edits)
+    drawn = _ordered(rows, plan)[: plan.num_edits]
     unedited = plan.editor == "none" and not plan.patch
-    at = [0] if unedited else schedule.stops(plan.eval_at, len(edits), mode, size)
-    return replace(plan, mode=mode, batch_size=size, num_edits=len(edits)), edits, at
+    at = [0] if unedited else schedule.stops(plan.eval_at, len(drawn), mode, size)
+    return replace(plan, mode=mode, batch_size=size, num_edits=len(drawn)), drawn, at
+
+
+def _drawn_from(plan: Plan) -> int | None:
+    """Of how many rows the order of saved edits was drawn; None where nothing was saved, or by an earlier version."""
+    return saved.manifest(Path(plan.patch))["about"].get("of") if plan.patch else None
 
 
 def finished(plan: Plan, folder: Path) -> Record | None:
@@ -153,9 +168,10 @@ def _require_plain(lm: LM, editor: Editor) -> None:
         raise ModelError(f"{error}: {others}") from error
 
 
-def _ordered(edits: list[Edit], plan: Plan) -> list[Edit]:
-    """The edits in the order of the plan."""
-    return random.Random(plan.seed).sample(edits, len(edits)) if plan.order == "random" else edits
+def _ordered(edits: list[Edit], plan: Plan) -> list[tuple[int, Edit]]:
+    """The edits in the order of the plan, each with its place among the rows."""
+    rows = list(enumerate(edits))
+    return random.Random(plan.seed).sample(rows, len(rows)) if plan.order == "random" else rows
 
 
 def _replayed(plan: Plan) -> Plan:
@@ -367,6 +383,7 @@ class _Run:
         if stop is not None:
             chosen = measure.of_cases(task, made) if examined and made is not None else None
             found = measure.measure_task(model, task, limit, chosen)
+            found.values = {metric: {} for metric in self.base[task.name].values} | found.values
             measure.agree(task, found, self.base[task.name])
             return found
         source = self.writer.record.data.get(task.shown)
@@ -399,6 +416,7 @@ class _Run:
         about = {
             **{key: getattr(ready.plan, key) for key in ("edits", "split", "data_dir", "order", "seed", "mode")},
             "num_edits": stop.edits,
+            "of": len(ready.edits),
             "ids": [edit.id for edit in ready.edits[: stop.edits]],
             "label": ready.editor.label(),
             "hyperparameters": ready.editor.hyperparameters(),

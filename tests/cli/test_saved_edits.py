@@ -53,6 +53,26 @@ def test_a_saved_patch_scores_as_the_run_that_saved_it(
     assert len(kept.editor["notes"]["patch_sha256"]) == 64
 
 
+def test_edits_saved_on_the_way_are_scored_on_those_that_were_made(
+    harness: Harness, checkpoint: Callable[..., Path], nudge: str, tmp_path: Path
+) -> None:
+    """The first edit of a random order is not the first of the rows."""
+    rows, model, out = tmp_path / "my.jsonl", checkpoint("gpt2"), tmp_path / "runs"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    options = ["--edits", rows, "--mode", "sequential", "--eval-at", "1,final", "--order", "random", "--seed", 0]
+    assert harness("run", "--model", model, "--editor", nudge, *options, "--output", out).code == 0
+    (path,), (patch,) = out.glob("*--*[0-9a-f].json"), out.glob("*edits-1.safetensors")
+    first = record.read(path)
+    assert first.edits["ids"] == ["2", "1"]
+    assert harness("run", "--model", model, "--patch", patch, "--output", tmp_path / "again").code == 0
+    (path,) = (tmp_path / "again").glob("*--*[0-9a-f].json")
+    again = record.read(path)
+    assert again.edits["ids"] == ["2"]
+    for metric, measure in first.tasks(1)["own"].items():
+        found = again.tasks(1)["own"][metric]
+        assert (found["value"], found["difference"]["value"]) == (measure["value"], measure["difference"]["value"])
+
+
 def test_an_applied_patch_is_a_checkpoint_that_others_load(
     harness: Harness, edited: tuple[Path, Path, Path], tmp_path: Path
 ) -> None:

@@ -74,6 +74,14 @@ def test_measuring_scores_every_document_and_stays_quiet(tiny: Callable[[str], L
     assert found.plain == {}
 
 
+def test_chosen_documents_keep_their_numbers_and_no_document_is_not_all_of_them(tiny: Callable[[str], LM]) -> None:
+    lm = tiny("gpt2")
+    (nli,) = tasks.load(["NLI"], None, None, "mini", lm.tokenizer).tasks
+    found = measure.measure_task(EditedLM(lm, batch_size=4), nli, None, [2, 7])
+    assert set(found.values["accuracy"]) == {"NLI/2", "NLI/7"}
+    assert measure.measure_task(EditedLM(lm, batch_size=4), nli, None, []).values == {}
+
+
 def test_a_metric_that_is_no_mean_is_taken_as_lm_eval_gives_it(tiny: Callable[[str], LM]) -> None:
     lm = tiny("gpt2")
     (nli,) = tasks.load(["NLI"], None, None, "mini", lm.tokenizer).tasks

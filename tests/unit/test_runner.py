@@ -216,6 +216,35 @@ def test_sequential_edits_are_measured_where_asked(plan: Plan, tmp_path: Path) -
     ]  # fmt: skip
 
 
+def test_a_document_is_the_same_one_at_every_stop_and_in_every_order(plan: Plan, tmp_path: Path) -> None:
+    orders, whose = set(), set()
+    for seed in (0, 1, 2):
+        drawn = replace(plan, mode="sequential", eval_at="1,final", tasks=(), order="random", seed=seed)
+        kept = run(drawn, options(tmp_path / str(seed)))
+        orders.add(tuple(kept.edits["ids"]))
+        values = kept.values
+        assert values is not None
+        for stop in (0, 1, 3):
+            cases = {d: ratio.cluster for d, ratio in values[stop]["own"]["efficacy_probability"].items()}
+            assert set(cases.values()) == set(kept.edits["ids"][: stop or 3])
+            whose |= set(cases.items())
+        (document,) = values[1]["own"]["efficacy_probability"]
+        change = kept.tasks(1)["own"]["efficacy_probability"]["difference"]["value"]
+        before, after = (values[stop]["own"]["efficacy_probability"][document].num for stop in (0, 1))
+        assert change == pytest.approx(after - before)
+    assert len(orders) > 1
+    assert len(whose) == 3  # each document belongs to one edit
+
+
+def test_documents_of_an_edit_set_stand_in_the_order_of_its_rows(plan: Plan) -> None:
+    drawn = replace(plan, edits="counterfact", num_edits=4, order="random", tasks=())
+    ready = runner.prepare(drawn, "cpu")
+    rows = [edit.id for edit in tasks.read_edits("counterfact", "mini", "test", 4)]
+    assert [edit.id for edit in ready.edits] != rows
+    for task in ready.suite.tasks:
+        assert list(dict.fromkeys(task.task.eval_docs["case"])) == rows
+
+
 @pytest.mark.parametrize("form", ["low", "dense"])
 def test_isolated_edits_are_each_measured_alone(plan: Plan, tmp_path: Path, form: str) -> None:
     settings = {**plan.settings, "form": form}
