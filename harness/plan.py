@@ -158,8 +158,22 @@ _TYPES: dict[str, tuple[type, ...]] = {
 }
 
 
+def _check_plain(values: Mapping[object, object], where: str, key: str) -> None:
+    """Refuse what YAML can say and a record cannot keep: dates, bytes, names that are no text."""
+    for name, value in values.items():
+        if not isinstance(name, str):
+            raise UsageError(f"{where}: '{key}' names {name!r}, expected a name such as layers")
+        for item in value if isinstance(value, list) else [value]:
+            if not isinstance(item, str | int | float | list | dict | None):
+                raise UsageError(
+                    f"{where}: '{key}' holds {name}={item}, a {type(item).__name__}; give a number or text"
+                )
+
+
 def _check_types(values: Mapping[str, Any], where: str) -> None:
     for key, value in values.items():
+        if isinstance(value, dict):
+            _check_plain(value, where, key)
         if not isinstance(value, _TYPES[key]) or (isinstance(value, bool) and bool not in _TYPES[key]):
             expected = " or ".join("nothing" if t is type(None) else t.__name__ for t in _TYPES[key])
             raise UsageError(f"{where}: '{key}' is {value!r}, expected {expected}")

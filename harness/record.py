@@ -121,8 +121,15 @@ _ORDER = ["schema", *(key for key in _FIELDS if key != "schema")]
 
 
 def identity(plan: Mapping[str, Any]) -> str:
-    """The id of the record of a plan: the first 16 hex digits of the sha256 of its canonical JSON."""
-    text = json.dumps(plan, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    """The id of the record of a plan: the first 16 hex digits of the sha256 of its canonical JSON.
+
+    Raises:
+        UsageError: a number in it is not finite.
+    """
+    try:
+        text = json.dumps(plan, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    except ValueError as error:
+        raise UsageError("a plan holds a NaN or an infinity, which no record can keep; give finite numbers") from error
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -128,6 +128,11 @@ def test_a_mistake_about_an_editor(
     refused({"--editor": editor, **({} if setting is None else {"--set": setting})}, message)
 
 
+def test_a_number_that_no_record_can_keep(harness: Callable[..., Any], arguments: list[str], tmp_path: Path) -> None:
+    found = harness(*arguments, "--set", "scale=.nan", "--seeds", "0,1", "--output", tmp_path / "out")
+    assert_told(found, "a plan holds a NaN or an infinity, which no record can keep; give finite numbers")
+
+
 @pytest.mark.usefixtures("small_index")
 def test_an_unknown_task(refused: Callable[..., None]) -> None:
     refused({"--tasks": "NER,NIL"}, "task 'NIL' does not exist (did you mean", "NLI", "`harness tasks`")

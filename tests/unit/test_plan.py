@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields, replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,9 @@ def test_a_plan_survives_json() -> None:
         ({"settings": [1]}, r"'settings' is \[1\], expected dict"),
         ({"settings": None}, "'settings' is None, expected dict"),
         ({"arch": "x"}, "'arch' is 'x', expected dict"),
+        ({"settings": {"lr": date(2020, 1, 1)}}, "'settings' holds lr=2020-01-01, a date; give a number or text"),
+        ({"settings": {"layers": [b"1"]}}, "'settings' holds layers=b'1', a bytes; give a number or text"),
+        ({"settings": {"lr": 0.1, 1: 2}}, "'settings' names 1, expected a name such as layers"),
         ({"tasks": 5}, "'tasks' is 5, expected names"),
         ({"tasks": {"NLI": 1}}, "'tasks' is {'NLI': 1}, expected names"),
         ({"tasks": ["NLI", 3]}, r"'tasks' is \['NLI', 3\], expected names"),
