@@ -13,7 +13,7 @@ from torch import Tensor
 
 from harness.delta import Delta, Dense, numerical_rank
 from harness.lm import LM
-from harness.patch import Patch
+from harness.patch import Patch, require_finite
 
 __all__ = ["describe", "means"]
 
@@ -27,7 +27,12 @@ def describe(lm: LM, patch: Patch) -> dict[str, dict[str, float | None]]:
     Args:
         lm: the unedited model.
         patch: the change.
+
+    Raises:
+        NumericalError: a change is not finite; names the parameter.
     """
+    for name, delta in patch.weights.items():
+        require_finite(name, delta.dense())
     return {name: _one(lm.matrix(name), delta) for name, delta in patch.weights.items()}
 
 

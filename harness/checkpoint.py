@@ -7,6 +7,7 @@ when the record is complete. It is read by the same program on the same machine,
 from __future__ import annotations
 
 import io
+import logging
 import pickle
 import time
 from pathlib import Path
@@ -18,6 +19,8 @@ from harness.schedule import Begun
 from harness.storage import write_whole
 
 __all__ = ["Checkpoint"]
+
+log = logging.getLogger(__name__)
 
 
 class Checkpoint:
@@ -50,14 +53,19 @@ class Checkpoint:
         if self._newest is None:
             return
         content = io.BytesIO()
-        torch.save({"key": self.key, "state": self._newest}, content)
-        write_whole(self.path, content.getvalue())
+        try:
+            torch.save({"key": self.key, "state": self._newest}, content)
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            log.warning("this editor's state cannot be kept (%s): a run that is killed begins anew", error)
+        else:
+            write_whole(self.path, content.getvalue())
         self._last, self._newest = time.monotonic(), None
 
     def read(self) -> Begun | None:
         """The state of an earlier run of the same key; None where there is none that can be read."""
         try:
-            found: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=False)
+            # Each tensor comes back where it was: an editor's memory meets new keys there.
+            found: dict[str, Any] = torch.load(self.path, weights_only=False)
         except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, AttributeError, ModuleNotFoundError):
             return None
         state = found.get("state")

@@ -30,6 +30,7 @@ __all__ = [
     "Step",
     "patched",
     "patched_rows",
+    "require_finite",
     "require_plain",
     "shareable",
 ]
@@ -173,8 +174,7 @@ def _changed(lm: LM, name: str, delta: Delta) -> Iterator[None]:
         raise ModelError(
             f"'{name}' is {tuple(lm.matrix(name).shape)}, its change is {tuple(change.shape)}; edit the same model"
         )
-    if not bool(torch.isfinite(change).all()):
-        raise NumericalError(f"the change of '{name}' holds a NaN or an infinity; lower the learning rate or edit less")
+    require_finite(name, change)
     before = parameter.detach().clone()
     digest = tensor_sha256(before)
     try:
@@ -186,6 +186,16 @@ def _changed(lm: LM, name: str, delta: Delta) -> Iterator[None]:
             parameter.copy_(before)
         if tensor_sha256(parameter) != digest:
             raise RestoreError(f"'{name}' is not what it was before the edit; the model must be loaded again")
+
+
+def require_finite(name: str, change: Tensor) -> None:
+    """Refuse a change that is no number.
+
+    Raises:
+        NumericalError: it holds a NaN or an infinity; names the parameter.
+    """
+    if not bool(torch.isfinite(change).all()):
+        raise NumericalError(f"the change of '{name}' holds a NaN or an infinity; lower the learning rate or edit less")
 
 
 def require_plain(lm: LM, name: str) -> None:

@@ -134,6 +134,30 @@ def test_a_run_does_not_go_on_with_an_editor_file_that_was_changed(
     assert set(record.read(path).editor["sources"]) == {"nudge"}
 
 
+def test_a_state_that_cannot_be_kept_is_told_and_the_run_goes_on(
+    call: Callable[..., Outcome], nudge: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    mine, out = tmp_path / "mine.py", tmp_path / "out"
+    mine.write_text(
+        Path(nudge).read_text().replace("return total.remember(made + len(edits))", "return total.remember(lambda: 0)")
+    )
+    done = call(out, str(mine))
+    assert done.code == 0, done.err
+    assert any("a run that is killed begins anew" in found.getMessage() for found in caplog.records)
+    assert not list(out.glob("*.state"))
+
+
+def test_a_change_that_is_no_number_is_told_in_one_line(
+    call: Callable[..., Outcome], nudge: str, tmp_path: Path
+) -> None:
+    mine = tmp_path / "mine.py"
+    mine.write_text(Path(nudge).read_text().replace("self.scale * left", "float('nan') * left"))
+    for mode in ("isolated", "sequential"):
+        done = call(tmp_path / mode, str(mine), "--mode", mode, "--eval-at", "final")
+        assert (done.code, len(done.err.splitlines())) == (2, 1), done.err
+        assert "the change of 'transformer.h.1.mlp.c_proj.weight' holds a NaN or an infinity; lower the" in done.err
+
+
 def test_a_path_with_a_plus_saves_edits_that_can_be_put_back(
     call: Callable[..., Outcome], harness: Harness, nudge: str, tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from harness import anatomy
 from harness.delta import Dense, LowRank
+from harness.errors import NumericalError
 from harness.lm import LM
 from harness.patch import Patch
 
@@ -66,6 +68,17 @@ def test_describe_names_every_changed_parameter(tiny: Callable[[str], LM]) -> No
     out, width = lm.matrix(lm.down(0)).shape
     patch = Patch({lm.down(0): LowRank(torch.ones(out, 1), torch.ones(1, width))})
     assert list(anatomy.describe(lm, patch)) == [lm.down(0)]
+
+
+def test_a_change_that_is_no_number_is_told_by_name(tiny: Callable[[str], LM]) -> None:
+    lm = tiny("gpt2")
+    out, width = lm.matrix(lm.down(0)).shape
+    for change in (
+        Dense(torch.full((out, width), math.nan)),
+        LowRank(torch.ones(out, 1), torch.full((1, width), math.inf)),
+    ):
+        with pytest.raises(NumericalError, match=f"the change of '{lm.down(0)}' holds a NaN or an infinity; lower the"):
+            anatomy.describe(lm, Patch({lm.down(0): change}))
 
 
 def test_means_over_isolated_patches_are_missing_where_one_is() -> None:
