@@ -18,6 +18,7 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor
 
 from harness.errors import DataError, UsageError
@@ -38,6 +39,19 @@ class _Marked(str):
     """A context that remembers which patch its document is scored under, on its way through lm-eval's batching."""
 
     patch: int
+
+
+class _Led(str):
+    """A whole text behind what a patch puts in front of it, which is read and not scored."""
+
+    own: str
+
+
+def _common(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens two rows begin with alike."""
+    return next(
+        (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
+    )
 
 
 class EditedLM(HFLM):  # type: ignore[misc]
@@ -95,8 +109,8 @@ class EditedLM(HFLM):  # type: ignore[misc]
         return self._each(requests, self._apart if apart else super().loglikelihood)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
-        """The log-likelihood of each whole text."""
-        return self._each(requests, super().loglikelihood_rolling, share=False)
+        """The log-likelihood of each whole text; what a patch puts in front of it is read and not scored."""
+        return self._each(requests, self._rolling, share=False)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
         """The continuation of each context."""
@@ -156,6 +170,31 @@ class EditedLM(HFLM):  # type: ignore[misc]
         for i, (value, greedy) in zip(owners, scored, strict=True):
             results[i] = (results[i][0] + value, results[i][1] and greedy)
         return results
+
+    def _rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
+        if not any(isinstance(request.args[0], _Led) for request in requests):
+            plain: list[float] = super().loglikelihood_rolling(requests, disable_tqdm=True)
+            return plain
+        windows = [(i, *window) for i, request in enumerate(requests) for window in self._windows(request.args[0])]
+        scored = self._loglikelihood_tokens([(None, context, said) for _, context, said in windows])
+        results = [0.0] * len(requests)
+        for (i, *_), (value, _greedy) in zip(windows, scored, strict=True):
+            results[i] += value
+        return results
+
+    def _windows(self, text: str) -> Iterator[tuple[list[int], list[int]]]:
+        """lm-eval's windows of a text, context and scored tokens, without those of what stands in front of it."""
+        ids = self.tok_encode(text)
+        lead = text[: len(text) - len(text.own)] if isinstance(text, _Led) else ""
+        left = _common(self.tok_encode(lead), ids) if lead else 0
+        own = len(self.tok_encode(""))
+        if left and own:  # what the tokenizer itself puts in front of every text counts, as it does without a patch
+            yield [self.prefix_token_id], ids[:own]
+        for window in get_rolling_token_windows(ids, self.prefix_token_id, self.max_length, 1):
+            context, said = make_disjoint_window(window)
+            read, left = said[:left], max(0, left - len(said))
+            if len(read) < len(said):
+                yield [*context, *read], said[len(read) :]
 
     def _spans(self, request: Instance, encoded: Encoded) -> list[Span]:
         context, continuation = request.args
@@ -244,7 +283,16 @@ class EditedLM(HFLM):  # type: ignore[misc]
             )
 
     def _prompted(self, request: Instance, rule: Callable[[str], str] | None) -> Instance:
-        return request if rule is None else replace(request, arguments=(rule(request.args[0]), *request.args[1:]))
+        if rule is None:
+            return request
+        text, *others = request.args
+        read = rule(text)
+        if request.request_type == "loglikelihood_rolling":
+            if not read.endswith(text):  # what the text became cannot be told from what stands around it
+                return request
+            read = _Led(read)
+            read.own = text
+        return replace(request, arguments=(read, *others))
 
     def _marked(self, request: Instance, patch: int) -> Instance:
         context = _Marked(request.args[0])

@@ -152,7 +152,7 @@ def test_a_held_patch_changes_the_answers_and_leaves_no_trace(tiny: Callable[[st
 
 
 @pytest.mark.parametrize("mode", ["holding", "isolated"])
-@pytest.mark.parametrize("kind", SCORED)
+@pytest.mark.parametrize("kind", ["loglikelihood", "generate_until"])
 def test_the_prompt_rule_reaches_every_kind_of_request(tiny: Callable[[str], LM], kind: str, mode: str) -> None:
     lm = tiny("gpt2")
     rule = Patch(prompt=lambda context: f"Hugo Lantern lives in Oslo. {context}")
@@ -354,3 +354,39 @@ def test_a_context_too_long_is_cut_from_the_left_and_counted(
     with model.isolated([Patch(), Patch()], by_document) if isolated else model.holding(Patch()):
         assert_same(score(model, found), expected)
     assert model.truncated == 2
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_a_patch_puts_in_front_of_a_whole_text_is_read_and_not_scored(
+    tiny: Callable[[str], LM], family: str
+) -> None:
+    lm, lead = tiny(family), "Oslo is old. "
+    found = requests("loglikelihood_rolling")
+    model = EditedLM(lm, batch_size=4)
+    plain = score(model, found)
+    with model.holding(Patch(prompt=lambda text: text)):
+        assert score(model, found) == pytest.approx(plain, abs=1e-4)
+    rule = Patch(prompt=lambda text: lead + text)
+    with model.holding(rule):
+        led = score(model, found)
+    with model.isolated([rule], lambda _: 0):
+        assert score(model, found) == pytest.approx(led, abs=1e-4)
+    for request, value in zip(found, led, strict=True):
+        ids, front = model.tok_encode(lead + request.args[0]), model.tok_encode(lead)
+        begin = next((i for i, (a, b) in enumerate(zip(front, ids, strict=False)) if a != b), len(front))
+        with torch.no_grad():
+            log_p = lm.model(torch.tensor([[model.prefix_token_id, *ids]])).logits[0].log_softmax(-1)
+        each = [float(log_p[i, token]) for i, token in enumerate(ids)]
+        assert value == pytest.approx(sum(each[begin:]) + sum(each[: len(model.tok_encode(""))]), abs=1e-3)
+
+
+def test_a_long_text_behind_something_is_scored_whole(tiny: Callable[[str], LM]) -> None:
+    """In windows; where nothing can be told apart, as without the patch."""
+    model = EditedLM(tiny("gpt2"), batch_size=4)
+    text = " ".join(PROMPTS) * 4
+    (request,) = [Instance("loglikelihood_rolling", {}, (text,), 0, metadata=("t", 0, 1))]
+    lead = adapter._Led(f"Oslo is old.{text}")
+    lead.own = text
+    assert [token for _, said in model._windows(lead) for token in said] == model.tok_encode(text)
+    with model.holding(Patch(prompt=lambda text: f"{text} Really?")):
+        assert score(model, [request]) == pytest.approx(score(EditedLM(tiny("gpt2")), [request]))
