@@ -193,13 +193,13 @@ def _panel(axis: Axes, panel: Panel, lines: dict[str, list[Row]], editors: Seque
     if task == NAME:
         axis.set_yscale("symlog", linthresh=0.01, linscale=0.4)
         axis.set_ylim(bottom=0)
-    else:
+    elif all(0 <= end <= 1 for line in lines.values() for row in line for end in row[2:]):
         axis.set_ylim(-0.03, 1.03)
 
 
 def _line(axis: Axes, rows: Sequence[Row], look: dict[str, Any]) -> None:
     """One editor: its values, and its intervals as a band; the unedited model's own interval is every editor's."""
-    edits, values, _, _ = zip(*rows, strict=True)
-    axis.plot(edits, values, markersize=3.5, linewidth=1.4, **look)
-    edits, _, lows, highs = zip(*(row for row in rows if row[0] > 0), strict=True)
+    axis.plot([row[0] for row in rows], [row[1] for row in rows], markersize=3.5, linewidth=1.4, **look)
+    edited = [row for row in rows if row[0] > 0]
+    edits, lows, highs = ([row[i] for row in edited] for i in (0, 2, 3))
     axis.fill_between(edits, lows, highs, color=look["color"], alpha=0.13, linewidth=0)

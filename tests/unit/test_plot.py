@@ -86,6 +86,19 @@ def test_bands_are_the_intervals_and_panels_show_what_there_was_before_the_first
             assert corners == {(row[0], end) for row in rows[1:] for end in row[2:]}
 
 
+def test_the_unedited_model_beside_others_has_a_point_and_no_line(tmp_path: Path) -> None:
+    plot.draw([*runs(), record("none", 0.5, mode="batch", counts=(0,))], tmp_path / "curves.svg")
+    assert (tmp_path / "curves.svg").stat().st_size > 10_000
+
+
+def test_what_is_no_share_is_drawn_where_it_is() -> None:
+    rows = [(0, 30.0, 29.0, 31.0), (1, 60.0, 55.0, 65.0)]
+    figure = plot._figure({("wikitext", "word_perplexity"): {"memit": rows}}, runs()[0])
+    low, high = figure.axes[0].get_ylim()
+    assert low < 30
+    assert high > 60
+
+
 def test_a_file_that_is_no_figure_is_told(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"'\.gif' is no format of figures"):
         plot.draw(runs(), tmp_path / "curves.gif")
