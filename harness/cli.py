@@ -208,10 +208,9 @@ def run(
     A run that was stopped, even killed, goes on where it was when the same command is given again. Of several runs
     (--seeds, or lists in the --config file) those that are complete are kept, unless --fresh is given.
     """
-    each = make_plans(**chosen)
-    if seeds is not None:
-        each = [one for plan in each for one in _seeded(plan, seeds, chosen)]
     from harness.runner import Options
+
+    each = make_plans(**chosen, seeds=seeds)
 
     kept = _carry_out(each, Options(output, device, rows, not no_cache, not no_save_edits, fresh))
     if len(kept) > 1:
@@ -259,23 +258,30 @@ def _run_one(plan: Plan, options: Options) -> Record:
     return kept
 
 
-def _seeded(plan: Plan, seeds: str, chosen: dict[str, Any]) -> list[Plan]:
-    """One plan for each seed; the order of the edits is drawn from it unless one is asked for."""
-    order = chosen.get("order") or "random"
-    found = _integers(seeds, "--seeds")
-    if len(set(found)) < len(found):
-        raise UsageError(f"--seeds '{seeds}': a seed stands there twice; give each once")
-    return [replace(plan, seed=seed, order=order) for seed in found]
+def make_plans(
+    config: Path | None, settings: Sequence[str], arch: Sequence[str], seeds: str | None = None, **chosen: Any
+) -> list[Plan]:
+    """The plans that arguments, on top of a configuration file, describe; a file with lists describes several.
 
-
-def make_plans(config: Path | None, settings: Sequence[str], arch: Sequence[str], **chosen: Any) -> list[Plan]:
-    """The plans that arguments, on top of a configuration file, describe; a file with lists describes several."""
+    Several seeds are a plan each; the order of the edits is drawn from the seed unless one is asked for.
+    """
     from harness.plan import Plan
     from harness.study import expand
 
     values = Plan.read(config) if config else {}
+    if seeds is not None:
+        values = {"order": "random", **values}
     found = [_plan(one, settings, arch, chosen, str(config or "plan")) for one in expand(values, str(config))]
+    if seeds is not None:
+        found = [replace(plan, seed=seed) for plan in found for seed in _distinct(seeds)]
     return list({plan.sha256: plan for plan in found}.values())
+
+
+def _distinct(seeds: str) -> list[int]:
+    found = _integers(seeds, "--seeds")
+    if len(set(found)) < len(found):
+        raise UsageError(f"--seeds '{seeds}': a seed stands there twice; give each once")
+    return found
 
 
 def _plan(
@@ -350,10 +356,7 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
 def _show_run(kept: Record) -> None:
     from harness import report
 
-    console = _out()
-    for warning in kept.edits.get("warnings", [])[:5]:
-        console.print(f"[yellow]warning:[/] {_escape(warning)}")
-    console.print(report.run_table(kept))
+    _out().print(report.run_table(kept))
 
 
 # --- fit --------------------------------------------------------------------------------------------------------------

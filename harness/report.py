@@ -154,6 +154,8 @@ def _verdict(change: Mapping[str, Any], higher_is_better: bool | None) -> Text:
     """Better, worse, or that no change can be seen, and how large one would have to be."""
     if not change or change.get("value") is None:
         return Text()
+    if change.get("interval") is None:  # one document, or all of them change alike: nothing says how sure that is
+        return Text("no test", style="dim")
     if not _significant(change, change.get("p")):
         return Text(_none(change), style="dim")
     return _direction(change["value"], higher_is_better)
@@ -206,7 +208,7 @@ def _remarks(record: Record, last: int) -> Iterator[str]:
                 yield f"{task} {metric}: {measure.get('reason') or 'no value'}"
     for task, count in record.point(last).get("truncated", {}).items():
         yield f"{task}: {count} requests were longer than the model's context and were cut from the left"
-    yield from (str(warning) for warning in record.edits.get("warnings", []))
+    yield from (f"warning: {warning}" for warning in record.edits.get("warnings", []))
 
 
 # --- a record in full -------------------------------------------------------------------------------------------------
@@ -257,7 +259,9 @@ def _weights(weights: Mapping[str, Mapping[str, str]]) -> str:
         return ""
     changed = sum(edited.get(key, value) != value for key, value in before.items())
     same = all(restored.get(key) == value for key, value in before.items())
-    return f"{changed} of {len(before)} touched weights changed; {'restored bitwise' if same else 'NOT RESTORED'}"
+    # Isolated edits are many states, of which no hash is kept.
+    touched = f"{changed} of {len(before)} touched weights changed" if edited else f"{len(before)} weights touched"
+    return f"{touched}; {'restored bitwise' if same else 'NOT RESTORED'}"
 
 
 def _delta_table(record: Record) -> Table:

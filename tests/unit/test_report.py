@@ -135,6 +135,13 @@ def test_what_has_no_value_is_a_dash_with_its_reason() -> None:
     assert "NLI accuracy: no documents" in output
 
 
+def test_a_change_without_an_interval_is_not_called_none() -> None:
+    record = fixed("x", 0.5, 0.2)
+    record.tasks(50)["NLI"]["accuracy"]["difference"] |= {"interval": None, "p": None, "detectable": None}
+    for width in (80, 120):
+        assert row(text(report.run_table(record), width), "NLI").endswith("+0.200 no test")
+
+
 def test_an_unfinished_run_says_so() -> None:
     record = replace(fixed("x", 0.5, 0.2), status="interrupted", reason="interrupted before the end")
     assert "interrupted: interrupted before the end" in text(report.run_table(record))
@@ -167,7 +174,7 @@ def test_markup_in_a_name_is_text() -> None:
     record.edits["warnings"] = ["[red]careful[/red]"]
     output = text(report.run_table(record))
     assert "[bold]m[/bold]" in output
-    assert "[red]careful[/red]" in output
+    assert output.count("warning: [red]careful[/red]") == 1
 
 
 # --- show -------------------------------------------------------------------------------------------------------------
@@ -187,6 +194,11 @@ def test_show_tells_everything() -> None:
     assert row(output, "h.1.w") == "h.1.w 50 3.250 0.040 1.500"
     assert row(output, "tasks  ") == "tasks 20.00 640"
     assert max(map(len, output.splitlines())) <= 120
+
+
+def test_of_isolated_edits_no_weight_is_said_to_be_unchanged() -> None:
+    record = replace(made("ft", 0.6), weights={"before": {"w": "a"}, "edited": {}, "restored": {"w": "a"}})
+    assert "1 weights touched; restored bitwise" in text(report.show(record))
 
 
 def test_show_tells_when_weights_were_not_restored() -> None:
