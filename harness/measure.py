@@ -19,6 +19,7 @@ import torch
 from harness import metrics, record, storage, texts
 from harness.adapter import EditedLM
 from harness.data import cache_folder
+from harness.lm import LM
 from harness.metrics import Ratio, Values
 from harness.patch import Patch
 from harness.schedule import Stop
@@ -29,6 +30,7 @@ __all__ = [
     "agree",
     "base_key",
     "contributions",
+    "fingerprint",
     "hold",
     "load_base",
     "measure_task",
@@ -177,7 +179,16 @@ def contributions(tasks: Sequence[Task], measured: Mapping[str, Measured]) -> di
 def base_key(
     fingerprint: str, task: Task, limit: int | None, batch_size: int, provenance: object, device: str
 ) -> str | None:
-    """What the numbers of the unedited model depend on, as a hash; None for tasks whose files are not ours to hash."""
+    """What the numbers of the unedited model depend on, as a hash; None for tasks whose files are not ours to hash.
+
+    Args:
+        fingerprint: of the model, see :func:`fingerprint`.
+        task: the task, with its documents.
+        limit: documents at most.
+        batch_size: rows of one forward pass.
+        provenance: which file the rows come from.
+        device: where the model is.
+    """
     if task.template is None:
         return None
     parts = {
@@ -186,6 +197,8 @@ def base_key(
         "template": task.template,
         "metadata": {k: v for k, v in task.metadata.items() if k in ("records", "data_dir", "file", "target", "split")},
         "data": provenance,
+        "documents": _sha256(list(task.task.eval_docs)),
+        "beside": {name: _files(task, name) for name in (task.metadata.get("needs") or {}).values()},
         "limit": limit,
         "batch": batch_size,
         "device": device,
@@ -193,12 +206,48 @@ def base_key(
         "code": _code_hash(),
         "versions": [version(name) for name in ("torch", "transformers", "lm_eval", "tokenizers")],
     }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+    return _sha256(parts)
+
+
+def fingerprint(lm: LM, weights: str) -> str:
+    """What the numbers of a model depend on besides a task: its weights, its configuration, its tokenizer.
+
+    Args:
+        lm: the model.
+        weights: the sha256 of its weights.
+    """
+    config, written = lm.model.config.to_dict(), str(lm.model.generation_config)
+    kept = {key: value for key, value in config.items() if key not in ("_name_or_path", "transformers_version")}
+    return _sha256([weights, kept, written, lm.tokenizer.backend_tokenizer.to_str(), lm.tokenizer.special_tokens_map])
+
+
+def _files(task: Task, name: str) -> list[str]:
+    """The hashes of the files of a name in the data folder, and one folder below."""
+    folder = Path(str(task.metadata.get("data_dir") or "mini"))
+    return [
+        hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted([*folder.glob(name), *folder.glob(f"*/{name}")])
+    ]
+
+
+def _sha256(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _code_hash() -> str:
     digest = hashlib.sha256()
-    for name in ("adapter", "measure", "scoring", "tasks", "teacher", "texts", "data"):
+    for name in (
+        "adapter",
+        "canonical",
+        "measure",
+        "prefixes",
+        "scoring",
+        "spans",
+        "tasks",
+        "teacher",
+        "texts",
+        "data",
+    ):
         path = Path(__file__).with_name(f"{name}.py")
         digest.update(path.read_bytes())
     return digest.hexdigest()

@@ -11,6 +11,7 @@ import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -143,17 +144,20 @@ def _drawn_from(plan: Plan) -> int | None:
 
 
 def finished(plan: Plan, folder: Path) -> Record | None:
-    """The complete record of a plan in a folder; None where there is none, or one of an earlier version of a file.
+    """The complete record of a plan in a folder; None where there is none, or one of other edits or another editor.
+
+    Other ones: the file that the plan names has changed since.
 
     Raises:
         HarnessError: the plan cannot be carried out; as :func:`settled`.
         DataError: the record cannot be read.
     """
-    name = record.identity(settled(plan)[0].to_json())
+    whole, edits, _ = settled(plan)
+    name = record.identity(whole.to_json())
     for path in folder.glob(f"*--{name[:8]}.json"):
         found = record.read(path, values=True)
         same = found.id == name and found.editor.get("sources", {}) == compose(plan.editor).sources
-        if same and found.status == "complete":
+        if same and found.edits.get("sha256") == _named(edits) and found.status == "complete":
             return found
     return None
 
@@ -225,7 +229,7 @@ def run(plan: Plan, options: Options) -> Record:
         HarnessError: the plan cannot be carried out; RestoreError if the model is not bitwise what it was.
     """
     storage.require_writable(options.output)
-    clock = _Clock(options.report)
+    clock = _Clock(options.report, options.device)
     with clock.phase("load"):
         ready = prepare(plan, options.device)
         hashes = ready.lm.state_hashes()
@@ -329,7 +333,7 @@ class _Run:
                     values = measure.contributions(members, measured)
                     if stop is None:
                         self.base |= {t.name: measured[t.name] for t in members}
-                    elif stop.latest.start:
+                    elif stop.latest.start and self._examined(name):
                         self._latest(name, members, measured, stop)
                     self.writer.measured(count, name, table, values)
                     cut = sum(measured[task.name].truncated for task in members)
@@ -378,7 +382,7 @@ class _Run:
 
     def _score(self, model: EditedLM, task: tasks.Task, stop: schedule.Stop | None, made: set[str] | None) -> Measured:
         """One task at one stop; of the edit set, the documents of the edits made so far."""
-        examined = task.shown in (self.ready.plan.edits, tasks.OWN)
+        examined = self._examined(task.shown)
         limit = None if examined else self.ready.plan.limit
         if stop is not None:
             chosen = measure.of_cases(task, made) if examined and made is not None else None
@@ -388,12 +392,20 @@ class _Run:
             return found
         source = self.writer.record.data.get(task.shown)
         device = str(self.ready.lm.device)
-        key = measure.base_key(self.writer.record.model["sha256"], task, limit, self.options.rows, source, device)
+        key = measure.base_key(self._fingerprint, task, limit, self.options.rows, source, device)
         cached = measure.load_base(key) if self.options.cache else None
         if cached is None:
             cached = measure.measure_task(model, task, limit)
             measure.save_base(key, cached)
         return cached
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return measure.fingerprint(self.ready.lm, self.writer.record.model["sha256"])
+
+    def _examined(self, shown: str) -> bool:
+        """Whether a reported name is that of the edit set."""
+        return shown in (self.ready.plan.edits, tasks.OWN)
 
     def _describe(self, stop: schedule.Stop) -> None:
         """Note which weights the stop changes, by how much, and their hashes with the change in place."""
@@ -408,7 +420,8 @@ class _Run:
                 kept.weights["edited"] = lm.hashes(names)
             _require_written(self.ready.editor, stop.patches[0], kept.weights)
         self.writer.noted(stop.edits, weights=kept.delta)
-        if self.options.save_edits and len(stop.patches) == 1:
+        # Edits that were put back from a file stand in it already.
+        if self.options.save_edits and len(stop.patches) == 1 and not self.ready.plan.patch:
             self._save_patch(stop)
 
     def _save_patch(self, stop: schedule.Stop) -> None:
@@ -488,7 +501,7 @@ def _new_record(ready: Prepared, fingerprint: str) -> Record:
             "unique": len(said),
             "contradicting": len(said) - len({prompt for prompt, _ in said}),
             "ids": [e.id for e in ready.edits],
-            "sha256": record.identity({"edits": [_facts(e) for e in ready.edits]}),
+            "sha256": _named(ready.edits),
             "warnings": ready.warnings,
         },
         headlines=_headlines(ready.suite),
@@ -498,6 +511,11 @@ def _new_record(ready: Prepared, fingerprint: str) -> Record:
         versions=record.versions(),
         seed=plan.seed,
     )
+
+
+def _named(edits: Sequence[Edit]) -> str:
+    """The hash that names some edits in their order."""
+    return record.identity({"edits": [_facts(edit) for edit in edits]})
 
 
 def _facts(edit: Edit) -> dict[str, Any]:
@@ -541,20 +559,20 @@ def _provenance(ready: Prepared) -> dict[str, Any]:
 class _Clock:
     """Seconds and peak memory of each phase."""
 
-    def __init__(self, report: Callable[[str, int, int], None]) -> None:
+    def __init__(self, report: Callable[[str, int, int], None], device: str | None) -> None:
         self.cost: list[dict[str, Any]] = []
-        self._report = report
+        self._report, self._accelerated = report, _accelerated(device)
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Time a phase; phases of one name add up."""
         self._report(name, 0, 0)
-        _reset_peak()
+        _reset_peak(self._accelerated)
         started = time.perf_counter()
         try:
             yield
         finally:
-            self._add(name, time.perf_counter() - started, _peak_mib())
+            self._add(name, time.perf_counter() - started, _peak_mib(self._accelerated))
 
     def take_over(self, rows: Sequence[dict[str, Any]]) -> None:
         """Count what an earlier run that was stopped has spent."""
@@ -570,17 +588,28 @@ class _Clock:
         self.cost.append({"phase": name, "seconds": round(seconds, 3), "peak_memory_mib": round(peak, 1)})
 
 
-def _reset_peak() -> None:
-    if torch.accelerator.is_available():
+def _accelerated(device: str | None) -> bool:
+    """Whether a run is on an accelerator that says how much of its memory is taken."""
+    if not torch.accelerator.is_available() or (device or "").startswith("cpu"):
+        return False
+    try:
+        torch.accelerator.max_memory_allocated()
+    except RuntimeError:  # Apple's, in most versions of torch
+        return False
+    return True
+
+
+def _reset_peak(accelerated: bool) -> None:
+    if accelerated:
         torch.accelerator.reset_peak_memory_stats()
     with contextlib.suppress(OSError):
         # Linux forgets the high-water mark of resident memory; elsewhere the peak is that of the process so far.
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def _peak_mib() -> float:
-    """Peak memory: of the accelerator where there is one, else resident memory of the process."""
-    if torch.accelerator.is_available():
+def _peak_mib(accelerated: bool) -> float:
+    """Peak memory: of the accelerator that the run is on, else resident memory of the process."""
+    if accelerated:
         return float(torch.accelerator.max_memory_allocated() / 2**20)
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():

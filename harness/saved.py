@@ -71,9 +71,10 @@ def load(path: Path, lm: LM) -> Patch:
     """
     head, flat = tensorfile.read(path, KIND, FORMAT)
     if head["model"] != lm.fingerprint():
+        dtype = head["about"].get("dtype")
         raise DataError(
             f"{path}: changes the model '{head['model_name']}' ({head['model'][:12]}), not {lm.name} "
-            f"({lm.fingerprint()[:12]}); give that model"
+            f"({lm.fingerprint()[:12]}); give that model{f' with --dtype {dtype}' if dtype else ''}"
         )
     return unpacked(path, head, flat, lm)
 

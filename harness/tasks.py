@@ -60,9 +60,9 @@ class Task:
         return next((m for m in ("acc_norm", "exact_match", "acc") if m in known), known[0] if known else None)
 
     @property
-    def directions(self) -> dict[str, bool]:
-        """Whether higher is better, by metric."""
-        return {str(k): bool(v) for k, v in self.task.higher_is_better().items()}
+    def directions(self) -> dict[str, bool | None]:
+        """Whether higher is better, by metric; None where the task does not say."""
+        return {str(k): None if v is None else bool(v) for k, v in self.task.higher_is_better().items()}
 
     def per_document(self, metric: str) -> bool:
         """Whether the metric is a plain mean or a ratio of sums over documents, so that an interval can be had."""

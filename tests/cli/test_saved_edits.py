@@ -51,6 +51,7 @@ def test_a_saved_patch_scores_as_the_run_that_saved_it(
     assert kept.editor["name"] == "nudge"
     assert kept.editor["hyperparameters"]["scale"] == 6.0
     assert len(kept.editor["notes"]["patch_sha256"]) == 64
+    assert list(again.glob("*.safetensors")) == []  # the edits stand in their file, under their editor's name
 
 
 def test_edits_saved_on_the_way_are_scored_on_those_that_were_made(
@@ -108,6 +109,7 @@ def test_what_cannot_be_applied_is_told(
     for arguments, message in (
         (("apply", patch, "--to", full), "is not empty"),
         (("apply", patch, "--to", tmp_path / "new", "--model", checkpoint("gpt2", 1)), "changes the model"),
+        (("run", "--model", model, "--dtype", "bfloat16", "--patch", patch), "give that model with --dtype float32"),
         (("apply", cut, "--to", tmp_path / "new"), "not a readable patch"),
         (("apply", changed, "--to", tmp_path / "new"), "not what was written"),
         (("run", "--model", checkpoint("gpt2", 1), "--patch", patch, "--output", tmp_path / "o"), "changes the model"),

@@ -7,10 +7,12 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tokenizers import processors
 
 from harness import measure, tasks
 from harness.adapter import EditedLM
@@ -26,7 +28,8 @@ def task(name: str = "NLI", template: str | None = "0" * 64, **metadata: Any) ->
     """A task with these metadata and nothing else."""
     built = SimpleNamespace(
         config=SimpleNamespace(metadata=metadata),
-        higher_is_better=lambda: {"accuracy": True, "invalid_rate": False},
+        higher_is_better=lambda: {"accuracy": True, "invalid_rate": False, "unsaid": None},
+        eval_docs=[{"text": "a"}],
         aggregation=lambda: {},
     )
     return Task(name, name, built, template)
@@ -104,6 +107,8 @@ def test_numbers_are_paired_with_the_unedited_model() -> None:
     assert table["accuracy"]["n"] == 10
     assert table["accuracy"]["difference"]["value"] == pytest.approx(-0.5)
     assert table["accuracy"]["higher_is_better"] is True
+    unsaid = Measured({"unsaid": {"NLI/0": Ratio(1.0)}})
+    assert measure.numbers([nli], {"NLI": unsaid}, None, 0)["unsaid"]["higher_is_better"] is None
 
 
 def test_what_the_rows_lack_is_missing_with_its_reason() -> None:
@@ -151,14 +156,35 @@ def test_the_key_changes_with_everything_the_numbers_depend_on(monkeypatch: pyte
         key(task=task(data_dir="other", records=["1"])),
         key(task=task(data_dir="mini", records=["1"], file="my.jsonl")),
     ]
+    other = task(data_dir="mini", records=["1"])
+    other.task.eval_docs = [{"text": "b"}]
+    keys.append(key(task=other))
     monkeypatch.setattr(measure, "version", lambda name: "9.9")
     keys.append(key())
     monkeypatch.undo()
     monkeypatch.setattr(measure, "_code_hash", lambda: "other code")
     keys.append(key())
     monkeypatch.undo()
-    assert len(set(keys)) == len(keys) == 14
+    assert len(set(keys)) == len(keys) == 15
     assert key() == keys[0]
+
+
+def test_a_file_that_a_metric_needs_reaches_the_key_when_it_comes(tmp_path: Path) -> None:
+    needy = task(data_dir=str(tmp_path), needs={"reference_score": "attribute_snippets.json"})
+    before = key(task=needy)
+    (tmp_path / "counterfact").mkdir()
+    (tmp_path / "counterfact" / "attribute_snippets.json").write_text("[]")
+    assert key(task=needy) != before
+
+
+def test_a_model_is_more_than_its_weights(fresh: Callable[..., LM]) -> None:
+    first, second, third = fresh("gpt2"), fresh("gpt2"), fresh("gpt2")
+    assert measure.fingerprint(first, "w") == measure.fingerprint(second, "w") != measure.fingerprint(first, "v")
+    second.model.config.scale_attn_weights = False
+    third.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|end|> $A", special_tokens=[("<|end|>", 0)]
+    )
+    assert len({measure.fingerprint(lm, "w") for lm in (first, second, third)}) == 3
 
 
 def test_tasks_of_others_are_measured_every_time() -> None:

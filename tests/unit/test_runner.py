@@ -17,10 +17,13 @@ from transformers import AutoModelForCausalLM
 
 from harness import lm as loading
 from harness import measure, metrics, record, runner, tasks
+from harness.checkpoint import Checkpoint
 from harness.errors import HarnessError, ModelError, RestoreError, UsageError
+from harness.patch import Patch
 from harness.plan import Plan
 from harness.record import Record
 from harness.runner import Options, run
+from harness.schedule import Begun
 
 ROWS = [
     {"prompt": "{} was born in", "subject": "Ada Velmont", "target": "Rome", "target_old": "Oslo"},
@@ -234,6 +237,42 @@ def test_a_document_is_the_same_one_at_every_stop_and_in_every_order(plan: Plan,
         assert change == pytest.approx(after - before)
     assert len(orders) > 1
     assert len(whose) == 3  # each document belongs to one edit
+
+
+def test_the_latest_edits_are_those_of_the_edit_set_alone(plan: Plan, tmp_path: Path) -> None:
+    """ZsRE names its records 0, 1, 2; one's own rows are named 1, 2, 3."""
+    kept = run(
+        replace(plan, mode="sequential", eval_at="2", batch_size=1, num_edits=2, tasks=("zsre",), limit=9),
+        Options(tmp_path, device="cpu", rows=7),  # what it leaves in the cache is no other test's
+    )
+    assert list(kept.point(2)["latest"]) == ["own"]
+
+
+@pytest.mark.parametrize("device", [None, "cpu"])
+def test_peak_memory_is_of_the_device_that_the_run_is_on(device: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Apple's accelerator is one that cannot say; a run on the CPU is no concern of an accelerator."""
+
+    def fails() -> int:
+        raise RuntimeError("Allocator for mps is not a DeviceAllocator.")
+
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    for name in ("max_memory_allocated", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.accelerator, name, fails if device is None else lambda: 0)
+    clock = runner._Clock(lambda *_: None, device)
+    with clock.phase("load"):
+        pass
+    assert clock.cost[0]["peak_memory_mib"] > 10
+
+
+def test_a_state_comes_back_on_the_devices_that_it_was_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state, real, asked = Checkpoint(tmp_path / "x.state", "key"), torch.load, []
+    state.keep(Begun(2, Patch(memory=torch.ones(3)), range(1, 2)))
+    state.now()
+    monkeypatch.setattr(torch, "load", lambda path, **how: asked.append(how) or real(path, **how))
+    found = state.read()
+    assert found is not None
+    assert found.edits == 2
+    assert "map_location" not in asked[0]  # an editor adds the keys of the next edits to those of its memory
 
 
 def test_documents_of_an_edit_set_stand_in_the_order_of_its_rows(plan: Plan) -> None:

@@ -77,6 +77,16 @@ def test_options_are_laid_over_every_plan_and_equal_plans_are_one(tmp_path: Path
     assert {(plan.edits, plan.num_edits) for plan in found} == {("zsre", 5)}
 
 
+def test_several_seeds_draw_the_order_unless_one_is_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text("seed: [5, 6]\n")
+    found = make_plans(path, (), (), seeds="0,1")
+    assert [(plan.seed, plan.order) for plan in found] == [(0, "random"), (1, "random")]
+    assert {plan.order for plan in make_plans(path, (), (), seeds="0,1", order="file")} == {"file"}
+    path.write_text("order: file\n")
+    assert {plan.order for plan in make_plans(path, (), (), seeds="0,1")} == {"file"}
+
+
 # --- the studies that ship --------------------------------------------------------------------------------------------
 
 
@@ -152,6 +162,10 @@ def test_what_is_complete_is_found_by_its_plan(checkpoint: Callable[..., Path], 
     assert again.values is not None
     other = Plan(**{**plan.__dict__, "seed": 1})
     assert finished(other, out) is None
+    rows.write_text(rows.read_text().replace("Rome", "Paris"))
+    assert finished(plan, out) is None  # the plan names the file, and the file says something else
+    rows.write_text(rows.read_text().replace("Paris", "Rome"))
+    assert finished(plan, out) == kept
     path = out / f"{record.name(kept)}.json"
     path.write_text(path.read_text().replace('"complete"', '"failed"'))
     assert finished(plan, out) is None
