@@ -12,6 +12,7 @@ import pytest
 
 from harness import data, record, tasks
 from harness.canonical import SETS
+from harness.editor import find, settable
 from harness.errors import DataError, UsageError
 from harness.lm import LM
 from harness.metrics import Ratio
@@ -266,3 +267,12 @@ def test_the_committed_records_were_measured_with_the_task_files_as_they_are(tin
     }
     assert len(found) > 100
     assert said == now
+
+
+def test_the_committed_records_name_the_hyperparameters_that_editors_have_now() -> None:
+    """A seed that is added today stands in one row with them."""
+    folder = Path(__file__).parents[2] / "results" / "records"
+    found = [kept for path in record.paths(folder) if "+" not in (kept := record.read(path)).plan["editor"]]
+    assert len(found) > 100
+    for kept in found:
+        assert set(kept.editor["hyperparameters"]) == set(settable(find(kept.plan["editor"]))), kept.id
