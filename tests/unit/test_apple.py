@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from harness.causal.trace import TraceSettings, noise_scale, trace
+from harness.delta import double
 from harness.editor import Edit, Example
 from harness.lm import LM
 from harness.localization.problems import ProblemSettings, pose
@@ -20,7 +23,7 @@ from harness.spans import score, span
 
 
 class Apple(TorchFunctionMode):
-    """Follows what is computed from a model's weights, up to ``Tensor.cpu``, and refuses float64 there."""
+    """Follows what is computed from a model's weights, up to ``Tensor.cpu`` or ``double``; refuses float64."""
 
     def __init__(self, lm: LM) -> None:
         super().__init__()
@@ -32,13 +35,22 @@ class Apple(TorchFunctionMode):
         found = function(*args, **kwargs)
         if not any(getattr(leaf, "there", False) for leaf in tree_leaves((args, kwargs))):
             return found
-        if function is torch.Tensor.cpu:
+        # double moves what lies on such a device.
+        if function is torch.Tensor.cpu or (function is torch.Tensor.double and _asked_by(double)):
             return found.clone()
         for tensor in (leaf for leaf in tree_leaves(found) if isinstance(leaf, torch.Tensor)):
             if tensor.dtype == torch.float64:
                 raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
             tensor.there = True
         return found
+
+
+def _asked_by(function: Callable[..., Any]) -> bool:
+    """Whether a function is being carried out."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_code is not function.__code__:
+        frame = frame.f_back
+    return frame is not None
 
 
 EDITS = [Edit(str(i), "{} was born in", who, "Rome", "Paris") for i, who in enumerate(("Ada Velmont", "Hugo Lantern"))]
