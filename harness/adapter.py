@@ -24,6 +24,7 @@ from torch import Tensor
 from harness.errors import DataError, UsageError
 from harness.lm import LM
 from harness.patch import Patch, Rows, patched, patched_rows, shareable
+from harness.prefixes import common
 from harness.spans import Apart, Encoded, Span, Whole, score, whole
 
 __all__ = ["EditedLM", "Progress"]
@@ -45,13 +46,6 @@ class _Led(str):
     """A whole text behind what a patch puts in front of it, which is read and not scored."""
 
     own: str
-
-
-def _common(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many tokens two rows begin with alike."""
-    return next(
-        (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
-    )
 
 
 class EditedLM(HFLM):  # type: ignore[misc]
@@ -186,7 +180,7 @@ class EditedLM(HFLM):  # type: ignore[misc]
         """lm-eval's windows of a text, context and scored tokens, without those of what stands in front of it."""
         ids = self.tok_encode(text)
         lead = text[: len(text) - len(text.own)] if isinstance(text, _Led) else ""
-        left = _common(self.tok_encode(lead), ids) if lead else 0
+        left = common(self.tok_encode(lead), ids) if lead else 0
         own = len(self.tok_encode(""))
         if left and own:  # what the tokenizer itself puts in front of every text counts, as it does without a patch
             yield [self.prefix_token_id], ids[:own]

@@ -154,7 +154,7 @@ class LM:
         """The tokens of ``text`` where it continues ``prompt``.
 
         The prompt keeps its own tokenisation; where the joint one differs from it at the seam (or a tokenizer puts a
-        token in front of every text), the tokens after the common prefix are taken.
+        token in front of every text), the text is tokenised alone.
         """
         head, joint = self.encode(prompt), self.encode(prompt + text)
         if joint[: len(head)] == head and len(joint) > len(head):

@@ -18,7 +18,7 @@ import torch
 
 from harness.lm import LM
 
-__all__ = ["Pack", "inputs", "packs"]
+__all__ = ["Pack", "common", "inputs", "packs"]
 
 _ROOM = 64
 """Columns up to which any text joins a row: short texts fill it, and attention costs little."""
@@ -60,6 +60,11 @@ class Pack:
         return columns
 
 
+def common(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens two texts begin with alike."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))
+
+
 def packs(texts: Sequence[tuple[int, ...]]) -> list[Pack]:
     """Rows that hold every text once, the longest rows first.
 
@@ -71,7 +76,7 @@ def packs(texts: Sequence[tuple[int, ...]]) -> list[Pack]:
     path: list[int] = []
     for i in sorted(range(len(texts)), key=lambda i: texts[i]):
         text = texts[i]
-        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(text, before, strict=False)))
+        shared = common(text, before)
         width = len(found[-1].ids) + len(text) - shared if found else 0
         if not found or width > (_MOST if 2 * shared >= len(text) else _ROOM):
             found.append(Pack())

@@ -9,7 +9,7 @@ import os
 import random
 import resource
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -126,21 +126,17 @@ def settled(plan: Plan) -> tuple[Plan, list[Edit], list[int]]:
 
 def _settled(plan: Plan) -> tuple[Plan, list[tuple[int, Edit]], list[int]]:
     """As :func:`settled`, each edit with its place among the rows."""
-    of = _drawn_from(plan)
-    plan = _replayed(plan) if plan.patch else plan
+    about = saved.manifest(Path(plan.patch))["about"] if plan.patch else {}
+    plan = _replayed(plan, about) if plan.patch else plan
     method = compose(plan.editor).cls
     mode, size = schedule.plain_mode(plan.mode or schedule.default_mode(method), plan.batch_size)
     assert mode is not None
-    rows = tasks.read_edits(plan.edits, plan.data_dir, plan.split, of or plan.num_edits)
+    # The order of saved edits was drawn of all rows of their run; a file of an earlier version does not say how many.
+    rows = tasks.read_edits(plan.edits, plan.data_dir, plan.split, about.get("of", plan.num_edits))
     drawn = _ordered(rows, plan)[: plan.num_edits]
     unedited = plan.editor == "none" and not plan.patch
     at = [0] if unedited else schedule.stops(plan.eval_at, len(drawn), mode, size)
     return replace(plan, mode=mode, batch_size=size, num_edits=len(drawn)), drawn, at
-
-
-def _drawn_from(plan: Plan) -> int | None:
-    """Of how many rows the order of saved edits was drawn; None where nothing was saved, or by an earlier version."""
-    return saved.manifest(Path(plan.patch))["about"].get("of") if plan.patch else None
 
 
 def finished(plan: Plan, folder: Path) -> Record | None:
@@ -178,16 +174,14 @@ def _ordered(edits: list[Edit], plan: Plan) -> list[tuple[int, Edit]]:
     return random.Random(plan.seed).sample(rows, len(rows)) if plan.order == "random" else rows
 
 
-def _replayed(plan: Plan) -> Plan:
+def _replayed(plan: Plan, about: Mapping[str, Any]) -> Plan:
     """The plan that examines a saved patch: on the edits that the patch holds, in one operation.
 
     Raises:
         UsageError: the plan also names an editor.
-        DataError: the file cannot be read, or does not say what it edits.
     """
     if plan.editor != "none":
         raise UsageError(f"--patch puts saved edits back and --editor {plan.editor} makes new ones; give one of them")
-    about = saved.manifest(Path(str(plan.patch)))["about"]
     known = {key: about[key] for key in ("edits", "split", "num_edits", "data_dir", "order", "seed") if key in about}
     return replace(plan, mode="batch", batch_size=None, eval_at="final", **known)
 

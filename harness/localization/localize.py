@@ -11,7 +11,6 @@ Source: Hase et al. 2023, "Does Localization Inform Editing?", arXiv 2301.04213,
 from __future__ import annotations
 
 import gzip
-import hashlib
 import itertools
 import json
 import math
@@ -156,7 +155,7 @@ class Study:
     Attributes:
         path: its file.
         plan: the study as plain values.
-        model: name, sha256, number of layers, those that are edited, and the sha256 of the rows of the edit set.
+        model: name, sha256, number of layers, those that are edited, and the identity of the rows of the edit set.
         facts: id -> the tracing effect of each layer; None where tracing found none.
         effects: other measures of it, by name (:data:`EFFECTS`) -> id -> of each layer; None where there is none.
         skipped: why facts were left out -> how many.
@@ -242,7 +241,7 @@ def localize(
     layers = _checked_layers(lm, grid)
     before = lm.state_hashes()
     examples = tasks.read_examples(grid.edits, grid.data_dir, grid.split, grid.look_at)
-    rows = _digest(examples)
+    rows = record.identity({"rows": [asdict(one) for one in examples]})
     _require_same(study, grid, combined_sha256(before), rows)
     if study.complete:
         return study
@@ -264,11 +263,6 @@ def localize(
     study.complete = True
     study.save()
     return study
-
-
-def _digest(examples: Sequence[Example]) -> str:
-    """The sha256 of the rows of an edit set."""
-    return hashlib.sha256(json.dumps([asdict(one) for one in examples], sort_keys=True).encode()).hexdigest()
 
 
 def _require_same(study: Study, grid: Grid, weights: str, rows: str) -> None:
