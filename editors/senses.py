@@ -299,6 +299,11 @@ class Senses(Editor):
         return last.patch
 
     def _passes(self, lm: LM, edits: Sequence[Edit], ordinary: Background) -> Iterator[Pass]:
+        if self.variant == "released" and len(edits) < self.accumulate:
+            raise UsageError(
+                f"the released code learns nothing of {len(edits)} examples where an update takes {self.accumulate}; "
+                f"give --set accumulate={len(edits)}, more edits at a time, or --set variant=paper"
+            )
         examples = answers(lm, edits)
         pairs = sorted({pair for example in examples for pair in self._chosen(lm, example, ordinary)})
         tokens, senses = torch.tensor(pairs, device=lm.device).T.contiguous()

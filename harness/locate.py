@@ -18,12 +18,13 @@ from torch import Tensor
 from harness.contexts import Kind
 from harness.delta import double
 from harness.editor import Count, Edit, Editor, NotNegative, Positive, Range, Wrapper, find, names, settable
-from harness.errors import NumericalError, UsageError
+from harness.errors import ModelError, NumericalError, UsageError
 from harness.keys import FactToken, Unedited, chosen, depth, spread, templates, unedited
 from harness.lm import LM
 from harness.objectives import DIRECTIONS
-from harness.patch import Patch, require_plain
+from harness.patch import Patch, patched, require_plain
 from harness.stats import Moment, check
+from harness.taps import tap, wide
 from harness.value import Objective, Seam, anchor_norm, optimise
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "Spread",
     "adjoint",
     "preserved",
+    "require_additive",
     "ridge",
     "summed",
     "with_root",
@@ -170,7 +172,13 @@ class Spread(LocateThenEdit):
         return chosen(lm, self.layers or range(max(0, last - 4), last + 1))
 
     def prior(self, lm: LM, memory: object, layers: Sequence[int]) -> Kept:
-        """Templates, second moments, and the keys of earlier edits."""
+        """Templates, second moments, and the keys of earlier edits.
+
+        Raises:
+            ModelError: a weight that would be written is quantised, or what it writes does not arrive as it is.
+        """
+        if self.seam == "block" and not isinstance(memory, Kept):
+            require_additive(lm, self.edited_layers(lm), self.name)
         known = super().prior(lm, memory, layers)
         return Kept(known.contexts, known.moments, memory.sums if isinstance(memory, Kept) else {})
 
@@ -212,6 +220,38 @@ class Spread(LocateThenEdit):
         """
         sums = {layer: summed(torch.cat(list(keys)), prior.sums.get(layer)) for layer, keys in written.items()}
         return replace(prior, sums={**prior.sums, **sums})
+
+
+def require_additive(lm: LM, layers: Sequence[int], asker: str) -> None:
+    """Refuse a model that changes what a feed-forward module writes before it is added to the residual stream.
+
+    A residual of hidden states, written behind such a module, would arrive as something else. Gemma 2 and 3 and OLMo 2
+    have a norm there, Granite a factor. Measured: a vector as large as the hidden state is added to the module's output
+    and looked for in the block's.
+
+    Args:
+        lm: the model.
+        layers: the layers that would be written.
+        asker: the editor, for the error.
+
+    Raises:
+        ModelError: less than 90 % of the vector arrives, or something else with it.
+    """
+    batch = lm.batch([lm.encode("The name of the town is")])
+    for layer in layers:
+        block, mlp = lm.arch.block(layer), lm.arch.mlp_of(layer)
+        before = wide(tap(lm, batch, outputs=[block]).outputs[block])
+        # No multiple of anything that the model computes.
+        added = torch.linspace(-1, 1, before.shape[-1], device=before.device).sin().expand_as(before)
+        added = added * before.norm(dim=-1, keepdim=True) / added.norm(dim=-1, keepdim=True)
+        with patched(lm, Patch(hooks={mlp: lambda hidden, _, added=added: hidden + added.to(hidden)})):
+            arrived = wide(tap(lm, batch, outputs=[block]).outputs[block]) - before
+        if float((arrived - added).norm() / added.norm()) > 0.1:
+            raise ModelError(
+                f"{asker} adds residuals to what the feed-forward modules write, but {lm.name} has a norm or a factor "
+                f"between '{mlp}' and the residual stream, behind which they are something else; use rome or r_rome, "
+                "which optimise what the module itself writes, or a fine-tuning editor"
+            )
 
 
 def with_root(editor: Editor, asker: str, **settings: Any) -> Editor:

@@ -48,6 +48,7 @@ __all__ = [
 
 FORMAT = 1
 _WINDOW = 256  # documents that are sorted by length before they are batched
+_LONGEST = 4096  # tokens that are read of a document, where the model takes more: keys of all layers stand in memory
 _STRIPE = 256  # columns of a moment that are computed at a time
 
 # A commit of each data set, so that its name stands for one text and can be part of a cache key without a network.
@@ -192,7 +193,7 @@ def accumulate(
     Args:
         lm: the model.
         layers: the layers.
-        texts: documents; each is cut at the model's context.
+        texts: documents; each is cut at the model's context, or at 4,096 tokens where it takes more.
         tokens: where to stop; None reads everything.
         progress: told how many tokens are read, and how many are wanted.
         budget: tokens of one forward pass, padding included.
@@ -201,7 +202,7 @@ def accumulate(
     sums: dict[int, Tensor] = {}
     count = 0
     with _bar(progress, lm.name, tokens) as tell:
-        for rows in _batches(lm, texts, tokens, max(budget, lm.context)):
+        for rows in _batches(lm, texts, tokens, max(budget, _longest(lm))):
             batch = lm.batch(rows)
             seen = tap(lm, batch, inputs=names.values())
             for layer, name in names.items():
@@ -245,7 +246,7 @@ def _batches(lm: LM, texts: Iterable[str], tokens: int | None, budget: int) -> I
     while window := list(islice(stream, _WINDOW)):
         rows = []
         for text in window:
-            row = lm.encode(text)[: lm.context] if text else []
+            row = lm.encode(text)[: _longest(lm)] if text else []
             row = row if left is None else row[:left]
             if row:
                 rows.append(row)
@@ -405,8 +406,13 @@ def _manifests(lm: LM, layers: Sequence[int], tokens: int) -> dict[int, Manifest
     # A gigabyte for each layer is where float64 starts to hurt; below, it keeps the small eigenvalues of C.
     dtype = "float64" if lm.arch.inner <= 8192 else "float32"
     return {
-        layer: Manifest(model, tokenizer, lm.arch.down_of(layer), text, tokens, lm.context, dtype) for layer in layers
+        layer: Manifest(model, tokenizer, lm.arch.down_of(layer), text, tokens, _longest(lm), dtype) for layer in layers
     }
+
+
+def _longest(lm: LM) -> int:
+    """Where documents are cut, in tokens."""
+    return min(lm.context, _LONGEST)
 
 
 def cache_folder() -> Path:

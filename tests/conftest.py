@@ -12,7 +12,24 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerFast
-from transformers.models import bloom, falcon, gemma, gpt2, gpt_neox, gptj, llama, mistral, mpt, opt, phi, qwen2, qwen3
+from transformers.models import (
+    bloom,
+    falcon,
+    gemma,
+    gemma2,
+    gpt2,
+    gpt_neox,
+    gptj,
+    granite,
+    llama,
+    mistral,
+    mpt,
+    olmo2,
+    opt,
+    phi,
+    qwen2,
+    qwen3,
+)
 
 from harness import backpack
 from harness.editor import Edit
@@ -138,6 +155,9 @@ def _config(family: str, vocabulary: int) -> PretrainedConfig:
         "qwen2": lambda: qwen2.Qwen2Config(**grouped, **ends),
         "qwen3": lambda: qwen3.Qwen3Config(**grouped, **ends, head_dim=8),
         "gemma": lambda: gemma.GemmaConfig(**grouped, **ends, head_dim=8),
+        "gemma2": lambda: gemma2.Gemma2Config(**grouped, **ends, head_dim=8, query_pre_attn_scalar=8),
+        "olmo2": lambda: olmo2.Olmo2Config(**grouped, **ends),
+        "granite": lambda: granite.GraniteConfig(**grouped, **ends, residual_multiplier=0.3),
         "opt": lambda: opt.OPTConfig(**opt_sizes, **{**ends, "pad_token_id": 1}, init_std=0.15),
         "phi": lambda: phi.PhiConfig(**new, **ends),
         "bloom": lambda: bloom.BloomConfig(**{**new, **ends}),

@@ -162,13 +162,13 @@ _TYPES: Mapping[str, Callable[[object, str], Any]] = {
 
 
 def validation_jobs(sweep: Sweep, layers: int) -> list[Job]:
-    """The trainings on the validation pairs: of each cell as many configurations as asked for.
+    """The trainings on the validation pairs: of each cell as many configurations as asked for, each of them once.
 
     Args:
         sweep: the sweep.
         layers: how many layers the model has.
     """
-    found = []
+    found: dict[str, Job] = {}
     for name, changed in sweep.methods.items():
         for task in sweep.tasks:
             known = method(name, task, changed)
@@ -177,8 +177,9 @@ def validation_jobs(sweep: Sweep, layers: int) -> list[Job]:
                 settings = draw(known.settings, where, layers, f"method {name}")
                 job = Job(sweep.model, task, name, known.editor, settings)
                 job = replace(job, data_dir=sweep.data_dir, dtype=sweep.dtype, seed=sweep.seed)
-                found.append(_companion(job) if job.editor == trial.COMPANION else job)
-    return found
+                job = _companion(job) if job.editor == trial.COMPANION else job
+                found[job.name] = job
+    return list(found.values())
 
 
 def _companion(job: Job) -> Job:

@@ -19,10 +19,10 @@ from editors.r_rome import RRome
 from editors.rome import Rome
 from harness import keys as facts
 from harness.editor import Edit, compose
-from harness.errors import NumericalError, UsageError
+from harness.errors import ModelError, NumericalError, UsageError
 from harness.keys import Unedited
 from harness.lm import LM
-from harness.locate import Kept, adjoint, preserved
+from harness.locate import Kept, adjoint, preserved, require_additive
 from harness.patch import Patch, patched
 from harness.rankone import direction
 from harness.stats import Moment, accumulate, documents
@@ -331,3 +331,29 @@ def test_the_memory_of_another_editor_is_refused(tiny, edits):
     lm = tiny("gpt2")
     with pytest.raises(UsageError, match="memory is a Kept of another editor"):
         NormAnchorScaling(Memit(**QUICK)).edit(lm, edits, Memit(lam=1.0, **QUICK).edit(lm, edits[:1]).memory)
+
+
+# What is written must arrive
+
+PLAIN = ["gpt2", "gptj", "neox", "llama", "mistral", "qwen2", "qwen3", "gemma", "opt", "phi", "bloom", "falcon", "mpt"]
+
+
+@pytest.mark.parametrize("family", PLAIN)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_a_feed_forward_module_writes_arrives_in_these_families(fresh, family, dtype):
+    require_additive(fresh(family, dtype=dtype), [0, 2], "memit")
+
+
+@pytest.mark.parametrize("family", ["gemma2", "olmo2", "granite"])
+def test_a_norm_or_a_factor_behind_the_feed_forward_module_is_refused(tiny, edits, family):
+    """There ROME, which optimises what the module itself writes, finds its value again."""
+    lm = tiny(family)
+    message = f"memit adds residuals .*, but tiny-{family} has a norm or a factor between 'model.layers.0.mlp'"
+    with pytest.raises(ModelError, match=message):
+        Memit(layers=(0,), **QUICK).edit(lm, edits[:1])
+    rome = Rome(layers=(0,), contexts=("{}",), **QUICK)
+    value = optimise(lm, edits[:1], ("{}",), rome.objective(0)).value[0]
+    rows = facts.prompts(lm, edits[0], ("{}",), "subject_last")
+    with patched(lm, rome.edit(lm, edits[:1])):
+        written = read(lm, rows, outputs=["model.layers.0.mlp"]).outputs["model.layers.0.mlp"][0]
+    assert torch.allclose(written, value, rtol=1e-3, atol=1e-4)

@@ -279,3 +279,8 @@ def test_labels_memory_and_losses_that_are_not_finite(tiny, edits) -> None:
         Senses(**QUICK).edit(lm, edits, "words")
     with pytest.raises(NumericalError, match=r"^edit a: the loss became (nan|inf) in epoch \d; lower lr or kl"):
         Senses(**{**QUICK, "kl": 1e39}).edit(lm, edits[:1])
+
+
+def test_the_released_variant_says_when_it_would_learn_nothing(tiny, edits) -> None:
+    with pytest.raises(UsageError, match="learns nothing of 1 examples where an update takes 2; give --set accumulate=1"):
+        Senses(**{**QUICK, "accumulate": 2, "variant": "released"}).edit(tiny("backpack"), edits[:1])

@@ -19,14 +19,14 @@ from harness.errors import DataError, NumericalError
 from harness.stats import Moment, accumulate, cached, documents, moments, verify
 
 
-def plain_moment(lm, layer, texts):
+def plain_moment(lm, layer, texts, longest=None):
     """The definition, one text at a time."""
     total, count = torch.zeros(lm.arch.inner, lm.arch.inner, dtype=torch.float64), 0
     for text in texts:
         seen = []
         handle = lm.module(lm.arch.down_of(layer)).register_forward_pre_hook(lambda _, args, s=seen: s.append(args[0]))
         with torch.no_grad():
-            lm.model(torch.tensor([lm.encode(text)[: lm.context]]))
+            lm.model(torch.tensor([lm.encode(text)[: longest or lm.context]]))
         handle.remove()
         keys = seen[0].reshape(-1, lm.arch.inner).double()
         total += keys.T @ keys
@@ -42,6 +42,18 @@ def test_moments_are_their_definition(fresh, sentences, family):
         matrix, count = plain_moment(lm, layer, texts)
         assert moment.count == count
         assert torch.allclose(moment.matrix, matrix, rtol=1e-6, atol=1e-12)
+
+
+def test_documents_of_long_contexts_are_cut(fresh, sentences, monkeypatch, tmp_path):
+    """Keys of all layers stand in memory, so a context of 100,000 tokens must not become one batch."""
+    lm, long = fresh("llama", dtype=torch.float64), " ".join(sentences[:10])
+    whole = moments(lm, [1], 50, folder=tmp_path)[1]
+    monkeypatch.setattr(stats, "_LONGEST", 7)
+    made = accumulate(lm, [1], [long, long], budget=1)[1]
+    matrix, _ = plain_moment(lm, 1, [long], longest=7)
+    assert made.count == 14
+    assert torch.allclose(made.matrix, matrix, rtol=1e-6, atol=1e-12)
+    assert moments(lm, [1], 50, folder=tmp_path)[1].key != whole.key
 
 
 def test_only_the_upper_stripes_are_computed_and_mirrored(monkeypatch):

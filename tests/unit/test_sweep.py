@@ -104,6 +104,11 @@ def test_each_cell_gets_its_own_configurations_and_the_same_again() -> None:
     assert other.name != jobs[0].name
 
 
+def test_a_method_without_distributions_is_one_configuration() -> None:
+    sweep = Sweep(tasks=("temporal",), methods={"ft_m": {}, "full": {}}, configurations=3)
+    assert [job.method for job in validation_jobs(sweep, 12)] == ["ft_m", "full", "full", "full"]
+
+
 def trials(*logs: tuple[Epoch, ...], split: str = "val", seed: int = 0) -> list[Trial]:
     return [Trial(Job("mini", "temporal", "full", "full", {"lr": i}, split, seed), one) for i, one in enumerate(logs)]
 
