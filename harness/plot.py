@@ -117,14 +117,17 @@ def save(make: Callable[[], Figure], path: Path) -> None:
 
 
 def _drawn(figure: Figure, suffix: str) -> bytes:
-    """The same records give the same file: no dates, no random ids. A PNG of 256 colours has a third of the size."""
+    """The same records give the same file: no dates, no random ids.
+
+    A PNG of 256 colours has a third of the size. With fewer, the lines of two editors may become one colour.
+    """
     content, small = io.BytesIO(), io.BytesIO()
     if suffix != ".png":
         figure.savefig(content, format=suffix[1:], metadata={"Date": None} if suffix == ".svg" else {})
         return content.getvalue()
     from PIL import Image
 
-    figure.savefig(content, dpi=150)
+    figure.savefig(content, dpi=100)
     Image.open(content).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
     return small.getvalue()
 
