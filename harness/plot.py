@@ -127,7 +127,7 @@ def _drawn(figure: Figure, suffix: str) -> bytes:
         return content.getvalue()
     from PIL import Image
 
-    figure.savefig(content, dpi=100)
+    figure.savefig(content, dpi=90)
     Image.open(content).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
     return small.getvalue()
 

@@ -6,7 +6,6 @@ Source of the layout and of the published numbers: Hase et al. 2023, "Does Local
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.causal.trace import concentrated
-from harness.errors import DataError, UsageError
+from harness.errors import DataError
 from harness.localization.localize import KINDS, SCORES, Study, required
 from harness.localization.regression import Correlation, Fit, regress
 from harness.localization.success import overall
+from harness.plot import save
 from harness.storage import write_whole
 
 if TYPE_CHECKING:
@@ -362,20 +362,16 @@ def draw(study: Study, folder: Path) -> list[Path]:
     """
     problems = [p for p in study.plan["problems"] if any(_values(study, p, m) for m in study.plan["methods"])]
     made = []
-    for name, figure in (("layers", _by_layer(study, problems)), ("effects", _by_effect(study, problems))):
+    for name, make in (("layers", _by_layer), ("effects", _by_effect)):
         path = folder / f"{_stem(study)}--{name}.png"
-        content = io.BytesIO()
-        figure.savefig(content, format="png", dpi=80)
-        write_whole(path, content.getvalue())
+        save(lambda make=make: make(study, problems), path)  # type: ignore[misc]
         made.append(path)
     return made
 
 
 def _figure(rows: int, columns: int) -> tuple[Figure, list[list[Axes]]]:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UsageError("figures need matplotlib; install it with pip install 'lm-edit-harness[plot]'") from error
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(2.5 * columns + 0.4, 2.1 * rows + 0.8), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     return figure, [list(line) for line in axes]
