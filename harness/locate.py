@@ -116,9 +116,17 @@ class LocateThenEdit(Editor):
         Raises:
             ModelError: a weight that would be written is quantised.
         """
+        self.require_writable(lm, memory)
+        return unedited(lm, memory, self.kind, layers, self.seed, self.cov_tokens, self.contexts)
+
+    def require_writable(self, lm: LM, memory: object) -> None:
+        """Refuse weights that cannot be written, before the model is run for anything.
+
+        Raises:
+            ModelError: a weight that would be written is quantised.
+        """
         for layer in self.edited_layers(lm):
             require_plain(lm, lm.down(layer))
-        return unedited(lm, memory, self.kind, layers, self.seed, self.cov_tokens, self.contexts)
 
     def value_norm(self, lm: LM, edits: Sequence[Edit]) -> float:
         """The norm of the values that some edits ask for on the unedited model, as NAS anchors it.
@@ -172,15 +180,19 @@ class Spread(LocateThenEdit):
         return chosen(lm, self.layers or range(max(0, last - 4), last + 1))
 
     def prior(self, lm: LM, memory: object, layers: Sequence[int]) -> Kept:
-        """Templates, second moments, and the keys of earlier edits.
-
-        Raises:
-            ModelError: a weight that would be written is quantised, or what it writes does not arrive as it is.
-        """
-        if self.seam == "block" and not isinstance(memory, Kept):
-            require_additive(lm, self.edited_layers(lm), self.name)
+        """Templates, second moments, and the keys of earlier edits."""
         known = super().prior(lm, memory, layers)
         return Kept(known.contexts, known.moments, memory.sums if isinstance(memory, Kept) else {})
+
+    def require_writable(self, lm: LM, memory: object) -> None:
+        """As of all methods; and at the first operation, a model in which residuals of hidden states do not arrive.
+
+        Raises:
+            ModelError: a weight that would be written is quantised, or what it writes is changed on its way.
+        """
+        super().require_writable(lm, memory)
+        if self.seam == "block" and memory is None:
+            require_additive(lm, self.edited_layers(lm), self.name)
 
     def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:
         """All edits at once."""
