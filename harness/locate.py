@@ -22,7 +22,7 @@ from harness.errors import ModelError, NumericalError, UsageError
 from harness.keys import FactToken, Unedited, chosen, depth, spread, templates, unedited
 from harness.lm import LM
 from harness.objectives import DIRECTIONS
-from harness.patch import Patch, patched, require_plain
+from harness.patch import Patch, Step, patched, require_plain
 from harness.stats import Moment, check
 from harness.taps import tap, wide
 from harness.value import Objective, Seam, anchor_norm, optimise
@@ -256,7 +256,7 @@ def require_additive(lm: LM, layers: Sequence[int], asker: str) -> None:
         # No multiple of anything that the model computes.
         added = torch.linspace(-1, 1, before.shape[-1], device=before.device).sin().expand_as(before)
         added = added * before.norm(dim=-1, keepdim=True) / added.norm(dim=-1, keepdim=True)
-        with patched(lm, Patch(hooks={mlp: lambda hidden, _, added=added: hidden + added.to(hidden)})):
+        with patched(lm, Patch(hooks={mlp: _Added(added)})):
             arrived = wide(tap(lm, batch, outputs=[block]).outputs[block]) - before
         if float((arrived - added).norm() / added.norm()) > 0.1:
             raise ModelError(
@@ -264,6 +264,16 @@ def require_additive(lm: LM, layers: Sequence[int], asker: str) -> None:
                 f"between '{mlp}' and the residual stream, behind which they are something else; use rome or r_rome, "
                 "which optimise what the module itself writes, or a fine-tuning editor"
             )
+
+
+@dataclass(frozen=True, eq=False)
+class _Added:
+    """A hook (:data:`harness.patch.Hook`) that adds ``[rows, columns, d]``."""
+
+    vector: Tensor
+
+    def __call__(self, hidden: Tensor, step: Step) -> Tensor:
+        return hidden + self.vector.to(hidden)
 
 
 def with_root(editor: Editor, asker: str, **settings: Any) -> Editor:

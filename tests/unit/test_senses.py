@@ -282,5 +282,5 @@ def test_labels_memory_and_losses_that_are_not_finite(tiny, edits) -> None:
 
 
 def test_the_released_variant_says_when_it_would_learn_nothing(tiny, edits) -> None:
-    with pytest.raises(UsageError, match="learns nothing of 1 examples .* takes 2; give --set accumulate=1"):
+    with pytest.raises(UsageError, match=r"learns nothing of 1 examples .* takes 2; give --set accumulate=1"):
         Senses(**{**QUICK, "accumulate": 2, "variant": "released"}).edit(tiny("backpack"), edits[:1])
