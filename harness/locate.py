@@ -22,7 +22,7 @@ from harness.errors import ModelError, NumericalError, UsageError
 from harness.keys import FactToken, Unedited, chosen, depth, spread, templates, unedited
 from harness.lm import LM
 from harness.objectives import DIRECTIONS
-from harness.patch import Patch, patched, require_plain
+from harness.patch import Patch, Step, patched, require_plain
 from harness.stats import Moment, check
 from harness.taps import tap, wide
 from harness.value import Objective, Seam, anchor_norm, optimise
@@ -116,9 +116,17 @@ class LocateThenEdit(Editor):
         Raises:
             ModelError: a weight that would be written is quantised.
         """
+        self.require_writable(lm, memory)
+        return unedited(lm, memory, self.kind, layers, self.seed, self.cov_tokens, self.contexts)
+
+    def require_writable(self, lm: LM, memory: object) -> None:
+        """Refuse weights that cannot be written, before the model is run for anything.
+
+        Raises:
+            ModelError: a weight that would be written is quantised.
+        """
         for layer in self.edited_layers(lm):
             require_plain(lm, lm.down(layer))
-        return unedited(lm, memory, self.kind, layers, self.seed, self.cov_tokens, self.contexts)
 
     def value_norm(self, lm: LM, edits: Sequence[Edit]) -> float:
         """The norm of the values that some edits ask for on the unedited model, as NAS anchors it.
@@ -172,15 +180,19 @@ class Spread(LocateThenEdit):
         return chosen(lm, self.layers or range(max(0, last - 4), last + 1))
 
     def prior(self, lm: LM, memory: object, layers: Sequence[int]) -> Kept:
-        """Templates, second moments, and the keys of earlier edits.
-
-        Raises:
-            ModelError: a weight that would be written is quantised, or what it writes does not arrive as it is.
-        """
-        if self.seam == "block" and not isinstance(memory, Kept):
-            require_additive(lm, self.edited_layers(lm), self.name)
+        """Templates, second moments, and the keys of earlier edits."""
         known = super().prior(lm, memory, layers)
         return Kept(known.contexts, known.moments, memory.sums if isinstance(memory, Kept) else {})
+
+    def require_writable(self, lm: LM, memory: object) -> None:
+        """As of all methods; and at the first operation, a model in which residuals of hidden states do not arrive.
+
+        Raises:
+            ModelError: a weight that would be written is quantised, or what it writes is changed on its way.
+        """
+        super().require_writable(lm, memory)
+        if self.seam == "block" and memory is None:
+            require_additive(lm, self.edited_layers(lm), self.name)
 
     def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:
         """All edits at once."""
@@ -244,7 +256,7 @@ def require_additive(lm: LM, layers: Sequence[int], asker: str) -> None:
         # No multiple of anything that the model computes.
         added = torch.linspace(-1, 1, before.shape[-1], device=before.device).sin().expand_as(before)
         added = added * before.norm(dim=-1, keepdim=True) / added.norm(dim=-1, keepdim=True)
-        with patched(lm, Patch(hooks={mlp: lambda hidden, _, added=added: hidden + added.to(hidden)})):
+        with patched(lm, Patch(hooks={mlp: _Added(added)})):
             arrived = wide(tap(lm, batch, outputs=[block]).outputs[block]) - before
         if float((arrived - added).norm() / added.norm()) > 0.1:
             raise ModelError(
@@ -252,6 +264,16 @@ def require_additive(lm: LM, layers: Sequence[int], asker: str) -> None:
                 f"between '{mlp}' and the residual stream, behind which they are something else; use rome or r_rome, "
                 "which optimise what the module itself writes, or a fine-tuning editor"
             )
+
+
+@dataclass(frozen=True, eq=False)
+class _Added:
+    """A hook (:data:`harness.patch.Hook`) that adds ``[rows, columns, d]``."""
+
+    vector: Tensor
+
+    def __call__(self, hidden: Tensor, step: Step) -> Tensor:
+        return hidden + self.vector.to(hidden)
 
 
 def with_root(editor: Editor, asker: str, **settings: Any) -> Editor:
