@@ -53,12 +53,12 @@ class AlphaEdit(Spread):
             "l2": 0.1,
         },
         "mini": {
-            "layers": (0, 1),
+            "layers": (0,),
             "v_steps": 40,
             "v_weight_decay": 1e-3,
             "clamp": 10.0,
-            "nullspace_threshold": 0.2,
-            "l2": 4.0,
+            "nullspace_threshold": 0.03,
+            "l2": 0.3,
         },
     }
 

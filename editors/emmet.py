@@ -53,7 +53,7 @@ class Emmet(Spread):
         "llama-2-7b-hf": {"layers": (5,), "v_steps": 25, "v_weight_decay": 1e-3, "clamp": 4.0},
         # The shipped models: tuned on the edit set's tuning rows.
         "mini-llama": {"layers": (0,), "v_steps": 40, "v_weight_decay": 1e-3, "clamp": 6.0},
-        "mini": {"layers": (0, 1, 2), "v_steps": 40, "v_weight_decay": 1e-3, "clamp": 10.0},
+        "mini": {"layers": (0,), "v_steps": 40, "v_weight_decay": 1e-3, "clamp": 10.0},
     }
 
     def edited_layers(self, lm: LM) -> tuple[int, ...]:

@@ -65,7 +65,7 @@ class BoundedFineTuning(Editor):
         "gpt-j-6b": {"norm_constraint": 5e-5},
         # The shipped models: tuned on the edit set's tuning rows.
         "mini-llama": {"layers": (3,), "lr": 5e-3, "norm_constraint": 4e-2},
-        "mini": {"layers": (3,), "lr": 5e-3, "norm_constraint": 5e-2},
+        "mini": {"layers": (2,), "lr": 5e-3, "norm_constraint": 4e-2},
     }
 
     def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:  # noqa: ARG002

@@ -61,7 +61,7 @@ class MaskedFineTuning(Editor):
         "qwen2.5-7b": {"layers": (27,)},
         # The shipped models: tuned on the edit set's tuning rows.
         "mini-llama": {"layers": (2,), "lr": 3e-3, "batch_size": 10},
-        "mini": {"layers": (3,), "lr": 3e-3, "batch_size": 10},
+        "mini": {"layers": (2,), "lr": 2e-3, "batch_size": 10},
         "mini-backpack": {"lr": 5e-2},
     }
 

@@ -58,7 +58,7 @@ class BreadthFirst(Editor):
         "mistral-7b-v0.1": {"layers": (23,), "trained": "block", "lr": 5e-5},
         # The shipped models: tuned on the edit set's tuning rows.
         "mini-llama": {"layers": (2,), "lr": 3e-3, "batch_size": 10},
-        "mini": {"layers": (1,), "lr": 5e-3, "batch_size": 10},
+        "mini": {"layers": (2,), "lr": 2e-3, "batch_size": 10},
     }
 
     def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:  # noqa: ARG002

@@ -43,7 +43,7 @@ class Memit(Spread):
         "meta-llama-3-8b": {"layers": (4, 5, 6, 7, 8), "v_lr": 0.1},
         # The shipped models: tuned on the edit set's tuning rows.
         "mini-llama": {"layers": (0,), "v_steps": 40, "v_weight_decay": 1e-3, "clamp": 6.0, "lam": 10.0},
-        "mini": {"layers": (0, 1, 2), "v_steps": 40, "v_weight_decay": 1e-3, "clamp": 10.0, "lam": 30.0},
+        "mini": {"layers": (0,), "v_steps": 40, "v_weight_decay": 1e-3, "clamp": 10.0, "lam": 100.0},
         "mini-backpack": {"layers": (0,), "v_steps": 40, "v_weight_decay": 1e-3, "clamp": 6.0, "lam": 10.0},
     }
 

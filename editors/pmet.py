@@ -58,13 +58,13 @@ class Pmet(Spread):
             "lam": 3.0,
         },
         "mini": {
-            "layers": (0, 1, 2),
+            "layers": (0, 1),
             "v_steps": 40,
             "v_lr": 0.5,
             "kl_factor": 0.0625,
             "v_weight_decay": 1e-3,
             "clamp": 10.0,
-            "lam": 150.0,
+            "lam": 400.0,
         },
     }
 
