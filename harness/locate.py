@@ -250,9 +250,10 @@ def require_additive(lm: LM, layers: Sequence[int], asker: str) -> None:
         ModelError: less than 90 % of the vector arrives, or something else with it.
     """
     batch = lm.batch([lm.encode("The name of the town is")])
+    unchanged = tap(lm, batch, outputs=[lm.arch.block(layer) for layer in layers]).outputs
     for layer in layers:
         block, mlp = lm.arch.block(layer), lm.arch.mlp_of(layer)
-        before = wide(tap(lm, batch, outputs=[block]).outputs[block])
+        before = wide(unchanged[block])
         # No multiple of anything that the model computes.
         added = torch.linspace(-1, 1, before.shape[-1], device=before.device).sin().expand_as(before)
         added = added * before.norm(dim=-1, keepdim=True) / added.norm(dim=-1, keepdim=True)

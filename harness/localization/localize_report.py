@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -364,7 +365,7 @@ def draw(study: Study, folder: Path) -> list[Path]:
     made = []
     for name, make in (("layers", _by_layer), ("effects", _by_effect)):
         path = folder / f"{_stem(study)}--{name}.png"
-        save(lambda make=make: make(study, problems), path)  # type: ignore[misc]
+        save(partial(make, study, problems), path)
         made.append(path)
     return made
 
