@@ -226,7 +226,7 @@ class Grace(Editor):
         "llama-2-7b-hf": {"layer": 27, "site": "down", "n_iter": 50},
         # The shipped models: tuned on the edit set's tuning rows.
         "mini-llama": {"layer": 2, "eps": 6.5, "n_iter": 30, "edit_lr": 0.5},
-        "mini": {"layer": 2, "eps": 7.5, "n_iter": 30, "edit_lr": 0.5},
+        "mini": {"layer": 2, "eps": 10.5, "n_iter": 30, "edit_lr": 0.5},
     }
 
     def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:
