@@ -43,7 +43,7 @@ class AlphaEdit(Spread):
         "gpt2-xl": {"layers": (13, 14, 15, 16, 17), "v_steps": 20},
         "gpt-j-6b": {"layers": (3, 4, 5, 6, 7, 8)},
         "meta-llama-3-8b": {"layers": (4, 5, 6, 7, 8), "v_lr": 0.1},
-        # The shipped models: tuned on the edit set's tuning rows.
+        # The shipped models: tuned on the edit set's tuning rows, in a batch and (mini) one at a time.
         "mini-llama": {
             "layers": (0,),
             "v_steps": 40,
@@ -58,7 +58,7 @@ class AlphaEdit(Spread):
             "v_weight_decay": 1e-3,
             "clamp": 10.0,
             "nullspace_threshold": 0.03,
-            "l2": 0.3,
+            "l2": 1.0,
         },
     }
 
