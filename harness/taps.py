@@ -13,8 +13,27 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from harness.errors import ModelError
 from harness.lm import LM, Batch
+from harness.prefixes import common
 
-__all__ = ["Kept", "Past", "Row", "Taps", "chunks", "first", "only_at", "pad", "past", "read", "tap", "wide"]
+__all__ = [
+    "FULL",
+    "Kept",
+    "Past",
+    "Row",
+    "Taps",
+    "chunks",
+    "first",
+    "idle",
+    "only_at",
+    "pad",
+    "past",
+    "read",
+    "tap",
+    "wide",
+]
+
+FULL = 256
+"""Tokens from which on padding costs more than another pass does."""
 
 
 @dataclass(frozen=True)
@@ -95,11 +114,19 @@ class Kept(DynamicLayer):  # type: ignore[no-untyped-call]
 
 
 class _Filling(DynamicCache):
-    """A cache that ends the forward pass when its last layer is filled."""
+    """A cache that ends the forward pass when its last layer is filled.
 
-    def __init__(self, layers: int) -> None:
+    Args:
+        layers: how many it has.
+        front: what stands in front of the rows.
+    """
+
+    def __init__(self, layers: int, front: Past | None) -> None:
         super().__init__()
         self.last = layers - 1
+        if front:
+            for layer, (keys, values) in enumerate(zip(front.keys, front.values, strict=True)):
+                super().update(keys, values, layer)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -156,42 +183,64 @@ def tap(
 
 
 def past(lm: LM, heads: Sequence[tuple[int, ...]], budget: int = 8192) -> Past | None:
-    """What stands in front of some rows, equal tokens computed once; None where nothing does.
+    """What stands in front of some rows, a beginning that several share computed once; None where nothing does.
 
     Args:
         lm: the model; its attention is causal, and its cache one of transformers.
         heads: the tokens in front of each row.
         budget: tokens of one forward pass, padding included.
     """
-    known = sorted({head for head in heads if head}, key=lambda head: (len(head), head))
+    known = sorted({head for head in heads if head})
     if not known:
         return None
-    portions = chunks([[len(head)] for head in known], budget)
-    parts = [_past(lm, [known[i] for i in portion], len(known[-1])) for portion in portions]
+    stems = _stems(known)
+    front = past(lm, stems, budget)
+    rests = [head[len(stem) :] for head, stem in zip(known, stems, strict=True)]
+    width, parts, order = max(map(len, known)), [], []
+    for portion in chunks([[len(rest)] for rest in rests], budget):
+        begun = front.select(torch.tensor(portion, device=lm.device)) if front else None
+        parts.append(_past(lm, [rests[i] for i in portion], width, begun))
+        order += portion
     keys, values = (
         [torch.cat(same) for same in zip(*kind, strict=True)]
         for kind in ([part.keys for part in parts], [part.values for part in parts])
     )
     whole = Past(keys, values, torch.cat([part.lengths for part in parts]))
-    place = {head: row for row, head in enumerate(known)}
+    place = {known[i]: row for row, i in enumerate(order)}
     rows = torch.tensor([place.get(head, 0) for head in heads], device=lm.device)
     # A row that nothing stands in front of takes another's keys, and sees none of them.
     lengths = torch.tensor([len(head) for head in heads], device=lm.device)
     return replace(whole.select(rows), lengths=lengths)
 
 
-def _past(lm: LM, heads: Sequence[tuple[int, ...]], width: int) -> Past:
-    """Keys and values of rows of tokens, in ``width`` columns."""
-    batch, cache = lm.batch(heads), _Filling(lm.cache_layers)
+def _stems(heads: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """The longest beginning of each sorted head that a neighbour shares; empty where that saves less than a quarter."""
+    shared = [0, *map(common, heads, heads[1:]), 0]
+    # At least one token of each is left.
+    stems = [
+        head[: max(n for n in (before, after, 0) if n < len(head))]
+        for head, before, after in zip(heads, shared, shared[1:], strict=False)
+    ]
+    saved = sum(map(len, stems)) - sum(map(len, set(stems)))
+    return stems if 4 * saved >= sum(map(len, heads)) else [()] * len(heads)
+
+
+def _past(lm: LM, heads: Sequence[tuple[int, ...]], width: int, front: Past | None) -> Past:
+    """Keys and values of rows of tokens and of what stands in front of them, in ``width`` columns."""
+    batch, cache = lm.batch(heads), _Filling(lm.cache_layers, front)
+    inputs = front.inputs(lm, batch) if front else {"attention_mask": batch.mask, "use_cache": True}
     with torch.no_grad(), suppress(_Enough):
-        lm.model(input_ids=batch.ids, attention_mask=batch.mask, past_key_values=cache, use_cache=True)
-    columns = torch.arange(width, device=lm.device) - (width - batch.lengths)[:, None]
+        lm.model(input_ids=batch.ids, **{**inputs, "past_key_values": cache})
+    begun = front.keys[0].shape[-2] if front else 0
+    columns = torch.arange(width, device=lm.device) + (begun + batch.lengths - width)[:, None]
+    rows = torch.arange(len(heads), device=lm.device)[:, None]
 
     def aligned(kept: Tensor) -> Tensor:
-        return kept.take_along_dim(columns.clamp(min=0)[:, None, :, None].to(kept.device), -2)
+        at = kept.transpose(1, 2)[rows.to(kept.device), columns.clamp(min=0).to(kept.device)]
+        return at.transpose(1, 2)
 
     keys, values = ([aligned(getattr(layer, kind)) for layer in cache.layers] for kind in ("keys", "values"))
-    return Past(keys, values, batch.lengths)
+    return Past(keys, values, batch.lengths + (front.lengths if front else 0))
 
 
 @contextmanager
@@ -281,6 +330,26 @@ def only_at(module: nn.Module, kept: Tensor) -> Iterator[None]:
             handle.remove()
 
 
+@contextmanager
+def idle(blocks: Sequence[nn.Module], below: nn.Module) -> Iterator[None]:
+    """Blocks compute nothing for one pass: they hand on what another below them gave, so that only their calls count."""
+    given: list[Any] = []
+    handle = below.register_forward_hook(lambda _module, _args, output: given.append(output))
+    # accelerate, too, puts a forward of its own into a module.
+    own = [vars(block).get("forward") for block in blocks]
+    for block in blocks:
+        vars(block)["forward"] = lambda *_args, **_kwargs: given[-1]
+    try:
+        yield
+    finally:
+        handle.remove()
+        for block, forward in zip(blocks, own, strict=True):
+            if forward is None:
+                del vars(block)["forward"]
+            else:
+                vars(block)["forward"] = forward
+
+
 def wide(tensor: Tensor) -> Tensor:
     """The tensor at least in float32."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
@@ -305,10 +374,11 @@ def chunks(lengths: Sequence[Sequence[int]], budget: int) -> Iterator[list[int]]
     chunk: list[int] = []
     width = rows = 0
     for i in sorted(range(len(lengths)), key=lambda i: (max(lengths[i]), i)):
-        width, rows = max(width, *lengths[i]), rows + len(lengths[i])
-        if chunk and width * rows > budget:
+        wider = max(width, *lengths[i])
+        if chunk and ((rows + len(lengths[i])) * wider > budget or rows * (wider - width) > FULL):
             yield chunk
-            chunk, width, rows = [], max(lengths[i]), len(lengths[i])
+            chunk, wider, rows = [], max(lengths[i]), 0
         chunk.append(i)
+        width, rows = wider, rows + len(lengths[i])
     if chunk:
         yield chunk

@@ -29,14 +29,12 @@ from harness.errors import NumericalError
 from harness.keys import FactToken, lookup, prompts
 from harness.lm import LM
 from harness.objectives import floor, losses
-from harness.taps import Past, Row, first, only_at, pad, past, read, tap, wide
+from harness.taps import FULL, Past, Row, first, idle, only_at, pad, past, read, tap, wide
 
 __all__ = ["Objective", "Seam", "Values", "anchor_norm", "optimise"]
 
 Seam = Literal["mlp", "block", "parts"]
 """Where a value stands in a layer, see :class:`Objective`."""
-
-_FULL = 256  # tokens of a pass from which on a wider row costs more in padding than another pass does
 
 
 @dataclass(frozen=True)
@@ -247,7 +245,7 @@ def _portions(tasks: Sequence[_Task], budget: int) -> Iterator[list[int]]:
     for i in sorted(range(len(tasks)), key=lambda i: (tasks[i].width, i)):
         task = tasks[i]
         each = task.width + max(len(head) for head in task.heads) / 8
-        wider = task.width > width and rows * width >= _FULL
+        wider = task.width > width and rows * width >= FULL
         if portion and (wider or (rows + len(task.rows)) * each > budget):
             yield portion
             portion, rows = [], 0
@@ -544,6 +542,7 @@ class _Above(_Runner):
             for block in self.blocks:
                 handle = block.register_forward_pre_hook(self._record, with_kwargs=True)
                 stack.callback(handle.remove)
+            stack.enter_context(idle(self.blocks[1 - self.lowest :], lm.module(edited)))
             seen = tap(lm, self.batch, names[-1:], {*self.names, edited}, front).outputs
         self.seam, self.given = [wide(seen[name]) for name in self.names], seen[edited]
         columns, (row, column) = self.batch.ids.shape[1], (self.places.row, self.places.column)

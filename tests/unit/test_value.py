@@ -20,7 +20,7 @@ from harness.locate import adjoint
 from harness.patch import Patch, patched
 from harness.rankone import direction
 from harness.stats import Moment
-from harness.taps import Row, past, read
+from harness.taps import Row, idle, past, read
 from harness.value import (
     Objective,
     Values,
@@ -243,6 +243,53 @@ def test_running_only_what_the_change_reaches_gives_the_models_logits(fresh, edi
         for mine, models in zip(ours, reference, strict=True):
             # Rotary tables, RMS norms and all of GPT-J's attention are float32 inside transformers.
             assert float((mine - models).norm()) <= 1e-6 * float(models.norm())
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gptj", "llama", "gemma", "opt"])
+def test_what_several_rows_begin_with_is_computed_once(fresh, family):
+    """Keys and values are those of each row by itself, also of a head that begins another, and of none."""
+    lm = fresh(family, dtype=torch.float64)
+    stem = tuple(range(5, 25))
+    heads = [(*stem, 6, 2), (*stem, 6, 1), (*stem, 6, 3), (*stem, 2), (11, 12), (11,), (), (*stem, 6, 2)]
+    read: list[int] = []
+    handle = lm.module(lm.arch.block(0)).register_forward_pre_hook(
+        lambda _module, args: read.append(args[0].shape[0] * args[0].shape[1])
+    )
+    front = past(lm, heads)
+    handle.remove()
+    assert front is not None
+    # The stem, with and without the 6, and the 11; then the last token of each.  The heads themselves have 90 tokens.
+    assert read == [3 * 21, 6]
+    assert front.lengths.tolist() == [len(head) for head in heads]
+    for row, head in enumerate(heads):
+        if not head:
+            continue
+        alone = past(lm, [head])
+        assert alone is not None
+        for kind in ("keys", "values"):
+            for mine, theirs in zip(getattr(front, kind), getattr(alone, kind), strict=True):
+                # Rotary tables are float32 inside transformers.
+                assert torch.allclose(mine[row, :, -len(head) :], theirs[0], rtol=1e-6, atol=1e-7)
+
+
+def test_only_the_edited_block_and_those_below_run_to_prepare_an_evaluation(fresh, edits):
+    """The others are asked for their arguments alone, and are themselves again afterwards, also after a failure."""
+    lm = fresh("llama")
+    split = [_task(lm, edit, CONTEXTS, "subject_last").split() for edit in edits]
+    ran: list[int] = []
+    for layer in range(lm.arch.layers):
+        inner = lm.module(lm.arch.attn_of(layer))
+        inner.register_forward_pre_hook(lambda _module, _args, layer=layer: ran.append(layer))
+    front = past(lm, _heads(split))
+    ran.clear()
+    _Above(lm, split, Objective(0), front)
+    assert ran == [0]
+    blocks = [lm.module(lm.arch.block(layer)) for layer in range(lm.arch.layers)]
+    assert not any("forward" in vars(block) for block in blocks)
+    own = vars(blocks[1])["forward"] = lambda *_args, **_kwargs: None
+    with pytest.raises(KeyError), idle(blocks[1:], blocks[0]):
+        raise KeyError
+    assert vars(blocks[1])["forward"] is own
 
 
 def test_many_edits_side_by_side_are_one_at_a_time(fresh, edits):
