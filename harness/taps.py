@@ -332,7 +332,7 @@ def only_at(module: nn.Module, kept: Tensor) -> Iterator[None]:
 
 @contextmanager
 def idle(blocks: Sequence[nn.Module], below: nn.Module) -> Iterator[None]:
-    """Blocks compute nothing for one pass: they hand on what another below them gave, so that only their calls count."""
+    """Blocks compute nothing for one pass: they hand on what a block below them gave, so only their calls count."""
     given: list[Any] = []
     handle = below.register_forward_hook(lambda _module, _args, output: given.append(output))
     # accelerate, too, puts a forward of its own into a module.
