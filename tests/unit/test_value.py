@@ -20,7 +20,7 @@ from harness.locate import adjoint
 from harness.patch import Patch, patched
 from harness.rankone import direction
 from harness.stats import Moment
-from harness.taps import Row, idle, past, read
+from harness.taps import Row, fused, idle, past, read
 from harness.value import (
     Objective,
     Values,
@@ -290,6 +290,21 @@ def test_only_the_edited_block_and_those_below_run_to_prepare_an_evaluation(fres
     with pytest.raises(KeyError), idle(blocks[1:], blocks[0]):
         raise KeyError
     assert vars(blocks[1])["forward"] is own
+
+
+def test_one_kernel_computes_what_gelu_new_spells_out(fresh):
+    """To float64's last digits, with its gradient; and only as long as it is asked for."""
+    lm = fresh("gpt2", dtype=torch.float64)
+    activation = lm.model.transformer.h[0].mlp.act
+    x = torch.linspace(-6, 6, 97, dtype=torch.float64, requires_grad=True)
+    (spelt,) = torch.autograd.grad((plain := activation(x)).sum(), x)
+    with fused(lm.model):
+        ours = activation(x)
+        (gradient,) = torch.autograd.grad(ours.sum(), x)
+        assert type(ours.grad_fn) is not type(plain.grad_fn)
+    assert torch.allclose(ours, plain, rtol=0, atol=1e-14)
+    assert torch.allclose(gradient, spelt, rtol=0, atol=1e-14)
+    assert type(activation(x).grad_fn) is type(plain.grad_fn)
 
 
 def test_many_edits_side_by_side_are_one_at_a_time(fresh, edits):
