@@ -4,7 +4,7 @@
     python scripts/make_results.py --fresh      everything
     python scripts/make_results.py --only '*memit*mini-llama*'
 
-Editors that learn are fitted first, where they are not. Each plan is a process of its own; one that was stopped goes on
+Editors that learn do so first, where they have not. Each plan is a process of its own; one that was stopped goes on
 where it was. Two cores take two at a time (--jobs 2). The first seed of everything comes first.
 """
 
@@ -15,11 +15,10 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
 from pathlib import Path
 
-from plans import carry_out, fit, identity
+from plans import carry_out, identity
 
 from harness.editor import Editor, Wrapper, compose, find, names
 from harness.plan import Plan
@@ -84,10 +83,7 @@ def main() -> None:
         print("\n".join(shown(plan) for plan in wanted))
         return
     os.environ["OMP_NUM_THREADS"] = "1"  # the numbers of an optimisation depend on it in the last digits
-    for plan in wanted:
-        fit(plan, "cpu")
-    with ThreadPoolExecutor(arguments.jobs) as pool:
-        failed = sum(pool.map(lambda plan: carry_out(plan, folder, "cpu"), wanted))
+    failed = carry_out(wanted, folder, "cpu", arguments.jobs)
     board = [sys.executable, "-m", "harness.cli", "leaderboard", str(folder), "--format", "md"]
     subprocess.run([*board, "--output", str(arguments.results / "LEADERBOARD.md")], check=True)
     sys.exit(1 if failed else 0)

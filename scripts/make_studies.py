@@ -15,11 +15,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
 from pathlib import Path
 
-from plans import call, carry_out, fit, identity
+from plans import call, carry_out, identity
 
 from harness.cli import make_plans
 from harness.plan import Plan
@@ -47,10 +46,7 @@ def main() -> None:
     if arguments.list:
         print("\n".join(shown(plan) for plan in chosen))
         return
-    for plan in chosen:
-        fit(plan, arguments.device)
-    with ThreadPoolExecutor(arguments.jobs) as pool:
-        failed = sum(pool.map(lambda plan: carry_out(plan, folder, arguments.device), chosen))
+    failed = carry_out(chosen, folder, arguments.device, arguments.jobs)
     drawn: set[frozenset[str]] = set()
     for name, found in plans.items():
         draw(name, found, folder, arguments.results / "figures", drawn)

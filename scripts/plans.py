@@ -6,6 +6,8 @@ import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import yaml
@@ -16,7 +18,7 @@ from harness.lm import load
 from harness.plan import Plan
 from harness.runner import settled
 
-__all__ = ["call", "carry_out", "fit", "identity"]
+__all__ = ["call", "carry_out", "identity"]
 
 
 def identity(plan: Plan) -> str:
@@ -24,19 +26,34 @@ def identity(plan: Plan) -> str:
     return record.identity(settled(plan)[0].to_json())
 
 
-def fit(plan: Plan, device: str) -> None:
-    """Let an editor learn, unless it has or need not."""
-    recipe = compose(plan.editor)
-    if plan.fitted or not issubclass(recipe.cls, Learned):
-        return
-    lm = load(plan.model, plan.dtype, device)
-    method = recipe.build(lm, plan.settings, plan.seed).root
-    if not fitted.default_path(method, lm).is_file():
-        options = ["--edits", plan.edits, "--data-dir", plan.data_dir, "--device", device]
-        call(*shlex.split(fitted.command(method, lm))[1:], *options)
+def carry_out(plans: Sequence[Plan], folder: Path, device: str, jobs: int) -> int:
+    """Run plans, some at a time; their editors learn first.
+
+    Returns:
+        How many failed.
+    """
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(lambda options: call(*options), _lessons(plans, device)))
+        return sum(pool.map(lambda plan: _run(plan, folder, device), plans))
 
 
-def carry_out(plan: Plan, folder: Path, device: str) -> int:
+def _lessons(plans: Sequence[Plan], device: str) -> list[list[str]]:
+    """The commands by which editors learn what they have not learned yet, each once."""
+    missing: dict[Path, list[str]] = {}
+    for plan in plans:
+        recipe = compose(plan.editor)
+        if plan.fitted or not issubclass(recipe.cls, Learned):
+            continue
+        lm = load(plan.model, plan.dtype, device)
+        method = recipe.build(lm, plan.settings, plan.seed).root
+        path = fitted.default_path(method, lm)
+        if not path.is_file():
+            command = shlex.split(fitted.command(method, lm))[1:]
+            missing[path] = [*command, "--edits", plan.edits, "--data-dir", plan.data_dir, "--device", device]
+    return list(missing.values())
+
+
+def _run(plan: Plan, folder: Path, device: str) -> int:
     """Run one plan in a process of its own; its record appears in ``folder`` when it is complete."""
     workshop = folder / f".{identity(plan)[:8]}"
     workshop.mkdir(exist_ok=True)
