@@ -146,8 +146,10 @@ class Status:
 
 # --- the table: YAML blocks
 
+_Safe: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml is some eight times as fast, where it is there
 
-class _Loader(yaml.SafeLoader):
+
+class _Loader(_Safe):  # type: ignore[misc]  # chosen as it is imported
     """YAML in which ``!function a.b`` is only its text: nothing is imported to read a table."""
 
 

@@ -6,6 +6,7 @@ Our tasks are the YAML files under ``tasks/``; any of lm-eval's own may stand be
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import lm_eval.utils
 from lm_eval.api.metrics import mean
 from lm_eval.tasks import TaskManager
 from transformers import PreTrainedTokenizerBase
@@ -24,6 +26,9 @@ from harness.errors import DataError, HarnessError, UsageError, near
 __all__ = ["OWN", "Suite", "Task", "catalogue", "edit_sets", "load", "read_edits", "read_examples", "values_of"]
 
 Item = TypeVar("Item", Edit, Example)
+
+# lm-eval compiles the templates of a task anew for every document.
+lm_eval.utils.env.from_string = functools.lru_cache(maxsize=256)(lm_eval.utils.env.from_string)
 
 OWN = "own"
 """The edit set that reads the user's own rows."""

@@ -4,8 +4,8 @@
     python scripts/make_results.py --fresh      everything
     python scripts/make_results.py --only '*memit*mini-llama*'
 
-Editors that learn do so first, where they have not. Each plan is a process of its own; one that was stopped goes on
-where it was. Two cores take two at a time (--jobs 2). The first seed of everything comes first.
+Editors that learn do so first, where they have not. A plan that was stopped goes on where it was. Two cores take two
+at a time (--jobs 2). The first seed of everything comes first.
 """
 
 from __future__ import annotations

@@ -1,18 +1,23 @@
-"""Plans as processes of their own, for scripts that carry out many: fitted first, resumable, kept when complete."""
+"""Many plans, some at a time, for scripts that carry them out: fitted first, resumable, kept when complete."""
 
 from __future__ import annotations
 
+import io
 import os
 import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import redirect_stderr, redirect_stdout
+from itertools import repeat
+from multiprocessing import get_context
 from pathlib import Path
 
 import yaml
 
-from harness import fitted, record
+from harness import cli, fitted, record
 from harness.editor import Learned, compose
 from harness.lm import load
 from harness.plan import Plan
@@ -27,14 +32,19 @@ def identity(plan: Plan) -> str:
 
 
 def carry_out(plans: Sequence[Plan], folder: Path, device: str, jobs: int) -> int:
-    """Run plans, some at a time; their editors learn first.
+    """Run plans, some at a time, each on one thread; their editors learn first.
 
     Returns:
         How many failed.
     """
-    with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(lambda options: call(*options), _lessons(plans, device)))
-        return sum(pool.map(lambda plan: _run(plan, folder, device), plans))
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+        try:
+            list(pool.map(_told, _lessons(plans, device)))
+            return sum(pool.map(_run, plans, repeat(folder), repeat(device)))
+        except BrokenProcessPool:
+            print("a worker died, perhaps for want of memory; the same command goes on where it was", flush=True)
+            return len(plans)
 
 
 def _lessons(plans: Sequence[Plan], device: str) -> list[list[str]]:
@@ -59,7 +69,8 @@ def _run(plan: Plan, folder: Path, device: str) -> int:
     workshop.mkdir(exist_ok=True)
     written = workshop / "plan.yaml"
     written.write_text(yaml.safe_dump(plan.to_json()), encoding="utf-8")
-    done = call("run", "--config", str(written), "--output", str(workshop), "--no-save-edits", "--device", device)
+    options = ["--config", str(written), "--output", str(workshop), "--no-save-edits", "--device", device]
+    done = _told(["run", *options])
     if done == 0:
         for path in workshop.glob("*.json*"):
             path.replace(folder / path.name)
@@ -67,6 +78,19 @@ def _run(plan: Plan, folder: Path, device: str) -> int:
             leftover.unlink()
         workshop.rmdir()
     return done
+
+
+def _told(options: Sequence[str]) -> int:
+    """A command of the harness in this process, which has loaded it already; what it says is printed."""
+    said, sys.argv = io.StringIO(), ["harness", *options]
+    code: object = 0
+    with redirect_stdout(said), redirect_stderr(said):
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = end.code
+    print(f"{' '.join(options)}\n{said.getvalue()}" if code else said.getvalue(), flush=True)
+    return int(bool(code))
 
 
 def call(*options: str) -> int:
