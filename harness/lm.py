@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
@@ -145,10 +146,21 @@ class LM:
 
     def encode(self, text: str) -> list[int]:
         """The tokens of a text that starts a sequence, with whatever the tokenizer puts in front (BOS)."""
-        ids: list[int] = self.tokenizer(text)["input_ids"]
+        ids = list(self._tokens(text)[0])
         eos = self.tokenizer.eos_token_id
         # Some tokenizers close every text with EOS; a prompt must stay open.
         return ids[:-1] if len(ids) > 1 and ids[-1] == eos and self._closes() else ids
+
+    @functools.cached_property
+    def _tokens(self) -> Callable[[str], tuple[tuple[int, ...], tuple[tuple[int, int], ...]]]:
+        """The tokens of a text, and the characters of each; an editor asks for the same texts again and again."""
+
+        @functools.lru_cache(maxsize=8192)
+        def tokens(text: str) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
+            found = self.tokenizer(text, return_offsets_mapping=True)
+            return tuple(found["input_ids"]), tuple(found["offset_mapping"])
+
+        return tokens
 
     def continuation(self, prompt: str, text: str) -> list[int]:
         """The tokens of ``text`` where it continues ``prompt``.
@@ -201,8 +213,7 @@ class LM:
                 f"the subject '{subject}' is not in '{text}'; give the subject as it is written in the prompt"
             )
         end = begin + len(subject)
-        offsets: list[tuple[int, int]] = self.tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
-        inside = [i for i, (a, b) in enumerate(offsets) if a < end and b > begin and text[a:b].strip()]
+        inside = [i for i, (a, b) in enumerate(self._tokens(text)[1]) if a < end and b > begin and text[a:b].strip()]
         if not inside:
             raise DataError(f"the subject '{subject}' has no token of its own in '{text}'; choose another prompt")
         return inside[0], inside[-1] + 1

@@ -22,7 +22,7 @@ from harness.metrics import Ratio
 from harness.patch import PromptRule
 from harness.stats import documents
 
-__all__ = ["NAME", "Reading", "Texts", "read", "repetition", "texts"]
+__all__ = ["NAME", "Reading", "Texts", "read", "repetition", "texts", "unedited"]
 
 NAME = "neutral_text"
 _NUMBERS = 2**27
@@ -112,6 +112,24 @@ def read(lm: LM, found: Texts, base: Reading | None, prompt: PromptRule | None =
             kl[name] = Ratio(float(double(before.exp() * (before - log_p)).sum()), steps)
             kept += [log_p] if base is None else []
     return Reading({"nll": nll, "kl": kl}, tuple(kept), repetition(lm, found))
+
+
+_last: dict[tuple[str, ...], Reading] = {}
+
+
+def unedited(lm: LM, found: Texts, key: tuple[str, ...]) -> Reading:
+    """Read the texts with the unedited model; what was read last is kept, for many plans in one process.
+
+    Args:
+        lm: the model.
+        found: the texts.
+        key: what the reading depends on besides them.
+    """
+    if (*key, found.sha256) not in _last:
+        reading = read(lm, found, None)
+        _last.clear()
+        _last[(*key, found.sha256)] = reading
+    return _last[(*key, found.sha256)]
 
 
 def _written_as(lm: LM, text: str, row: tuple[int, ...], prompt: PromptRule | None) -> list[int]:

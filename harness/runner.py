@@ -360,8 +360,11 @@ class _Run:
         """Perplexity, divergence and the tripwires on text that no edit is about."""
         lm, count = self.ready.lm, stop.edits if stop else 0
         patch = stop.patches[0] if stop else Patch()
-        with patched(lm, patch):
-            found = neutral.read(lm, texts, self.reading, patch.prompt)
+        if stop is None and self.options.cache:
+            found = neutral.unedited(lm, texts, (self._fingerprint, str(lm.device)))
+        else:
+            with patched(lm, patch):
+                found = neutral.read(lm, texts, self.reading, patch.prompt)
         before = self.reading.values if self.reading and stop else None
         self.reading = self.reading or found
         table = record.summarise(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -25,6 +26,17 @@ def test_a_continuation_is_what_follows_the_prompt(tiny, family):
     joined = lm.encode(prompt) + lm.continuation(prompt, target)
     assert joined == lm.encode(prompt + target)
     assert lm.tokenizer.decode(joined, skip_special_tokens=True) == prompt + target
+
+
+@BOTH
+def test_the_tokens_of_a_text_are_the_callers_own(tiny, family):
+    """A text that is asked for again is not read again, and nobody sees what another made of its tokens."""
+    lm = replace(tiny(family))
+    before = lm.encode("The home of Hugo Lantern")
+    lm.encode("The home of Hugo Lantern").append(-1)
+    assert lm.encode("The home of Hugo Lantern") == before == lm.tokenizer("The home of Hugo Lantern")["input_ids"]
+    lm.span("The home of Hugo Lantern", "Hugo")
+    assert lm._tokens.cache_info().misses == 1
 
 
 @BOTH

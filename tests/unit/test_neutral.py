@@ -115,3 +115,13 @@ def test_tripwires(nll: float, ratio: float | None, repetition: float | None, wa
 
 def test_a_model_that_always_repeated_itself_has_not_collapsed() -> None:
     assert tripwires.fired(reading(2.0, 0.6), reading(2.0, 0.9), {}) == []
+
+
+def test_the_unedited_model_is_read_once_for_many_plans(lm: LM, bump: Patch) -> None:
+    texts = neutral.texts(lm, 5)
+    first = neutral.unedited(lm, texts, ("a",))
+    assert neutral.unedited(lm, texts, ("a",)) is first
+    assert neutral.unedited(lm, neutral.texts(lm, 4), ("a",)) is not first
+    with patched(lm, bump):
+        other = neutral.unedited(lm, texts, ("b",))
+    assert other.values["nll"] == neutral.unedited(lm, texts, ("b",)).values["nll"] != first.values["nll"]
