@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import shlex
@@ -50,11 +51,12 @@ def carry_out(plans: Sequence[Plan], folder: Path, device: str, jobs: int) -> in
 def _lessons(plans: Sequence[Plan], device: str) -> list[list[str]]:
     """The commands by which editors learn what they have not learned yet, each once."""
     missing: dict[Path, list[str]] = {}
+    loaded = functools.lru_cache(maxsize=1)(load)
     for plan in plans:
         recipe = compose(plan.editor)
         if plan.fitted or not issubclass(recipe.cls, Learned):
             continue
-        lm = load(plan.model, plan.dtype, device)
+        lm = loaded(plan.model, plan.dtype, device)
         method = recipe.build(lm, plan.settings, plan.seed).root
         path = fitted.default_path(method, lm)
         if not path.is_file():
