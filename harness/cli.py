@@ -70,11 +70,11 @@ def harness() -> None:
     """The group of all commands."""
 
 
-def main() -> None:
-    """Run the command line; every mistake of the user is one line and an exit code."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line, or what stands in ``arguments``; every mistake of the user is one line and an exit code."""
     _quiet()
     try:
-        harness(standalone_mode=False)
+        harness(arguments, "harness" if arguments else None, standalone_mode=False)
     except HarnessError as error:
         _fail(str(error), error.exit_code)
     except click.UsageError as error:

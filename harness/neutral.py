@@ -125,11 +125,12 @@ def unedited(lm: LM, found: Texts, key: tuple[str, ...]) -> Reading:
         found: the texts.
         key: what the reading depends on besides them.
     """
-    if (*key, found.sha256) not in _last:
+    whole = (*key, found.sha256)
+    if whole not in _last:
         reading = read(lm, found, None)
         _last.clear()
-        _last[(*key, found.sha256)] = reading
-    return _last[(*key, found.sha256)]
+        _last[whole] = reading
+    return _last[whole]
 
 
 def _written_as(lm: LM, text: str, row: tuple[int, ...], prompt: PromptRule | None) -> list[int]:

@@ -80,7 +80,7 @@ def draw(name: str, plans: Sequence[Plan], folder: Path, figures: Path, drawn: s
     for group, paths in found.items():
         if len(set(paths)) > 1 and frozenset(paths) not in drawn:
             drawn.add(frozenset(paths))
-            call("plot", *dict.fromkeys(paths), "--output", str(figures / f"{group}.png"))
+            call(["plot", *dict.fromkeys(paths), "--output", str(figures / f"{group}.png")])
 
 
 if __name__ == "__main__":

@@ -6,8 +6,6 @@ import functools
 import io
 import os
 import shlex
-import subprocess
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -36,12 +34,12 @@ def carry_out(plans: Sequence[Plan], folder: Path, device: str, jobs: int) -> in
     """Run plans, some at a time, each on one thread; their editors learn first.
 
     Returns:
-        How many failed.
+        How many failed; all of them, where a worker died.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
         try:
-            list(pool.map(_told, _lessons(plans, device)))
+            list(pool.map(call, _lessons(plans, device)))
             return sum(pool.map(_run, plans, repeat(folder), repeat(device)))
         except BrokenProcessPool:
             print("a worker died, perhaps for want of memory; the same command goes on where it was", flush=True)
@@ -66,13 +64,13 @@ def _lessons(plans: Sequence[Plan], device: str) -> list[list[str]]:
 
 
 def _run(plan: Plan, folder: Path, device: str) -> int:
-    """Run one plan in a process of its own; its record appears in ``folder`` when it is complete."""
+    """Run one plan; its record appears in ``folder`` when it is complete."""
     workshop = folder / f".{identity(plan)[:8]}"
     workshop.mkdir(exist_ok=True)
     written = workshop / "plan.yaml"
     written.write_text(yaml.safe_dump(plan.to_json()), encoding="utf-8")
     options = ["--config", str(written), "--output", str(workshop), "--no-save-edits", "--device", device]
-    done = _told(["run", *options])
+    done = call(["run", *options])
     if done == 0:
         for path in workshop.glob("*.json*"):
             path.replace(folder / path.name)
@@ -82,23 +80,14 @@ def _run(plan: Plan, folder: Path, device: str) -> int:
     return done
 
 
-def _told(options: Sequence[str]) -> int:
+def call(options: Sequence[str]) -> int:
     """A command of the harness in this process, which has loaded it already; what it says is printed."""
-    said, sys.argv = io.StringIO(), ["harness", *options]
+    said = io.StringIO()
     code: object = 0
     with redirect_stdout(said), redirect_stderr(said):
         try:
-            cli.main()
+            cli.main(options)
         except SystemExit as end:
             code = end.code
     print(f"{' '.join(options)}\n{said.getvalue()}" if code else said.getvalue(), flush=True)
     return int(bool(code))
-
-
-def call(*options: str) -> int:
-    """A command of the harness on one thread; what it says is printed."""
-    command = [sys.executable, "-m", "harness.cli", *options]
-    environment = {"OMP_NUM_THREADS": "1", **os.environ}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    print(done.stdout if done.returncode == 0 else f"{' '.join(options)}\n{done.stderr}", flush=True)
-    return int(done.returncode != 0)
