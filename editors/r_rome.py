@@ -12,7 +12,7 @@ from typing import Literal
 
 from harness.delta import LowRank
 from harness.editor import Edit
-from harness.keys import Unedited, inserted, keys
+from harness.keys import Unedited, inserted
 from harness.lm import LM
 from harness.rankone import RankOne, direction
 from harness.value import optimise
@@ -37,10 +37,10 @@ class RRome(RankOne):
 
     def changes(self, lm: LM, edits: Sequence[Edit], layer: int, prior: Unedited) -> list[LowRank]:
         """The rank-one change of one layer for each of some independent edits."""
+        values = optimise(lm, edits, prior.contexts, self.objective(layer), keys=True)
         templates = prior.contexts if self.variant == "prefix" else ("{}",)
-        key, output = keys(lm, edits, layer, templates, self.fact_token, outputs=True)
+        key, output = self.seen(lm, edits, layer, templates, values)
         u = direction(key, self.moment(prior, layer))
-        values = optimise(lm, edits, prior.contexts, self.objective(layer))
         wanted = values.value if self.variant == "prefix" else output + values.delta
         return inserted(u, key, output, wanted, [f"edit {edit.id}" for edit in edits])
 

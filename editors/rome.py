@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from harness.delta import LowRank
 from harness.editor import Edit
-from harness.keys import Unedited, inserted, keys
+from harness.keys import Unedited, inserted
 from harness.lm import LM
 from harness.rankone import RankOne, direction
 from harness.value import optimise
@@ -31,8 +31,8 @@ class Rome(RankOne):
 
     def changes(self, lm: LM, edits: Sequence[Edit], layer: int, prior: Unedited) -> list[LowRank]:
         """The rank-one change of one layer for each of some independent edits."""
-        mean, _ = keys(lm, edits, layer, prior.contexts, self.fact_token)
+        values = optimise(lm, edits, prior.contexts, self.objective(layer), keys=True)
+        mean, _ = self.seen(lm, edits, layer, prior.contexts, values)
+        key, output = self.seen(lm, edits, layer, ("{}",), values)
         u = direction(mean, self.moment(prior, layer))
-        values = optimise(lm, edits, prior.contexts, self.objective(layer))
-        key, output = keys(lm, edits, layer, ("{}",), self.fact_token, outputs=True)
         return inserted(u, key, output, values.value, [f"edit {edit.id}" for edit in edits])

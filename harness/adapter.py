@@ -8,6 +8,7 @@ pass.
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -158,8 +159,9 @@ class EditedLM(HFLM):  # type: ignore[misc]
         found = [self._spans(request, encoded) for request in requests]
         owners = [i for i, spans in enumerate(found) for _ in spans]
         marks = None if self._rows is None else [self._row_patches[i] for i in owners]
-        forward = None if self._rows is None else self._forward
-        scored = score(self.lm, [s for spans in found for s in spans], self.batch_size, marks, forward, self._advance)
+        scored = score(
+            self.lm, [s for spans in found for s in spans], self.batch_size, marks, self._carry, self._advance
+        )
         results = [(0.0, True)] * len(requests)
         for i, (value, greedy) in zip(owners, scored, strict=True):
             results[i] = (results[i][0] + value, results[i][1] and greedy)
@@ -201,11 +203,10 @@ class EditedLM(HFLM):  # type: ignore[misc]
         self._check_length(continuation, found.scored)
         return [found]
 
-    def _forward(self, ids: Tensor, marks: Sequence[int]) -> Tensor:
-        assert self._rows is not None
-        self._rows.index = torch.tensor(list(marks))
-        logits: Tensor = super()._model_call(ids)
-        return logits
+    def _carry(self, marks: Sequence[int]) -> None:
+        """Let the rows of the next forward pass carry these patches, where each document has its own."""
+        if self._rows is not None:
+            self._rows.index = torch.tensor(list(marks))
 
     def _loglikelihood_tokens(
         self,
@@ -222,7 +223,7 @@ class EditedLM(HFLM):  # type: ignore[misc]
             return scored
         # The base class sorts requests by their tokens and forgets whose they are; here rows keep their patch.
         spans = [Span((*context, *continuation), len(continuation)) for _, context, continuation in requests]
-        return score(self.lm, spans, self.batch_size, self._row_patches, self._forward, self._advance, rounded=True)
+        return score(self.lm, spans, self.batch_size, self._row_patches, self._carry, self._advance, rounded=True)
 
     def _model_call(self, inps: Tensor, attn_mask: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
         logits: Tensor = super()._model_call(inps, attn_mask, labels)
@@ -237,6 +238,14 @@ class EditedLM(HFLM):  # type: ignore[misc]
         tokens: Tensor = super()._model_generate(context, max_length, stop, **generation_kwargs)
         self._advance(context.shape[0])
         return tokens
+
+    def tok_encode(self, string: str, *given: Any, **options: Any) -> list[int]:
+        """The tokens of a text; each context comes again with other continuations, and all of them at every stop."""
+        return list(self._encoded(str(string), *given, **options))
+
+    @functools.cached_property
+    def _encoded(self) -> Callable[..., list[int]]:
+        return functools.lru_cache(maxsize=8192)(super().tok_encode)
 
     def tok_batch_encode(
         self,

@@ -65,23 +65,25 @@ def common(first: Sequence[int], second: Sequence[int]) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))
 
 
-def packs(texts: Sequence[tuple[int, ...]]) -> list[Pack]:
+def packs(texts: Sequence[tuple[int, ...]], marks: Sequence[int]) -> list[Pack]:
     """Rows that hold every text once, the longest rows first.
 
     Args:
         texts: tokens.
+        marks: what each text carries besides its tokens; texts of one mark share a row.
     """
     found: list[Pack] = []
     before: tuple[int, ...] = ()
     path: list[int] = []
-    for i in sorted(range(len(texts)), key=lambda i: texts[i]):
+    mark: int | None = None
+    for i in sorted(range(len(texts)), key=lambda i: (marks[i], texts[i])):
         text = texts[i]
         shared = common(text, before)
         width = len(found[-1].ids) + len(text) - shared if found else 0
-        if not found or width > (_MOST if 2 * shared >= len(text) else _ROOM):
+        if marks[i] != mark or width > (_MOST if 2 * shared >= len(text) else _ROOM):
             found.append(Pack())
             shared = 0
-        path, before = found[-1].add(i, text, path[:shared]), text
+        path, before, mark = found[-1].add(i, text, path[:shared]), text, marks[i]
     return sorted(found, key=lambda pack: -len(pack.ids))
 
 

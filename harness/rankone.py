@@ -15,11 +15,12 @@ from torch import Tensor
 
 from harness.delta import LowRank
 from harness.editor import Count, Edit, NotNegative, Positive
-from harness.keys import Unedited, chosen, depth
+from harness.keys import Unedited, chosen, depth, keys
 from harness.lm import LM
 from harness.locate import LocateThenEdit
 from harness.patch import Patch, patched
 from harness.stats import Moment
+from harness.value import Values
 
 __all__ = ["RankOne", "direction"]
 
@@ -99,6 +100,23 @@ class RankOne(LocateThenEdit):
     @abstractmethod
     def changes(self, lm: LM, edits: Sequence[Edit], layer: int, prior: Unedited) -> list[LowRank]:
         """The change of one layer for each of some independent edits."""
+
+    def seen(
+        self, lm: LM, edits: Sequence[Edit], layer: int, templates: Sequence[str], values: Values
+    ) -> tuple[Tensor, Tensor]:
+        """Keys ``[edits, f]`` and outputs ``[edits, d]`` of the bare prompt, or their means over all context templates.
+
+        Args:
+            lm: the model.
+            edits: the edits.
+            layer: the layer.
+            templates: ``("{}",)``, or those of the value optimisation.
+            values: what the optimisation found, and read on its way.
+        """
+        if self.fact_token == "last_released":  # a column of padding, and where it lies depends on the batch
+            return keys(lm, edits, layer, templates, self.fact_token, outputs=True)
+        which = int(len(templates) > 1)
+        return values.keys[:, which], values.outputs[:, which]
 
     def moment(self, prior: Unedited, layer: int) -> Moment | None:
         """The second moment to whiten with, None without covariance."""

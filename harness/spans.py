@@ -28,7 +28,6 @@ from harness.taps import only_at, wide
 __all__ = [
     "Apart",
     "Encoded",
-    "Forward",
     "Span",
     "Whole",
     "mean_nll",
@@ -41,9 +40,6 @@ __all__ = [
 
 _LOGITS = 2**27
 """How many logits one forward pass may give (half a gigabyte)."""
-
-Forward = Callable[[Tensor, Sequence[int]], Tensor]
-"""From the tokens ``[rows, columns]``, right-padded, and the mark of each row to logits ``[rows, columns, vocab]``."""
 
 
 class Apart(str):
@@ -144,7 +140,7 @@ def score(
     spans: Sequence[Span],
     rows: int = 32,
     marks: Sequence[int] | None = None,
-    forward: Forward | None = None,
+    before: Callable[[Sequence[int]], None] = lambda _marks: None,
     done: Callable[[int], None] = lambda _spans: None,
     rounded: bool = False,
 ) -> list[tuple[float, bool]]:
@@ -152,24 +148,25 @@ def score(
 
     Spans that read the same tokens are read once, so that the two pronouns of a pair cost one. Those that begin alike
     share a row (:mod:`harness.prefixes`) where that saves anything and a few of them, tried, get the numbers of rows of
-    their own; so not where a patch has hooks, or a forward pass is given.
+    their own; so not where a patch has hooks.
 
     Args:
         lm: the model.
         spans: what is scored; of one that is longer than the model's context the first tokens are dropped.
         rows: texts of one forward pass at most (or those that share one row).
-        marks: what each span carries besides its tokens, handed to ``forward``.
-        forward: by default a plain forward pass.
+        marks: what each span carries besides its tokens; by default all the same.
+        before: told the mark of each row of the next forward pass.
         done: told how many more spans have been scored.
         rounded: whether log-probabilities and their sums are rounded to the model's dtype, as lm-eval's are.
     """
     cut = [Span(s.ids[-lm.context - 1 :], s.scored) for s in spans]
     found: list[tuple[float, bool]] = [(0.0, True)] * len(cut)
-    order = sorted(range(len(cut)), key=lambda i: (-len(cut[i].ids), cut[i].ids[:-1], marks[i] if marks else 0))
-    same = [list(g) for _, g in groupby(order, key=lambda i: (cut[i].ids[:-1], marks[i] if marks else 0))]
-    reading = _Reading(lm, cut, same, marks, forward)
+    carried = marks or [0] * len(cut)
+    order = sorted(range(len(cut)), key=lambda i: (-len(cut[i].ids), cut[i].ids[:-1], carried[i]))
+    same = [list(g) for _, g in groupby(order, key=lambda i: (cut[i].ids[:-1], carried[i]))]
+    reading = _Reading(lm, cut, same, [carried[members[0]] for members in same], before)
     with torch.no_grad(), nullcontext() if rounded else wide_head(lm):
-        together = reading.together() if forward is None else []
+        together = reading.together()
         read = reading.shared if together else reading.alone
         for portion in _portions(together or reading.single, rows, int(lm.model.config.vocab_size)):
             wanted = reading.wanted(portion)
@@ -234,15 +231,15 @@ class _Reading:
         lm: the model.
         spans: the spans.
         same: the spans that read each text.
-        marks: what each span carries.
-        forward: the forward pass over texts in rows of their own.
+        marks: what each text carries.
+        before: told the mark of each row of the next forward pass.
     """
 
     lm: LM
     spans: Sequence[Span]
     same: Sequence[Sequence[int]]
-    marks: Sequence[int] | None
-    forward: Forward | None
+    marks: Sequence[int]
+    before: Callable[[Sequence[int]], None]
 
     @property
     def texts(self) -> list[tuple[int, ...]]:
@@ -256,7 +253,7 @@ class _Reading:
 
     def together(self) -> list[Pack]:
         """The texts with what they share once; none where that saves nothing or cannot be done."""
-        packed, single = packs(self.texts), self.single
+        packed, single = packs(self.texts, self.marks), self.single
         # The widest row and the longest text show whether positions, masks and windows of attention are followed.
         few = [pack for i, pack in enumerate(packed) if i == 0 or 0 in pack.texts]
         apart = [single[i] for i in sorted({i for pack in few for i in (min(pack.texts), list(pack.texts)[-1])})]
@@ -293,21 +290,21 @@ class _Reading:
     def alone(self, single: Sequence[Pack], wanted: _Wanted) -> Tensor:
         """The logits ``[positions, vocabulary]`` of texts in rows of their own."""
         ids = self.lm.batch([pack.ids for pack in single]).ids
-        marks = [self.marks[self.same[i][0]] if self.marks else 0 for pack in single for i in pack.texts]
         with _only(self.lm, wanted.kept) as narrowed:
-            logits = self.forward(ids, marks) if self.forward else _logits(self.lm, input_ids=ids, use_cache=False)
+            logits = self._logits(single, input_ids=ids, use_cache=False)
         return logits[0] if narrowed else logits.flatten(0, 1)[wanted.kept.to(logits.device)]
 
     def shared(self, packed: Sequence[Pack], wanted: _Wanted) -> Tensor:
         """The same of rows that hold many; the last feed-forward module, too, computes wanted positions alone."""
         last = self.lm.module(self.lm.arch.mlp_of(self.lm.arch.layers - 1))
-        with _only(self.lm, wanted.kept), only_at(last, wanted.kept):
-            return _logits(self.lm, **inputs(self.lm, packed))[0]
+        changed = any(module._forward_hooks for module in last.modules())  # by a patch of each row
+        with _only(self.lm, wanted.kept), nullcontext() if changed else only_at(last, wanted.kept):
+            return self._logits(packed, **inputs(self.lm, packed))[0]
 
-
-def _logits(lm: LM, **given: Any) -> Tensor:
-    logits: Tensor = lm.model(**given).logits
-    return logits
+    def _logits(self, rows: Sequence[Pack], **given: Any) -> Tensor:
+        self.before([self.marks[min(row.texts)] for row in rows])
+        logits: Tensor = self.lm.model(**given).logits
+        return logits
 
 
 def _looked_at(lm: LM) -> bool:

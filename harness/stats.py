@@ -31,7 +31,7 @@ from harness.console import progress_console
 from harness.delta import double
 from harness.errors import DataError, NumericalError, near
 from harness.lm import LM, tensor_sha256
-from harness.taps import tap
+from harness.taps import fused, tap
 
 __all__ = [
     "Cached",
@@ -201,7 +201,7 @@ def accumulate(
     names = {layer: lm.arch.down_of(layer) for layer in layers}
     sums: dict[int, Tensor] = {}
     count = 0
-    with _bar(progress, lm.name, tokens) as tell:
+    with _bar(progress, lm.name, tokens) as tell, fused(lm.model):
         for rows in _batches(lm, texts, tokens, max(budget, _longest(lm))):
             batch = lm.batch(rows)
             seen = tap(lm, batch, inputs=names.values())

@@ -23,6 +23,7 @@ __all__ = [
     "Past",
     "Row",
     "Taps",
+    "at_each",
     "chunks",
     "first",
     "fused",
@@ -293,7 +294,7 @@ def read(
         at = torch.tensor([rows[i].at for i in chunk])
         for parts, tensors in ((entered, seen.inputs), (left, seen.outputs)):
             for name, tensor in tensors.items():
-                parts[name].append(_at(tensor, at))
+                parts[name].append(at_each(tensor, at))
         order.extend(chunk)
     return Taps(_in_order(entered, order), _in_order(left, order))
 
@@ -377,7 +378,8 @@ def wide(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def _at(hidden: Tensor, at: Tensor) -> Tensor:
+def at_each(hidden: Tensor, at: Tensor) -> Tensor:
+    """Hidden states ``[rows, columns, dim]`` at one position of each row, ``[rows, dim]``, at least in float32."""
     return wide(hidden[torch.arange(len(hidden), device=hidden.device), at.to(hidden.device)])
 
 

@@ -15,9 +15,9 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -29,7 +29,7 @@ from harness.errors import NumericalError
 from harness.keys import FactToken, lookup, prompts
 from harness.lm import LM
 from harness.objectives import floor, losses
-from harness.taps import FULL, Past, Row, first, fused, idle, only_at, pad, past, read, tap, wide
+from harness.taps import FULL, Past, Row, Taps, at_each, first, fused, idle, only_at, pad, past, read, tap, wide
 
 __all__ = ["Objective", "Seam", "Values", "anchor_norm", "optimise"]
 
@@ -95,6 +95,9 @@ class Values:
         written: ``v0 [edits, d]``, the part of ``start`` that the layer's feed-forward module writes; but for the seam
             ``block`` it is all of it.
         anchor: the norm to which ``v0 + delta`` is scaled, None for none.
+        keys: ``[edits, 2, f]``, what the layer's down-projection reads at the changed token: of the bare prompt, and
+            the mean over the context templates; empty if not wanted.
+        outputs: ``[edits, 2, d]``, what it gives there; empty if not wanted.
     """
 
     start: Tensor
@@ -102,6 +105,8 @@ class Values:
     losses: tuple[Tensor, ...]
     written: Tensor
     anchor: float | None = None
+    keys: Tensor = field(default_factory=lambda: torch.empty(0))
+    outputs: Tensor = field(default_factory=lambda: torch.empty(0))
 
     @property
     def value(self) -> Tensor:
@@ -190,7 +195,9 @@ class _Places:
     of: Tensor
 
 
-def optimise(lm: LM, edits: Sequence[Edit], templates: Sequence[str], objective: Objective) -> Values:
+def optimise(
+    lm: LM, edits: Sequence[Edit], templates: Sequence[str], objective: Objective, keys: bool = False
+) -> Values:
     """Find a value for each of many independent edits.
 
     Args:
@@ -198,6 +205,7 @@ def optimise(lm: LM, edits: Sequence[Edit], templates: Sequence[str], objective:
         edits: the edits; each needs a subject.
         templates: context templates; the first is the bare prompt, whose hidden state is ``v0``.
         objective: what is optimised.
+        keys: whether keys and outputs are wanted too, of which the optimisation makes the model compute all.
 
     Raises:
         UsageError: an edit has no subject.
@@ -206,17 +214,20 @@ def optimise(lm: LM, edits: Sequence[Edit], templates: Sequence[str], objective:
         ModelError: a layer does not exist.
     """
     whole = [_task(lm, edit, templates, objective.fact_token) for edit in edits]
-    parts: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+    parts: dict[int, tuple[Tensor, ...]] = {}
     with fused(lm.model):
         runner, tasks = _way(lm, whole, objective)
         for chunk in _portions(tasks, objective.budget or _budget(lm)):
-            start, delta, losses = _descend(lm, [tasks[i] for i in chunk], objective, runner)
-            parts.update({i: (start[j], delta[j], losses[j]) for j, i in enumerate(chunk)})
+            found = _descend(lm, [tasks[i] for i in chunk], objective, runner)
+            each = zip(*(found if keys else found[:3]), strict=True)
+            parts.update(zip(chunk, each, strict=True))
     ordered = [parts[i] for i in range(len(tasks))]
     # Of two parts, the second is what the feed-forward module writes.
     start, delta = (torch.stack([part[k][-lm.arch.width :] for part in ordered]) for k in (0, 1))
     written = _written(lm, whole, start, objective)
-    return Values(start, delta, tuple(part[2] for part in ordered), written, _anchor(objective, written))
+    values = Values(start, delta, tuple(part[2] for part in ordered), written, _anchor(objective, written))
+    read, given = (torch.stack([part[k] for part in ordered]) for k in (3, 4)) if keys else (start[:0], start[:0])
+    return replace(values, keys=read, outputs=given)
 
 
 def _written(lm: LM, tasks: Sequence[_Task], start: Tensor, objective: Objective) -> Tensor:
@@ -277,11 +288,15 @@ def _task(lm: LM, edit: Edit, templates: Sequence[str], fact_token: FactToken) -
 
 def _descend(
     lm: LM, tasks: Sequence[_Task], objective: Objective, runner: type[_Runner]
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Adam on one row for each edit; an edit that has stopped keeps its row."""
+) -> tuple[Tensor, Tensor, list[Tensor], Tensor, Tensor]:
+    """Adam on one row for each edit; an edit that has stopped keeps its row.
+
+    Returns:
+        Start, delta, losses, keys and outputs, as :class:`Values` has them.
+    """
     front = past(lm, _heads(tasks))
     stage = _Stage(lm, tasks, list(range(len(tasks))), objective, runner, front)
-    start, reference = stage.start, None
+    start, reference, seen = stage.start, None, stage.runner.seen()
     delta = torch.zeros_like(start, requires_grad=True)
     bound = objective.clamp * _norms(start, lm.arch.width)
     floors = torch.tensor([_floor(task.edit, objective) for task in tasks], device=start.device).to(start)
@@ -310,7 +325,7 @@ def _descend(
         if 8 * len(left) <= 7 * len(stage.members):
             # Preparing anew costs a third of an evaluation.
             stage = _Stage(lm, tasks, left, objective, runner, front)
-    return start, delta.detach(), [torch.stack(rows) for rows in losses]
+    return start, delta.detach(), [torch.stack(rows) for rows in losses], *seen
 
 
 def _norms(vectors: Tensor, width: int) -> Tensor:
@@ -448,9 +463,13 @@ class _Runner:
     Attributes:
         names: the edited modules.
         seam: the unchanged output of each, ``[rows, columns, d]``, at least float32.
+        key: what the down-projection reads at the change, ``[rows, f]``, at least float32.
+        output: what it gives there, ``[rows, d]``, at least float32.
     """
 
     seam: Sequence[Tensor]
+    key: Tensor
+    output: Tensor
 
     def __init__(self, lm: LM, tasks: Sequence[_Task], objective: Objective, front: Past | None = None) -> None:
         self.lm, self.objective, self.front = lm, objective, front
@@ -466,6 +485,23 @@ class _Runner:
             "parts": (lm.arch.attn_of, lm.arch.mlp_of),
         }
         self.names = [part(objective.layer) for part in parts[objective.seam]]
+        self.down = lm.arch.down_of(objective.layer)
+        self.contexts = len(tasks[0].said) - tasks[0].rivals
+
+    def _see(self, inputs: Collection[str] = (), outputs: Collection[str] = ()) -> Taps:
+        """Run the model until all that is wanted, and these modules, have been seen unchanged."""
+        wanted = {*self.names, self.down, *outputs}
+        seen = tap(self.lm, self.batch, {self.down, *inputs}, wanted, self.front)
+        self.seam = [wide(seen.outputs[name]) for name in self.names]
+        self.key, self.output = (at_each(kept[self.down], self.places.at) for kept in (seen.inputs, seen.outputs))
+        return seen
+
+    def seen(self) -> tuple[Tensor, Tensor]:
+        """Keys and outputs of every edit, ``[edits, 2, f]`` and ``[edits, 2, d]``, see :class:`Values`."""
+        rows = self.places.first[:, None] + torch.arange(self.contexts, device=self.lm.device)
+        each = (kept[rows.to(kept.device)].to(self.lm.device) for kept in (self.key, self.output))
+        key, output = (torch.stack([part[:, 0], part.mean(1)], 1) for part in each)
+        return key, output
 
     def start(self) -> Tensor:
         """What is changed, at its position in the first row of every edit, ``[edits, parts * d]``."""
@@ -543,8 +579,7 @@ class _Above(_Runner):
                 handle = block.register_forward_pre_hook(self._record, with_kwargs=True)
                 stack.callback(handle.remove)
             stack.enter_context(idle(self.blocks[1 - self.lowest :], lm.module(edited)))
-            seen = tap(lm, self.batch, names[-1:], {*self.names, edited}, front).outputs
-        self.seam, self.given = [wide(seen[name]) for name in self.names], seen[edited]
+            self.given = self._see(names[-1:], [edited]).outputs[edited]
         columns, (row, column) = self.batch.ids.shape[1], (self.places.row, self.places.column)
         decoded = [row * columns + column, self.places.kl_row * columns + self.places.kl_column]
         self.decoded: Tensor = torch.unique(torch.cat(decoded))
@@ -594,8 +629,7 @@ class _Whole(_Runner):
 
     def __init__(self, lm: LM, tasks: Sequence[_Task], objective: Objective, front: Past | None = None) -> None:
         super().__init__(lm, tasks, objective, front)
-        seen = tap(lm, self.batch, outputs=self.names).outputs
-        self.seam = [wide(seen[name]) for name in self.names]
+        self._see()
 
     def logits(self, delta: Tensor) -> tuple[Tensor, Tensor]:
         places = self.places

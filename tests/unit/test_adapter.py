@@ -282,6 +282,27 @@ def test_isolated_scoring_reads_what_is_scored_and_rows_of_one_patch_once(
     assert found[0] == found[1] != found[2]
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_texts_of_one_patch_share_what_they_begin_with(tiny: Callable[[str], LM], family: str) -> None:
+    """Also where a patch changes the last layer, whose feed-forward module could compute scored positions alone."""
+    lm, seen = tiny(family), list[int]()
+    patches = changes(lm)[1:3]
+    assert lm.down(lm.arch.layers - 1) in patches[0].weights
+    start = "The home of Greta Holm, whom nearly everybody in the town knows,"
+    pairs = [(start + a, b) for a in (" is", " is not", " was", " may be") for b in (" Oslo", " Rome and Lisbon")]
+    asked = [
+        Instance("loglikelihood", {}, pair, 0, metadata=("t", patch, 1))  # type: ignore[arg-type]
+        for pair in pairs
+        for patch in range(2)
+    ]
+    expected = one_after_the_other(lm, asked, patches)
+    handle = lm.module(lm.arch.embedding).register_forward_pre_hook(lambda _, args: seen.append(args[0].numel()))
+    with EditedLM(lm).isolated(patches, by_document) as model:
+        assert_same(score(model, asked), expected)
+    handle.remove()
+    assert sum(seen) < 0.7 * 2 * sum(len(lm.encode(a + b)) - 1 for a, b in pairs)
+
+
 def test_isolated_scoring_in_half_precision_rounds_as_lm_eval_does(fresh: Callable[..., LM]) -> None:
     model = EditedLM(fresh("llama", dtype=torch.bfloat16))
     asked = [one for one in requests("loglikelihood") if one.args[0]]

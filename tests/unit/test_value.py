@@ -108,6 +108,36 @@ def test_tv_13_the_pieces_of_the_loss(tiny, edits, monkeypatch):
     assert float(terms[0]) == pytest.approx(float(terms[1:].sum()))
 
 
+# ------------------------------------------------------------------------------------------------- keys on the way
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt", "falcon", "gptj"])
+@pytest.mark.parametrize("seam", ["mlp", "block"])
+def test_keys_are_read_on_the_way(tiny, edits, family, seam):
+    lm, objective = tiny(family), Objective(1, seam, steps=2)
+    values = optimise(lm, edits, CONTEXTS, objective, keys=True)
+    for which, templates in enumerate((("{}",), CONTEXTS)):
+        key, output = keys(lm, edits, 1, templates, "subject_last", outputs=True)
+        assert torch.allclose(values.keys[:, which], key, atol=1e-5)
+        assert torch.allclose(values.outputs[:, which], output, atol=1e-5)
+    assert not torch.allclose(values.keys[:, 0], values.keys[:, 1], atol=1e-2)
+    assert not optimise(lm, edits, CONTEXTS, objective).keys.numel()
+
+
+@pytest.mark.parametrize("method", [Rome, RRome])
+def test_a_column_of_padding_is_read_as_it_was_released(tiny, edits, method):
+    """Where the last column is meant, the target behind a prompt moves it."""
+    lm = tiny("gpt2")
+    prior = Unedited(CONTEXTS, {0: Moment(torch.eye(lm.arch.inner, dtype=torch.float64), 10_000)})
+    rome = method(layers=(0,), v_steps=2, fact_token="last_released")
+    long = [replace(edits[0], target="the old town of Rome")]
+    u = rome.edit(lm, long, prior).weights[lm.down(0)].right[0]
+    mean, _ = keys(lm, long, 0, CONTEXTS, "last_released")
+    assert torch.allclose(u, mean[0] / mean[0].norm(), atol=1e-6)
+    moved = optimise(lm, long, CONTEXTS, rome.objective(0), keys=True).keys[0, 1]
+    assert not torch.allclose(u, moved / moved.norm(), atol=1e-4)
+
+
 # ------------------------------------------------------------------------------------------ defects of others' code
 
 
