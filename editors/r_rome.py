@@ -37,12 +37,12 @@ class RRome(RankOne):
 
     def changes(self, lm: LM, edits: Sequence[Edit], layer: int, prior: Unedited) -> list[LowRank]:
         """The rank-one change of one layer for each of some independent edits."""
+        moment = self.moment(prior, layer)
         values = optimise(lm, edits, prior.contexts, self.objective(layer), keys=True)
         templates = prior.contexts if self.variant == "prefix" else ("{}",)
         key, output = self.seen(lm, edits, layer, templates, values)
-        u = direction(key, self.moment(prior, layer))
         wanted = values.value if self.variant == "prefix" else output + values.delta
-        return inserted(u, key, output, wanted, [f"edit {edit.id}" for edit in edits])
+        return inserted(direction(key, moment), key, output, wanted, [f"edit {edit.id}" for edit in edits])
 
     def label(self) -> str:
         """The name, with the variant where it is not the default."""

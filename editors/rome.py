@@ -31,8 +31,8 @@ class Rome(RankOne):
 
     def changes(self, lm: LM, edits: Sequence[Edit], layer: int, prior: Unedited) -> list[LowRank]:
         """The rank-one change of one layer for each of some independent edits."""
+        moment = self.moment(prior, layer)
         values = optimise(lm, edits, prior.contexts, self.objective(layer), keys=True)
         mean, _ = self.seen(lm, edits, layer, prior.contexts, values)
         key, output = self.seen(lm, edits, layer, ("{}",), values)
-        u = direction(mean, self.moment(prior, layer))
-        return inserted(u, key, output, values.value, [f"edit {edit.id}" for edit in edits])
+        return inserted(direction(mean, moment), key, output, values.value, [f"edit {edit.id}" for edit in edits])

@@ -119,8 +119,16 @@ class RankOne(LocateThenEdit):
         return values.keys[:, which], values.outputs[:, which]
 
     def moment(self, prior: Unedited, layer: int) -> Moment | None:
-        """The second moment to whiten with, None without covariance."""
-        return prior.moments[layer] if self.covariance else None
+        """The second moment to whiten with, None without covariance.
+
+        Raises:
+            NumericalError: it has no inverse.
+        """
+        if not self.covariance:
+            return None
+        found = prior.moments[layer]
+        _ = found.factor  # computed here, so that one without an inverse is told before anything is optimised
+        return found
 
     def edited_layers(self, lm: LM) -> tuple[int, ...]:
         """The layers; by default one at 17 % of the depth."""

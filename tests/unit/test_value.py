@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import pytest
@@ -136,6 +137,15 @@ def test_a_column_of_padding_is_read_as_it_was_released(tiny, edits, method):
     assert torch.allclose(u, mean[0] / mean[0].norm(), atol=1e-6)
     moved = optimise(lm, long, CONTEXTS, rome.objective(0), keys=True).keys[0, 1]
     assert not torch.allclose(u, moved / moved.norm(), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["rome", "r_rome"])
+def test_a_moment_without_an_inverse_is_told_before_anything_is_optimised(tiny, edits, monkeypatch, name):
+    lm, cls = tiny("gpt2"), editor.find(name)
+    monkeypatch.setattr(sys.modules[cls.__module__], "optimise", lambda *_args, **_options: pytest.fail("optimised"))
+    prior = Unedited(CONTEXTS, {0: Moment(torch.zeros(lm.arch.inner, lm.arch.inner, dtype=torch.float64), 3)})
+    with pytest.raises(NumericalError, match="has no inverse: 3 tokens were read"):
+        cls(layers=(0,)).edit(lm, edits[:1], prior)
 
 
 # ------------------------------------------------------------------------------------------ defects of others' code
