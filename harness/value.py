@@ -225,9 +225,8 @@ def optimise(
     # Of two parts, the second is what the feed-forward module writes.
     start, delta = (torch.stack([part[k][-lm.arch.width :] for part in ordered]) for k in (0, 1))
     written = _written(lm, whole, start, objective)
-    values = Values(start, delta, tuple(part[2] for part in ordered), written, _anchor(objective, written))
-    read, given = (torch.stack([part[k] for part in ordered]) for k in (3, 4)) if keys else (start[:0], start[:0])
-    return replace(values, keys=read, outputs=given)
+    seen = [torch.stack([part[k] for part in ordered]) for k in (3, 4)] if keys else []
+    return Values(start, delta, tuple(part[2] for part in ordered), written, _anchor(objective, written), *seen)
 
 
 def _written(lm: LM, tasks: Sequence[_Task], start: Tensor, objective: Objective) -> Tensor:
