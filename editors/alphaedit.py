@@ -14,11 +14,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from harness.delta import double
-from harness.editor import Positive
+from harness.editing.editor import Positive
 from harness.errors import UsageError
-from harness.locate import Kept, Solver, Spread, woodbury
-from harness.stats import Moment
+from harness.methods.locate_then_edit import Kept, Solver, Spread, woodbury
+from harness.methods.second_moments import Moment
+from harness.patches.delta import double
 
 __all__ = ["AlphaEdit", "null_space"]
 

@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from harness import __version__, saved
-from harness.editor import Count, Edit, Editor, NotNegative, Pass, Positive, configure, find
-from harness.ensemble import combined, common_vocabulary
+from harness import __version__
+from harness.editing import patch_file
+from harness.editing.directions import DIRECTIONS
+from harness.editing.editor import Count, Edit, Editor, NotNegative, Pass, Positive, configure, find
 from harness.errors import DataError, ModelError, UsageError
-from harness.lm import LM, load
-from harness.objectives import DIRECTIONS
-from harness.patch import Part, Patch, Step, patched
+from harness.methods.logit_ensemble import combined, common_vocabulary
+from harness.models.lm import LM, load
+from harness.patches.patch import Part, Patch, Step, patched
 
 __all__ = ["Companion", "Ensemble", "Reader"]
 
@@ -110,7 +111,7 @@ class Ensemble(Part):
         return _opened(self.companion, self.device, self.text)
 
     def __call__(self, logits: Tensor, step: Step) -> Tensor:
-        """A logit rule (:data:`harness.patch.LogitRule`).
+        """A logit rule (:data:`harness.patches.patch.LogitRule`).
 
         Raises:
             ModelError: the text is longer than the companion reads.
@@ -132,7 +133,7 @@ class Ensemble(Part):
 
     def tensors(self) -> dict[str, Tensor]:
         """Those of the companion's change."""
-        return saved.packed(self.change, self.editor)[1]
+        return patch_file.packed(self.change, self.editor)[1]
 
     def settings(self) -> dict[str, Any]:
         """The companion with the hash of its weights, and what else changes it."""
@@ -144,7 +145,7 @@ class Ensemble(Part):
             "fixed": self.fixed,
             "editor": self.editor,
             "version": __version__,
-            "parts": saved.packed(self.change, self.editor)[0],
+            "parts": patch_file.packed(self.change, self.editor)[0],
         }
 
     @classmethod
@@ -158,7 +159,7 @@ class Ensemble(Part):
         companion = _opened(name, device, text)
         if companion.fingerprint() != settings["sha256"]:
             raise DataError(f"the companion {name} is not the model that was edited; give the same checkpoint")
-        change = saved.unpacked(Path(name), settings, tensors, companion)
+        change = patch_file.unpacked(Path(name), settings, tensors, companion)
         common = common_vocabulary(lm, companion)
         return cls(name, change, settings["beta"], common, device, text, settings["editor"], settings["fixed"])
 
@@ -231,13 +232,13 @@ class Companion(Editor):
         small = _opened(self.model, str(lm.device), lm.text)
         if self.patch is not None:
             path = Path(self.patch)
-            change = saved.load(path, small)
+            change = patch_file.load(path, small)
             if change.prompt is not None:
                 raise ModelError(
                     f"{path}: changes the prompt, but a companion reads what the model reads; give a change of its "
                     "weights, activations or logits"
                 )
-            return self._felt(lm, small, change, saved.manifest(path)["editor"])
+            return self._felt(lm, small, change, patch_file.manifest(path)["editor"])
         before = memory or _Memory(Patch(), None)
         with patched(small, before.change):
             change = self._method(small).edit(small, edits, before.inner)
@@ -264,7 +265,7 @@ class Companion(Editor):
         """The companion with the hash of its weights, and what is changed in it."""
         small = _opened(self.model, str(lm.device), lm.text)
         if self.patch is not None:
-            return {"companion": small.fingerprint(), "patch": saved.manifest(Path(self.patch))["sha256"]}
+            return {"companion": small.fingerprint(), "patch": patch_file.manifest(Path(self.patch))["sha256"]}
         return {"companion": small.fingerprint(), "method": self._method(small).hyperparameters()}
 
     def _method(self, small: LM) -> Editor:

@@ -14,12 +14,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from harness.delta import double
-from harness.editor import NotNegative, Positive
+from harness.editing.editor import NotNegative, Positive
 from harness.errors import NumericalError
-from harness.keys import chosen, depth
-from harness.lm import LM
-from harness.locate import Kept, Solver, Spread, preserved
+from harness.methods.keys import chosen, depth
+from harness.methods.locate_then_edit import Kept, Solver, Spread, preserved
+from harness.models.lm import LM
+from harness.patches.delta import double
 
 __all__ = ["Emmet"]
 

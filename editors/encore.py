@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from harness.editor import NotNegative, Wrapper
-from harness.locate import with_root
+from harness.editing.editor import NotNegative, Wrapper
+from harness.methods.locate_then_edit import with_root
 
 __all__ = ["Encore"]
 

@@ -13,13 +13,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from harness.descent import Loss, Settings, descend, feed_forward
-from harness.editor import Count, Edit, Editor, NotNegative, Positive
+from harness.editing.directions import DIRECTIONS
+from harness.editing.editor import Count, Edit, Editor, NotNegative, Positive
 from harness.errors import UsageError
-from harness.keys import chosen, depth
-from harness.lm import LM
-from harness.objectives import DIRECTIONS
-from harness.patch import Patch
+from harness.methods.descent import Loss, Settings, descend, feed_forward
+from harness.methods.keys import chosen, depth
+from harness.models.lm import LM
+from harness.patches.patch import Patch
 
 __all__ = ["FineTuning"]
 

@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from harness.descent import Loss, Settings, descend, feed_forward
-from harness.editor import Count, Edit, Editor, NotNegative, Positive
-from harness.keys import chosen
-from harness.lm import LM
-from harness.objectives import DIRECTIONS, Normalisation
-from harness.patch import Patch
+from harness.editing.directions import DIRECTIONS, Normalisation
+from harness.editing.editor import Count, Edit, Editor, NotNegative, Positive
+from harness.methods.descent import Loss, Settings, descend, feed_forward
+from harness.methods.keys import chosen
+from harness.models.lm import LM
+from harness.patches.patch import Patch
 
 __all__ = ["BoundedFineTuning"]
 

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import ClassVar
 
-from harness.descent import descend, passes
-from harness.editor import Edit, Pass, Positive
-from harness.finetuning import Finetuning
-from harness.lm import LM
-from harness.objectives import DIRECTIONS
-from harness.patch import Patch
+from harness.editing.directions import DIRECTIONS
+from harness.editing.editor import Edit, Pass, Positive
+from harness.methods.descent import descend, passes
+from harness.methods.finetuning import Finetuning
+from harness.models.lm import LM
+from harness.patches.patch import Patch
 
 __all__ = ["FullFinetuning"]
 

@@ -16,14 +16,14 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from harness.delta import double
-from harness.editor import Count, Edit, Editor, NotNegative, Positive
+from harness.editing.editor import Count, Edit, Editor, NotNegative, Positive
 from harness.errors import NumericalError, UsageError
-from harness.keys import depth
-from harness.lm import LM
-from harness.patch import Part, Patch, Step, patched
-from harness.taps import first, tap, wide
-from harness.targets import Supervised, supervised
+from harness.methods.keys import depth
+from harness.methods.supervised_tokens import Supervised, supervised
+from harness.models.activations import first, tap, wide
+from harness.models.lm import LM
+from harness.patches.delta import double
+from harness.patches.patch import Part, Patch, Step, patched
 
 __all__ = ["Cell", "Codebook", "Grace"]
 
@@ -129,7 +129,7 @@ class Codebook(Part):
         return torch.where(inside[..., None].to(hidden.device), values, hidden)
 
     def __call__(self, hidden: Tensor, step: Step) -> Tensor:
-        """A hook (:data:`harness.patch.Hook`)."""
+        """A hook (:data:`harness.patches.patch.Hook`)."""
         assert step.entered is not None
         return self.replaced(hidden, step.entered, self.table) if self.cells else hidden
 

@@ -19,11 +19,11 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from harness.editor import Count, Edit, Example, Learned
+from harness.editing.editor import Count, Edit, Example, Learned
 from harness.errors import UsageError
-from harness.lm import LM
-from harness.patch import Part, Patch
-from harness.retrieval import Fact, Index, Sentences, fact, fits, joined
+from harness.methods.retrieval import Fact, Index, Sentences, fact, fits, joined
+from harness.models.lm import LM
+from harness.patches.patch import Part, Patch
 
 __all__ = ["Demonstration", "Demonstrations", "Ike"]
 
@@ -148,7 +148,7 @@ def _asked(fact: str, question: str) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Demonstrations(Part):
-    """Puts demonstrations and a new fact in front of a context (:data:`harness.patch.PromptRule`).
+    """Puts demonstrations and a new fact in front of a context (:data:`harness.patches.patch.PromptRule`).
 
     Attributes:
         facts: the edits.

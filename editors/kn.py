@@ -22,13 +22,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from harness.delta import LowRank
-from harness.editor import Count, Edit, Editor, NotNegative, Share
+from harness.editing.editor import Count, Edit, Editor, NotNegative, Share
 from harness.errors import DataError, ModelError, NumericalError
-from harness.keys import Unedited, templates, unedited
-from harness.lm import LM
-from harness.patch import Patch, patched
-from harness.taps import tap, wide
+from harness.methods.keys import Unedited, templates, unedited
+from harness.models.activations import tap, wide
+from harness.models.lm import LM
+from harness.patches.delta import LowRank
+from harness.patches.patch import Patch, patched
 
 __all__ = ["KnowledgeNeurons", "Neuron", "attribution", "greedy"]
 

@@ -18,16 +18,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from harness.arch import is_matrix, stored_transposed
-from harness.delta import LowRank
-from harness.descent import Trained, descend, matrices, passes
-from harness.editor import Count, Edit, NotNegative, Pass, Positive, Share
+from harness.editing.directions import DIRECTIONS
+from harness.editing.editor import Count, Edit, NotNegative, Pass, Positive, Share
 from harness.errors import UsageError, near
-from harness.finetuning import Finetuning
-from harness.keys import chosen
-from harness.lm import LM
-from harness.objectives import DIRECTIONS
-from harness.patch import Patch
+from harness.methods.descent import Trained, descend, matrices, passes
+from harness.methods.finetuning import Finetuning
+from harness.methods.keys import chosen
+from harness.models.arch import is_matrix, stored_transposed
+from harness.models.lm import LM
+from harness.patches.delta import LowRank
+from harness.patches.patch import Patch
 
 __all__ = ["Lora"]
 

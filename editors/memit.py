@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from harness.editor import NotNegative, Positive
-from harness.locate import Kept, Solver, Spread, ridge
+from harness.editing.editor import NotNegative, Positive
+from harness.methods.locate_then_edit import Kept, Solver, Spread, ridge
 
 __all__ = ["Memit"]
 

@@ -18,17 +18,17 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from harness.console import bar
-from harness.delta import Delta, Dense, LowRank
-from harness.descent import Answer, answers, listening, log_likelihood, matrices
-from harness.editor import Count, Edit, Example, Learned, NotNegative, Positive, Share
+from harness.editing.editor import Count, Edit, Example, Learned, NotNegative, Positive, Share
 from harness.errors import DataError, NumericalError, UsageError
-from harness.hypernet import Hypernetwork, Pair, Shape
-from harness.keys import chosen
-from harness.lm import LM
-from harness.patch import Patch, require_plain
-from harness.stats import documents
-from harness.taps import chunks, wide
+from harness.io.progress import bar
+from harness.methods.descent import Answer, answers, listening, log_likelihood, matrices
+from harness.methods.hypernetwork import Hypernetwork, Pair, Shape
+from harness.methods.keys import chosen
+from harness.methods.second_moments import documents
+from harness.models.activations import chunks, wide
+from harness.models.lm import LM
+from harness.patches.delta import Delta, Dense, LowRank
+from harness.patches.patch import Patch, require_plain
 
 __all__ = ["Mend"]
 

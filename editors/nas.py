@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from harness.editor import Edit, Pass, Positive, Wrapper
+from harness.editing.editor import Edit, Pass, Positive, Wrapper
 from harness.errors import UsageError
-from harness.lm import LM
-from harness.locate import LocateThenEdit, with_root
-from harness.patch import Patch
+from harness.methods.locate_then_edit import LocateThenEdit, with_root
+from harness.models.lm import LM
+from harness.patches.patch import Patch
 
 __all__ = ["Anchored", "NormAnchorScaling"]
 

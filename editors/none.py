@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from harness.editor import Edit, Editor
-from harness.lm import LM
-from harness.objectives import DIRECTIONS
-from harness.patch import Patch
+from harness.editing.directions import DIRECTIONS
+from harness.editing.editor import Edit, Editor
+from harness.models.lm import LM
+from harness.patches.patch import Patch
 
 __all__ = ["Unchanged"]
 

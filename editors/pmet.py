@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from harness.editor import Count, NotNegative, Positive
-from harness.locate import Kept, Solver, Spread, ridge
-from harness.value import Seam
+from harness.editing.editor import Count, NotNegative, Positive
+from harness.methods.locate_then_edit import Kept, Solver, Spread, ridge
+from harness.methods.value import Seam
 
 __all__ = ["Pmet"]
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from harness.editor import SLOT, Edit, Pass, Wrapper
-from harness.lm import LM
-from harness.patch import Patch
+from harness.editing.editor import SLOT, Edit, Pass, Wrapper
+from harness.models.lm import LM
+from harness.patches.patch import Patch
 
 __all__ = ["Prefix"]
 

@@ -15,11 +15,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from harness.delta import Delta, Dense, LowRank, double, numerical_rank
-from harness.editor import Wrapper
+from harness.editing.editor import Wrapper
 from harness.errors import NumericalError
-from harness.lm import LM
-from harness.patch import Patch
+from harness.models.lm import LM
+from harness.patches.delta import Delta, Dense, LowRank, double, numerical_rank
+from harness.patches.patch import Patch
 
 __all__ = ["Prune", "Reduction", "pruned", "restrained", "spectral_norm"]
 

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from harness.delta import LowRank
-from harness.editor import Edit
-from harness.keys import Unedited, inserted
-from harness.lm import LM
-from harness.rankone import RankOne, direction
-from harness.value import optimise
+from harness.editing.editor import Edit
+from harness.methods.keys import Unedited, inserted
+from harness.methods.rank_one import RankOne, direction
+from harness.methods.value import optimise
+from harness.models.lm import LM
+from harness.patches.delta import LowRank
 
 __all__ = ["RRome"]
 

@@ -3,7 +3,7 @@
 Source: He et al. 2025, "Knowledge Updating? No More Model Editing! Just Selective Contextual Reasoning", arXiv
 2503.05212 (SCR): a memory of sentences, a retriever that proposes some, and a choice of one of them or of none.  Their
 retriever is a dense encoder and their judge an instructed model; here the default judges by words alone and works
-offline (:mod:`harness.retrieval`), and ``choose=model`` asks any language model by its likelihoods.
+offline (:mod:`harness.methods.retrieval`), and ``choose=model`` asks any language model by its likelihoods.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from harness.editor import Count, Edit, Editor, Share
+from harness.editing.editor import Count, Edit, Editor, Share
 from harness.errors import UsageError
-from harness.lm import LM
-from harness.patch import Part, Patch
-from harness.retrieval import Fact, Index, fact, fits, joined
-from harness.taps import wide
+from harness.methods.retrieval import Fact, Index, fact, fits, joined
+from harness.models.activations import wide
+from harness.models.lm import LM
+from harness.patches.patch import Part, Patch
 
 __all__ = ["Rag", "Recall"]
 
@@ -81,7 +81,7 @@ class Rag(Editor):
 
 @dataclass(frozen=True, eq=False)
 class Recall(Part):
-    """Puts facts in front of a context (:data:`harness.patch.PromptRule`).
+    """Puts facts in front of a context (:data:`harness.patches.patch.PromptRule`).
 
     Attributes:
         facts: the memory.

@@ -16,11 +16,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from harness.delta import Delta, Dense, LowRank
-from harness.editor import Edit, Pass, Share, Wrapper
+from harness.editing.editor import Edit, Pass, Share, Wrapper
 from harness.errors import UsageError
-from harness.lm import LM
-from harness.patch import Patch
+from harness.models.lm import LM
+from harness.patches.delta import Delta, Dense, LowRank
+from harness.patches.patch import Patch
 
 __all__ = ["Rect", "drawn", "kept", "principal"]
 

@@ -18,13 +18,13 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from harness.console import bar
-from harness.editor import SLOT, Count, Edit, Example, Learned, NotNegative, Positive, Range, Share
+from harness.editing.editor import SLOT, Count, Edit, Example, Learned, NotNegative, Positive, Range, Share
 from harness.errors import DataError, NumericalError, UsageError
-from harness.keys import chosen, depth
-from harness.lm import LM, Batch
-from harness.patch import Part, Patch, Step, patched
-from harness.taps import chunks, tap, wide
+from harness.io.progress import bar
+from harness.methods.keys import chosen, depth
+from harness.models.activations import chunks, tap, wide
+from harness.models.lm import LM, Batch
+from harness.patches.patch import Part, Patch, Step, patched
 
 __all__ = ["Additions", "Remedi"]
 
@@ -223,7 +223,7 @@ class Additions(Part):
     beta: float = 1.0
 
     def __call__(self, hidden: Tensor, step: Step) -> Tensor:
-        """A hook (:data:`harness.patch.Hook`)."""
+        """A hook (:data:`harness.patches.patch.Hook`)."""
         rows, columns, who = self.mentions(step)
         new = columns >= step.ids.shape[1] - step.new
         rows, columns, who = rows[new], columns[new] - (step.ids.shape[1] - step.new), who[new]

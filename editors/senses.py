@@ -26,14 +26,14 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from harness.descent import Answer, answers, rate
-from harness.editor import Count, Edit, Editor, NotNegative, Pass, Positive
+from harness.editing.directions import DIRECTIONS, losses
+from harness.editing.editor import Count, Edit, Editor, NotNegative, Pass, Positive
 from harness.errors import DataError, NumericalError, UsageError
-from harness.lm import LM
-from harness.objectives import DIRECTIONS, losses
-from harness.patch import Part, Patch, Step
-from harness.stats import documents
-from harness.taps import wide
+from harness.methods.descent import Answer, answers, rate
+from harness.methods.second_moments import documents
+from harness.models.activations import wide
+from harness.models.lm import LM
+from harness.patches.patch import Part, Patch, Step
 
 __all__ = [
     "SENSES",
@@ -71,7 +71,7 @@ class SenseChange(Part):
     deltas: Tensor
 
     def __call__(self, hidden: Tensor, step: Step) -> Tensor:
-        """A hook (:data:`harness.patch.Hook`) of the sense network."""
+        """A hook (:data:`harness.patches.patch.Hook`) of the sense network."""
         tokens, deltas = self.tokens.to(hidden.device), self.deltas.to(hidden.device, hidden.dtype)
         ids = step.ids[:, -step.new :].reshape(-1).to(hidden.device)
         rows = torch.isin(ids, tokens).nonzero()[:, 0]

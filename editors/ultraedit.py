@@ -22,14 +22,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from harness.delta import Delta, Dense, LowRank, double
-from harness.descent import Answer, answers, listening, log_likelihood, matrices, positions
-from harness.editor import Count, Edit, Editor, Positive
+from harness.editing.editor import Count, Edit, Editor, Positive
 from harness.errors import NumericalError, UsageError
-from harness.keys import chosen, depth
-from harness.lm import LM
-from harness.patch import Patch
-from harness.taps import wide
+from harness.methods.descent import Answer, answers, listening, log_likelihood, matrices, positions
+from harness.methods.keys import chosen, depth
+from harness.models.activations import wide
+from harness.models.lm import LM
+from harness.patches.delta import Delta, Dense, LowRank, double
+from harness.patches.patch import Patch
 
 __all__ = ["Seen", "Statistics", "UltraEdit", "shift"]
 

@@ -20,15 +20,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from harness import contexts
-from harness.editor import Count, Edit, Editor, NotNegative, Positive, Share
+from harness.editing.editor import Count, Edit, Editor, NotNegative, Positive, Share
 from harness.errors import DataError, NumericalError, UsageError
-from harness.keys import depth, templates
-from harness.lm import LM
-from harness.patch import Part, Patch, Step, patched
-from harness.stats import documents
-from harness.taps import first, tap, wide
-from harness.targets import Supervised, supervised
+from harness.methods import context_templates
+from harness.methods.keys import depth, templates
+from harness.methods.second_moments import documents
+from harness.methods.supervised_tokens import Supervised, supervised
+from harness.models.activations import first, tap, wide
+from harness.models.lm import LM
+from harness.patches.patch import Part, Patch, Step, patched
 
 __all__ = ["SideMemories", "State", "Wise", "margins", "ties"]
 
@@ -232,8 +232,8 @@ class Wise(Editor):
     def _begun(self, lm: LM) -> State:
         """The state before the first edit."""
         if self.contexts is not None:
-            contexts.check(self.contexts)
-        around = self.contexts or contexts.contexts(lm, "memit", self.seed)
+            context_templates.check(self.contexts)
+        around = self.contexts or context_templates.contexts(lm, "memit", self.seed)
         texts = tuple(islice(documents(lm.text), _POOL))
         if not texts:
             raise DataError(f"'{lm.text}' holds no text; give unrelated text with --text FILE")

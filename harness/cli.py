@@ -21,19 +21,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from harness import __version__
-from harness.console import progress_console
 from harness.errors import CheckFailed, DataError, HarnessError, UsageError
+from harness.io.progress import progress_console
 
 if TYPE_CHECKING:
-    from harness.causal.restore import Kind
-    from harness.causal.trace import TraceSettings
-    from harness.localization.localize import Grid
-    from harness.plan import Plan
-    from harness.record import Record
-    from harness.report import Moved
-    from harness.runner import Options
-    from harness.stats import Cached
-    from harness.sweeps.cells import Format
+    from harness.methods.second_moments import Cached
+    from harness.reports.terminal_tables import Moved
+    from harness.runs.plan import Plan
+    from harness.runs.record import Record
+    from harness.runs.runner import Options
+    from harness.studies.causal.restore import Kind
+    from harness.studies.causal.trace import TraceSettings
+    from harness.studies.localization.localize import Grid
+    from harness.studies.sweeps.cells import Format
 
 __all__ = ["main", "make_plans"]
 
@@ -208,13 +208,13 @@ def run(
     A run that was stopped, even killed, goes on where it was when the same command is given again. Of several runs
     (--seeds, or lists in the --config file) those that are complete are kept, unless --fresh is given.
     """
-    from harness.runner import Options
+    from harness.runs.runner import Options
 
     each = make_plans(**chosen, seeds=seeds)
 
     kept = _carry_out(each, Options(output, device, rows, not no_cache, not no_save_edits, fresh))
     if len(kept) > 1:
-        from harness.pooled import pool
+        from harness.reports.seeds import pool
 
         for whole in pool(kept):
             if "seeds" in whole.plan:
@@ -226,8 +226,8 @@ def _carry_out(plans: Sequence[Plan], options: Options) -> list[Record]:
 
     Of several, those whose record is complete are not run again, and one that fails does not keep the others from it.
     """
-    from harness.record import name
-    from harness.runner import finished
+    from harness.runs.record import name
+    from harness.runs.runner import finished
 
     several = len(plans) > 1
     known = [finished(plan, options.output) if several and not options.fresh else None for plan in plans]
@@ -250,7 +250,7 @@ def _carry_out(plans: Sequence[Plan], options: Options) -> list[Record]:
 
 
 def _run_one(plan: Plan, options: Options) -> Record:
-    from harness.runner import run as carry_out
+    from harness.runs.runner import run as carry_out
 
     with _progress() as report:
         kept = carry_out(plan, replace(options, report=report))
@@ -265,8 +265,8 @@ def make_plans(
 
     Several seeds are a plan each; the order of the edits is drawn from the seed unless one is asked for.
     """
-    from harness.plan import Plan
-    from harness.study import expand
+    from harness.runs.plan import Plan
+    from harness.runs.plan_grid import expand
 
     values = Plan.read(config) if config else {}
     if seeds is not None:
@@ -288,7 +288,7 @@ def _plan(
     values: dict[str, Any], settings: Sequence[str], arch: Sequence[str], chosen: dict[str, Any], at: str
 ) -> Plan:
     """One plan: options laid over the fields of a configuration."""
-    from harness.plan import Plan, parse_edits
+    from harness.runs.plan import Plan, parse_edits
 
     if "edits" not in values and chosen.get("edits") is None:
         values = {"edits": "counterfact", "num_edits": _EDITS, **values}
@@ -354,9 +354,9 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
 
 
 def _show_run(kept: Record) -> None:
-    from harness import report
+    from harness.reports import terminal_tables
 
-    _out().print(report.run_table(kept))
+    _out().print(terminal_tables.run_table(kept))
 
 
 # --- fit --------------------------------------------------------------------------------------------------------------
@@ -390,11 +390,11 @@ def fit(
     output: Path | None,
 ) -> None:
     """Let an editor learn what it needs before its first edit (MEND, REMEDI)."""
-    from harness import fitted
-    from harness.editor import Learned, compose
-    from harness.lm import load
-    from harness.plan import parse_edits
-    from harness.tasks import read_examples
+    from harness.editing import learned_file
+    from harness.editing.editor import Learned, compose
+    from harness.exam.tasks import read_examples
+    from harness.models.lm import load
+    from harness.runs.plan import parse_edits
 
     recipe = compose(editor)
     if not issubclass(recipe.cls, Learned):
@@ -403,11 +403,11 @@ def fit(
     train = read_examples(name, data_dir, split, count)
     lm = load(model, dtype, device, _pairs([p for a in arch for p in a.split(",")], "--arch"), text)
     method = recipe.build(lm, _pairs(settings, "--set"), seed).root
-    path = output or fitted.default_path(method, lm)
-    fitted.require_writable(path)
+    path = output or learned_file.default_path(method, lm)
+    learned_file.require_writable(path)
     learned = method.fit(lm, train).root
     assert isinstance(learned, Learned)
-    fitted.save(learned, lm, path, {"edits": name, "split": split, "count": len(train), "data_dir": data_dir})
+    learned_file.save(learned, lm, path, {"edits": name, "split": split, "count": len(train), "data_dir": data_dir})
     _out().print(f"[green]fitted[/] {method.name} to {model} on {len(train)} examples: {path}", soft_wrap=True)
 
 
@@ -418,11 +418,11 @@ def fit(
 @click.option("--dtype", help="Of the checkpoint.  [default: that which the patch was made in]")
 def apply(patch: Path, folder: Path, model: str | None, dtype: str | None) -> None:
     """Write the model with saved edits in its weights, as a checkpoint for transformers and lm_eval."""
-    from harness import saved
-    from harness.export import export
-    from harness.lm import load
+    from harness.editing import patch_file
+    from harness.editing.checkpoint import export
+    from harness.models.lm import load
 
-    about = saved.manifest(patch)["about"]
+    about = patch_file.manifest(patch)["about"]
     lm = load(model or str(about.get("model")), dtype or str(about.get("dtype", "float32")), "cpu")
     export(patch, lm, folder)
     _out().print(f"[green]written[/] {folder}: load it with transformers, or lm_eval --model hf", soft_wrap=True)
@@ -440,18 +440,20 @@ def leaderboard(folder: Path, kind: str, output: Path | None) -> None:
 
     Records of a sweep (`harness sweep`) are read from FOLDER, its `runs`, or the `runs` of its folders.
     """
-    from harness import record, report, storage
-    from harness.sweeps import swept, trial
+    from harness.io import files
+    from harness.reports import terminal_tables
+    from harness.runs import record
+    from harness.studies.sweeps import swept, trial
 
     trials = trial.read_all(folder)
     parts = [swept.tables(trials, cast("Format", kind))] if trials else []
     if not trials or record.paths(folder):
-        parts.insert(0, report.leaderboard(record.read_all(folder, values=True), kind))
+        parts.insert(0, terminal_tables.leaderboard(record.read_all(folder, values=True), kind))
     text = "\n".join(parts)
     if output is None:
         click.echo(text, nl=False)
         return
-    storage.write_whole(output, text.encode())
+    files.write_whole(output, text.encode())
 
 
 @harness.command()
@@ -459,14 +461,15 @@ def leaderboard(folder: Path, kind: str, output: Path | None) -> None:
 @click.option("--output", type=click.Path(path_type=Path), default=Path("curves.png"), show_default=True)
 def plot(paths: Sequence[Path], output: Path) -> None:
     """Draw records (files or folders): what is left after so many edits, or what a sweep gained; png, svg or pdf."""
-    from harness import plot, record
-    from harness.sweeps import sweptplot, trial
+    from harness.reports import curves
+    from harness.runs import record
+    from harness.studies.sweeps import sweptplot, trial
 
     trials = [one for path in paths for one in trial.read_all(path)]
     if trials:
         sweptplot.draw(trials, output)
     else:
-        plot.draw([kept for path in paths for kept in record.read_all(path, values=True)], output)
+        curves.draw([kept for path in paths for kept in record.read_all(path, values=True)], output)
     _out().print(f"figure: {output}", soft_wrap=True)
 
 
@@ -474,9 +477,10 @@ def plot(paths: Sequence[Path], output: Path) -> None:
 @click.argument("path", type=click.Path(path_type=Path))
 def show(path: Path) -> None:
     """Show one record whole: every metric, the plan, hashes and cost."""
-    from harness import record, report
+    from harness.reports import terminal_tables
+    from harness.runs import record
 
-    _out().print(report.show(record.read(path)))
+    _out().print(terminal_tables.show(record.read(path)))
 
 
 @harness.command()
@@ -484,9 +488,10 @@ def show(path: Path) -> None:
 @click.argument("second", type=click.Path(path_type=Path))
 def compare(first: Path, second: Path) -> None:
     """Compare two records, document by document."""
-    from harness import record, report
+    from harness.reports import terminal_tables
+    from harness.runs import record
 
-    _out().print(report.compare(record.read(first, values=True), record.read(second, values=True)))
+    _out().print(terminal_tables.compare(record.read(first, values=True), record.read(second, values=True)))
 
 
 @harness.command()
@@ -499,7 +504,7 @@ def check(baseline: Path, only: str, tolerance: float | None, device: str | None
     """Run recorded plans again; exit 1, with a table of what moved, when a number leaves its tolerance."""
     from fnmatch import fnmatch
 
-    from harness import record
+    from harness.runs import record
 
     found = [kept for kept in record.read_all(baseline) if fnmatch(record.name(kept), only)]
     if not found:
@@ -511,7 +516,7 @@ def check(baseline: Path, only: str, tolerance: float | None, device: str | None
         for kept in found:
             moved[record.name(kept)] = _check_one(kept, Path(folder), device, rows, tolerance)
     if any(moved.values()):
-        from harness.report import moved_table
+        from harness.reports.terminal_tables import moved_table
 
         _out().print(moved_table(moved))
         count = sum(len(items) for items in moved.values())
@@ -521,14 +526,19 @@ def check(baseline: Path, only: str, tolerance: float | None, device: str | None
 
 def _check_one(kept: Record, folder: Path, device: str | None, rows: int, tolerance: float | None) -> Sequence[Moved]:
     """Run the plan of a record again, and say what moved."""
-    from harness import record, report
-    from harness.plan import Plan
-    from harness.runner import Options
-    from harness.runner import run as carry_out
+    from harness.reports import terminal_tables
+    from harness.runs import record
+    from harness.runs.plan import Plan
+    from harness.runs.runner import Options
+    from harness.runs.runner import run as carry_out
 
     with _progress() as progress:
         again = carry_out(Plan.from_json(kept.plan), Options(folder, device, rows, report=progress))
-    moved = report.regressions(kept, again) if tolerance is None else report.regressions(kept, again, tolerance)
+    moved = (
+        terminal_tables.regressions(kept, again)
+        if tolerance is None
+        else terminal_tables.regressions(kept, again, tolerance)
+    )
     mark = f"[red]{len(moved)} moved[/]" if moved else "[green]ok[/]"
     _out().print(f"{mark} {record.name(kept)}", soft_wrap=True)
     return moved
@@ -619,8 +629,8 @@ def trace(
     **chosen: Any,
 ) -> None:
     """Find where a model recalls facts: causal tracing."""
-    from harness.causal.tracing import TracePlan, carry_out, study_name, study_table
-    from harness.plan import parse_edits
+    from harness.runs.plan import parse_edits
+    from harness.studies.causal.tracing import TracePlan, carry_out, study_name, study_table
 
     settings = _trace_settings(variant, kind, window, chosen)
     name, count = parse_edits(edits)
@@ -636,8 +646,8 @@ def _trace_settings(variant: str, kind: str | None, window: str | None, chosen: 
     """The settings of each kind and window, from a variant and what was changed of it."""
     from dataclasses import replace
 
-    from harness.causal.trace import preset
     from harness.errors import near
+    from harness.studies.causal.trace import preset
 
     settings = preset(variant)
     if chosen["sigma"] is not None:
@@ -678,8 +688,8 @@ def _sigma(text: str) -> float | str:
 @click.option("--output", type=click.Path(path_type=Path), default=Path("trace.png"), show_default=True)
 def trace_plot(paths: Sequence[Path], what: str, fact: str | None, output: Path) -> None:
     """Draw records of `harness trace`: png, svg or pdf."""
-    from harness.causal.traceplot import draw
-    from harness.causal.tracing import read_study
+    from harness.studies.causal.traceplot import draw
+    from harness.studies.causal.tracing import read_study
 
     draw([read_study(path) for path in paths], what if fact is None else "fact", output, fact)
     _out().print(f"figure: {output}", soft_wrap=True)
@@ -732,9 +742,9 @@ def localize(
     every layer, and a regression of the scores on the layer and on the tracing effect there. What was stopped goes on
     where it was when the same command is given again.
     """
-    from harness.localization import localize as study
-    from harness.localization import localize_report
-    from harness.localization import problems as known
+    from harness.studies.localization import localize as study
+    from harness.studies.localization import localize_report
+    from harness.studies.localization import problems as known
 
     names = known.PROBLEMS if problems == "all" else tuple(map(known.problem_named, problems.split(",")))
     grid = _grid(names, **chosen)
@@ -758,10 +768,10 @@ def _grid(problems: tuple[Any, ...], **chosen: Any) -> Grid:
     """The study that the options describe."""
     from dataclasses import replace
 
-    from harness.causal.trace import PRESETS
-    from harness.localization.localize import Grid, Method
-    from harness.localization.problems import PUBLISHED
-    from harness.plan import parse_edits
+    from harness.runs.plan import parse_edits
+    from harness.studies.causal.trace import PRESETS
+    from harness.studies.localization.localize import Grid, Method
+    from harness.studies.localization.problems import PUBLISHED
 
     quirks = _quirks(chosen["released"])
     noise: dict[str, Any] = {} if chosen["sigma"] is None else {"sigma": _sigma(chosen["sigma"])}
@@ -820,19 +830,19 @@ def sweep(path: Path, output: Path, address: str | None, workers: int, kind: str
 
     PATH is a YAML file; README.md shows one. What has a record in the output folder is never run again.
     """
-    from harness import storage
-    from harness.sweeps.crew import Cluster
-    from harness.sweeps.sweep import Sweep, run
-    from harness.sweeps.swept import tables
+    from harness.io import files
+    from harness.studies.sweeps.crew import Cluster
+    from harness.studies.sweeps.sweep import Sweep, run
+    from harness.studies.sweeps.swept import tables
 
     asked = Sweep.read(path)
-    storage.require_writable(output)
+    files.require_writable(output)
     with _progress() as report:
         validated, tested = run(asked, output / "runs", Cluster(address, workers, asked.cpus, asked.gpus), report)
     trials = [*validated, *tested]
     forms: tuple[tuple[str, Format], ...] = (("TABLES.md", "md"), ("tables.tex", "latex"))
     for name, form in forms:
-        storage.write_whole(output / name, tables(trials, form, asked.balls).encode())
+        files.write_whole(output / name, tables(trials, form, asked.balls).encode())
     click.echo(tables(trials, cast("Format", kind), asked.balls), nl=False)
 
 
@@ -888,7 +898,7 @@ def bench(
     **chosen: Any,
 ) -> None:
     """REMEDI's benchmarks: does a model say what an edit entails, and can one tell beforehand?"""
-    from harness.remedi.benching import BenchPlan, bench_name, bench_table, carry_out, usual
+    from harness.studies.remedi.benching import BenchPlan, bench_name, bench_table, carry_out, usual
 
     names = tuple(dict.fromkeys(editors_.split(","))) if editors_ else usual(name)
     parts = _pairs([p for a in arch for p in a.split(",")], "--arch")
@@ -915,8 +925,8 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) ->
 @click.option("--format", "kind", type=click.Choice(["table", "md"]), default="table", show_default=True)
 def editors(kind: str) -> None:
     """List the editors: what they do, at which seam they change a model, and their hyperparameters."""
-    from harness import promises
-    from harness.editor import find, names, settable
+    from harness.editing import promises
+    from harness.editing.editor import find, names, settable
 
     if kind == "md":
         click.echo(promises.table(), nl=False)
@@ -932,8 +942,8 @@ def editors(kind: str) -> None:
 @harness.command()
 def tasks() -> None:
     """List this project's tasks and edit sets; any task of lm-eval's own can be named too."""
-    from harness.data import status
-    from harness.tasks import catalogue
+    from harness.exam.data import status
+    from harness.exam.tasks import catalogue
 
     counts = {row.name: row.mini for row in status() if row.split == "test"}
     rows = [(name, kind, "" if counts.get(name) is None else str(counts[name])) for name, kind in catalogue().items()]
@@ -943,7 +953,7 @@ def tasks() -> None:
 @harness.command()
 def models() -> None:
     """List the models that ship with the package."""
-    from harness.lm import shipped
+    from harness.models.lm import shipped
 
     rows = []
     for name, folder in shipped().items():
@@ -957,7 +967,7 @@ def models() -> None:
 @click.option("--data-dir", help="A folder to look into.")
 def data(data_dir: str | None) -> None:
     """Say which data are there, which are missing, and under which licence."""
-    from harness.data import status
+    from harness.exam.data import status
 
     rows = [
         (
@@ -1001,13 +1011,13 @@ def cov_make(
     model: str, layers: str, tokens: int, text: str | None, dtype: str, device: str | None, arch: Sequence[str]
 ) -> None:
     """Gather second moments of many layers in one pass over the text."""
-    from harness import stats
-    from harness.lm import load
+    from harness.methods import second_moments
+    from harness.models.lm import load
 
     lm = load(model, dtype, device, _pairs([p for a in arch for p in a.split(",")], "--arch") or None, text)
     chosen = list(range(lm.arch.layers)) if layers == "all" else _integers(layers, "--layers")
     with _progress() as report:
-        found = stats.moments(
+        found = second_moments.moments(
             lm, chosen, tokens=tokens, progress=lambda done, total: report("second moments", done, total)
         )
     rows = [(str(layer), f"{m.count:,}", m.key[:16]) for layer, m in found.items()]
@@ -1029,10 +1039,10 @@ def _cached_row(entry: Cached) -> tuple[str, ...]:
 @cov.command("list")
 def cov_list() -> None:
     """List the second moments in the cache."""
-    from harness import stats
+    from harness.methods import second_moments
 
     columns = ("model", "module", "tokens", "text", "dtype", "file")
-    _out().print(_table("second moments", columns, [_cached_row(entry) for entry in stats.cached()]))
+    _out().print(_table("second moments", columns, [_cached_row(entry) for entry in second_moments.cached()]))
 
 
 @cov.command("verify")
@@ -1041,10 +1051,10 @@ def cov_list() -> None:
 @click.option("--dtype", default="float32", show_default=True)
 def cov_verify(path: Path, model: str, dtype: str) -> None:
     """See that a file of second moments is whole and belongs to a model."""
-    from harness import stats
-    from harness.lm import load
+    from harness.methods import second_moments
+    from harness.models.lm import load
 
-    stats.verify(path, load(model, dtype))
+    second_moments.verify(path, load(model, dtype))
     _out().print(f"[green]ok[/] {path}", soft_wrap=True)
 
 

@@ -35,24 +35,26 @@ from torch.nn import functional
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from editors.rome import Rome
-from harness import saved, stats, tasks
-from harness.adapter import EditedLM
-from harness.canonical import SETS, CanonicalSet
-from harness.causal import trace as tracing
-from harness.causal.facts import Asked
-from harness.causal.restore import Kind
-from harness.contexts import contexts
-from harness.data import TASKS
-from harness.editor import Edit, compose
-from harness.keys import Unedited, inserted, keys, lookup, prompts
-from harness.lm import LM, load
-from harness.measure import Measured, hold, measure_task, of_cases
-from harness.patch import Patch, patched
-from harness.rankone import direction
-from harness.schedule import Stop
-from harness.spans import Encoded, score
-from harness.taps import Row, chunks
-from harness.value import Objective, optimise
+from harness.editing import patch_file
+from harness.editing.editor import Edit, compose
+from harness.editing.schedule import Stop
+from harness.exam import tasks
+from harness.exam.adapter import EditedLM
+from harness.exam.canonical import SETS, CanonicalSet
+from harness.exam.data import TASKS
+from harness.exam.measure import Measured, hold, measure_task, of_cases
+from harness.exam.span_scores import Encoded, score
+from harness.methods import second_moments
+from harness.methods.context_templates import contexts
+from harness.methods.keys import Unedited, inserted, keys, lookup, prompts
+from harness.methods.rank_one import direction
+from harness.methods.value import Objective, optimise
+from harness.models.activations import Row, chunks
+from harness.models.lm import LM, load
+from harness.patches.patch import Patch, patched
+from harness.studies.causal import trace as tracing
+from harness.studies.causal.facts import Asked
+from harness.studies.causal.restore import Kind
 
 Side = Callable[[], object]
 RANDOM = {
@@ -269,19 +271,19 @@ def probability_task(lm: LM, edits: Sequence[Edit]) -> tasks.Task:
 def moments(lm: LM, run: Run) -> None:
     """Second moments of up to five layers in one pass that ends early, against one whole pass a layer."""
     layers = list(range(min(5, lm.arch.layers)))
-    texts = list(stats.documents(lm.text))[: run.edits or 200]
+    texts = list(second_moments.documents(lm.text))[: run.edits or 200]
     found: dict[int, Tensor] = {}
-    ours = {layer: moment.matrix for layer, moment in stats.accumulate(lm, layers, texts).items()}
+    ours = {layer: moment.matrix for layer, moment in second_moments.accumulate(lm, layers, texts).items()}
 
     def plain() -> None:
         found.update({layer: plain_moment(lm, layer, texts) for layer in layers})
 
     label = f"moments: {len(layers)} layers in one pass"
-    pairs(f"{label}, plain", lambda: stats.accumulate(lm, layers, texts), plain, run)
+    pairs(f"{label}, plain", lambda: second_moments.accumulate(lm, layers, texts), plain, run)
     worst = max(float((ours[i] - found[i]).norm() / ours[i].norm()) for i in layers)
     print(f"moments: largest relative difference to the plain sum {worst:.1e}")
-    alone = lambda: [stats.accumulate(lm, [layer], texts) for layer in layers]  # noqa: E731
-    pairs(f"{label}, one layer at a time", lambda: stats.accumulate(lm, layers, texts), alone, run)
+    alone = lambda: [second_moments.accumulate(lm, [layer], texts) for layer in layers]  # noqa: E731
+    pairs(f"{label}, one layer at a time", lambda: second_moments.accumulate(lm, layers, texts), alone, run)
 
 
 def plain_moment(lm: LM, layer: int, texts: Sequence[str]) -> Tensor:
@@ -380,7 +382,7 @@ def memory(lm: LM, run: Run) -> None:
     taken, model = _resident("VmHWM") - before, sum(p.nbytes for p in lm.model.parameters()) / 2**20
     with TemporaryDirectory() as folder:
         path = Path(folder) / "edit.safetensors"
-        saved.save(patch, lm, path, "rome")
+        patch_file.save(patch, lm, path, "rome")
         print(f"memory: one ROME edit on disk {path.stat().st_size / 1024:.1f} KiB")
     print(
         f"memory: one ROME edit took {taken:.0f} MiB at its height, {taken / model:.2f} of the model's {model:.0f} MiB"

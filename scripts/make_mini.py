@@ -50,7 +50,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from harness.backpack import BackpackConfig, BackpackForCausalLM, register
+from harness.models.backpack import BackpackConfig, BackpackForCausalLM, register
 
 ROOT = Path(__file__).resolve().parent.parent
 MINI = ROOT / "harness" / "mini"

@@ -20,8 +20,8 @@ from pathlib import Path
 
 from plans import carry_out, identity
 
-from harness.editor import Editor, Wrapper, compose, find, names
-from harness.plan import Plan
+from harness.editing.editor import Editor, Wrapper, compose, find, names
+from harness.runs.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = ("mini", "mini-llama")

@@ -21,7 +21,7 @@ from pathlib import Path
 from plans import call, carry_out, identity
 
 from harness.cli import make_plans
-from harness.plan import Plan
+from harness.runs.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[1]
 STUDIES = ROOT / "scripts" / "studies"

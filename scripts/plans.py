@@ -16,11 +16,13 @@ from pathlib import Path
 
 import yaml
 
-from harness import cli, fitted, record
-from harness.editor import Learned, compose
-from harness.lm import load
-from harness.plan import Plan
-from harness.runner import settled
+from harness import cli
+from harness.editing import learned_file
+from harness.editing.editor import Learned, compose
+from harness.models.lm import load
+from harness.runs import record
+from harness.runs.plan import Plan
+from harness.runs.runner import settled
 
 __all__ = ["call", "carry_out", "identity"]
 
@@ -56,9 +58,9 @@ def _lessons(plans: Sequence[Plan], device: str) -> list[list[str]]:
             continue
         lm = loaded(plan.model, plan.dtype, device)
         method = recipe.build(lm, plan.settings, plan.seed).root
-        path = fitted.default_path(method, lm)
+        path = learned_file.default_path(method, lm)
         if not path.is_file():
-            command = shlex.split(fitted.command(method, lm))[1:]
+            command = shlex.split(learned_file.command(method, lm))[1:]
             missing[path] = [*command, "--edits", plan.edits, "--data-dir", plan.data_dir, "--device", device]
     return list(missing.values())
 

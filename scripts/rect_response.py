@@ -22,9 +22,10 @@ from rich.table import Table
 from torch import Tensor
 
 from editors.rect import drawn, kept
-from harness import keys, stats, tasks
-from harness.editor import compose
-from harness.lm import load
+from harness.editing.editor import compose
+from harness.exam import tasks
+from harness.methods import keys, second_moments
+from harness.models.lm import load
 
 COUNT, KEEP = 40, 0.4
 
@@ -41,7 +42,7 @@ def responses(model: str, editor: str) -> dict[tuple[int, str], Tensor]:
     method = compose(editor).build(lm, {}, 0)
     patches = method.edit_each(lm, edits)
     layers = getattr(method, "layers", None) or [getattr(method, "layer")]  # noqa: B009
-    moments = stats.moments(lm, layers, getattr(method, "cov_tokens"))  # noqa: B009
+    moments = second_moments.moments(lm, layers, getattr(method, "cov_tokens"))  # noqa: B009
     found: dict[tuple[int, str], list[Tensor]] = {}
     for layer in layers:
         name = lm.down(layer)

@@ -31,9 +31,9 @@ from transformers.models import (
     qwen3,
 )
 
-from harness import backpack
-from harness.editor import Edit
-from harness.lm import LM
+from harness.editing.editor import Edit
+from harness.models import backpack
+from harness.models.lm import LM
 
 # Two workers of two threads each on two cores wait for one another; the programs that tests start obey the variable.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -292,7 +292,7 @@ def is_test() -> Callable[[str], bool]:
 @pytest.fixture
 def small_index(monkeypatch: pytest.MonkeyPatch) -> None:
     """lm-eval's own tasks are not indexed (14,000 files): for tests that only need a name to be unknown."""
-    from harness import tasks
+    from harness.exam import tasks
 
     whole = tasks.TaskManager
 

@@ -12,10 +12,10 @@ from typing import Literal
 
 import torch
 
-from harness.delta import Delta, Dense, LowRank
-from harness.editor import Edit, Editor
-from harness.lm import LM
-from harness.patch import Patch
+from harness.editing.editor import Edit, Editor
+from harness.models.lm import LM
+from harness.patches.delta import Delta, Dense, LowRank
+from harness.patches.patch import Patch
 
 __all__ = ["Nudge"]
 

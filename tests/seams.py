@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.delta import Dense, LowRank
-from harness.editor import Edit, Editor, NotNegative
-from harness.lm import LM
-from harness.patch import Part, Patch, Step
+from harness.editing.editor import Edit, Editor, NotNegative
+from harness.models.lm import LM
+from harness.patches.delta import Dense, LowRank
+from harness.patches.patch import Part, Patch, Step
 
 __all__ = ["Bonus", "Preface", "Seams", "Shift"]
 

@@ -13,10 +13,11 @@ from unittest import mock
 import pytest
 from cli_calls import ROWS, Outcome
 
-from harness import cli, record
-from harness.lm import shipped
-from harness.plan import Plan
-from harness.runner import Options, run
+from harness import cli
+from harness.models.lm import shipped
+from harness.runs import record
+from harness.runs.plan import Plan
+from harness.runs.runner import Options, run
 
 
 @pytest.fixture

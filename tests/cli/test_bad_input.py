@@ -14,8 +14,10 @@ import torch
 from filelock import FileLock
 from transformers import AutoModelForCausalLM
 
-from harness import cli, data, record
+from harness import cli
 from harness.errors import CheckFailed, HarnessError, RestoreError, UsageError
+from harness.exam import data
+from harness.runs import record
 
 GOOD = '{"prompt": "{} was born in", "subject": "Ada Velmont", "target": "Rome"}\n'
 EDITOR = '''
@@ -288,7 +290,9 @@ def test_a_mistake_in_the_configuration(refused: Callable[..., None], tmp_path: 
 def test_an_editor_file_with_two_editors(refused: Callable[..., None], tmp_path: Path) -> None:
     path = tmp_path / "two.py"
     path.write_text(EDITOR)
-    refused({"--editor": path}, "two.py: holds 2 editors, expected one public subclass of harness.editor.Editor")
+    refused(
+        {"--editor": path}, "two.py: holds 2 editors, expected one public subclass of harness.editing.editor.Editor"
+    )
 
 
 def test_a_broken_checkpoint(refused: Callable[..., None], checkpoint: Callable[..., Path], tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness.cli import harness as command
-from harness.record import read_all
+from harness.runs.record import read_all
 
 ROOT = Path(__file__).parents[2]
 

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from harness import console, fitted
-from harness.editor import Learned, configure, find
-from harness.lm import load
+from harness.editing import learned_file
+from harness.editing.editor import Learned, configure, find
+from harness.io import progress
+from harness.models.lm import load
 
 ROWS = [
     {
@@ -108,10 +109,10 @@ def test_the_command_that_is_said_makes_what_was_missing(
     """The path that ``run`` looks at is the one that ``fit`` writes, whatever the order of the settings."""
     lm = load(str(checkpoint("gpt2")), device="cpu")
     editor = configure(find("mend"), lm.name, {**dict(reversed(QUICK.items())), "seed": 9})
-    assert not fitted.default_path(editor, lm).exists()
+    assert not learned_file.default_path(editor, lm).exists()
     assert fit("--seed", 9).code == 0
-    assert fitted.default_path(editor, lm).exists()
-    known = fitted.require(editor, lm, None)
+    assert learned_file.default_path(editor, lm).exists()
+    known = learned_file.require(editor, lm, None)
     assert isinstance(known, Learned)
     assert known.knowledge(lm)["32x64/0/V"].shape == (4, 96)
 
@@ -130,7 +131,7 @@ def test_a_bar_on_a_terminal(fit: Callable[..., Any], monkeypatch: pytest.Monkey
 
     drawn = StringIO()
     terminal = Console(file=drawn, force_terminal=True, width=120)
-    monkeypatch.setattr(console, "progress_console", lambda: terminal)
+    monkeypatch.setattr(progress, "progress_console", lambda: terminal)
     assert fit("--output", tmp_path / "mend.safetensors").code == 0
     assert "mend learns to edit" in drawn.getvalue()
     assert "4/4" in drawn.getvalue()
@@ -143,13 +144,13 @@ def test_a_bar_on_a_terminal(fit: Callable[..., Any], monkeypatch: pytest.Monkey
 @pytest.fixture(scope="module")
 def file(checkpoint: Callable[..., Path], rows: str, text: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What MEND learned of the tiny GPT-2 with quick settings."""
-    from harness.tasks import read_examples
+    from harness.exam.tasks import read_examples
 
     lm = load(str(checkpoint("gpt2")), device="cpu", text=text)
     editor = configure(find("mend"), lm.name, QUICK).fit(lm, read_examples(rows, "mini"))
     assert isinstance(editor, Learned)
     path = tmp_path_factory.mktemp("fitted") / "mend.safetensors"
-    fitted.save(editor, lm, path, {"edits": rows})
+    learned_file.save(editor, lm, path, {"edits": rows})
     return path
 
 
@@ -188,17 +189,17 @@ def test_a_damaged_file(run: Callable[..., Any], file: Path, tmp_path: Path) -> 
 
 
 def test_a_file_of_another_kind(run: Callable[..., Any], file: Path, tmp_path: Path) -> None:
-    from harness import tensorfile
+    from harness.io import tensor_file
 
-    head = tensorfile.manifest(file, "fitted editor", 1)
+    head = tensor_file.manifest(file, "fitted editor", 1)
     about = {key: value for key, value in head.items() if key not in ("kind", "format", "sha256")}
-    _, tensors = tensorfile.read(file, "fitted editor", 1)
+    _, tensors = tensor_file.read(file, "fitted editor", 1)
     for kind, changes, message in (
         ("fitted editor", {"editor": "remedi"}, "holds what remedi learned, not mend; give another file"),
         ("patch", {}, "holds no fitted editor but a patch; give another file"),
     ):
         path = tmp_path / "other.safetensors"
-        tensorfile.write(path, kind, 1, {**about, **changes}, tensors)
+        tensor_file.write(path, kind, 1, {**about, **changes}, tensors)
         told(run(*SET, "--fitted", path), f"{path}: {message}")
 
 

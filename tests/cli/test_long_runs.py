@@ -17,13 +17,15 @@ from filelock import FileLock
 
 from editors.prune import pruned, spectral_norm
 from editors.rect import drawn, kept, principal
-from harness import checkpoint as states
-from harness import measure, record, saved, schedule
-from harness.delta import Delta, Dense, LowRank
-from harness.editor import compose
-from harness.lm import load
-from harness.plan import Plan
-from harness.runner import prepare
+from harness.editing import patch_file, schedule
+from harness.editing.editor import compose
+from harness.exam import measure
+from harness.models.lm import load
+from harness.patches.delta import Delta, Dense, LowRank
+from harness.runs import record
+from harness.runs import resume as states
+from harness.runs.plan import Plan
+from harness.runs.runner import prepare
 
 Harness = Callable[..., Outcome]
 PEOPLE = ["Ada Velmont", "Hugo Lantern", "Elena Marsh", "Rosa Delgado"]
@@ -168,7 +170,7 @@ def test_a_path_with_a_plus_saves_edits_that_can_be_put_back(
     assert compose(f"{mine}+rect").method == str(mine)
     assert call(tmp_path / "out", f"{mine}+rect", "--set", "keep=1.0").code == 0
     (patch,) = (tmp_path / "out").glob("*edits-4.safetensors")
-    assert saved.manifest(patch)["editor"] == str(mine)
+    assert patch_file.manifest(patch)["editor"] == str(mine)
 
 
 def test_a_patch_that_cannot_be_put_back(
@@ -181,17 +183,17 @@ def test_a_patch_that_cannot_be_put_back(
     cut.write_bytes(content[:-40])
     content[-3] ^= 1
     changed.write_bytes(content)
-    head, tensors = saved.tensorfile.read(patch, saved.KIND, saved.FORMAT)
+    head, tensors = patch_file.tensorfile.read(patch, patch_file.KIND, patch_file.FORMAT)
     about = {key: value for key, value in head.items() if key not in {"kind", "format", "sha256"}}
-    saved.tensorfile.write(newer, saved.KIND, saved.FORMAT + 1, about, tensors)
+    patch_file.tensorfile.write(newer, patch_file.KIND, patch_file.FORMAT + 1, about, tensors)
     a_file = tmp_path / "a file"
     a_file.touch()
     run = ("run", "--model", checkpoint("gpt2"), "--output", tmp_path / "again", "--patch")
     for arguments, message in (
         ((*run, cut), "not a readable patch"),
         ((*run, changed), "not what was written"),
-        ((*run, newer), f"has format {saved.FORMAT + 1}, this program reads up to {saved.FORMAT}"),
-        (("apply", newer, "--to", tmp_path / "new"), f"has format {saved.FORMAT + 1}"),
+        ((*run, newer), f"has format {patch_file.FORMAT + 1}, this program reads up to {patch_file.FORMAT}"),
+        (("apply", newer, "--to", tmp_path / "new"), f"has format {patch_file.FORMAT + 1}"),
         (("apply", patch, "--to", a_file), "a file: is a file; give --to a new folder"),
     ):
         done = harness(*arguments)
@@ -278,7 +280,7 @@ def test_prune_restrains_a_copy_at_each_stop_and_warns_where_it_enlarges(
         expected, before, after = pruned(total, bound, reduce)  # type: ignore[arg-type]
         assert bool((after > before * (1 + 1e-6)).any()) == (reduce != "linear")
         (path,) = out.glob(f"*edits-{count}.safetensors")
-        (restrained,) = saved.load(path, lm).weights.values()
+        (restrained,) = patch_file.load(path, lm).weights.values()
         # Of the plain sum: were the copy of an earlier stop fed back, the second stop would already differ.
         assert torch.allclose(restrained.dense(), expected.dense(), atol=1e-6)
         assert not torch.allclose(restrained.dense(), total.dense(), atol=1e-3)

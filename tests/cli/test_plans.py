@@ -8,8 +8,8 @@ from pathlib import Path
 import lm_eval.utils
 import pytest
 
-from harness import record
-from harness.plan import Plan
+from harness.runs import record
+from harness.runs.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))

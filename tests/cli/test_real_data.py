@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import Outcome
 
-from harness import record
+from harness.runs import record
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from harness import __version__
-from harness.editor import names
+from harness.editing.editor import names
 
 
 def test_without_arguments_it_shows_help(harness: Callable[..., Any]) -> None:
@@ -61,7 +61,7 @@ def test_data(harness: Callable[..., Any], tmp_path: Path) -> None:
 def test_models(harness: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
     (tmp_path / "model.safetensors").write_bytes(b"\0" * 2**20)
-    monkeypatch.setattr("harness.lm.shipped", lambda: {"small": tmp_path})
+    monkeypatch.setattr("harness.models.lm.shipped", lambda: {"small": tmp_path})
     found = harness("models")
     assert found.code == 0
     assert found.out.splitlines()[-1].split() == ["small", "gpt2", "1.0", "MiB"]

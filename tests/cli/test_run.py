@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from harness import record
+from harness.runs import record
 
 ROOT = Path(__file__).parents[2]
 

@@ -14,8 +14,9 @@ from cli_calls import ROWS, Outcome
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from harness import record, tasks
-from harness.pooled import pool
+from harness.exam import tasks
+from harness.reports.seeds import pool
+from harness.runs import record
 
 Harness = Callable[..., Outcome]
 

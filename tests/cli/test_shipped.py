@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from harness import record
+from harness.runs import record
 
 
 @pytest.mark.parametrize("llama", [False, True])

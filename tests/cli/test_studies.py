@@ -9,7 +9,7 @@ import pytest
 import yaml
 from cli_calls import Outcome
 
-from harness import record
+from harness.runs import record
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from harness.sweeps import trial
-from harness.sweeps.ball import Epoch
-from harness.sweeps.swept import tables
-from harness.sweeps.trial import Job, Trial
+from harness.studies.sweeps import trial
+from harness.studies.sweeps.ball import Epoch
+from harness.studies.sweeps.swept import tables
+from harness.studies.sweeps.trial import Job, Trial
 
 
 @pytest.fixture

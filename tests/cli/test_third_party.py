@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from harness import record, saved
-from harness.lm import load
+from harness.editing import patch_file
+from harness.models.lm import load
+from harness.runs import record
 
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
@@ -134,7 +135,7 @@ def test_an_editor_of_every_seam_runs_and_its_patch_can_be_kept(
     assert after != before
     lm = load(arguments[arguments.index("--model") + 1], device="cpu")
     (path,) = (tmp_path / "out").glob("*.safetensors")
-    patch = saved.load(path, lm)
+    patch = patch_file.load(path, lm)
     assert patch.prompt is not None
     assert "Ada Velmont" in patch.prompt("")
     assert torch.equal(patch.hooks["transformer.h.0"].amounts[0], torch.linspace(-1, 1, 32))  # type: ignore[attr-defined]

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness import editor, promises, saved
-from harness.editor import Edit, Editor, Example, Learned, Probe, Wrapper, settable
+from harness.editing import editor, patch_file, promises
+from harness.editing.editor import Edit, Editor, Example, Learned, Probe, Wrapper, settable
 from harness.errors import ModelError
-from harness.lm import LM
-from harness.patch import Patch, patched, patched_rows, shareable
+from harness.models.lm import LM
+from harness.patches.patch import Patch, patched, patched_rows, shareable
 
 FAMILIES = ["gpt2", "gptj", "neox", "llama", "qwen2", "opt"]
 # One editor of each kind on a Backpack too. There the blocks only weigh the senses that the text has, which a value at
@@ -200,8 +200,8 @@ def test_restores_bitwise_also_after_an_exception(edited, name, family):
 @keeping("saved")
 def test_survives_save_and_load(edited, edits, tmp_path: Path, name, family):
     lm, method, patch, _ = edited(name, family)
-    saved.save(patch, lm, tmp_path / "patch.safetensors", method.root.name)
-    again = saved.load(tmp_path / "patch.safetensors", lm)
+    patch_file.save(patch, lm, tmp_path / "patch.safetensors", method.root.name)
+    again = patch_file.load(tmp_path / "patch.safetensors", lm)
     assert torch.equal(behaviour(lm, patch, edits), behaviour(lm, again, edits))
     if name != "none":
         assert not torch.equal(behaviour(lm, patch, edits), behaviour(lm, Patch(prompt=patch.prompt), edits)) or (

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from harness import lm as loading
-from harness.editor import Edit
-from harness.lm import LM
-from harness.stats import Moment
+from harness.editing.editor import Edit
+from harness.methods.second_moments import Moment
+from harness.models import lm as loading
+from harness.models.lm import LM
 
 REL = {"fp64": 1e-6, "fp32": 2e-4}
 

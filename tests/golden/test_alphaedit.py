@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from editors.alphaedit import AlphaEdit, null_space
-from harness.keys import Unedited, keys
-from harness.patch import Patch, patched
-from harness.stats import Moment
-from harness.value import optimise
+from harness.methods.keys import Unedited, keys
+from harness.methods.second_moments import Moment
+from harness.methods.value import optimise
+from harness.patches.patch import Patch, patched
 
 FOLDER = "C_alphaedit_gpt2"
 DOWN = "transformer.h.{}.mlp.c_proj.weight"

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from harness import data
-from harness.canonical import CanonicalSet, failed, loss, read_rows
-from harness.descent import Settings, descend
-from harness.lm import LM
-from harness.prior import Prior
-from harness.spans import mean_nll, score, span
+from harness.exam import data
+from harness.exam.canonical import CanonicalSet, failed, loss, read_rows
+from harness.exam.span_scores import mean_nll, score, span
+from harness.methods.descent import Settings, descend
+from harness.methods.kl_regulariser import Prior
+from harness.models.lm import LM
 
 CASE = "I_canonical_examples"
 TASKS_FOLDER = data.TASKS / "canonical"

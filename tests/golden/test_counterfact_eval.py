@@ -19,14 +19,14 @@ from lm_eval.tasks import TaskManager
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from harness.adapter import EditedLM
-from harness.data import TASKS
-from harness.lm import LM
-from harness.localization.success import perplexity
-from harness.metrics import aggregate, harmonic
-from harness.patch import Patch
-from harness.teacher import Forced
-from harness.texts import consistency, entropy, vectorizer, words
+from harness.exam.adapter import EditedLM
+from harness.exam.data import TASKS
+from harness.exam.statistics import aggregate, harmonic
+from harness.exam.text_metrics import consistency, entropy, vectorizer, words
+from harness.exam.token_tasks import Forced
+from harness.models.lm import LM
+from harness.patches.patch import Patch
+from harness.studies.localization.success import perplexity
 
 KINDS = {"rewrite": "rewrite_prompts", "paraphrase": "paraphrase_prompts", "neighborhood": "neighborhood_prompts"}
 CASES = ("0", "1", "2", "5")

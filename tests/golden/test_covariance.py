@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.stats import accumulate
+from harness.methods.second_moments import accumulate
 
 FOLDER = "B_covariance_gpt2"
 

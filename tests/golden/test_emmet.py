@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from editors.emmet import Emmet
-from harness.keys import Unedited
+from harness.methods.keys import Unedited
 
 STEM = "fp64/one_layer"
 DOWN = "transformer.h.1.mlp.c_proj.weight"

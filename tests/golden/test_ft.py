@@ -8,9 +8,9 @@ import pytest
 
 from editors.ft import FineTuning
 from editors.ft_l import BoundedFineTuning
-from harness.descent import Settings, descend, feed_forward
-from harness.editor import Editor
+from harness.editing.editor import Editor
 from harness.errors import UsageError
+from harness.methods.descent import Settings, descend, feed_forward
 
 FOLDER = "D_ft_memit_baseline"
 REL = {"fp64": 1e-6, "fp32": 2e-4}

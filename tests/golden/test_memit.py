@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from editors.memit import Memit
-from harness.keys import Unedited, keys
-from harness.locate import adjoint
-from harness.patch import Patch, patched
-from harness.value import Objective, optimise
+from harness.methods.keys import Unedited, keys
+from harness.methods.locate_then_edit import adjoint
+from harness.methods.value import Objective, optimise
+from harness.patches.patch import Patch, patched
 
 FOLDER = "B_memit_gpt2"
 DOWN = "transformer.h.{}.mlp.c_proj.weight"

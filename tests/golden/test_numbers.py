@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from harness.keys import inserted
-from harness.locate import adjoint
-from harness.rankone import direction
-from harness.stats import Moment
+from harness.methods.keys import inserted
+from harness.methods.locate_then_edit import adjoint
+from harness.methods.rank_one import direction
+from harness.methods.second_moments import Moment
 
 CASES = [0, 2, 5]
 

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from editors.prune import Prune, Reduction, pruned, restrained, spectral_norm
 from editors.rect import Rect
-from harness.delta import Delta, Dense, LowRank
-from harness.editor import Edit, Editor, find
+from harness.editing.editor import Edit, Editor, find
+from harness.editing.schedule import walk
 from harness.errors import NumericalError
-from harness.patch import Patch, patched
-from harness.schedule import walk
+from harness.patches.delta import Delta, Dense, LowRank
+from harness.patches.patch import Patch, patched
 
 REDUCTIONS = get_args(Reduction)
 DTYPES = {"fp64": torch.float64, "fp32": torch.float32}

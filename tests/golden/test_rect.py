@@ -16,11 +16,11 @@ from torch import Tensor
 
 from editors.memit import Memit
 from editors.rect import Rect, drawn, kept, principal
-from harness.delta import Dense, LowRank
-from harness.editor import Edit, Editor, find
+from harness.editing.editor import Edit, Editor, find
 from harness.errors import UsageError
-from harness.keys import Unedited
-from harness.patch import Patch, patched
+from harness.methods.keys import Unedited
+from harness.patches.delta import Dense, LowRank
+from harness.patches.patch import Patch, patched
 
 FOLDER = "G_rect_memit_gpt2"
 DOWN = "transformer.h.{}.mlp.c_proj.weight"

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from editors import remedi
 from editors.remedi import Remedi
-from harness.editor import Edit, Example, Probe
-from harness.lm import LM
-from harness.patch import patched
-from harness.remedi.asking import hidden_states, mention
+from harness.editing.editor import Edit, Example, Probe
+from harness.models.lm import LM
+from harness.patches.patch import patched
+from harness.studies.remedi.asking import hidden_states, mention
 
 FOLDER = "J_remedi_gpt2"
 REL = {"fp64": 1e-6, "fp32": 2e-4}

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from editors.rome import Rome
-from harness.editor import Edit
-from harness.keys import Unedited, keys
-from harness.patch import Patch, patched
-from harness.rankone import direction
-from harness.value import optimise
+from harness.editing.editor import Edit
+from harness.methods.keys import Unedited, keys
+from harness.methods.rank_one import direction
+from harness.methods.value import optimise
+from harness.patches.patch import Patch, patched
 
 FOLDER = "A_rome_gpt2"
 DOWN = "transformer.h.{}.mlp.c_proj.weight"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from harness.metrics import Ratio
-from harness.record import Record, RecordWriter, identity, summarise
+from harness.exam.statistics import Ratio
+from harness.runs.record import Record, RecordWriter, identity, summarise
 
 HEADLINES = {
     "ClosedDomainQA": "accuracy",

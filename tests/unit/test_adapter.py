@@ -12,12 +12,12 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 
-from harness import adapter
-from harness.adapter import EditedLM
-from harness.delta import Delta, Dense, LowRank
 from harness.errors import DataError, UsageError
-from harness.lm import LM
-from harness.patch import Patch, Step
+from harness.exam import adapter
+from harness.exam.adapter import EditedLM
+from harness.models.lm import LM
+from harness.patches.delta import Delta, Dense, LowRank
+from harness.patches.patch import Patch, Step
 
 FAMILIES = ("gpt2", "llama")  # Conv1D and Linear
 PROMPTS = [

@@ -12,14 +12,14 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from harness.causal.trace import TraceSettings, noise_scale, trace
-from harness.delta import double
-from harness.editor import Edit, Example
-from harness.lm import LM
-from harness.localization.problems import ProblemSettings, pose
-from harness.remedi.asking import hidden_states
-from harness.remedi.classify import standardised
-from harness.spans import score, span
+from harness.editing.editor import Edit, Example
+from harness.exam.span_scores import score, span
+from harness.models.lm import LM
+from harness.patches.delta import double
+from harness.studies.causal.trace import TraceSettings, noise_scale, trace
+from harness.studies.localization.problems import ProblemSettings, pose
+from harness.studies.remedi.asking import hidden_states
+from harness.studies.remedi.classify import standardised
 
 
 class Apple(TorchFunctionMode):

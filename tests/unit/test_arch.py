@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from harness import arch
 from harness.errors import ModelError
+from harness.models import arch
 
 DOWNS = {
     "gpt2": ("transformer.h.{}", "transformer.h.{}.mlp", "transformer.h.{}.mlp.c_proj", "transformer.ln_f"),

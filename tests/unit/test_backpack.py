@@ -13,11 +13,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 from transformers.cache_utils import DynamicCache
 
-from harness import lm as loading
-from harness.backpack import BackpackConfig, BackpackForCausalLM
 from harness.errors import ModelError
-from harness.patch import Patch, patched
-from harness.taps import past
+from harness.models import lm as loading
+from harness.models.activations import past
+from harness.models.backpack import BackpackConfig, BackpackForCausalLM
+from harness.patches.patch import Patch, patched
 
 TEXTS = ["Ada Velmont was born in Rome", "The home of Hugo Lantern is Oslo, Norway and the home of Hugo is Oslo"]
 

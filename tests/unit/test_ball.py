@@ -7,8 +7,8 @@ import math
 import pytest
 
 from harness.errors import DataError
-from harness.sweeps.ball import TOLERANCES, Epoch, change, choose, cutoff, inside, mean_change, report
-from harness.sweeps.cells import Cell, average, averages, find, table
+from harness.studies.sweeps.ball import TOLERANCES, Epoch, change, choose, cutoff, inside, mean_change, report
+from harness.studies.sweeps.cells import Cell, average, averages, find, table
 
 VALIDATION = [Epoch(3.0, 0.90), Epoch(3.0002, 0.85), Epoch(3.0010, 0.70), Epoch(3.00025, 0.80)]
 TEST = [Epoch(3.0, 0.92), Epoch(3.0001, 0.88), Epoch(3.0001, 0.80), Epoch(3.002, 0.50)]

@@ -11,18 +11,18 @@ import pytest
 import torch
 
 from editors.remedi import Remedi
-from harness.delta import LowRank
-from harness.editor import Edit, find
+from harness.editing.editor import Edit, find
 from harness.errors import DataError, UsageError
-from harness.lm import LM
-from harness.metrics import estimate
-from harness.patch import Patch, patched
-from harness.remedi import asking, bench, benching, classify
-from harness.remedi.asking import Question, hidden_states, mention, next_log_p, sampled, target_log_p
-from harness.remedi.bench import Method, compared, correlation
-from harness.remedi.classify import Probes, directed, matthews, rated, standardised
-from harness.remedi.entities import Case, in_context
-from harness.texts import consistency, vectorizer
+from harness.exam.statistics import estimate
+from harness.exam.text_metrics import consistency, vectorizer
+from harness.models.lm import LM
+from harness.patches.delta import LowRank
+from harness.patches.patch import Patch, patched
+from harness.studies.remedi import asking, bench, benching, classify
+from harness.studies.remedi.asking import Question, hidden_states, mention, next_log_p, sampled, target_log_p
+from harness.studies.remedi.bench import Method, compared, correlation
+from harness.studies.remedi.classify import Probes, directed, matthews, rated, standardised
+from harness.studies.remedi.entities import Case, in_context
 
 FAMILIES = ["gpt2", "llama"]
 WHO = ["Ada Velmont", "Hugo Lantern", "Elena Marsh", "Rosa Delgado"]
@@ -323,7 +323,7 @@ def test_the_mention_that_is_edited_is_the_one_in_the_question(tiny: Callable[[s
     block = lm.arch.block(1)
     (hook,) = (patch.hooks[block],)
     batch = lm.batch([lm.encode(text)])
-    from harness.patch import Step
+    from harness.patches.patch import Step
 
     rows, columns, _ = hook.mentions(Step(batch.ids, batch.mask, batch.ids.shape[1]))  # type: ignore[attr-defined]
     assert (rows.tolist(), columns.tolist()) == ([0], [mention(lm, text, one.entity, 2)])

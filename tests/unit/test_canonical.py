@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 import torch
 
-from harness import data, measure, tasks
-from harness.adapter import EditedLM
-from harness.canonical import SETS, CanonicalSet, Exam, failed, loss, read_rows
-from harness.corpora import build, chunks, cut, published, write
+from harness.editing.directions import losses, nll
 from harness.errors import DataError, UsageError
-from harness.lm import LM, load
-from harness.metrics import aggregate
-from harness.objectives import losses, nll
-from harness.patch import Patch
-from harness.spans import Span, mean_nll, score, span
+from harness.exam import data, measure, tasks
+from harness.exam.adapter import EditedLM
+from harness.exam.canonical import SETS, CanonicalSet, Exam, failed, loss, read_rows
+from harness.exam.general_text import build, chunks, cut, published, write
+from harness.exam.span_scores import Span, mean_nll, score, span
+from harness.exam.statistics import aggregate
+from harness.models.lm import LM, load
+from harness.patches.patch import Patch
 
 FOLDER = data.TASKS / "canonical"
 
@@ -207,7 +207,7 @@ def test_a_threshold_of_the_wrong_sign_is_refused(kind: str, threshold: float, w
 def test_a_suffix_without_tokens_is_named_with_its_document(tiny: Callable[[str], LM], tmp_path: Path) -> None:
     from lm_eval.api.instance import Instance
 
-    from harness.spans import Apart
+    from harness.exam.span_scores import Apart
 
     class Silent:
         """A tokenizer for which a zero-width space is nothing."""

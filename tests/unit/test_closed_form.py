@@ -17,17 +17,17 @@ from editors.memit import Memit
 from editors.nas import Anchored, NormAnchorScaling
 from editors.r_rome import RRome
 from editors.rome import Rome
-from harness import keys as facts
-from harness.editor import Edit, compose
+from harness.editing.editor import Edit, compose
 from harness.errors import ModelError, NumericalError, UsageError
-from harness.keys import Unedited
-from harness.lm import LM
-from harness.locate import Kept, adjoint, preserved, require_additive
-from harness.patch import Patch, patched
-from harness.rankone import direction
-from harness.stats import Moment, accumulate, documents
-from harness.taps import read
-from harness.value import anchor_norm, optimise
+from harness.methods import keys as facts
+from harness.methods.keys import Unedited
+from harness.methods.locate_then_edit import Kept, adjoint, preserved, require_additive
+from harness.methods.rank_one import direction
+from harness.methods.second_moments import Moment, accumulate, documents
+from harness.methods.value import anchor_norm, optimise
+from harness.models.activations import read
+from harness.models.lm import LM
+from harness.patches.patch import Patch, patched
 
 F, D, N = 24, 8, 3
 QUICK: dict[str, Any] = {"cov_tokens": 4000, "v_steps": 8, "v_weight_decay": 1e-3, "clamp": 4.0}

@@ -14,12 +14,12 @@ from torch import Tensor
 from editors.companion import Companion, Ensemble, Reader, _opened
 from editors.rag import Rag
 from editors.senses import SENSES, SenseChange, Senses
-from harness import saved
-from harness.editor import Edit, configure
-from harness.ensemble import combined, common_vocabulary, largest_beta
+from harness.editing import patch_file
+from harness.editing.editor import Edit, configure
 from harness.errors import DataError, ModelError, UsageError
-from harness.lm import LM, load
-from harness.patch import Patch, Step, patched
+from harness.methods.logit_ensemble import combined, common_vocabulary, largest_beta
+from harness.models.lm import LM, load
+from harness.patches.patch import Patch, Step, patched
 
 # --- the vectors of the specification, and limits ---------------------------------------------------------------------
 
@@ -181,7 +181,7 @@ def test_another_tokenizer_is_refused(tiny, make_tokenizer) -> None:
 
 
 def test_a_saved_change_of_the_companion(tiny, small, change, edits, tmp_path) -> None:
-    saved.save(change, small, tmp_path / "small.safetensors", "senses")
+    patch_file.save(change, small, tmp_path / "small.safetensors", "senses")
     lm = tiny("gpt2")
     method = Companion(model=small.name, patch=str(tmp_path / "small.safetensors"), beta=0.5)
     first, second = method.edit(lm, edits[:1]), method.edit(lm, edits[1:])
@@ -189,16 +189,16 @@ def test_a_saved_change_of_the_companion(tiny, small, change, edits, tmp_path) -
     wanted = logits_of(lm, Patch(logits=rule(small, change, 0.5)), batch.ids, batch.mask)
     assert torch.equal(logits_of(lm, first, batch.ids, batch.mask), wanted)
     assert torch.equal(logits_of(lm, first + second, batch.ids, batch.mask), wanted)
-    saved.save(first, lm, tmp_path / "both.safetensors", "companion")
-    again = saved.load(tmp_path / "both.safetensors", lm)
+    patch_file.save(first, lm, tmp_path / "both.safetensors", "companion")
+    again = patch_file.load(tmp_path / "both.safetensors", lm)
     assert torch.equal(logits_of(lm, again, batch.ids, batch.mask), wanted)
     notes = method.notes(lm)
-    assert notes == {"companion": small.fingerprint(), "patch": saved.manifest(Path(method.patch))["sha256"]}
+    assert notes == {"companion": small.fingerprint(), "patch": patch_file.manifest(Path(method.patch))["sha256"]}
     assert Companion(model=small.name, lr=0.5).notes(lm)["method"]["lr"] == 0.5
 
 
 def test_a_saved_change_of_the_prompt_is_refused(tiny, small, edits, tmp_path) -> None:
-    saved.save(Rag().edit(small, edits), small, tmp_path / "facts.safetensors", "rag")
+    patch_file.save(Rag().edit(small, edits), small, tmp_path / "facts.safetensors", "rag")
     method = Companion(model=small.name, patch=str(tmp_path / "facts.safetensors"))
     with pytest.raises(ModelError, match=r"facts\.safetensors: changes the prompt, but a companion reads what"):
         method.edit(tiny("gpt2"), edits)

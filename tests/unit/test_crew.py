@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from harness.errors import UsageError
-from harness.sweeps import crew
-from harness.sweeps.crew import Cluster
+from harness.studies.sweeps import crew
+from harness.studies.sweeps.crew import Cluster
 
 
 @pytest.mark.parametrize(("workers", "cpus", "wanted"), [(2, 1.0, 2), (2, 4.0, 8), (3, 0.5, 2), (2, 0.0, 1)])

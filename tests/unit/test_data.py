@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from harness import data
 from harness.errors import DataError, UsageError
+from harness.exam import data
 
 ROWS = [{"text": "one\u2028two", "label": 1}, {"text": "zwei", "label": 0}, {"text": "", "label": 1}]
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from editors.prune import spectral_norm
-from harness.delta import Delta, Dense, LowRank, double
-from harness.stats import Cached, Manifest, Moment, _read, _store
+from harness.methods.second_moments import Cached, Manifest, Moment, _read, _store
+from harness.patches.delta import Delta, Dense, LowRank, double
 
 sizes = st.integers(1, 6)
 

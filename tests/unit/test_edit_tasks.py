@@ -16,21 +16,13 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from harness import data
-from harness.data import TASKS
 from harness.errors import DataError, UsageError
-from harness.lm import LM
-from harness.metrics import Ratio, aggregate, harmonic
-from harness.teacher import Forced, pieces
-from harness.texts import (
-    _ngram_entropy,
-    agreement,
-    begins_with,
-    consistency,
-    entropy,
-    vectorizer,
-    words,
-)
+from harness.exam import data
+from harness.exam.data import TASKS
+from harness.exam.statistics import Ratio, aggregate, harmonic
+from harness.exam.text_metrics import _ngram_entropy, agreement, begins_with, consistency, entropy, vectorizer, words
+from harness.exam.token_tasks import Forced, pieces
+from harness.models.lm import LM
 
 GROUPS = ("counterfact", "zsre")
 

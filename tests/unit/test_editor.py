@@ -13,9 +13,8 @@ from typing import Annotated, ClassVar, Literal
 import pytest
 import torch
 
-from harness import editor
-from harness.delta import LowRank
-from harness.editor import (
+from harness.editing import editor
+from harness.editing.editor import (
     Count,
     Edit,
     Editor,
@@ -35,8 +34,9 @@ from harness.editor import (
     settable,
 )
 from harness.errors import DataError, UsageError
-from harness.lm import LM
-from harness.patch import Patch
+from harness.models.lm import LM
+from harness.patches.delta import LowRank
+from harness.patches.patch import Patch
 
 
 @dataclass(frozen=True)
@@ -444,7 +444,7 @@ def test_names_that_cannot_be_composed(tmp_path: Path, name: str, message: str) 
 @pytest.mark.parametrize(
     ("code", "message"),
     [
-        ("", "mine.py: holds 0 editors, expected one public subclass of harness.editor.Editor"),
+        ("", "mine.py: holds 0 editors, expected one public subclass of harness.editing.editor.Editor"),
         (WRAPPER.replace('name = "double"', ""), "mine.py: Double has no name; write name = 'mine' in the class"),
         ("x = = 1", "mine.py: cannot be imported (SyntaxError: invalid syntax (mine.py, line 1)); `python "),
         ("import no_such_module", "cannot be imported (ModuleNotFoundError: No module named 'no_such_module')"),
@@ -468,8 +468,16 @@ def test_entry_points_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> No
 
     for name, value, message in (
         ("gone", "no_such_module:X", "cannot be imported (ModuleNotFoundError: No module named 'no_such_module');"),
-        ("gone", "harness.editor:X", "cannot be imported (AttributeError: module 'harness.editor' has no attribute"),
-        ("wrong", "harness.editor:Edit", "it is not a subclass of harness.editor.Editor; name the class"),
+        (
+            "gone",
+            "harness.editing.editor:X",
+            "cannot be imported (AttributeError: module 'harness.editing.editor' has no attribute",
+        ),
+        (
+            "wrong",
+            "harness.editing.editor:Edit",
+            "it is not a subclass of harness.editing.editor.Editor; name the class",
+        ),
         ("mine", "editors.none:Unchanged", "the editor's own name is 'none'; give both the same name"),
         (
             "rome",

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from harness import data
-from harness.editor import Edit
-from harness.remedi import norms
-from harness.remedi.entities import (
+from harness.editing.editor import Edit
+from harness.exam import data
+from harness.studies.remedi import norms
+from harness.studies.remedi.entities import (
     Case,
     clean_paraphrase,
     example,

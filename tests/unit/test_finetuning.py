@@ -13,15 +13,15 @@ from torch import Tensor
 
 from editors.full import FullFinetuning
 from editors.lora import Lora
-from harness.descent import Settings, descend, passes
-from harness.editor import Edit, Wrapper, compose
+from harness.editing.editor import Edit, Wrapper, compose
+from harness.editing.schedule import check
 from harness.errors import DataError, UsageError
-from harness.finetuning import CANONICAL
-from harness.lm import LM
-from harness.patch import Patch, patched
-from harness.prior import Prior, divergence, prior
-from harness.schedule import check
-from harness.sweeps.draws import PUBLISHED, block, draw, method
+from harness.methods.descent import Settings, descend, passes
+from harness.methods.finetuning import CANONICAL
+from harness.methods.kl_regulariser import Prior, divergence, prior
+from harness.models.lm import LM
+from harness.patches.patch import Patch, patched
+from harness.studies.sweeps.draws import PUBLISHED, block, draw, method
 
 
 def edits(count: int) -> list[Edit]:

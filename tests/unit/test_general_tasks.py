@@ -18,9 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import harness
-from harness import data, scoring
 from harness.errors import DataError
-from harness.metrics import Ratio, aggregate
+from harness.exam import answer_scores, data
+from harness.exam.statistics import Ratio, aggregate
 
 TASKS = ("ClosedDomainQA", "dialogue", "NER", "NLI", "OpenDomainQA", "reasoning", "SentimentAnalysis", "summarization")
 
@@ -51,14 +51,14 @@ def _values(name: str, cases: Sequence[tuple[str, dict[str, Any]]]) -> dict[str,
     [(" Yes", "Yes"), (" yes, he is", "yes"), ("\n\n'no'.", "no"), ("", ""), (" ", ""), (" (A)B", "A)B"), (" ...", "")],
 )
 def test_first_word(text: str, word: str) -> None:
-    assert scoring.first_word(text) == word
+    assert answer_scores.first_word(text) == word
 
 
 @pytest.mark.parametrize(
     ("text", "line"), [("\n\n Paris \nQuestion: x", "Paris"), ("", ""), ("\n \n", ""), (" one two", "one two")]
 )
 def test_first_line(text: str, line: str) -> None:
-    assert scoring.first_line(text) == line
+    assert answer_scores.first_line(text) == line
 
 
 @pytest.mark.parametrize(
@@ -71,14 +71,14 @@ def test_first_line(text: str, line: str) -> None:
     ],
 )
 def test_v1_normalisation(text: str, expected: str) -> None:
-    assert scoring.normalise(text) == expected
+    assert answer_scores.normalise(text) == expected
 
 
 @given(st.text())
 def test_normalisation_twice_is_once_on_words_without_articles(text: str) -> None:
-    once = scoring.normalise(text)
+    once = answer_scores.normalise(text)
     assert once == " ".join(once.split())
-    assert scoring.normalise(once.replace("'", "")) == scoring.normalise(once)
+    assert answer_scores.normalise(once.replace("'", "")) == answer_scores.normalise(once)
 
 
 # --- NLI
@@ -279,7 +279,7 @@ def test_v3_open_domain_run() -> None:
 def test_v3_increments_one_by_one() -> None:
     module, sticky, increments = _functions("OpenDomainQA"), False, []
     for text, golds, *_ in ODQA:
-        words, answers = module.released_words(text), {scoring.normalise(gold) for gold in golds}
+        words, answers = module.released_words(text), {answer_scores.normalise(gold) for gold in golds}
         increment, sticky = module.released_increment(words, answers, sticky)
         increments.append(increment)
     assert increments == [1, 0, 0, 0, 0, 0, 1, 0]
@@ -336,11 +336,11 @@ def test_open_domain_exact_match_is_of_the_first_line(text: str, golds: list[str
     ("text", "found"), [("in paris today", True), ("parisian", False), ("new york", False), ("a new york city b", True)]
 )
 def test_contains_whole_words_only(text: str, found: bool) -> None:
-    assert scoring.contains_span(text, {"paris", "new york city", ""}) is found
+    assert answer_scores.contains_span(text, {"paris", "new york city", ""}) is found
 
 
 def test_nothing_does_not_contain_an_empty_answer() -> None:
-    assert scoring.contains_span("", {""}) is False
+    assert answer_scores.contains_span("", {""}) is False
 
 
 def test_no_documents_is_not_a_number() -> None:

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, tensor
 
 from editors.grace import Codebook, Grace
-from harness.editor import Edit
+from harness.editing.editor import Edit
 from harness.errors import DataError, NumericalError, UsageError
-from harness.patch import Patch, Step, patched
-from harness.targets import supervised
+from harness.methods.supervised_tokens import supervised
+from harness.patches.patch import Patch, Step, patched
 
 CPU = torch.device("cpu")
 

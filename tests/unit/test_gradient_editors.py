@@ -20,13 +20,13 @@ from editors.ft_m import MaskedFineTuning
 from editors.locft import BreadthFirst
 from editors.lora import Lora
 from editors.ultraedit import Seen, Statistics, UltraEdit, shift
-from harness import descent
-from harness.delta import Dense, LowRank
-from harness.descent import Settings, answers, descend, log_likelihood
-from harness.editor import Edit
+from harness.editing.editor import Edit
 from harness.errors import ModelError, NumericalError, UsageError
-from harness.lm import LM
-from harness.patch import Patch, patched
+from harness.methods import descent
+from harness.methods.descent import Settings, answers, descend, log_likelihood
+from harness.models.lm import LM
+from harness.patches.delta import Dense, LowRank
+from harness.patches.patch import Patch, patched
 
 PEOPLE = ["Ada Velmont", "Hugo Lantern", "Elena Marsh", "Rosa Delgado", "Jonas Wick", "Greta Holm", "Oskar Thorne"]
 CITIES = ["Oslo, Norway", "Lisbon", "Vienna", "Prague and Rome", "Athens", "Dublin", "Paris"]

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from editors import kn
 from editors.kn import KnowledgeNeurons, attribution, greedy
-from harness.delta import LowRank
-from harness.editor import Edit
+from harness.editing.editor import Edit
 from harness.errors import DataError, UsageError
-from harness.patch import patched
+from harness.patches.delta import LowRank
+from harness.patches.patch import patched
 
 SMOOTH = ["gpt2", "gptj", "neox", "llama", "qwen2"]
 

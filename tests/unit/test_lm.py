@@ -8,13 +8,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from harness import lm as loading
-from harness.causal import facts
-from harness.editor import Edit
+from harness.editing.editor import Edit
 from harness.errors import DataError, ModelError
-from harness.localization import localize
-from harness.patch import Patch
-from harness.remedi import asking
+from harness.models import lm as loading
+from harness.patches.patch import Patch
+from harness.studies.causal import facts
+from harness.studies.localization import localize
+from harness.studies.remedi import asking
 
 BOTH = pytest.mark.parametrize("family", ["gpt2", "llama"])
 

@@ -13,18 +13,18 @@ import pytest
 import torch
 from scipy import stats
 
-from harness.causal.trace import TraceSettings, trace
-from harness.editor import compose
+from harness.editing.editor import compose
 from harness.errors import DataError, UsageError
-from harness.lm import load
-from harness.localization import localize as study
-from harness.localization.localize import Grid, Method, Study, localize, open_study, required
-from harness.localization.localize_report import PAPER, VIEWS, few_layers, markdown, rows_of, tex, write
-from harness.localization.problems import ProblemSettings, log_probabilities
-from harness.localization.regression import regress
-from harness.localization.success import neighborhood_score, rewrite_score
-from harness.patch import patched
-from harness.tasks import read_examples
+from harness.exam.tasks import read_examples
+from harness.models.lm import load
+from harness.patches.patch import patched
+from harness.studies.causal.trace import TraceSettings, trace
+from harness.studies.localization import localize as study
+from harness.studies.localization.localize import Grid, Method, Study, localize, open_study, required
+from harness.studies.localization.localize_report import PAPER, VIEWS, few_layers, markdown, rows_of, tex, write
+from harness.studies.localization.problems import ProblemSettings, log_probabilities
+from harness.studies.localization.regression import regress
+from harness.studies.localization.success import neighborhood_score, rewrite_score
 
 QUICK = {"cov_tokens": 2000, "v_steps": 4, "contexts": ["{}", "So it is. {}"], "ft_l.steps": 3}
 GRID = Grid(

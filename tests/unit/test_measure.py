@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 from tokenizers import processors
 
-from harness import measure, tasks
-from harness.adapter import EditedLM
-from harness.lm import LM
-from harness.measure import Measured
-from harness.metrics import Ratio
-from harness.patch import Patch
-from harness.schedule import Stop
-from harness.tasks import Task
+from harness.editing.schedule import Stop
+from harness.exam import measure, tasks
+from harness.exam.adapter import EditedLM
+from harness.exam.measure import Measured
+from harness.exam.statistics import Ratio
+from harness.exam.tasks import Task
+from harness.models.lm import LM
+from harness.patches.patch import Patch
 
 
 def task(name: str = "NLI", template: str | None = "0" * 64, **metadata: Any) -> Task:

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from editors import mend
 from editors.mend import Mend
-from harness.delta import Dense, LowRank
-from harness.editor import Edit, Example, Probe, compose
+from harness.editing.editor import Edit, Example, Probe, compose
 from harness.errors import DataError, NumericalError, UsageError
-from harness.hypernet import Hypernetwork
-from harness.lm import LM
-from harness.patch import patched, shareable
+from harness.methods.hypernetwork import Hypernetwork
+from harness.models.lm import LM
+from harness.patches.delta import Dense, LowRank
+from harness.patches.patch import patched, shareable
 
 FAMILIES = ["gpt2", "gptj", "neox", "llama", "qwen2", "opt"]
 SMALL: dict[str, Any] = {

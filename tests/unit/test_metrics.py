@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness import metrics
-from harness.metrics import Ratio, aggregate, difference, estimate, harmonic, harmonic_difference, holm, mcnemar
+from harness.exam import statistics
+from harness.exam.statistics import Ratio, aggregate, difference, estimate, harmonic, harmonic_difference, holm, mcnemar
 
 
 def outcomes(right: int, wrong: int) -> dict[str, Ratio]:
@@ -160,14 +160,14 @@ def _share_covered(draw: object, truth: float, runs: int) -> float:
 
 @pytest.mark.parametrize("n", [5, 12, 60])
 def test_coverage_of_the_bootstrap(n: int) -> None:
-    def draw(rng: np.random.Generator) -> metrics.Estimate:
+    def draw(rng: np.random.Generator) -> statistics.Estimate:
         return estimate({str(i): Ratio(float(x)) for i, x in enumerate(rng.normal(0, 1, n))}, 0, 1000)
 
     assert 0.92 <= _share_covered(draw, 0.0, 300) <= 0.985
 
 
 def test_coverage_with_clusters() -> None:
-    def draw(rng: np.random.Generator) -> metrics.Estimate:
+    def draw(rng: np.random.Generator) -> statistics.Estimate:
         share = rng.beta(2, 2, 30)
         return estimate(
             {str(i): Ratio(float(rng.random() < share[i // 5]), 1, str(i // 5)) for i in range(150)}, 0, 500
@@ -177,7 +177,7 @@ def test_coverage_with_clusters() -> None:
 
 
 def test_coverage_of_a_paired_difference_of_outcomes() -> None:
-    def draw(rng: np.random.Generator) -> metrics.Difference:
+    def draw(rng: np.random.Generator) -> statistics.Difference:
         before = rng.random(40) < 0.8
         after = np.where(rng.random(40) < 0.2, rng.random(40) < 0.3, before)
         pair = [{str(i): Ratio(float(x)) for i, x in enumerate(side)} for side in (before, after)]
@@ -204,8 +204,8 @@ def test_what_is_not_finite_is_left_out_and_counted() -> None:
         ({"a": Ratio(math.nan), "b": Ratio(math.nan)}, "none of 2 documents has a finite value"),
     ],
 )
-def test_nothing_to_measure_has_no_value(values: metrics.Values, reason: str) -> None:
-    assert estimate(values, 0) == metrics.Estimate(None, 0, reason=reason)
+def test_nothing_to_measure_has_no_value(values: statistics.Values, reason: str) -> None:
+    assert estimate(values, 0) == statistics.Estimate(None, 0, reason=reason)
     assert difference(values, values, 0).value is None
 
 
@@ -369,7 +369,7 @@ def test_harmonic_resamples_clusters_jointly() -> None:
 
 def test_a_component_of_zero_or_none() -> None:
     assert harmonic([outcomes(5, 5), outcomes(0, 10)], 0).value == 0.0
-    assert harmonic([outcomes(5, 5), {}], 0) == metrics.Estimate(None, 0, reason="a component has no value")
+    assert harmonic([outcomes(5, 5), {}], 0) == statistics.Estimate(None, 0, reason="a component has no value")
 
 
 def test_harmonic_difference_is_paired() -> None:

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness import neutral, tripwires
-from harness.delta import LowRank
-from harness.lm import LM
-from harness.metrics import Ratio
-from harness.patch import Patch, patched
+from harness.exam import collapse, neutral_text
+from harness.exam.statistics import Ratio
+from harness.models.lm import LM
+from harness.patches.delta import LowRank
+from harness.patches.patch import Patch, patched
 
 
 @pytest.fixture(scope="module")
@@ -33,10 +33,10 @@ def bump(lm: LM) -> Patch:
 
 
 def test_perplexity_and_divergence_are_those_of_the_plain_formulas(lm: LM, bump: Patch) -> None:
-    texts = neutral.texts(lm, 5)
-    base = neutral.read(lm, texts, None)
+    texts = neutral_text.texts(lm, 5)
+    base = neutral_text.read(lm, texts, None)
     with patched(lm, bump):
-        now = neutral.read(lm, texts, base)
+        now = neutral_text.read(lm, texts, base)
     for i, row in enumerate(texts.rows):
         ids = torch.tensor([row])
         with torch.no_grad():
@@ -51,17 +51,17 @@ def test_perplexity_and_divergence_are_those_of_the_plain_formulas(lm: LM, bump:
 
 
 def test_the_unedited_model_does_not_diverge_from_itself(lm: LM) -> None:
-    texts = neutral.texts(lm, 5)
-    base = neutral.read(lm, texts, None)
-    again = neutral.read(lm, texts, base)
+    texts = neutral_text.texts(lm, 5)
+    base = neutral_text.read(lm, texts, None)
+    again = neutral_text.read(lm, texts, base)
     assert all(ratio.num == 0 for ratio in again.values["kl"].values())
     assert again.log_p == ()  # kept of the unedited model alone
 
 
 def test_a_prompt_rule_is_read_but_only_the_documents_own_tokens_count(lm: LM) -> None:
-    texts = neutral.texts(lm, 4)
-    base = neutral.read(lm, texts, None)
-    now = neutral.read(lm, texts, base, lambda text: f"Nobody knows. {text}")
+    texts = neutral_text.texts(lm, 4)
+    base = neutral_text.read(lm, texts, None)
+    now = neutral_text.read(lm, texts, base, lambda text: f"Nobody knows. {text}")
     row = list(lm.encode("Nobody knows. " + texts.documents[0]))
     steps = len(texts.rows[0]) - 1
     with torch.no_grad():
@@ -72,22 +72,24 @@ def test_a_prompt_rule_is_read_but_only_the_documents_own_tokens_count(lm: LM) -
 
 
 def test_repetition_counts_trigrams_that_occurred_before() -> None:
-    assert neutral._repeated([1, 2, 3, 4, 5]) == 0
-    assert neutral._repeated([7] * 12) == pytest.approx(0.9)  # ten trigrams, one kind
-    assert neutral._repeated([1, 2, 3, 1, 2, 3, 1]) == pytest.approx(2 / 5)
-    assert neutral._repeated([1, 2]) == 0
+    assert neutral_text._repeated([1, 2, 3, 4, 5]) == 0
+    assert neutral_text._repeated([7] * 12) == pytest.approx(0.9)  # ten trigrams, one kind
+    assert neutral_text._repeated([1, 2, 3, 1, 2, 3, 1]) == pytest.approx(2 / 5)
+    assert neutral_text._repeated([1, 2]) == 0
 
 
 def test_the_shipped_models_read_what_training_did_not_draw() -> None:
-    from harness.lm import load
+    from harness.models.lm import load
 
-    texts = neutral.texts(load("mini", device="cpu"), 10)
-    held_out = (Path(neutral.__file__).parent / "mini" / "text_heldout.txt").read_text(encoding="utf-8").splitlines()
+    texts = neutral_text.texts(load("mini", device="cpu"), 10)
+    held_out = (
+        (Path(neutral_text.__file__).parent / "mini" / "text_heldout.txt").read_text(encoding="utf-8").splitlines()
+    )
     assert list(texts.documents) == held_out[:10]
 
 
-def reading(nll: float, repetition: float | None = 0.1) -> neutral.Reading:
-    return neutral.Reading({"nll": {"a": Ratio(nll * 10, 10)}, "kl": {}}, (), repetition)
+def reading(nll: float, repetition: float | None = 0.1) -> neutral_text.Reading:
+    return neutral_text.Reading({"nll": {"a": Ratio(nll * 10, 10)}, "kl": {}}, (), repetition)
 
 
 @pytest.mark.parametrize(
@@ -109,19 +111,19 @@ def reading(nll: float, repetition: float | None = 0.1) -> neutral.Reading:
     ],
 )
 def test_tripwires(nll: float, ratio: float | None, repetition: float | None, wanted: list[str]) -> None:
-    found = tripwires.fired(reading(2.0), reading(nll, repetition), {"w": {"norm_ratio": ratio}})
+    found = collapse.fired(reading(2.0), reading(nll, repetition), {"w": {"norm_ratio": ratio}})
     assert found == wanted
 
 
 def test_a_model_that_always_repeated_itself_has_not_collapsed() -> None:
-    assert tripwires.fired(reading(2.0, 0.6), reading(2.0, 0.9), {}) == []
+    assert collapse.fired(reading(2.0, 0.6), reading(2.0, 0.9), {}) == []
 
 
 def test_the_unedited_model_is_read_once_for_many_plans(lm: LM, bump: Patch) -> None:
-    texts = neutral.texts(lm, 5)
-    first = neutral.unedited(lm, texts, ("a",))
-    assert neutral.unedited(lm, texts, ("a",)) is first
-    assert neutral.unedited(lm, neutral.texts(lm, 4), ("a",)) is not first
+    texts = neutral_text.texts(lm, 5)
+    first = neutral_text.unedited(lm, texts, ("a",))
+    assert neutral_text.unedited(lm, texts, ("a",)) is first
+    assert neutral_text.unedited(lm, neutral_text.texts(lm, 4), ("a",)) is not first
     with patched(lm, bump):
-        other = neutral.unedited(lm, texts, ("b",))
-    assert other.values["nll"] == neutral.unedited(lm, texts, ("b",)).values["nll"] != first.values["nll"]
+        other = neutral_text.unedited(lm, texts, ("b",))
+    assert other.values["nll"] == neutral_text.unedited(lm, texts, ("b",)).values["nll"] != first.values["nll"]

@@ -16,14 +16,14 @@ from editors.locft import BreadthFirst
 from editors.lora import Lora
 from editors.memit import Memit
 from editors.rome import Rome
-from harness.descent import Settings, answers, descend
-from harness.editor import Edit, Editor, find, names
+from harness.editing.directions import DIRECTIONS, LIKELIHOOD, PAIRED, floor, losses, nll
+from harness.editing.editor import Edit, Editor, find, names
+from harness.editing.schedule import check, duplicates
 from harness.errors import DataError, UsageError
-from harness.lm import LM
-from harness.objectives import DIRECTIONS, LIKELIHOOD, PAIRED, floor, losses, nll
-from harness.patch import Patch, patched
-from harness.schedule import check, duplicates
-from harness.value import Objective, optimise
+from harness.methods.descent import Settings, answers, descend
+from harness.methods.value import Objective, optimise
+from harness.models.lm import LM
+from harness.patches.patch import Patch, patched
 
 CONTEXTS = ("{}", "Nobody knows. {}", "The. {}")
 LOG_P = torch.tensor([-0.5, -1.5, -3.0, -2.0], dtype=torch.float64)

@@ -18,15 +18,17 @@ from synthetic import record as made_up
 from transformers import PreTrainedTokenizerFast
 
 from editors.kn import KnowledgeNeurons
-from harness import metrics, record, schedule
-from harness.data import TASKS, read_yaml
-from harness.delta import Dense
-from harness.editor import Edit, Editor
-from harness.lm import LM
-from harness.metrics import Ratio
-from harness.patch import Patch, patched
-from harness.plan import Plan
-from harness.schedule import operations
+from harness.editing import schedule
+from harness.editing.editor import Edit, Editor
+from harness.editing.schedule import operations
+from harness.exam import statistics
+from harness.exam.data import TASKS, read_yaml
+from harness.exam.statistics import Ratio
+from harness.models.lm import LM
+from harness.patches.delta import Dense
+from harness.patches.patch import Patch, patched
+from harness.runs import record
+from harness.runs.plan import Plan
 
 HERE = Path(__file__).parents[1]
 GENERAL = "unit/test_general_tasks.py::test_oddity_"
@@ -203,7 +205,7 @@ def test_oddity_04_a_partial_last_batch_is_kept_and_names_count_plainly(
 
 def test_oddity_19_all_cases_count_not_the_first_twenty() -> None:
     cases = {f"case/{i}": Ratio(float(i < 20), 1.0, str(i)) for i in range(50)}
-    found = metrics.estimate(cases, seed=0)
+    found = statistics.estimate(cases, seed=0)
     assert (found.value, found.n) == (pytest.approx(20 / 50), 50)
 
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from harness.delta import Dense, LowRank
-from harness.editor import find
+from harness.editing.editor import find
 from harness.errors import ModelError, NumericalError, RestoreError
-from harness.patch import Patch, Step, patched, patched_rows, require_plain, shareable
+from harness.patches.delta import Dense, LowRank
+from harness.patches.patch import Patch, Step, patched, patched_rows, require_plain, shareable
 
 SEAMS = sys.modules[find(str(Path(__file__).parents[1] / "seams.py")).__module__]
 FAMILIES = ["gpt2", "gptj", "neox", "llama", "mistral", "qwen2", "qwen3", "gemma", "opt", "phi"]
@@ -77,7 +77,7 @@ def test_a_change_that_fails_halfway_restores_the_rest(fresh):
 
 def test_a_weight_that_cannot_be_restored_fails_the_run(fresh, monkeypatch):
     """The guard is real: where restoring is broken on purpose, leaving the patch raises."""
-    from harness import patch as module
+    from harness.patches import patch as module
 
     lm = fresh("gpt2")
     with pytest.raises(RestoreError, match="is not what it was before the edit"):  # noqa: SIM117

@@ -20,16 +20,18 @@ import numpy as np
 import pytest
 import torch
 
-from harness import editor, measure, record, runner, schedule
-from harness.editor import Edit, Wrapper, configure, find, settable
-from harness.lm import LM
-from harness.metrics import Ratio, estimate
-from harness.patch import Patch, patched
-from harness.plan import Plan
-from harness.rankone import direction
-from harness.record import Record
-from harness.runner import Options, run
-from harness.stats import Moment
+from harness.editing import editor, schedule
+from harness.editing.editor import Edit, Wrapper, configure, find, settable
+from harness.exam import measure
+from harness.exam.statistics import Ratio, estimate
+from harness.methods.rank_one import direction
+from harness.methods.second_moments import Moment
+from harness.models.lm import LM
+from harness.patches.patch import Patch, patched
+from harness.runs import record, runner
+from harness.runs.plan import Plan
+from harness.runs.record import Record
+from harness.runs.runner import Options, run
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = [name for name in editor.names() if (ROOT / "editors" / f"{name}.py").is_file()]

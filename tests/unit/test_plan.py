@@ -12,7 +12,7 @@ import pytest
 
 from harness.cli import make_plans
 from harness.errors import UsageError
-from harness.plan import Plan, parse_edits
+from harness.runs.plan import Plan, parse_edits
 
 OTHER: dict[str, Any] = {
     "model": "mini-llama",

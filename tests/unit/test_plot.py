@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from synthetic import record
 
-from harness import plot
 from harness.errors import DataError, UsageError
-from harness.record import Record
+from harness.reports import curves
+from harness.runs.record import Record
 
 COUNTS = (0, 1, 10, 100)
 
@@ -21,7 +21,7 @@ def runs() -> list[Record]:
 
 def test_the_numbers_that_are_drawn_are_those_of_the_records() -> None:
     made = runs()
-    found = plot.curves(made)
+    found = curves.curves(made)
     assert next(iter(found)) == ("counterfact", "efficacy")
     for (task, metric), lines in found.items():
         assert list(lines) == ["memit", "kn"]
@@ -34,7 +34,7 @@ def test_the_numbers_that_are_drawn_are_those_of_the_records() -> None:
 
 def test_runs_that_differ_in_the_seed_alone_are_one_line() -> None:
     made = [record("memit", 0.9, mode="sequential", counts=COUNTS, seed=seed) for seed in (0, 1)]
-    (lines,) = {tuple(lines) for lines in plot.curves(made).values()}
+    (lines,) = {tuple(lines) for lines in curves.curves(made).values()}
     assert lines == ("memit",)
 
 
@@ -42,18 +42,18 @@ def test_two_models_do_not_share_a_figure() -> None:
     first, second = runs()
     other = replace(second, model={**second.model, "sha256": "0" * 64})
     with pytest.raises(DataError, match="of several model"):
-        plot.curves([first, other])
+        curves.curves([first, other])
 
 
 def test_a_record_without_a_curve_is_told() -> None:
     with pytest.raises(DataError, match="no record holds a curve"):
-        plot.curves([replace(record("memit", 0.9, counts=(0,)), values=None)])
+        curves.curves([replace(record("memit", 0.9, counts=(0,)), values=None)])
 
 
 @pytest.mark.parametrize("ending", [".png", ".svg"])
 def test_the_same_records_give_the_same_file(tmp_path: Path, ending: str) -> None:
     for name in ("a", "b"):
-        plot.draw(runs(), tmp_path / f"{name}{ending}")
+        curves.draw(runs(), tmp_path / f"{name}{ending}")
     first, second = ((tmp_path / f"{name}{ending}").read_bytes() for name in ("a", "b"))
     assert first == second
     assert len(first) > 10_000
@@ -62,7 +62,7 @@ def test_the_same_records_give_the_same_file(tmp_path: Path, ending: str) -> Non
 def test_every_editor_is_told_apart_without_colour(tmp_path: Path) -> None:
     names = [f"editor{i}" for i in range(12)]
     made = [record(name, 0.5, mode="sequential", counts=COUNTS, tasks=("NLI",)) for name in names]
-    figure = plot._figure(plot.curves(made), made[0])
+    figure = curves._figure(curves.curves(made), made[0])
     lines = figure.axes[0].get_lines()[1:]
     styles = {(line.get_marker(), line.get_linestyle(), str(line.get_color())) for line in lines}
     assert len(lines) == len(styles) == 12
@@ -73,8 +73,8 @@ def test_every_editor_is_told_apart_without_colour(tmp_path: Path) -> None:
 
 def test_bands_are_the_intervals_and_panels_show_what_there_was_before_the_first_edit() -> None:
     made = runs()
-    found = plot.curves(made)
-    figure = plot._figure(found, made[0])
+    found = curves.curves(made)
+    figure = curves._figure(found, made[0])
     for axis, ((task, metric), lines) in zip(figure.axes, found.items(), strict=False):
         assert axis.get_title("left") == f"{task}\n{metric.replace('_', ' ')}"
         dashed, *drawn = axis.get_lines()
@@ -87,13 +87,13 @@ def test_bands_are_the_intervals_and_panels_show_what_there_was_before_the_first
 
 
 def test_the_unedited_model_beside_others_has_a_point_and_no_line(tmp_path: Path) -> None:
-    plot.draw([*runs(), record("none", 0.5, mode="batch", counts=(0,))], tmp_path / "curves.svg")
+    curves.draw([*runs(), record("none", 0.5, mode="batch", counts=(0,))], tmp_path / "curves.svg")
     assert (tmp_path / "curves.svg").stat().st_size > 10_000
 
 
 def test_what_is_no_share_is_drawn_where_it_is() -> None:
     rows = [(0, 30.0, 29.0, 31.0), (1, 60.0, 55.0, 65.0)]
-    figure = plot._figure({("wikitext", "word_perplexity"): {"memit": rows}}, runs()[0])
+    figure = curves._figure({("wikitext", "word_perplexity"): {"memit": rows}}, runs()[0])
     low, high = figure.axes[0].get_ylim()
     assert low < 30
     assert high > 60
@@ -101,6 +101,6 @@ def test_what_is_no_share_is_drawn_where_it_is() -> None:
 
 def test_a_file_that_is_no_figure_is_told(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"'\.gif' is no format of figures"):
-        plot.draw(runs(), tmp_path / "curves.gif")
+        curves.draw(runs(), tmp_path / "curves.gif")
     with pytest.raises(UsageError, match="cannot be written"):
-        plot.draw(runs(), tmp_path / "none" / "curves.png")
+        curves.draw(runs(), tmp_path / "none" / "curves.png")

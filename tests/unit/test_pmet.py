@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from editors.memit import Memit
 from editors.pmet import Pmet
-from harness import keys as facts
-from harness.editor import Edit
-from harness.lm import LM
-from harness.patch import Patch, patched
-from harness.stats import accumulate, documents
-from harness.taps import read
-from harness.value import Objective, optimise
+from harness.editing.editor import Edit
+from harness.methods import keys as facts
+from harness.methods.second_moments import accumulate, documents
+from harness.methods.value import Objective, optimise
+from harness.models.activations import read
+from harness.models.lm import LM
+from harness.patches.patch import Patch, patched
 
 TEMPLATES = ("{}", "Yesterday the paper said. {}", "As far as we know, {}")
 QUICK: dict[str, Any] = {"cov_tokens": 4000, "v_steps": 6, "v_weight_decay": 0.5, "clamp": 2.0}

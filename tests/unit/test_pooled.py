@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 from synthetic import record
 
-from harness.leaderboard import leaderboard
-from harness.metrics import Ratio
-from harness.pooled import pool, stability
-from harness.record import Record
+from harness.exam.statistics import Ratio
+from harness.reports.leaderboard import leaderboard
+from harness.reports.seeds import pool, stability
+from harness.runs.record import Record
 
 
 def runs(*seeds: int) -> list[Record]:

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.lm import LM
-from harness.patch import Patch, patched
-from harness.prefixes import Pack, inputs, packs
-from harness.spans import Span, score
+from harness.exam.span_scores import Span, score
+from harness.models.lm import LM
+from harness.models.packing import Pack, inputs, packs
+from harness.patches.patch import Patch, patched
 
 FAMILIES = ["gpt2", "neox", "llama", "gptj", "opt", "mistral", "qwen2", "qwen3", "gemma", "phi"]
 

@@ -12,11 +12,12 @@ import torch
 from editors.ft_l import BoundedFineTuning
 from editors.memit import Memit
 from editors.rome import Rome
-from harness.descent import answers
-from harness.editor import Edit, Example, Probe
+from harness.editing.editor import Edit, Example, Probe
 from harness.errors import DataError, UsageError
-from harness.lm import LM
-from harness.localization.problems import (
+from harness.methods.descent import answers
+from harness.models.lm import LM
+from harness.patches.patch import Patch, patched
+from harness.studies.localization.problems import (
     PROBLEMS,
     PUBLISHED,
     Posed,
@@ -28,8 +29,14 @@ from harness.localization.problems import (
     problem_named,
     settings_for,
 )
-from harness.localization.success import essence_score, mean, neighborhood_score, overall, perplexity, rewrite_score
-from harness.patch import Patch, patched
+from harness.studies.localization.success import (
+    essence_score,
+    mean,
+    neighborhood_score,
+    overall,
+    perplexity,
+    rewrite_score,
+)
 
 CONTEXTS = ("{}", "Nobody knows. {}", "Everybody knows Iris Calder. {}")
 

@@ -10,11 +10,11 @@ from typing import ClassVar
 
 import pytest
 
-from harness import editor, promises
-from harness.editor import Edit, Editor, Learned, Wrapper, find, names
-from harness.lm import LM
-from harness.objectives import DIRECTIONS
-from harness.patch import Patch
+from harness.editing import editor, promises
+from harness.editing.directions import DIRECTIONS
+from harness.editing.editor import Edit, Editor, Learned, Wrapper, find, names
+from harness.models.lm import LM
+from harness.patches.patch import Patch
 
 ROOT = Path(__file__).parents[2]
 

@@ -13,10 +13,10 @@ import torch
 from editors import rag
 from editors.ike import Demonstration, Demonstrations, Ike
 from editors.rag import Rag, Recall
-from harness.editor import Edit, Example, Probe, configure
+from harness.editing.editor import Edit, Example, Probe, configure
 from harness.errors import UsageError
-from harness.lm import LM
-from harness.retrieval import Index, Sentences, fact, joined
+from harness.methods.retrieval import Index, Sentences, fact, joined
+from harness.models.lm import LM
 
 ADA = Edit("a", "{} was born in", "Ada Velmont", "Rome", "Oslo")
 HUGO = Edit("b", "Everybody knows that {} plays the", "Hugo Lantern", "tuba", "violin")

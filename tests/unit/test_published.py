@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 
 from editors.senses import Senses
-from harness import data
-from harness.canonical import CanonicalSet
-from harness.finetuning import CANONICAL
-from harness.sweeps.ball import inside
-from harness.sweeps.cells import Cell, average, averages, find, table
-from harness.sweeps.draws import PUBLISHED, block
-from harness.sweeps.published import ensemble, ensemble_runs, finetuned, last_hard_negatives, memit, unedited
+from harness.exam import data
+from harness.exam.canonical import CanonicalSet
+from harness.methods.finetuning import CANONICAL
+from harness.studies.sweeps.ball import inside
+from harness.studies.sweeps.cells import Cell, average, averages, find, table
+from harness.studies.sweeps.draws import PUBLISHED, block
+from harness.studies.sweeps.published import ensemble, ensemble_runs, finetuned, last_hard_negatives, memit, unedited
 
 TASKS = ("stereoset", "country", "company", "gender", "verb", "temporal")
 BALLS = (1e-3, 1e-4, 1e-5)
@@ -125,7 +125,7 @@ def test_table_4_gpt_j(plots: Path, spec: str) -> None:
 
 
 def test_table_4_as_it_is_printed(plots: Path, spec: str) -> None:
-    """Every number of the table that :func:`~harness.sweeps.cells.table` makes of the files is the paper's."""
+    """Every number of the table that :func:`~harness.studies.sweeps.cells.table` makes of the files is the paper's."""
     order = [(ball, method) for ball in range(3) for method in ("ensemble", "full", "lora")]
     made = {row[0]: row[1:] for row in rows(table(gptj(plots)), "### gpt-j-6b")}
     for name, initial, *columns in rows(spec, "#### T6.2"):
@@ -423,7 +423,7 @@ LAYERS = {"backpack-gpt2": 12, "gpt-j-6b": 28, "pythia-70m": 6, "pythia-160m": 1
 
 
 def could_be(value: float, said: Any) -> bool:
-    """Whether a value can be drawn from a distribution of :mod:`harness.sweeps.draws`."""
+    """Whether a value can be drawn from a distribution of :mod:`harness.studies.sweeps.draws`."""
     if not isinstance(said, dict):
         return bool(value == said)
     ((kind, ends),) = said.items()

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness import runner
-from harness.editor import Editor, Learned, Wrapper, compose, configure, find, names, settable
+from harness.editing.editor import Editor, Learned, Wrapper, compose, configure, find, names, settable
+from harness.editing.schedule import walk
 from harness.errors import ModelError
-from harness.lm import LM
-from harness.patch import Patch, Step, patched
-from harness.plan import Plan
-from harness.schedule import walk
+from harness.models.lm import LM
+from harness.patches.patch import Patch, Step, patched
+from harness.runs import runner
+from harness.runs.plan import Plan
 
 FAMILIES = ["llama", "neox"]
 OF_WEIGHTS = [

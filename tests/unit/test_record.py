@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness import record as records
 from harness.errors import DataError, UsageError
-from harness.metrics import Ratio, difference, estimate, harmonic_difference
-from harness.record import Record, RecordWriter, read, read_all, summarise
-from harness.storage import unpacked, values_path
+from harness.exam.statistics import Ratio, difference, estimate, harmonic_difference
+from harness.io.files import unpacked, values_path
+from harness.runs import record as records
+from harness.runs.record import Record, RecordWriter, read, read_all, summarise
 
 PLAN = {"model": "mini", "editor": "memit", "edits": "counterfact", "num_edits": 50, "mode": "batch", "seed": 0}
 

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from editors import remedi
 from editors.remedi import Additions, Remedi
-from harness.editor import Edit, Example, Probe
+from harness.editing.editor import Edit, Example, Probe
 from harness.errors import DataError, NumericalError, UsageError
-from harness.lm import LM
-from harness.patch import Patch, Step, patched
+from harness.models.lm import LM
+from harness.patches.patch import Patch, Step, patched
 
 FAMILIES = ["gpt2", "llama", "opt"]
 EDITS = [

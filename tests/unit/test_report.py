@@ -16,11 +16,11 @@ import pytest
 import synthetic
 from rich.console import Console, RenderableType
 
-from harness import report
 from harness.errors import UsageError
-from harness.leaderboard import brackets, number, pair_difference, signed
-from harness.metrics import Ratio
-from harness.record import Record, read, read_all
+from harness.exam.statistics import Ratio
+from harness.reports import terminal_tables
+from harness.reports.leaderboard import brackets, number, pair_difference, signed
+from harness.runs.record import Record, read, read_all
 
 DASH = "\N{EN DASH}"
 
@@ -71,7 +71,7 @@ def test_brackets() -> None:
 @pytest.mark.parametrize("counts", [(0, 50), (0, 10, 20, 50)])
 def test_the_table_of_ten_tasks_fits_the_terminal(width: int, counts: tuple[int, ...]) -> None:
     wide = made("rome+prune", 0.3, counts=counts)
-    output = text(report.run_table(wide), width)
+    output = text(terminal_tables.run_table(wide), width)
     assert max(map(len, output.splitlines())) <= width
     for task, metric in synthetic.HEADLINES.items():
         assert output.count(f"{task} {metric}") == (2 if len(counts) > 2 else 1)
@@ -82,7 +82,7 @@ def test_the_table_of_ten_tasks_fits_the_terminal(width: int, counts: tuple[int,
 
 def test_a_row_says_what_was_measured() -> None:
     record = made("memit", 0.95)
-    output = text(report.run_table(record))
+    output = text(terminal_tables.run_table(record))
     measure = record.tasks(50)["reasoning"]["exact_match"]
     change = measure["difference"]
     low, high = change["interval"]
@@ -97,7 +97,7 @@ def test_a_row_says_what_was_measured() -> None:
 def test_a_change_that_cannot_be_seen_says_how_large_one_would_have_to_be() -> None:
     record = made("memit", 0.95)
     detectable = record.tasks(50)["NLI"]["accuracy"]["difference"]["detectable"]
-    assert row(text(report.run_table(record)), "NLI").endswith(f"none (±{detectable:.3f})")
+    assert row(text(terminal_tables.run_table(record)), "NLI").endswith(f"none (±{detectable:.3f})")
 
 
 @pytest.mark.parametrize(
@@ -113,13 +113,13 @@ def test_a_change_that_cannot_be_seen_says_how_large_one_would_have_to_be() -> N
 def test_the_direction_of_a_metric(value: float, higher_is_better: bool | None, words: str) -> None:
     record = fixed("x", 0.5, value)
     record.tasks(50)["NLI"]["accuracy"]["higher_is_better"] = higher_is_better
-    assert row(text(report.run_table(record)), "NLI").endswith(words)
+    assert row(text(terminal_tables.run_table(record)), "NLI").endswith(words)
 
 
 def test_an_interval_that_holds_zero_is_no_change_whatever_p() -> None:
     record = fixed("x", 0.5, 0.2)
     record.tasks(50)["NLI"]["accuracy"]["difference"]["interval"] = [-0.01, 0.41]
-    assert "none (±0.100)" in row(text(report.run_table(record)), "NLI")
+    assert "none (±0.100)" in row(text(terminal_tables.run_table(record)), "NLI")
 
 
 def test_what_has_no_value_is_a_dash_with_its_reason() -> None:
@@ -130,7 +130,7 @@ def test_what_has_no_value_is_a_dash_with_its_reason() -> None:
         "reason": "no documents",
         "difference": None,
     }
-    output = text(report.run_table(record))
+    output = text(terminal_tables.run_table(record))
     assert row(output, "NLI accuracy  ") == f"NLI accuracy 0 0.300 {DASH}"
     assert "NLI accuracy: no documents" in output
 
@@ -139,23 +139,23 @@ def test_a_change_without_an_interval_is_not_called_none() -> None:
     record = fixed("x", 0.5, 0.2)
     record.tasks(50)["NLI"]["accuracy"]["difference"] |= {"interval": None, "p": None, "detectable": None}
     for width in (80, 120):
-        assert row(text(report.run_table(record), width), "NLI").endswith("+0.200 no test")
+        assert row(text(terminal_tables.run_table(record), width), "NLI").endswith("+0.200 no test")
 
 
 def test_an_unfinished_run_says_so() -> None:
     record = replace(fixed("x", 0.5, 0.2), status="interrupted", reason="interrupted before the end")
-    assert "interrupted: interrupted before the end" in text(report.run_table(record))
-    assert "nothing was measured" in text(report.run_table(replace(record, points=[])))
+    assert "interrupted: interrupted before the end" in text(terminal_tables.run_table(record))
+    assert "nothing was measured" in text(terminal_tables.run_table(replace(record, points=[])))
 
 
 def test_the_unedited_model_alone_has_its_own_interval() -> None:
     record = fixed("none", 0.5, 0.2)
-    output = text(report.run_table(replace(record, points=record.points[:1])))
+    output = text(terminal_tables.run_table(replace(record, points=record.points[:1])))
     assert row(output, "NLI") == "NLI accuracy 100 0.300 [0.200, 0.400]"
 
 
 def test_measurements_on_the_way_are_shown() -> None:
-    output = text(report.run_table(made("rome+prune", 0.3, counts=(0, 10, 20, 50))))
+    output = text(terminal_tables.run_table(made("rome+prune", 0.3, counts=(0, 10, 20, 50))))
     assert row(output, "after so many edits") == "after so many edits 0 10 20 50"
     assert re.search(r"NLI accuracy +0\.900 +0\.590\* +0\.590\* +0\.590\*", output)
 
@@ -164,7 +164,7 @@ def test_prompts_that_were_cut_are_told() -> None:
     record = made("rome", 0.3)
     record.points[-1]["truncated"] = {"NLI": 7}
     assert "NLI: 7 requests were longer than the model's context and were cut from the left" in text(
-        report.run_table(record)
+        terminal_tables.run_table(record)
     )
 
 
@@ -172,7 +172,7 @@ def test_markup_in_a_name_is_text() -> None:
     record = fixed("x", 0.5, 0.2)
     record.model["name"] = "[bold]m[/bold]"
     record.edits["warnings"] = ["[red]careful[/red]"]
-    output = text(report.run_table(record))
+    output = text(terminal_tables.run_table(record))
     assert "[bold]m[/bold]" in output
     assert output.count("warning: [red]careful[/red]") == 1
 
@@ -182,7 +182,7 @@ def test_markup_in_a_name_is_text() -> None:
 
 def test_show_tells_everything() -> None:
     record = made("ft", 0.6)
-    output = text(report.show(record), 120)
+    output = text(terminal_tables.show(record), 120)
     for wanted in (
         "3,600,000 parameters",
         "lr=0.5",
@@ -198,12 +198,12 @@ def test_show_tells_everything() -> None:
 
 def test_of_isolated_edits_no_weight_is_said_to_be_unchanged() -> None:
     record = replace(made("ft", 0.6), weights={"before": {"w": "a"}, "edited": {}, "restored": {"w": "a"}})
-    assert "1 weights touched; restored bitwise" in text(report.show(record))
+    assert "1 weights touched; restored bitwise" in text(terminal_tables.show(record))
 
 
 def test_show_tells_when_weights_were_not_restored() -> None:
     record = replace(made("ft", 0.6), weights={"before": {"w": "a"}, "edited": {"w": "b"}, "restored": {"w": "b"}})
-    assert "NOT RESTORED" in text(report.show(record))
+    assert "NOT RESTORED" in text(terminal_tables.show(record))
 
 
 # --- compare ----------------------------------------------------------------------------------------------------------
@@ -211,20 +211,20 @@ def test_show_tells_when_weights_were_not_restored() -> None:
 
 def test_compare_is_paired_and_turns_with_its_sides() -> None:
     good, bad = made("memit", 0.95), made("ft", 0.6)
-    output = text(report.compare(good, bad))
+    output = text(terminal_tables.compare(good, bad))
     change = pair_difference((good, 50), (bad, 50), "NLI", "accuracy")
     assert change is not None and change.low is not None and change.high is not None
     shown = f"accuracy 100 0.880 0.780 -0.100 [{change.low:+.3f}, {change.high:+.3f}]"
     assert any(re.sub(r"\s+", " ", line).strip().startswith(shown) for line in output.splitlines())
     assert output.count("▼ worse") == 12
-    assert text(report.compare(bad, good)).count("▲ better") == 12
+    assert text(terminal_tables.compare(bad, good)).count("▲ better") == 12
     assert "editor: memit | ft" in output
     assert max(map(len, output.splitlines())) <= 100
 
 
 def test_a_record_compared_with_itself_differs_in_nothing() -> None:
     record = made("memit", 0.95)
-    output = text(report.compare(record, record))
+    output = text(terminal_tables.compare(record, record))
     assert output.count("none (±") == 12 + 1  # the legend explains it once
     assert not re.search("worse|better", output)
 
@@ -238,12 +238,12 @@ def test_many_comparisons_are_adjusted() -> None:
         measure = record.tasks(50)["NLI"]["accuracy"]
         record.points[1]["tasks"] = {"NLI": {f"m{k}": measure for k in range(3)}}
         record.values = {50: {"NLI": {f"m{k}": values if k == 0 else one for k in range(3)}}}
-    assert row(text(report.compare(a, b)), "m0").endswith("0.094 none (adjusted)")
+    assert row(text(terminal_tables.compare(a, b)), "m0").endswith("0.094 none (adjusted)")
 
 
 def test_compare_without_values_says_what_is_missing() -> None:
     a, b = made("memit", 0.95), made("ft", 0.6)
-    output = text(report.compare(a, replace(b, values=None)), 160)
+    output = text(terminal_tables.compare(a, replace(b, values=None)), 160)
     assert re.search(rf"accuracy +{DASH} +0\.880 +0\.780 +-0\.100 +{DASH}", output)
     assert re.search(r"no intervals: .* are missing beside mini--ft--", output)
 
@@ -310,7 +310,7 @@ MARKDOWN = f"""\
 
 
 def test_markdown() -> None:
-    output = report.leaderboard(board(), "md")
+    output = terminal_tables.leaderboard(board(), "md")
     assert output[output.index("## ") :] == MARKDOWN
 
 
@@ -333,7 +333,7 @@ ft & \shortstack[r]{$0.400$ \\ \scriptsize $+0.100$ \\ \scriptsize $[+0.050, +0.
 
 
 def test_latex() -> None:
-    output = report.leaderboard(board(), "latex")
+    output = terminal_tables.leaderboard(board(), "latex")
     assert output.startswith("% needs \\usepackage{booktabs,graphicx}\n")
     assert LATEX in output
     # what TeX would choke on is escaped everywhere
@@ -341,7 +341,7 @@ def test_latex() -> None:
 
 
 def test_csv() -> None:
-    rows = list(csv.DictReader(io.StringIO(report.leaderboard(board(), "csv"))))
+    rows = list(csv.DictReader(io.StringIO(terminal_tables.leaderboard(board(), "csv"))))
     assert [(r["editor"], r["mode"], r["record"]) for r in rows] == [
         ("unedited", "batch", ""),
         ("a_b", "batch", "a_b0000000000000"),
@@ -356,7 +356,7 @@ def test_csv() -> None:
 
 
 def test_html() -> None:
-    output = report.leaderboard(board(), "html")
+    output = terminal_tables.leaderboard(board(), "html")
     small = "<small>+0.500 [+0.250, +0.750]</small>"
     assert f'<td data-v="a_b">a_b</td><td data-v="0.8" class="better"><b>0.800</b>{small}</td>' in output
     assert f'<td data-v="">{DASH}<sup>1</sup></td>' in output
@@ -366,23 +366,23 @@ def test_html() -> None:
 
 def test_html_escapes_names() -> None:
     record = fixed('<script>"&', 0.5, 0.1)
-    output = report.leaderboard([record], "html")
+    output = terminal_tables.leaderboard([record], "html")
     assert "&lt;script&gt;&quot;&amp;" in output
     assert output.count("<script>") == 1
 
 
 @pytest.mark.parametrize("fmt", ["md", "csv", "latex", "html"])
 def test_a_leaderboard_does_not_depend_on_the_order_of_records_or_on_the_clock(fmt: str) -> None:
-    assert report.leaderboard(board(), fmt) == report.leaderboard(board()[::-1], fmt)
+    assert terminal_tables.leaderboard(board(), fmt) == terminal_tables.leaderboard(board()[::-1], fmt)
 
 
 def test_an_unknown_format_is_named() -> None:
     with pytest.raises(UsageError, match=r"format 'mdd' does not exist \(did you mean md\?\)"):
-        report.leaderboard([], "mdd")
+        terminal_tables.leaderboard([], "mdd")
 
 
 def _bold(records: list[Record]) -> list[str]:
-    return re.findall(r"\*\*(.+?)\*\*", report.leaderboard(records, "md"))
+    return re.findall(r"\*\*(.+?)\*\*", terminal_tables.leaderboard(records, "md"))
 
 
 def test_bold_needs_a_significant_lead() -> None:
@@ -403,11 +403,11 @@ def test_the_best_is_the_lowest_where_lower_is_better() -> None:
         for point in record.points:
             point["tasks"]["NLI"]["accuracy"]["higher_is_better"] = False
     assert _bold(records) == ["0.800", "0.400"]
-    assert "accuracy ↓" in report.leaderboard(records, "md")
+    assert "accuracy ↓" in terminal_tables.leaderboard(records, "md")
 
 
 def test_a_derived_score_can_be_bold() -> None:
-    output = report.leaderboard([made("memit", 0.95), made("ft", 0.6)], "md")
+    output = terminal_tables.leaderboard([made("memit", 0.95), made("ft", 0.6)], "md")
     memit = next(line for line in output.splitlines() if line.startswith("| memit"))
     assert memit.split(" | ")[1].startswith("**0.845**<br>")
 
@@ -429,9 +429,9 @@ def test_a_derived_score_can_be_bold() -> None:
 )
 def test_another_protocol_is_another_table(change: Callable[[Record], None]) -> None:
     a, b = fixed("a", 0.8, 0.1, right=80), fixed("b", 0.4, 0.1, right=40)
-    assert report.leaderboard([a, b], "md").count("\n## ") == 1
+    assert terminal_tables.leaderboard([a, b], "md").count("\n## ") == 1
     change(b)
-    output = report.leaderboard([a, b], "md")
+    output = terminal_tables.leaderboard([a, b], "md")
     assert output.count("\n## ") == 2
     assert "**" not in output
     assert "/data" not in output
@@ -440,7 +440,7 @@ def test_another_protocol_is_another_table(change: Callable[[Record], None]) -> 
 def test_the_prompts_of_the_members_of_a_group_count() -> None:
     a, b = fixed("a", 0.8, 0.1, right=80), fixed("b", 0.4, 0.1, right=40)
     b.templates = {"counterfact_generation": "other", "counterfactual": "other task"}
-    output = report.leaderboard([a, b], "md")
+    output = terminal_tables.leaderboard([a, b], "md")
     assert len(re.findall(r"counterfact<br>efficacy @[0-9a-f]{6} ↑", output)) == 2
     assert "NLI<br>accuracy ↑" in output
 
@@ -449,7 +449,7 @@ def test_the_prompts_of_the_members_of_a_group_count() -> None:
 def test_other_documents_or_another_prompt_are_another_column(field: str) -> None:
     a, b = fixed("a", 0.8, 0.1, right=80), fixed("b", 0.4, 0.1, right=40)
     setattr(b, field, {"NLI": {"sha256": "other"}})
-    output = report.leaderboard([a, b], "md")
+    output = terminal_tables.leaderboard([a, b], "md")
     assert len(re.findall(r"NLI<br>accuracy @[0-9a-f]{6} ↑", output)) == 2
     assert "**0.800**" in output.split("| a |")[1].split(" | ")[0]  # efficacy is still comparable
     assert output.count("**") == 2
@@ -458,27 +458,30 @@ def test_other_documents_or_another_prompt_are_another_column(field: str) -> Non
 
 def test_rows_of_one_editor_are_told_apart() -> None:
     seeds = [replace(fixed("a", 0.5, 0.1), seed=s, id=f"{s}" * 16, values=None) for s in (1, 2)]
-    assert re.findall(r"^\| (a.*?) \|", report.leaderboard(seeds, "md"), re.M) == ["a (seed 1)", "a (seed 2)"]
+    assert re.findall(r"^\| (a.*?) \|", terminal_tables.leaderboard(seeds, "md"), re.M) == ["a (seed 1)", "a (seed 2)"]
     same = [replace(record, seed=0) for record in seeds]
-    assert re.findall(r"^\| (a.*?) \|", report.leaderboard(same, "md"), re.M) == ["a (11111111)", "a (22222222)"]
+    assert re.findall(r"^\| (a.*?) \|", terminal_tables.leaderboard(same, "md"), re.M) == [
+        "a (11111111)",
+        "a (22222222)",
+    ]
 
 
 def test_unfinished_records_are_left_out_and_named() -> None:
-    output = report.leaderboard([fixed("a", 0.5, 0.1), replace(fixed("b", 0.5, 0.1), status="failed")], "md")
+    output = terminal_tables.leaderboard([fixed("a", 0.5, 0.1), replace(fixed("b", 0.5, 0.1), status="failed")], "md")
     assert "- mini\\_x--b--counterfact-50--batch--b0000000 is left out: failed" in output.replace("mini_x", "mini\\_x")
     assert "| b |" not in output
 
 
 def test_the_best_editor_stands_first() -> None:
-    output = report.leaderboard([fixed("a", 0.4, 0.1), fixed("b", 0.8, 0.1), fixed("c", 0.6, 0.1)], "md")
+    output = terminal_tables.leaderboard([fixed("a", 0.4, 0.1), fixed("b", 0.8, 0.1), fixed("c", 0.6, 0.1)], "md")
     assert re.findall(r"^\| ([abc]) \|", output, re.M) == ["b", "c", "a"]
 
 
 def test_a_leaderboard_of_records_on_disk(tmp_path: Path) -> None:
     for editor, skill in (("memit", 0.95), ("ft", 0.6)):
         synthetic.write(tmp_path, made(editor, skill))
-    again = report.leaderboard(read_all(tmp_path, values=True), "md")
-    assert again == report.leaderboard([made("memit", 0.95), made("ft", 0.6)], "md")
+    again = terminal_tables.leaderboard(read_all(tmp_path, values=True), "md")
+    assert again == terminal_tables.leaderboard([made("memit", 0.95), made("ft", 0.6)], "md")
     assert "**0.845**" in again
 
 
@@ -487,11 +490,11 @@ def test_a_leaderboard_of_records_on_disk(tmp_path: Path) -> None:
 
 def moved(
     before: float | None, after: float | None, n: tuple[int, int] = (100, 100), **clusters: int
-) -> list[report.Moved]:
+) -> list[terminal_tables.Moved]:
     old, new = fixed("a", 0.5, 0.1), fixed("a", 0.5, 0.1)
     old.tasks(50)["NLI"]["accuracy"] |= {"value": before, "n": n[0]} | clusters
     new.tasks(50)["NLI"]["accuracy"] |= {"value": after, "n": n[1]} | clusters
-    return report.regressions(old, new)
+    return terminal_tables.regressions(old, new)
 
 
 @pytest.mark.parametrize("after", [0.5, 0.5 + 1e-9, 0.5009, 0.51, 0.49])
@@ -509,8 +512,8 @@ def test_two_documents_may_not_move_in_either_direction(after: float) -> None:
 def test_exactly_one_document_may_move_whatever_the_last_digit() -> None:
     old, new = fixed("a", 0.5, 0.1), fixed("a", 0.51, 0.1)
     assert 0.51 - 0.5 > 0.01
-    assert report.regressions(old, new, tolerance=0.0) == []
-    assert len(report.regressions(old, new, tolerance=0.0, documents=0.0)) == 2
+    assert terminal_tables.regressions(old, new, tolerance=0.0) == []
+    assert len(terminal_tables.regressions(old, new, tolerance=0.0, documents=0.0)) == 2
 
 
 def test_clusters_are_the_documents_that_count() -> None:
@@ -537,14 +540,15 @@ def test_the_number_of_documents_may_move_by_one() -> None:
 def test_a_missing_task_or_point_is_named() -> None:
     old, new = fixed("a", 0.5, 0.1), fixed("a", 0.5, 0.1)
     del new.points[1]["tasks"]["NLI"]
-    assert [m.what for m in report.regressions(old, new)] == ["missing"]
-    assert len(report.regressions(old, replace(new, points=new.points[:1]))) == 2
-    assert report.regressions(replace(new), old) == []  # what is new is no regression
+    assert [m.what for m in terminal_tables.regressions(old, new)] == ["missing"]
+    assert len(terminal_tables.regressions(old, replace(new, points=new.points[:1]))) == 2
+    assert terminal_tables.regressions(replace(new), old) == []  # what is new is no regression
 
 
 def test_the_table_of_what_moved() -> None:
     output = text(
-        report.moved_table({"mini--ft": [*moved(0.5, 0.3), *moved(0.5, None), *moved(0.5, 0.5, n=(9, 4))]}), 120
+        terminal_tables.moved_table({"mini--ft": [*moved(0.5, 0.3), *moved(0.5, None), *moved(0.5, 0.5, n=(9, 4))]}),
+        120,
     )
     rows = [re.sub(r"\s+", " ", line).strip() for line in output.splitlines() if "mini--ft" in line]
     assert rows == [
@@ -552,20 +556,20 @@ def test_the_table_of_what_moved() -> None:
         f"mini--ft 50 NLI accuracy 0.500 {DASH} {DASH} missing",
         "mini--ft 50 NLI accuracy 9 4 -5 ±1 documents",
     ]
-    assert text(report.moved_table({"a": [], "b": []})) == "nothing moved in 2 records\n"
+    assert text(terminal_tables.moved_table({"a": [], "b": []})) == "nothing moved in 2 records\n"
 
 
 def test_a_record_does_not_move_from_itself(tmp_path: Path) -> None:
     record = made("memit", 0.95)
     path = synthetic.write(tmp_path, record)
-    assert report.regressions(read(path), record) == []
-    assert report.regressions(record, record, tolerance=0.0, documents=0.0) == []
+    assert terminal_tables.regressions(read(path), record) == []
+    assert terminal_tables.regressions(record, record, tolerance=0.0, documents=0.0) == []
     assert not math.isnan(record.tasks(50)["NLI"]["accuracy"]["value"])
 
 
 def test_table_of_a_run_fits_a_terminal_of_80_columns() -> None:
     record = made("memit", 0.9)
-    wide, narrow = (text(report.run_table(record), width).splitlines() for width in (100, 80))
+    wide, narrow = (text(terminal_tables.run_table(record), width).splitlines() for width in (100, 80))
     assert max(len(line.rstrip()) for line in narrow) <= 80
     assert "detectable change" in "".join(wide) and "detectable change " not in "".join(narrow)
     verdicts = [sum("better" in line or "worse" in line for line in lines) for lines in (wide, narrow)]

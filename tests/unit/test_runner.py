@@ -15,15 +15,16 @@ import torch
 from filelock import FileLock
 from transformers import AutoModelForCausalLM
 
-from harness import lm as loading
-from harness import measure, metrics, record, runner, tasks
-from harness.checkpoint import Checkpoint
+from harness.editing.schedule import Begun
 from harness.errors import HarnessError, ModelError, RestoreError, UsageError
-from harness.patch import Patch
-from harness.plan import Plan
-from harness.record import Record
-from harness.runner import Options, run
-from harness.schedule import Begun
+from harness.exam import measure, statistics, tasks
+from harness.models import lm as loading
+from harness.patches.patch import Patch
+from harness.runs import record, runner
+from harness.runs.plan import Plan
+from harness.runs.record import Record
+from harness.runs.resume import Checkpoint
+from harness.runs.runner import Options, run
 
 ROWS = [
     {"prompt": "{} was born in", "subject": "Ada Velmont", "target": "Rome", "target_old": "Oslo"},
@@ -165,7 +166,7 @@ def test_the_numbers_are_those_of_the_values_beside_the_record(done: tuple[Path,
         for name, by_metric in by_task.items():
             for metric, values in by_metric.items():
                 shown = kept.tasks(edits)[name][metric]["value"]
-                again = metrics.aggregate(list(values.values()))
+                again = statistics.aggregate(list(values.values()))
                 assert shown == (None if math.isnan(again) else pytest.approx(again, rel=1e-8))  # nine digits
                 compared += 1
     assert compared == sum(len(measures) for point in kept.points for measures in point["tasks"].values())

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field, replace
 import pytest
 import torch
 
-from harness import schedule
-from harness.delta import Dense
-from harness.editor import Edit, Editor
+from harness.editing import schedule
+from harness.editing.editor import Edit, Editor
 from harness.errors import UsageError
-from harness.lm import LM
-from harness.patch import Patch, patched
+from harness.models.lm import LM
+from harness.patches.delta import Dense
+from harness.patches.patch import Patch, patched
 
 
 def made(count: int) -> list[Edit]:

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from editors.senses import SENSES, Background, SenseChange, Senses, background, chosen, divergence, gradients, weighed
-from harness.descent import rate
-from harness.editor import Edit
+from harness.editing.editor import Edit
 from harness.errors import DataError, NumericalError, UsageError
-from harness.lm import LM
-from harness.patch import Patch, patched
-from harness.stats import documents
+from harness.methods.descent import rate
+from harness.methods.second_moments import documents
+from harness.models.lm import LM
+from harness.patches.patch import Patch, patched
 
 QUICK = {"k": 3, "chunks": 6, "chunk_tokens": 24, "lr": 0.2, "kl": 2e-3, "epochs": 4, "accumulate": 2}
 

@@ -10,12 +10,12 @@ import torch
 from lm_eval.api.instance import Instance
 from torch import Tensor
 
-from harness.adapter import EditedLM
-from harness.delta import LowRank
 from harness.errors import DataError
-from harness.lm import LM
-from harness.patch import Patch, patched
-from harness.spans import Apart, Span, Whole, mean_nll, prefixed, score, span, whole
+from harness.exam.adapter import EditedLM
+from harness.exam.span_scores import Apart, Span, Whole, mean_nll, prefixed, score, span, whole
+from harness.models.lm import LM
+from harness.patches.delta import LowRank
+from harness.patches.patch import Patch, patched
 
 FAMILIES = ["gpt2", "neox", "llama", "gptj"]
 
@@ -196,9 +196,10 @@ def test_vector_10_the_general_loss_is_weighted_by_tokens(tiny: Callable[[str], 
     )
     with pytest.MonkeyPatch.context() as patch:  # chunks of 2, 3, 4 nats and of 5
         patch.setattr(
-            "harness.spans.whole", lambda tokenizer, text, context: [Span(tuple(range(len(text) + 1)), len(text))]
+            "harness.exam.span_scores.whole",
+            lambda tokenizer, text, context: [Span(tuple(range(len(text) + 1)), len(text))],
         )
-        patch.setattr("harness.spans.score", lambda lm, found, rows: [(-9.0, False), (-5.0, False)])
+        patch.setattr("harness.exam.span_scores.score", lambda lm, found, rows: [(-9.0, False), (-5.0, False)])
         assert mean_nll(lm, ["abc", "d"]) == 3.5
 
 

@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 
 from editors.memit import Memit
 from editors.rome import Rome
-from harness import stats
 from harness.errors import DataError, NumericalError
-from harness.stats import Moment, accumulate, cached, documents, moments, verify
+from harness.methods import second_moments
+from harness.methods.second_moments import Moment, accumulate, cached, documents, moments, verify
 
 
 def plain_moment(lm, layer, texts, longest=None):
@@ -48,7 +48,7 @@ def test_documents_of_long_contexts_are_cut(fresh, sentences, monkeypatch, tmp_p
     """Keys of all layers stand in memory, so a context of 100,000 tokens must not become one batch."""
     lm, long = fresh("llama", dtype=torch.float64), " ".join(sentences[:10])
     whole = moments(lm, [1], 50, folder=tmp_path)[1]
-    monkeypatch.setattr(stats, "_LONGEST", 7)
+    monkeypatch.setattr(second_moments, "_LONGEST", 7)
     made = accumulate(lm, [1], [long, long], budget=1)[1]
     matrix, _ = plain_moment(lm, 1, [long], longest=7)
     assert made.count == 14
@@ -58,15 +58,15 @@ def test_documents_of_long_contexts_are_cut(fresh, sentences, monkeypatch, tmp_p
 
 def test_only_the_upper_stripes_are_computed_and_mirrored(monkeypatch):
     """Also where the width is no multiple of a stripe; nothing below the diagonal is touched before the end."""
-    monkeypatch.setattr(stats, "_STRIPE", 5)
+    monkeypatch.setattr(second_moments, "_STRIPE", 5)
     draws = torch.randn(2, 30, 13, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     total = torch.zeros(13, 13, dtype=torch.float64)
     for keys in draws:
-        stats._add_upper(total, keys)
+        second_moments._add_upper(total, keys)
     assert not total[5:, :5].any()
     assert not total[10:, :10].any()
     whole = draws.flatten(0, 1)
-    assert torch.allclose(stats._mirrored(total), whole.T @ whole, rtol=1e-12)
+    assert torch.allclose(second_moments._mirrored(total), whole.T @ whole, rtol=1e-12)
 
 
 def test_the_pass_stops_after_the_last_layer(tiny, sentences):
@@ -246,7 +246,7 @@ def test_hub_texts_are_read_at_a_fixed_commit(monkeypatch):
     assert asked["streaming"] is True
     assert (asked["name"], asked["config"]) == ("Salesforce/wikitext", "wikitext-103-raw-v1")
     assert len(asked["revision"]) == 40
-    assert asked["revision"] in stats._text_id("wikitext")
+    assert asked["revision"] in second_moments._text_id("wikitext")
 
 
 def test_an_unwritable_cache_is_told(fresh, tmp_path):
@@ -259,7 +259,7 @@ def test_a_full_cache_is_told(fresh, tmp_path, monkeypatch):
     def full(*_, **__):
         raise SafetensorError("I/O error: No space left on device")
 
-    monkeypatch.setattr(stats, "save_file", full)
+    monkeypatch.setattr(second_moments, "save_file", full)
     with pytest.raises(DataError, match=r"cannot be written \(I/O error: No space left on device\); set HARNESS_CACHE"):
         moments(fresh("gpt2"), [0], 50, folder=tmp_path)
     assert list(tmp_path.iterdir()) == []

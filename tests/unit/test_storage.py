@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from harness import corpora, measure, storage
 from harness.errors import UsageError
-from harness.localization import localize
-from harness.sweeps import trial
+from harness.exam import general_text, measure
+from harness.io import files
+from harness.studies.localization import localize
+from harness.studies.sweeps import trial
 
 
 @pytest.mark.parametrize(
@@ -29,30 +30,30 @@ from harness.sweeps import trial
     ],
 )
 def test_text_reads_back(data: object) -> None:
-    assert json.loads(storage.text(data)) == data
+    assert json.loads(files.text(data)) == data
 
 
 def test_what_fits_stands_on_one_line() -> None:
     row = {"value": 0.5, "n": 50, "interval": [0.4, 0.6]}
-    lines = storage.text({"tasks": {f"task{i}": row for i in range(20)}}).splitlines()
+    lines = files.text({"tasks": {f"task{i}": row for i in range(20)}}).splitlines()
     assert f'  "task3": {json.dumps(row)},' in lines
     assert len(lines) == 24
-    assert storage.text({"layers": [0, 1]}) == '{"layers": [0, 1]}'
+    assert files.text({"layers": [0, 1]}) == '{"layers": [0, 1]}'
 
 
 def test_packed_reads_back_and_is_the_same_bytes() -> None:
     data = {"ids": [f"doc/{i}" for i in range(500)], "num": [i / 3 for i in range(500)]}
     for small in (True, False):
-        assert storage.unpacked(storage.packed(data, small)) == data
-        assert storage.packed(data, small) == storage.packed(data, small)
-    assert len(storage.packed(data)) < len(json.dumps(data)) / 3
+        assert files.unpacked(files.packed(data, small)) == data
+        assert files.packed(data, small) == files.packed(data, small)
+    assert len(files.packed(data)) < len(json.dumps(data)) / 3
 
 
 @pytest.mark.parametrize("damage", [lambda c: c[:-9], lambda c: b"", lambda c: c[:20] + b"?" + c[21:], lambda c: b"{}"])
 def test_damage_is_seen(damage: object) -> None:
-    content = storage.packed({"a": list(range(200))})
+    content = files.packed({"a": list(range(200))})
     with pytest.raises(ValueError, match="not whole xz"):
-        storage.unpacked(damage(content))  # type: ignore[operator]
+        files.unpacked(damage(content))  # type: ignore[operator]
 
 
 def test_nine_digits_hold_a_float32() -> None:
@@ -60,12 +61,12 @@ def test_nine_digits_hold_a_float32() -> None:
 
     seeded = torch.Generator().manual_seed(0)
     values = torch.randn(2000, generator=seeded) * 10 ** torch.randn(2000, generator=seeded)
-    assert torch.equal(torch.tensor(storage.rounded(values.tolist())), values)
-    assert storage.rounded({"a": (0.1 + 0.2, math.nan, 7, "x", None, True)}) == {"a": [0.3, None, 7, "x", None, True]}
+    assert torch.equal(torch.tensor(files.rounded(values.tolist())), values)
+    assert files.rounded({"a": (0.1 + 0.2, math.nan, 7, "x", None, True)}) == {"a": [0.3, None, 7, "x", None, True]}
 
 
 def test_what_is_not_finite_is_refused() -> None:
-    for write in (storage.text, storage.packed):
+    for write in (files.text, files.packed):
         with pytest.raises(ValueError, match="not JSON compliant"):
             write({"a": math.inf})
 
@@ -89,10 +90,10 @@ def test_an_interrupted_write_leaves_the_file_before(
     message: str,
 ) -> None:
     path = tmp_path / "a.json"
-    storage.write_whole(path, b"before")
+    files.write_whole(path, b"before")
     monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(failure))
     with pytest.raises(raised, match=message):
-        storage.write_whole(path, b"after")
+        files.write_whole(path, b"after")
     assert path.read_bytes() == b"before"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -101,7 +102,7 @@ def test_a_place_that_is_not_there_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     for path in (tmp_path / "file" / "below", tmp_path / "nowhere" / "a.json", tmp_path):
         with pytest.raises(UsageError, match=f"^{path}: cannot be written"):
-            storage.write_whole(path, b"x")
+            files.write_whole(path, b"x")
     assert [found.name for found in tmp_path.iterdir()] == ["file"]
 
 
@@ -132,7 +133,7 @@ def test_a_full_disk_is_told_whatever_is_written(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("os.fsync", full)
     writers: dict[str, Callable[[], object]] = {
         "the numbers of the unedited model": lambda: measure.save_base("key", measure.Measured()),
-        "a corpus": lambda: corpora.write(tmp_path / "corpus.jsonl", ["a"]),
+        "a corpus": lambda: general_text.write(tmp_path / "corpus.jsonl", ["a"]),
         "a trial of a sweep": lambda: trial.write(tmp_path, trial.Trial(trial.Job("m", "temporal", "x", "x"), ())),
         "a study of layers": lambda: localize.Study(tmp_path / "study.json.gz", {}).save(),
     }

@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 
-from harness import record, tasks
 from harness.cli import make_plans
-from harness.editor import Wrapper, compose, configure
+from harness.editing.editor import Wrapper, compose, configure
+from harness.editing.schedule import plain_mode, stops
 from harness.errors import UsageError
-from harness.plan import Plan
-from harness.runner import Options, finished, run, settled
-from harness.schedule import plain_mode, stops
-from harness.study import expand
+from harness.exam import tasks
+from harness.runs import record
+from harness.runs.plan import Plan
+from harness.runs.plan_grid import expand
+from harness.runs.runner import Options, finished, run, settled
 
 STUDIES = sorted((Path(__file__).parents[2] / "scripts" / "studies").glob("*.yaml"))
 STOPS = [1, 5, 10, 20, 50, 100, 200, 500]

@@ -17,19 +17,19 @@ from typing import Any
 import pytest
 import torch
 
-from harness.canonical import SETS
-from harness.delta import Dense
-from harness.editor import Edit, Editor, Pass, find, settable
+from harness.editing.editor import Edit, Editor, Pass, find, settable
 from harness.errors import DataError, NumericalError, UsageError
-from harness.lm import LM
-from harness.metrics import Ratio
-from harness.patch import Patch, patched
-from harness.sweeps import sweep as sweeps
-from harness.sweeps import trial
-from harness.sweeps.ball import Epoch
-from harness.sweeps.crew import Cluster, carry_out
-from harness.sweeps.sweep import Sweep, test_jobs, validation_jobs
-from harness.sweeps.trial import Job, Trial
+from harness.exam.canonical import SETS
+from harness.exam.statistics import Ratio
+from harness.models.lm import LM
+from harness.patches.delta import Dense
+from harness.patches.patch import Patch, patched
+from harness.studies.sweeps import sweep as sweeps
+from harness.studies.sweeps import trial
+from harness.studies.sweeps.ball import Epoch
+from harness.studies.sweeps.crew import Cluster, carry_out
+from harness.studies.sweeps.sweep import Sweep, test_jobs, validation_jobs
+from harness.studies.sweeps.trial import Job, Trial
 
 test_jobs.__test__ = False  # type: ignore[attr-defined]  # what is trained at test, no test
 

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from harness.canonical import SETS
 from harness.errors import DataError
-from harness.sweeps import sweptplot, trial
-from harness.sweeps.ball import Epoch
-from harness.sweeps.swept import RULES, best_anywhere, cells, chosen, groups, states, tables, winner
-from harness.sweeps.trial import Job, Trial
+from harness.exam.canonical import SETS
+from harness.studies.sweeps import sweptplot, trial
+from harness.studies.sweeps.ball import Epoch
+from harness.studies.sweeps.swept import RULES, best_anywhere, cells, chosen, groups, states, tables, winner
+from harness.studies.sweeps.trial import Job, Trial
 
 BALLS = (1e-3, 1e-5)
 

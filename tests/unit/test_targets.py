@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from harness.editor import Edit
+from harness.editing.editor import Edit
 from harness.errors import DataError
-from harness.patch import Patch, patched
-from harness.targets import supervised
+from harness.methods.supervised_tokens import supervised
+from harness.patches.patch import Patch, patched
 
 CONTEXTS = ("{}", "Nobody knows. {}")
 

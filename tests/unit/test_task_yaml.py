@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from harness import data
+from harness.exam import data
 
 YAMLS = sorted(data.TASKS.rglob("*.yaml"))
 SETS = sorted(data.find())

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from harness import data, record, tasks
-from harness.canonical import SETS
-from harness.editor import find, settable
+from harness.editing.editor import find, settable
 from harness.errors import DataError, UsageError
-from harness.lm import LM
-from harness.metrics import Ratio
+from harness.exam import data, tasks
+from harness.exam.canonical import SETS
+from harness.exam.statistics import Ratio
+from harness.models.lm import LM
+from harness.runs import record
 
 GENERAL = [
     "ClosedDomainQA", "NER", "NLI", "OpenDomainQA", "SentimentAnalysis", "dialogue", "reasoning", "summarization",

@@ -12,8 +12,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from harness import tensorfile
 from harness.errors import DataError, UsageError
+from harness.io import tensor_file
 
 ABOUT = {"editor": "x", "settings": {"radius": 0.5, "texts": ["a", "ä"]}}
 
@@ -33,15 +33,15 @@ def made() -> dict[str, torch.Tensor]:
 
 
 def write(path: Path, version: int = 1) -> None:
-    tensorfile.write(path, "patch", version, ABOUT, made())
+    tensor_file.write(path, "patch", version, ABOUT, made())
 
 
 def test_what_was_written_is_read(tmp_path: Path) -> None:
     path = tmp_path / "new" / "folder" / "file.safetensors"
     write(path)
-    head, tensors = tensorfile.read(path, "patch", 1)
-    assert head == {**ABOUT, "kind": "patch", "format": 1, "sha256": tensorfile.content_sha256(made())}
-    assert head == tensorfile.manifest(path, "patch", 1)
+    head, tensors = tensor_file.read(path, "patch", 1)
+    assert head == {**ABOUT, "kind": "patch", "format": 1, "sha256": tensor_file.content_sha256(made())}
+    assert head == tensor_file.manifest(path, "patch", 1)
     assert set(tensors) == set(made())
     for name, tensor in made().items():
         assert tensors[name].dtype == tensor.dtype
@@ -56,20 +56,20 @@ def test_the_same_content_is_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_a_manifest_cannot_say_another_kind_or_format(tmp_path: Path) -> None:
-    tensorfile.write(tmp_path / "f", "patch", 1, {"kind": "other", "format": 9, "sha256": ""}, {})
-    assert tensorfile.read(tmp_path / "f", "patch", 1)[0]["format"] == 1
+    tensor_file.write(tmp_path / "f", "patch", 1, {"kind": "other", "format": 9, "sha256": ""}, {})
+    assert tensor_file.read(tmp_path / "f", "patch", 1)[0]["format"] == 1
 
 
 def test_no_byte_can_change_unnoticed(tmp_path: Path) -> None:
     """One bit of each byte of the file in turn."""
     tensors = {name: tensor for name, tensor in made().items() if name in ("row", "column")}
-    tensorfile.write(tmp_path / "whole", "patch", 1, ABOUT, tensors)
+    tensor_file.write(tmp_path / "whole", "patch", 1, ABOUT, tensors)
     whole = (tmp_path / "whole").read_bytes()
     changed = tmp_path / "changed"
     for at in range(len(whole)):
         changed.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
         with pytest.raises(DataError) as caught:
-            tensorfile.read(changed, "patch", 1)
+            tensor_file.read(changed, "patch", 1)
         assert str(caught.value).startswith(f"{changed}: "), at
 
 
@@ -80,13 +80,13 @@ def test_a_file_that_is_cut_short(tmp_path: Path, share: float) -> None:
     whole = path.read_bytes()
     path.write_bytes(whole[: int(share * len(whole))])
     with pytest.raises(DataError, match=r"cut: not a readable patch \(.*\); make it again or give another file"):
-        tensorfile.read(path, "patch", 1)
+        tensor_file.read(path, "patch", 1)
 
 
 def test_a_file_that_is_not_there_or_a_folder(tmp_path: Path) -> None:
     for path in (tmp_path / "absent", tmp_path):
         with pytest.raises(DataError, match=f"{path}: not a readable patch"):
-            tensorfile.manifest(path, "patch", 1)
+            tensor_file.manifest(path, "patch", 1)
 
 
 def test_another_kind_is_named(tmp_path: Path) -> None:
@@ -95,25 +95,25 @@ def test_another_kind_is_named(tmp_path: Path) -> None:
     save_file({"w": torch.ones(1)}, tmp_path / "model", metadata={"format": "pt"})
     for name, held in (("patch", "a patch"), ("plain", "plain tensors"), ("model", "plain tensors")):
         with pytest.raises(DataError, match=f"{name}: holds no fitted editor but {held}; give another file"):
-            tensorfile.read(tmp_path / name, "fitted editor", 1)
+            tensor_file.read(tmp_path / name, "fitted editor", 1)
 
 
 def test_a_newer_format_is_named_and_an_older_one_is_read(tmp_path: Path) -> None:
     write(tmp_path / "new", version=3)
     with pytest.raises(DataError, match="new: has format 3, this program reads up to 2; install a newer one"):
-        tensorfile.read(tmp_path / "new", "patch", 2)
+        tensor_file.read(tmp_path / "new", "patch", 2)
     write(tmp_path / "old", version=1)
-    assert tensorfile.read(tmp_path / "old", "patch", 2)[0]["format"] == 1
+    assert tensor_file.read(tmp_path / "old", "patch", 2)[0]["format"] == 1
 
 
 def test_a_manifest_that_was_edited_by_hand(tmp_path: Path) -> None:
     path = tmp_path / "edited"
-    head = json.dumps({"kind": "patch", "format": 1, "sha256": tensorfile.content_sha256({}), "settings": {}})
+    head = json.dumps({"kind": "patch", "format": 1, "sha256": tensor_file.content_sha256({}), "settings": {}})
     save_file({}, path, metadata={"manifest": f"{hashlib.sha256(head.encode()).hexdigest()} {head}"})
-    assert tensorfile.manifest(path, "patch", 1)["settings"] == {}
+    assert tensor_file.manifest(path, "patch", 1)["settings"] == {}
     save_file({}, path, metadata={"manifest": f"{hashlib.sha256(b'another').hexdigest()} {head}"})
     with pytest.raises(DataError, match="edited: its manifest is not what was written; make it again"):
-        tensorfile.manifest(path, "patch", 1)
+        tensor_file.manifest(path, "patch", 1)
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
@@ -142,9 +142,9 @@ def test_a_write_that_fails_halfway_leaves_the_earlier_file_and_no_litter(
         target.write_bytes(before[:100])
         raise failure
 
-    monkeypatch.setattr(tensorfile, "save_file", half)
+    monkeypatch.setattr(tensor_file, "save_file", half)
     with pytest.raises(raised, match=message):
-        tensorfile.write(path, "patch", 1, {}, {"w": torch.zeros(3)})
+        tensor_file.write(path, "patch", 1, {}, {"w": torch.zeros(3)})
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
     assert path.read_bytes() == before
 

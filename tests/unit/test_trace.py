@@ -11,9 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.causal.facts import Asked, Fact, ask
-from harness.causal.restore import Overwriting, Restorer
-from harness.causal.trace import (
+from harness.editing.editor import Edit
+from harness.errors import DataError, ModelError, UsageError
+from harness.models.lm import LM
+from harness.patches.patch import Patch, patched
+from harness.studies.causal.facts import Asked, Fact, ask
+from harness.studies.causal.restore import Overwriting, Restorer
+from harness.studies.causal.trace import (
     PRESETS,
     ROLES,
     Traced,
@@ -27,10 +31,6 @@ from harness.causal.trace import (
     trace,
     trace_each,
 )
-from harness.editor import Edit
-from harness.errors import DataError, ModelError, UsageError
-from harness.lm import LM
-from harness.patch import Patch, patched
 
 FACTS = [
     Fact("start", "Ada Velmont was born in", "Ada Velmont", "Paris"),
@@ -277,7 +277,7 @@ def test_high_is_the_clean_probability_or_the_greatest(tiny: Callable[[str], LM]
 def test_the_noise_is_that_of_the_published_programs(tiny: Callable[[str], LM]) -> None:
     """``RandomState(1).randn(samples, tokens, d)``, added to the embedding of the subject alone."""
     lm, settings = tiny("llama"), replace(QUICK, samples=2, sigma=0.5)
-    from harness.causal import trace as module
+    from harness.studies.causal import trace as module
 
     drawn = module._noise(lm, settings, 2, 0.5)
     assert drawn.shape == (3, 2, lm.arch.width)

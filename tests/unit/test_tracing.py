@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from harness.causal import traceplot, tracing
-from harness.causal.facts import Fact, read
-from harness.causal.trace import Selection, Traced, TraceSettings
-from harness.causal.tracing import TracePlan, carry_out, facts_of, read_study, study_name, summarise_traces
 from harness.errors import DataError, UsageError
-from harness.lm import LM
-from harness.storage import packed
+from harness.io.files import packed
+from harness.models.lm import LM
+from harness.studies.causal import traceplot, tracing
+from harness.studies.causal.facts import Fact, read
+from harness.studies.causal.trace import Selection, Traced, TraceSettings
+from harness.studies.causal.tracing import TracePlan, carry_out, facts_of, read_study, study_name, summarise_traces
 
 ROWS = [
     {"id": "a", "prompt": "{} was born in", "subject": "Ada Velmont", "attribute": "Paris"},

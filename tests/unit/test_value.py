@@ -12,17 +12,16 @@ from torch import tensor
 from editors.memit import Memit
 from editors.r_rome import RRome
 from editors.rome import Rome
-from harness import contexts, editor, tasks, value
-from harness.editor import Edit
+from harness.editing import editor
+from harness.editing.editor import Edit
 from harness.errors import DataError, ModelError, NumericalError, UsageError
-from harness.keys import Unedited, inserted, keys, lookup, spread
-from harness.lm import load
-from harness.locate import adjoint
-from harness.patch import Patch, patched
-from harness.rankone import direction
-from harness.stats import Moment
-from harness.taps import Row, fused, idle, past, read
-from harness.value import (
+from harness.exam import tasks
+from harness.methods import context_templates, value
+from harness.methods.keys import Unedited, inserted, keys, lookup, spread
+from harness.methods.locate_then_edit import adjoint
+from harness.methods.rank_one import direction
+from harness.methods.second_moments import Moment
+from harness.methods.value import (
     Objective,
     Values,
     _Above,
@@ -36,6 +35,9 @@ from harness.value import (
     anchor_norm,
     optimise,
 )
+from harness.models.activations import Row, fused, idle, past, read
+from harness.models.lm import load
+from harness.patches.patch import Patch, patched
 
 CONTEXTS = ("{}", "The weather is. {}", "Nobody knows. {}")
 
@@ -79,9 +81,9 @@ def test_tv_12_memit_update_and_key_average():
 
     each = tensor([[2.0, 0]] + [[0, i] for i in range(1, 6)], dtype=torch.float64)
     templates = ["{}"] * 6
-    assert torch.allclose(contexts.weights(templates, "memit") @ each, tensor([1.0, 1.5], dtype=torch.float64))
+    assert torch.allclose(context_templates.weights(templates, "memit") @ each, tensor([1.0, 1.5], dtype=torch.float64))
     wanted = tensor([0.333333, 2.5], dtype=torch.float64)
-    assert torch.allclose(contexts.weights(templates, "rome") @ each, wanted, atol=1e-6)
+    assert torch.allclose(context_templates.weights(templates, "rome") @ each, wanted, atol=1e-6)
 
 
 def test_tv_13_the_pieces_of_the_loss(tiny, edits, monkeypatch):
@@ -218,7 +220,7 @@ def test_a_tokenizer_without_a_token_that_starts_a_text_is_told(tiny, make_token
     tokenizer.bos_token = tokenizer.eos_token = None
     lm = replace(tiny("gpt2"), tokenizer=tokenizer)
     with pytest.raises(ModelError, match="no token that begins or ends a text; set its bos_token"):
-        contexts.contexts(lm, "rome")
+        context_templates.contexts(lm, "rome")
     assert tiny("gpt2").start == 0
 
 
@@ -231,11 +233,11 @@ def test_a_loss_layer_below_the_first_is_refused():
 def test_defect_13_templates_are_seeded(tiny):
     lm = tiny("gpt2")
     for kind, count in (("rome", 21), ("memit", 6)):
-        one, same, other = (contexts.contexts(lm, kind, seed) for seed in (3, 3, 4))
+        one, same, other = (context_templates.contexts(lm, kind, seed) for seed in (3, 3, 4))
         assert one == same != other
         assert len(one) == count
         assert one[0] == "{}"
-        contexts.check(one)
+        context_templates.check(one)
 
 
 def test_defect_13_values_follow_the_models_state(tiny, edits):

@@ -11,11 +11,11 @@ from torch import Tensor, tensor
 
 import editors.wise
 from editors.wise import SideMemories, Wise, margins, ties
-from harness.editor import Edit
+from harness.editing.editor import Edit
 from harness.errors import NumericalError, UsageError
-from harness.patch import Patch, Step, patched
-from harness.stats import documents
-from harness.targets import Supervised, supervised
+from harness.methods.second_moments import documents
+from harness.methods.supervised_tokens import Supervised, supervised
+from harness.patches.patch import Patch, Step, patched
 
 CONTEXTS = ("{}", "Nobody knows. {}")
 FEW = {"n_iter": 4, "alpha": 0.1, "beta": 1.0, "gamma": 0.5, "texts": 3, "contexts": CONTEXTS}

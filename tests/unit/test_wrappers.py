@@ -14,12 +14,12 @@ from editors.memit import Memit
 from editors.prune import Prune
 from editors.rect import Rect
 from editors.rome import Rome
-from harness.delta import LowRank
-from harness.editor import Edit, Editor, Positive, Recipe, Wrapper, compose, find, names
+from harness.editing.editor import Edit, Editor, Positive, Recipe, Wrapper, compose, find, names
+from harness.editing.schedule import walk
 from harness.errors import UsageError
-from harness.lm import LM
-from harness.patch import Patch, patched
-from harness.schedule import walk
+from harness.models.lm import LM
+from harness.patches.delta import LowRank
+from harness.patches.patch import Patch, patched
 
 MEMIT = {"layers": (0, 1), "cov_tokens": 4000, "lam": 1.0, "clamp": 20.0, "v_weight_decay": 1e-3, "v_steps": 10}
 ROME = {k: v for k, v in MEMIT.items() if k != "lam"} | {"layers": (1,)}

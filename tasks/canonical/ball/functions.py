@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from harness import corpora, data
 from harness.errors import DataError
-from harness.metrics import Ratio
+from harness.exam import data, general_text
+from harness.exam.statistics import Ratio
 
 if TYPE_CHECKING:
     import datasets
 
-_CUT = corpora.COUNT
+_CUT = general_text.COUNT
 """Of the stand-in the first 3,000 documents are the general text, and the rest is the regulariser's."""
 
 
@@ -26,7 +26,7 @@ def texts(data_dir: str | None = None, part: str = "general") -> list[str]:
     """
     if data_dir in (None, "mini"):
         return [row["text"] for row in data.load("ball", "test" if part == "general" else part, data_dir)]
-    built = corpora.published(str(data_dir), part)
+    built = general_text.published(str(data_dir), part)
     if built.is_file():
         return [row["text"] for row in data.read_jsonl(built, {"text": "str"})]
     rows = data.load("ball", "test", data_dir)

@@ -10,17 +10,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness import data
 from harness.errors import DataError
-from harness.metrics import Ratio
-from harness.teacher import Continuations, Forced
-from harness.texts import begins_with, consistency, entropy, vectorizer, words
+from harness.exam import data
+from harness.exam.statistics import Ratio
+from harness.exam.text_metrics import begins_with, consistency, entropy, vectorizer, words
+from harness.exam.token_tasks import Continuations, Forced
 
 if TYPE_CHECKING:
     import datasets
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    from harness.editor import Edit, Example
+    from harness.editing.editor import Edit, Example
 
 Row = dict[str, Any]
 Doc = Mapping[str, Any]
@@ -108,7 +108,7 @@ def source(
 
 def edits(found: Sequence[Row], **_: object) -> list[Edit]:
     """What an editor is asked to do, one edit a record."""
-    from harness.editor import Edit
+    from harness.editing.editor import Edit
 
     made = []
     for row in found:
@@ -129,7 +129,7 @@ def edits(found: Sequence[Row], **_: object) -> list[Edit]:
 
 def examples(found: Sequence[Row], **options: object) -> list[Example]:
     """The edits with all their probes, for editors that learn."""
-    from harness.editor import Example, Probe
+    from harness.editing.editor import Example, Probe
 
     made = []
     for edit, row in zip(edits(found, **options), found, strict=True):
@@ -210,7 +210,7 @@ def dataset(
     """One document for each probe.
 
     Args:
-        data_dir: where the records come from; see ``harness.data.load``.
+        data_dir: where the records come from; see ``harness.exam.data.load``.
         records: the ``case_id`` of the records to examine, None for all.
         split: ``test``, or ``train`` for tuning.
         kinds: of ``rewrite``, ``paraphrase``, ``neighborhood``, ``attribute``.

@@ -8,16 +8,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness import data
 from harness.errors import DataError, UsageError
-from harness.metrics import Ratio
-from harness.teacher import Forced
-from harness.texts import begins_with
+from harness.exam import data
+from harness.exam.statistics import Ratio
+from harness.exam.text_metrics import begins_with
+from harness.exam.token_tasks import Forced
 
 if TYPE_CHECKING:
     import datasets
 
-    from harness.editor import Edit, Example
+    from harness.editing.editor import Edit, Example
 
 Row = dict[str, Any]
 Doc = Mapping[str, Any]
@@ -50,7 +50,7 @@ def edit(row: Row) -> Edit:
 
     A row holds ``prompt, subject, target`` (the prompt with ``{}`` or the subject written out) or ``prefix, suffix``.
     """
-    from harness.editor import Edit
+    from harness.editing.editor import Edit
 
     for key in TEXTS:
         if key in row and not isinstance(row[key], str):
@@ -95,7 +95,7 @@ def edits(found: Sequence[Row]) -> list[Edit]:
 
 def examples(found: Sequence[Row]) -> list[Example]:
     """The edits with their probes, for editors that learn."""
-    from harness.editor import Example, Probe
+    from harness.editing.editor import Example, Probe
 
     made = []
     for row in found:

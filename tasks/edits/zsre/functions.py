@@ -9,16 +9,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness import data
 from harness.errors import DataError, near
-from harness.metrics import Ratio
-from harness.teacher import Forced
-from harness.texts import begins_with
+from harness.exam import data
+from harness.exam.statistics import Ratio
+from harness.exam.text_metrics import begins_with
+from harness.exam.token_tasks import Forced
 
 if TYPE_CHECKING:
     import datasets
 
-    from harness.editor import Edit, Example
+    from harness.editing.editor import Edit, Example
 
 Row = dict[str, Any]
 Doc = Mapping[str, Any]
@@ -109,7 +109,7 @@ def edits(found: Sequence[Row], target: str = "alt", **_: object) -> list[Edit]:
         found: records; an edit is named by its ``case_id``, without one by its place in the list.
         target: ``alt`` (MEND, Gu et al. 2024), or ``answers`` (ROME and MEMIT: the first right answer).
     """
-    from harness.editor import Edit
+    from harness.editing.editor import Edit
 
     made = []
     for name, row in usable(found, target):
@@ -122,7 +122,7 @@ def edits(found: Sequence[Row], target: str = "alt", **_: object) -> list[Edit]:
 
 def examples(found: Sequence[Row], target: str = "alt", **_: object) -> list[Example]:
     """The edits with all their probes, for editors that learn."""
-    from harness.editor import Example, Probe
+    from harness.editing.editor import Example, Probe
 
     made = []
     for edit, (name, row) in zip(edits(found, target), usable(found, target), strict=True):
@@ -167,7 +167,7 @@ def dataset(
     """One document for each probe.
 
     Args:
-        data_dir: where the records come from; see ``harness.data.load``.
+        data_dir: where the records come from; see ``harness.exam.data.load``.
         records: the records to examine, by their place in the file; None for all.
         split: ``test``, or ``train`` for tuning.
         target: ``alt`` or ``answers``; see :func:`edits`.

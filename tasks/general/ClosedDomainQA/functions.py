@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from harness import data, scoring
-from harness.metrics import Ratio
+from harness.exam import answer_scores, data
+from harness.exam.statistics import Ratio
 
 if TYPE_CHECKING:
     import datasets
@@ -19,12 +19,12 @@ def dataset(data_dir: str | None = None, **_: object) -> dict[str, datasets.Data
 def process_results(doc: dict[str, Any], results: list[str]) -> dict[str, Ratio]:
     """``accuracy``, ``invalid_rate`` (first word), and the released rules: substring, and strict (before editing)."""
     gold = bool(doc["answer"])
-    plain = scoring.choice(results[0], "yes" if gold else "no", ("yes", "no"))
+    plain = answer_scores.choice(results[0], "yes" if gold else "no", ("yes", "no"))
     text = results[0].split("answer:", 1)[0]
-    strict = scoring.two_way(*released_strict(text, gold))
+    strict = answer_scores.two_way(*released_strict(text, gold))
     return (
         plain
-        | scoring.two_way(*scoring.yes_no(text, "yes", "no", gold))
+        | answer_scores.two_way(*answer_scores.yes_no(text, "yes", "no", gold))
         | {"accuracy_released_strict": strict["accuracy_released"]}
     )
 

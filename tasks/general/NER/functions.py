@@ -13,9 +13,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness import data, scoring
 from harness.errors import DataError
-from harness.metrics import Ratio
+from harness.exam import answer_scores, data
+from harness.exam.statistics import Ratio
 
 if TYPE_CHECKING:
     import datasets
@@ -138,7 +138,7 @@ def process_results(doc: dict[str, Any], results: list[str]) -> dict[str, Ratio]
 
 def answers(answer: str) -> list[str]:
     """Distinct names in an answer's first line, in order; ``,`` ``;`` and *and* part them; "none" is nothing."""
-    parts = (part.strip() for part in SEPARATOR.split(scoring.first_line(answer)))
+    parts = (part.strip() for part in SEPARATOR.split(answer_scores.first_line(answer)))
     return list(dict.fromkeys(part for part in parts if part.rstrip(".").lower() not in NOTHING))
 
 

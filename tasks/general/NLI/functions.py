@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness import data, scoring
 from harness.errors import DataError
-from harness.metrics import Ratio
+from harness.exam import answer_scores, data
+from harness.exam.statistics import Ratio
 
 if TYPE_CHECKING:
     import datasets
@@ -32,13 +32,13 @@ def dataset(data_dir: str | None = None, **_: object) -> dict[str, datasets.Data
 def process_results(doc: dict[str, Any], results: list[str]) -> dict[str, Ratio]:
     """``accuracy``, ``invalid_rate`` (first word) and the released counts (a label word anywhere)."""
     text = results[0]
-    plain = scoring.choice(text, LABELS[doc["label"]], LABELS.values())
-    return plain | scoring.two_way(*released(text, entailed=doc["label"] == "entailment"))
+    plain = answer_scores.choice(text, LABELS[doc["label"]], LABELS.values())
+    return plain | answer_scores.two_way(*released(text, entailed=doc["label"] == "entailment"))
 
 
 def released(text: str, entailed: bool) -> tuple[int, int]:
     """(correct, answered): "true" and "false" are counted one by one, so a text with both counts twice, once right."""
-    folded = scoring.after_cue(text, "answer:").lower()
+    folded = answer_scores.after_cue(text, "answer:").lower()
     says_true, says_false = "true" in folded, "false" in folded
     correct = (says_true and entailed) + (says_false and not entailed)
     return int(correct), int(says_true) + int(says_false)

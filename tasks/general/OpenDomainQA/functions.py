@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from harness import data, scoring
-from harness.metrics import Ratio
+from harness.exam import answer_scores, data
+from harness.exam.statistics import Ratio
 
 if TYPE_CHECKING:
     import datasets
@@ -22,13 +22,13 @@ def process_results(doc: dict[str, Any], results: list[str]) -> dict[str, Any]:
 
     Gold answers that are empty after normalisation (``A+``) are ignored; a document without another does not count.
     """
-    golds = [scoring.normalise(answer) for answer in doc["answer"]]
+    golds = [answer_scores.normalise(answer) for answer in doc["answer"]]
     answers = {gold for gold in golds if gold}
-    text = scoring.normalise(results[0])
+    text = answer_scores.normalise(results[0])
     den = float(bool(answers))
     return {
-        "exact_match": Ratio(float(scoring.normalise(scoring.first_line(results[0])) in answers), den),
-        "contains": Ratio(float(scoring.contains_span(text, answers)), den),
+        "exact_match": Ratio(float(answer_scores.normalise(answer_scores.first_line(results[0])) in answers), den),
+        "contains": Ratio(float(answer_scores.contains_span(text, answers)), den),
         # A mapping, because the counter's value depends on the documents before: it is no ratio of sums.
         "em_released": {"words": released_words(results[0]), "golds": sorted(set(golds))},
     }
@@ -36,7 +36,7 @@ def process_results(doc: dict[str, Any], results: list[str]) -> dict[str, Any]:
 
 def released_words(text: str) -> list[str]:
     """The words that the released counter sees; an empty text has one empty word."""
-    return scoring.normalise(scoring.after_cue(text, "Answer:").replace("\n", " ")).split(" ")
+    return answer_scores.normalise(answer_scores.after_cue(text, "Answer:").replace("\n", " ")).split(" ")
 
 
 def em_released(items: Iterable[Mapping[str, Sequence[str]]]) -> float:
@@ -72,4 +72,4 @@ def released_increment(words: Sequence[str], golds: Collection[str], sticky: boo
 def _span_hit(words: Sequence[str], start: int, golds: Collection[str]) -> bool:
     """Whether a span of at least two words that starts at ``start`` is a gold."""
     spans = (" ".join(words[start : end + 1]) for end in range(start + 1, len(words)))
-    return any(scoring.normalise(span) in golds for span in spans)
+    return any(answer_scores.normalise(span) in golds for span in spans)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness import data, scoring
 from harness.errors import DataError
-from harness.metrics import Ratio
+from harness.exam import answer_scores, data
+from harness.exam.statistics import Ratio
 
 if TYPE_CHECKING:
     import datasets
@@ -32,6 +32,6 @@ def dataset(data_dir: str | None = None, **_: object) -> dict[str, datasets.Data
 
 def process_results(doc: dict[str, Any], results: list[str]) -> dict[str, Ratio]:
     """``accuracy``, ``invalid_rate`` (first word), the released counts ("positive" anywhere wins over "negative")."""
-    plain = scoring.choice(results[0], LABELS[doc["label"]], LABELS)
-    text = scoring.after_cue(results[0], "answer:")
-    return plain | scoring.two_way(*scoring.yes_no(text, "positive", "negative", gold=doc["label"] == 1))
+    plain = answer_scores.choice(results[0], LABELS[doc["label"]], LABELS)
+    text = answer_scores.after_cue(results[0], "answer:")
+    return plain | answer_scores.two_way(*answer_scores.yes_no(text, "positive", "negative", gold=doc["label"] == 1))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness import data, scoring
 from harness.errors import DataError
-from harness.metrics import Ratio
+from harness.exam import answer_scores, data
+from harness.exam.statistics import Ratio
 
 if TYPE_CHECKING:
     import datasets
@@ -43,10 +43,10 @@ def process_results(doc: dict[str, Any], results: list[str]) -> dict[str, Ratio]
     it is C.
     """
     gold = doc["answers"]
-    plain = scoring.choice(results[0], gold, tuple(LETTERS), fold_case=False)
-    text = scoring.after_cue(results[0], "the answer is")
-    before = scoring.two_way(*released(text, gold))
-    after = scoring.two_way(*((0, 0) if "Chi" in text else released(text, gold)))
+    plain = answer_scores.choice(results[0], gold, tuple(LETTERS), fold_case=False)
+    text = answer_scores.after_cue(results[0], "the answer is")
+    before = answer_scores.two_way(*released(text, gold))
+    after = answer_scores.two_way(*((0, 0) if "Chi" in text else released(text, gold)))
     return plain | after | {"accuracy_released_chi": before["accuracy_released"]}
 
 

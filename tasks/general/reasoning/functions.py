@@ -7,9 +7,9 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness import data
 from harness.errors import DataError
-from harness.metrics import Ratio
+from harness.exam import data
+from harness.exam.statistics import Ratio
 
 if TYPE_CHECKING:
     import datasets

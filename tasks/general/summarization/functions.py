@@ -13,9 +13,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness import data, scoring
 from harness.errors import DataError
-from harness.metrics import Ratio
+from harness.exam import answer_scores, data
+from harness.exam.statistics import Ratio
 
 if TYPE_CHECKING:
     import datasets
@@ -45,7 +45,7 @@ def process_results(doc: dict[str, Any], results: list[str]) -> dict[str, Ratio]
     """``rouge`` (mean of the three F values), each of them, and the released mean of the whole and of the cut text."""
     scores = _scorer().score(doc["summary"], results[0])
     values = {name: float(scores[name].fmeasure) for name in TYPES}
-    text = scoring.after_cue(results[0], "DR:")
+    text = answer_scores.after_cue(results[0], "DR:")
     values["rouge"] = sum(values.values()) / len(TYPES)
     values["rouge_released"] = released_rouge(text, doc["summary"])
     values["rouge_released_chop13"] = released_rouge(text[:-CHOP], doc["summary"])

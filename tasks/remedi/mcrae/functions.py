@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness import data
 from harness.errors import DataError
-from harness.metrics import Ratio
-from harness.remedi import norms
+from harness.exam import data
+from harness.exam.statistics import Ratio
+from harness.studies.remedi import norms
 
 if TYPE_CHECKING:
     import datasets

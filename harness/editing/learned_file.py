@@ -1,0 +1,134 @@
+"""What an editor learned before its first edit, kept in a file that belongs to one model and one setting."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shlex
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from harness.editing.editor import Editor, Learned, configure
+from harness.errors import DataError, UsageError
+from harness.exam.data import cache_folder
+from harness.io.tensor_file import content_sha256, read, write
+from harness.models.lm import LM
+
+__all__ = ["command", "default_path", "digest", "load", "require", "require_writable", "save"]
+
+FORMAT = 1
+KIND = "fitted editor"
+
+
+def default_path(editor: Editor, lm: LM) -> Path:
+    """Where ``harness fit`` keeps what an editor learned of a model; the name holds both and all hyperparameters."""
+    inputs = {"editor": editor.name, "hyperparameters": editor.hyperparameters(), "model": lm.fingerprint()}
+    key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+    return cache_folder() / "fitted" / f"{editor.name}-{key[:24]}.safetensors"
+
+
+def command(editor: Editor, lm: LM) -> str:
+    """The call of ``harness fit`` that makes what an editor needs, with all settings that are not its preset."""
+    usual, seed = configure(type(editor), lm.name, {}).hyperparameters(), editor.hyperparameters().get("seed", 0)
+    words = ["harness", "fit", "--editor", editor.name, "--model", lm.name]
+    for key, value in editor.hyperparameters().items():
+        if key != "seed" and value != usual[key]:
+            words += ["--set", f"{key}={json.dumps(value)}"]
+    words += ["--seed", str(seed)] if seed != 0 else []
+    words += ["--dtype", _dtype(lm)] if _dtype(lm) != "float32" else []
+    return shlex.join(words)
+
+
+def _dtype(lm: LM) -> str:
+    return str(lm.parameter(lm.down(0)).dtype).removeprefix("torch.")
+
+
+def digest(editor: Editor) -> str | None:
+    """The sha256 of what was learned; None for editors that learn nothing."""
+    known = editor.learned if isinstance(editor, Learned) else None
+    return None if known is None else content_sha256(known)
+
+
+def require_writable(path: Path) -> None:
+    """See that a file can be written before hours are spent on what it shall hold.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        reason = "it is a folder" if path.is_dir() else "no permission"
+        raise UsageError(f"{path}: cannot be written ({reason}); choose another place")
+
+
+def save(editor: Learned, lm: LM, path: Path, trained: Mapping[str, Any]) -> None:
+    """Write what was learned.
+
+    Args:
+        editor: the fitted editor.
+        lm: the model that it was fitted to.
+        path: the file.
+        trained: what it learned from, for whoever reads the file.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    about = {
+        "editor": editor.name,
+        "hyperparameters": editor.hyperparameters(),
+        "model": lm.fingerprint(),
+        "model_name": lm.name,
+        "dtype": _dtype(lm),
+        "trained": dict(trained),
+    }
+    write(path, KIND, FORMAT, about, editor.knowledge(lm))
+
+
+def load(editor: Learned, lm: LM, path: Path) -> Learned:
+    """The editor with what a file says it has learned.
+
+    Raises:
+        DataError: the file is damaged, or of another editor, setting or model.
+    """
+    head, tensors = read(path, KIND, FORMAT)
+    if head["editor"] != editor.name:
+        raise DataError(f"{path}: holds what {head['editor']} learned, not {editor.name}; give another file")
+    if head["model"] != lm.fingerprint():
+        raise DataError(
+            f"{path}: was fitted to the model '{head['model_name']}' in {head['dtype']} ({head['model'][:12]}), not to "
+            f"{lm.name} in {_dtype(lm)} ({lm.fingerprint()[:12]}); run `{command(editor, lm)}`"
+        )
+    for key, value in editor.hyperparameters().items():
+        known = head["hyperparameters"].get(key)
+        if known != value:
+            option = f"--seed {known}" if key == "seed" else f"--set {key}={json.dumps(known)}"
+            raise DataError(f"{path}: was fitted with {key}={known}, not {value}; give {option}, or fit again")
+    return replace(editor, learned={name: tensor.to(lm.device) for name, tensor in tensors.items()})
+
+
+def require(editor: Editor, lm: LM, path: str | None) -> Editor:
+    """The editor with what it has learned; editors that learn nothing as they are.
+
+    Args:
+        editor: the configured editor.
+        lm: the model.
+        path: the file, None for that of ``harness fit`` with the same settings.
+
+    Raises:
+        UsageError: it has not been fitted, or needs no fitting but a file was given.
+        DataError: the file cannot be used.
+    """
+    if not isinstance(editor, Learned):
+        if path is not None:
+            raise UsageError(f"{editor.name} learns nothing before its first edit; leave out --fitted")
+        return editor
+    file = Path(path) if path else default_path(editor, lm)
+    if path is None and not file.is_file():
+        raise UsageError(f"{editor.name} must learn before its first edit; run `{command(editor, lm)}`")
+    return load(editor, lm, file)

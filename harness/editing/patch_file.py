@@ -1,0 +1,162 @@
+"""A patch on disk: one file with a manifest, all seams, low rank kept low rank.
+
+The file names the editor whose parts it holds and the model that it changes; another model is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from harness import __version__
+from harness.editing.editor import find
+from harness.errors import DataError, ModelError, UsageError
+from harness.io import tensor_file
+from harness.models.lm import LM, combined_sha256
+from harness.patches.delta import Delta, from_tensors
+from harness.patches.patch import Part, Patch
+
+__all__ = ["digest", "load", "manifest", "packed", "save", "unpacked"]
+
+FORMAT = 1
+KIND = "patch"
+
+
+def save(patch: Patch, lm: LM, path: Path, editor: str, about: Mapping[str, Any] | None = None) -> None:
+    """Write a patch; what stood at the path before survives a failure.
+
+    Args:
+        patch: the patch; its memory is not kept.
+        lm: the unedited model.
+        path: the file.
+        editor: the name of the method, as :func:`harness.editing.editor.find` takes it.
+        about: what else the manifest shall say (plan, ids of the edits).
+
+    Raises:
+        ModelError: a hook or rule is no :class:`harness.patches.patch.Part`.
+        UsageError: the file cannot be written.
+    """
+    parts, tensors = packed(patch, editor)
+    head = {
+        "editor": editor,
+        "model": lm.fingerprint(),
+        "model_name": lm.name,
+        "version": __version__,
+        "parts": parts,
+        "about": dict(about or {}),
+    }
+    tensor_file.write(path, KIND, FORMAT, head, tensors)
+
+
+def manifest(path: Path) -> dict[str, Any]:
+    """What a file says of itself, without its tensors.
+
+    Raises:
+        DataError: the file is damaged, no patch, or of a newer format.
+    """
+    return tensor_file.manifest(path, KIND, FORMAT)
+
+
+def load(path: Path, lm: LM) -> Patch:
+    """The patch of a file.
+
+    Raises:
+        DataError: the file is damaged, of a newer format, of another model, or of an editor that is not there or no
+            longer has the part.
+    """
+    head, flat = tensor_file.read(path, KIND, FORMAT)
+    if head["model"] != lm.fingerprint():
+        dtype = head["about"].get("dtype")
+        raise DataError(
+            f"{path}: changes the model '{head['model_name']}' ({head['model'][:12]}), not {lm.name} "
+            f"({lm.fingerprint()[:12]}); give that model{f' with --dtype {dtype}' if dtype else ''}"
+        )
+    return unpacked(path, head, flat, lm)
+
+
+def packed(patch: Patch, editor: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What a patch holds: its parts, as values that JSON can write, and its tensors by name.
+
+    Args:
+        patch: the patch; its memory is not kept.
+        editor: the name of the method.
+
+    Raises:
+        ModelError: a hook or rule is no :class:`harness.patches.patch.Part`.
+    """
+    tensors = {f"weights/{n}::{role}": t for n, delta in patch.weights.items() for role, t in delta.tensors().items()}
+    parts = {}
+    for where, part in _parts(patch):
+        if not isinstance(part, Part):
+            raise ModelError(
+                f"{editor}: what it does at {where} cannot be saved; derive it from harness.patches.patch.Part"
+            )
+        parts[where] = {"class": type(part).__name__, "settings": part.settings()}
+        tensors |= {f"{where}/{name}": tensor for name, tensor in part.tensors().items()}
+    return parts, tensors
+
+
+def unpacked(path: Path, head: Mapping[str, Any], flat: Mapping[str, Tensor], lm: LM) -> Patch:
+    """The patch of what :func:`packed` gave.
+
+    Args:
+        path: where it was, for errors.
+        head: its ``editor``, ``parts`` and the ``version`` that saved it.
+        flat: its tensors.
+        lm: the model that it changes.
+
+    Raises:
+        DataError: the editor is not there or no longer has the part.
+    """
+    parts = {where: _restore(path, head, where, flat, lm) for where in head["parts"]}
+    hooks = {where.removeprefix("hooks/"): part for where, part in parts.items() if where.startswith("hooks/")}
+    return Patch(_weights(path, flat), hooks, parts.get("prompt"), parts.get("logits"))
+
+
+def digest(patch: Patch) -> str:
+    """One sha256 over all that a patch changes, at every seam; as :func:`packed`."""
+    parts, tensors = packed(patch, "a saved edit")
+    own = {name: tensor for name, tensor in tensors.items() if not name.startswith("weights/")}
+    # A change is the same whether its factors are kept or their product.
+    dense = {f"weights/{name}": delta.dense() for name, delta in patch.weights.items()}
+    settings = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return combined_sha256({"tensors": tensor_file.content_sha256({**dense, **own}), "parts": settings})
+
+
+def _parts(patch: Patch) -> list[tuple[str, object]]:
+    found: list[tuple[str, object]] = [(f"hooks/{name}", hook) for name, hook in patch.hooks.items()]
+    found += [(name, rule) for name, rule in (("prompt", patch.prompt), ("logits", patch.logits)) if rule is not None]
+    return found
+
+
+def _weights(path: Path, flat: Mapping[str, Tensor]) -> dict[str, Delta]:
+    roles: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in flat.items():
+        if key.startswith("weights/"):
+            name, _, role = key.removeprefix("weights/").rpartition("::")
+            roles.setdefault(name, {})[role] = tensor
+    return {name: from_tensors(found, path, name) for name, found in roles.items()}
+
+
+def _restore(path: Path, head: Mapping[str, Any], where: str, flat: Mapping[str, Tensor], lm: LM) -> Any:
+    """A part again; its class is looked for only in the file of the editor that is named."""
+    editor, part = head["editor"], head["parts"][where]
+    try:
+        cls = getattr(sys.modules[find(editor).__module__], part["class"], None)
+    except UsageError as error:
+        raise DataError(f"{path}: {error}") from error
+    cure = f"install the version that saved the patch ({head['version']})"
+    if not (isinstance(cls, type) and issubclass(cls, Part)):
+        raise DataError(f"{path}: {editor} has no part '{part['class']}'; {cure}")
+    own = {name.removeprefix(f"{where}/"): t for name, t in flat.items() if name.startswith(f"{where}/")}
+    try:
+        return cls.restore(lm, part["settings"], own)
+    except (KeyError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise DataError(f"{path}: {editor} cannot make its part '{part['class']}' again ({reason}); {cure}") from error

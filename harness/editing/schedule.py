@@ -1,0 +1,281 @@
+"""In which portions edits are made, and where a run stops to measure.
+
+``isolated``: each edit alone on the unedited model. ``batch``: all edits in one operation; measured at several counts,
+each count is an operation of its own on the unedited model. ``sequential``: operation after operation on the weights
+that the earlier ones left; a partial last operation is kept.
+
+The three modes of Gu et al. 2024 (arXiv 2401.04700) are names for these: ``instance-sequential`` is sequential, one
+edit at a time; ``batch-single`` is batch; ``batch-sequential`` is sequential, ``batch_size`` edits at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from harness.editing.editor import Edit, Editor, Wrapper, find, names
+from harness.errors import UsageError
+from harness.models.lm import LM
+from harness.patches.patch import Patch, patched
+
+__all__ = [
+    "MODES",
+    "PUBLISHED",
+    "Begun",
+    "Stop",
+    "check",
+    "default_mode",
+    "duplicates",
+    "operations",
+    "plain_mode",
+    "stops",
+    "walk",
+]
+
+MODES = ("isolated", "batch", "sequential")
+PUBLISHED = {"instance-sequential": "sequential", "batch-single": "batch", "batch-sequential": "sequential"}
+"""The names of Gu et al. for our modes."""
+
+_TOLD = 5
+"""How many sentences about repeated edits a reader is given."""
+
+
+@dataclass(frozen=True, eq=False)
+class Stop:
+    """A place where a run measures.
+
+    Attributes:
+        edits: how many edits have been made.
+        patches: one patch that holds them all, or in isolated editing one for each.
+        latest: the positions of the edits of the last operation.
+    """
+
+    edits: int
+    patches: Sequence[Patch]
+    latest: range = range(0)
+
+
+@dataclass(frozen=True, eq=False)
+class Begun:
+    """How far a walk has come: enough to go on from there.
+
+    Attributes:
+        edits: how many edits have been made.
+        total: the sum of the increments, with the editor's memory.
+        latest: the positions of the edits of the last operation.
+    """
+
+    edits: int = 0
+    total: Patch = field(default_factory=Patch)
+    latest: range = range(0)
+
+
+def plain_mode(mode: str | None, batch_size: int | None) -> tuple[str | None, int | None]:
+    """The mode and batch size that a published name stands for; other modes as they are.
+
+    Raises:
+        UsageError: the name and the batch size do not fit.
+    """
+    if mode == "instance-sequential" and batch_size not in (None, 1):
+        raise UsageError(
+            f"batch size {batch_size} with instance-sequential, which edits one fact at a time; leave it out"
+        )
+    if mode == "batch-sequential" and batch_size is None:
+        raise UsageError("batch-sequential needs --batch-size, the edits of one operation")
+    return PUBLISHED.get(mode or "", mode), 1 if mode == "instance-sequential" else batch_size
+
+
+def default_mode(editor: type[Editor]) -> str:
+    """Batch for methods that edit many facts at once by definition, isolated for the others."""
+    return "batch" if editor.batch else "isolated"
+
+
+def operations(count: int, mode: str, batch_size: int | None) -> list[range]:
+    """The positions of the edits of each operation.
+
+    Raises:
+        UsageError: the mode does not exist, or the batch size is not positive.
+    """
+    if mode not in MODES:
+        raise UsageError(f"mode '{mode}' does not exist; choose {', '.join(MODES)}")
+    if batch_size is not None and (batch_size < 1 or mode != "sequential"):
+        raise UsageError(
+            f"batch size {batch_size} with mode {mode}: it must be at least 1, and belongs to --mode sequential"
+        )
+    size = {"isolated": 1, "batch": max(count, 1), "sequential": batch_size or 1}[mode]
+    return [range(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def stops(eval_at: str, count: int, mode: str, batch_size: int | None) -> list[int]:
+    """The edit counts at which a run measures, in order; 0 is always among them.
+
+    Args:
+        eval_at: counts, ``final``, or ``every:K``, separated by commas.
+        count: the number of edits.
+        mode: how edits are made.
+        batch_size: edits of one operation.
+
+    Raises:
+        UsageError: an entry cannot be read, lies beyond the edits, or falls inside an operation; or as
+            :func:`operations`.
+    """
+    portions = operations(count, mode, batch_size)
+    wanted = {0}
+    for entry in filter(None, (part.strip() for part in eval_at.split(","))):
+        wanted |= _entry(entry, count)
+    if mode == "isolated" and not wanted <= {0, count}:
+        raise UsageError(
+            f"--eval-at {eval_at}: isolated edits are measured all at once; use 0, final, or --mode sequential"
+        )
+    if mode != "sequential":
+        return sorted(wanted)
+    ends = {0, *(portion.stop for portion in portions)}
+    inside = sorted(wanted - ends)
+    if inside:
+        raise UsageError(
+            f"--eval-at {inside[0]}: no operation ends after {inside[0]} edits; operations end at {_few(ends)}"
+        )
+    return sorted(wanted)
+
+
+def _entry(entry: str, count: int) -> set[int]:
+    kind, _, step = entry.partition(":")
+    if entry == "final":
+        return {count}
+    if kind == "every" and step.isdecimal() and int(step) > 0:
+        return {*range(int(step), count + 1, int(step)), count}
+    if not entry.isdecimal():
+        raise UsageError(
+            f"--eval-at '{entry}' cannot be read; give edit counts, 'final' or 'every:K', for example 0,10,final"
+        )
+    if int(entry) > count:
+        raise UsageError(f"--eval-at {entry}: there are only {count} edits; give a smaller count or more --num-edits")
+    return {int(entry)}
+
+
+def _few(ends: set[int]) -> str:
+    shown = [str(end) for end in sorted(ends)]
+    return ", ".join(shown if len(shown) <= 8 else [*shown[:6], "...", shown[-1]])
+
+
+def _silent(done: int, total: int) -> None:
+    """Tell nobody."""
+
+
+def _forget(begun: Begun) -> None:
+    """Keep nothing."""
+
+
+def walk(
+    editor: Editor,
+    lm: LM,
+    edits: Sequence[Edit],
+    mode: str,
+    batch_size: int | None,
+    at: Sequence[int],
+    progress: Callable[[int, int], None] = _silent,
+    begun: Begun | None = None,
+    keep: Callable[[Begun], None] = _forget,
+) -> Iterator[Stop]:
+    """Make the edits, and yield at each count of ``at`` beyond 0.
+
+    The model is unchanged while the caller measures: what is yielded is to be held with
+    :func:`harness.patches.patch.patched`.
+
+    Args:
+        editor: the method.
+        lm: the unedited model.
+        edits: all edits, in order.
+        mode: isolated, batch or sequential.
+        batch_size: edits of one sequential operation.
+        at: the counts from :func:`stops`.
+        progress: told how many edits are made, and how many there are.
+        begun: where an earlier sequential walk was; its own last stop is yielded again.
+        keep: given how far a sequential walk has come, after every operation.
+    """
+    check(editor, lm, edits, mode)
+    wanted = [count for count in at if count]
+    if mode == "sequential":
+        yield from _one_after_another(editor, lm, edits, batch_size, wanted, progress, begun or Begun(), keep)
+        return
+    for count in wanted:
+        chosen = edits[:count]
+        made = editor.edit_each(lm, chosen) if mode == "isolated" else [editor.edit(lm, chosen)]
+        progress(count, len(edits))
+        yield Stop(count, [editor.finish(lm, patch) for patch in made], range(count))
+
+
+def _one_after_another(
+    editor: Editor,
+    lm: LM,
+    edits: Sequence[Edit],
+    batch_size: int | None,
+    wanted: Sequence[int],
+    progress: Callable[[int, int], None],
+    state: Begun,
+    keep: Callable[[Begun], None],
+) -> Iterator[Stop]:
+    if state.edits in wanted:
+        yield Stop(state.edits, [editor.finish(lm, state.total)], state.latest)
+    for portion in operations(len(edits), "sequential", batch_size):
+        if portion.stop <= state.edits:
+            continue
+        if portion.start >= max(wanted, default=0):
+            return
+        with patched(lm, state.total):
+            increment = editor.edit(lm, [edits[i] for i in portion], state.total.memory)
+        state = Begun(portion.stop, state.total + increment, portion)
+        keep(state)
+        progress(portion.stop, len(edits))
+        if portion.stop in wanted:
+            yield Stop(portion.stop, [editor.finish(lm, state.total)], portion)
+
+
+def check(editor: Editor, lm: LM, edits: Sequence[Edit], mode: str) -> None:
+    """See that an editor can make these edits in this mode.
+
+    Raises:
+        ModelError: the editor is made for another family of models.
+        UsageError: it cannot; says why and what to do.
+    """
+    editor.root.require(lm)
+    if mode == "batch" and not editor.root.batch and len(edits) > 1:
+        raise UsageError(f"{editor.name} edits one fact at a time; use --mode isolated or --mode sequential")
+    for edit in edits:
+        if editor.root.needs_subject and edit.subject is None:
+            raise UsageError(f"edit {edit.id}: {editor.name} needs a subject; give rows of prompt, subject and target")
+        if edit.direction not in editor.root.directions:
+            able = ", ".join(name for name in names() if _follows(find(name), edit))
+            raise UsageError(
+                f"edit {edit.id} wants {edit.direction}, which {editor.root.name} cannot follow; editors that can: "
+                f"{able or 'none'}"
+            )
+        said = filter(None, (edit.continuation, edit.rival))
+        length = len(lm.encode(edit.text)) + max(len(lm.continuation(edit.text, text)) for text in said)
+        if length > lm.context:
+            raise UsageError(f"edit {edit.id}: {length} tokens, but {lm.name} takes {lm.context}; shorten the prompt")
+
+
+def _wants(edit: Edit) -> tuple[str, str, str | None]:
+    return edit.direction, edit.continuation, edit.rival
+
+
+def _follows(cls: type[Editor], edit: Edit) -> bool:
+    return not issubclass(cls, Wrapper) and edit.direction in cls.directions and cls.name != "none"
+
+
+def duplicates(edits: Sequence[Edit]) -> list[str]:
+    """What is said twice, or said in two ways, in one edit set: a sentence for each, of many for the first few."""
+    first: dict[str, Edit] = {}
+    found = []
+    for edit in edits:
+        known = first.setdefault(edit.text, edit)
+        if known is not edit and _wants(known) == _wants(edit):
+            found.append(f"edit {edit.id} repeats edit {known.id} ('{edit.text}' -> '{edit.target}')")
+        elif known is not edit and known.direction == edit.direction == "likelihood":
+            two = f"'{edit.text}' -> '{edit.target}', not '{known.target}'"
+            found.append(f"edit {edit.id} contradicts edit {known.id}: {two}")
+    if len(found) <= _TOLD:
+        return found
+    more = len(found) - _TOLD + 1
+    return [*found[: _TOLD - 1], f"{more} more edits repeat or contradict an earlier one, {len(found)} in all"]

@@ -1,0 +1,308 @@
+"""The lm-eval model that any editor comes wrapped in.
+
+An edited and an unedited model are the same :class:`EditedLM`; only what it holds differs. Without a patch it is
+lm-eval's own Hugging Face model, call for call. In isolated editing each document is scored under a patch of its own:
+the requests of a task are grouped by document, and where the patches are low rank many documents share one forward
+pass.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import normalize_gen_kwargs
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from torch import Tensor
+
+from harness.errors import DataError, UsageError
+from harness.exam.span_scores import Apart, Encoded, Span, Whole, score, whole
+from harness.models.lm import LM
+from harness.models.packing import common
+from harness.patches.patch import Patch, Rows, patched, patched_rows, shareable
+
+__all__ = ["EditedLM", "Progress"]
+
+Progress = Callable[[int, int], None]
+"""Called with the number of requests done and the number of all."""
+
+PatchOf = Callable[[Instance], int]
+"""The index of the patch under which a request is scored."""
+
+
+class _Marked(str):
+    """A context that remembers which patch its document is scored under, on its way through lm-eval's batching."""
+
+    patch: int
+
+
+class _Led(str):
+    """A whole text behind what a patch puts in front of it, which is read and not scored."""
+
+    own: str
+
+
+class EditedLM(HFLM):  # type: ignore[misc]
+    """An lm-eval model that can hold a patch for all documents, or one for each."""
+
+    def __init__(self, lm: LM, batch_size: int = 32, progress: Progress | None = None) -> None:
+        """Wrap a model.
+
+        Args:
+            lm: the model; it is shared, not copied.
+            batch_size: rows of one forward pass.
+            progress: told how many requests are done.
+        """
+        super().__init__(pretrained=lm.model, tokenizer=lm.tokenizer, batch_size=batch_size, max_length=lm.context)
+        self.lm = lm
+        self.progress = progress
+        self.truncated = 0
+        """Requests so far that were cut from the left to fit the model, as lm-eval does."""
+        self._patches: Sequence[Patch] = ()
+        self._patch_of: PatchOf | None = None
+        self._rows: Rows | None = None
+        self._row_patches: list[int] = []
+        self._prompt: Callable[[str], str] | None = None
+        self._done = self._total = 0
+
+    @contextmanager
+    def holding(self, patch: Patch) -> Iterator[EditedLM]:
+        """Score everything under one patch."""
+        with patched(self.lm, patch):
+            self._prompt = patch.prompt
+            try:
+                yield self
+            finally:
+                self._prompt = None
+
+    @contextmanager
+    def isolated(self, patches: Sequence[Patch], patch_of: PatchOf) -> Iterator[EditedLM]:
+        """Score each document under its own patch.
+
+        Args:
+            patches: the patches.
+            patch_of: which of them a request's document is scored under.
+        """
+        self._patches, self._patch_of = patches, patch_of
+        try:
+            yield self
+        finally:
+            self._patches, self._patch_of = (), None
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        """The log-likelihood of each continuation, and whether it is the greedy one."""
+        for request in requests:
+            self._check_continuation(request)
+        apart = any(isinstance(request.args[1], Apart) for request in requests)
+        return self._each(requests, self._apart if apart else super().loglikelihood)
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
+        """The log-likelihood of each whole text; what a patch puts in front of it is read and not scored."""
+        return self._each(requests, self._rolling, share=False)
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
+        """The continuation of each context."""
+        for request in requests:
+            self._check_room(request)
+        return self._each(requests, super().generate_until)
+
+    def _each(self, requests: list[Instance], score: Callable[..., list[Any]], share: bool = True) -> list[Any]:
+        """Score requests under the patch, or the patches, that are held."""
+        self._done, self._total = 0, len(requests)
+        if self._patch_of is None:
+            results = score([self._prompted(r, self._prompt) for r in requests], disable_tqdm=True)
+        elif share and all(shareable(patch) for patch in self._patches):
+            results = self._side_by_side(requests, score)
+        else:
+            results = self._one_by_one(requests, score)
+        self._advance(self._total - self._done)
+        return results
+
+    def _side_by_side(self, requests: list[Instance], score: Callable[..., list[Any]]) -> list[Any]:
+        assert self._patch_of is not None
+        self._row_patches = [self._patch_of(request) for request in requests]
+        marked = [self._marked(r, patch) for r, patch in zip(requests, self._row_patches, strict=True)]
+        with patched_rows(self.lm, self._patches) as rows:
+            self._rows = rows
+            try:
+                return score(marked, disable_tqdm=True)
+            finally:
+                self._rows = None
+
+    def _one_by_one(self, requests: list[Instance], score: Callable[..., list[Any]]) -> list[Any]:
+        assert self._patch_of is not None
+        groups: dict[int, list[int]] = defaultdict(list)
+        for position, request in enumerate(requests):
+            groups[self._patch_of(request)].append(position)
+        results: list[Any] = [None] * len(requests)
+        for index, positions in groups.items():
+            patch = self._patches[index]
+            with patched(self.lm, patch):
+                scored = score([self._prompted(requests[p], patch.prompt) for p in positions], disable_tqdm=True)
+            for position, result in zip(positions, scored, strict=True):
+                results[position] = result
+        return results
+
+    def _apart(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        """The log-likelihood of continuations that are tokenised apart from their context, and of whole texts."""
+        pairs = [
+            (str(context), str(said)) for context, said in (r.args for r in requests) if not isinstance(said, Whole)
+        ]
+        encoded = Encoded.of(self.lm.tokenizer, pairs)
+        found = [self._spans(request, encoded) for request in requests]
+        owners = [i for i, spans in enumerate(found) for _ in spans]
+        marks = None if self._rows is None else [self._row_patches[i] for i in owners]
+        scored = score(
+            self.lm, [s for spans in found for s in spans], self.batch_size, marks, self._carry, self._advance
+        )
+        results = [(0.0, True)] * len(requests)
+        for i, (value, greedy) in zip(owners, scored, strict=True):
+            results[i] = (results[i][0] + value, results[i][1] and greedy)
+        return results
+
+    def _rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
+        if not any(isinstance(request.args[0], _Led) for request in requests):
+            plain: list[float] = super().loglikelihood_rolling(requests, disable_tqdm=True)
+            return plain
+        windows = [(i, *window) for i, request in enumerate(requests) for window in self._windows(request.args[0])]
+        scored = self._loglikelihood_tokens([(None, context, said) for _, context, said in windows])
+        results = [0.0] * len(requests)
+        for (i, *_), (value, _greedy) in zip(windows, scored, strict=True):
+            results[i] += value
+        return results
+
+    def _windows(self, text: str) -> Iterator[tuple[list[int], list[int]]]:
+        """lm-eval's windows of a text, context and scored tokens, without those of what stands in front of it."""
+        ids = self.tok_encode(text)
+        lead = text[: len(text) - len(text.own)] if isinstance(text, _Led) else ""
+        left = common(self.tok_encode(lead), ids) if lead else 0
+        own = len(self.tok_encode(""))
+        if left and own:  # what the tokenizer itself puts in front of every text counts, as it does without a patch
+            yield [self.prefix_token_id], ids[:own]
+        for window in get_rolling_token_windows(ids, self.prefix_token_id, self.max_length, 1):
+            context, said = make_disjoint_window(window)
+            read, left = said[:left], max(0, left - len(said))
+            if len(read) < len(said):
+                yield [*context, *read], said[len(read) :]
+
+    def _spans(self, request: Instance, encoded: Encoded) -> list[Span]:
+        context, continuation = request.args
+        if isinstance(continuation, Whole):
+            return whole(self.lm.tokenizer, str(continuation), self.max_length, str(context))
+        try:
+            found = encoded.span(str(context), str(continuation))
+        except DataError as error:
+            raise DataError(f"{request.task_name}, document {request.doc_id}: {error}") from None
+        self._check_length(continuation, found.scored)
+        return [found]
+
+    def _carry(self, marks: Sequence[int]) -> None:
+        """Let the rows of the next forward pass carry these patches, where each document has its own."""
+        if self._rows is not None:
+            self._rows.index = torch.tensor(list(marks))
+
+    def _loglikelihood_tokens(
+        self,
+        requests: list[tuple[tuple[str, str] | None, list[int], list[int]]],
+        disable_tqdm: bool = True,
+        override_bs: int | None = None,
+    ) -> list[tuple[float, bool]]:
+        for texts, context, continuation in requests:
+            if texts is not None:  # None stands for a window of a rolling text, which always fits
+                self._check_length(texts[1], len(continuation))
+                self.truncated += len(context) + len(continuation) > self.max_length + 1
+        if self._rows is None:
+            scored: list[tuple[float, bool]] = super()._loglikelihood_tokens(requests, True, override_bs)
+            return scored
+        # The base class sorts requests by their tokens and forgets whose they are; here rows keep their patch.
+        spans = [Span((*context, *continuation), len(continuation)) for _, context, continuation in requests]
+        return score(self.lm, spans, self.batch_size, self._row_patches, self._carry, self._advance, rounded=True)
+
+    def _model_call(self, inps: Tensor, attn_mask: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
+        logits: Tensor = super()._model_call(inps, attn_mask, labels)
+        self._advance(inps.shape[0])
+        return logits
+
+    def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **generation_kwargs: Any) -> Tensor:
+        # A checkpoint's generation_config may ask for sampling; unless the task does, decoding is greedy.
+        generation_kwargs.setdefault("do_sample", False)
+        if not generation_kwargs["do_sample"]:
+            generation_kwargs.update(num_beams=1, temperature=None, top_p=None, top_k=None)
+        tokens: Tensor = super()._model_generate(context, max_length, stop, **generation_kwargs)
+        self._advance(context.shape[0])
+        return tokens
+
+    def tok_encode(self, string: str, *given: Any, **options: Any) -> list[int]:
+        """The tokens of a text; each context comes again with other continuations, and all of them at every stop."""
+        return list(self._encoded(str(string), *given, **options))
+
+    @functools.cached_property
+    def _encoded(self) -> Callable[..., list[int]]:
+        return functools.lru_cache(maxsize=8192)(super().tok_encode)
+
+    def tok_batch_encode(
+        self,
+        strings: Sequence[str],
+        padding_side: str = "left",
+        left_truncate_len: int | None = None,
+        truncation: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Encode contexts; count those that are cut, and in isolated editing note whose rows the passes compute."""
+        if self._rows is not None:
+            self._rows.index = torch.tensor([s.patch for s in strings if isinstance(s, _Marked)])
+        plain = [str(s) for s in strings]
+        encoded: tuple[Tensor, Tensor] = super().tok_batch_encode(plain, padding_side, truncation=truncation)
+        if not left_truncate_len:
+            return encoded
+        ids, mask = encoded
+        self.truncated += int((mask.sum(1) > left_truncate_len).sum())
+        return ids[:, -left_truncate_len:], mask[:, -left_truncate_len:]
+
+    def _check_continuation(self, request: Instance) -> None:
+        context, continuation = request.args
+        if not continuation:
+            raise DataError(f"{request.task_name}, document {request.doc_id}: nothing to score after '{context[-40:]}'")
+
+    def _check_length(self, text: str, tokens: int) -> None:
+        if tokens > self.max_length:
+            raise UsageError(
+                f"'{text.strip()[:40]}...': {tokens} tokens to score, but {self.lm.name} takes {self.max_length}; "
+                "leave its task out of --tasks, or take a model with a longer context"
+            )
+
+    def _check_room(self, request: Instance) -> None:
+        wanted = normalize_gen_kwargs(dict(request.args[1]), self.max_gen_toks)["max_gen_toks"]
+        if wanted >= self.max_length:
+            raise UsageError(
+                f"{request.task_name}: writes up to {wanted} tokens, but {self.lm.name} takes {self.max_length} tokens "
+                "in all; leave it out of --tasks, or take a model with a longer context"
+            )
+
+    def _prompted(self, request: Instance, rule: Callable[[str], str] | None) -> Instance:
+        if rule is None:
+            return request
+        text, *others = request.args
+        read = rule(text)
+        if request.request_type == "loglikelihood_rolling":
+            if not read.endswith(text):  # what the text became cannot be told from what stands around it
+                return request
+            read = _Led(read)
+            read.own = text
+        return replace(request, arguments=(read, *others))
+
+    def _marked(self, request: Instance, patch: int) -> Instance:
+        context = _Marked(request.args[0])
+        context.patch = patch
+        return replace(request, arguments=(context, *request.args[1:]))
+
+    def _advance(self, rows: int) -> None:
+        self._done = min(self._done + rows, self._total)
+        if self.progress is not None:
+            self.progress(self._done, self._total)

@@ -1,0 +1,614 @@
+"""Rows of a data set: shipped, in a folder, or published.  The same rows whatever the source.
+
+A data set is a folder below ``tasks/`` whose YAML carries the name of the folder and a ``metadata.source`` block
+(``tasks/README.md`` shows it).  Nothing is registered: :func:`find` reads the YAMLs, without lm-eval.  Where a file is
+not JSON lines, ``rows(path)`` in the folder's ``functions.py`` parses it.
+
+* ``data_dir`` None or ``"mini"``: the shipped ``mini.jsonl`` (split ``test``) and ``mini_<split>.jsonl`` beside the
+  YAML;
+* ``data_dir`` a path: a folder laid out as the ``path`` entries say;
+* ``data_dir`` ``"hub"``: the published address, or ``$HARNESS_MIRROR`` (the same folder layout, served over http),
+  cached under ``$HARNESS_CACHE`` (default ``~/.cache/lm-edit-harness``).  No byte is used before its sha256 was
+  checked against the recorded one, where one is recorded.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import importlib.util
+import io
+import json
+import os
+import re
+import sys
+import tempfile
+import urllib.error
+import urllib.parse
+import urllib.request
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from tqdm import tqdm
+
+from harness.errors import DataError, UsageError, near
+
+if TYPE_CHECKING:
+    import datasets
+
+__all__ = [
+    "TASKS",
+    "Dataset",
+    "Provenance",
+    "Source",
+    "Status",
+    "cache_folder",
+    "find",
+    "functions",
+    "load",
+    "module",
+    "provenance",
+    "read_jsonl",
+    "read_table",
+    "read_text",
+    "read_yaml",
+    "splits",
+    "status",
+]
+
+Row = dict[str, Any]
+
+MINI = "mini"
+PUBLISHED = "hub"
+_TYPES: dict[str, type] = {"str": str, "bool": bool, "int": int, "float": float, "list": list, "dict": dict}
+_BLOCK = 1 << 20
+_LARGE = 4 << 20  # bytes from which a download shows a bar
+_TIMEOUT = 60.0  # seconds without an answer
+_PARTS = re.compile(r"\{(\d+)\.\.(\d+)\}")
+
+
+def _tasks_root() -> Path:
+    """``tasks/`` inside the package or beside it, whichever the installation has."""
+    return Path(__file__).resolve().parents[2] / "tasks"
+
+
+TASKS = _tasks_root()
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the rows of one split lie.
+
+    path: file in a data folder, relative, with ``/``;  sha256: of that file, None where not known;
+    url: published address, pinned to a revision, None where there is none; ``{1..n}`` stands for numbered parts, which
+    are joined by newlines;
+    published_sha256: of what the address gives.
+    """
+
+    path: str
+    sha256: str | None
+    url: str | None
+    published_sha256: str | None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One data set: the folder of its task, the fields of a row with their types, and a source for each split."""
+
+    name: str
+    folder: Path
+    licence: str
+    citation: str
+    fields: Mapping[str, str]
+    files: Mapping[str, Source]
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Which bytes were used, as a record keeps it.
+
+    source: "mini", "folder" or "published";  path: the file relative to its source, or the address;
+    verified: the bytes have the recorded sha256 (the shipped rows are their own reference).
+    """
+
+    source: str
+    path: str
+    sha256: str
+    rows: int
+    verified: bool
+
+
+@dataclass(frozen=True)
+class Status:
+    """One line of ``harness data``: a split of a data set and where it can be had.
+
+    mini: shipped rows, None where there are none;
+    folder: "present", "changed" (another sha256), "missing", or None where no folder was asked about or the split has
+    no file.
+    """
+
+    name: str
+    split: str
+    mini: int | None
+    folder: str | None
+    url: str | None
+    licence: str
+
+
+# --- the table: YAML blocks
+
+_Safe: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml is some eight times as fast, where it is there
+
+
+class _Loader(_Safe):  # type: ignore[misc]  # chosen as it is imported
+    """YAML in which ``!function a.b`` is only its text: nothing is imported to read a table."""
+
+
+def _as_text(_loader: yaml.SafeLoader, _suffix: str, node: yaml.Node) -> object:
+    return node.value
+
+
+_Loader.add_multi_constructor("!", _as_text)
+
+
+def read_yaml(path: Path) -> Row:
+    """The mapping in a task YAML, ``!function`` values as text; DataError where it is not one."""
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not a readable YAML file ({_one_line(error)}); correct it") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: expected a mapping of task settings, found {type(content).__name__}")
+    return content
+
+
+def find(root: Path = TASKS) -> dict[str, Dataset]:
+    """Every data set below ``root``, by name."""
+    return _collect(sorted(root.rglob("*.yaml")))
+
+
+def _collect(paths: Iterable[Path]) -> dict[str, Dataset]:
+    """The data sets among YAML files; DataError where two have one name."""
+    found: dict[str, Dataset] = {}
+    for path in paths:
+        dataset = _dataset(path) if path.stem == path.parent.name else None
+        if dataset is None:
+            continue
+        if dataset.name in found:
+            other = found[dataset.name].folder
+            raise DataError(f"{path}: the data set {dataset.name} is also in {other}; rename one of the folders")
+        found[dataset.name] = dataset
+    return found
+
+
+def _dataset(path: Path) -> Dataset | None:
+    """The data set that one YAML describes, None where it has no ``metadata.source`` block."""
+    metadata = read_yaml(path).get("metadata") or {}
+    block = metadata.get("source")
+    if not isinstance(block, dict):
+        return None
+    files = {split: _source(path, split, entry) for split, entry in (block.get("files") or {}).items()}
+    fields = {name: str(kind) for name, kind in (block.get("fields") or {}).items()}
+    for name, kind in fields.items():
+        if kind not in _TYPES:
+            raise DataError(f"{path}: metadata.source.fields.{name} is {kind!r}{near(kind, _TYPES)}")
+    licence, citation = str(metadata.get("licence", "not stated")), str(block.get("citation", ""))
+    return Dataset(path.stem, path.parent, licence, citation, fields, files)
+
+
+def _source(path: Path, split: str, entry: object) -> Source:
+    if not isinstance(entry, dict) or not isinstance(entry.get("path"), str):
+        raise DataError(
+            f"{path}: metadata.source.files.{split} needs at least `path`, the file's place in a data folder"
+        )
+    sha256 = entry.get("sha256")
+    return Source(entry["path"], sha256, entry.get("url"), entry.get("published_sha256", sha256))
+
+
+def _named(name: str, root: Path) -> Dataset:
+    # Only the YAMLs of that name are parsed: a load must not cost the parsing of every task.
+    known = _collect(path for path in sorted(root.rglob("*.yaml")) if path.stem == name)
+    if name not in known:
+        raise UsageError(f"no data set {name!r}{near(name, find(root))}")
+    return known[name]
+
+
+def functions(dataset: Dataset) -> ModuleType | None:
+    """The ``functions.py`` beside a data set's YAML, None where there is none."""
+    path = dataset.folder / "functions.py"
+    return module(path) if path.is_file() else None
+
+
+def module(path: Path) -> ModuleType:
+    """A Python file of a task folder, imported once."""
+    # The path is part of the module's name because every folder calls its file functions.py.
+    name = f"_harness_task_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise DataError(f"{path}: cannot be imported as Python")
+    found = importlib.util.module_from_spec(spec)
+    sys.modules[name] = found
+    try:
+        spec.loader.exec_module(found)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return found
+
+
+# --- rows
+
+
+def load(dataset: str, split: str = "test", data_dir: str | Path | None = None, root: Path = TASKS) -> list[Row]:
+    """The rows of a data set.
+
+    Args:
+        dataset: name of a folder below ``root`` (``NLI``, ``counterfact``, ...).
+        split: ``test``, or another split that the data set has.
+        data_dir: None or "mini", a folder, or "hub" (see the module's text).
+
+    Raises:
+        UsageError: no such data set or split.
+        DataError: a file that is missing, damaged, or has rows without the declared fields.
+    """
+    described = _named(dataset, root)
+    place = _locate(described, split, data_dir)
+    return _rows(described, place)
+
+
+def provenance(dataset: str, split: str = "test", data_dir: str | Path | None = None, root: Path = TASKS) -> Provenance:
+    """Which bytes :func:`load` uses for the same arguments; raises what it raises."""
+    described = _named(dataset, root)
+    place = _locate(described, split, data_dir)
+    sha256 = _sha256(place.file)
+    verified = place.source == MINI or (place.sha256 is not None and sha256 == place.sha256)
+    return Provenance(place.source, place.label, sha256, len(_rows(described, place)), verified)
+
+
+def splits(dataset: str, data_dir: str | Path | None = None, split: str = "test") -> dict[str, datasets.Dataset]:
+    """One split as lm-eval's ``custom_dataset`` must return it."""
+    import datasets
+
+    return {split: datasets.Dataset.from_list(load(dataset, split, data_dir))}
+
+
+def status(data_dir: str | Path | None = None, root: Path = TASKS) -> list[Status]:
+    """What is there, one entry for each split of each data set; reads no rows and opens no connection.
+
+    Raises:
+        DataError: the folder does not exist.
+    """
+    folder = None if data_dir in (None, MINI, PUBLISHED) else Path(str(data_dir))
+    if folder is not None and not folder.is_dir():
+        raise DataError(f"--data-dir {folder}: no such folder; give one with data files, or {MINI}, or {PUBLISHED}")
+    lines: list[Status] = []
+    for described in find(root).values():
+        minis = [split for split in ("test", "train") if _mini_path(described, split).is_file()]
+        for split in dict.fromkeys([*described.files, *minis]):
+            source = described.files.get(split)
+            there = _folder_state(source, folder) if source and folder else None
+            lines.append(
+                Status(
+                    described.name,
+                    split,
+                    _count_lines(_mini_path(described, split)),
+                    there,
+                    source.url if source else None,
+                    described.licence,
+                )
+            )
+    return lines
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A file that exists, what it is called in a record, and the sha256 that it should have."""
+
+    source: str
+    file: Path
+    label: str
+    sha256: str | None
+
+
+def _locate(dataset: Dataset, split: str, data_dir: str | Path | None) -> _Place:
+    if data_dir is None or data_dir == MINI:
+        return _locate_mini(dataset, split)
+    source = dataset.files.get(split)
+    if source is None:
+        raise UsageError(f"the data set {dataset.name} has no split {split!r}{near(split, dataset.files)}")
+    if data_dir == PUBLISHED:
+        return _published(dataset, source)
+    return _locate_in_folder(source, Path(data_dir), dataset.name)
+
+
+def _mini_path(dataset: Dataset, split: str) -> Path:
+    return dataset.folder / ("mini.jsonl" if split == "test" else f"mini_{split}.jsonl")
+
+
+def _locate_mini(dataset: Dataset, split: str) -> _Place:
+    path = _mini_path(dataset, split)
+    if not path.is_file():
+        raise DataError(
+            f"{dataset.name} ships no rows for the split {split!r} ({path.name} is not in its task folder); "
+            "use --data-dir FOLDER or --data-dir hub"
+        )
+    return _Place(MINI, path, f"{dataset.name}/{path.name}", None)
+
+
+def _in_folder(source: Source, folder: Path) -> Path | None:
+    """The file at its place in the folder, or directly in it, as the authors' own folders have it."""
+    candidates = (folder / source.path, folder / Path(source.path).name)
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _locate_in_folder(source: Source, folder: Path, name: str) -> _Place:
+    if not folder.is_dir():
+        raise DataError(f"--data-dir {folder}: no such folder; give a folder with {source.path}, or mini, or hub")
+    path = _in_folder(source, folder)
+    if path is None:
+        cure = f"place it there (it is published at {source.url})" if source.url else "place it there"
+        raise DataError(f"{folder / source.path}: not found, needed for {name}; {cure}, or use --data-dir mini")
+    return _Place("folder", path, source.path, source.sha256)
+
+
+def _folder_state(source: Source, folder: Path) -> str:
+    path = _in_folder(source, folder)
+    if path is None:
+        return "missing"
+    return "present" if source.sha256 in (None, _sha256(path)) else "changed"
+
+
+def _count_lines(path: Path) -> int | None:
+    if not path.is_file():
+        return None
+    return sum(1 for line in read_text(path).split("\n") if line.strip())
+
+
+def _rows(dataset: Dataset, place: _Place) -> list[Row]:
+    """Parsed and checked rows of a file."""
+    module = None if place.source == MINI else functions(dataset)
+    parse = getattr(module, "rows", None) or read_jsonl
+    found: list[Row] = parse(place.file)
+    if not found:
+        raise DataError(f"{place.file}: no rows; expected rows with {', '.join(dataset.fields)}")
+    for number, row in enumerate(found, start=1):
+        _check_row(row, dataset.fields, f"{place.file}, row {number}")
+    return found
+
+
+def _check_row(row: Mapping[str, Any], fields: Mapping[str, str], where: str) -> None:
+    for name, kind in fields.items():
+        if name not in row:
+            raise DataError(f"{where}: no field {name!r}; a row needs {', '.join(fields)}{near(name, row)}")
+        value = row[name]
+        # True is an int to Python, and a label that became a truth value would be scored as one.
+        if not isinstance(value, _TYPES[kind]) or (kind == "int" and isinstance(value, bool)):
+            raise DataError(f"{where}: {name!r} is {type(value).__name__} ({_short(value)}), expected {kind}")
+
+
+# --- files
+
+
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file, unpacked where its name ends in ``.gz``; line ends as they are.
+
+    Raises:
+        DataError: missing, a folder, damaged gzip, or not UTF-8.
+    """
+    try:
+        raw = path.read_bytes()
+        return (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8-sig")
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"{path}: a damaged gzip file ({error}); copy it again") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def read_jsonl(path: Path | str, fields: Mapping[str, str] | Sequence[str] = ()) -> list[Row]:
+    """The objects of a JSON lines file (``.gz`` too), in order; blank lines are passed over.
+
+    Args:
+        path: the file.
+        fields: names that every row must have; a mapping says their types too (str, bool, int, float, list, dict).
+
+    Raises:
+        DataError: an empty file, a line that is not a JSON object, a row without a field; names the file and the line.
+    """
+    path = Path(path)
+    rows: list[Row] = []
+    # Split at "\n" alone: str.splitlines would also cut at characters that JSON allows inside a string.
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        row = _parse_line(line, f"{path}, line {number}")
+        _check_fields(row, fields, f"{path}, line {number}")
+        rows.append(row)
+    if not rows:
+        raise DataError(f"{path}: empty; expected one JSON object a line")
+    return rows
+
+
+def read_table(path: Path, fields: Sequence[str], delimiter: str = "\t") -> list[dict[str, str]]:
+    """The rows of a delimited file with a header line, each with the named fields.
+
+    Quoting is that of Python's ``csv``: a field that starts with a double quote is unquoted.
+
+    Raises:
+        DataError: a header without a field, a line with another number of columns; names the file and the line.
+    """
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter)
+    header = next(reader, [])
+    for name in fields:
+        if name not in header:
+            raise DataError(
+                f"{path}, line 1: no column {name!r}; the header needs {', '.join(fields)}, found {_short(header)}"
+            )
+    rows = []
+    for values in reader:
+        if len(values) != len(header):
+            raise DataError(
+                f"{path}, line {reader.line_num}: {len(values)} columns where the header has {len(header)}; "
+                "the line may be cut off"
+            )
+        record = dict(zip(header, values, strict=True))
+        rows.append({name: record[name] for name in fields})
+    if not rows:
+        raise DataError(f"{path}: no rows below the header")
+    return rows
+
+
+def _parse_line(line: str, where: str) -> Row:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{where}: not JSON ({error.msg}, column {error.colno}; the line may be cut off): {_short(line)}"
+        ) from error
+    except RecursionError as error:
+        raise DataError(f"{where}: JSON nested too deeply") from error
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: expected a JSON object {{...}}, found {type(row).__name__}: {_short(line)}")
+    return row
+
+
+def _check_fields(row: Row, fields: Mapping[str, str] | Sequence[str], where: str) -> None:
+    if isinstance(fields, Mapping):
+        _check_row(row, fields, where)
+        return
+    for name in fields:
+        if name not in row:
+            raise DataError(f"{where}: no field {name!r}; a row needs {', '.join(fields)}{near(name, row)}")
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _short(value: object, width: int = 60) -> str:
+    text = " ".join(str(value).split())
+    return text if len(text) <= width else text[: width - 3] + "..."
+
+
+def _one_line(error: object) -> str:
+    return " ".join(str(error).split())
+
+
+# --- the published address
+
+
+def cache_folder() -> Path:
+    """Where downloaded files are kept."""
+    return Path(os.environ.get("HARNESS_CACHE") or Path.home() / ".cache" / "lm-edit-harness")
+
+
+def _published(dataset: Dataset, source: Source) -> _Place:
+    """The published file in the cache, downloaded first where it is not there or not what it should be."""
+    mirror = os.environ.get("HARNESS_MIRROR")
+    url, expected = source.url, source.published_sha256
+    if mirror:
+        url, expected = f"{mirror.rstrip('/')}/{urllib.parse.quote(source.path)}", source.sha256
+    if url is None:
+        raise DataError(
+            f"{dataset.name}: no published address is known for {source.path}; place it in a FOLDER and use --data-dir"
+        )
+    key = hashlib.sha256(f"{url} {expected}".encode()).hexdigest()[:16]
+    target = cache_folder() / "data" / key / Path(source.path).name
+    if not target.is_file() or (expected is not None and _sha256(target) != expected):
+        _refuse_offline(url, source, mirror)
+        _download(url, target, expected, source)
+    return _Place("published", target, url, expected)
+
+
+def _refuse_offline(url: str, source: Source, mirror: str | None) -> None:
+    if mirror is None and os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+        raise DataError(f"{url}: not fetched, HF_HUB_OFFLINE is set; unset it, or {_by_hand(source)}")
+
+
+def _by_hand(source: Source) -> str:
+    return f"fetch the file on another machine, place it at FOLDER/{source.path} and use --data-dir FOLDER"
+
+
+def _download(url: str, target: Path, expected: str | None, source: Source) -> None:
+    """Fetch to a temporary file beside ``target``, check it, then move it there in one step."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=".part-")
+    except OSError as error:
+        raise DataError(
+            f"{target.parent}: cannot be written ({error.strerror}); set HARNESS_CACHE to a folder that can"
+        ) from error
+    part = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            for block in _blocks(url, source):
+                file.write(block)
+        found = _sha256(part)
+        if expected is not None and found != expected:
+            raise DataError(
+                f"{url}: sha256 {found} where {expected} was expected; nothing was kept. Try again; if it stays so the "
+                f"published file was changed: {_by_hand(source)}"
+            )
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _blocks(url: str, source: Source) -> Iterator[bytes]:
+    """The bytes behind an address; those of a numbered address joined by newlines, in order."""
+    parts = _PARTS.search(url)
+    if parts is None:
+        yield from _fetch(url, source)
+        return
+    low, high = int(parts[1]), int(parts[2])
+    urls = [url[: parts.start()] + str(number) + url[parts.end() :] for number in range(low, high + 1)]
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        bodies = pool.map(lambda one: b"".join(_fetch(one, source)), urls)
+        for body in tqdm(bodies, total=len(urls), desc=Path(source.path).name, unit="file", disable=None):
+            yield body.rstrip(b"\r\n") + b"\n"
+
+
+def _bar(source: Source, total: int | None) -> tqdm[Any]:
+    """A bar in bytes for a large file, on a terminal."""
+    hidden = None if (total or 0) >= _LARGE else True
+    return tqdm(total=total, desc=Path(source.path).name, unit="B", unit_scale=True, disable=hidden)
+
+
+def _fetch(url: str, source: Source) -> Iterator[bytes]:
+    """The body of one address in blocks; DataError where it cannot be had whole."""
+    try:
+        with urllib.request.urlopen(url, timeout=_TIMEOUT) as answer:
+            announced = answer.headers.get("Content-Length")
+            total, got = int(announced) if announced else None, 0
+            with _bar(source, total) as bar:
+                while block := answer.read(_BLOCK):
+                    got += len(block)
+                    bar.update(len(block))
+                    yield block
+    except urllib.error.HTTPError as error:
+        error.close()
+        raise DataError(
+            f"{url}: the server answers {error.code} {error.reason}; the file was moved or removed: {_by_hand(source)}"
+        ) from error
+    except (urllib.error.URLError, HTTPException, OSError, ValueError) as error:
+        reason = _one_line(getattr(error, "reason", error) or type(error).__name__)
+        raise DataError(f"{url}: cannot be fetched ({reason}); check the connection, or {_by_hand(source)}") from error
+    if total is not None and got != total:
+        raise DataError(f"{url}: cut off after {got} of {total} bytes; try again, or {_by_hand(source)}")

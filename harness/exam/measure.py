@@ -1,0 +1,291 @@
+"""Scores one state of a model on a suite of tasks, and turns what documents contribute into numbers with intervals."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import lm_eval
+import torch
+
+from harness.editing.schedule import Stop
+from harness.exam import statistics, text_metrics
+from harness.exam.adapter import EditedLM
+from harness.exam.data import cache_folder
+from harness.exam.statistics import Ratio, Values
+from harness.exam.tasks import Task, values_of
+from harness.io import files
+from harness.models.lm import LM
+from harness.patches.patch import Patch
+from harness.runs import record
+
+__all__ = [
+    "Measured",
+    "agree",
+    "base_key",
+    "contributions",
+    "fingerprint",
+    "hold",
+    "load_base",
+    "measure_task",
+    "numbers",
+    "of_cases",
+    "save_base",
+]
+
+
+@dataclass(eq=False)
+class Measured:
+    """What one task gave at one stop.
+
+    Attributes:
+        values: metric -> document -> contribution.
+        plain: metrics that are no mean over documents, as lm-eval aggregates them.
+        answers: the text of each document that was generated, for agreement between two models.
+        documents: each document's row, as far as agreement needs it.
+        truncated: how many requests were cut from the left to fit the model.
+    """
+
+    values: dict[str, dict[str, Ratio]] = field(default_factory=dict)
+    plain: dict[str, float] = field(default_factory=dict)
+    answers: dict[str, str] = field(default_factory=dict)
+    documents: dict[str, dict[str, str]] = field(default_factory=dict)
+    truncated: int = 0
+
+    @property
+    def names(self) -> list[str]:
+        """All metrics."""
+        return [*self.values, *self.plain]
+
+
+def hold(model: EditedLM, stop: Stop | None, ids: Sequence[str], mode: str) -> AbstractContextManager[EditedLM]:
+    """The context in which a stop is measured: no patch, one patch, or a patch for each document.
+
+    In isolated editing a document of the edit set is scored under its own edit; document ``i`` of any other task under
+    edit ``i mod n``, so that its value estimates the mean over single edits at the price of one pass.
+    """
+    if stop is None:
+        return model.holding(Patch())
+    if mode != "isolated":
+        return model.holding(stop.patches[0])
+    position = {edit: i for i, edit in enumerate(ids)}
+
+    def patch_of(request: Any) -> int:
+        case = request.doc.get("case") if isinstance(request.doc, Mapping) else None
+        return position[case] if case in position else int(request.doc_id) % len(stop.patches)
+
+    return model.isolated(stop.patches, patch_of)
+
+
+def measure_task(model: EditedLM, task: Task, limit: int | None, documents: Sequence[int] | None = None) -> Measured:
+    """Score one task with whatever the model holds.
+
+    Args:
+        model: the model.
+        task: the task.
+        limit: documents at most; None for all.
+        documents: the positions of the documents that are wanted; None for all.
+    """
+    if documents is not None and not documents:  # lm-eval would take no positions for all of them
+        return Measured()
+    chosen = None if documents is None else {task.name: list(documents)}
+    level = logging.getLogger("lm_eval").level
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    cut = model.truncated
+    try:
+        found = lm_eval.evaluate(
+            model,
+            {"tasks": {task.name: task.task}, "groups": {}, "group_map": {}},
+            limit=limit if chosen is None else None,
+            samples=chosen,
+            bootstrap_iters=0,
+        )
+    finally:
+        logging.getLogger("lm_eval").setLevel(level)
+    samples = found["samples"][task.name]
+    measured = Measured(values=values_of(task, samples), truncated=model.truncated - cut)
+    for key, value in found["results"][task.name].items():
+        metric, comma, kind = key.partition(",")
+        name = metric if kind == "none" else key
+        if comma and not metric.endswith("_stderr") and name not in measured.values and isinstance(value, int | float):
+            measured.plain[name] = float(value)
+    if task.metadata.get("agreement"):
+        for sample in samples:
+            document = f"{task.name}/{sample['doc_id']}"
+            measured.answers[document] = str(sample["filtered_resps"][0])
+            measured.documents[document] = {k: str(sample["doc"][k]) for k in ("case", "kind", "target_true")}
+    return measured
+
+
+def agree(task: Task, edited: Measured, base: Measured) -> None:
+    """Add the metrics of agreement with the unedited model (locality without a gold answer)."""
+    for metric, rule in (task.metadata.get("agreement") or {}).items():
+        edited.values[metric] = {
+            document: text_metrics.agreement(row, edited.answers[document], base.answers[document])
+            for document, row in edited.documents.items()
+            if row["kind"] == rule["kind"] and document in base.answers
+        }
+
+
+def numbers(
+    tasks: Sequence[Task], measured: Mapping[str, Measured], base: Mapping[str, Measured] | None, seed: int
+) -> dict[str, dict[str, Any]]:
+    """What is reported under one name: metric -> value, n, interval, reason, and the difference from unedited.
+
+    Args:
+        tasks: the lm-eval tasks that share the name.
+        measured: what each gave, by lm-eval's name.
+        base: the same of the unedited model; None where this is the unedited model.
+        seed: of the bootstrap.
+    """
+    mine, before = contributions(tasks, measured), None if base is None else contributions(tasks, base)
+    directions: dict[str, bool | None] = {}
+    plain: dict[str, float | None] = {}
+    derived: dict[str, Sequence[str]] = {}
+    for task in tasks:
+        directions |= {m: task.directions.get(m.partition(",")[0], True) for m in measured[task.name].names}
+        plain |= measured[task.name].plain
+        derived |= {score: rule["harmonic"] for score, rule in (task.metadata.get("derived") or {}).items()}
+    table = record.summarise(mine, before, directions, seed=seed, derived=derived, plain=plain)
+    for task in tasks:
+        for metric, needed in (task.metadata.get("needs") or {}).items():
+            if metric not in table:
+                table[metric] = record.missing(f"the source of the rows has no {needed}")
+    return table
+
+
+def of_cases(task: Task, cases: Collection[str]) -> list[int] | None:
+    """The positions of the documents that belong to some edits; None where documents belong to none."""
+    rows = task.task.eval_docs
+    if not len(rows) or "case" not in rows[0]:
+        return None
+    return [i for i, row in enumerate(rows) if row["case"] in cases]
+
+
+def contributions(tasks: Sequence[Task], measured: Mapping[str, Measured]) -> dict[str, Values]:
+    """What documents contribute to the metrics of some tasks, by metric."""
+    found: dict[str, Values] = {}
+    for task in tasks:
+        found.update(measured[task.name].values)
+    return found
+
+
+def base_key(
+    fingerprint: str, task: Task, limit: int | None, batch_size: int, provenance: object, device: str
+) -> str | None:
+    """What the numbers of the unedited model depend on, as a hash; None for tasks whose files are not ours to hash.
+
+    Args:
+        fingerprint: of the model, see :func:`fingerprint`.
+        task: the task, with its documents.
+        limit: documents at most.
+        batch_size: rows of one forward pass.
+        provenance: which file the rows come from.
+        device: where the model is.
+    """
+    if task.template is None:
+        return None
+    parts = {
+        "model": fingerprint,
+        "task": task.name,
+        "template": task.template,
+        "metadata": {k: v for k, v in task.metadata.items() if k in ("records", "data_dir", "file", "target", "split")},
+        "data": provenance,
+        "documents": _sha256(list(task.task.eval_docs)),
+        "beside": {name: _files(task, name) for name in (task.metadata.get("needs") or {}).values()},
+        "limit": limit,
+        "batch": batch_size,
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "code": _code_hash(),
+        "versions": [version(name) for name in ("torch", "transformers", "lm_eval", "tokenizers")],
+    }
+    return _sha256(parts)
+
+
+def fingerprint(lm: LM, weights: str) -> str:
+    """What the numbers of a model depend on besides a task: its weights, its configuration, its tokenizer.
+
+    Args:
+        lm: the model.
+        weights: the sha256 of its weights.
+    """
+    config, written = lm.model.config.to_dict(), str(lm.model.generation_config)
+    kept = {key: value for key, value in config.items() if key not in ("_name_or_path", "transformers_version")}
+    return _sha256([weights, kept, written, lm.tokenizer.backend_tokenizer.to_str(), lm.tokenizer.special_tokens_map])
+
+
+def _files(task: Task, name: str) -> list[str]:
+    """The hashes of the files of a name in the data folder, and one folder below."""
+    folder = Path(str(task.metadata.get("data_dir") or "mini"))
+    return [
+        hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted([*folder.glob(name), *folder.glob(f"*/{name}")])
+    ]
+
+
+def _sha256(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _code_hash() -> str:
+    digest = hashlib.sha256()
+    for name in (
+        "adapter",
+        "canonical",
+        "measure",
+        "prefixes",
+        "scoring",
+        "spans",
+        "tasks",
+        "teacher",
+        "texts",
+        "data",
+    ):
+        path = Path(__file__).with_name(f"{name}.py")
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def load_base(key: str | None) -> Measured | None:
+    """The cached numbers of the unedited model; None where there are none, or where the file is damaged."""
+    if key is None:
+        return None
+    try:
+        stored = json.loads(gzip.decompress(_base_path(key).read_bytes()))
+        values = {m: {d: statistics.as_ratio(v) for d, v in rows.items()} for m, rows in stored["values"].items()}
+        return Measured(values, stored["plain"], stored["answers"], stored["documents"], stored["truncated"])
+    except (OSError, EOFError, ValueError, KeyError, TypeError):
+        return None
+
+
+def save_base(key: str | None, measured: Measured) -> None:
+    """Keep the numbers of the unedited model, atomically.
+
+    Raises:
+        UsageError: the cache cannot be written.
+    """
+    if key is None:
+        return
+    path = _base_path(key)
+    files.require_writable(path.parent, "set HARNESS_CACHE to a folder of yours")
+    body = {
+        "values": measured.values,
+        "plain": measured.plain,
+        "answers": measured.answers,
+        "documents": measured.documents,
+        "truncated": measured.truncated,
+    }
+    files.write_whole(path, gzip.compress(json.dumps(body).encode(), mtime=0))
+
+
+def _base_path(key: str) -> Path:
+    return cache_folder() / "unedited" / f"{key}.json.gz"

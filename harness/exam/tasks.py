@@ -1,0 +1,255 @@
+"""Finds task files, builds lm-eval tasks from them, and reads the edits that lie in the same folder.
+
+Our tasks are the YAML files under ``tasks/``; any of lm-eval's own may stand beside them. A folder whose
+``functions.py`` has ``edits(rows)`` is an edit set.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import lm_eval.utils
+from lm_eval.api.metrics import mean
+from lm_eval.tasks import TaskManager
+from transformers import PreTrainedTokenizerBase
+
+from harness.editing.editor import Edit, Example
+from harness.errors import DataError, HarnessError, UsageError, near
+from harness.exam import data, statistics
+
+__all__ = ["OWN", "Suite", "Task", "catalogue", "edit_sets", "load", "read_edits", "read_examples", "values_of"]
+
+Item = TypeVar("Item", Edit, Example)
+
+# lm-eval compiles the templates of a task anew for every document.
+lm_eval.utils.env.from_string = functools.lru_cache(maxsize=256)(lm_eval.utils.env.from_string)
+
+OWN = "own"
+"""The edit set that reads the user's own rows."""
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """One lm-eval task of a suite.
+
+    Attributes:
+        name: lm-eval's name.
+        shown: the name under which its numbers are reported; the members of an edit set share one.
+        task: lm-eval's object.
+        template: the sha256 of the files that define it, None for lm-eval's own.
+    """
+
+    name: str
+    shown: str
+    task: Any
+    template: str | None
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """The metadata of its YAML."""
+        return self.task.config.metadata or {}
+
+    @property
+    def headline(self) -> str | None:
+        """The metric that a table shows first."""
+        named = self.metadata.get("headline")
+        if named is not None:
+            return str(named)
+        known = list(self.task.aggregation())
+        return next((m for m in ("acc_norm", "exact_match", "acc") if m in known), known[0] if known else None)
+
+    @property
+    def directions(self) -> dict[str, bool | None]:
+        """Whether higher is better, by metric; None where the task does not say."""
+        return {str(k): None if v is None else bool(v) for k, v in self.task.higher_is_better().items()}
+
+    def per_document(self, metric: str) -> bool:
+        """Whether the metric is a plain mean or a ratio of sums over documents, so that an interval can be had."""
+        function = self.task.aggregation().get(metric)
+        return (
+            function is None
+            or function is mean
+            or getattr(function, "__name__", "") in ("aggregate", "mean", "nanmean")
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Suite:
+    """The tasks of a run, in the order asked for, without repetition."""
+
+    tasks: Sequence[Task]
+
+    @property
+    def shown(self) -> list[str]:
+        """The reported names, in order."""
+        return list(dict.fromkeys(task.shown for task in self.tasks))
+
+
+def catalogue() -> dict[str, str]:
+    """The names of this project's tasks and groups, each with what it is: ``task``, ``group`` or ``edits``."""
+    manager = _manager({})
+    sets = [*edit_sets(), OWN]
+    members = {m for name in sets for m in _members(manager, name)}
+    kinds = dict.fromkeys(manager.all_subtasks, "task") | dict.fromkeys(manager.all_groups, "group")
+    return {n: "edits" if n in sets else kind for n, kind in sorted(kinds.items()) if n not in {*members, OWN}}
+
+
+def edit_sets() -> list[str]:
+    """The names of the data sets that say what to edit."""
+    return sorted(name for name, found in data.find().items() if hasattr(data.functions(found), "edits"))
+
+
+def read_edits(name: str, data_dir: str, split: str = "test", count: int | None = None) -> list[Edit]:
+    """The edits of a set, or of one's own JSONL file, in the order of the rows.
+
+    Raises:
+        UsageError: there is no such set, or it has fewer rows than asked for.
+        DataError: a row cannot be used.
+    """
+    functions, rows = _rows(name, data_dir, split, count)
+    found = list(functions.edits(rows))
+    return _first(found, [edit.id for edit in found], name, count)
+
+
+def read_examples(name: str, data_dir: str, split: str = "train", count: int | None = None) -> list[Example]:
+    """The edits of a set with their probes, for an editor to learn from.
+
+    Raises:
+        UsageError, DataError: as :func:`read_edits`.
+    """
+    functions, rows = _rows(name, data_dir, split, count)
+    found = list(functions.examples(rows))
+    return _first(found, [example.edit.id for example in found], name, count)
+
+
+def _rows(name: str, data_dir: str, split: str, count: int | None) -> tuple[Any, Any]:
+    """What reads an edit set, and its rows; the folder of the edit set ``own`` says how one's own file is read."""
+    if name.endswith((".jsonl", ".json", ".jsonl.gz")) or Path(name).is_file():
+        functions: Any = data.module(data.TASKS / "edits" / OWN / "functions.py")
+        return functions, functions.rows(Path(name))
+    if name not in edit_sets():
+        raise UsageError(
+            f"edit set '{name}' does not exist{near(name, edit_sets())}; or give a file, for example my.jsonl"
+        )
+    functions = data.functions(data.find()[name])
+    return functions, functions.source(data_dir, split, count or 0)
+
+
+def _first(found: list[Item], ids: Sequence[str], name: str, count: int | None) -> list[Item]:
+    """The first of some edits whose ids are all different."""
+    _distinct(ids, name)
+    if count is not None and count > len(found):
+        raise UsageError(f"{name}: has {len(found)} edits, {count} were asked for; ask for fewer, or give more rows")
+    return found[:count]
+
+
+def _distinct(ids: Sequence[str], name: str) -> None:
+    seen: set[str] = set()
+    for identity in ids:
+        if identity in seen:
+            raise DataError(f"{name}: the id {identity} occurs twice; give each row an id of its own")
+        seen.add(identity)
+
+
+def load(
+    names: Iterable[str],
+    edit_set: str | None,
+    records: Sequence[str] | None,
+    data_dir: str,
+    tokenizer: PreTrainedTokenizerBase,
+    own_file: str | None = None,
+    split: str = "test",
+) -> Suite:
+    """Build the tasks of a run.
+
+    Args:
+        names: tasks and groups, this project's or lm-eval's own.
+        edit_set: the set that is edited; it is examined first, and only on the records that are edited.
+        records: the ids of those records.
+        data_dir: where the rows come from.
+        tokenizer: for tasks that count tokens.
+        own_file: the user's own rows, where ``edit_set`` is ``own``.
+        split: the split of the edit set.
+
+    Raises:
+        UsageError: a task does not exist.
+        DataError: its data cannot be had.
+    """
+    found: dict[str, Task] = {}
+    if edit_set is not None:
+        mine = _manager({"data_dir": data_dir, "records": list(records or ()), "file": own_file, "split": split})
+        found |= {t.name: t for t in _build(mine, edit_set)}
+    others = [name for name in names if name != edit_set]
+    manager = _manager({"data_dir": data_dir}, others)
+    for name in others:
+        found |= {t.name: t for t in _build(manager, name) if t.name not in found}
+    for task in found.values():
+        if hasattr(task.task, "bind"):
+            task.task.bind(tokenizer)
+    return Suite(list(found.values()))
+
+
+def _manager(metadata: Mapping[str, Any], names: Iterable[str] = ()) -> TaskManager:
+    """A manager of this project's tasks; of lm-eval's too (nine seconds) only where one of them is asked for."""
+    own = TaskManager(include_path=str(data.TASKS), include_defaults=False, metadata=dict(metadata))
+    if all(name in own.task_index for name in names):
+        return own
+    every = TaskManager(include_path=str(data.TASKS), include_defaults=True, metadata=dict(metadata))
+    for name in names:
+        if name not in every.task_index:
+            ours = near(name, own.all_tasks) or near(name, every.all_tasks)
+            raise UsageError(f"task '{name}' does not exist{ours}; `harness tasks` lists them")
+    return every
+
+
+def _build(manager: TaskManager, name: str) -> list[Task]:
+    try:
+        built = manager.load([name])
+    except HarnessError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"task '{name}' cannot be built ({' '.join(str(error).split())[:300]})") from error
+    sets = [*edit_sets(), OWN]
+    return [Task(leaf, name if name in sets else leaf, task, _template(task)) for leaf, task in built["tasks"].items()]
+
+
+def _members(manager: TaskManager, name: str) -> list[str]:
+    config = manager.task_index[name].cfg if name in manager.task_index else None
+    listed = (config or {}).get("task", [])
+    return [member for member in listed if isinstance(member, str)] if isinstance(listed, list) else []
+
+
+def _template(task: Any) -> str | None:
+    """The sha256 over the YAML and Python files of the folder that a task comes from."""
+    source = (task.config.metadata or {}).get("config_source")
+    if source is None or not Path(source).is_relative_to(data.TASKS):
+        return None
+    digest = hashlib.sha256()
+    for path in sorted(Path(source).parent.iterdir()):
+        if path.suffix in (".yaml", ".py"):
+            digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def values_of(task: Task, samples: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, statistics.Ratio]]:
+    """What each document contributes to each metric, by metric and document, from lm-eval's samples."""
+    found: dict[str, dict[str, statistics.Ratio]] = {}
+    for sample in samples:
+        suffix = "" if sample["filter"] == "none" else f",{sample['filter']}"
+        for metric in sample["metrics"]:
+            if task.per_document(metric):
+                value = statistics.as_ratio(_plain(sample[metric]))
+                found.setdefault(metric + suffix, {})[f"{task.name}/{sample['doc_id']}"] = value
+    return found
+
+
+def _plain(value: Any) -> float | Sequence[object] | None:
+    if isinstance(value, list | tuple):
+        return value
+    return math.nan if value is None else float(value)

@@ -1,0 +1,91 @@
+"""What editing did to each edited matrix: how far it moved, and how well it is still conditioned.
+
+Sources: Gu et al. 2024 (arXiv 2401.04700), figure 3 (Manhattan distance); Ma et al. 2024 (arXiv 2405.16821), section 4:
+the condition number ``s_max / s_min`` of the edited matrix bounds how far its output moves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from harness.models.lm import LM
+from harness.patches.delta import Delta, Dense, numerical_rank
+from harness.patches.patch import Patch, require_finite
+
+__all__ = ["describe", "means"]
+
+_LARGEST_SVD = 2048
+"""The singular values of a larger dense matrix cost minutes."""
+
+
+def describe(lm: LM, patch: Patch) -> dict[str, dict[str, float | None]]:
+    """Of each changed parameter: the sizes of the change, and what became of the matrix; None where not computed.
+
+    Args:
+        lm: the unedited model.
+        patch: the change.
+
+    Raises:
+        NumericalError: a change is not finite; names the parameter.
+    """
+    for name, delta in patch.weights.items():
+        require_finite(name, delta.dense())
+    return {name: _one(lm.matrix(name), delta) for name, delta in patch.weights.items()}
+
+
+def _one(weight: Tensor, delta: Delta) -> dict[str, float | None]:
+    before = weight.cpu().double()
+    change = delta.dense().cpu().double()
+    after = before + change
+    small = before.dim() == 2 and min(before.shape) <= _LARGEST_SVD
+    own = _singular(delta, small)
+    return {
+        "rank": None if own is None else float(numerical_rank(own, delta.shape)),
+        "l1": float(change.abs().sum()),
+        "frobenius": float(change.norm()),
+        "relative_frobenius": _over(change, before),
+        "spectral": None if own is None else float(own.max()),
+        "norm_ratio": _over(after, before),
+        **(_spectrum(before, after, own) if small else dict.fromkeys(_SPECTRUM)),
+    }
+
+
+def _over(one: Tensor, other: Tensor) -> float | None:
+    """The ratio of two norms; None where the other is zero."""
+    return float(one.norm() / other.norm()) if bool(other.any()) else None
+
+
+_SPECTRUM = ("largest", "condition", "condition_before", "relative_spectral", "above")
+
+
+def _spectrum(before: Tensor, after: Tensor, own: Tensor | None) -> dict[str, float | None]:
+    first, now = torch.linalg.svdvals(before), torch.linalg.svdvals(after)
+    return {
+        "largest": float(now.max()),
+        "condition": float(now.max() / now.min()) if float(now.min()) > 0 else None,
+        "condition_before": float(first.max() / first.min()) if float(first.min()) > 0 else None,
+        "relative_spectral": None if own is None or not first.any() else float(own.max() / first.max()),
+        "above": None if own is None else float((own >= first.max()).sum()),
+    }
+
+
+def _singular(delta: Delta, small: bool) -> Tensor | None:
+    """The singular values of a change; None where a large dense one would cost minutes."""
+    return None if isinstance(delta, Dense) and not small and delta.value.dim() == 2 else delta.singular_values()
+
+
+def means(rows: Sequence[dict[str, dict[str, float | None]]]) -> dict[str, dict[str, float | None]]:
+    """Of each parameter the means over isolated patches that change it; None where one has no value."""
+    names = sorted({name for row in rows for name in row})
+    return {name: _mean([row[name] for row in rows if name in row]) for name in names}
+
+
+def _mean(rows: Sequence[dict[str, float | None]]) -> dict[str, float | None]:
+    found: dict[str, float | None] = {}
+    for key in rows[0]:
+        known = [value for row in rows if (value := row[key]) is not None]
+        found[key] = sum(known) / len(known) if len(known) == len(rows) else None
+    return found

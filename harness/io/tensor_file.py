@@ -1,0 +1,110 @@
+"""Tensors with a manifest in one safetensors file, written whole or not at all, and checked when they are read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from harness.errors import DataError, UsageError
+from harness.models.lm import combined_sha256, tensor_sha256
+
+__all__ = ["content_sha256", "manifest", "read", "write"]
+
+
+def content_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """One sha256 over named tensors."""
+    return combined_sha256({name: tensor_sha256(tensor) for name, tensor in tensors.items()})
+
+
+def write(path: Path, kind: str, version: int, manifest: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Write a file; what stood at the path before survives a failure, an interruption and a power cut.
+
+    Args:
+        path: the file.
+        kind: what it is, for instance ``patch``.
+        version: of its format.
+        manifest: what it says of itself, as values that JSON can write.
+        tensors: what it holds.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    # Tensors that share memory are refused by safetensors; clones do not.
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    about = {**manifest, "kind": kind, "format": version, "sha256": content_sha256(plain)}
+    head = json.dumps(about, sort_keys=True)
+    partial = path.parent / f".{path.name}.{os.getpid()}"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(plain, partial, metadata={"manifest": f"{_sha256(head)} {head}"})
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"{path}: cannot be written ({reason}); choose another place") from error
+    finally:
+        with suppress(OSError):  # there may not even be a folder
+            partial.unlink(missing_ok=True)
+
+
+def manifest(path: Path, kind: str, version: int) -> dict[str, Any]:
+    """What a file says of itself.
+
+    Raises:
+        DataError: it is missing, damaged, of another kind, or of a newer format.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            metadata: dict[str, str] = file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise _unreadable(path, kind, error) from error
+    if "manifest" not in metadata:
+        raise DataError(f"{path}: holds no {kind} but plain tensors; give another file")
+    digest, _, text = metadata["manifest"].partition(" ")
+    if digest != _sha256(text):
+        raise _altered(path, "its manifest is")
+    head: dict[str, Any] = json.loads(text)
+    if head["kind"] != kind:
+        raise DataError(f"{path}: holds no {kind} but a {head['kind']}; give another file")
+    if int(head["format"]) > version:
+        raise DataError(f"{path}: has format {head['format']}, this program reads up to {version}; install a newer one")
+    return head
+
+
+def read(path: Path, kind: str, version: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The manifest and the tensors of a file.
+
+    Raises:
+        DataError: as :func:`manifest`, or the tensors are not what was written.
+    """
+    head = manifest(path, kind, version)
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise _unreadable(path, kind, error) from error
+    if content_sha256(tensors) != head["sha256"]:
+        raise _altered(path, "the tensors are")
+    return head, tensors
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _unreadable(path: Path, kind: str, error: Exception) -> DataError:
+    return DataError(f"{path}: not a readable {kind} ({error}); make it again or give another file")
+
+
+def _altered(path: Path, what: str) -> DataError:
+    return DataError(f"{path}: {what} not what was written; make it again")

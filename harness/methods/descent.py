@@ -1,0 +1,359 @@
+"""Gradient descent on a few parameters of a model, which stay as they are: what is trained are copies.
+
+Sources: Zhu et al. 2020, "Modifying Memories in Transformer Models", arXiv 2012.00363 (the L-infinity bound); the
+baselines FT and FT+L of Meng et al. 2022 (kmeng01/rome) and 2023 (kmeng01/memit at 80426fd); LocFT-BF of Yang et al.
+2026, arXiv 2509.22072 (a new order for each pass, and the end of text as a part of the target).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from harness.editing.directions import Normalisation, floor, losses, nll
+from harness.editing.editor import Edit
+from harness.errors import DataError, ModelError, NumericalError
+from harness.methods.kl_regulariser import Prior
+from harness.models.activations import wide
+from harness.models.arch import is_matrix
+from harness.models.lm import LM
+from harness.patches.delta import Dense
+from harness.patches.patch import require_plain
+
+__all__ = [
+    "Accumulation",
+    "Answer",
+    "Loss",
+    "Settings",
+    "Trained",
+    "answers",
+    "descend",
+    "feed_forward",
+    "listening",
+    "log_likelihood",
+    "matrices",
+    "passes",
+    "positions",
+    "rate",
+]
+
+Loss = Literal["target_new", "prompt_last"]
+"""``target_new``: mean NLL of the target's tokens, each after those before it.  ``prompt_last``: as in the authors'
+code, the mean NLL of all the target's tokens at the one position after the prompt; the same for targets of one
+token."""
+
+
+Accumulation = Literal["fixed", "faithful"]
+"""How the gradients of several batches become one step."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to descend.
+
+    Attributes:
+        loss: what is minimised.
+        lr: Adam's learning rate.
+        steps: passes over all edits.
+        batch_size: edits of one update.
+        weight_decay: Adam's L2 penalty.
+        norm_constraint: the bound of every single weight's change; None for no bound.
+        threshold: no update where a batch's loss is below, and an end where the mean loss of a pass is; of directions
+            without a lower bound what :func:`harness.editing.directions.floor` says.
+        end_of_text: whether a target that shall become likelier ends with the token that ends a text.
+        shuffle: the seed by which every pass takes the edits in a new order; None for the order given.
+        normalisation: whether the loss of an edit is a mean over the tokens of its target, or their sum.
+        cosine: whether the learning rate falls to zero, ``lr (1 + cos(pi e / steps)) / 2`` in pass ``e`` from 0.
+        beta2: Adam's second decay rate.
+        accumulate: batches behind one step of Adam.
+        accumulation: ``fixed``, the mean of their gradients, and a last step for the rest of a pass; ``faithful``, what
+            the code of Hewitt et al. 2024 does: the gradients are cleared before every batch, so that a step is
+            that of the last of them alone, and the rest of a pass does nothing.
+    """
+
+    loss: Loss = "target_new"
+    lr: float = 5e-4
+    steps: int = 25
+    batch_size: int = 64
+    weight_decay: float = 0.0
+    norm_constraint: float | None = None
+    threshold: float = 1e-2
+    end_of_text: bool = False
+    shuffle: int | None = None
+    normalisation: Normalisation = "mean"
+    cosine: bool = False
+    beta2: float = 0.999
+    accumulate: int = 1
+    accumulation: Accumulation = "fixed"
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """What came out: the change of each parameter, ``[out, in]``, and the loss of each batch before its update."""
+
+    deltas: Mapping[str, Dense]
+    losses: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An edit in tokens.
+
+    Attributes:
+        edit: the edit.
+        prompt: the tokens of its prompt.
+        target: the tokens of the target.
+        against: the tokens of the continuation that the target is compared with; empty where there is none.
+    """
+
+    edit: Edit
+    prompt: list[int]
+    target: list[int]
+    against: list[int] = field(default_factory=list)
+
+    @property
+    def rival(self) -> Answer:
+        """The other continuation as an answer of its own."""
+        return Answer(self.edit, self.prompt, self.against)
+
+
+def feed_forward(lm: LM, layers: Sequence[int]) -> list[str]:
+    """The weights and, where there are any, biases of some layers' down-projections."""
+    owners = [lm.arch.down_of(layer) for layer in sorted(set(layers))]
+    return [f"{owner}.{leaf}" for owner in owners for leaf, _ in lm.module(owner).named_parameters(recurse=False)]
+
+
+def matrices(lm: LM, layer: int) -> list[str]:
+    """The names of the modules that are the matrices of one layer's feed-forward part."""
+    parent = lm.arch.down_of(layer).rpartition(".")[0]
+    return [f"{parent}.{name}" for name, child in lm.module(parent).named_children() if is_matrix(child)]
+
+
+def answers(lm: LM, edits: Sequence[Edit], end_of_text: bool = False) -> list[Answer]:
+    """The edits in tokens.
+
+    Args:
+        lm: the model.
+        edits: the edits; they need no subject.
+        end_of_text: whether a target that shall become likelier ends with the token that ends a text.
+
+    Raises:
+        DataError: a prompt and its target are longer than the model's context.
+        ModelError: the tokenizer has no token that ends a text.
+    """
+    end = [_end_of_text(lm)] if end_of_text else []
+    found = [_answer(lm, edit, end if edit.direction == "likelihood" else []) for edit in edits]
+    for answer in found:
+        length = len(answer.prompt) + max(len(answer.target), len(answer.against))
+        if length > lm.context:
+            raise DataError(
+                f"edit {answer.edit.id}: {length} tokens with its target, but {lm.name} takes {lm.context}; "
+                "shorten the prompt"
+            )
+    return found
+
+
+def _answer(lm: LM, edit: Edit, end: list[int]) -> Answer:
+    against = [] if edit.rival is None else lm.continuation(edit.text, edit.rival)
+    return Answer(edit, lm.encode(edit.text), lm.continuation(edit.text, edit.continuation) + end, against)
+
+
+def positions(examples: Sequence[Answer], loss: Loss = "target_new") -> tuple[list[int], list[int]]:
+    """The rows and the columns at which the tokens of the targets are asked for, one after the other."""
+    forced = loss == "target_new"
+    rows = [i for i, e in enumerate(examples) for _ in e.target]
+    return rows, [len(e.prompt) - 1 + (t if forced else 0) for e in examples for t in range(len(e.target))]
+
+
+def log_likelihood(
+    lm: LM, examples: Sequence[Answer], loss: Loss = "target_new", held: Mapping[str, Tensor] | None = None
+) -> Tensor:
+    """The log-probability of each token of each target, ``[tokens]``, in the order of :func:`positions`.
+
+    Args:
+        lm: the model.
+        examples: edits in tokens.
+        loss: after which tokens a token is asked for.
+        held: parameters that take the place of the model's own.
+    """
+    batch = lm.batch([e.prompt + (e.target[:-1] if loss == "target_new" else []) for e in examples])
+    inputs = {"input_ids": batch.ids, "attention_mask": batch.mask, "use_cache": False}
+    logits: Tensor = functional_call(lm.model, dict(held or {}), args=(), kwargs=inputs).logits
+    rows, columns = positions(examples, loss)
+    tokens = torch.tensor([token for e in examples for token in e.target], device=logits.device)
+    return wide(logits[rows, columns]).log_softmax(-1).gather(1, tokens[:, None])[:, 0]
+
+
+@contextmanager
+def listening(lm: LM, names: Sequence[str]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
+    """Module -> what enters it in the next forward pass, and zeros that are added to what leaves it, by name.
+
+    The gradient at the zeros is that at the output, which a model may go on to change in place (Falcon).
+    """
+    heard: dict[str, tuple[Tensor, Tensor]] = dict.fromkeys(names, (torch.empty(0), torch.empty(0)))
+
+    def listen(name: str) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+        def run(_module: nn.Module, args: Any, output: Tensor) -> Tensor:
+            heard[name] = (args[0].detach(), torch.zeros_like(output, requires_grad=True))
+            return output + heard[name][1]
+
+        return run
+
+    handles = [lm.module(name).register_forward_hook(listen(name)) for name in names]
+    try:
+        yield heard
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def descend(
+    lm: LM, edits: Sequence[Edit], parameters: Sequence[str], settings: Settings, prior: Prior | None = None
+) -> Trained:
+    """Train copies of some parameters until the model says the targets: the last of :func:`passes`, all losses."""
+    record: list[float] = []
+    for trained in passes(lm, edits, parameters, settings, prior):
+        last = trained
+        record += trained.losses
+    return Trained(last.deltas, tuple(record))
+
+
+def passes(
+    lm: LM, edits: Sequence[Edit], parameters: Sequence[str], settings: Settings, prior: Prior | None = None
+) -> Iterator[Trained]:
+    """Train copies of some parameters, and give what they have become after each pass over the edits.
+
+    Args:
+        lm: the model, unchanged whenever this returns or yields; it must be the same at the next step.
+        edits: what it shall say; edits need no subject.
+        parameters: the names of the parameters.
+        settings: how.
+        prior: a term that is added to the loss of each batch; None for none.
+
+    Raises:
+        DataError: a prompt and its target are longer than the model's context.
+        ModelError: a parameter is quantised; the target shall end a text, and the tokenizer has no token for it.
+        NumericalError: a loss is not finite; names the edits.
+    """
+    for name in parameters:
+        require_plain(lm, name)
+    examples = answers(lm, edits, settings.end_of_text)
+    # Updates of 5e-4 are lost in half precision.
+    start = {name: wide(lm.parameter(name).detach()) for name in parameters}
+    free = {name: value.clone().requires_grad_() for name, value in start.items()}
+    adam = torch.optim.Adam(
+        free.values(), lr=settings.lr, weight_decay=settings.weight_decay, betas=(0.9, settings.beta2)
+    )
+    training = _Training(lm, start, free, adam, settings, prior)
+    enough = _enough(examples, settings)
+    for number, order in enumerate(_orders(len(examples), settings)):
+        passed = training.run(number, [examples[i] for i in order])
+        changes = {name: (free[name] - start[name]).detach() for name in parameters}
+        deltas = {name: Dense(c.T.contiguous() if lm.transposed(name) else c) for name, c in changes.items()}
+        yield Trained(deltas, tuple(loss for loss, _ in passed))
+        if sum(loss * count for loss, count in passed) < enough * len(examples):
+            break
+
+
+def _end_of_text(lm: LM) -> int:
+    token = lm.tokenizer.eos_token_id
+    if not isinstance(token, int):
+        raise ModelError(f"{lm.name}: the tokenizer has no token that ends a text; set its eos_token")
+    return token
+
+
+def _orders(count: int, settings: Settings) -> Iterator[list[int]]:
+    """The order of the edits in each pass."""
+    draw = None if settings.shuffle is None else torch.Generator().manual_seed(settings.shuffle)
+    for _ in range(settings.steps):
+        yield list(range(count)) if draw is None else torch.randperm(count, generator=draw).tolist()
+
+
+@dataclass(frozen=True, eq=False)
+class _Training:
+    """Copies of parameters on their way, and what moves them."""
+
+    lm: LM
+    start: Mapping[str, Tensor]
+    free: Mapping[str, Tensor]
+    adam: torch.optim.Optimizer
+    settings: Settings
+    prior: Prior | None
+
+    def run(self, number: int, examples: Sequence[Answer]) -> list[tuple[float, int]]:
+        """One pass; of each batch its loss before the update, and its size."""
+        if self.settings.cosine:
+            for group in self.adam.param_groups:
+                group["lr"] = rate(self.settings.lr, number, self.settings.steps)
+        size, passed = self.settings.batch_size, []
+        batches = [examples[first : first + size] for first in range(0, len(examples), size)]
+        for i, batch in enumerate(batches):
+            first = i - i % self.settings.accumulate
+            count = min(self.settings.accumulate, len(batches) - first)
+            fresh, last = i == first, i == first + count - 1
+            passed.append((self._batch(batch, count, fresh, last), len(batch)))
+        return passed
+
+    def _batch(self, examples: Sequence[Answer], count: int, fresh: bool, last: bool) -> float:
+        """The gradient of one batch of ``count``, unless its loss is small already, and a step after the last."""
+        faithful = self.settings.accumulation == "faithful"
+        if fresh or faithful:
+            self.adam.zero_grad()
+        with torch.enable_grad():
+            held = {name: tensor.to(self.lm.parameter(name).dtype) for name, tensor in self.free.items()}
+            loss = _loss(self.lm, examples, held, self.settings)
+            total = loss if self.prior is None else loss + self.prior(self.lm, held)
+        value, whole = float(loss.detach()), float(total.detach())
+        if not math.isfinite(whole):
+            ids, names = ", ".join(e.edit.id for e in examples[:3]), ", ".join(list(self.free)[:3])
+            raise NumericalError(f"the loss of edits {ids} became {whole} in training {names}; lower lr")
+        if value >= _enough(examples, self.settings):
+            torch.autograd.backward(total if faithful or count == 1 else total / count)
+        if last and (not faithful or count == self.settings.accumulate):
+            self._step()
+        return value
+
+    def _step(self) -> None:
+        self.adam.step()
+        bound = self.settings.norm_constraint
+        if bound is not None:
+            with torch.no_grad():
+                for name, tensor in self.free.items():
+                    tensor.copy_(torch.clamp(tensor, self.start[name] - bound, self.start[name] + bound))
+
+
+def rate(lr: float, epoch: int, epochs: int) -> float:
+    """The learning rate of an epoch, counted from 0: a cosine that would be zero after the last."""
+    return lr * (1 + math.cos(math.pi * epoch / epochs)) / 2
+
+
+def _enough(examples: Sequence[Answer], settings: Settings) -> float:
+    """The mean loss below which a batch has what it wants."""
+    floors = [floor(e.edit.direction, settings.threshold) for e in examples]
+    # The mean of equal numbers may differ from them in its last digit.
+    return floors[0] if len(set(floors)) == 1 else math.fsum(floors) / len(floors)
+
+
+def _loss(lm: LM, examples: Sequence[Answer], held: Mapping[str, Tensor], settings: Settings) -> Tensor:
+    """The mean over edits of what each minimises, by default the mean NLL of its target's tokens."""
+    directions = [e.edit.direction for e in examples]
+    if set(directions) == {"likelihood"}:
+        log_p = log_likelihood(lm, examples, settings.loss, held)
+        tokens = [len(e.target) if settings.normalisation == "mean" else 1 for e in examples for _ in e.target]
+        share = torch.tensor([1 / (count * len(examples)) for count in tokens], dtype=torch.float64)
+        return -(log_p * share.to(log_p)).sum()
+    compared = [i for i, e in enumerate(examples) if e.against]
+    rows = [*examples, *(examples[i].rival for i in compared)]
+    log_p = log_likelihood(lm, rows, settings.loss, held)
+    owner = torch.tensor([i for i, row in enumerate(rows) for _ in row.target], device=log_p.device)
+    each = nll(log_p, owner, len(rows), settings.normalisation)
+    target, places = each[: len(examples)], torch.tensor(compared, dtype=torch.long, device=each.device)
+    against = torch.zeros_like(target).index_copy(0, places, each[len(examples) :])
+    return losses(directions, target, against).mean()

@@ -1,0 +1,84 @@
+"""What full finetuning and LoRA have in common: passes over the edits, and a pull towards the unedited model.
+
+The plain settings take all edits in large batches until their loss is small.  Those of Hewitt et al. 2024 ("Model
+Editing with Canonical Examples", arXiv 2402.06155, section 4) are :data:`CANONICAL`: one example an update, drawn in a
+new order each pass, ten passes, the divergence on general text (``kl``) added, a learning rate that falls to zero, and
+no end before the last pass.  Adam is the usual one, with float32 states and weights; theirs had states of 8 bits.
+"""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from harness.editing.editor import Count, Editor, NotNegative, Positive, Range
+from harness.methods.descent import Accumulation, Settings
+from harness.methods.kl_regulariser import Prior, prior
+from harness.models.lm import LM
+
+__all__ = ["CANONICAL", "Finetuning"]
+
+CANONICAL: Mapping[str, object] = {
+    "batch_size": 1,
+    "steps": 10,
+    "threshold": 0.0,
+    "schedule": "cosine",
+    "beta2": 0.995,
+    "shuffle": True,
+    "accumulate": 5,
+}
+"""The settings of Hewitt et al. that are not sampled; ``accumulation`` says how far their code is followed."""
+
+
+@dataclass(frozen=True)
+class Finetuning(Editor, ABC):
+    """Adam on some parameters.
+
+    Attributes:
+        lr: the learning rate.
+        steps: passes over the edits.
+        batch_size: edits of one batch.
+        threshold: no update where a batch's loss is below, and an end where the mean loss of a pass is.
+        schedule: whether the learning rate is constant, or falls to zero over the passes like a cosine.
+        beta2: Adam's second decay rate.
+        accumulate: batches behind one update.
+        accumulation: ``fixed``: the mean of their gradients; ``faithful``: as in the code of Hewitt et al., the
+            gradient of the last of them, and no update for the rest of a pass.
+        shuffle: whether every pass takes the edits in a new order.
+        kl: weight of the divergence from the unedited model, summed over a text of ``kl_text`` at each batch.
+        kl_text: a file, a folder or a Hub data set of texts; by default the model's plain text.
+        seed: the seed of everything that is drawn.
+    """
+
+    lr: Positive = 1e-5
+    steps: Count = 10
+    batch_size: Count = 1
+    threshold: NotNegative = 0.0
+    schedule: Literal["constant", "cosine"] = "constant"
+    beta2: Annotated[float, Range(0, 0.9999)] = 0.999
+    accumulate: Count = 1
+    accumulation: Accumulation = "fixed"
+    shuffle: bool = False
+    kl: NotNegative = 0.0
+    kl_text: str | None = None
+    seed: int = 0
+
+    def settings(self) -> Settings:
+        """How to descend."""
+        return Settings(
+            lr=self.lr,
+            steps=self.steps,
+            batch_size=self.batch_size,
+            threshold=self.threshold,
+            shuffle=self.seed if self.shuffle else None,
+            cosine=self.schedule == "cosine",
+            beta2=self.beta2,
+            accumulate=self.accumulate,
+            accumulation=self.accumulation,
+        )
+
+    def prior(self, lm: LM) -> Prior | None:
+        """The pull towards the unedited model, None without a weight."""
+        return prior(lm, self.kl, self.kl_text, self.seed)

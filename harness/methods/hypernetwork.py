@@ -1,0 +1,136 @@
+"""A network that rewrites the gradient of a matrix: the residual low-rank network of MEND, as a flat dict of tensors.
+
+The gradient of a linear layer is a sum over tokens of ``v u^T``: ``u [in]`` entered the layer, ``v [out]`` is the
+gradient at its output.  The network maps each pair ``x = [u; v]`` to a pseudo-pair of the same size.
+
+Source: Mitchell et al. 2022, "Fast Model Editing at Scale", arXiv 2110.11309, section 3.2 and equation 3; their code
+at e04fdb9 (per-matrix scale and shift, running statistics, initial values).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from harness.errors import DataError
+from harness.patches.delta import double
+
+__all__ = ["Hypernetwork", "Pair", "Shape"]
+
+Shape = tuple[int, int]
+"""``(in, out)`` of a matrix."""
+
+Pair = tuple[Tensor, Tensor]
+"""``u [tokens, in]`` and ``v [tokens, out]`` of one matrix."""
+
+_EPS = 1e-7
+
+
+@dataclass(frozen=True, eq=False)
+class Hypernetwork:
+    """One network for each shape of matrix; everything that belongs to one matrix is kept under its name.
+
+    Attributes:
+        tensors: ``alpha/<matrix>`` the step size; for each shape ``s`` and layer ``i`` ``<s>/<i>/U [d, r]``, ``V [r,
+            d]`` and ``bias [d]``, and ``scale/<matrix> [d]`` and ``shift/<matrix> [d]``, where ``d = in + out``; the
+            running statistics ``<s>/statistics/mean [d]``, ``squares [d]`` and ``count``.
+        depth: the number of layers.
+    """
+
+    tensors: Mapping[str, Tensor]
+    depth: int
+
+    @classmethod
+    def start(cls, shapes: Mapping[str, Shape], rank: int, depth: int, alpha: float, seed: int) -> Hypernetwork:
+        """The network that changes no pair: ``U`` and ``bias`` are zero.
+
+        Args:
+            shapes: the matrices by name.
+            rank: the most that the rank of a layer may be; never above ``d``.
+            depth: the number of layers.
+            alpha: the step size of each matrix.
+            seed: of ``V``, which is standard normal.
+        """
+        draw = torch.Generator().manual_seed(seed)
+        made = {f"alpha/{name}": torch.tensor(alpha) for name in shapes}
+        for shape in sorted(set(shapes.values())):
+            names, prefix, d = [n for n, s in shapes.items() if s == shape], _key(shape), sum(shape)
+            for i in range(depth):
+                r = min(rank, d)
+                made |= {f"{prefix}/{i}/U": torch.zeros(d, r), f"{prefix}/{i}/V": torch.randn(r, d, generator=draw)}
+                made |= {f"{prefix}/{i}/bias": torch.zeros(d)}
+                made |= {f"{prefix}/{i}/scale/{name}": torch.ones(d) for name in names}
+                made |= {f"{prefix}/{i}/shift/{name}": torch.zeros(d) for name in names}
+            made |= {f"{prefix}/statistics/{key}": torch.zeros(d) for key in ("mean", "squares")}
+            made[f"{prefix}/statistics/count"] = torch.tensor(0)
+        return cls(made, depth)
+
+    @property
+    def trainable(self) -> dict[str, Tensor]:
+        """What descends: all but the statistics."""
+        return {name: tensor for name, tensor in self.tensors.items() if "/statistics/" not in name}
+
+    def alpha(self, name: str) -> Tensor:
+        """The step size of a matrix."""
+        return self.tensors[f"alpha/{name}"]
+
+    def observed(self, u: Tensor, v: Tensor) -> Hypernetwork:
+        """The network with running statistics that have seen more pairs (Welford, merged by the formula of Chan)."""
+        rows = double(torch.cat([u, v], 1))
+        if not len(rows):
+            return self
+        (mean, squares, count), more = self._statistics(u, v), len(rows)
+        away, total = rows.mean(0) - mean, count + more
+        squares = squares + (rows - rows.mean(0)).square().sum(0) + away.square() * (count * more / total)
+        prefix = f"{_of(u, v)}/statistics"
+        old = self.tensors[f"{prefix}/mean"]
+        new = {f"{prefix}/mean": (mean + away * (more / total)).to(old), f"{prefix}/squares": squares.to(old)}
+        return replace(self, tensors={**self.tensors, **new, f"{prefix}/count": torch.tensor(total)})
+
+    def normalised(self, u: Tensor, v: Tensor) -> Tensor:
+        """``(x - mean) / (std + 1e-7)`` of each number of ``x = [u; v]``, with the sample standard deviation.
+
+        A number that never varied in training (a neuron that was never active) is only centred.
+
+        Raises:
+            DataError: fewer than two pairs have been observed.
+        """
+        mean, squares, count = self._statistics(u, v)
+        if count < 2:
+            raise DataError(f"{count} tokens to normalise gradients by, expected two or more; give more examples")
+        spread = (squares / (count - 1)).sqrt()
+        spread = torch.where(spread > 0, spread + _EPS, torch.ones_like(spread))
+        return ((double(torch.cat([u, v], 1)) - mean) / spread).to(u)
+
+    def __call__(self, name: str, u: Tensor, v: Tensor) -> Pair:
+        """The pseudo-pairs of a matrix: each layer adds ``max(0, scale * (U V x + bias) + shift)``.
+
+        Args:
+            name: the matrix.
+            u: ``[tokens, in]``, at least float32.
+            v: ``[tokens, out]``.
+        """
+        x = self.normalised(u, v)
+        for i in range(self.depth):
+            upper, lower, bias, scale, shift = (
+                self.tensors[f"{_of(u, v)}/{i}/{part}"].to(x)
+                for part in ("U", "V", "bias", f"scale/{name}", f"shift/{name}")
+            )
+            # clamp and not relu: at zero, where training starts, the gradient of relu is zero, and nothing would learn.
+            x = x + (scale * (x @ lower.T @ upper.T + bias) + shift).clamp(min=0)
+        return x[:, : u.shape[1]], x[:, u.shape[1] :]
+
+    def _statistics(self, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor, int]:
+        mean, squares, count = (self.tensors[f"{_of(u, v)}/statistics/{k}"] for k in ("mean", "squares", "count"))
+        return double(mean), double(squares), int(count)
+
+
+def _of(u: Tensor, v: Tensor) -> str:
+    return _key((u.shape[1], v.shape[1]))
+
+
+def _key(shape: Shape) -> str:
+    return f"{shape[0]}x{shape[1]}"

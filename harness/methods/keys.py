@@ -1,0 +1,316 @@
+"""Keys of the facts to be edited, and how a batch of edits is spread over layers.
+
+A key ``k`` is the input of a layer's down-projection at one token of the prompt, by default the subject's last.
+Sources: Meng et al. 2022 (ROME), section 3.1, equation 3; Meng et al. 2023 (MEMIT), section 4.3, equations 14 to 20.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from harness.editing.editor import Edit
+from harness.errors import DataError, NumericalError, UsageError
+from harness.methods import context_templates
+from harness.methods.context_templates import Kind
+from harness.methods.second_moments import Moment, moments
+from harness.models.activations import Row, Taps, read
+from harness.models.lm import LM
+from harness.patches.delta import LowRank
+from harness.patches.patch import Patch, patched, patched_rows
+
+__all__ = [
+    "FactToken",
+    "Unedited",
+    "chosen",
+    "depth",
+    "inserted",
+    "keys",
+    "lookup",
+    "prompts",
+    "spread",
+    "templates",
+    "unedited",
+]
+
+FactToken = Literal[
+    "subject_last", "subject_first", "subject_first_after_last", "last", "subject_first_released", "last_released"
+]
+"""Which token of the prompt is edited.
+
+As ROME's code reads them: ``subject_first_released`` is the token after those of the text in front of the subject and
+its space (a token of the space alone, where the tokenizer has one), ``last_released`` the last column of padded rows.
+"""
+
+
+@dataclass(frozen=True, eq=False)
+class Unedited:
+    """What a method takes from the unedited model, once; it is the memory that later edits are given.
+
+    Attributes:
+        contexts: the context templates.
+        moments: layer -> second moment of the keys.
+    """
+
+    contexts: tuple[str, ...]
+    moments: Mapping[int, Moment]
+
+
+def unedited(
+    lm: LM,
+    memory: object,
+    kind: Kind,
+    layers: Sequence[int],
+    seed: int,
+    tokens: int,
+    given: tuple[str, ...] | None = None,
+) -> Unedited:
+    """What an earlier edit took from the unedited model, or now for the first time.
+
+    Args:
+        lm: the model; unedited if ``memory`` is None.
+        memory: an :class:`Unedited`, or None.
+        kind: whose context templates.
+        layers: where second moments are needed.
+        seed: the seed of the templates.
+        tokens: the tokens of text for second moments.
+        given: templates to use instead of sampled ones.
+
+    Raises:
+        UsageError: the memory is another editor's, or a template cannot be used.
+    """
+    if memory is not None and not isinstance(memory, Unedited):
+        raise UsageError(f"the memory is a {type(memory).__name__} of another editor; start again without memory")
+    if given is not None:
+        context_templates.check(given)
+    templates = memory.contexts if memory else given or context_templates.contexts(lm, kind, seed)
+    known = dict(memory.moments) if memory else {}
+    missing = [layer for layer in layers if layer not in known]
+    return Unedited(templates, {**known, **(moments(lm, missing, tokens) if missing else {})})
+
+
+def templates(lm: LM, kind: Kind, seed: int, given: tuple[str, ...] | None) -> dict[str, object]:
+    """The context templates of an editor on the unedited model, as a record keeps them."""
+    return {"contexts": list(given or context_templates.contexts(lm, kind, seed))}
+
+
+def depth(lm: LM, fraction: float) -> int:
+    """The layer at a fraction of a model's depth, rounded down."""
+    return min(int(fraction * lm.arch.layers), lm.arch.layers - 1)
+
+
+def chosen(lm: LM, layers: Sequence[int]) -> tuple[int, ...]:
+    """The layers in ascending order.
+
+    Raises:
+        ModelError: the model does not have one of them.
+    """
+    for layer in layers:
+        lm.arch.down_of(layer)
+    return tuple(sorted(set(layers)))
+
+
+def lookup(lm: LM, edit: Edit, template: str, fact_token: FactToken) -> tuple[list[int], int]:
+    """The tokens of a prompt in its context, and the position of the token to edit.
+
+    Args:
+        lm: the model.
+        edit: the edit; its prompt fills the template's slot.
+        template: a context template.
+        fact_token: which token.
+
+    Raises:
+        UsageError: the edit has no subject.
+    """
+    if edit.subject is None:
+        raise UsageError(
+            f"edit {edit.id}: it has no subject, which this editor needs; give rows of prompt, subject and target"
+        )
+    before = template.index("{}") + edit.prompt.index("{}")
+    text = template.replace("{}", edit.text)
+    ids = lm.encode(text)
+    if fact_token in ("last", "last_released"):
+        return ids, len(ids) - 1
+    if fact_token == "subject_first_released":
+        return ids, len(lm.encode(text[:before].removesuffix(" ")))
+    begin, end = lm.span(text, edit.subject, before)
+    if fact_token == "subject_first":
+        return ids, begin
+    after = fact_token == "subject_first_after_last" and end < len(ids)
+    return ids, end if after else end - 1
+
+
+def prompts(
+    lm: LM,
+    edit: Edit,
+    templates: Sequence[str],
+    fact_token: FactToken,
+    suffix: Sequence[int] = (),
+    extra: Sequence[Row] = (),
+) -> list[Row]:
+    """One row of tokens for each context, with the position of the token to edit.
+
+    Args:
+        lm: the model.
+        edit: the edit.
+        templates: context templates.
+        fact_token: which token.
+        suffix: tokens that follow the prompt.
+        extra: rows that are appended as they are.
+
+    Raises:
+        DataError: a row is longer than the model's context.
+    """
+    found = [lookup(lm, edit, template, fact_token) for template in templates]
+    rows = [Row((*ids, *suffix), at) for ids, at in found] + list(extra)
+    longest = max(len(row.ids) for row in rows)
+    if longest > lm.context:
+        raise DataError(
+            f"edit {edit.id}: {longest} tokens with its longest context and target, but {lm.name} takes {lm.context}; "
+            "shorten the prompt"
+        )
+    return [Row(row.ids, longest - 1) for row in rows] if fact_token == "last_released" else rows
+
+
+def keys(
+    lm: LM,
+    edits: Sequence[Edit],
+    layer: int,
+    templates: Sequence[str],
+    fact_token: FactToken,
+    kind: Kind = "rome",
+    outputs: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Keys and values of some edits, averaged over context templates.
+
+    Args:
+        lm: the model.
+        edits: the edits.
+        layer: the layer.
+        templates: context templates; ``("{}",)`` for the bare prompt alone.
+        fact_token: which token.
+        kind: how templates are weighted.
+        outputs: whether the values are wanted too.
+
+    Returns:
+        ``k [edits, f]``, the inputs of the down-projection, and ``y [edits, d]``, its outputs (empty if not wanted).
+    """
+    rows = [row for edit in edits for row in prompts(lm, edit, templates, fact_token)]
+    down = lm.arch.down_of(layer)
+    seen = read(lm, rows, inputs=[down], outputs=[down] if outputs else [])
+    share = context_templates.weights(templates, kind)
+    values = seen.outputs[down] if outputs else seen.inputs[down][:, :0]
+    return _mean(seen.inputs[down], share), _mean(values, share)
+
+
+def _mean(rows: Tensor, share: Tensor) -> Tensor:
+    """Weighted means of successive groups of rows: ``[edits * templates, dim]`` to ``[edits, dim]``."""
+    grouped = rows.reshape(len(rows) // len(share), len(share), rows.shape[1])
+    return torch.einsum("etd,t->ed", grouped, share.to(rows))
+
+
+def inserted(
+    u: Tensor, key: Tensor, output: Tensor, value: Tensor, names: Sequence[str] = ("the edit",)
+) -> list[LowRank]:
+    """The rank-one changes that map keys to values: ``right = u^T``, ``left = (v* - y) / (k . u)`` (ROME, equation 2).
+
+    Args:
+        u: ``[edits, f]``, where in key space to write.
+        key: ``[edits, f]``, the key ``k`` that shall give the value.
+        output: ``[edits, d]``, what it gives now, ``y``.
+        value: ``[edits, d]``, what it shall give, ``v*``.
+        names: what each edit is called in an error.
+
+    Raises:
+        NumericalError: ``k . u`` is zero or not finite.
+    """
+    scale = (key * u).sum(1)
+    for name, dot in zip(names, scale.tolist(), strict=True):
+        if not abs(dot) > torch.finfo(scale.dtype).tiny:
+            raise NumericalError(
+                f"{name}: the update direction is orthogonal to the key (k.u = {dot}); choose another prompt"
+            )
+    left = (value - output) / scale[:, None]
+    return [LowRank(left[i, :, None], u[i, None]) for i in range(len(u))]
+
+
+def spread(
+    lm: LM,
+    groups: Sequence[Sequence[Edit]],
+    targets: Tensor,
+    layers: Sequence[int],
+    templates: Sequence[str],
+    fact_token: FactToken,
+    solve: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]],
+    site: Literal["block", "mlp"] = "block",
+    divisor: Callable[[int], float] = float,
+) -> list[Patch]:
+    """Spread the wanted hidden states of independent batches of edits over layers, ascending (MEMIT, algorithm 1).
+
+    At layer ``i`` of ``m``: ``K`` are the keys and ``h`` what leaves the last layer at the site, both on the model that
+    carries the batch's changes so far; the residual is ``R = (z - h) / divisor(m - i)``, and ``solve`` makes of both
+    the change.
+
+    Args:
+        lm: the model.
+        groups: batches of edits, each on its own copy of the model.
+        targets: ``z [edits, d]``, in the order of the groups.
+        layers: the layers, ascending.
+        templates: context templates.
+        fact_token: which token.
+        solve: ``(layer, K [n, f], R [n, d]) -> left [d, r], right [r, f]``.
+        site: whether ``z`` and ``h`` leave the whole ``block``, or its feed-forward module (``mlp``).
+        divisor: by what the residual is divided, of the number of layers still to be written.
+    """
+    patches = [Patch() for _ in groups]
+    edits = [edit for group in groups for edit in group]
+    owner = [g for g, group in enumerate(groups) for _ in group]
+    for i, layer in enumerate(layers):
+        place = (lm.arch.block if site == "block" else lm.arch.mlp_of)(layers[-1])
+        key, hidden = _progress(lm, edits, owner, patches, layer, place, templates, fact_token)
+        residual = (targets - hidden) / divisor(len(layers) - i)
+        for g in range(len(groups)):
+            mine = torch.tensor([e for e, group in enumerate(owner) if group == g], device=key.device)
+            left, right = solve(layer, key[mine], residual.to(key.device)[mine])
+            patches[g] = patches[g] + Patch(weights={lm.down(layer): LowRank(left, right)})
+    return patches
+
+
+def _progress(
+    lm: LM,
+    edits: Sequence[Edit],
+    owner: Sequence[int],
+    patches: Sequence[Patch],
+    layer: int,
+    place: str,
+    templates: Sequence[str],
+    fact_token: FactToken,
+) -> tuple[Tensor, Tensor]:
+    """Keys at one layer and what leaves a module, each edit on the model that carries its own patch."""
+    rows = [row for edit in edits for row in prompts(lm, edit, templates, fact_token)]
+    bare = [row for edit in edits for row in prompts(lm, edit, templates[:1], fact_token)]
+    carried = [g for g in owner for _ in templates]
+    down = lm.arch.down_of(layer)
+    key = _read_each(lm, rows, carried, patches, [down], []).inputs[down]
+    hidden = _read_each(lm, bare, owner, patches, [], [place]).outputs[place]
+    return _mean(key, context_templates.weights(templates, "memit")), hidden
+
+
+def _read_each(
+    lm: LM, rows: Sequence[Row], owner: Sequence[int], patches: Sequence[Patch], inputs: list[str], outputs: list[str]
+) -> Taps:
+    """:func:`harness.models.activations.read`, each row under the patch of its owner."""
+    if len(patches) == 1 or patches[0].empty:
+        with patched(lm, patches[0]) if len(patches) == 1 else nullcontext():
+            return read(lm, rows, inputs, outputs)
+    with patched_rows(lm, patches) as carrier:
+
+        def before(chunk: Sequence[int]) -> None:
+            carrier.index = torch.tensor([owner[i] for i in chunk])
+
+        return read(lm, rows, inputs, outputs, before=before)

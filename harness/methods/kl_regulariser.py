@@ -1,0 +1,82 @@
+"""A pull towards the unedited model: its divergence on general text, as a term of a loss.
+
+Source: Hewitt et al. 2024, "Model Editing with Canonical Examples", arXiv 2402.06155, equation 4, and the authors' code
+(john-hewitt/model-editing-canonical-examples at 15a1e7b).  They differ: the paper writes ``KL(p || p0)``, the code has
+``KL(p0 || p)``, summed over all positions of a text, the last one included.  The code's term is the one here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from harness.errors import DataError
+from harness.methods.second_moments import documents
+from harness.models.activations import wide
+from harness.models.lm import LM
+
+__all__ = ["Prior", "divergence", "prior"]
+
+_TEXTS = 3000
+"""How many texts are drawn from, as published."""
+
+
+def divergence(before: Tensor, after: Tensor) -> Tensor:
+    """``sum over positions of KL(before || after)``, in nats, from logits ``[positions, vocabulary]``."""
+    p, q = before.log_softmax(-1), after.log_softmax(-1)
+    return (p.exp() * (p - q)).sum()
+
+
+@dataclass(frozen=True, eq=False)
+class Prior:
+    """The weighted divergence from the unedited model on one text after the other.
+
+    Attributes:
+        weight: its weight, per text: on a text of 500 tokens each position counts this much.
+        texts: the tokens of the texts, one for each call; it never ends.
+    """
+
+    weight: float
+    texts: Iterator[list[int]]
+
+    def __call__(self, lm: LM, held: Mapping[str, Tensor]) -> Tensor:
+        """The term for the next text, with some parameters in place of the model's own."""
+        ids = torch.tensor([next(self.texts)], device=lm.device)
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+        with torch.no_grad():
+            before = lm.model(**inputs).logits[0]
+        after = functional_call(lm.model, dict(held), args=(), kwargs=inputs).logits[0]
+        return self.weight * divergence(wide(before), wide(after))
+
+
+def prior(lm: LM, weight: float, source: str | None, seed: int) -> Prior | None:
+    """The term for texts drawn with replacement; None where it has no weight.
+
+    Args:
+        lm: the model.
+        weight: the weight.
+        source: a file, a folder or a Hub data set of texts; None for the model's plain text.
+        seed: of the draw.
+
+    Raises:
+        DataError: the texts cannot be read, or there is none of two tokens.
+    """
+    if not weight:
+        return None
+    place = source or lm.text
+    encoded = (lm.encode(text)[: lm.context] for text in islice(documents(place), _TEXTS))
+    texts = [ids for ids in encoded if len(ids) > 1]
+    if not texts:
+        raise DataError(f"{place}: no text of two tokens; give texts for the divergence with --set kl_text=FILE")
+    return Prior(weight, _drawn(texts, seed))
+
+
+def _drawn(texts: list[list[int]], seed: int) -> Iterator[list[int]]:
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        yield texts[int(torch.randint(len(texts), (), generator=generator))]

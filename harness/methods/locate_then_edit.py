@@ -1,0 +1,394 @@
+"""What all locate-then-edit methods share: where they write, which value they optimise, what they take from the model.
+
+A child decides at which seam the value is optimised and how it is written into weights.
+Sources: Meng et al. 2022 (ROME), section 3.1; Meng et al. 2023 (MEMIT), section 4; and each child's own.
+"""
+
+from __future__ import annotations
+
+import functools
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from harness.editing.directions import DIRECTIONS
+from harness.editing.editor import Count, Edit, Editor, NotNegative, Positive, Range, Wrapper, find, names, settable
+from harness.errors import ModelError, NumericalError, UsageError
+from harness.methods.context_templates import Kind
+from harness.methods.keys import FactToken, Unedited, chosen, depth, spread, templates, unedited
+from harness.methods.second_moments import Moment, check
+from harness.methods.value import Objective, Seam, anchor_norm, optimise
+from harness.models.activations import tap, wide
+from harness.models.lm import LM
+from harness.patches.delta import double
+from harness.patches.patch import Patch, Step, patched, require_plain
+
+__all__ = [
+    "Kept",
+    "LocateThenEdit",
+    "Solver",
+    "Spread",
+    "adjoint",
+    "preserved",
+    "require_additive",
+    "ridge",
+    "summed",
+    "with_root",
+    "woodbury",
+]
+
+Solver = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""``(layer, K [n, f], R [n, d]) -> left [d, r], right [r, f]``: the change of one layer."""
+
+
+@dataclass(frozen=True)
+class LocateThenEdit(Editor):
+    """Optimise a value at one token of each fact, then write it into down-projections in closed form.
+
+    Attributes:
+        layers: the layers; by default the method's own share of the depth.
+        fact_token: the token whose key and value are edited.
+        v_steps: evaluations of the loss of a value.
+        v_lr: its learning rate.
+        v_loss_layer: the layer whose output is decoded for the loss; None is the last.
+        v_weight_decay: weight of ``||delta|| / ||v0||^2``.
+        clamp: the bound of ``||delta|| / ||v0||``.
+        kl_factor: weight of the KL term.
+        v_stop: when the optimisation of a value ends early: ``loss`` below 0.05, or also as soon as the target is the
+            ``argmax`` after every context (ENCORE, Gupta et al. 2025, arXiv 2502.01636), or ``never``.
+        v_anchor: the norm to which every value is scaled (NAS, Liu et al. 2026, arXiv 2602.02543).
+        cov_tokens: tokens of text for second moments.
+        contexts: context templates, the first ``{}``; by default sampled from the unedited model.
+        seed: the seed of the context templates.
+    """
+
+    needs_subject = True
+    random = True
+    directions = DIRECTIONS
+    kind: ClassVar[Kind]
+    seam: ClassVar[Seam]
+
+    layers: tuple[int, ...] | None = None
+    fact_token: FactToken = "subject_last"
+    v_steps: Count = 25
+    v_lr: Positive = 0.5
+    v_loss_layer: Annotated[int, Range(0)] | None = None
+    v_weight_decay: NotNegative = 0.5
+    clamp: Positive = 0.75
+    kl_factor: NotNegative = 0.0625
+    v_stop: Literal["loss", "argmax", "never"] = "loss"
+    v_anchor: Positive | None = None
+    cov_tokens: Count = 100_000
+    contexts: tuple[str, ...] | None = None
+    seed: int = 0
+
+    def notes(self, lm: LM) -> Mapping[str, object]:
+        """The context templates."""
+        return templates(lm, self.kind, self.seed, self.contexts)
+
+    def objective(self, layer: int) -> Objective:
+        """The value optimisation at one layer."""
+        return Objective(
+            layer,
+            self.seam,
+            self.fact_token,
+            self.v_steps,
+            self.v_lr,
+            self.kl_factor,
+            self.v_weight_decay,
+            self.clamp,
+            self.v_loss_layer,
+            stop=self.v_stop,
+            anchor="none" if self.v_anchor is None else self.v_anchor,
+        )
+
+    @abstractmethod
+    def edited_layers(self, lm: LM) -> tuple[int, ...]:
+        """The layers that are written, ascending; the value is optimised at the last."""
+
+    def prior(self, lm: LM, memory: object, layers: Sequence[int]) -> Unedited:
+        """Templates, and the second moments of some layers, of the unedited model.
+
+        Raises:
+            ModelError: a weight that would be written is quantised.
+        """
+        self.require_writable(lm, memory)
+        return unedited(lm, memory, self.kind, layers, self.seed, self.cov_tokens, self.contexts)
+
+    def require_writable(self, lm: LM, memory: object) -> None:
+        """Refuse weights that cannot be written, before the model is run for anything.
+
+        Raises:
+            ModelError: a weight that would be written is quantised.
+        """
+        for layer in self.edited_layers(lm):
+            require_plain(lm, lm.down(layer))
+
+    def value_norm(self, lm: LM, edits: Sequence[Edit]) -> float:
+        """The norm of the values that some edits ask for on the unedited model, as NAS anchors it.
+
+        Args:
+            lm: the unedited model.
+            edits: the edits, at least one.
+        """
+        contexts = self.prior(lm, None, ()).contexts
+        return anchor_norm(optimise(lm, edits, contexts, self.objective(self.edited_layers(lm)[-1])))
+
+
+@dataclass(frozen=True, eq=False)
+class Kept(Unedited):
+    """What was taken from the unedited model, and what earlier operations wrote.
+
+    Attributes:
+        sums: layer -> ``sum k k^T`` over the keys of earlier edits, ``[f, f]``, float64.
+    """
+
+    sums: Mapping[int, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Spread(LocateThenEdit):
+    """Optimise the hidden states after the last of several layers, and let all of them share the change (MEMIT).
+
+    A child says how one layer writes residuals at keys (:meth:`solver`), and whether it remembers keys
+    (:attr:`remembers`); with the seam ``parts`` it is what the last layer's feed-forward module writes that is wanted.
+    """
+
+    kind = "memit"
+    seam: ClassVar[Seam] = "block"
+
+    def divisor(self, left: int) -> float:
+        """By what the residual is divided where so many layers are still to be written."""
+        return left
+
+    @property
+    def remembers(self) -> bool:
+        """Whether the keys of earlier operations are wanted."""
+        return False
+
+    @abstractmethod
+    def solver(self, prior: Kept) -> Solver:
+        """How the change of one layer is found."""
+
+    def edited_layers(self, lm: LM) -> tuple[int, ...]:
+        """The layers; by default up to five that end at 27 % of the depth, as published for Llama."""
+        last = max(depth(lm, 0.27), 1 if lm.arch.layers > 1 else 0)
+        return chosen(lm, self.layers or range(max(0, last - 4), last + 1))
+
+    def prior(self, lm: LM, memory: object, layers: Sequence[int]) -> Kept:
+        """Templates, second moments, and the keys of earlier edits."""
+        known = super().prior(lm, memory, layers)
+        return Kept(known.contexts, known.moments, memory.sums if isinstance(memory, Kept) else {})
+
+    def require_writable(self, lm: LM, memory: object) -> None:
+        """As of all methods; and at the first operation, a model in which residuals of hidden states do not arrive.
+
+        Raises:
+            ModelError: a weight that would be written is quantised, or what it writes is changed on its way.
+        """
+        super().require_writable(lm, memory)
+        if self.seam == "block" and memory is None:
+            require_additive(lm, self.edited_layers(lm), self.name)
+
+    def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:
+        """All edits at once."""
+        if not edits:
+            return Patch(memory=memory)
+        prior = self.prior(lm, memory, self.edited_layers(lm))
+        (patch,), written = self._written(lm, [list(edits)], prior)
+        return patch.remember(self._with(prior, written) if self.remembers else prior)
+
+    def edit_each(self, lm: LM, edits: Sequence[Edit]) -> list[Patch]:
+        """Independent edits side by side, each on its own copy of the layers it has changed; no edit remembers."""
+        if not edits:
+            return []
+        prior = self.prior(lm, None, self.edited_layers(lm))
+        return [patch.remember(prior) for patch in self._written(lm, [[edit] for edit in edits], prior)[0]]
+
+    def _written(self, lm: LM, groups: list[list[Edit]], prior: Kept) -> tuple[list[Patch], dict[int, list[Tensor]]]:
+        """The patch of each group, and layer -> the keys ``[n, f]`` of each group."""
+        layers = self.edited_layers(lm)
+        values = optimise(lm, [e for group in groups for e in group], prior.contexts, self.objective(layers[-1]))
+        written: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+        solve = self.solver(prior)
+
+        def noted(layer: int, key: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+            written[layer].append(key)
+            return solve(layer, key, residual)
+
+        site: Literal["block", "mlp"] = "block" if self.seam == "block" else "mlp"
+        patches = spread(lm, groups, values.value, layers, prior.contexts, self.fact_token, noted, site, self.divisor)
+        return patches, written
+
+    def _with(self, prior: Kept, written: Mapping[int, Sequence[Tensor]]) -> Kept:
+        """The memory with the keys of one more operation.
+
+        A key enters its layer's down-projection, so only the layers below change it: what was read before a layer was
+        written is what the fully edited model gives.
+        """
+        sums = {layer: summed(torch.cat(list(keys)), prior.sums.get(layer)) for layer, keys in written.items()}
+        return replace(prior, sums={**prior.sums, **sums})
+
+
+def require_additive(lm: LM, layers: Sequence[int], asker: str) -> None:
+    """Refuse a model that changes what a feed-forward module writes before it is added to the residual stream.
+
+    A residual of hidden states, written behind such a module, would arrive as something else. Gemma 2 and 3 and OLMo 2
+    have a norm there, Granite a factor. Measured: a vector as large as the hidden state is added to the module's output
+    and looked for in the block's.
+
+    Args:
+        lm: the model.
+        layers: the layers that would be written.
+        asker: the editor, for the error.
+
+    Raises:
+        ModelError: less than 90 % of the vector arrives, or something else with it.
+    """
+    batch = lm.batch([lm.encode("The name of the town is")])
+    unchanged = tap(lm, batch, outputs=[lm.arch.block(layer) for layer in layers]).outputs
+    for layer in layers:
+        block, mlp = lm.arch.block(layer), lm.arch.mlp_of(layer)
+        before = wide(unchanged[block])
+        # No multiple of anything that the model computes.
+        added = torch.linspace(-1, 1, before.shape[-1], device=before.device).sin().expand_as(before)
+        added = added * before.norm(dim=-1, keepdim=True) / added.norm(dim=-1, keepdim=True)
+        with patched(lm, Patch(hooks={mlp: _Added(added)})):
+            arrived = wide(tap(lm, batch, outputs=[block]).outputs[block]) - before
+        if float((arrived - added).norm() / added.norm()) > 0.1:
+            raise ModelError(
+                f"{asker} adds residuals to what the feed-forward modules write, but {lm.name} has a norm or a factor "
+                f"between '{mlp}' and the residual stream, behind which they are something else; use rome or r_rome, "
+                "which optimise what the module itself writes, or a fine-tuning editor"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class _Added:
+    """A hook (:data:`harness.patches.patch.Hook`) that adds ``[rows, columns, d]``."""
+
+    vector: Tensor
+
+    def __call__(self, hidden: Tensor, step: Step) -> Tensor:
+        return hidden + self.vector.to(hidden)
+
+
+def with_root(editor: Editor, asker: str, **settings: Any) -> Editor:
+    """An editor whose method has other hyperparameters, the wrappers around it unchanged.
+
+    Args:
+        editor: the editor.
+        asker: who wants it so, for the error.
+        settings: hyperparameters of the method.
+
+    Raises:
+        UsageError: the method has no such hyperparameters, and the error names those that have; or the user has set one
+            of them to something else.
+    """
+    if isinstance(editor, Wrapper):
+        return replace(editor, inner=with_root(editor.inner, asker, **settings))
+    missing = settings.keys() - settable(type(editor)).keys()
+    if missing:
+        able = ", ".join(name for name in names() if settings.keys() <= settable(find(name)).keys())
+        raise UsageError(
+            f"{asker} cannot wrap {editor.name}, which has no {' and no '.join(sorted(missing))}; it can wrap {able}"
+        )
+    for name, wanted in settings.items():
+        if getattr(editor, name) not in (settable(type(editor))[name].default, wanted):
+            raise UsageError(
+                f"{asker} sets {name} of {editor.name} to {wanted}, not {getattr(editor, name)}; leave out {name}, or "
+                f"leave out +{asker}"
+            )
+    return replace(editor, **settings)
+
+
+def preserved(
+    moment: Moment, lam: float, norm_control: float = 0.0, earlier: Tensor | None = None
+) -> Callable[[Tensor], Tensor]:
+    """``right [f, n] -> G^-1 right`` with ``G = lam C + norm_control I + M``, in float64, factored once.
+
+    Args:
+        moment: the second moment ``C [f, f]`` of the layer.
+        lam: its weight.
+        norm_control: weight of the Frobenius norm of the change.
+        earlier: ``M [f, f]``, the sum over the keys of earlier edits; None for none.
+
+    Raises:
+        NumericalError: ``G`` has no inverse; names the layer.
+    """
+    if not norm_control and earlier is None:
+        return lambda right: moment.solve(right) / lam
+    check(moment, moment.name)
+    whole = lam * double(moment.matrix)
+    whole.diagonal().add_(norm_control)
+    if earlier is not None:
+        whole += earlier.to(whole)
+    factor, failed = torch.linalg.cholesky_ex(whole)
+    if bool(failed):
+        raise NumericalError(
+            f"what {moment.name} shall keep has no inverse with lam = {lam:g} and norm_control = {norm_control:g}; "
+            "raise either, or give more text with --set cov_tokens"
+        )
+    return lambda right: torch.cholesky_solve(double(right).to(factor.device), factor)
+
+
+def ridge(prior: Kept, lam: float, norm_control: float = 0.0, sums: Mapping[int, Tensor] | None = None) -> Solver:
+    """``dW = R K^T G^-1`` with ``G = lam C + norm_control I + M + K K^T`` (MEMIT, equation 14), one factor a layer.
+
+    Args:
+        prior: the second moments ``C`` of the unedited model's keys.
+        lam: their weight.
+        norm_control: weight of the Frobenius norm of the change.
+        sums: layer -> ``M [f, f]``, the sum over the keys of earlier edits.
+    """
+
+    @functools.cache
+    def whiten(layer: int) -> Callable[[Tensor], Tensor]:
+        return preserved(prior.moments[layer], lam, norm_control, (sums or {}).get(layer))
+
+    def solve(layer: int, key: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        wide = double(key.T)
+        return residual.T, woodbury(whiten(layer)(wide), wide).T.to(key)
+
+    return solve
+
+
+def woodbury(whitened: Tensor, key: Tensor) -> Tensor:
+    """``(G + K K^T)^-1 K``, ``[f, n]``, from ``X = G^-1 K``: ``X (I + K^T X)^-1``.
+
+    Args:
+        whitened: ``X [f, n]``; ``G`` is symmetric.
+        key: ``K [f, n]``.
+    """
+    inner = key.T.to(whitened) @ whitened
+    eye = torch.eye(len(inner), dtype=inner.dtype, device=inner.device)
+    # The inner matrix is symmetric.
+    found: Tensor = torch.linalg.solve(eye + inner, whitened.T)
+    return found.T
+
+
+def adjoint(moment: Moment, keys: Tensor, lam: float) -> Tensor:
+    """``(lam C + K K^T)^-1 K`` in float64, ``[f, n]``, from one factor of ``C`` for all batches (Woodbury).
+
+    Args:
+        moment: the second moment ``C [f, f]`` of the layer.
+        keys: ``K^T [n, f]``.
+        lam: the weight of ``C``.
+    """
+    key = double(keys.T)
+    return woodbury(preserved(moment, lam)(key), key)
+
+
+def summed(keys: Tensor, earlier: Tensor | None) -> Tensor:
+    """``K K^T`` in float64, ``[f, f]``, and that of earlier edits.
+
+    Args:
+        keys: ``K^T [n, f]``.
+        earlier: their sum so far, None for none.
+    """
+    product = double(keys.T) @ double(keys)
+    return product if earlier is None else earlier.to(product) + product

@@ -1,0 +1,502 @@
+"""Second moments of keys, all layers in one pass, kept in a cache whose key holds every input.
+
+``C = sum k k^T / count``, uncentred, over all tokens of a text; ``k`` is the input of a layer's down-projection.
+Source: Meng et al. 2022 (ROME), section 3.1 and appendix E; the text there is Wikipedia, 100,000 articles. Far less
+text is enough where ``C`` has full rank: a few tokens for each dimension of a key (Gupta et al. 2025, arXiv
+2506.04226).
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from importlib.resources import files
+from itertools import islice
+from pathlib import Path
+
+import torch
+from rich.progress import Progress
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from harness.errors import DataError, NumericalError, near
+from harness.io.progress import progress_console
+from harness.models.activations import fused, tap
+from harness.models.lm import LM, tensor_sha256
+from harness.patches.delta import double
+
+__all__ = [
+    "Cached",
+    "Manifest",
+    "Moment",
+    "accumulate",
+    "cache_folder",
+    "cached",
+    "check",
+    "documents",
+    "moments",
+    "verify",
+]
+
+FORMAT = 1
+_WINDOW = 256  # documents that are sorted by length before they are batched
+_LONGEST = 4096  # tokens that are read of a document, where the model takes more: keys of all layers stand in memory
+_STRIPE = 256  # columns of a moment that are computed at a time
+
+# A commit of each data set, so that its name stands for one text and can be part of a cache key without a network.
+_HUB = {
+    "wikitext": ("Salesforce/wikitext", "wikitext-103-raw-v1", "b08601e04326c79dfdd32d625aee71d232d685c3"),
+    "wikipedia": ("wikimedia/wikipedia", "20231101.en", "b04c8d1ceb2f5cd4588862100d08de323dccfbaa"),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Moment:
+    """The uncentred second moment of one layer's keys.
+
+    Attributes:
+        matrix: ``[f, f]``, symmetric.
+        count: the number of tokens.
+        key: the cache key, empty where it was not cached.
+        name: what an error calls it.
+    """
+
+    matrix: Tensor
+    count: int
+    key: str = ""
+    name: str = "a layer"
+
+    @cached_property
+    def factor(self) -> Tensor:
+        """The lower Cholesky factor of ``C`` in float64, ``[f, f]``; computed once.
+
+        Raises:
+            NumericalError: ``C`` is not finite, or too little text makes it singular.
+        """
+        check(self, self.name)
+        size = self.matrix.shape[0]
+        lower: Tensor
+        lower, failed = torch.linalg.cholesky_ex(double(self.matrix))
+        if self.count < size or bool(failed):
+            raise NumericalError(
+                f"the second moment of {self.name} has no inverse: {self.count} tokens were read, at least {size} are "
+                f"needed and more where text repeats itself; raise --set cov_tokens={max(10 * size, 2 * self.count)} "
+                "or give more text with --text FILE"
+            )
+        return lower
+
+    @cached_property
+    def spectrum(self) -> tuple[Tensor, Tensor]:
+        """The eigenvalues of ``C``, ascending, ``[f]``, and its eigenvectors ``[f, f]``, in float64; computed once."""
+        check(self, self.name)
+        values, vectors = torch.linalg.eigh(double(self.matrix))
+        return values, vectors
+
+    def solve(self, right: Tensor) -> Tensor:
+        """``C^-1 right`` in float64, ``[f, n]``."""
+        return torch.cholesky_solve(double(right).to(self.factor.device), self.factor)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Every input of one moment; its sha256 is the cache key.
+
+    Attributes:
+        model: the fingerprint of the weights.
+        tokenizer: the sha256 of the tokenizer.
+        module: the down-projection.
+        text: the sha256 of the text files, or the name and commit of a Hub data set.
+        tokens: how many tokens were asked for.
+        context: where documents are cut, in tokens.
+        dtype: the precision of the matrix.
+        format: the version of this computation.
+    """
+
+    model: str
+    tokenizer: str
+    module: str
+    text: str
+    tokens: int
+    context: int
+    dtype: str
+    format: int = FORMAT
+
+    @property
+    def key(self) -> str:
+        """The name of the cache file."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Cached:
+    """A file of the cache: where it is, what it was made from, how many tokens it holds."""
+
+    path: Path
+    manifest: Manifest
+    count: int
+
+
+def moments(
+    lm: LM,
+    layers: Sequence[int],
+    tokens: int = 100_000,
+    progress: Callable[[int, int], None] | None = None,
+    folder: Path | None = None,
+) -> dict[int, Moment]:
+    """The second moments of some layers, from the cache or from ``lm.text`` in one pass.
+
+    Args:
+        lm: the model; the moments are those of its weights as they are now.
+        layers: the layers.
+        tokens: how many tokens to read.
+        progress: told how many tokens are read, and how many are wanted; by default a bar on a terminal.
+        folder: the cache, by default :func:`cache_folder`.
+
+    Raises:
+        DataError: the text cannot be read, or a cache file is damaged.
+        NumericalError: an activation is not finite; names the layer.
+    """
+    if tokens < 1:
+        raise DataError(
+            f"{tokens} tokens of text for second moments: give at least 1, for example --set cov_tokens=100000"
+        )
+    folder = folder or cache_folder()
+    wanted = _manifests(lm, sorted(set(layers)), tokens)
+    found = {layer: _load(folder / f"{m.key}.safetensors", m, lm) for layer, m in wanted.items()}
+    missing = [layer for layer, moment in found.items() if moment is None]
+    if missing:
+        made = accumulate(lm, missing, documents(lm.text), tokens, progress)
+        for layer, moment in made.items():
+            check(moment, moment.name)
+            found[layer] = _store(folder, wanted[layer], moment)
+    return {layer: moment for layer, moment in found.items() if moment is not None}
+
+
+def accumulate(
+    lm: LM,
+    layers: Sequence[int],
+    texts: Iterable[str],
+    tokens: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    budget: int = 4096,
+) -> dict[int, Moment]:
+    """The second moments over a text, in float64, all layers in one pass that stops after the last of them.
+
+    Args:
+        lm: the model.
+        layers: the layers.
+        texts: documents; each is cut at the model's context, or at 4,096 tokens where it takes more.
+        tokens: where to stop; None reads everything.
+        progress: told how many tokens are read, and how many are wanted.
+        budget: tokens of one forward pass, padding included.
+    """
+    names = {layer: lm.arch.down_of(layer) for layer in layers}
+    sums: dict[int, Tensor] = {}
+    count = 0
+    with _bar(progress, lm.name, tokens) as tell, fused(lm.model):
+        for rows in _batches(lm, texts, tokens, max(budget, _longest(lm))):
+            batch = lm.batch(rows)
+            seen = tap(lm, batch, inputs=names.values())
+            for layer, name in names.items():
+                keys = seen.inputs[name][batch.mask.bool().to(seen.inputs[name].device)]
+                keys = keys.to(torch.promote_types(keys.dtype, torch.float32))
+                if layer not in sums:
+                    sums[layer] = double(keys.new_zeros(keys.shape[1], keys.shape[1]))
+                _add_upper(sums[layer], keys)
+            count += sum(len(row) for row in rows)
+            tell(count, tokens or count)
+    if not count:
+        raise DataError(f"'{lm.text}' holds no text; give plain text for second moments with --text FILE")
+    return {layer: Moment(_mirrored(total) / count, count, name=f"layer {layer}") for layer, total in sums.items()}
+
+
+def _add_upper(total: Tensor, keys: Tensor) -> None:
+    """Add the stripes of ``K K^T`` from the top to the diagonal, nearly half of the products, to their sum.
+
+    Products of one batch are in working precision, their sum in float64: errors do not grow with the text.
+
+    Args:
+        total: ``[f, f]``, float64, changed.
+        keys: ``K^T [n, f]``.
+    """
+    for begin in range(0, keys.shape[1], _STRIPE):
+        stripe = keys[:, begin : begin + _STRIPE]
+        total[: begin + _STRIPE, begin : begin + _STRIPE] += double(keys[:, : begin + _STRIPE].T @ stripe)
+
+
+def _mirrored(total: Tensor) -> Tensor:
+    """The symmetric matrix ``[f, f]`` of which the stripes from the top to the diagonal are given; they are kept."""
+    for begin in range(_STRIPE, len(total), _STRIPE):
+        total[begin : begin + _STRIPE, :begin] = total[:begin, begin : begin + _STRIPE].T
+    return total
+
+
+def _batches(lm: LM, texts: Iterable[str], tokens: int | None, budget: int) -> Iterator[list[list[int]]]:
+    """Tokenised documents of similar length, at most ``budget`` tokens with padding."""
+    left = tokens
+    stream = iter(texts)
+    while window := list(islice(stream, _WINDOW)):
+        rows = []
+        for text in window:
+            row = lm.encode(text)[: _longest(lm)] if text else []
+            row = row if left is None else row[:left]
+            if row:
+                rows.append(row)
+            left = left if left is None else left - len(row)
+        batch: list[list[int]] = []
+        for row in sorted(rows, key=len):
+            if batch and len(row) * (len(batch) + 1) > budget:
+                yield batch
+                batch = []
+            batch.append(row)
+        if batch:
+            yield batch
+        if left is not None and left <= 0:
+            return
+
+
+@contextmanager
+def _bar(
+    progress: Callable[[int, int], None] | None, name: str, total: int | None
+) -> Iterator[Callable[[int, int], None]]:
+    """A callback, or a bar on the terminal where none was given."""
+    console = progress_console()
+    if progress is not None or not console.is_terminal:
+        yield progress or (lambda _done, _total: None)
+        return
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task(f"second moments of {name} (tokens)", total=total)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def check(moment: Moment, name: str) -> None:
+    """Look for a NaN or an infinity.
+
+    Raises:
+        NumericalError: there is one; names the layer.
+    """
+    if not bool(torch.isfinite(moment.matrix).all()):
+        raise NumericalError(
+            f"the second moment of {name} holds a NaN or an infinity; load the model in float32 or bfloat16 "
+            "and make it again"
+        )
+
+
+def documents(source: str) -> Iterator[str]:
+    """The documents of a text source.
+
+    Args:
+        source: ``mini`` (shipped), a file (``.txt`` one document a line, ``.jsonl`` with ``text``, both also
+            ``.gz``), a folder of those, ``wikitext``, ``wikipedia``, or a Hub data set
+            ``owner/name[:config][@revision]`` with a column ``text``.
+
+    Raises:
+        DataError: it does not exist, cannot be read, or the Hub cannot be reached.
+    """
+    paths = _files(source)
+    if paths is None:
+        yield from _hub(source)
+        return
+    for path in paths:
+        yield from _lines(path)
+
+
+def _files(source: str) -> list[Path] | None:
+    """The files of a source, None for a Hub data set."""
+    if source == "mini":
+        return [Path(str(files("harness") / "mini" / "text.txt"))]
+    path = Path(source).expanduser()
+    if path.is_dir():
+        found = sorted(p for p in path.iterdir() if p.name.removesuffix(".gz").endswith((".txt", ".jsonl")))
+        if not found:
+            raise DataError(f"{source}: no .txt or .jsonl file in there; give plain text with --text FILE")
+        return found
+    if path.is_file():
+        return [path]
+    if source in _HUB or (
+        source.count("/") == 1 and not source.startswith((".", "~", "/")) and path.suffix not in (".txt", ".gz")
+    ):
+        return None
+    raise DataError(
+        f"{source}: no such text{near(source, ['mini', *_HUB])}; give a file, a folder or a Hub data set with --text"
+    )
+
+
+def _lines(path: Path) -> Iterator[str]:
+    opened = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opened(path, "rt", encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield _text_of(line, path, number)
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{path}: cannot be read as UTF-8 text ({error}); give another file with --text FILE"
+        ) from error
+
+
+def _text_of(line: str, path: Path, number: int) -> str:
+    if not path.name.removesuffix(".gz").endswith(".jsonl"):
+        return line.strip()
+    try:
+        text = json.loads(line)["text"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path}:{number}: expected a JSON object with the key 'text'; mend or drop the line"
+        ) from error
+    return str(text)
+
+
+def _hub(source: str) -> Iterator[str]:
+    import datasets  # it takes a second to import, and most runs do not need it
+
+    name, config, revision = _hub_parts(source)
+    try:
+        rows = datasets.load_dataset(name, config, split="train", revision=revision, streaming=True)
+        for row in rows:
+            if row["text"].strip():
+                yield row["text"].strip()
+    except KeyError as error:
+        raise DataError(f"{source}: the data set has no column {error}; give plain text with --text FILE") from error
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(
+            f"{source}: the Hub text cannot be read ({reason}); without a network give a text with --text FILE"
+        ) from error
+
+
+def _hub_parts(source: str) -> tuple[str, str | None, str | None]:
+    if source in _HUB:
+        return _HUB[source]
+    rest, _, revision = source.partition("@")
+    name, _, config = rest.partition(":")
+    return name, config or None, revision or None
+
+
+def _text_id(source: str) -> str:
+    paths = _files(source)
+    if paths is None:
+        return "hub:" + ":".join(part or "" for part in _hub_parts(source))
+    digest = hashlib.sha256()
+    for path in paths:
+        _digest(path, digest)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _digest(path: Path, digest: hashlib._Hash) -> None:
+    try:
+        with path.open("rb") as handle:
+            while block := handle.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); give a text with --text FILE") from error
+
+
+def _manifests(lm: LM, layers: Sequence[int], tokens: int) -> dict[int, Manifest]:
+    tokenizer = hashlib.sha256(lm.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+    model, text = lm.fingerprint(), _text_id(lm.text)
+    # A gigabyte for each layer is where float64 starts to hurt; below, it keeps the small eigenvalues of C.
+    dtype = "float64" if lm.arch.inner <= 8192 else "float32"
+    return {
+        layer: Manifest(model, tokenizer, lm.arch.down_of(layer), text, tokens, _longest(lm), dtype) for layer in layers
+    }
+
+
+def _longest(lm: LM) -> int:
+    """Where documents are cut, in tokens."""
+    return min(lm.context, _LONGEST)
+
+
+def cache_folder() -> Path:
+    """Where moments are kept: ``$HARNESS_CACHE/moments``, else ``~/.cache/lm-edit-harness/moments``."""
+    root = os.environ.get("HARNESS_CACHE")
+    return (Path(root) if root else Path.home() / ".cache" / "lm-edit-harness") / "moments"
+
+
+def cached(folder: Path | None = None) -> list[Cached]:
+    """The files of the cache.
+
+    Raises:
+        DataError: one of them is damaged.
+    """
+    return [_header(path) for path in sorted((folder or cache_folder()).glob("*.safetensors"))]
+
+
+def verify(path: Path, lm: LM) -> Moment:
+    """Read one file of the cache for a model: whole, finite, as it was written, and of this model.
+
+    Raises:
+        DataError: the file is damaged, or of another model.
+        NumericalError: it holds a NaN; names the module.
+    """
+    header = _header(path)
+    if header.manifest.model != lm.fingerprint():
+        raise DataError(
+            f"{path}: made from the model {header.manifest.model[:12]}, but {lm.name} is {lm.fingerprint()[:12]}; "
+            "make it for this model with `harness cov make`"
+        )
+    return _read(path, header, lm.device)
+
+
+def _load(path: Path, manifest: Manifest, lm: LM) -> Moment | None:
+    if not path.is_file():
+        return None
+    header = _header(path)
+    if header.manifest != manifest:
+        raise DataError(f"{path}: holds {header.manifest}, expected {manifest}; delete the file, it is made again")
+    return _read(path, header, lm.device)
+
+
+def _header(path: Path) -> Cached:
+    try:
+        with safe_open(path, "pt") as file:
+            said = file.metadata() or {}
+        return Cached(path, Manifest(**json.loads(said["manifest"])), int(said["count"]))
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path}: not a readable file of second moments; delete the file, it is made again") from error
+
+
+def _read(path: Path, header: Cached, device: torch.device) -> Moment:
+    try:
+        with safe_open(path, "pt") as file:
+            matrix, written = file.get_tensor("moment"), (file.metadata() or {}).get("sha256")
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{path}: not a readable file of second moments; delete the file, it is made again") from error
+    moment = Moment(matrix, header.count, header.manifest.key, header.manifest.module)
+    check(moment, header.manifest.module)
+    if tensor_sha256(matrix) != written:
+        raise DataError(f"{path}: the matrix is not what was written; delete the file, it is made again")
+    # Apple's GPUs have no float64, and what is solved with it is solved on the processor.
+    placed = matrix if device.type == "mps" else matrix.to(device)
+    return Moment(placed, moment.count, moment.key, moment.name)
+
+
+def _store(folder: Path, manifest: Manifest, moment: Moment) -> Moment:
+    """Write a moment under its key, in one step, and return it as it will be read."""
+    matrix = moment.matrix.to(getattr(torch, manifest.dtype))
+    plain = matrix.cpu().contiguous()
+    metadata = {"manifest": json.dumps(asdict(manifest)), "count": str(moment.count), "sha256": tensor_sha256(plain)}
+    target = folder / f"{manifest.key}.safetensors"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, part = tempfile.mkstemp(dir=folder, suffix=".part")
+        os.close(handle)
+        try:
+            save_file({"moment": plain}, part, metadata=metadata)
+            Path(part).replace(target)
+        finally:
+            Path(part).unlink(missing_ok=True)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(
+            f"{folder}: second moments cannot be written ({reason}); set HARNESS_CACHE to a folder of yours"
+        ) from error
+    return Moment(matrix, moment.count, manifest.key, manifest.module)

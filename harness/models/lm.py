@@ -1,0 +1,349 @@
+"""A causal language model with its tokenizer, and where things are in a text that it reads."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from harness.errors import DataError, ModelError, near
+from harness.models import arch, backpack
+from harness.models.arch import Architecture
+from harness.models.backpack import BackpackForCausalLM
+
+__all__ = ["LM", "Batch", "combined_sha256", "load", "shipped", "tensor_sha256"]
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Right-padded rows of tokens.
+
+    Attributes:
+        ids: ``[rows, columns]``.
+        mask: ``[rows, columns]``, 1 where a token is real.
+    """
+
+    ids: Tensor
+    mask: Tensor
+
+    @property
+    def lengths(self) -> Tensor:
+        """The number of real tokens of each row, ``[rows]``."""
+        return self.mask.sum(1)
+
+
+@dataclass(frozen=True, eq=False)
+class LM:
+    """A model, its tokenizer, and the name by which the user knows them.
+
+    Attributes:
+        model: a causal language model in evaluation mode.
+        tokenizer: its fast tokenizer.
+        name: a shipped model, a folder, or a Hub repository.
+        arch: where the model's parts are.
+        text: where plain text for second moments comes from: ``mini``, a file, a folder, or a Hub data set.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    arch: Architecture
+    text: str = "mini"
+
+    @classmethod
+    def wrap(
+        cls,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        name: str = "model",
+        names: Mapping[str, str] | None = None,
+        text: str = "mini",
+    ) -> LM:
+        """Wrap a loaded model; ``names`` overrides what :func:`harness.models.arch.resolve` finds."""
+        if not tokenizer.is_fast:
+            raise ModelError(
+                f"{name}: the tokenizer cannot say where its tokens stand; use a fast (tokenizers) tokenizer"
+            )
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        model.train(False)
+        model.requires_grad_(False)
+        return cls(model, tokenizer, name, arch.resolve(model, names), text)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the embedding, where inputs go."""
+        return next(self.model.get_submodule(self.arch.embedding).parameters()).device
+
+    @property
+    def context(self) -> int:
+        """The longest sequence that the model takes, in tokens."""
+        config = self.model.config
+        for key in ("max_position_embeddings", "n_positions"):
+            if isinstance(getattr(config, key, None), int):
+                return int(getattr(config, key))
+        return int(min(self.tokenizer.model_max_length, 2048))
+
+    @property
+    def family(self) -> str:
+        """The family of the model, as transformers names it (``gpt2``); a published Backpack calls itself GPT-2."""
+        return "backpack" if isinstance(self.model, BackpackForCausalLM) else str(self.model.config.model_type)
+
+    @property
+    def cache_layers(self) -> int:
+        """The layers of the model's key-value cache: one for each block; a Backpack has one more, for the senses."""
+        return self.model.cache_layers if isinstance(self.model, BackpackForCausalLM) else self.arch.layers
+
+    def module(self, name: str) -> nn.Module:
+        """A module by name."""
+        try:
+            return self.model.get_submodule(name)
+        except AttributeError:
+            known = [n for n, _ in self.model.named_modules()]
+            raise ModelError(f"'{name}' is not a module of {self.name}{near(name, known)}") from None
+
+    def parameter(self, name: str) -> nn.Parameter:
+        """A parameter by name, as the module stores it."""
+        owner, _, leaf = name.rpartition(".")
+        parameter = getattr(self.module(owner), leaf, None)
+        if not isinstance(parameter, nn.Parameter):
+            known = [n for n, _ in self.model.named_parameters()]
+            raise ModelError(f"'{name}' is not a parameter of {self.name}{near(name, known)}")
+        return parameter
+
+    def transposed(self, name: str) -> bool:
+        """Whether a parameter is stored as ``[in, out]``."""
+        owner, _, leaf = name.rpartition(".")
+        return leaf == "weight" and arch.stored_transposed(self.module(owner))
+
+    def matrix(self, name: str) -> Tensor:
+        """A view of a parameter, matrices always as ``[out, in]``."""
+        stored = self.parameter(name).detach()
+        return stored.T if self.transposed(name) else stored
+
+    def down(self, layer: int) -> str:
+        """The name of the weight of a layer's down-projection."""
+        return f"{self.arch.down_of(layer)}.weight"
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a text that starts a sequence, with whatever the tokenizer puts in front (BOS)."""
+        ids = list(self._tokens(text)[0])
+        eos = self.tokenizer.eos_token_id
+        # Some tokenizers close every text with EOS; a prompt must stay open.
+        return ids[:-1] if len(ids) > 1 and ids[-1] == eos and self._closes() else ids
+
+    @functools.cached_property
+    def _tokens(self) -> Callable[[str], tuple[tuple[int, ...], tuple[tuple[int, int], ...]]]:
+        """The tokens of a text, and the characters of each; an editor asks for the same texts again and again."""
+
+        @functools.lru_cache(maxsize=8192)
+        def tokens(text: str) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
+            found = self.tokenizer(text, return_offsets_mapping=True)
+            return tuple(found["input_ids"]), tuple(found["offset_mapping"])
+
+        return tokens
+
+    def continuation(self, prompt: str, text: str) -> list[int]:
+        """The tokens of ``text`` where it continues ``prompt``.
+
+        The prompt keeps its own tokenisation; where the joint one differs from it at the seam (or a tokenizer puts a
+        token in front of every text), the text is tokenised alone.
+        """
+        head, joint = self.encode(prompt), self.encode(prompt + text)
+        if joint[: len(head)] == head and len(joint) > len(head):
+            return joint[len(head) :]
+        alone: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if not alone:
+            raise DataError(f"'{text}' has no tokens; give a target that the tokenizer of {self.name} can write")
+        return alone
+
+    @property
+    def start(self) -> int:
+        """The token with which a text begins where nothing stands in front of it: BOS, else the one that ends a text.
+
+        Raises:
+            ModelError: the tokenizer has neither.
+        """
+        for token in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id):
+            if isinstance(token, int):
+                return token
+        raise ModelError(f"{self.name}: the tokenizer has no token that begins or ends a text; set its bos_token")
+
+    def batch(self, rows: Sequence[Sequence[int]]) -> Batch:
+        """Right-pad rows of tokens on the model's device."""
+        width = max(len(row) for row in rows)
+        pad = int(self.tokenizer.pad_token_id or 0)
+        ids = torch.tensor([list(row) + [pad] * (width - len(row)) for row in rows], device=self.device)
+        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=self.device)
+        return Batch(ids, mask)
+
+    def span(self, text: str, subject: str, start: int | None = None) -> tuple[int, int]:
+        """The tokens of ``text`` that cover ``subject``: first, and one past the last.
+
+        Args:
+            text: the text, as :meth:`encode` takes it.
+            subject: what is looked for.
+            start: the character at which the subject begins; by default its first occurrence.
+
+        Raises:
+            DataError: the subject does not occur.
+        """
+        begin = text.find(subject) if start is None else start
+        if begin < 0 or text[begin : begin + len(subject)] != subject:
+            raise DataError(
+                f"the subject '{subject}' is not in '{text}'; give the subject as it is written in the prompt"
+            )
+        end = begin + len(subject)
+        inside = [i for i, (a, b) in enumerate(self._tokens(text)[1]) if a < end and b > begin and text[a:b].strip()]
+        if not inside:
+            raise DataError(f"the subject '{subject}' has no token of its own in '{text}'; choose another prompt")
+        return inside[0], inside[-1] + 1
+
+    @contextmanager
+    def plain_generation(self) -> Iterator[None]:
+        """Let ``generate`` follow its arguments alone.
+
+        A checkpoint may recommend how to sample (``generation_config.json``: temperature, top_p, a repetition penalty,
+        beams), and transformers follows it wherever an argument is silent. Only the tokens that end a text are kept.
+        """
+        kept = self.model.generation_config
+        ends = {name: getattr(kept, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        self.model.generation_config = GenerationConfig(**ends)  # type: ignore[no-untyped-call]
+        try:
+            yield
+        finally:
+            self.model.generation_config = kept
+
+    def fingerprint(self) -> str:
+        """The sha256 over all parameters and buffers, as they are now."""
+        return combined_sha256(self.state_hashes())
+
+    def state_hashes(self) -> dict[str, str]:
+        """The sha256 of every parameter and buffer, as they are now."""
+        return {name: tensor_sha256(tensor) for name, tensor in sorted(self.model.state_dict().items())}
+
+    def hashes(self, parameters: Iterable[str]) -> dict[str, str]:
+        """The sha256 of some parameters, as they are now."""
+        return {name: tensor_sha256(self.parameter(name)) for name in sorted(parameters)}
+
+    def check_finite(self) -> None:
+        """Look for a NaN or an infinity in the weights.
+
+        Raises:
+            ModelError: a weight is not finite; names it.
+        """
+        for name, parameter in self.model.named_parameters():
+            if not bool(torch.isfinite(parameter).all()):
+                raise ModelError(
+                    f"{self.name}: the weight '{name}' holds a NaN or an infinity; use an intact checkpoint"
+                )
+
+    def _closes(self) -> bool:
+        ids = self.tokenizer("")["input_ids"]
+        return bool(ids) and ids[-1] == self.tokenizer.eos_token_id and self.tokenizer.bos_token_id != ids[-1]
+
+
+def combined_sha256(hashes: Mapping[str, str]) -> str:
+    """One sha256 for named hashes, in the order of their names."""
+    return hashlib.sha256("".join(name + digest for name, digest in sorted(hashes.items())).encode()).hexdigest()
+
+
+def tensor_sha256(tensor: Tensor) -> str:
+    """The sha256 of a tensor's bytes, its shape and its type."""
+    plain = tensor.detach().cpu().contiguous()
+    digest = hashlib.sha256(f"{plain.dtype}{tuple(plain.shape)}".encode())
+    if plain.numel():
+        digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def shipped() -> dict[str, Path]:
+    """The models inside the package, by name."""
+    root = Path(str(files("harness") / "mini"))
+    return {folder.name: folder for folder in sorted(root.iterdir()) if (folder / "config.json").is_file()}
+
+
+def load(
+    name: str,
+    dtype: str = "float32",
+    device: str | None = None,
+    names: Mapping[str, str] | None = None,
+    text: str | None = None,
+) -> LM:
+    """Load a shipped model, a folder, or a Hub repository.
+
+    Args:
+        name: the model.
+        dtype: float32, bfloat16, float16 or float64.
+        device: a device, or ``auto`` to spread the model; by default an accelerator where there is one, else the CPU.
+        names: parts of the architecture named by hand.
+        text: plain text for second moments; by default ``mini`` for shipped models and ``wikitext`` for others.
+
+    Raises:
+        ModelError: the model cannot be loaded, or a weight is not finite.
+    """
+    if dtype not in _DTYPES:
+        raise ModelError(f"dtype '{dtype}' does not exist{near(dtype, _DTYPES)}")
+    inside = shipped().get(name)
+    source = str(inside or name)
+    if (
+        inside is None
+        and (name.startswith((".", "/", "~")) or Path(name).exists())
+        and not (Path(name) / "config.json").is_file()
+    ):
+        raise ModelError(f"{name}: no config.json there; give a folder with a Hugging Face checkpoint")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        placement = {"device_map": "auto"} if device == "auto" else {}
+        model, report = _family(source).from_pretrained(
+            source, dtype=_DTYPES[dtype], output_loading_info=True, **placement
+        )
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(f"{name}: cannot be loaded ({reason}); shipped models are {', '.join(shipped())}") from error
+    if report["missing_keys"]:
+        missing = ", ".join(sorted(report["missing_keys"])[:3])
+        raise ModelError(f"{name}: the checkpoint lacks {missing}, which would be random; use an intact checkpoint")
+    if device != "auto":
+        _place(model, device or _best_device())
+    lm = LM.wrap(model, tokenizer, name, names, text or ("mini" if inside else "wikitext"))
+    lm.check_finite()
+    return lm
+
+
+def _family(source: str) -> Any:
+    """What loads a checkpoint; the published Backpacks say that they are GPT-2, and bring code of their own."""
+    backpack.register()
+    settings, _ = PretrainedConfig.get_config_dict(source)
+    return BackpackForCausalLM if "num_senses" in settings else AutoModelForCausalLM
+
+
+def _place(model: PreTrainedModel, device: str) -> None:
+    try:
+        nn.Module.to(model, device)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a torch that was built without the device
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"device '{device}' cannot be used ({reason}); give cpu, cuda, mps or auto") from error
+
+
+def _best_device() -> str:
+    return str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu"

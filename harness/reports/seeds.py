@@ -1,0 +1,166 @@
+"""Several runs that differ in their seed alone, as one: what each document contributes is averaged over the runs.
+
+Intervals and tests then speak of documents, under these seeds; how far the seeds lie apart stands beside each value.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations, pairwise
+from typing import Any
+
+from harness.exam.statistics import Ratio, Values
+from harness.runs.record import Record, identity, summarise
+
+__all__ = ["Stability", "pool", "stability"]
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Stability:
+    """How far the order of some editors depends on the seed.
+
+    Attributes:
+        tau: Kendall's tau-b of the orders under two seeds, the mean over all pairs of seeds; None where an order is
+            none, as all are equal.
+        seeds: how many seeds.
+        steps: each editor and the next one in the order of their means, and under how many seeds it is ahead of it.
+    """
+
+    tau: float | None
+    seeds: int
+    steps: tuple[tuple[str, str, int], ...]
+
+
+def stability(each: Mapping[str, Sequence[float]], higher_is_better: bool) -> Stability:
+    """How stable the order of editors is.
+
+    Args:
+        each: editor -> its values under each seed, the same seeds for all.
+        higher_is_better: the direction of the metric.
+
+    Raises:
+        ValueError: there are fewer than two editors or two seeds.
+    """
+    from scipy.stats import kendalltau
+
+    seeds = {len(values) for values in each.values()}
+    if len(each) < 2 or len(seeds) != 1 or min(seeds) < 2:
+        raise ValueError(f"an order needs two editors under the same two seeds, not {len(each)} under {sorted(seeds)}")
+    columns = list(zip(*each.values(), strict=True))
+    taus = [float(kendalltau(a, b).statistic) for a, b in combinations(columns, 2)]
+    sign = 1 if higher_is_better else -1
+    order = sorted(each, key=lambda editor: -sign * statistics.fmean(each[editor]))
+    ahead = [sum(sign * a > sign * b for a, b in zip(each[x], each[y], strict=True)) for x, y in pairwise(order)]
+    steps = tuple((x, y, count) for (x, y), count in zip(pairwise(order), ahead, strict=True))
+    return Stability(None if any(map(math.isnan, taus)) else statistics.fmean(taus), min(seeds), steps)
+
+
+def pool(records: Sequence[Record]) -> list[Record]:
+    """One record for each group of records that differ in their seed alone; the others as they are.
+
+    A group needs the values of its documents (``read_all(folder, values=True)``); without them it stays apart.
+    ``plan["seeds"]`` lists the seeds of a pooled record, and each of its metrics has the values of ``each`` of them, in
+    that order, and their standard ``deviation``.
+    """
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        groups.setdefault(_key(record), []).append(record)
+    return [one for group in groups.values() for one in (_pooled(group) if _can(group) else group)]
+
+
+def _key(record: Record) -> str:
+    shared = {k: v for k, v in record.plan.items() if k != "seed"}
+    named = {k: v for k, v in record.editor.get("hyperparameters", {}).items() if k.rpartition(".")[2] != "seed"}
+    what = [shared, named, record.editor.get("name"), record.model.get("sha256"), _edits(record)]
+    return json.dumps([*what, record.data, record.templates], sort_keys=True)
+
+
+def _edits(record: Record) -> object:
+    """What was edited; where the order was drawn from the seed, whatever the order."""
+    drawn = record.plan.get("order") == "random"
+    return sorted(record.edits["ids"]) if drawn else record.edits.get("sha256")
+
+
+def _can(group: Sequence[Record]) -> bool:
+    counts = [[point["edits"] for point in record.points] for record in group]
+    return (
+        len({record.seed for record in group}) == len(group) > 1
+        and all(record.status == "complete" and record.values for record in group)
+        and all(count == counts[0] for count in counts)
+    )
+
+
+def _pooled(group: Sequence[Record]) -> list[Record]:
+    group = sorted(group, key=lambda record: record.seed)
+    first, seeds = group[0], [record.seed for record in group]
+    plan = {**first.plan, "seeds": seeds}
+    points = [{"edits": point["edits"], "tasks": {}} for point in first.points]
+    values: dict[int, dict[str, dict[str, dict[str, Ratio]]]] = {}
+    for point in points:
+        for task in first.tasks(point["edits"]):
+            means = values.setdefault(point["edits"], {})[task] = _means(group, point["edits"], task)
+            base = values[0].get(task) if point["edits"] else None
+            point["tasks"][task] = _numbers(group, point["edits"], task, means, base)
+    cost = [{"phase": "mean over seeds", **_cost(group)}]
+    return [replace(first, id=identity(plan), plan=plan, points=points, values=values, cost=cost)]
+
+
+def _means(group: Sequence[Record], edits: int, task: str) -> dict[str, dict[str, Ratio]]:
+    """Metric -> document -> the mean of what it contributed in each run that has it."""
+    tables = [(record.values or {}).get(edits, {}).get(task, {}) for record in group]
+    metrics = list(dict.fromkeys(metric for table in tables for metric in table))
+    return {metric: _mean([table.get(metric, {}) for table in tables]) for metric in metrics}
+
+
+def _mean(sides: Sequence[Values]) -> dict[str, Ratio]:
+    """Of each document the mean over the runs that have it: in another order, other edits come first."""
+    documents = dict.fromkeys(document for side in sides for document in side)
+    return {document: _average([side[document] for side in sides if document in side]) for document in documents}
+
+
+def _average(ratios: Sequence[Ratio]) -> Ratio:
+    num, den = (statistics.fmean(part) for part in ([r.num for r in ratios], [r.den for r in ratios]))
+    return Ratio(num, den, ratios[0].cluster, ratios[0].stratum)
+
+
+def _numbers(
+    group: Sequence[Record],
+    edits: int,
+    task: str,
+    means: dict[str, dict[str, Ratio]],
+    base: dict[str, dict[str, Ratio]] | None,
+) -> dict[str, Json]:
+    """The metrics of one task, with their deviation over the seeds."""
+    tables = [record.tasks(edits).get(task, {}) for record in group]
+    derived = group[0].derived.get(task, {})
+    directions = {metric: measure.get("higher_is_better") for metric, measure in tables[0].items()}
+    known: dict[str, list[float]] = {m: _values(tables, m) for m in tables[0]}
+    single = {m: v for m, v in known.items() if m not in means and m not in derived}
+    plain = {m: statistics.fmean(v) if len(v) == len(group) else None for m, v in single.items()}
+    found = summarise(means, base, directions, seed=0, derived=derived, plain=plain)
+    for metric, measure in found.items():
+        each = known.get(metric, [])
+        if measure["value"] is None and metric in single:
+            measure["reason"] = tables[0][metric]["reason"]
+        measure["deviation"] = statistics.stdev(each) if len(each) == len(group) else None
+        measure["each"] = each if len(each) == len(group) else None
+    return found
+
+
+def _values(tables: Sequence[Mapping[str, Json]], metric: str) -> list[float]:
+    """The values of a metric in those runs that have one."""
+    found = (table.get(metric, {}).get("value") for table in tables)
+    return [float(value) for value in found if value is not None]
+
+
+def _cost(group: Sequence[Record]) -> Json:
+    """Mean seconds of a whole run, and the largest peak of memory."""
+    seconds = statistics.fmean(sum(float(phase["seconds"]) for phase in record.cost) for record in group)
+    peaks = [phase["peak_memory_mib"] for record in group for phase in record.cost if phase.get("peak_memory_mib")]
+    return {"seconds": round(seconds, 3), "peak_memory_mib": max(peaks, default=None)}

@@ -1,0 +1,454 @@
+"""Records to what a person reads in a terminal: the table of a run, a record in full, a comparison, a regression check.
+
+Nothing here prints: every function returns something that a rich console renders, or plain values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich import box
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.table import Table
+from rich.text import Text
+
+from harness.exam.statistics import holm
+from harness.reports.leaderboard import EDIT_METRICS, MISSING, brackets, leaderboard, number, pair_difference, signed
+from harness.runs.record import Record, name
+
+__all__ = ["Moved", "compare", "leaderboard", "moved_table", "regressions", "run_table", "show"]
+
+Json = dict[str, Any]
+
+EXAM = (*EDIT_METRICS, "generation_exact_match", "paraphrase_exact_match", "generation_entropy", "reference_score")
+"""What the table of a run shows of an edit set, in this order."""
+ALPHA = 0.05
+_WIDE = 100  # columns of a terminal
+_STYLES = {True: "green", False: "red", None: "yellow"}
+_LEGEND = (
+    "[ ]: 95 % interval, paired by document.  none (±x): no detectable change; a true change of x or more would be "
+    "found 4 times in 5."
+)
+
+
+# --- the table of a run -----------------------------------------------------------------------------------------------
+
+
+def run_table(record: Record) -> RenderableType:
+    """What editing gained and what it cost: unedited, edited, difference with its interval.
+
+    From 100 columns on, with the documents behind each number and the change that they could show; fits 80 without.
+    """
+    return _RunTable(record)
+
+
+@dataclass(frozen=True)
+class _RunTable:
+    """The table of a run, as wide as there is room."""
+
+    record: Record
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield _results(self.record, everything=False, narrow=options.max_width < _WIDE)
+
+
+def _results(record: Record, everything: bool, narrow: bool = False) -> RenderableType:
+    counts = [int(point["edits"]) for point in record.points]
+    if not counts:
+        return Group(_title(record), Text("nothing was measured", style="yellow"))
+    last = max(counts)
+    edited = "edited" if last else ""
+    if narrow:
+        table = _table("task", "unedited", edited, "difference", "")
+        table.show_edge, table.padding = False, (0, 1, 0, 0)
+    else:
+        table = _table("task", "n", "unedited", edited, "difference", "detectable change")
+    for task in _tasks(record, last):
+        _add_task(table, record, task, last, everything)
+    parts: list[RenderableType] = [_title(record), table, Text(_LEGEND, style="dim")]
+    if len(counts) > 2:
+        parts += [Text(), _retention(record, sorted(counts))]
+    return Group(*parts, *(Text(line, style="yellow") for line in _remarks(record, last)))
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), header_style="bold")
+    for i, heading in enumerate(headings):
+        left = i in (0, len(headings) - 1)
+        table.add_column(heading, justify="left" if left else "right", no_wrap=True, overflow="ignore")
+    return table
+
+
+def _title(record: Record) -> Text:
+    edits = record.edits
+    count = edits.get("count", 0)
+    mode = edits.get("mode") or record.plan.get("mode") or ""
+    made = (
+        f"{count} edit{'s' if count != 1 else ''} of {edits.get('dataset', 'no edits')}{f' ({mode})' if mode else ''}"
+    )
+    title = Text.assemble((str(record.editor.get("name", "editor")), "bold cyan"), " on ")
+    title.append(str(record.model.get("name", "model")), "bold")
+    title.append(f" · {made} · seed {record.seed}")
+    return title
+
+
+def _tasks(record: Record, edits: int) -> list[str]:
+    """Edit sets first, then the others, each in the order in which they were measured."""
+    names = list(dict.fromkeys([*record.tasks(edits), *record.tasks(0)]))
+    return sorted(names, key=lambda task: "efficacy" not in record.tasks(edits).get(task, {}))
+
+
+def _add_task(table: Table, record: Record, task: str, last: int, everything: bool) -> None:
+    before, after = record.tasks(0).get(task, {}), record.tasks(last).get(task, {})
+    present = list(dict.fromkeys([*after, *before]))
+    exam = "efficacy" in present
+    headline = record.headlines.get(task)
+    shown = [m for m in EXAM if m in present] if exam else [m for m in present if m == headline]
+    if everything:
+        shown += [m for m in present if m not in shown]
+    if not shown:
+        table.add_row(f"{task} [yellow]no headline metric was measured[/]")
+    if exam or everything:
+        table.add_row(Text(task, style="bold"))
+    for metric in shown:
+        label = f"  {metric}" if exam or everything else f"{task} [dim]{metric}[/]"
+        cells = _cells(before.get(metric), after.get(metric) if last else None)
+        table.add_row(label, *(cells if len(table.columns) > len(cells) else _fewer(cells)))
+    if exam and not everything:
+        table.add_section()
+
+
+def _cells(before: Json | None, after: Json | None) -> list[Text]:
+    """n, unedited, edited, difference, detectable change."""
+    measure = after or before or {}
+    change = measure.get("difference") or {}
+    own = before or {}
+    unedited = number(own.get("value")) + (f" {brackets(own.get('interval'))}" if after is None else "")
+    edited = "" if after is None else number(after.get("value"))
+    n = change.get("n") or measure.get("n") or 0
+    return [
+        Text(str(n), style="dim"),
+        Text(unedited),
+        Text(edited, style="bold"),
+        Text(_difference(change)),
+        _verdict(change, measure.get("higher_is_better")),
+    ]
+
+
+def _fewer(cells: list[Text]) -> list[Text]:
+    """Without the documents and the detectable change, which the record and ``show`` have."""
+    verdict = cells[-1]
+    short = Text("none", style=verdict.style) if verdict.plain.startswith("none") else verdict
+    return [*cells[1:-1], short]
+
+
+def _difference(change: Mapping[str, Any]) -> str:
+    if not change or change.get("value") is None:
+        return ""
+    return f"{signed(change['value'])} {brackets(change.get('interval'), sign=True)}".rstrip()
+
+
+def _verdict(change: Mapping[str, Any], higher_is_better: bool | None) -> Text:
+    """Better, worse, or that no change can be seen, and how large one would have to be."""
+    if not change or change.get("value") is None:
+        return Text()
+    if change.get("interval") is None:  # one document, or all of them change alike: nothing says how sure that is
+        return Text("no test", style="dim")
+    if not _significant(change, change.get("p")):
+        return Text(_none(change), style="dim")
+    return _direction(change["value"], higher_is_better)
+
+
+def _none(change: Mapping[str, Any]) -> str:
+    detectable = change.get("detectable")
+    return "none" if detectable is None else f"none (±{number(detectable)})"
+
+
+def _direction(value: float, higher_is_better: bool | None) -> Text:
+    up = value > 0
+    better = None if higher_is_better is None else up == higher_is_better
+    words = {True: "better", False: "worse", None: "higher" if up else "lower"}
+    return Text(f"{'▲' if up else '▼'} {words[better]}", style=_STYLES[better])
+
+
+def _significant(change: Mapping[str, Any], p: float | None) -> bool:
+    limits = change.get("interval")
+    return p is not None and p < ALPHA and limits is not None and not limits[0] <= 0 <= limits[1]
+
+
+def _retention(record: Record, counts: Sequence[int]) -> Table:
+    """Headlines after each number of edits; ``*`` where the difference from unedited is significant."""
+    table = _table("after so many edits", *(str(count) for count in counts))
+    for task in _tasks(record, counts[-1]):
+        exam = "efficacy" in record.tasks(counts[-1]).get(task, {})
+        for metric in EDIT_METRICS if exam else (record.headlines.get(task, ""),):
+            cells = [_point(record.tasks(count).get(task, {}).get(metric)) for count in counts]
+            if any(cell != MISSING for cell in cells):
+                table.add_row(f"{task} {metric}", *cells)
+    return table
+
+
+def _point(measure: Json | None) -> str:
+    if measure is None:
+        return MISSING
+    change = measure.get("difference") or {}
+    return number(measure["value"]) + ("*" if _significant(change, change.get("p")) else "")
+
+
+def _remarks(record: Record, last: int) -> Iterator[str]:
+    """What the reader must know: how the run ended, what has no value and why, warnings about the edits."""
+    if record.status != "complete":
+        yield f"{record.status}: {record.reason or 'no reason given'}"
+    for task, measures in record.tasks(last).items():
+        for metric, measure in measures.items():
+            wanted = metric == record.headlines.get(task) or metric in EXAM
+            if wanted and measure["value"] is None:
+                yield f"{task} {metric}: {measure.get('reason') or 'no value'}"
+    for task, count in record.point(last).get("truncated", {}).items():
+        yield f"{task}: {count} requests were longer than the model's context and were cut from the left"
+    yield from (f"warning: {warning}" for warning in record.edits.get("warnings", []))
+
+
+# --- a record in full -------------------------------------------------------------------------------------------------
+
+
+def show(record: Record) -> RenderableType:
+    """Everything that a record holds: who, what, all metrics, weights, data, cost."""
+    parts = [_facts(record), Text(), _results(record, everything=True)]
+    for table in (_delta_table(record), _data_table(record), _cost_table(record)):
+        if table.row_count:
+            parts += [Text(), table]
+    return Group(*parts)
+
+
+def _facts(record: Record) -> Table:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    model, editor = record.model, record.editor
+    sha = str(model.get("sha256") or "")[:12]
+    size = f"{model['parameters']:,} parameters" if "parameters" in model else ""
+    described = [model.get("name"), model.get("architecture"), size, model.get("dtype"), f"sha256 {sha}" if sha else ""]
+    rows = {
+        "record": name(record),
+        "status": record.status + (f": {record.reason}" if record.reason else ""),
+        "model": " · ".join(str(part) for part in described if part),
+        "editor": str(editor.get("name", "")),
+        "hyperparameters": _pairs(editor.get("hyperparameters") or {}),
+        "notes": "; ".join(str(note) for note in editor.get("notes") or []),
+        "plan": _pairs({key: value for key, value in record.plan.items() if value not in (None, [], {}, ())}),
+        "weights": _weights(record.weights),
+        "versions": _pairs(record.versions),
+    }
+    for key, value in rows.items():
+        if value:
+            grid.add_row(key, Text(value))
+    return grid
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    return "  ".join(f"{key}={value}" for key, value in values.items())
+
+
+def _weights(weights: Mapping[str, Mapping[str, str]]) -> str:
+    """How many weights were touched, and whether they are again what they were."""
+    before, edited, restored = (weights.get(key, {}) for key in ("before", "edited", "restored"))
+    if not before:
+        return ""
+    changed = sum(edited.get(key, value) != value for key, value in before.items())
+    same = all(restored.get(key) == value for key, value in before.items())
+    # Isolated edits are many states, of which no hash is kept.
+    touched = f"{changed} of {len(before)} touched weights changed" if edited else f"{len(before)} weights touched"
+    return f"{touched}; {'restored bitwise' if same else 'NOT RESTORED'}"
+
+
+def _delta_table(record: Record) -> Table:
+    table = _table("change of", "rank", "Frobenius", "relative", "spectral", "")
+    for weight, facts in record.delta.items():
+        rank = facts.get("rank")
+        keys = ("frobenius", "relative_frobenius", "spectral")
+        table.add_row(weight, MISSING if rank is None else str(rank), *(number(facts.get(key)) for key in keys), "")
+    return table
+
+
+def _data_table(record: Record) -> Table:
+    table = _table("data", "rows", "sha256", "source")
+    for dataset, facts in record.data.items():
+        source = f"{facts.get('source', '')}{'' if facts.get('verified', True) else ' (not the published file)'}"
+        table.add_row(dataset, str(facts.get("rows", MISSING)), str(facts.get("sha256") or MISSING)[:12], source)
+    return table
+
+
+def _cost_table(record: Record) -> Table:
+    table = _table("phase", "seconds", "peak MiB", "")
+    for phase in record.cost:
+        peak = phase.get("peak_memory_mib")
+        table.add_row(str(phase["phase"]), f"{phase['seconds']:.2f}", MISSING if peak is None else f"{peak:.0f}", "")
+    return table
+
+
+# --- two records ------------------------------------------------------------------------------------------------------
+
+
+def compare(a: Record, b: Record, seed: int = 0) -> RenderableType:
+    """B minus A on every task and metric that both have, paired by document.
+
+    The p values are adjusted for the number of comparisons (Holm).  Without per-document values in both records
+    (``read(path, values=True)``) the differences have no interval.
+    """
+    last = _last(a), _last(b)
+    rows = list(_comparisons(a, b, last, seed))
+    table = _table("task", "n", "A", "B", "B - A", "p (Holm)", "detectable change")
+    adjusted = iter(holm([change["p"] for *_, change in rows if change["p"] is not None]))
+    previous = ""
+    for task, metric, first, second, change in rows:
+        if task != previous:
+            table.add_row(Text(task, style="bold"), *[""] * 6)
+            previous = task
+        p = None if change["p"] is None else next(adjusted)
+        table.add_row(f"  {metric}", *_comparison(first, second, change, p))
+    notes = [Text(_LEGEND, style="dim")] if rows else [Text("the records have no task in common", style="yellow")]
+    return Group(_heading("A", a, last[0]), _heading("B", b, last[1]), *_apart(a, b), table, *notes, *_unpaired(a, b))
+
+
+def _last(record: Record) -> int:
+    return max((int(point["edits"]) for point in record.points), default=0)
+
+
+def _heading(letter: str, record: Record, edits: int) -> Text:
+    return Text.assemble((f"{letter} ", "bold"), _title(record), f" · after {edits} · {name(record)}")
+
+
+def _apart(a: Record, b: Record) -> list[Text]:
+    """The fields of the plan in which the records differ."""
+    keys = [key for key in dict.fromkeys([*a.plan, *b.plan]) if a.plan.get(key) != b.plan.get(key)]
+    lines = [Text(f"  {key}: {a.plan.get(key)} | {b.plan.get(key)}", style="cyan") for key in keys]
+    if a.model.get("sha256") != b.model.get("sha256"):
+        lines.append(Text("  the models differ (sha256)", style="cyan"))
+    return lines
+
+
+def _comparisons(a: Record, b: Record, last: tuple[int, int], seed: int) -> Iterator[tuple[str, str, Json, Json, Json]]:
+    """Task, metric, both measures, and the difference, of everything that both records have."""
+    first, second = a.tasks(last[0]), b.tasks(last[1])
+    for task in (task for task in _tasks(a, last[0]) if task in first and task in second):
+        for metric in (metric for metric in first[task] if metric in second[task]):
+            x, y = first[task][metric], second[task][metric]
+            paired = pair_difference((a, last[0]), (b, last[1]), task, metric, seed)
+            yield task, metric, x, y, _plain_difference(x, y) if paired is None else _as_json(paired)
+
+
+def _plain_difference(x: Json, y: Json) -> Json:
+    known = x["value"] is not None and y["value"] is not None
+    value = y["value"] - x["value"] if known else None
+    return {"value": value, "interval": None, "p": None, "n": 0, "detectable": None}
+
+
+def _as_json(change: Any) -> Json:
+    limits = None if change.low is None else [change.low, change.high]
+    return {"value": change.value, "interval": limits, "p": change.p, "n": change.n, "detectable": change.detectable}
+
+
+def _comparison(first: Json, second: Json, change: Json, p: float | None) -> list[Text]:
+    significant = p is not None and _significant(change, p)
+    verdict = _direction(change["value"], first.get("higher_is_better")) if significant else Text()
+    if p is not None and not significant:
+        alone = _significant(change, change["p"])
+        verdict = Text("none (adjusted)" if alone else _none(change), style="dim")
+    return [
+        Text(str(change["n"] or MISSING), style="dim"),
+        Text(number(first["value"])),
+        Text(number(second["value"])),
+        Text(_difference(change)),
+        Text(MISSING if p is None else f"{p:.3f}" if p >= 0.001 else "<0.001"),
+        verdict,
+    ]
+
+
+def _unpaired(a: Record, b: Record) -> list[Text]:
+    lacking = [name(record) for record in (a, b) if record.values is None]
+    text = "no intervals: the per-document values (*.values.json.xz) are missing beside"
+    return [Text(f"{text} {', '.join(lacking)}", style="yellow")] if lacking else []
+
+
+# --- the regression check ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Moved:
+    """A number that left its tolerance.  ``what``: ``value``, ``n``, or ``missing``."""
+
+    edits: int
+    task: str
+    metric: str
+    what: str
+    before: float | None
+    after: float | None
+    allowed: float = 0.0
+
+
+def regressions(baseline: Record, new: Record, tolerance: float = 1e-3, documents: float = 1.0) -> list[Moved]:
+    """What moved from a committed record to a new one of the same plan, in either direction.
+
+    A value may move by ``tolerance`` (relative where it is above 1: rounding differs between machines) and by what
+    ``documents`` of its documents, or clusters, can move a mean of shares: a near tie may fall the other way.  The
+    number of documents that count may move by as many.  A number may not go missing, and one that was may not appear.
+    """
+    moved: list[Moved] = []
+    for point in baseline.points:
+        edits = int(point["edits"])
+        for task, measures in point["tasks"].items():
+            found = new.tasks(edits).get(task, {})
+            for metric, before in measures.items():
+                moved += _moved(
+                    Moved(edits, task, metric, "value", None, None), before, found.get(metric), tolerance, documents
+                )
+    return moved
+
+
+def _moved(at: Moved, before: Json, after: Json | None, tolerance: float, documents: float) -> list[Moved]:
+    old, value = before["value"], None if after is None else after["value"]
+    if (old is None) != (value is None) or after is None:
+        return [Moved(at.edits, at.task, at.metric, "missing", old, value)]
+    out = []
+    if abs(before["n"] - after["n"]) > documents:
+        out.append(Moved(at.edits, at.task, at.metric, "n", before["n"], after["n"], documents))
+    if old is not None and value is not None:
+        units = before.get("clusters") or before["n"]
+        allowed = tolerance * max(1.0, abs(old)) + (documents / units if units else 0.0)
+        # The last digit of a sum may differ: exactly one document must not fail by 1e-17.
+        if abs(value - old) > allowed + 1e-12:
+            out.append(Moved(at.edits, at.task, at.metric, "value", old, value, allowed))
+    return out
+
+
+def moved_table(moved: Mapping[str, Sequence[Moved]]) -> RenderableType:
+    """What moved, by record.
+
+    Args:
+        moved: the name of each record, and what :func:`regressions` found in it.
+    """
+    table = _table("record", "edits", "task", "was", "is", "moved", "allowed", "")
+    table.columns[2].justify = "left"
+    for column in (table.columns[0], table.columns[2]):  # where it is narrow, names are folded and numbers stay whole
+        column.no_wrap, column.overflow = False, "fold"
+    for record, items in moved.items():
+        for item in items:
+            table.add_row(record, str(item.edits), f"{item.task} {item.metric}", *_move(item))
+    return table if table.row_count else Text(f"nothing moved in {len(moved)} records", style="green")
+
+
+def _move(item: Moved) -> list[Text]:
+    if item.what == "n":
+        change = (item.after or 0) - (item.before or 0)
+        shown = [f"{item.before:g}", f"{item.after:g}", f"{change:+g}", f"±{item.allowed:g}"]
+        return [*map(Text, shown), Text("documents", style="red")]
+    return _move_of_value(item)
+
+
+def _move_of_value(item: Moved) -> list[Text]:
+    change = None if item.before is None or item.after is None else item.after - item.before
+    values = [Text(number(item.before)), Text(number(item.after)), Text(signed(change))]
+    return [*values, Text(f"±{item.allowed:.4f}" if change is not None else ""), Text(item.what, style="red")]

@@ -1,0 +1,197 @@
+"""Facts that a model is asked for, and those of them that it knows.
+
+Sources: Meng et al. 2022 (ROME, arXiv 2202.05262), appendix B.1; Hase et al. 2023 (arXiv 2301.04213), section 4.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from harness.editing.editor import Edit
+from harness.errors import DataError
+from harness.exam import data
+from harness.models.activations import chunks
+from harness.models.lm import LM
+
+__all__ = ["Asked", "Fact", "Known", "Report", "Skipped", "ask", "known", "read"]
+
+Known = Literal["continuation", "prediction", "all"]
+"""Which facts are looked at: those whose object is in the greedy continuation (Hase et al.), those whose object is the
+most probable next token (Meng et al.), or all."""
+
+Report = Callable[[int, int], None]
+"""Told how much is done, and how much there is."""
+
+
+@dataclass(frozen=True)
+class Fact:
+    """What is true, and a prompt that asks for it.
+
+    Attributes:
+        id: the identifier of the record.
+        prompt: the text to continue, with the subject written out.
+        subject: whom or what it is about.
+        object: the true continuation, without a leading space.
+        start: the character at which the subject begins; None for its first occurrence.
+    """
+
+    id: str
+    prompt: str
+    subject: str | None
+    object: str | None
+    start: int | None = None
+
+    @classmethod
+    def of(cls, edit: Edit) -> Fact:
+        """The fact that an edit changes: its prompt, and what was true before."""
+        start = None if edit.subject is None else edit.prompt.index("{}")
+        return cls(edit.id, edit.text, edit.subject, edit.target_old, start)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A fact in tokens.
+
+    Attributes:
+        fact: the fact.
+        prompt: the tokens of the prompt.
+        span: the subject's tokens, the first and one past the last.
+        target: the tokens that are explained.
+    """
+
+    fact: Fact
+    prompt: tuple[int, ...]
+    span: tuple[int, int]
+    target: tuple[int, ...]
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """What the model reads: the prompt and all of the target but its last token."""
+        return self.prompt + self.target[:-1]
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A fact that is not looked at.
+
+    Attributes:
+        fact: the fact.
+        reason: one of few short texts, to count by.
+        detail: what was found in this one.
+    """
+
+    fact: Fact
+    reason: str
+    detail: str
+
+
+def read(path: Path) -> list[Fact]:
+    """The facts of a file: a JSON array or JSON lines, such as ROME's ``known_1000.json``.
+
+    Rows hold ``prompt`` (with ``{}`` or the subject written out), ``subject`` and ``attribute`` (or ``target_old``);
+    ``known_id`` or ``id`` names them. A row that lacks one is kept: :func:`ask` says why it cannot be used.
+
+    Raises:
+        DataError: the file cannot be read, holds no rows, or two of one id.
+    """
+    text = data.read_text(path)
+    try:
+        rows = json.loads(text) if text.lstrip().startswith("[") else data.read_jsonl(path)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}, line {error.lineno}: not JSON ({error.msg}); copy the file again") from error
+    if not rows or not all(isinstance(row, dict) for row in rows):
+        raise DataError(f"{path}: holds no facts; expected rows with prompt, subject and attribute")
+    found = [_fact(row, i) for i, row in enumerate(rows)]
+    twice = [one for one, count in Counter(fact.id for fact in found).items() if count > 1]
+    if twice:
+        raise DataError(f"{path}: the id {twice[0]} occurs twice; give each row an id of its own")
+    return found
+
+
+def _fact(row: dict[str, Any], place: int) -> Fact:
+    def text(*names: str) -> str | None:
+        return next((row[name] for name in names if isinstance(row.get(name), str) and row[name].strip()), None)
+
+    identity = str(row.get("known_id", row.get("id", row.get("case_id", place))))
+    prompt, subject = text("prompt") or "", text("subject")
+    answer = text("attribute", "target_old")
+    start = prompt.index("{}") if subject and "{}" in prompt else None
+    whole = prompt.replace("{}", subject, 1) if subject else prompt
+    return Fact(identity, whole, subject, answer.strip() if answer else None, start)
+
+
+def ask(lm: LM, fact: Fact) -> Asked | Skipped:
+    """A fact in the model's tokens, prompt and object tokenised apart, or why that cannot be."""
+    if not fact.subject:
+        return Skipped(fact, "no subject", "the row names no subject")
+    if not fact.object:
+        return Skipped(fact, "no true object", "the row does not say what is true (target_old, or attribute)")
+    try:
+        span = lm.span(fact.prompt, fact.subject, fact.start)
+        target = lm.continuation(fact.prompt, f" {fact.object}")
+    except DataError as error:
+        return Skipped(fact, "subject not found", str(error))
+    asked = Asked(fact, tuple(lm.encode(fact.prompt)), span, tuple(target))
+    if len(asked.ids) > lm.context:
+        return Skipped(fact, "too long", f"{len(asked.ids)} tokens; the model takes {lm.context}")
+    return asked
+
+
+def known(
+    lm: LM, asked: Sequence[Asked], which: Known, new_tokens: int, report: Report, budget: int = 4096
+) -> Iterator[Asked | Skipped]:
+    """The facts that the model knows, and those that it does not, in their order.
+
+    Args:
+        lm: the model.
+        asked: the facts.
+        which: what counts as knowing.
+        new_tokens: the length of the greedy continuation.
+        report: told how many facts have been looked at.
+        budget: tokens of one forward pass.
+    """
+    if which == "all":
+        yield from asked
+        return
+    continued = _continued(lm, asked, new_tokens if which == "continuation" else 1, report, budget)
+    for one, text in zip(asked, continued, strict=True):
+        wanted, said = str(one.fact.object).strip(), text.strip()
+        right = wanted.lower() in said.lower() if which == "continuation" else wanted == said
+        yield one if right else Skipped(one.fact, "unknown to the model", f"expected '{wanted}', it says '{said}'")
+
+
+def _continued(lm: LM, asked: Sequence[Asked], new_tokens: int, report: Report, budget: int) -> list[str]:
+    """Greedy continuations; prompts of one length share a pass, so that nothing is padded."""
+    same: dict[int, list[int]] = defaultdict(list)
+    for i, one in enumerate(asked):
+        same[len(one.prompt)].append(i)
+    found, done = [""] * len(asked), 0
+    for length, members in same.items():
+        room = min(new_tokens, lm.context - length)
+        for portion in chunks([[length + room]] * len(members), budget):
+            rows = [members[i] for i in portion]
+            for i, text in zip(rows, _greedy(lm, [asked[i].prompt for i in rows], room), strict=True):
+                found[i] = text
+            done += len(rows)
+            report(done, len(asked))
+    return found
+
+
+def _greedy(lm: LM, prompts: Sequence[tuple[int, ...]], new_tokens: int) -> list[str]:
+    """What the model says after prompts of one length."""
+    if new_tokens < 1:
+        return [""] * len(prompts)
+    ids = torch.tensor(prompts, device=lm.device)
+    pad = int(lm.tokenizer.pad_token_id or 0)
+    with lm.plain_generation(), torch.no_grad():
+        rows = lm.model.generate(  # type: ignore[operator]
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens, do_sample=False, pad_token_id=pad
+        )
+    return [str(lm.tokenizer.decode(row[ids.shape[1] :], skip_special_tokens=True)) for row in rows]

@@ -1,0 +1,495 @@
+"""A tracing study: facts in, a record of where they are recalled out.
+
+``<name>.json`` holds the plan, the averages with their intervals, who was skipped and why; ``<name>.values.json.xz``
+what tracing found about every fact. A study that was stopped leaves both with ``.partial`` in their names, and goes
+on from there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from harness.errors import DataError, UsageError
+from harness.exam import tasks
+from harness.exam.statistics import Estimate, Ratio, estimate
+from harness.io.files import packed, require_writable, text, unpacked, values_path, write_whole
+from harness.models.lm import LM, load
+from harness.patches.delta import double
+from harness.reports.leaderboard import MISSING, brackets, number
+from harness.runs.record import identity, versions
+from harness.studies.causal.facts import Fact, Skipped, read
+from harness.studies.causal.trace import (
+    ROLES,
+    Selection,
+    Traced,
+    TraceSettings,
+    check,
+    concentrated,
+    layer_window,
+    roles,
+    select,
+    trace_each,
+)
+
+__all__ = [
+    "KNOWN_1000",
+    "SCHEMA",
+    "Study",
+    "TracePlan",
+    "carry_out",
+    "facts_of",
+    "read_study",
+    "study_name",
+    "study_table",
+    "summarise_traces",
+]
+
+SCHEMA = 1
+KNOWN_1000 = "known_1000"
+"""The facts of Meng et al.: ``counterfact/known_1000.json`` of a data folder."""
+
+_EVERY = 20.0
+"""Seconds between two writings of what is known so far."""
+_UNTOLD = ("unknown to the model", "improbable")
+"""Reasons that need no detail in the record; it stands in the file of values."""
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TracePlan:
+    """Everything that the numbers of a study depend on.
+
+    Attributes:
+        settings: how facts are traced.
+        model: a shipped model, a folder, or a Hub repository.
+        edits: an edit set, whose old targets are what is true; ``known_1000``; or a file of facts.
+        num_edits: how many of its rows, from the first; None for all.
+        split: the split of the edit set.
+        data_dir: where the rows come from: ``mini``, a folder, or ``hub``.
+        dtype: of the model.
+        arch: parts of the architecture named by hand.
+    """
+
+    settings: TraceSettings = field(default_factory=TraceSettings)
+    model: str = "mini"
+    edits: str = "counterfact"
+    num_edits: int | None = None
+    split: str = "test"
+    data_dir: str = "mini"
+    dtype: str = "float32"
+    arch: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """What a study found.
+
+    Attributes:
+        record: the JSON of the record.
+        traced: what tracing found about each fact.
+    """
+
+    record: Json
+    traced: tuple[Traced, ...]
+
+
+Report = Callable[[str, int, int], None]
+
+
+def facts_of(plan: TracePlan) -> list[Fact]:
+    """The facts that a plan names.
+
+    Raises:
+        UsageError, DataError: there are none, or fewer than asked for.
+    """
+    path = _file(plan)
+    if path is None:
+        return [Fact.of(edit) for edit in tasks.read_edits(plan.edits, plan.data_dir, plan.split, plan.num_edits)]
+    found = read(path)
+    if plan.num_edits is not None and plan.num_edits > len(found):
+        raise UsageError(f"{path}: has {len(found)} facts, {plan.num_edits} were asked for; ask for fewer")
+    return found[: plan.num_edits]
+
+
+def _file(plan: TracePlan) -> Path | None:
+    """The file of facts that a plan names; None where it names an edit set."""
+    if plan.edits != KNOWN_1000:
+        return Path(plan.edits) if Path(plan.edits).suffix in (".json", ".jsonl", ".gz") else None
+    if plan.data_dir in ("mini", "hub"):
+        raise UsageError(
+            f"{KNOWN_1000} does not ship with the package; name a folder with counterfact/{KNOWN_1000}.json with "
+            "--data-dir, or the file with --edits"
+        )
+    return Path(plan.data_dir) / "counterfact" / f"{KNOWN_1000}.json"
+
+
+def carry_out(
+    plans: Sequence[TracePlan],
+    folder: Path,
+    device: str | None = None,
+    fresh: bool = False,
+    report: Report = lambda _what, _done, _total: None,
+    budget: int = 4096,
+) -> Iterator[Study]:
+    """Carry out studies that differ in the kind and the window alone; the record of each is on disk when it is yielded.
+
+    Args:
+        plans: what is traced, and how.
+        folder: where the records go.
+        device: where the model goes.
+        fresh: whether to start anew where an earlier study of a plan was stopped.
+        report: told what is done, how far it is, and how much there is.
+        budget: tokens that go through a block at once.
+
+    Raises:
+        HarnessError: a plan cannot be carried out; nothing has been traced by then.
+    """
+    require_writable(folder)
+    facts, first = facts_of(plans[0]), plans[0]
+    lm = load(first.model, first.dtype, device, dict(first.arch) or None)
+    for plan in plans:
+        check(lm, plan.settings)
+    chosen = select(lm, facts, first.settings, lambda done, total: report("which facts the model knows", done, total))
+    for plan in plans:
+        yield _one(plan, lm, facts, chosen, folder, fresh, report, budget)
+
+
+def _one(
+    plan: TracePlan,
+    lm: LM,
+    facts: Sequence[Fact],
+    chosen: Selection,
+    folder: Path,
+    fresh: bool,
+    report: Report,
+    budget: int,
+) -> Study:
+    record = _new(plan, lm, facts, chosen)
+    path = folder / f"{study_name(record)}.json"
+    done = {} if fresh else _resumed(path, record)
+    writer = _Writer(path, record, chosen, done)
+    what = f"trace {plan.settings.kind}, window {plan.settings.window}"
+    try:
+        for one in trace_each(lm, chosen, plan.settings, budget=budget, done=tuple(done)):
+            done[one.fact.id] = _row(one)
+            report(what, len(done), len(chosen.asked))
+            writer.now_and_then()
+    finally:
+        if len(done) < len(chosen.asked):
+            writer.write(complete=False)
+    writer.write(complete=True)
+    return Study(record, tuple(_from_row(done[one.fact.id]) for one in chosen.asked))
+
+
+class _Writer:
+    """Writes what is known so far, and the whole in the end."""
+
+    def __init__(self, path: Path, record: Json, chosen: Selection, done: Mapping[str, Json]) -> None:
+        self.path, self.record, self.chosen, self.done = path, record, chosen, done
+        self.begun = self.last = time.monotonic()
+
+    def now_and_then(self) -> None:
+        """Write if the last writing is some time ago."""
+        if time.monotonic() - self.last >= _EVERY:
+            self.write(complete=False)
+
+    def write(self, complete: bool) -> None:
+        """Write the values first, then the record; where it is complete, what was partial goes."""
+        rows = [self.done[one.fact.id] for one in self.chosen.asked if one.fact.id in self.done]
+        self.record["status"] = "complete" if complete else "interrupted"
+        self.record["seconds"] = round(time.monotonic() - self.begun, 1)
+        self.record["facts"]["traced"] = len(rows)
+        self.record.update(summarise_traces([_from_row(row) for row in rows]) if rows else {})
+        skipped = [_skipped(one) for one in self.chosen.skipped]
+        values = {"study": "trace", "schema": SCHEMA, "id": self.record["id"], "facts": rows, "skipped": skipped}
+        path = self.path if complete else _partial(self.path)
+        content = packed(values, small=complete)
+        write_whole(values_path(path), content)
+        write_whole(path, (text(self.record) + "\n").encode())
+        if complete:
+            for leftover in (_partial(self.path), values_path(_partial(self.path))):
+                leftover.unlink(missing_ok=True)
+        self.last = time.monotonic()
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(path.name.removesuffix(".json") + ".partial.json")
+
+
+def study_name(record: Json) -> str:
+    """The file name of a record without its ending, such as ``mini--trace-mlp-5--counterfact-200--1a2b3c4d``."""
+    settings = record["plan"]["settings"]
+    parts = [Path(record["model"]["name"]).name, f"trace-{settings['kind']}-{settings['window']}"]
+    parts += [f"{Path(record['plan']['edits']).name}-{record['facts']['asked']}", record["id"][:8]]
+    return "--".join(re.sub(r"[^A-Za-z0-9+._]+", "-", part).strip("-.") for part in parts)
+
+
+def _new(plan: TracePlan, lm: LM, facts: Sequence[Fact], chosen: Selection) -> Json:
+    settings = plan.settings
+    counts = {reason: list(group) for reason, group in groupby(sorted(chosen.skipped, key=_reason), key=_reason)}
+    text = json.dumps([asdict(fact) for fact in facts], sort_keys=True, ensure_ascii=False)
+    same = len({layer_window(i, settings.window, lm.arch.layers) for i in range(lm.arch.layers)})
+    return {
+        "study": "trace",
+        "schema": SCHEMA,
+        "id": identity(asdict(plan)),
+        "status": "interrupted",
+        "plan": asdict(plan),
+        "model": {
+            "name": lm.name,
+            "sha256": lm.fingerprint(),
+            "layers": lm.arch.layers,
+            "windows": same,
+            "device": lm.device.type,
+        },
+        "noise": {"sigma": chosen.sigma, "rule": settings.sigma, "samples": settings.samples, "seed": settings.seed},
+        "facts": {
+            "asked": len(facts),
+            "traced": 0,
+            "sha256": hashlib.sha256(text.encode()).hexdigest(),
+        },
+        "skipped": [
+            {
+                "reason": reason,
+                "count": len(group),
+                "facts": [{"id": one.fact.id} | ({} if reason in _UNTOLD else {"detail": one.detail}) for one in group],
+            }
+            for reason, group in counts.items()
+        ],
+        "versions": versions(),
+        "seconds": 0.0,
+    }
+
+
+def _reason(one: Skipped) -> str:
+    return one.reason
+
+
+def _skipped(one: Skipped) -> Json:
+    return {"fact": asdict(one.fact), "reason": one.reason, "detail": one.detail}
+
+
+def _resumed(path: Path, record: Json) -> dict[str, Json]:
+    """What an earlier study of the same plan, model, facts and versions found before it was stopped."""
+    try:
+        known = _json(_partial(path), _partial(path).read_bytes())
+        rows = unpacked(values_path(_partial(path)).read_bytes())["facts"]
+    except (OSError, ValueError, DataError, KeyError, TypeError):
+        return {}
+    same = ("id", "plan", "model", "noise", "versions")
+    mine = json.loads(json.dumps(record))
+    if any(known.get(key) != mine[key] for key in same) or known["facts"]["sha256"] != record["facts"]["sha256"]:
+        return {}
+    return {row["fact"]["id"]: row for row in rows}
+
+
+# --- one fact ---------------------------------------------------------------------------------------------------------
+
+
+def _row(one: Traced) -> Json:
+    """What was found about one fact, six digits of each probability."""
+    return {
+        "fact": asdict(one.fact),
+        "tokens": list(one.tokens),
+        "span": list(one.span),
+        "answer": one.answer,
+        "clean": _short(one.clean),
+        "low": _short(one.low),
+        "high": _short(one.high),
+        "restored": [[_short(value) for value in row] for row in one.restored[one.span[0] :].tolist()],
+        "removed": [_short(value) for value in one.removed.tolist()],
+    }
+
+
+def _short(value: float) -> float | None:
+    return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
+def _from_row(row: Json) -> Traced:
+    begin, end = row["span"]
+    layers = len(row["removed"])
+    front = [[row["low"]] * layers for _ in range(begin)]
+    removed = [math.nan if value is None else value for value in row["removed"]]
+    return Traced(
+        Fact(**row["fact"]),
+        tuple(row["tokens"]),
+        (begin, end),
+        row["answer"],
+        row["clean"],
+        row["low"],
+        row["high"],
+        torch.tensor(front + row["restored"], dtype=torch.float64),
+        torch.tensor(removed, dtype=torch.float64),
+    )
+
+
+# --- averages ---------------------------------------------------------------------------------------------------------
+
+
+def summarise_traces(traced: Sequence[Traced]) -> Json:
+    """The averages over facts, each with n and its 95 % interval (facts are resampled).
+
+    ``layers``: of each layer the mean tracing effect as a fraction and as a difference of probabilities, the greatest
+    over tokens and that of the last subject token; the share of facts whose greatest effect is there; the share of
+    the clean probability that is lost where outputs at the subject are zero.
+    ``roles``: the average indirect effect, over all tokens that play a role (Meng et al.).
+    ``concentrated``: the share of facts whose effect sits in few layers (Hase et al., section 5.2).
+    """
+    layers = len(traced[0].removed)
+    effects = {
+        "fraction": [one.layer_effect() for one in traced],
+        "effect": [one.layer_effect(scaled=False) for one in traced],
+        "fraction_last_subject": [one.layer_effect("last_subject") for one in traced],
+        "effect_last_subject": [one.layer_effect("last_subject", scaled=False) for one in traced],
+        "greatest": [_greatest(one.layer_effect()) for one in traced],
+        "removed": [one.removed for one in traced],
+    }
+    table = {
+        name: [_estimate([Ratio(float(row[layer])) for row in rows]) for layer in range(layers)]
+        for name, rows in effects.items()
+    }
+    narrow = [concentrated(one.layer_effect()) for one in traced]
+    return {
+        "probability": {
+            "clean": _estimate([Ratio(one.clean) for one in traced]),
+            "low": _estimate([Ratio(one.low) for one in traced]),
+            "total_effect": _estimate([Ratio(one.clean - one.low) for one in traced]),
+        },
+        "layers": table,
+        "roles": {role: _role(traced, role, layers) for role in ROLES},
+        "concentrated": _estimate([Ratio(math.nan if one is None else float(one)) for one in narrow]),
+    }
+
+
+def _greatest(effects: torch.Tensor) -> torch.Tensor:
+    """1 at the layer of the greatest effect, shared where several have it; NaN where there is none."""
+    if not (bool(effects.isfinite().all()) and float(effects.max()) > 0):
+        return torch.full_like(effects, torch.nan)
+    most = double(effects == effects.max())
+    return most / most.sum()
+
+
+def _role(traced: Sequence[Traced], role: str, layers: int) -> Json:
+    places = [roles(len(one.tokens), one.span)[role] for one in traced]
+    sums = [one.effects[at].sum(0) for one, at in zip(traced, places, strict=True)]
+    effects = [
+        _estimate([Ratio(float(row[layer]), len(at)) for row, at in zip(sums, places, strict=True)])
+        for layer in range(layers)
+    ]
+    return {"tokens": sum(map(len, places)), "effects": effects}
+
+
+def _estimate(rows: Sequence[Ratio]) -> Json:
+    found: Estimate = estimate({str(i): row for i, row in enumerate(rows)}, seed=0)
+    interval = None if found.low is None or found.high is None else [_short(found.low), _short(found.high)]
+    value = None if found.value is None else _short(found.value)
+    return {"value": value, "n": found.n, "interval": interval, "reason": found.reason}
+
+
+# --- reading and showing ----------------------------------------------------------------------------------------------
+
+
+def read_study(path: Path) -> Study:
+    """The study in a file, with what lies beside it.
+
+    Raises:
+        DataError: there is no such file, or it is no record of a tracing study.
+    """
+    try:
+        record = _json(path, path.read_bytes())
+        values = unpacked(values_path(path).read_bytes())
+    except (OSError, ValueError) as error:
+        reason, where = getattr(error, "strerror", None) or "not whole", getattr(error, "filename", None) or path
+        raise DataError(
+            f"{where}: cannot be read ({reason}); give the JSON of `harness trace`, with its values beside it"
+        ) from error
+    if not isinstance(record, dict) or record.get("study") != "trace":
+        raise DataError(f"{path}: not a record of `harness trace`; give one")
+    if record.get("schema") != SCHEMA or values.get("id") != record["id"]:
+        raise DataError(f"{path}: of another version, or not of the values beside it; repeat the study")
+    return Study(record, tuple(_from_row(row) for row in values["facts"]))
+
+
+def _json(path: Path, content: bytes) -> Any:
+    try:
+        return json.loads(content)
+    except ValueError as error:
+        raise DataError(f"{path}: not whole JSON; repeat the study") from error
+
+
+def study_table(record: Json) -> RenderableType:
+    """What a terminal shows of a record."""
+    settings, facts, shown = record["plan"]["settings"], record["facts"], [Text(_title(record), style="bold")]
+    for group in record["skipped"]:
+        named = ", ".join(one["id"] for one in group["facts"][:5]) + (", ..." if group["count"] > 5 else "")
+        shown.append(Text(f"left out: {group['count']} of {facts['asked']}, {group['reason']} ({named})"))
+    if not facts["traced"]:
+        return Group(*shown, Text("no fact was traced; --known all traces those that the model does not know too"))
+    chance = record["probability"]
+    shown.append(
+        Text(
+            f"probability of the answer {_cell(chance['clean'])}, with noise {_cell(chance['low'])}; "
+            f"noise {record['noise']['sigma']:.4g} x {settings['samples']}, seed {settings['seed']}"
+        )
+    )
+    note = (
+        "[ ]: 95 % interval over facts. restored: share of what the noise took, the greatest over tokens (Hase et al.)."
+    )
+    return Group(*shown, Text(), _layers(record), Text(), _roles(record), Text(), Text(note, style="dim"))
+
+
+def _title(record: Json) -> str:
+    settings, facts = record["plan"]["settings"], record["facts"]
+    window = "one layer" if settings["window"] == 1 else f"{settings['window']} layers"
+    return (
+        f"trace of {settings['kind']} outputs, {window} · {Path(record['model']['name']).name} · "
+        f"{facts['traced']} of {facts['asked']} facts of {Path(record['plan']['edits']).name}"
+    )
+
+
+def _cell(found: Json) -> str:
+    if found["value"] is None:
+        return MISSING
+    return f"{number(found['value'])} {brackets(found['interval'])}".strip()
+
+
+def _layers(record: Json) -> Table:
+    columns = {
+        "restored": "fraction",
+        "at the last subject token": "fraction_last_subject",
+        "greatest here": "greatest",
+        "lost if zero": "removed",
+    }
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in ("layer", *columns):
+        table.add_column(name, justify="left")
+    for layer in range(record["model"]["layers"]):
+        table.add_row(str(layer), *(_cell(record["layers"][key][layer]) for key in columns.values()))
+    return table
+
+
+def _roles(record: Json) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in ("token", "n", "best layer", "average indirect effect there"):
+        table.add_column(name)
+    for role, found in record["roles"].items():
+        known = [(e["value"], -i) for i, e in enumerate(found["effects"]) if e["value"] is not None]
+        best = -max(known)[1] if known else None
+        cells = (MISSING, MISSING) if best is None else (str(best), _cell(found["effects"][best]))
+        table.add_row(role, str(found["tokens"]), *cells)
+    return table

@@ -1,0 +1,527 @@
+"""Does it matter for an edit where tracing finds the fact? Edits of every layer beside that layer's tracing effect.
+
+The grid: every fact is edited at every layer, by every method, for every problem; each edit is made on the unedited
+model, scored and let go.  Edits of one layer are independent: they are made side by side, and where their patches are
+of low rank they are scored side by side, each row of a batch under its own patch.  What is done lies in one file, and a
+study that was stopped goes on where it was.
+
+Source: Hase et al. 2023, "Does Localization Inform Editing?", arXiv 2301.04213, sections 4 to 6.
+"""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness.editing import schedule
+from harness.editing.directions import Direction
+from harness.editing.editor import Edit, Editor, Example, Recipe, compose, settable
+from harness.errors import DataError, RestoreError, UsageError
+from harness.exam import tasks
+from harness.io import files
+from harness.methods.descent import Answer
+from harness.methods.locate_then_edit import LocateThenEdit, with_root
+from harness.models.lm import LM, combined_sha256, load
+from harness.patches.patch import Patch, Rows, patched, patched_rows, shareable
+from harness.runs import record
+from harness.studies.causal import trace
+from harness.studies.localization.problems import (
+    PROBLEMS,
+    PUBLISHED,
+    Case,
+    Posed,
+    Problem,
+    ProblemSettings,
+    SubjectNoise,
+    layers_around,
+    log_probabilities,
+    pose,
+    settings_for,
+)
+from harness.studies.localization.success import essence_score, mean, neighborhood_score, perplexity, rewrite_score
+
+__all__ = ["EFFECTS", "KINDS", "METHODS", "SCORES", "Grid", "Method", "Study", "localize", "open_study", "required"]
+
+METHODS = ("ft_l@1", "ft_l@5", "rome@1", "memit@5")
+"""The paper's four: fine-tuning of one layer and of five, ROME, and MEMIT over five."""
+
+KINDS = ("rewrite", "paraphrase", "neighborhood")
+SCORES = (*KINDS, "essence")
+EFFECTS = ("last_subject", "last_subject_absolute", "zeroing")
+"""Other measures of where a fact is: the effect at the subject's last token, as a fraction and as a difference of
+probabilities, and what zeros in place of the outputs at the subject's tokens cost."""
+
+_PORTION = 64
+"""Facts that are edited before what is done is written down."""
+
+_TEXTS, _LENGTH, _TOP = 5, 100, 5  # texts about a subject, their tokens, and of how many each is drawn
+_LEAST_FACTS = 3
+
+
+@dataclass(frozen=True)
+class Method:
+    """An editor and how many layers it edits together.
+
+    Attributes:
+        editor: the editor's name.
+        window: the number of layers around one.
+    """
+
+    editor: str
+    window: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Method:
+        """``rome@1`` or ``rome``.
+
+        Raises:
+            UsageError: what follows the @ is not a number of layers.
+        """
+        name, at, window = text.strip().partition("@")
+        if at and (not window.isdecimal() or int(window) < 1):
+            raise UsageError(f"method '{text}': '{window}' is not a number of layers; write for example ft_l@5")
+        return cls(name, int(window) if at else 1)
+
+    def __str__(self) -> str:
+        return f"{self.editor}@{self.window}"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A study, as one frozen value.
+
+    Attributes:
+        model: a shipped model, a folder, or a Hub repository.
+        edits: an edit set.
+        look_at: how many of its rows, from the first; None for all.
+        facts: how many of those that the model knows are studied, from the first; None for all.
+        split: of the edit set.
+        data_dir: where rows come from.
+        problems: the problems.
+        methods: the methods.
+        layers: the layers that are edited; None for all.
+        settings: hyperparameters of editors, ``field`` or ``editor.field``, which win over those of the paper.
+        trace: how the facts are traced.
+        asked: what the problems leave open.
+        essence: whether texts about the subject are scored.
+        perplexity: ``plain``, or ``released`` to divide by the number of all tokens.
+        seed: of the editors and of the texts about subjects.
+        dtype: of the model.
+        text: plain text for second moments; None for the model's default.
+        arch: parts of the model named by hand.
+    """
+
+    model: str = "mini"
+    edits: str = "counterfact"
+    look_at: int | None = None
+    facts: int | None = None
+    split: str = "test"
+    data_dir: str = "mini"
+    problems: tuple[Problem, ...] = PROBLEMS
+    methods: tuple[Method, ...] = tuple(map(Method.parse, METHODS))
+    layers: tuple[int, ...] | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    trace: trace.TraceSettings = trace.PRESETS["hase"]
+    asked: ProblemSettings = PUBLISHED
+    essence: bool = True
+    perplexity: str = "plain"
+    seed: int = 0
+    dtype: str = "float32"
+    text: str | None = None
+    arch: Mapping[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The study as plain values."""
+        plain = asdict(self)
+        plain["methods"] = [str(method) for method in self.methods]
+        return dict(json.loads(json.dumps(plain)))
+
+    @property
+    def id(self) -> str:
+        """The hash that names its file."""
+        return record.identity(self.to_json())
+
+
+@dataclass(eq=False)
+class Study:
+    """What is known of a study so far.
+
+    Attributes:
+        path: its file.
+        plan: the study as plain values.
+        model: name, sha256, number of layers, those that are edited, and the identity of the rows of the edit set.
+        facts: id -> the tracing effect of each layer; None where tracing found none.
+        effects: other measures of it, by name (:data:`EFFECTS`) -> id -> of each layer; None where there is none.
+        skipped: why facts were left out -> how many.
+        unposed: problem -> why facts were left out of it -> how many.
+        blocks: ``problem/method/layer`` -> id -> scores in the order of :data:`SCORES`, then the probability of the
+            target after the prompt, before and after; of Error Injection also that of the true object, after.
+        complete: whether the whole grid is done.
+        versions: of what computed the numbers.
+    """
+
+    path: Path
+    plan: dict[str, Any]
+    model: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, list[float] | None] = field(default_factory=dict)
+    effects: dict[str, dict[str, list[float] | None]] = field(default_factory=dict)
+    skipped: dict[str, int] = field(default_factory=dict)
+    unposed: dict[str, dict[str, int]] = field(default_factory=dict)
+    blocks: dict[str, dict[str, list[float | None]]] = field(default_factory=dict)
+    complete: bool = False
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def save(self) -> None:
+        """Write the whole file or nothing."""
+        body = {key: value for key, value in vars(self).items() if key != "path"}
+        content = json.dumps(body, separators=(",", ":"), allow_nan=False).encode()
+        files.write_whole(self.path, gzip.compress(content, mtime=0))
+
+    def block(self, problem: str, method: Method, layer: int) -> dict[str, list[float | None]]:
+        """The scores of one cell of the grid, by fact."""
+        return self.blocks.setdefault(f"{problem}/{method}/{layer}", {})
+
+
+def open_study(grid: Grid, output: Path, fresh: bool = False) -> Study:
+    """The file of a study: as far as an earlier run came, or empty.
+
+    Raises:
+        UsageError: the folder cannot be written to.
+        DataError: the file cannot be read.
+    """
+    files.require_writable(output)
+    name = grid.model.rstrip("/").rpartition("/")[2]
+    path = output / f"localize--{name}--{grid.id[:8]}.json.gz"
+    if fresh or not path.exists():
+        return Study(path, grid.to_json())
+    try:
+        return Study(path, **json.loads(gzip.decompress(path.read_bytes())))
+    except (OSError, EOFError, ValueError, TypeError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); start anew with --fresh") from error
+
+
+def required(facts: int, layers: int) -> None:
+    """See that there are enough facts for a regression on layers and effects.
+
+    Raises:
+        DataError: there are not; says how many are needed.
+    """
+    if facts < _LEAST_FACTS:
+        raise DataError(
+            f"{facts} facts that the model knows and that tracing can explain: a regression with an intercept and a "
+            f"slope for each of {layers} layers needs at least {_LEAST_FACTS}; look at more rows with --edits NAME:N"
+        )
+
+
+Report = Callable[[str, int, int], None]
+
+
+def _silent(phase: str, done: int, total: int) -> None:
+    """Tell nobody."""
+
+
+def localize(
+    grid: Grid, output: Path, device: str | None = None, fresh: bool = False, report: Report = _silent
+) -> Study:
+    """Carry out a study; its file is on disk when this returns, and as far as it came when this raises.
+
+    Raises:
+        HarnessError: the study cannot be carried out; RestoreError if the model is not bitwise what it was.
+        UsageError: what is done of it was done with other weights, or with other rows.
+        DataError: too few facts.
+    """
+    study = open_study(grid, output, fresh)
+    lm = load(grid.model, grid.dtype, device, dict(grid.arch) or None, grid.text)
+    layers = _checked_layers(lm, grid)
+    before = lm.state_hashes()
+    examples = tasks.read_examples(grid.edits, grid.data_dir, grid.split, grid.look_at)
+    rows = record.identity({"rows": [asdict(one) for one in examples]})
+    _require_same(study, grid, combined_sha256(before), rows)
+    if study.complete:
+        return study
+    _check_editors(lm, grid, examples)
+    examples = _traced(lm, grid, examples, study, report)
+    required(sum(effect is not None for effect in study.facts.values()), lm.arch.layers)
+    study.model = {"name": grid.model, "sha256": combined_sha256(before), "layers": lm.arch.layers, "edited": layers}
+    study.model["rows"] = rows
+    study.versions = record.versions()
+    study.save()
+    texts = _texts(lm, [e.edit for e in examples], grid.seed, report) if grid.essence else {}
+    for problem in grid.problems:
+        posed = pose(lm, examples, problem, grid.asked)
+        study.unposed[problem] = _counted(posed.skipped)
+        _Problem(lm, grid, study, posed, layers, texts, report).go()
+    changed = [name for name, digest in lm.state_hashes().items() if digest != before[name]]
+    if changed:
+        raise RestoreError(f"'{changed[0]}' is not what it was before the study, whose numbers cannot be trusted")
+    study.complete = True
+    study.save()
+    return study
+
+
+def _require_same(study: Study, grid: Grid, weights: str, rows: str) -> None:
+    """See that what an earlier run left is of the same weights and rows: the names of both stay when a file changes."""
+    for name, what, mine in (("sha256", f"weights of {grid.model}", weights), ("rows", f"rows of {grid.edits}", rows)):
+        if study.model.get(name, mine) != mine:
+            raise UsageError(f"{study.path}: was begun with other {what}; start anew with --fresh, or choose --output")
+
+
+def _checked_layers(lm: LM, grid: Grid) -> list[int]:
+    layers = list(range(lm.arch.layers)) if grid.layers is None else sorted(set(grid.layers))
+    for layer in layers:
+        lm.arch.down_of(layer)
+    trace.check(lm, grid.trace)
+    return layers
+
+
+def _check_editors(lm: LM, grid: Grid, examples: Sequence[Example]) -> None:
+    """Refuse what no editor can do before anything is measured."""
+    for method, problem in itertools.product(grid.methods, grid.problems):
+        editor = _built(lm, grid, method, problem, 0)
+        direction: Direction = "erasure" if problem == "fact_erasure" else "likelihood"
+        schedule.check(editor, lm, [replace(e.edit, direction=direction) for e in examples[:1]], "isolated")
+
+
+def _built(lm: LM, grid: Grid, method: Method, problem: Problem, layer: int) -> Editor:
+    """The editor of one cell of the grid."""
+    recipe = compose(method.editor)
+    own = settings_for(lm.name, recipe.cls.name, problem, method.window)
+    around = layers_around(layer, method.window, lm.arch.layers)
+    if "layers" not in settable(recipe.cls):
+        raise UsageError(f"{recipe.cls.name} has no layers to choose, so it cannot be placed at one; leave it out")
+    return recipe.build(lm, {**own, **_mine(grid.settings, recipe), "layers": around}, grid.seed)
+
+
+def _mine(settings: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """The settings that are of this editor: ``field`` where it has one, ``editor.field`` of its own parts."""
+    known = {name for cls in recipe.parts for name in settable(cls)}
+    parts = {cls.name for cls in recipe.parts}
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        part, dot, name = key.rpartition(".")
+        if (dot and part in parts) or (not dot and name in known):
+            found[key] = value
+    return found
+
+
+def _traced(lm: LM, grid: Grid, examples: Sequence[Example], study: Study, report: Report) -> list[Example]:
+    """The examples whose facts the model knows; their tracing effects go into the study."""
+    by_id = {e.edit.id: e for e in examples}
+    if not study.facts or not study.effects:
+        facts = [e.edit for e in examples]
+        chosen = trace.select(lm, facts, grid.trace, lambda done, total: report("which facts are known", done, total))
+        study.skipped = _counted({one.fact.id: one.reason for one in chosen.skipped})
+        chosen = replace(chosen, asked=chosen.asked[: grid.facts])
+        for found in trace.trace_each(lm, chosen, grid.trace, lambda done, total: report("trace", done, total)):
+            study.facts[found.fact.id] = _known(found.layer_effect("max"))
+            for name, effect in zip(EFFECTS, _others(found), strict=True):
+                study.effects.setdefault(name, {})[found.fact.id] = _known(effect)
+    return [by_id[identity] for identity, effect in study.facts.items() if effect is not None]
+
+
+def _others(found: trace.Traced) -> tuple[torch.Tensor, ...]:
+    """The effects of :data:`EFFECTS`."""
+    return found.layer_effect("last_subject"), found.layer_effect("last_subject", scaled=False), found.removed
+
+
+def _known(effect: torch.Tensor) -> list[float] | None:
+    return None if bool(effect.isnan().any()) else [_short(value) for value in effect.tolist()]
+
+
+def _counted(reasons: Mapping[str, str]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for reason in reasons.values():
+        plain = reason.partition(" has probability")[0]
+        found[plain] = found.get(plain, 0) + 1
+    return found
+
+
+def _short(value: float) -> float:
+    """Six digits, so that a study stays small."""
+    return float(f"{value:.6g}")
+
+
+def _texts(lm: LM, edits: Sequence[Edit], seed: int, report: Report) -> dict[str, list[Answer]]:
+    """Five texts of the unedited model about each subject, that begin with "{subject} is a" (id -> texts in tokens).
+
+    Each next token is drawn from the five most probable; a text is scored from its second token on.
+    """
+    found: dict[str, list[Answer]] = {}
+    for done, edit in enumerate(edits):
+        with lm.plain_generation(), torch.random.fork_rng():
+            torch.manual_seed(seed)
+            ids = torch.tensor([lm.encode(f"{edit.subject} is a")] * _TEXTS, device=lm.device)
+            wanted = min(_LENGTH, lm.context)
+            written: torch.Tensor = lm.model.generate(  # type: ignore[operator]
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_length=wanted,
+                max_new_tokens=None,
+                do_sample=True,
+                top_k=_TOP,
+                pad_token_id=lm.tokenizer.pad_token_id,
+                eos_token_id=lm.tokenizer.eos_token_id,
+            )
+        found[edit.id] = [_scored(edit, row, lm.tokenizer.eos_token_id, ids.shape[1]) for row in written.tolist()]
+        report("texts about the subjects", done + 1, len(edits))
+    return found
+
+
+def _scored(edit: Edit, ids: list[int], eos: int | None, given: int) -> Answer:
+    """A text, up to where it ended itself."""
+    end = next((i for i, token in enumerate(ids) if i >= given and token == eos), len(ids))
+    return Answer(edit, ids[:1], ids[1:end])
+
+
+@dataclass(eq=False)
+class _Problem:
+    """One problem under way: every method at every layer."""
+
+    lm: LM
+    grid: Grid
+    study: Study
+    posed: Posed
+    layers: Sequence[int]
+    texts: Mapping[str, list[Answer]]
+    report: Report
+
+    def go(self) -> None:
+        """All blocks of the grid that are not done."""
+        cases = self.posed.cases
+        asked = [self._asked(case) for case in cases]
+        before = self._measured(asked, range(len(cases)), None)
+        for method, layer in itertools.product(self.grid.methods, self.layers):
+            block = self.study.block(self.posed.problem, method, layer)
+            left = [i for i, case in enumerate(cases) if case.edit.id not in block]
+            if not left:
+                continue
+            editor = self._ready(_built(self.lm, self.grid, method, self.posed.problem, layer))
+            name = f"{self.posed.problem}, {method}, layer {layer}"
+            for first in range(0, len(left), _PORTION):
+                portion = left[first : first + _PORTION]
+                self.report(name, len(cases) - len(left) + first, len(cases))
+                # What is made one by one is scored one by one: changes of whole matrices are not kept side by side.
+                alone = self._rows(editor) > 1 or type(editor.root).edit_each is Editor.edit_each
+                for group in [[i] for i in portion] if alone else [portion]:
+                    patches = self._edited(editor, [cases[i].edit for i in group])
+                    for i, found in zip(group, self._measured(asked, group, patches), strict=True):
+                        block[cases[i].edit.id] = self._scores(asked[i], before[i], found)
+                self.study.save()
+            self.report(name, len(cases), len(cases))
+
+    def _ready(self, editor: Editor) -> Editor:
+        """The editor with what it takes from the unedited model already taken: no noise may get into it."""
+        root = editor.root
+        if self.posed.noise is None or not isinstance(root, LocateThenEdit):
+            return editor
+        prior = root.prior(self.lm, None, root.edited_layers(self.lm))
+        return with_root(editor, editor.name, contexts=tuple(prior.contexts))
+
+    def _edited(self, editor: Editor, edits: Sequence[Edit]) -> list[Patch]:
+        """One patch for each edit, all made on the unedited model in the state that the problem asks for."""
+        rows = self._rows(editor)
+        with patched(self.lm, self.posed.state(self.lm, rows, self.grid.asked.noise_at == "released")):
+            if rows == 1:
+                return editor.edit_each(self.lm, edits)
+            return [editor.edit(self.lm, [edit] * rows, None) for edit in edits]
+
+    def _rows(self, editor: Editor) -> int:
+        """In how many rows an editor reads one edit: of gradient editors each has a noise of its own."""
+        return self.grid.asked.samples if self.posed.noise and "batch_size" in settable(type(editor.root)) else 1
+
+    def _asked(self, case: Case) -> dict[str, list[Answer]]:
+        """What is scored, by kind."""
+        lm, found = self.lm, {}
+        for kind, prompts in case.prompts.items():
+            found[kind] = [Answer(case.edit, lm.encode(p), lm.continuation(p, case.edit.continuation)) for p in prompts]
+        return {**found, "essence": self.texts.get(case.edit.id, []), "true": self._true(case)}
+
+    def _true(self, case: Case) -> list[Answer]:
+        """The true object after the prompt, which an injected error is compared with."""
+        if self.posed.problem != "error_injection":
+            return []
+        text = case.edit.text
+        return [Answer(case.edit, self.lm.encode(text), self.lm.continuation(text, f" {case.edit.target_old}"))]
+
+    def _measured(
+        self, asked: Sequence[Mapping[str, list[Answer]]], which: Sequence[int], patches: Sequence[Patch] | None
+    ) -> list[dict[str, list[float]]]:
+        """The log-probability of every answer of some cases, each under its own patch; None for the unedited model."""
+        flat = [
+            (place, kind, answer) for place, i in enumerate(which) for kind in asked[i] for answer in asked[i][kind]
+        ]
+        found: list[dict[str, list[float]]] = [{kind: [] for kind in asked[i]} for i in which]
+        state, owner = self.posed.state(self.lm), [which[place] for place, _, _ in flat]
+        noise = state.hooks.get(self.lm.arch.embedding)
+        values = [0.0] * len(flat)
+        for members, held in self._groups([place for place, _, _ in flat], patches):
+            with held as carrier, patched(self.lm, state):
+
+                def before(chunk: Sequence[int], mine: list[int] = members, carrier: Rows | None = carrier) -> None:
+                    if carrier is not None:
+                        carrier.index = torch.tensor([flat[mine[i]][0] for i in chunk])
+                    if isinstance(noise, SubjectNoise):
+                        noise.owners = [owner[mine[i]] for i in chunk]
+
+                scored = log_probabilities(self.lm, [flat[i][2] for i in members], before)
+            for i, value in zip(members, scored, strict=True):
+                values[i] = value
+        for (place, kind, _), value in zip(flat, values, strict=True):
+            found[place][kind].append(value)
+        return found
+
+    def _groups(self, places: Sequence[int], patches: Sequence[Patch] | None) -> Iterator[tuple[list[int], Any]]:
+        """Which answers are scored together, and what holds their patches."""
+        everything = list(range(len(places)))
+        if patches is None:
+            yield everything, _holding(self.lm, Patch())
+        elif all(shareable(patch) for patch in patches):
+            yield everything, patched_rows(self.lm, patches)
+        else:
+            for place, patch in enumerate(patches):
+                if patch.prompt is not None:
+                    raise UsageError("an editor of prompts cannot be placed at a layer; leave it out")
+                yield [i for i in everything if places[i] == place], _holding(self.lm, patch)
+
+    def _scores(
+        self, asked: Mapping[str, list[Answer]], before: Mapping[str, list[float]], after: Mapping[str, list[float]]
+    ) -> list[float | None]:
+        """The scores of one edit and the probabilities behind them, as :class:`Study` holds them."""
+        p = {kind: ([math.exp(v) for v in before[kind]], [math.exp(v) for v in after[kind]]) for kind in KINDS}
+        found: list[float | None] = [
+            mean([rewrite_score(b, a, self.posed.erases) for b, a in zip(*p[kind], strict=True)])
+            for kind in ("rewrite", "paraphrase")
+        ]
+        found.append(mean([neighborhood_score(b, a) for b, a in zip(*p["neighborhood"], strict=True)]))
+        found.append(self._essence(asked["essence"], before["essence"], after["essence"]))
+        found += [p["rewrite"][0][0], p["rewrite"][1][0], *map(math.exp, after["true"])]
+        return [None if value is None or math.isnan(value) else _short(value) for value in found]
+
+    def _essence(self, texts: Sequence[Answer], before: Sequence[float], after: Sequence[float]) -> float | None:
+        if not texts:
+            return None
+        released = self.grid.perplexity == "released"
+        rises = [
+            _perplexity(a, text, released) - _perplexity(b, text, released)
+            for text, b, a in zip(texts, before, after, strict=True)
+        ]
+        return essence_score(math.fsum(rises) / len(rises))
+
+
+def _perplexity(log_p: float, text: Answer, released: bool) -> float:
+    return perplexity([log_p / len(text.target)] * len(text.target), released)
+
+
+@contextmanager
+def _holding(lm: LM, patch: Patch) -> Iterator[None]:
+    with patched(lm, patch):
+        yield None

@@ -1,0 +1,238 @@
+"""Sweeps of canonical examples: draw configurations, choose on the validation pairs, train anew on the test pairs.
+
+Protocol of Hewitt et al. 2024, "Model Editing with Canonical Examples", arXiv 2402.06155, section 4: in each cell (a
+model, a task, a method) some configurations are drawn and trained on the validation pair; for each ball the one that
+gains most inside it is trained again on the test pair, several times (:mod:`harness.studies.sweeps.swept`).
+
+The trainings run side by side (:mod:`harness.studies.sweeps.crew`).  One whose record is there is never run again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from harness.editing.editor import configure, find
+from harness.errors import UsageError, near
+from harness.exam import tasks
+from harness.exam.canonical import SETS
+from harness.models.lm import load
+from harness.studies.sweeps import trial
+from harness.studies.sweeps.ball import TOLERANCES
+from harness.studies.sweeps.crew import Cluster, carry_out
+from harness.studies.sweeps.draws import PUBLISHED, draw, method
+from harness.studies.sweeps.swept import chosen, groups
+from harness.studies.sweeps.trial import Job, Trial
+
+__all__ = ["Sweep", "run", "test_jobs", "validation_jobs"]
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a sweep file says.
+
+    Attributes:
+        model: a shipped model, a folder, or a Hub repository.
+        tasks: canonical sets.
+        methods: method -> distributions that differ from the published ones; see :mod:`harness.studies.sweeps.draws`.
+        configurations: how many are drawn in each cell: published are 25 (Backpack) and 10.
+        seeds: how often the chosen one is trained on the test pair.
+        balls: tolerances.
+        data_dir: where the rows come from.
+        dtype: of the model.
+        seed: of the draws.
+        cpus: of one training.
+        gpus: of one training; parts of one are allowed.
+    """
+
+    model: str = "mini"
+    tasks: tuple[str, ...] = SETS
+    methods: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"full": {}, "lora": {}})
+    configurations: int = 10
+    seeds: int = 5
+    balls: tuple[float, ...] = TOLERANCES
+    data_dir: str = "mini"
+    dtype: str = "float32"
+    seed: int = 0
+    cpus: float = 1
+    gpus: float = 0
+
+    @classmethod
+    def read(cls, path: Path) -> Sweep:
+        """A sweep from a YAML file.
+
+        Raises:
+            UsageError: the file cannot be read, or a field does not exist or has the wrong type.
+        """
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UsageError(f"{path}: cannot be read ({error.strerror}); give a YAML file of a sweep") from error
+        except (yaml.YAMLError, ValueError) as error:
+            raise UsageError(f"{path}: not YAML ({str(error).splitlines()[0]}); give fields of a sweep") from error
+        if not isinstance(values, dict):
+            raise UsageError(f"{path}: holds {type(values).__name__}, expected fields such as 'methods: [full, lora]'")
+        return cls.of(values, str(path))
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], where: str = "sweep") -> Sweep:
+        """A sweep from plain values; raises what :meth:`read` raises."""
+        known = {f.name for f in fields(cls)}
+        for key in values:
+            if key not in known:
+                raise UsageError(f"{where}: '{key}' is not a field of a sweep{near(str(key), known)}")
+        chosen = {**values}
+        if isinstance(chosen.get("methods"), list | str):
+            names = chosen["methods"] if isinstance(chosen["methods"], list) else [chosen["methods"]]
+            chosen["methods"] = {str(name): {} for name in names}
+        if "methods" in chosen:
+            chosen["methods"] = _methods(chosen["methods"], where)
+        for key, kind in _TYPES.items():
+            if key in chosen:
+                chosen[key] = kind(chosen[key], f"{where}: '{key}'")
+        return cls(**chosen)
+
+
+def _methods(value: object, where: str) -> dict[str, Mapping[str, Any]]:
+    if not isinstance(value, dict) or not value or not all(isinstance(v, dict | None) for v in value.values()):
+        raise UsageError(f"{where}: 'methods' is {value!r}, expected names such as {', '.join(PUBLISHED)}")
+    return {str(name): dict(changed or {}) for name, changed in value.items()}
+
+
+def _text(value: object, where: str) -> str:
+    if not isinstance(value, str):
+        raise UsageError(f"{where} is {value!r}, expected a text")
+    return value
+
+
+def _whole(value: object, where: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise UsageError(f"{where} is {value!r}, expected a whole number")
+    return value
+
+
+def _count(value: object, where: str) -> int:
+    if not _whole(value, where):
+        raise UsageError(f"{where} is 0, expected at least 1")
+    return int(str(value))
+
+
+def _share(value: object, where: str) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or value < 0:
+        raise UsageError(f"{where} is {value!r}, expected a number from 0")
+    return float(value)
+
+
+def _sets(value: object, where: str) -> tuple[str, ...]:
+    names = value if isinstance(value, list) else [value]
+    for name in names:
+        if name not in SETS:
+            raise UsageError(f"{where} names '{name}', which is no canonical set{near(str(name), SETS)}")
+    return tuple(names)
+
+
+def _balls(value: object, where: str) -> tuple[float, ...]:
+    found = value if isinstance(value, list) else [value]
+    try:
+        numbers = tuple(float(str(v)) for v in found)  # YAML reads 1e-3 as a text
+    except (TypeError, ValueError):
+        numbers = ()
+    if not numbers or not all(number > 0 for number in numbers):
+        raise UsageError(f"{where} is {value!r}, expected tolerances such as [0.001, 0.0001]")
+    return numbers
+
+
+_TYPES: Mapping[str, Callable[[object, str], Any]] = {
+    **dict.fromkeys(("model", "data_dir", "dtype"), _text),
+    **dict.fromkeys(("configurations", "seeds"), _count),
+    **dict.fromkeys(("cpus", "gpus"), _share),
+    "seed": _whole,
+    "tasks": _sets,
+    "balls": _balls,
+}
+
+
+# --- jobs -------------------------------------------------------------------------------------------------------------
+
+
+def validation_jobs(sweep: Sweep, layers: int) -> list[Job]:
+    """The trainings on the validation pairs: of each cell as many configurations as asked for, each of them once.
+
+    Args:
+        sweep: the sweep.
+        layers: how many layers the model has.
+    """
+    found: dict[str, Job] = {}
+    for name, changed in sweep.methods.items():
+        for task in sweep.tasks:
+            known = method(name, task, changed)
+            for number in range(sweep.configurations):
+                where = f"{sweep.seed} {name} {task} {number}"
+                settings = draw(known.settings, where, layers, f"method {name}")
+                job = Job(sweep.model, task, name, known.editor, settings)
+                job = replace(job, data_dir=sweep.data_dir, dtype=sweep.dtype, seed=sweep.seed)
+                job = _companion(job) if job.editor == trial.COMPANION else job
+                found[job.name] = job
+    return list(found.values())
+
+
+def _companion(job: Job) -> Job:
+    """The training of the companion itself."""
+    editor: Any = configure(
+        find(job.editor), job.model, job.settings
+    )  # what it cannot take is told before any training
+    settings = {name: value for name, value in job.settings.items() if name != "model"}
+    return replace(job, model=editor.model, editor=editor.method, settings=settings, beside=job.model)
+
+
+def test_jobs(sweep: Sweep, validated: Sequence[Trial]) -> list[Job]:
+    """The trainings on the test pairs: whatever some ball and rule has chosen, with each seed, once.
+
+    A companion is examined for each ball by itself.
+    """
+    picks = []
+    for trials in groups(validated).values():
+        if trials[0].job.beside is None:
+            picks += [one.job for one in chosen(trials, sweep.balls)]
+        else:
+            picks += [replace(one.job, ball=ball) for ball in sweep.balls for one in chosen(trials, [ball])]
+    return [replace(job, split="test", seed=seed) for job in picks for seed in range(sweep.seeds)]
+
+
+# --- carrying out -----------------------------------------------------------------------------------------------------
+
+
+def run(sweep: Sweep, folder: Path, cluster: Cluster, progress: Progress) -> tuple[list[Trial], list[Trial]]:
+    """Carry out a sweep; what has a record in the folder is not run again.
+
+    Returns:
+        the trials of the validation pairs, and of the test pairs.
+
+    Raises:
+        HarnessError: something that the sweep names cannot be used; what was finished stays.
+    """
+    for task in sweep.tasks:
+        tasks.read_edits(task, sweep.data_dir, "val")  # cheap mistakes first
+    layers = load(sweep.model, sweep.dtype, "cpu").arch.layers
+    jobs = validation_jobs(sweep, layers)
+    validated = _finished(jobs, folder, cluster, lambda done, total: progress("validation", done, total))
+    jobs = test_jobs(sweep, validated)
+    return validated, _finished(jobs, folder, cluster, lambda done, total: progress("test", done, total))
+
+
+def _finished(jobs: Sequence[Job], folder: Path, cluster: Cluster, progress: Callable[[int, int], None]) -> list[Trial]:
+    missing = [job for job in jobs if not (folder / f"{job.name}.json").is_file()]
+    done = len(jobs) - len(missing)
+    progress(done, len(jobs))
+    for one in carry_out(missing, trial.train, cluster):
+        trial.write(folder, one)
+        done += 1
+        progress(done, len(jobs))
+    found = [trial.read(folder, job) for job in jobs]
+    return [one for one in found if one is not None]

@@ -1,0 +1,348 @@
+"""One training on canonical examples: what is measured before it and after each pass, and the record of that.
+
+The set's evaluation, its hard negatives and texts, and the general text of the ball are scored through lm-eval like any
+task.  A state of the weights that was measured before is not measured again, whichever pass it comes after; the
+unedited state is measured once for all trainings of a process on one pair.  On the validation pair only what chooses is
+measured, as in the published runs: the evaluation and the general text.
+
+A companion (Hewitt et al. 2024, section 6) is trained and chosen alone on the validation pair.  On the test pair the
+large model is examined with the companion beside it, and after each pass as much of the companion's change is added as
+the ball allows (:func:`harness.methods.logit_ensemble.largest_beta`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from harness.editing.editor import Editor, compose, find, settable
+from harness.errors import DataError, NumericalError
+from harness.exam import data, general_text, measure, tasks
+from harness.exam.adapter import EditedLM
+from harness.exam.measure import Measured
+from harness.io import files
+from harness.methods.logit_ensemble import largest_beta
+from harness.models.lm import LM, combined_sha256, load
+from harness.patches.patch import Patch
+from harness.runs import record
+from harness.studies.sweeps.ball import Epoch
+
+__all__ = ["Job", "Trial", "read", "read_all", "train", "write"]
+
+BALL = "ball"
+COMPANION = "companion"  # the editor of a large model that examines what another one has learned
+_MEASURED = ("hard_negative", "hard_negative_released", "text_nll")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is trained, on which pair of a set.
+
+    Attributes:
+        model: a shipped model, a folder, or a Hub repository: what is trained.
+        task: the canonical set.
+        method: the name under which tables show it.
+        editor: the editor.
+        settings: its hyperparameters.
+        split: ``val`` or ``test``.
+        seed: of everything random.
+        data_dir: where the rows come from.
+        dtype: of the model; of the large one where there are two, as a companion is float32.
+        beside: the large model, whose companion is trained; None where what is trained is examined itself.
+        ball: the tolerance that a companion keeps to beside it, on the test pair.
+    """
+
+    model: str
+    task: str
+    method: str
+    editor: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    split: str = "val"
+    seed: int = 0
+    data_dir: str = "mini"
+    dtype: str = "float32"
+    beside: str | None = None
+    ball: float | None = None
+
+    @property
+    def configuration(self) -> str:
+        """What is the same for all splits, balls and seeds of one configuration."""
+        return record.identity({k: v for k, v in asdict(self).items() if k not in ("split", "ball", "seed")})
+
+    @property
+    def shown(self) -> str:
+        """The model whose tables it belongs to."""
+        return self.beside or self.model
+
+    @property
+    def examined(self) -> str:
+        """The model that is measured."""
+        return self.shown if self.split == "test" else self.model
+
+    @property
+    def name(self) -> str:
+        """The name of its record."""
+        model = Path(self.shown).name
+        return f"{model}--{self.task}--{self.method}--{self.split}--{record.identity(asdict(self))[:12]}"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A job and what came out.
+
+    Attributes:
+        job: the job.
+        log: the unedited model, and the model after each pass; an infinite general loss where training broke down.
+        values: metric -> pass -> what each document of the evaluation set has; not part of the small record.
+        reason: why training ended early; None where it did not.
+        seconds: how long it took.
+    """
+
+    job: Job
+    log: tuple[Epoch, ...]
+    values: Mapping[str, list[list[float]]] = field(default_factory=dict)
+    reason: str | None = None
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """The record, as plain values; what is not finite is null."""
+        return {
+            "job": asdict(self.job),
+            "log": [{k: _finite(v) for k, v in asdict(epoch).items()} for epoch in self.log],
+            "reason": self.reason,
+            "seconds": round(self.seconds, 2),
+            "versions": record.versions(),
+            "schema": 1,
+        }
+
+
+def _finite(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else value
+
+
+State = tuple[str, str]
+"""The hash of all weights, and what was scored with them."""
+
+
+@dataclass(eq=False)
+class _Exam:
+    """The suite of a job on its model, with the states of the weights that were measured.
+
+    Attributes:
+        model: the model.
+        suite: the set of the job, and the general text.
+        task: the set's name.
+        documents: which documents of the set are scored; None for all.
+        hashes: of the weights as they are without a patch.
+        known: what was measured.
+    """
+
+    model: EditedLM
+    suite: tasks.Suite
+    task: str
+    documents: list[int] | None
+    hashes: Mapping[str, str]
+    known: dict[State, Measured] = field(default_factory=dict)
+
+    def look(self, patch: Patch, loss: float | None) -> tuple[Epoch, Measured]:
+        """Measure one state; the losses and successes of single documents come with it.
+
+        Raises:
+            DataError: no document of the ball has a token that is scored.
+        """
+        with self.model.holding(patch):
+            found = {task.name: self._scored(task, self._state(patch)) for task in self.suite.tasks}
+        if not any(ratio.den for ratio in found[BALL].values["general"].values()):
+            raise DataError(
+                f"{BALL}: no text has two tokens, so that none is scored; give longer ones in the data folder"
+            )
+        means = {metric: _mean(values) for measured in found.values() for metric, values in measured.values.items()}
+        rest = {name: means.get(name) for name in _MEASURED}
+        return Epoch(means["general"], 1 - means["success"], train_loss=loss, **rest), found[self.task]
+
+    def weighed(self, patch: Patch, loss: float | None, ball: float) -> tuple[Epoch, Measured]:
+        """Measure a companion's change, as much of it as the ball allows."""
+        whole, start = self.look(patch, loss), self.look(Patch(), None)[0].general
+        known = {0.0: start, 1.0: whole[0].general}
+        beta = largest_beta(lambda share: known[share] if share in known else self._general(_of(patch, share)), ball)
+        epoch, measured = whole if beta == 1 else self.look(_of(patch, beta), loss)
+        return replace(epoch, beta=beta), measured
+
+    def _general(self, patch: Patch) -> float:
+        """The general loss alone."""
+        (text,) = (task for task in self.suite.tasks if task.name == BALL)
+        with self.model.holding(patch):
+            return _mean(self._scored(text, self._state(patch)).values["general"])
+
+    def _state(self, patch: Patch) -> str | None:
+        """The hash of the weights as they are now; None where a patch changes more than weights."""
+        if not patch.only_weights:
+            return None
+        return combined_sha256({**self.hashes, **self.model.lm.hashes(patch.weights)})
+
+    def _scored(self, task: tasks.Task, state: str | None) -> Measured:
+        if state is not None and (state, task.name) in self.known:
+            return self.known[state, task.name]
+        chosen = self.documents if task.name == self.task else None
+        found = measure.measure_task(self.model, task, None, chosen)
+        if state is not None:
+            self.known[state, task.name] = found
+        return found
+
+
+def _mean(values: Mapping[str, Any]) -> float:
+    weight = math.fsum(ratio.den for ratio in values.values())
+    return math.fsum(ratio.num for ratio in values.values()) / weight if weight else math.nan
+
+
+def _of(patch: Patch, beta: float) -> Patch:
+    """So much of a companion's change."""
+    rule: Any = patch.logits
+    return replace(patch, logits=rule.weighing(beta)) if beta else Patch()
+
+
+Pair = tuple[str, str, str]
+"""A set, where its rows come from, and the split."""
+
+
+@lru_cache(maxsize=1)
+def _loaded(model: str, dtype: str) -> tuple[EditedLM, dict[Pair, _Exam]]:
+    """The model, and the exams that it has had; both go when another model comes."""
+    return EditedLM(load(model, dtype)), {}
+
+
+def _exam(job: Job) -> _Exam:
+    """The exam of a job, with what is known of the unedited model."""
+    model, exams = _loaded(job.examined, job.dtype if job.examined == job.shown else "float32")
+    pair = (job.task, job.data_dir, job.split)
+    if pair not in exams:
+        exams[pair] = _unedited(model, *pair)
+    # Hashed anew: weights that an earlier training left behind are not the unedited ones.
+    return replace(exams[pair], hashes=_hashes(model.lm), known=dict(exams[pair].known))
+
+
+def _unedited(model: EditedLM, task: str, data_dir: str, split: str) -> _Exam:
+    suite = tasks.load([BALL], task, None, data_dir, model.lm.tokenizer, split=split)
+    exam = _Exam(model, suite, task, _chosen(suite, task) if split == "val" else None, _hashes(model.lm))
+    exam.look(Patch(), None)
+    return exam
+
+
+def _chosen(suite: tasks.Suite, task: str) -> list[int]:
+    """The documents of the evaluation, by which a configuration is chosen."""
+    (rows,) = (one.task.eval_docs for one in suite.tasks if one.name == task)
+    return [i for i, row in enumerate(rows) if row["kind"] == "evaluation"]
+
+
+def _hashes(lm: LM) -> dict[str, str]:
+    return lm.hashes(name for name, _ in lm.model.named_parameters())
+
+
+def _settings(job: Job) -> dict[str, Any]:
+    """The settings, with the regulariser's text of the data source where the editor reads one and none is named."""
+    chosen = dict(job.settings)
+    if "kl_text" not in chosen and "kl_text" in settable(find(job.editor.partition("+")[0])):
+        chosen["kl_text"] = str(_regulariser(job.data_dir))
+    return chosen
+
+
+def _regulariser(data_dir: str) -> Path:
+    """A file with the regulariser's text of a data source."""
+    functions: Any = data.functions(data.find()[BALL])
+    texts = functions.texts(data_dir, "regularisation")
+    path = data.cache_folder() / "corpora" / f"{record.identity({'texts': texts})[:16]}.jsonl"
+    return path if path.is_file() else general_text.write(path, texts)
+
+
+def _editor(job: Job, lm: LM) -> Editor:
+    """What trains; a companion that is examined beside the large model, as that one's editor."""
+    settings = _settings(job)
+    if job.examined == job.model:
+        return compose(job.editor).build(lm, settings, job.seed)
+    return compose(COMPANION).build(lm, {**settings, "model": job.model}, job.seed)
+
+
+def train(job: Job) -> Trial:
+    """Carry out a job, on an accelerator where there is one.
+
+    Raises:
+        HarnessError: something that the job names does not exist or cannot be used.
+    """
+    started = time.perf_counter()
+    exam = _exam(job)
+    lm = exam.model.lm
+    editor = _editor(job, lm)
+    edits = tasks.read_edits(job.task, job.data_dir, job.split)
+    seen, reason = [exam.look(Patch(), None)], None
+    if not math.isfinite(seen[0][0].general):
+        raise DataError(f"{job.examined}: the unedited model's general loss is no number; use another --dtype")
+    try:
+        for done in editor.passes(lm, edits):  # one by one: what was measured before a break-down is kept
+            patch = editor.finish(lm, done.patch)
+            seen.append(exam.look(patch, done.loss) if job.ball is None else exam.weighed(patch, done.loss, job.ball))
+    except NumericalError as error:
+        reason = str(error)
+    log = [epoch for epoch, _ in seen]
+    # What comes after a training that broke down is outside of every ball.
+    passes = int(job.settings.get("steps", job.settings.get("epochs", 1)))
+    log += [Epoch(math.inf, 1.0)] * max(0, passes + 1 - len(log)) if reason else []
+    values = {
+        metric: [[ratio.num for ratio in measured.values[metric].values()] for _, measured in seen]
+        for metric in ("success", "loss")
+    }
+    return Trial(job, tuple(log), values, reason, time.perf_counter() - started)
+
+
+def write(folder: Path, trial: Trial) -> Path:
+    """Write the record of a trial, whole or not at all, and beside it the values of single documents."""
+    files.require_writable(folder)
+    path = folder / f"{trial.job.name}.json"
+    rounded = {m: [[round(v, 5) for v in row] for row in rows] for m, rows in trial.values.items()}
+    files.write_whole(files.values_path(path), files.packed(rounded))
+    files.write_whole(path, (files.text(trial.to_json()) + "\n").encode())
+    return path
+
+
+def read(folder: Path, job: Job) -> Trial | None:
+    """The trial of a job, where its record lies in a folder; None where it does not.
+
+    Raises:
+        DataError: the record is damaged.
+    """
+    path = folder / f"{job.name}.json"
+    return _read(path) if path.is_file() else None
+
+
+def read_all(folder: Path) -> list[Trial]:
+    """The trials whose records lie in a folder, its ``runs``, or the ``runs`` of its folders; other files are left.
+
+    Raises:
+        DataError: a record is damaged.
+    """
+    paths = [path for place in ("", "runs/", "*/runs/") for path in sorted(folder.glob(f"{place}*.json"))]
+    return [_read(path) for path in paths if _looks_like_trial(path)]
+
+
+def _looks_like_trial(path: Path) -> bool:
+    with path.open("rb") as file:
+        return re.match(rb'\s*\{\s*"job"', file.read(64)) is not None
+
+
+def _read(path: Path) -> Trial:
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        log = tuple(Epoch(**{**row, "general": _infinite(row["general"])}) for row in kept["log"])
+        return Trial(Job(**kept["job"]), log, reason=kept["reason"], seconds=kept["seconds"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: a damaged record ({str(error)[:80]}); remove it, and it is made again") from error
+
+
+def _infinite(value: float | None) -> float:
+    return math.inf if value is None else float(value)
