@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from harness.editing.editor import Positive
+from harness.editing.hyperparameters import Positive
 from harness.errors import UsageError
 from harness.methods.locate_then_edit import Kept, Solver, Spread, woodbury
 from harness.methods.second_moments import Moment

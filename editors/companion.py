@@ -20,7 +20,10 @@ from transformers.cache_utils import Cache
 from harness import __version__
 from harness.editing import patch_file
 from harness.editing.directions import DIRECTIONS
-from harness.editing.editor import Count, Edit, Editor, NotNegative, Pass, Positive, configure, find
+from harness.editing.edit import Edit
+from harness.editing.editor import Editor, Pass
+from harness.editing.hyperparameters import Count, NotNegative, Positive
+from harness.editing.registry import configure, find
 from harness.errors import DataError, ModelError, UsageError
 from harness.methods.logit_ensemble import combined, common_vocabulary
 from harness.models.lm import LM, load

@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from harness.editing.editor import NotNegative, Positive
+from harness.editing.hyperparameters import NotNegative, Positive
 from harness.errors import NumericalError
 from harness.methods.keys import chosen, depth
 from harness.methods.locate_then_edit import Kept, Solver, Spread, preserved

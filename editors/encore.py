@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from harness.editing.editor import NotNegative, Wrapper
+from harness.editing.editor import Wrapper
+from harness.editing.hyperparameters import NotNegative
 from harness.methods.locate_then_edit import with_root
 
 __all__ = ["Encore"]

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from harness.editing.directions import DIRECTIONS
-from harness.editing.editor import Count, Edit, Editor, NotNegative, Positive
+from harness.editing.edit import Edit
+from harness.editing.editor import Editor
+from harness.editing.hyperparameters import Count, NotNegative, Positive
 from harness.errors import UsageError
 from harness.methods.descent import Loss, Settings, descend, feed_forward
 from harness.methods.keys import chosen, depth

@@ -13,7 +13,9 @@ from statistics import fmean
 from typing import ClassVar
 
 from harness.editing.directions import DIRECTIONS
-from harness.editing.editor import Edit, Pass, Positive
+from harness.editing.edit import Edit
+from harness.editing.editor import Pass
+from harness.editing.hyperparameters import Positive
 from harness.methods.descent import descend, passes
 from harness.methods.finetuning import Finetuning
 from harness.models.lm import LM

@@ -16,7 +16,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from harness.editing.editor import Count, Edit, Editor, NotNegative, Positive
+from harness.editing.edit import Edit
+from harness.editing.editor import Editor
+from harness.editing.hyperparameters import Count, NotNegative, Positive
 from harness.errors import NumericalError, UsageError
 from harness.methods.keys import depth
 from harness.methods.supervised_tokens import Supervised, supervised

@@ -19,7 +19,9 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from harness.editing.editor import Count, Edit, Example, Learned
+from harness.editing.edit import Edit, Example
+from harness.editing.editor import Learned
+from harness.editing.hyperparameters import Count
 from harness.errors import UsageError
 from harness.methods.retrieval import Fact, Index, Sentences, fact, fits, joined
 from harness.models.lm import LM

@@ -22,7 +22,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from harness.editing.editor import Count, Edit, Editor, NotNegative, Share
+from harness.editing.edit import Edit
+from harness.editing.editor import Editor
+from harness.editing.hyperparameters import Count, NotNegative, Share
 from harness.errors import DataError, ModelError, NumericalError
 from harness.methods.keys import Unedited, templates, unedited
 from harness.models.activations import tap, wide

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from harness.editing.directions import DIRECTIONS
-from harness.editing.editor import Count, Edit, Editor, NotNegative, Positive
+from harness.editing.edit import Edit
+from harness.editing.editor import Editor
+from harness.editing.hyperparameters import Count, NotNegative, Positive
 from harness.methods.descent import Settings, descend
 from harness.methods.keys import chosen, depth
 from harness.models.lm import LM

@@ -19,7 +19,9 @@ import torch
 from torch import Tensor
 
 from harness.editing.directions import DIRECTIONS
-from harness.editing.editor import Count, Edit, NotNegative, Pass, Positive, Share
+from harness.editing.edit import Edit
+from harness.editing.editor import Pass
+from harness.editing.hyperparameters import Count, NotNegative, Positive, Share
 from harness.errors import UsageError, near
 from harness.methods.descent import Trained, descend, matrices, passes
 from harness.methods.finetuning import Finetuning

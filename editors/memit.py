@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from harness.editing.editor import NotNegative, Positive
+from harness.editing.hyperparameters import NotNegative, Positive
 from harness.methods.locate_then_edit import Kept, Solver, Spread, ridge
 
 __all__ = ["Memit"]

@@ -18,13 +18,15 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from harness.editing.editor import Count, Edit, Example, Learned, NotNegative, Positive, Share
+from harness.editing.edit import Edit, Example
+from harness.editing.editor import Learned
+from harness.editing.hyperparameters import Count, NotNegative, Positive, Share
 from harness.errors import DataError, NumericalError, UsageError
+from harness.io.plain_text import documents
 from harness.io.progress import bar
 from harness.methods.descent import Answer, answers, listening, log_likelihood, matrices
 from harness.methods.hypernetwork import Hypernetwork, Pair, Shape
 from harness.methods.keys import chosen
-from harness.methods.second_moments import documents
 from harness.models.activations import chunks, wide
 from harness.models.lm import LM
 from harness.patches.delta import Delta, Dense, LowRank

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from harness.editing.editor import Edit, Pass, Positive, Wrapper
+from harness.editing.edit import Edit
+from harness.editing.editor import Pass, Wrapper
+from harness.editing.hyperparameters import Positive
 from harness.errors import UsageError
 from harness.methods.locate_then_edit import LocateThenEdit, with_root
 from harness.models.lm import LM

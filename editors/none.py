@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from harness.editing.directions import DIRECTIONS
-from harness.editing.editor import Edit, Editor
+from harness.editing.edit import Edit
+from harness.editing.editor import Editor
 from harness.models.lm import LM
 from harness.patches.patch import Patch
 

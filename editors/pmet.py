@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from harness.editing.editor import Count, NotNegative, Positive
+from harness.editing.hyperparameters import Count, NotNegative, Positive
 from harness.methods.locate_then_edit import Kept, Solver, Spread, ridge
 from harness.methods.value import Seam
 

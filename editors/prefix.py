@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from harness.editing.editor import SLOT, Edit, Pass, Wrapper
+from harness.editing.edit import SLOT, Edit
+from harness.editing.editor import Pass, Wrapper
 from harness.models.lm import LM
 from harness.patches.patch import Patch
 

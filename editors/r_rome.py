@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from harness.editing.editor import Edit
+from harness.editing.edit import Edit
 from harness.methods.keys import Unedited, inserted
 from harness.methods.rank_one import RankOne, direction
 from harness.methods.value import optimise

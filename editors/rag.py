@@ -17,7 +17,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from harness.editing.editor import Count, Edit, Editor, Share
+from harness.editing.edit import Edit
+from harness.editing.editor import Editor
+from harness.editing.hyperparameters import Count, Share
 from harness.errors import UsageError
 from harness.methods.retrieval import Fact, Index, fact, fits, joined
 from harness.models.activations import wide

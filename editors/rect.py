@@ -16,7 +16,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from harness.editing.editor import Edit, Pass, Share, Wrapper
+from harness.editing.edit import Edit
+from harness.editing.editor import Pass, Wrapper
+from harness.editing.hyperparameters import Share
 from harness.errors import UsageError
 from harness.models.lm import LM
 from harness.patches.delta import Delta, Dense, LowRank

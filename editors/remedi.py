@@ -18,7 +18,9 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from harness.editing.editor import SLOT, Count, Edit, Example, Learned, NotNegative, Positive, Range, Share
+from harness.editing.edit import SLOT, Edit, Example
+from harness.editing.editor import Learned
+from harness.editing.hyperparameters import Count, NotNegative, Positive, Range, Share
 from harness.errors import DataError, NumericalError, UsageError
 from harness.io.progress import bar
 from harness.methods.keys import chosen, depth

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from harness.editing.editor import Edit
+from harness.editing.edit import Edit
 from harness.methods.keys import Unedited, inserted
 from harness.methods.rank_one import RankOne, direction
 from harness.methods.value import optimise

@@ -27,10 +27,12 @@ import torch
 from torch import Tensor
 
 from harness.editing.directions import DIRECTIONS, losses
-from harness.editing.editor import Count, Edit, Editor, NotNegative, Pass, Positive
+from harness.editing.edit import Edit
+from harness.editing.editor import Editor, Pass
+from harness.editing.hyperparameters import Count, NotNegative, Positive
 from harness.errors import DataError, NumericalError, UsageError
+from harness.io.plain_text import documents
 from harness.methods.descent import Answer, answers, rate
-from harness.methods.second_moments import documents
 from harness.models.activations import wide
 from harness.models.lm import LM
 from harness.patches.patch import Part, Patch, Step

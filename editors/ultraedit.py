@@ -22,7 +22,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from harness.editing.editor import Count, Edit, Editor, Positive
+from harness.editing.edit import Edit
+from harness.editing.editor import Editor
+from harness.editing.hyperparameters import Count, Positive
 from harness.errors import NumericalError, UsageError
 from harness.methods.descent import Answer, answers, listening, log_likelihood, matrices, positions
 from harness.methods.keys import chosen, depth

@@ -20,11 +20,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from harness.editing.editor import Count, Edit, Editor, NotNegative, Positive, Share
+from harness.editing.edit import Edit
+from harness.editing.editor import Editor
+from harness.editing.hyperparameters import Count, NotNegative, Positive, Share
 from harness.errors import DataError, NumericalError, UsageError
+from harness.io.plain_text import documents
 from harness.methods import context_templates
 from harness.methods.keys import depth, templates
-from harness.methods.second_moments import documents
 from harness.methods.supervised_tokens import Supervised, supervised
 from harness.models.activations import first, tap, wide
 from harness.models.lm import LM

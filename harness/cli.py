@@ -391,7 +391,8 @@ def fit(
 ) -> None:
     """Let an editor learn what it needs before its first edit (MEND, REMEDI)."""
     from harness.editing import learned_file
-    from harness.editing.editor import Learned, compose
+    from harness.editing.editor import Learned
+    from harness.editing.registry import compose
     from harness.exam.tasks import read_examples
     from harness.models.lm import load
     from harness.runs.plan import parse_edits
@@ -926,7 +927,8 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) ->
 def editors(kind: str) -> None:
     """List the editors: what they do, at which seam they change a model, and their hyperparameters."""
     from harness.editing import promises
-    from harness.editing.editor import find, names, settable
+    from harness.editing.hyperparameters import settable
+    from harness.editing.registry import find, names
 
     if kind == "md":
         click.echo(promises.table(), nl=False)

@@ -36,7 +36,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from editors.rome import Rome
 from harness.editing import patch_file
-from harness.editing.editor import Edit, compose
+from harness.editing.edit import Edit
+from harness.editing.registry import compose
 from harness.editing.schedule import Stop
 from harness.exam import tasks
 from harness.exam.adapter import EditedLM
@@ -44,6 +45,7 @@ from harness.exam.canonical import SETS, CanonicalSet
 from harness.exam.data import TASKS
 from harness.exam.measure import Measured, hold, measure_task, of_cases
 from harness.exam.span_scores import Encoded, score
+from harness.io import plain_text
 from harness.methods import second_moments
 from harness.methods.context_templates import contexts
 from harness.methods.keys import Unedited, inserted, keys, lookup, prompts
@@ -271,7 +273,7 @@ def probability_task(lm: LM, edits: Sequence[Edit]) -> tasks.Task:
 def moments(lm: LM, run: Run) -> None:
     """Second moments of up to five layers in one pass that ends early, against one whole pass a layer."""
     layers = list(range(min(5, lm.arch.layers)))
-    texts = list(second_moments.documents(lm.text))[: run.edits or 200]
+    texts = list(plain_text.documents(lm.text))[: run.edits or 200]
     found: dict[int, Tensor] = {}
     ours = {layer: moment.matrix for layer, moment in second_moments.accumulate(lm, layers, texts).items()}
 

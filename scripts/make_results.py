@@ -20,7 +20,8 @@ from pathlib import Path
 
 from plans import carry_out, identity
 
-from harness.editing.editor import Editor, Wrapper, compose, find, names
+from harness.editing.editor import Editor, Wrapper
+from harness.editing.registry import compose, find, names
 from harness.runs.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -18,7 +18,8 @@ import yaml
 
 from harness import cli
 from harness.editing import learned_file
-from harness.editing.editor import Learned, compose
+from harness.editing.editor import Learned
+from harness.editing.registry import compose
 from harness.models.lm import load
 from harness.runs import record
 from harness.runs.plan import Plan

@@ -22,7 +22,7 @@ from rich.table import Table
 from torch import Tensor
 
 from editors.rect import drawn, kept
-from harness.editing.editor import compose
+from harness.editing.registry import compose
 from harness.exam import tasks
 from harness.methods import keys, second_moments
 from harness.models.lm import load

@@ -31,7 +31,7 @@ from transformers.models import (
     qwen3,
 )
 
-from harness.editing.editor import Edit
+from harness.editing.edit import Edit
 from harness.models import backpack
 from harness.models.lm import LM
 
@@ -276,7 +276,7 @@ def nudge() -> str:
 
 @pytest.fixture(scope="session")
 def is_test() -> Callable[[str], bool]:
-    """Whether there is a test of a name such as ``unit/test_ball.py::test_no_repetition_is_no_change_and_not_zero``."""
+    """Whether there is a test of a name such as ``unit/studies/test_ball.py::test_no_repetition``."""
     known: dict[str, set[str]] = {}
 
     def there(name: str) -> bool:

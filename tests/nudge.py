@@ -12,7 +12,8 @@ from typing import Literal
 
 import torch
 
-from harness.editing.editor import Edit, Editor
+from harness.editing.edit import Edit
+from harness.editing.editor import Editor
 from harness.models.lm import LM
 from harness.patches.delta import Delta, Dense, LowRank
 from harness.patches.patch import Patch

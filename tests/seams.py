@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.editing.editor import Edit, Editor, NotNegative
+from harness.editing.edit import Edit
+from harness.editing.editor import Editor
+from harness.editing.hyperparameters import NotNegative
 from harness.models.lm import LM
 from harness.patches.delta import Dense, LowRank
 from harness.patches.patch import Part, Patch, Step

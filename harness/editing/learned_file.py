@@ -11,9 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from harness.editing.editor import Editor, Learned, configure
+from harness.editing.editor import Editor, Learned
+from harness.editing.registry import configure
 from harness.errors import DataError, UsageError
-from harness.exam.data import cache_folder
+from harness.io.cache import cache_folder
 from harness.io.tensor_file import content_sha256, read, write
 from harness.models.lm import LM
 

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from harness import __version__
-from harness.editing.editor import find
+from harness.editing.registry import find
 from harness.errors import DataError, ModelError, UsageError
 from harness.io import tensor_file
 from harness.models.lm import LM, combined_sha256

@@ -9,7 +9,8 @@ from __future__ import annotations
 import inspect
 
 from harness.editing.directions import DIRECTIONS
-from harness.editing.editor import Editor, Learned, Wrapper, find, names
+from harness.editing.editor import Editor, Learned, Wrapper
+from harness.editing.registry import find, names
 
 __all__ = ["PROMISES", "changes", "kept", "summary", "table"]
 

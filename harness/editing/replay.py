@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.editing import patch_file
-from harness.editing.editor import Edit, Editor
+from harness.editing.edit import Edit
+from harness.editing.editor import Editor
 from harness.models.lm import LM
 from harness.patches.patch import Patch
 

@@ -13,7 +13,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from harness.editing.editor import Edit, Editor, Wrapper, find, names
+from harness.editing.edit import Edit
+from harness.editing.editor import Editor, Wrapper
+from harness.editing.registry import find, names
 from harness.errors import UsageError
 from harness.models.lm import LM
 from harness.patches.patch import Patch, patched

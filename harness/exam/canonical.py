@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     import datasets
 
     from harness.editing.directions import Direction
-    from harness.editing.editor import Edit, Example
+    from harness.editing.edit import Edit, Example
 
 __all__ = ["SETS", "CanonicalSet", "Exam", "Loss", "failed", "loss", "read_rows", "subjects"]
 
@@ -198,7 +198,7 @@ class CanonicalSet:
         Where a row names its subject and the prefix holds it, the prompt has a slot there (the paper's oracle subject);
         elsewhere the whole prefix is the subject (its standard one).
         """
-        from harness.editing.editor import Edit
+        from harness.editing.edit import Edit
 
         made = []
         for number, row in enumerate(found):
@@ -211,7 +211,7 @@ class CanonicalSet:
 
     def examples(self, found: Sequence[Row]) -> list[Example]:
         """The edits, for editors that learn; there are no probes that belong to one edit."""
-        from harness.editing.editor import Example
+        from harness.editing.edit import Example
 
         return [Example(edit) for edit in self.edits(found)]
 

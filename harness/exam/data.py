@@ -40,6 +40,7 @@ import yaml
 from tqdm import tqdm
 
 from harness.errors import DataError, UsageError, near
+from harness.io.cache import cache_folder
 
 if TYPE_CHECKING:
     import datasets
@@ -50,7 +51,6 @@ __all__ = [
     "Provenance",
     "Source",
     "Status",
-    "cache_folder",
     "find",
     "functions",
     "load",
@@ -512,11 +512,6 @@ def _one_line(error: object) -> str:
 
 
 # --- the published address
-
-
-def cache_folder() -> Path:
-    """Where downloaded files are kept."""
-    return Path(os.environ.get("HARNESS_CACHE") or Path.home() / ".cache" / "lm-edit-harness")
 
 
 def _published(dataset: Dataset, source: Source) -> _Place:

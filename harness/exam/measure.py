@@ -16,16 +16,16 @@ from typing import Any
 import lm_eval
 import torch
 
+import harness
 from harness.editing.schedule import Stop
-from harness.exam import statistics, text_metrics
+from harness.exam import numbers, statistics, text_metrics
 from harness.exam.adapter import EditedLM
-from harness.exam.data import cache_folder
 from harness.exam.statistics import Ratio, Values
 from harness.exam.tasks import Task, values_of
 from harness.io import files
+from harness.io.cache import cache_folder
 from harness.models.lm import LM
 from harness.patches.patch import Patch
-from harness.runs import record
 
 __all__ = [
     "Measured",
@@ -36,10 +36,13 @@ __all__ = [
     "hold",
     "load_base",
     "measure_task",
-    "numbers",
     "of_cases",
     "save_base",
+    "summary",
 ]
+
+
+_DECISIVE = ("models", "patches", "exam")
 
 
 @dataclass(eq=False)
@@ -135,7 +138,7 @@ def agree(task: Task, edited: Measured, base: Measured) -> None:
         }
 
 
-def numbers(
+def summary(
     tasks: Sequence[Task], measured: Mapping[str, Measured], base: Mapping[str, Measured] | None, seed: int
 ) -> dict[str, dict[str, Any]]:
     """What is reported under one name: metric -> value, n, interval, reason, and the difference from unedited.
@@ -154,11 +157,11 @@ def numbers(
         directions |= {m: task.directions.get(m.partition(",")[0], True) for m in measured[task.name].names}
         plain |= measured[task.name].plain
         derived |= {score: rule["harmonic"] for score, rule in (task.metadata.get("derived") or {}).items()}
-    table = record.summarise(mine, before, directions, seed=seed, derived=derived, plain=plain)
+    table = numbers.summarise(mine, before, directions, seed=seed, derived=derived, plain=plain)
     for task in tasks:
         for metric, needed in (task.metadata.get("needs") or {}).items():
             if metric not in table:
-                table[metric] = record.missing(f"the source of the rows has no {needed}")
+                table[metric] = numbers.missing(f"the source of the rows has no {needed}")
     return table
 
 
@@ -237,21 +240,10 @@ def _sha256(value: object) -> str:
 
 
 def _code_hash() -> str:
-    digest = hashlib.sha256()
-    for name in (
-        "adapter",
-        "canonical",
-        "measure",
-        "prefixes",
-        "scoring",
-        "spans",
-        "tasks",
-        "teacher",
-        "texts",
-        "data",
-    ):
-        path = Path(__file__).with_name(f"{name}.py")
-        digest.update(path.read_bytes())
+    """Over the folders whose code decides the numbers of an unedited model."""
+    root, digest = Path(harness.__file__).parent, hashlib.sha256()
+    for path in sorted(path for room in _DECISIVE for path in (root / room).rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()
 
 

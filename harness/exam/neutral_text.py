@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from harness.exam.statistics import Ratio
-from harness.methods.second_moments import documents
+from harness.io.plain_text import documents
 from harness.models.lm import LM
 from harness.patches.delta import double
 from harness.patches.patch import PromptRule

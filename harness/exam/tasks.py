@@ -19,7 +19,7 @@ from lm_eval.api.metrics import mean
 from lm_eval.tasks import TaskManager
 from transformers import PreTrainedTokenizerBase
 
-from harness.editing.editor import Edit, Example
+from harness.editing.edit import Edit, Example
 from harness.errors import DataError, HarnessError, UsageError, near
 from harness.exam import data, statistics
 

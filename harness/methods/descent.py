@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from harness.editing.directions import Normalisation, floor, losses, nll
-from harness.editing.editor import Edit
+from harness.editing.edit import Edit
 from harness.errors import DataError, ModelError, NumericalError
 from harness.methods.kl_regulariser import Prior
 from harness.models.activations import wide

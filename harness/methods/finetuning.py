@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from harness.editing.editor import Count, Editor, NotNegative, Positive, Range
+from harness.editing.editor import Editor
+from harness.editing.hyperparameters import Count, NotNegative, Positive, Range
 from harness.methods.descent import Accumulation, Settings
 from harness.methods.kl_regulariser import Prior, prior
 from harness.models.lm import LM

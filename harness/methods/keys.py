@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from harness.editing.editor import Edit
+from harness.editing.edit import Edit
 from harness.errors import DataError, NumericalError, UsageError
 from harness.methods import context_templates
 from harness.methods.context_templates import Kind

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from harness.errors import DataError
-from harness.methods.second_moments import documents
+from harness.io.plain_text import documents
 from harness.models.activations import wide
 from harness.models.lm import LM
 

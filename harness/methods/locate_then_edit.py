@@ -16,7 +16,10 @@ import torch
 from torch import Tensor
 
 from harness.editing.directions import DIRECTIONS
-from harness.editing.editor import Count, Edit, Editor, NotNegative, Positive, Range, Wrapper, find, names, settable
+from harness.editing.edit import Edit
+from harness.editing.editor import Editor, Wrapper
+from harness.editing.hyperparameters import Count, NotNegative, Positive, Range, settable
+from harness.editing.registry import find, names
 from harness.errors import ModelError, NumericalError, UsageError
 from harness.methods.context_templates import Kind
 from harness.methods.keys import FactToken, Unedited, chosen, depth, spread, templates, unedited

@@ -13,7 +13,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from harness.editing.editor import Count, Edit, NotNegative, Positive
+from harness.editing.edit import Edit
+from harness.editing.hyperparameters import Count, NotNegative, Positive
 from harness.methods.keys import Unedited, chosen, depth, keys
 from harness.methods.locate_then_edit import LocateThenEdit
 from harness.methods.second_moments import Moment

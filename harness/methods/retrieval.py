@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from harness.editing.editor import Edit
+from harness.editing.edit import Edit
 from harness.models.lm import LM
 
 __all__ = ["Fact", "Index", "Sentences", "fact", "fits", "joined"]

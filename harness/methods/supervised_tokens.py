@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.editing.editor import Edit
+from harness.editing.edit import Edit
 from harness.errors import DataError
 from harness.models.activations import first, tap, wide
 from harness.models.lm import LM, Batch

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.editing.directions import floor, losses
-from harness.editing.editor import Edit
+from harness.editing.edit import Edit
 from harness.errors import NumericalError
 from harness.methods.keys import FactToken, lookup, prompts
 from harness.models.activations import (

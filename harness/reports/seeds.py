@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
 from typing import Any
 
+from harness.exam.numbers import summarise
 from harness.exam.statistics import Ratio, Values
-from harness.runs.record import Record, identity, summarise
+from harness.runs.record import Record, identity
 
 __all__ = ["Stability", "pool", "stability"]
 

@@ -28,39 +28,20 @@ from filelock import FileLock, Timeout
 
 import harness
 from harness.errors import DataError, UsageError
+from harness.exam.numbers import Json, TaskValues
 from harness.exam.statistics import (
-    Difference,
-    Estimate,
     Ratio,
     Values,
     as_ratio,
-    difference,
-    estimate,
-    harmonic,
-    harmonic_difference,
 )
 from harness.io.files import packed, require_writable, rounded, text, unpacked, values_path, write_whole
 
-__all__ = [
-    "Record",
-    "RecordWriter",
-    "identity",
-    "missing",
-    "name",
-    "paths",
-    "read",
-    "read_all",
-    "summarise",
-    "versions",
-]
+__all__ = ["Record", "RecordWriter", "identity", "name", "paths", "read", "read_all", "versions"]
 
 SCHEMA = 1
 PARTIAL = ".partial"
 LIBRARIES = ("torch", "transformers", "lm_eval", "numpy", "scikit-learn")
 
-Json: TypeAlias = dict[str, Any]
-TaskValues: TypeAlias = Mapping[str, Values]
-"""Of one task: metric -> document id -> contribution."""
 PointValues: TypeAlias = dict[int, dict[str, dict[str, dict[str, Ratio]]]]
 """Number of edits -> task -> metric -> document id -> contribution."""
 
@@ -159,74 +140,6 @@ def _version(library: str) -> str:
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------------
-
-
-def summarise(
-    values: TaskValues,
-    base: TaskValues | None,
-    higher_is_better: Mapping[str, bool | None],
-    *,
-    seed: int,
-    derived: Mapping[str, Sequence[str]] | None = None,
-    plain: Mapping[str, float | None] | None = None,
-) -> dict[str, Json]:
-    """The numbers of one task, as they stand in the record: metric -> value, n, interval, reason, difference.
-
-    Args:
-        values: what each document contributed to each metric.
-        base: the same of the unedited model; ``None`` where this is the unedited model.
-        higher_is_better: by metric; a metric that is not named has no better direction.
-        seed: of the bootstrap.
-        derived: scores that are the harmonic mean of metrics.
-        plain: metrics that are no ratio of sums: their values, without interval.
-    """
-    out: dict[str, Json] = {}
-    for metric, contributions in values.items():
-        change = None if base is None else difference(base.get(metric, {}), contributions, seed)
-        out[metric] = _measure(estimate(contributions, seed), change, higher_is_better.get(metric))
-    for score, parts in (derived or {}).items():
-        own = [values.get(part, {}) for part in parts]
-        change = None if base is None else harmonic_difference([base.get(part, {}) for part in parts], own, seed)
-        out[score] = _measure(harmonic(own, seed), change, higher_is_better.get(score, True))
-    for metric, value in (plain or {}).items():
-        finite = value is not None and math.isfinite(value)
-        reason = "no interval: not a mean over documents" if finite else "not a finite value"
-        out[metric] = _measure(
-            Estimate(value if finite else None, 0, reason=reason), None, higher_is_better.get(metric)
-        )
-    return out
-
-
-def _measure(found: Estimate, change: Difference | None, higher_is_better: bool | None) -> Json:
-    measure: Json = {
-        "value": found.value,
-        "n": found.n,
-        "interval": _pair(found.low, found.high),
-        "reason": found.reason,
-        "higher_is_better": higher_is_better,
-        "difference": None,
-    }
-    if found.clusters is not None:
-        measure["clusters"] = found.clusters
-    if change is not None:
-        measure["difference"] = {
-            "value": change.value,
-            "interval": _pair(change.low, change.high),
-            "p": change.p,
-            "n": change.n,
-            "detectable": change.detectable,
-            "reason": change.reason,
-        }
-    return measure
-
-
-def missing(reason: str) -> Json:
-    """The numbers of a metric that has no value, as they stand in the record."""
-    return _measure(Estimate(None, 0, reason=reason), None, True)
-
-
-def _pair(low: float | None, high: float | None) -> list[float] | None:
-    return None if low is None or high is None else [low, high]
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------

@@ -18,10 +18,12 @@ from typing import Any
 import torch
 
 from harness.editing import learned_file, patch_file, schedule
-from harness.editing.editor import Edit, Editor, compose, find, names
+from harness.editing.edit import Edit
+from harness.editing.editor import Editor
+from harness.editing.registry import compose, find, names
 from harness.editing.replay import replay
 from harness.errors import HarnessError, ModelError, RestoreError, UsageError
-from harness.exam import collapse, data, measure, neutral_text, tasks, weight_change
+from harness.exam import collapse, data, measure, neutral_text, numbers, tasks, weight_change
 from harness.exam.adapter import EditedLM
 from harness.exam.measure import Measured
 from harness.io import files
@@ -326,7 +328,7 @@ class _Run:
                             f"{n}, {state}", done, total
                         )
                         measured[task.name] = self._score(model, task, stop, made)
-                    table = measure.numbers(members, measured, self.base if stop else None, ready.plan.seed)
+                    table = measure.summary(members, measured, self.base if stop else None, ready.plan.seed)
                     values = measure.contributions(members, measured)
                     if stop is None:
                         self.base |= {t.name: measured[t.name] for t in members}
@@ -356,7 +358,7 @@ class _Run:
             for task in members
         }
         if any(values for one in part.values() for values in one.values.values()):
-            table = measure.numbers(members, part, None, self.ready.plan.seed)
+            table = measure.summary(members, part, None, self.ready.plan.seed)
             self.writer.noted(stop.edits, latest={name: table})
 
     def _read_neutral(self, texts: neutral_text.Texts, stop: schedule.Stop | None) -> None:
@@ -370,7 +372,7 @@ class _Run:
                 found = neutral_text.read(lm, texts, self.reading, patch.prompt)
         before = self.reading.values if self.reading and stop else None
         self.reading = self.reading or found
-        table = record.summarise(
+        table = numbers.summarise(
             found.values, before, {"nll": False, "kl": False}, seed=0, plain={"repetition": found.repetition}
         )
         self.writer.measured(count, neutral_text.NAME, table, found.values)

@@ -21,7 +21,7 @@ from harness.runs import record
 
 GOOD = '{"prompt": "{} was born in", "subject": "Ada Velmont", "target": "Rome"}\n'
 EDITOR = '''
-from harness.editor import Editor
+from harness.editing.editor import Editor
 class One(Editor):
     """One."""
     name = "one"
@@ -359,12 +359,16 @@ def test_mistakes_about_records(harness: Callable[..., Any], records: dict[str, 
 # --- what is promised to be told --------------------------------------------------------------------------------------
 
 FIT, LONG, HERE = "cli/test_fit.py::", "cli/test_long_runs.py::", "cli/test_bad_input.py::"
-CANONICAL, SWEEP, TRACE = "unit/test_canonical.py::", "unit/test_sweep.py::", "unit/test_trace.py::"
+CANONICAL, SWEEP, TRACE = (
+    "unit/exam/test_canonical.py::",
+    "unit/studies/test_sweep.py::",
+)
+"unit/studies/test_trace.py::"
 TOLD: dict[str, list[str]] = {
     "a patch cut short": [f"{LONG}test_a_patch_that_cannot_be_put_back"],
     "a patch with a changed byte": [
         f"{LONG}test_a_patch_that_cannot_be_put_back",
-        "unit/test_tensorfile.py::test_no_byte_can_change_unnoticed",
+        "unit/io/test_tensor_file.py::test_no_byte_can_change_unnoticed",
     ],
     "a patch of another model": ["cli/test_saved_edits.py::test_what_cannot_be_applied_is_told"],
     "a patch of a newer format": [f"{LONG}test_a_patch_that_cannot_be_put_back"],
@@ -373,11 +377,11 @@ TOLD: dict[str, list[str]] = {
     "a full disk": [
         f"{LONG}test_a_full_disk_is_told_in_one_line_and_what_was_written_before_goes_on",
         f"{HERE}test_a_full_disk_leaves_the_earlier_table_and_figure",
-        "unit/test_record.py::test_a_failed_write_leaves_the_old_file_and_no_litter",
-        "unit/test_storage.py::test_a_full_disk_is_told_whatever_is_written",
-        "unit/test_storage.py::test_all_that_is_kept_is_written_whole",
-        "unit/test_stats.py::test_a_full_cache_is_told",
-        "unit/test_tensorfile.py::test_a_write_that_fails_halfway_leaves_the_earlier_file_and_no_litter",
+        "unit/runs/test_record.py::test_a_failed_write_leaves_the_old_file_and_no_litter",
+        "unit/io/test_files.py::test_a_full_disk_is_told_whatever_is_written",
+        "unit/io/test_files.py::test_all_that_is_kept_is_written_whole",
+        "unit/methods/test_second_moments.py::test_a_full_cache_is_told",
+        "unit/io/test_tensor_file.py::test_a_write_that_fails_halfway_leaves_the_earlier_file_and_no_litter",
     ],
     "two runs in one folder": [
         f"{HERE}test_a_second_run_in_one_folder",
@@ -398,7 +402,7 @@ TOLD: dict[str, list[str]] = {
         f"{CANONICAL}test_documents_are_followed_by_the_end_of_text",
         f"{CANONICAL}test_the_ball_reads_the_rebuilt_text_before_the_stand_in",
         f"{SWEEP}test_a_ball_of_which_nothing_is_scored_is_told",
-        "unit/test_senses.py::test_text_shorter_than_a_chunk_is_refused",
+        "unit/editors/test_senses.py::test_text_shorter_than_a_chunk_is_refused",
     ],
     "an unknown field of a sweep": [
         f"{HERE}test_a_sweep_that_cannot_be_read",
@@ -407,11 +411,11 @@ TOLD: dict[str, list[str]] = {
     "a Ray address that does not answer": [f"{SWEEP}test_an_address_that_does_not_answer_is_one_line"],
     "a subject not in its prompt": [
         "cli/test_trace_command.py::test_subjects_that_are_not_there_are_named_and_left_out",
-        "unit/test_tracing.py::test_a_record_says_what_it_depends_on_and_who_was_left_out",
+        "unit/studies/test_tracing.py::test_a_record_says_what_it_depends_on_and_who_was_left_out",
     ],
     "a fact that the model does not know": [
         f"{TRACE}test_facts_that_the_model_does_not_know_are_left_out_and_named",
-        "unit/test_tracing.py::test_no_known_fact_is_a_record_too",
+        "unit/studies/test_tracing.py::test_no_known_fact_is_a_record_too",
     ],
     "a window wider than the model": [
         "cli/test_trace_command.py::test_mistakes_are_one_line",
@@ -419,10 +423,10 @@ TOLD: dict[str, list[str]] = {
     ],
     "an effect over nothing": [
         f"{TRACE}test_where_noise_changes_nothing_there_is_no_fraction",
-        "unit/test_tracing.py::test_what_has_no_fraction_is_left_out_of_its_mean_and_counted",
+        "unit/studies/test_tracing.py::test_what_has_no_fraction_is_left_out_of_its_mean_and_counted",
     ],
     "too few facts for a regression": [
-        "unit/test_localize.py::test_too_few_facts",
+        "unit/studies/test_localize.py::test_too_few_facts",
         "cli/test_localize_command.py::test_mistakes_are_one_line",
     ],
     "a hyperparameter that is not there": [f"{HERE}test_a_mistake_about_an_editor"],
@@ -433,7 +437,7 @@ TOLD: dict[str, list[str]] = {
     "edits without a subject": [f"{HERE}test_edits_without_a_subject_for_an_editor_that_needs_them"],
     "edits that repeat or contradict": [f"{HERE}test_edits_that_repeat_or_contradict_each_other_are_told_and_counted"],
     "a quantised weight": [
-        "unit/test_quantised.py::test_a_run_is_refused_before_anything_is_measured_and_names_what_works"
+        "unit/models/test_quantised.py::test_a_run_is_refused_before_anything_is_measured_and_names_what_works"
     ],
     "a singular system": [
         f"{HERE}test_too_little_text_for_a_covariance_says_how_much_there_was_and_how_much_is_needed"

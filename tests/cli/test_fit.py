@@ -11,7 +11,8 @@ import pytest
 from rich.console import Console
 
 from harness.editing import learned_file
-from harness.editing.editor import Learned, configure, find
+from harness.editing.editor import Learned
+from harness.editing.registry import configure, find
 from harness.io import progress
 from harness.models.lm import load
 

@@ -18,7 +18,7 @@ from filelock import FileLock
 from editors.prune import pruned, spectral_norm
 from editors.rect import drawn, kept, principal
 from harness.editing import patch_file, schedule
-from harness.editing.editor import compose
+from harness.editing.registry import compose
 from harness.exam import measure
 from harness.models.lm import load
 from harness.patches.delta import Delta, Dense, LowRank

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from harness import __version__
-from harness.editing.editor import names
+from harness.editing.registry import names
 
 
 def test_without_arguments_it_shows_help(harness: Callable[..., Any]) -> None:

@@ -20,8 +20,8 @@ from pathlib import Path
 import torch
 
 torch.set_num_threads(1)
-from harness.plan import Plan
-from harness.runner import Options, run
+from harness.runs.plan import Plan
+from harness.runs.runner import Options, run
 
 given = json.loads(sys.argv[1])
 root, draw = Path(sys.argv[2]), random.Random(int(sys.argv[3]))

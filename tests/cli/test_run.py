@@ -21,7 +21,7 @@ SLOW = '''
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from harness.editor import Editor
+from harness.editing.editor import Editor
 
 @dataclass(frozen=True)
 class Slow(Editor):

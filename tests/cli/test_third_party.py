@@ -23,7 +23,8 @@ SEAMS = str(ROOT / "tests" / "seams.py")
 DOUBLE = '''
 """Double: every increment twice."""
 from dataclasses import dataclass, replace
-from harness.editor import Positive, Wrapper
+from harness.editing.editor import Wrapper
+from harness.editing.hyperparameters import Positive
 
 @dataclass(frozen=True)
 class Double(Wrapper):

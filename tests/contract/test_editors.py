@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.editing import editor, patch_file, promises
-from harness.editing.editor import Edit, Editor, Example, Learned, Probe, Wrapper, settable
+from harness.editing import patch_file, promises, registry
+from harness.editing.edit import Edit, Example, Probe
+from harness.editing.editor import Editor, Learned, Wrapper
+from harness.editing.hyperparameters import settable
 from harness.errors import ModelError
 from harness.models.lm import LM
 from harness.patches.patch import Patch, patched, patched_rows, shareable
@@ -52,15 +54,15 @@ FIRST = {"none", "ft", "ft_l", "rome", "r_rome", "memit"}
 
 def home(name: str, family: str) -> str:
     """The family on which an editor is tried: the given one, or the only one that it is made for."""
-    return editor.find(name).family or family
+    return registry.find(name).family or family
 
 
 def quick(name: str, lm: LM, train: Sequence[Example] = ()) -> Editor:
     """An editor with quick settings, where it has those fields; wrappers stand around MEMIT, learners are fitted."""
-    cls = editor.find(name)
+    cls = registry.find(name)
     chosen = {k: v for k, v in {**QUICK, **OWN_QUICK.get(name, {})}.items() if k in settable(cls)}
     inner = quick("memit", lm) if issubclass(cls, Wrapper) else None
-    made = editor.configure(cls, "x", chosen, inner)
+    made = registry.configure(cls, "x", chosen, inner)
     return made.fit(lm, train) if isinstance(made, Learned) else made
 
 
@@ -142,7 +144,7 @@ def edited(taught: Callable[[str], LM], edits: list[Edit], train: list[Example])
 
 def keeping(promise: str, *, changing: bool = False, families: Sequence[str] = FAMILIES) -> Any:
     """Every editor that makes a promise, on every family; one that is made for a single family, on that."""
-    names = [n for n in editor.names() if promises.kept(editor.find(n), promise) and not (changing and n == "none")]
+    names = [n for n in registry.names() if promises.kept(registry.find(n), promise) and not (changing and n == "none")]
     weighed = [n for n in names if n in ON_BACKPACK - ({"memit"} if promise == "target" else set())]
     bound = [(n, home(n, "")) for n in names if home(n, "")]
     free = [(n, f) for f in families for n in names if not home(n, "")]
@@ -153,17 +155,17 @@ def keeping(promise: str, *, changing: bool = False, families: Sequence[str] = F
 def one_family(promise: str) -> Any:
     """Every editor that makes a promise and changes something."""
     return pytest.mark.parametrize(
-        "name", [n for n in editor.names() if n != "none" and promises.kept(editor.find(n), promise)]
+        "name", [n for n in registry.names() if n != "none" and promises.kept(registry.find(n), promise)]
     )
 
 
 def test_the_matrix_is_not_empty():
-    assert set(editor.names()) >= FIRST
+    assert set(registry.names()) >= FIRST
 
 
-@pytest.mark.parametrize("name", editor.names())
+@pytest.mark.parametrize("name", registry.names())
 def test_exceptions_are_promises_with_a_reason(name):
-    found = editor.find(name).exceptions
+    found = registry.find(name).exceptions
     assert set(found) <= set(promises.PROMISES)
     assert all(len(reason.split()) > 3 for reason in found.values())
 
@@ -345,7 +347,7 @@ def test_memory_keeps_what_was_taken_from_the_unedited_model(tiny, edits, name):
     assert not torch.equal(*(next(iter(p.weights.values())).dense() for p in (first, second)))
 
 
-@pytest.mark.parametrize("name", editor.names())
+@pytest.mark.parametrize("name", registry.names())
 def test_no_edits_change_nothing(tiny, train, name):
     lm = tiny(home(name, "gpt2"))
     method = quick(name, lm, train)
@@ -354,6 +356,6 @@ def test_no_edits_change_nothing(tiny, train, name):
 
 
 def test_an_editor_of_one_family_says_so_on_another(tiny, edits):
-    for name in [n for n in editor.names() if home(n, "")]:
+    for name in [n for n in registry.names() if home(n, "")]:
         with pytest.raises(ModelError, match=f"^{name} edits {home(name, '')} models, and tiny-gpt2 is a gpt2; give"):
             quick(name, tiny("gpt2")).edit(tiny("gpt2"), edits)

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from harness.editing.editor import Edit
+from harness.editing.edit import Edit
 from harness.methods.second_moments import Moment
 from harness.models import lm as loading
 from harness.models.lm import LM

@@ -16,7 +16,9 @@ from torch import Tensor
 
 from editors.prune import Prune, Reduction, pruned, restrained, spectral_norm
 from editors.rect import Rect
-from harness.editing.editor import Edit, Editor, find
+from harness.editing.edit import Edit
+from harness.editing.editor import Editor
+from harness.editing.registry import find
 from harness.editing.schedule import walk
 from harness.errors import NumericalError
 from harness.patches.delta import Delta, Dense, LowRank

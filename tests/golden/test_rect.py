@@ -16,7 +16,9 @@ from torch import Tensor
 
 from editors.memit import Memit
 from editors.rect import Rect, drawn, kept, principal
-from harness.editing.editor import Edit, Editor, find
+from harness.editing.edit import Edit
+from harness.editing.editor import Editor
+from harness.editing.registry import find
 from harness.errors import UsageError
 from harness.methods.keys import Unedited
 from harness.patches.delta import Dense, LowRank

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from editors import remedi
 from editors.remedi import Remedi
-from harness.editing.editor import Edit, Example, Probe
+from harness.editing.edit import Edit, Example, Probe
 from harness.models.lm import LM
 from harness.patches.patch import patched
 from harness.studies.remedi.asking import hidden_states, mention

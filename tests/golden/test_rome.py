@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from editors.rome import Rome
-from harness.editing.editor import Edit
+from harness.editing.edit import Edit
 from harness.methods.keys import Unedited, keys
 from harness.methods.rank_one import direction
 from harness.methods.value import optimise

@@ -19,7 +19,8 @@ from transformers import PreTrainedTokenizerFast
 
 from editors.kn import KnowledgeNeurons
 from harness.editing import schedule
-from harness.editing.editor import Edit, Editor
+from harness.editing.edit import Edit
+from harness.editing.editor import Editor
 from harness.editing.schedule import operations
 from harness.exam import statistics
 from harness.exam.data import TASKS, read_yaml
@@ -31,9 +32,9 @@ from harness.runs import record
 from harness.runs.plan import Plan
 
 HERE = Path(__file__).parents[1]
-GENERAL = "unit/test_general_tasks.py::test_oddity_"
+GENERAL = "unit/exam/test_general_tasks.py::test_oddity_"
 HELD: dict[int, list[str]] = {
-    1: ["unit/test_schedule.py::test_every_fact_is_edited_in_every_published_mode"],
+    1: ["unit/editing/test_schedule.py::test_every_fact_is_edited_in_every_published_mode"],
     2: ["unit/test_oddities.py::test_oddity_02_the_first_fact_of_kn_is_applied_once"],
     3: ["unit/test_oddities.py::test_oddity_03_a_batch_is_one_operation_whatever_the_default_size"],
     4: ["unit/test_oddities.py::test_oddity_04_a_partial_last_batch_is_kept_and_names_count_plainly"],
@@ -42,26 +43,27 @@ HELD: dict[int, list[str]] = {
     7: [f"{GENERAL}07_the_prompt_has_a_cue_and_is_not_searched"],
     8: [f"{GENERAL}08_end_of_text_and_empty_golds"],
     9: [f"{GENERAL}09_the_rationale_is_given_and_the_match_is_a_substring"],
-    10: [f"{GENERAL}10_thirteen_characters_whatever_the_end_of_text_is", "unit/test_general_tasks.py::test_v8_rouge"],
+    10: [f"{GENERAL}10_thirteen_characters_whatever_the_end_of_text_is",
+    "unit/exam/test_general_tasks.py::test_v8_rouge"],
     11: [f"{GENERAL}11_texts_of_full_stops_only_do_not_crash"],
     12: [
         f"{GENERAL}12_gold_strings",
         f"{GENERAL}12_the_token_after_an_entity_is_never_a_start",
         f"{GENERAL}12_counting",
-        "unit/test_general_tasks.py::test_v9_released_macro_recall",
-        "unit/test_general_tasks.py::test_ner_f1_of_the_vector",
+        "unit/exam/test_general_tasks.py::test_v9_released_macro_recall",
+        "unit/exam/test_general_tasks.py::test_ner_f1_of_the_vector",
     ],
     13: [f"{GENERAL}13_strict_rule_before_editing", f"{GENERAL}13_one_rule_for_every_state_of_the_model"],
     14: [f"{GENERAL}14_one_rule_for_every_state_and_the_plain_letter"],
     15: [
         f"{GENERAL}15_csv_quoting_and_the_training_split",
-        "unit/test_general_tasks.py::test_v4_nli_values_and_oddity_15_double_counting",
+        "unit/exam/test_general_tasks.py::test_v4_nli_values_and_oddity_15_double_counting",
     ],
     16: [f"{GENERAL}16_unanswered_documents_are_wrong_not_left_out"],
     17: [f"{GENERAL}17_values_are_over_the_documents_that_there_are"],
     18: [
         f"{GENERAL}18_always_greedy_and_stopped_by_the_end_of_text_alone",
-        "unit/test_adapter.py::test_a_checkpoint_that_asks_for_sampling_is_decoded_greedily",
+        "unit/exam/test_adapter.py::test_a_checkpoint_that_asks_for_sampling_is_decoded_greedily",
     ],
     19: ["unit/test_oddities.py::test_oddity_19_all_cases_count_not_the_first_twenty"],
     20: ["unit/test_oddities.py::test_oddity_20_what_is_held_at_a_stop_has_the_last_edit_in_it"],
@@ -82,8 +84,8 @@ HELD: dict[int, list[str]] = {
         "unit/test_pitfalls.py::test_defect_0_the_direction_is_the_inverse_moment_times_the_key",
         "golden/test_rome.py::test_twelve_requests",
     ],
-    27: ["unit/test_mend.py::test_the_rank_is_the_number_of_tokens_and_padding_does_not_count"],
-    28: ["unit/test_tasks.py::test_a_group_expands_and_nothing_is_examined_twice"],
+    27: ["unit/editors/test_mend.py::test_the_rank_is_the_number_of_tokens_and_padding_does_not_count"],
+    28: ["unit/exam/test_tasks.py::test_a_group_expands_and_nothing_is_examined_twice"],
     29: [
         "unit/test_pitfalls.py::test_defect_2_before_is_the_unedited_model_and_after_is_not",
         "unit/test_pitfalls.py::test_defect_1_at_the_end_every_edit_is_examined_again",
@@ -91,12 +93,12 @@ HELD: dict[int, list[str]] = {
     30: ["unit/test_oddities.py::test_oddity_30_a_run_that_is_repeated_overwrites_and_never_adds"],
     31: [
         "unit/test_oddities.py::test_oddity_31_no_task_is_cut_at_a_blank_line_and_weights_are_read_as_asked",
-        "unit/test_adapter.py::test_a_held_patch_changes_the_answers_and_leaves_no_trace",
-        "unit/test_runner.py::test_the_unedited_model_is_measured_once_and_again_when_anything_changes",
-        "unit/test_adapter.py::test_a_context_too_long_is_cut_from_the_left_and_counted",
+        "unit/exam/test_adapter.py::test_a_held_patch_changes_the_answers_and_leaves_no_trace",
+        "unit/runs/test_runner.py::test_the_unedited_model_is_measured_once_and_again_when_anything_changes",
+        "unit/exam/test_adapter.py::test_a_context_too_long_is_cut_from_the_left_and_counted",
     ],
     32: [
-        "unit/test_schedule.py::test_what_is_said_twice_or_in_two_ways_is_told",
+        "unit/editing/test_schedule.py::test_what_is_said_twice_or_in_two_ways_is_told",
         "cli/test_bad_input.py::test_edits_that_repeat_or_contradict_each_other_are_told_and_counted",
     ],
 }  # fmt: skip

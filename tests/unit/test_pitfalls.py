@@ -20,8 +20,11 @@ import numpy as np
 import pytest
 import torch
 
-from harness.editing import editor, schedule
-from harness.editing.editor import Edit, Wrapper, configure, find, settable
+from harness.editing import registry, schedule
+from harness.editing.edit import Edit
+from harness.editing.editor import Wrapper
+from harness.editing.hyperparameters import settable
+from harness.editing.registry import configure, find
 from harness.exam import measure
 from harness.exam.statistics import Ratio, estimate
 from harness.methods.rank_one import direction
@@ -34,16 +37,16 @@ from harness.runs.record import Record
 from harness.runs.runner import Options, run
 
 ROOT = Path(__file__).parents[2]
-SHIPPED = [name for name in editor.names() if (ROOT / "editors" / f"{name}.py").is_file()]
+SHIPPED = [name for name in registry.names() if (ROOT / "editors" / f"{name}.py").is_file()]
 QUICK = {"v_steps": 4, "cov_tokens": 4000, "layers": (0,), "contexts": ("{}", "Nobody knows. {}")}
 
 OVERWRITER = '''
 """Overwriter: each operation takes back the one before it."""
 from dataclasses import dataclass
-from harness import runner
-from harness.delta import Dense
-from harness.editor import Editor
-from harness.patch import Patch
+from harness.runs import runner
+from harness.patches.delta import Dense
+from harness.editing.editor import Editor
+from harness.patches.patch import Patch
 
 @dataclass(frozen=True)
 class Overwriter(Editor):
@@ -365,32 +368,32 @@ def test_defect_15_the_interval_of_a_group_is_not_the_mean_of_its_members_interv
 
 CONFORMS = {
     "alphaedit": "golden/test_alphaedit.py::test_two_batches_with_the_key_cache",
-    "companion": "unit/test_companion.py::test_the_rule_adds_the_companions_change_of_log_probabilities",
+    "companion": "unit/editors/test_companion.py::test_the_rule_adds_the_companions_change_of_log_probabilities",
     "emmet": "golden/test_emmet.py::test_batch_of_six",
-    "encore": "unit/test_closed_form.py::test_encore_is_memit_with_its_three_settings",
+    "encore": "unit/editors/test_closed_form.py::test_encore_is_memit_with_its_three_settings",
     "ft": "golden/test_ft.py::test_variant",
     "ft_l": "golden/test_ft.py::test_variant",
-    "ft_m": "unit/test_gradient_editors.py::test_ft_m_is_adam_on_the_targets_cross_entropy_one_edit_an_update",
+    "ft_m": "unit/editors/test_gradient_editors.py::test_ft_m_is_adam_on_the_targets_cross_entropy_one_edit_an_update",
     "full": "golden/test_canonical_examples.py::test_losses_of_three_steps",
-    "grace": "unit/test_grace.py::test_random_edits_follow_the_rule_in_float64",
-    "ike": "unit/test_prompt_editors.py::test_copy_update_and_retain_are_one_to_three_to_four",
-    "kn": "unit/test_kn.py::test_attribution_is_the_published_sum_over_points",
-    "locft": "unit/test_gradient_editors.py::test_locft_is_adam_on_shuffled_batches_of_targets_that_end",
-    "lora": "unit/test_gradient_editors.py::test_the_first_step_of_lora_moves_b_alone_by_the_learning_rate",
+    "grace": "unit/editors/test_grace.py::test_random_edits_follow_the_rule_in_float64",
+    "ike": "unit/editors/test_prompt_editors.py::test_copy_update_and_retain_are_one_to_three_to_four",
+    "kn": "unit/editors/test_kn.py::test_attribution_is_the_published_sum_over_points",
+    "locft": "unit/editors/test_gradient_editors.py::test_locft_is_adam_on_shuffled_batches_of_targets_that_end",
+    "lora": "unit/editors/test_gradient_editors.py::test_the_first_step_of_lora_moves_b_alone_by_the_learning_rate",
     "memit": "golden/test_memit.py::test_variant",
-    "mend": "unit/test_mend.py::test_each_layer_adds_what_its_formula_says",
-    "nas": "unit/test_closed_form.py::test_nas_scales_values_to_the_norm_that_the_first_edits_have",
-    "pmet": "unit/test_pmet.py::test_values_are_those_of_the_plain_loop",
-    "prefix": "unit/test_finetuning.py::test_the_standard_subject_of_memit_is_the_prompt",
+    "mend": "unit/editors/test_mend.py::test_each_layer_adds_what_its_formula_says",
+    "nas": "unit/editors/test_closed_form.py::test_nas_scales_values_to_the_norm_that_the_first_edits_have",
+    "pmet": "unit/editors/test_pmet.py::test_values_are_those_of_the_plain_loop",
+    "prefix": "unit/methods/test_finetuning.py::test_the_standard_subject_of_memit_is_the_prompt",
     "prune": "golden/test_prune.py::test_the_final_matrix_is_theirs",
-    "r_rome": "unit/test_value.py::test_tv_11_rome_and_r_rome_rank_one",
-    "rag": "unit/test_prompt_editors.py::test_the_share_of_a_key_by_hand",
+    "r_rome": "unit/methods/test_value.py::test_tv_11_rome_and_r_rome_rank_one",
+    "rag": "unit/editors/test_prompt_editors.py::test_the_share_of_a_key_by_hand",
     "rect": "golden/test_rect.py::test_memit_with_rect_is_the_ports",
     "remedi": "golden/test_remedi.py::test_edited_logits",
     "rome": "golden/test_rome.py::test_twelve_requests",
-    "senses": "unit/test_senses.py::test_training_is_the_loop_of_the_method_on_a_table_of_all_senses",
-    "ultraedit": "unit/test_gradient_editors.py::test_ultraedit_is_its_formula",
-    "wise": "unit/test_wise.py::test_updates_are_gradient_descent_on_both_losses_within_the_mask_and_the_bound",
+    "senses": "unit/editors/test_senses.py::test_training_is_the_loop_of_the_method_on_a_table_of_all_senses",
+    "ultraedit": "unit/editors/test_gradient_editors.py::test_ultraedit_is_its_formula",
+    "wise": "unit/editors/test_wise.py::test_updates_are_gradient_descent_on_both_losses_within_the_mask_and_the_bound",
 }
 """The test that holds an editor's numbers to its paper's formula, or to those of its authors' code."""
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-BALL = "unit/test_ball.py::test_vector_"
-CANONICAL_SETS = "unit/test_canonical.py::test_vector_"
-FINETUNING = "unit/test_finetuning.py::test_vector_"
-SENSES = "unit/test_senses.py::test_tv_"
+BALL = "unit/studies/test_ball.py::test_vector_"
+CANONICAL_SETS = "unit/exam/test_canonical.py::test_vector_"
+FINETUNING = "unit/methods/test_finetuning.py::test_vector_"
+SENSES = "unit/editors/test_senses.py::test_tv_"
 CANONICAL = {
     1: [f"{CANONICAL_SETS}1_country"],
     2: [f"{CANONICAL_SETS}2_company_is_judged_by_the_sum_and_not_the_mean"],
@@ -22,10 +22,10 @@ CANONICAL = {
     4: [f"{CANONICAL_SETS}4_stereoset"],
     5: [f"{CANONICAL_SETS}5_gender"],
     6: [f"{CANONICAL_SETS}6_verb"],
-    7: ["unit/test_spans.py::test_vector_7_terms_are_read_before_their_tokens"],
+    7: ["unit/exam/test_span_scores.py::test_vector_7_terms_are_read_before_their_tokens"],
     8: [f"{CANONICAL_SETS}8_equality_is_a_success"],
     9: [f"{CANONICAL_SETS}9_hard_negatives_are_means_of_sums"],
-    10: ["unit/test_spans.py::test_vector_10_the_general_loss_is_weighted_by_tokens"],
+    10: ["unit/exam/test_span_scores.py::test_vector_10_the_general_loss_is_weighted_by_tokens"],
     11: [f"{BALL}11_the_ball_ends_at_the_initial_loss_times_one_plus_the_tolerance"],
     12: [f"{BALL}12_validation_takes_the_last_epoch_in_the_ball"],
     13: [f"{BALL}13_test_reports_the_last_epoch_in_the_ball_up_to_the_chosen_one"],
@@ -44,48 +44,48 @@ CANONICAL = {
     ],
     18: [f"{FINETUNING}18_the_block_of_layers_of_lora"],
     19: [f"{SENSES}19_the_senses_that_are_chosen"],
-    20: ["unit/test_companion.py::test_tv_20_two_words"],
-    21: ["unit/test_companion.py::test_tv_21_the_largest_beta_in_the_ball"],
+    20: ["unit/editors/test_companion.py::test_tv_20_two_words"],
+    21: ["unit/editors/test_companion.py::test_tv_21_the_largest_beta_in_the_ball"],
     22: [f"{BALL}22_changes_are_means_with_a_population_standard_error"],
 }
 """Of canonical examples (Hewitt et al. 2024): losses, the ball, finetuning, senses, the companion, aggregation."""
 
-EDITED = "unit/test_edit_tasks.py::test_tv"
-PROBLEMS = "unit/test_problems.py::test_vectors_of_the_"
-VALUES = "unit/test_value.py::test_tv_"
+EDITED = "unit/exam/test_edit_tasks.py::test_tv"
+PROBLEMS = "unit/studies/test_problems.py::test_vectors_of_the_"
+VALUES = "unit/methods/test_value.py::test_tv_"
 LOCALISATION = {
     1: [f"{PROBLEMS}rewrite_score"],
     2: [f"{PROBLEMS}neighborhood_score"],
-    3: ["unit/test_trace.py::test_tv3_fraction_restored"],
-    4: ["unit/test_problems.py::test_vectors_of_essence_and_perplexity"],
+    3: ["unit/studies/test_trace.py::test_tv3_fraction_restored"],
+    4: ["unit/studies/test_problems.py::test_vectors_of_essence_and_perplexity"],
     5: [f"{PROBLEMS}overall_score"],
     6: [f"{EDITED}6_nll_is_normalised_by_length"],
     7: [
-        "unit/test_problems.py::test_vectors_of_essence_and_perplexity",
+        "unit/studies/test_problems.py::test_vectors_of_essence_and_perplexity",
     ],
     8: [f"{EDITED}8_entropy"],
     9: [f"{EDITED}9_consistency"],
-    10: ["unit/test_metrics.py::test_tv_10_score"],
+    10: ["unit/exam/test_statistics.py::test_tv_10_score"],
     11: [f"{VALUES}11_rome_and_r_rome_rank_one"],
     12: [f"{VALUES}12_memit_update_and_key_average"],
     13: [
         f"{VALUES}13_the_pieces_of_the_loss",
-        "unit/test_remedi_hook.py::test_tv13_the_divergence_is_from_the_unedited_to_the_edited_model",
+        "unit/editors/test_remedi_hook.py::test_tv13_the_divergence_is_from_the_unedited_to_the_edited_model",
     ],
-    14: ["unit/test_trace.py::test_tv14_windows"],
-    15: ["unit/test_localize.py::test_vectors_of_the_regression"],
-    16: ["unit/test_trace.py::test_tv16_concentrated"],
+    14: ["unit/studies/test_trace.py::test_tv14_windows"],
+    15: ["unit/studies/test_localize.py::test_vectors_of_the_regression"],
+    16: ["unit/studies/test_trace.py::test_tv16_concentrated"],
     17: [
-        "unit/test_bench.py::test_tv17_efficacy",
-        "unit/test_remedi_hook.py::test_tv17_loss_of_two_probabilities",
-        "unit/test_entities.py::test_tv17_cooccurrence",
+        "unit/studies/test_bench.py::test_tv17_efficacy",
+        "unit/editors/test_remedi_hook.py::test_tv17_loss_of_two_probabilities",
+        "unit/studies/test_entities.py::test_tv17_cooccurrence",
     ],
-    18: ["unit/test_bench.py::test_tv18_probe_metrics"],
-    19: ["unit/test_mend.py::test_running_statistics_are_those_of_all_rows_however_they_come"],
+    18: ["unit/studies/test_bench.py::test_tv18_probe_metrics"],
+    19: ["unit/editors/test_mend.py::test_running_statistics_are_those_of_all_rows_however_they_come"],
 }
 """Of ROME, MEMIT, MEND, tracing, the five problems and REMEDI (Meng et al. 2022, Hase et al. 2023, Hernandez 2023)."""
 
-ABILITIES = "unit/test_general_tasks.py::test_v"
+ABILITIES = "unit/exam/test_general_tasks.py::test_v"
 GENERAL = {
     1: [f"{ABILITIES}1_normalisation"],
     2: [f"{ABILITIES}2_open_domain_single_items"],
@@ -93,7 +93,7 @@ GENERAL = {
     4: [f"{ABILITIES}4_nli_counts", f"{ABILITIES}4_nli_values_and_oddity_15_double_counting"],
     5: [
         f"{ABILITIES}5_closed_domain_substring_rule",
-        "unit/test_general_tasks.py::test_oddity_13_strict_rule_before_editing",
+        "unit/exam/test_general_tasks.py::test_oddity_13_strict_rule_before_editing",
     ],
     6: [f"{ABILITIES}6_dialogue"],
     7: [f"{ABILITIES}7_reasoning"],
@@ -102,7 +102,7 @@ GENERAL = {
         f"{ABILITIES}9_texts_and_documents",
         f"{ABILITIES}9_released_macro_recall",
         f"{ABILITIES}9_recall_of_correct_names",
-        "unit/test_general_tasks.py::test_oddity_12_gold_strings",
+        "unit/exam/test_general_tasks.py::test_oddity_12_gold_strings",
     ],
     10: [
         "golden/test_rect.py::test_the_published_example_keeps_a_quarter",
@@ -112,8 +112,8 @@ GENERAL = {
     11: ["golden/test_prune.py::test_the_reductions"],
     12: ["golden/test_prune.py::test_a_matrix_by_hand"],
     13: [
-        "unit/test_metrics.py::test_v13_editing_metrics_over_records",
-        "unit/test_edit_tasks.py::test_v13_means_over_records_of_means_over_prompts",
+        "unit/exam/test_statistics.py::test_v13_editing_metrics_over_records",
+        "unit/exam/test_edit_tasks.py::test_v13_means_over_records_of_means_over_prompts",
     ],
     14: ["unit/test_oddities.py::test_oddity_04_a_partial_last_batch_is_kept_and_names_count_plainly"],
 }

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 
-from harness.editing.editor import Edit
+from harness.editing.edit import Edit
 from harness.errors import DataError
 from harness.exam import data
 from harness.models.activations import chunks

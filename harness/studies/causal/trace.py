@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.editing.editor import Edit
+from harness.editing.edit import Edit
 from harness.errors import DataError, UsageError, near
 from harness.exam.span_scores import wide_head
 from harness.models.lm import LM

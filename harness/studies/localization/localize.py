@@ -24,7 +24,10 @@ import torch
 
 from harness.editing import schedule
 from harness.editing.directions import Direction
-from harness.editing.editor import Edit, Editor, Example, Recipe, compose, settable
+from harness.editing.edit import Edit, Example
+from harness.editing.editor import Editor
+from harness.editing.hyperparameters import settable
+from harness.editing.registry import Recipe, compose
 from harness.errors import DataError, RestoreError, UsageError
 from harness.exam import tasks
 from harness.io import files

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from harness.editing.directions import nll
-from harness.editing.editor import Edit, Example
+from harness.editing.edit import Edit, Example
 from harness.errors import DataError, UsageError, near
 from harness.exam.span_scores import wide_head
 from harness.methods.descent import Answer, log_likelihood

@@ -19,7 +19,8 @@ from itertools import groupby
 import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from harness.editing.editor import Editor, settable
+from harness.editing.editor import Editor
+from harness.editing.hyperparameters import settable
 from harness.exam.statistics import Ratio
 from harness.exam.text_metrics import consistency, entropy, words
 from harness.models.lm import LM

@@ -22,7 +22,9 @@ from rich.text import Text
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from harness.editing import learned_file
-from harness.editing.editor import Editor, Example, Learned, compose
+from harness.editing.edit import Example
+from harness.editing.editor import Editor, Learned
+from harness.editing.registry import compose
 from harness.errors import DataError, UsageError, near
 from harness.exam import data
 from harness.exam.statistics import Estimate, difference, estimate

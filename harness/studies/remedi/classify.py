@@ -23,7 +23,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from harness.editing.editor import Edit, Editor, Example
+from harness.editing.edit import Edit, Example
+from harness.editing.editor import Editor
 from harness.errors import UsageError
 from harness.exam.statistics import Estimate, Ratio
 from harness.models.lm import LM

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from harness.editing.editor import SLOT, Edit, Example, Probe
+from harness.editing.edit import SLOT, Edit, Example, Probe
 
 __all__ = [
     "NAME",

@@ -13,7 +13,7 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from harness.editing.editor import SLOT, Edit
+from harness.editing.edit import SLOT, Edit
 from harness.studies.remedi.entities import Case
 
 __all__ = ["ask", "concepts", "cooccurrence", "fluent", "samples", "with_article"]

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from harness.editing.editor import configure, find
+from harness.editing.registry import configure, find
 from harness.errors import UsageError, near
 from harness.exam import tasks
 from harness.exam.canonical import SETS

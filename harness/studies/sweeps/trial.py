@@ -22,12 +22,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from harness.editing.editor import Editor, compose, find, settable
+from harness.editing.editor import Editor
+from harness.editing.hyperparameters import settable
+from harness.editing.registry import compose, find
 from harness.errors import DataError, NumericalError
 from harness.exam import data, general_text, measure, tasks
 from harness.exam.adapter import EditedLM
 from harness.exam.measure import Measured
-from harness.io import files
+from harness.io import cache, files
 from harness.methods.logit_ensemble import largest_beta
 from harness.models.lm import LM, combined_sha256, load
 from harness.patches.patch import Patch
@@ -257,7 +259,7 @@ def _regulariser(data_dir: str) -> Path:
     """A file with the regulariser's text of a data source."""
     functions: Any = data.functions(data.find()[BALL])
     texts = functions.texts(data_dir, "regularisation")
-    path = data.cache_folder() / "corpora" / f"{record.identity({'texts': texts})[:16]}.jsonl"
+    path = cache.cache_folder() / "corpora" / f"{record.identity({'texts': texts})[:16]}.jsonl"
     return path if path.is_file() else general_text.write(path, texts)
 
 

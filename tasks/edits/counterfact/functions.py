@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import datasets
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    from harness.editing.editor import Edit, Example
+    from harness.editing.edit import Edit, Example
 
 Row = dict[str, Any]
 Doc = Mapping[str, Any]
@@ -108,7 +108,7 @@ def source(
 
 def edits(found: Sequence[Row], **_: object) -> list[Edit]:
     """What an editor is asked to do, one edit a record."""
-    from harness.editing.editor import Edit
+    from harness.editing.edit import Edit
 
     made = []
     for row in found:
@@ -129,7 +129,7 @@ def edits(found: Sequence[Row], **_: object) -> list[Edit]:
 
 def examples(found: Sequence[Row], **options: object) -> list[Example]:
     """The edits with all their probes, for editors that learn."""
-    from harness.editing.editor import Example, Probe
+    from harness.editing.edit import Example, Probe
 
     made = []
     for edit, row in zip(edits(found, **options), found, strict=True):

@@ -17,7 +17,7 @@ from harness.exam.token_tasks import Forced
 if TYPE_CHECKING:
     import datasets
 
-    from harness.editing.editor import Edit, Example
+    from harness.editing.edit import Edit, Example
 
 Row = dict[str, Any]
 Doc = Mapping[str, Any]
@@ -50,7 +50,7 @@ def edit(row: Row) -> Edit:
 
     A row holds ``prompt, subject, target`` (the prompt with ``{}`` or the subject written out) or ``prefix, suffix``.
     """
-    from harness.editing.editor import Edit
+    from harness.editing.edit import Edit
 
     for key in TEXTS:
         if key in row and not isinstance(row[key], str):
@@ -95,7 +95,7 @@ def edits(found: Sequence[Row]) -> list[Edit]:
 
 def examples(found: Sequence[Row]) -> list[Example]:
     """The edits with their probes, for editors that learn."""
-    from harness.editing.editor import Example, Probe
+    from harness.editing.edit import Example, Probe
 
     made = []
     for row in found:

@@ -18,7 +18,7 @@ from harness.exam.token_tasks import Forced
 if TYPE_CHECKING:
     import datasets
 
-    from harness.editing.editor import Edit, Example
+    from harness.editing.edit import Edit, Example
 
 Row = dict[str, Any]
 Doc = Mapping[str, Any]
@@ -109,7 +109,7 @@ def edits(found: Sequence[Row], target: str = "alt", **_: object) -> list[Edit]:
         found: records; an edit is named by its ``case_id``, without one by its place in the list.
         target: ``alt`` (MEND, Gu et al. 2024), or ``answers`` (ROME and MEMIT: the first right answer).
     """
-    from harness.editing.editor import Edit
+    from harness.editing.edit import Edit
 
     made = []
     for name, row in usable(found, target):
@@ -122,7 +122,7 @@ def edits(found: Sequence[Row], target: str = "alt", **_: object) -> list[Edit]:
 
 def examples(found: Sequence[Row], target: str = "alt", **_: object) -> list[Example]:
     """The edits with all their probes, for editors that learn."""
-    from harness.editing.editor import Example, Probe
+    from harness.editing.edit import Example, Probe
 
     made = []
     for edit, (name, row) in zip(edits(found, target), usable(found, target), strict=True):

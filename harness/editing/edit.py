@@ -1,0 +1,128 @@
+"""What an editor is given, and what it is examined on.
+
+An editor sees :class:`Edit`; the examination uses :class:`Probe`. They are different types so that no editor can see
+the exam. What an editor may learn from before its first edit (:class:`Example`) comes from another split.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from harness.editing.directions import DIRECTIONS, PAIRED, Direction
+from harness.errors import DataError
+
+__all__ = ["SLOT", "Edit", "Example", "Probe"]
+
+
+SLOT = "{}"
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One thing that the model shall say from now on.
+
+    Attributes:
+        id: the identifier of the record, unique within one edit set.
+        prompt: the text to continue, with one ``{}`` where the subject stands; without a slot if there is no subject.
+        subject: whom or what the edit is about; None for a plain prefix.
+        target: the wanted continuation, without a leading space.
+        target_old: what the model is expected to say before the edit, if known.
+        relation: the relation that the edit belongs to, if known.
+        direction: what is wanted of the target, see :mod:`harness.editing.directions`; by default that it becomes
+            likelier.
+        against: the continuation that the target is compared with, where the direction compares two.
+
+    Raises:
+        DataError: the fields do not fit together.
+    """
+
+    id: str
+    prompt: str
+    subject: str | None
+    target: str
+    target_old: str | None = None
+    relation: str | None = None
+    direction: Direction = "likelihood"
+    against: str | None = None
+
+    def __post_init__(self) -> None:
+        slots = self.prompt.count(SLOT)
+        if not self.target.strip():
+            raise DataError(f"edit {self.id}: the target is empty; give the text that the model shall say")
+        if self.subject is not None and not self.subject.strip():
+            raise DataError(f"edit {self.id}: the subject is empty; name what the edit is about")
+        if self.subject is not None and slots != 1:
+            raise DataError(
+                f"edit {self.id}: the prompt '{self.prompt}' has {slots} slots {{}}, expected one for the subject"
+            )
+        self._check_direction()
+
+    def _check_direction(self) -> None:
+        if self.direction not in DIRECTIONS:
+            known = ", ".join(sorted(DIRECTIONS))
+            raise DataError(f"edit {self.id}: direction '{self.direction}' does not exist; choose {known}")
+        paired = self.direction in PAIRED
+        if paired and not (self.against or "").strip():
+            raise DataError(f"edit {self.id}: {self.direction} compares two continuations; give 'against', the second")
+        if not paired and self.against is not None:
+            raise DataError(
+                f"edit {self.id}: {self.direction} has one continuation, but 'against' is '{self.against}'; leave it "
+                f"out, or choose {' or '.join(sorted(PAIRED))}"
+            )
+        if paired and self.rival == self.continuation:
+            raise DataError(f"edit {self.id}: target and against are both '{self.target}'; give two continuations")
+
+    @property
+    def text(self) -> str:
+        """The prompt with the subject in its slot."""
+        return self.prompt if self.subject is None else self.prompt.replace(SLOT, self.subject)
+
+    @property
+    def continuation(self) -> str:
+        """The target with the space that separates it from the prompt."""
+        return _spaced(self.target)
+
+    @property
+    def rival(self) -> str | None:
+        """The continuation that the target is compared with, with its space; None where there is none."""
+        return None if self.against is None else _spaced(self.against)
+
+
+def _spaced(text: str) -> str:
+    return text if text.startswith(" ") else f" {text}"
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One question of the exam.
+
+    Attributes:
+        edit: the id of the edit it belongs to.
+        kind: rewrite, paraphrase, neighborhood, attribute, or generation.
+        prompt: the text to continue.
+        target_new: the continuation that the edit wants, without a leading space.
+        target_true: the continuation that was right before the edit.
+    """
+
+    edit: str
+    kind: str
+    prompt: str
+    target_new: str
+    target_true: str
+
+
+@dataclass(frozen=True)
+class Example:
+    """A case with its answers, which an editor may learn from; the exam is of another split.
+
+    Attributes:
+        edit: the edit.
+        probes: what its examination would ask.
+    """
+
+    edit: Edit
+    probes: tuple[Probe, ...] = ()
+
+    def of(self, kind: str) -> list[Probe]:
+        """The probes of one kind."""
+        return [probe for probe in self.probes if probe.kind == kind]

@@ -1,0 +1,363 @@
+"""In which portions edits are made, where a run stops, and what each operation sees of the earlier ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import pytest
+import torch
+
+from harness.editing import schedule
+from harness.editing.edit import Edit
+from harness.editing.editor import Editor
+from harness.errors import UsageError
+from harness.models.lm import LM
+from harness.patches.delta import Dense
+from harness.patches.patch import Patch, patched
+
+
+def made(count: int) -> list[Edit]:
+    """So many edits."""
+    return [Edit(str(i), "{} was born in", f"Person {i}", "Rome") for i in range(count)]
+
+
+@dataclass(frozen=True)
+class Recorder(Editor):
+    """Adds 1 to an entry of a matrix for each edit, and notes what it was called with and how the model looked."""
+
+    name = "recorder"
+
+    calls: list[tuple[list[str], object]] = field(default_factory=list)
+    seen: list[float] = field(default_factory=list)
+    finished: list[float] = field(default_factory=list)
+
+    def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:
+        matrix = lm.matrix(lm.down(0))
+        self.calls.append(([edit.id for edit in edits], memory))
+        self.seen.append(round(float(matrix[0, 0]), 3))
+        change = torch.zeros_like(matrix)
+        change[0, 0] = len(edits)
+        return Patch({lm.down(0): Dense(change)}, memory=(memory or 0) + len(edits))  # type: ignore[operator]
+
+    def finish(self, lm: LM, total: Patch) -> Patch:
+        self.finished.append(float(total.weights[lm.down(0)].dense()[0, 0]))
+        return replace(total, weights={name: delta * 0.5 for name, delta in total.weights.items()})
+
+
+@dataclass(frozen=True)
+class Single(Recorder):
+    """One fact at a time, and only about a subject."""
+
+    name = "single"
+    batch = False
+    needs_subject = True
+
+
+def walk(lm: LM, editor: Editor, count: int, mode: str, size: int | None, at: Sequence[int]) -> list[schedule.Stop]:
+    """All stops, with the model as it was at each of them."""
+    before, stops = lm.fingerprint(), []
+    for stop in schedule.walk(editor, lm, made(count), mode, size, at):
+        assert lm.fingerprint() == before  # the caller measures on the unedited model
+        stops.append(stop)
+    assert lm.fingerprint() == before
+    return stops
+
+
+def entry(lm: LM, patch: Patch) -> float:
+    """What a patch adds to the entry."""
+    return float(patch.weights[lm.down(0)].dense()[0, 0])
+
+
+# --- tables ------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("count", "mode", "size", "expected"),
+    [
+        (3, "isolated", None, [[0], [1], [2]]),
+        (3, "batch", None, [[0, 1, 2]]),
+        (3, "sequential", None, [[0], [1], [2]]),
+        (7, "sequential", 3, [[0, 1, 2], [3, 4, 5], [6]]),
+        (6, "sequential", 3, [[0, 1, 2], [3, 4, 5]]),
+        (2, "sequential", 5, [[0, 1]]),
+        (0, "batch", None, []),
+    ],
+)
+def test_operations(count: int, mode: str, size: int | None, expected: list[list[int]]) -> None:
+    assert [list(portion) for portion in schedule.operations(count, mode, size)] == expected
+
+
+@pytest.mark.parametrize(
+    ("count", "mode", "size", "message"),
+    [
+        (3, "serial", None, "mode 'serial' does not exist; choose isolated, batch, sequential"),
+        (3, "sequential", 0, "batch size 0.*at least 1"),
+        (3, "sequential", -2, "batch size -2.*at least 1"),
+        (3, "batch", 2, "batch size 2 with mode batch: .*--mode sequential"),
+        (3, "isolated", 2, "batch size 2 with mode isolated"),
+    ],
+)
+def test_operations_that_cannot_be(count: int, mode: str, size: int | None, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        schedule.operations(count, mode, size)
+
+
+@pytest.mark.parametrize(
+    ("eval_at", "count", "mode", "size", "expected"),
+    [
+        ("final", 5, "sequential", None, [0, 5]),
+        ("0,2,final", 5, "sequential", None, [0, 2, 5]),
+        (" 4 , 2 ", 5, "sequential", None, [0, 2, 4]),
+        ("every:2", 5, "sequential", None, [0, 2, 4, 5]),
+        ("every:9", 5, "sequential", None, [0, 5]),
+        ("1,every:3", 7, "sequential", None, [0, 1, 3, 6, 7]),
+        ("every:3", 7, "sequential", 3, [0, 3, 6, 7]),
+        ("final", 7, "sequential", 3, [0, 7]),
+        ("final", 7, "batch", None, [0, 7]),
+        ("0", 7, "batch", None, [0]),
+        ("", 7, "batch", None, [0]),
+        ("final", 4, "isolated", None, [0, 4]),
+        ("0", 4, "isolated", None, [0]),
+    ],
+)
+def test_stops(eval_at: str, count: int, mode: str, size: int | None, expected: list[int]) -> None:
+    assert schedule.stops(eval_at, count, mode, size) == expected
+
+
+@pytest.mark.parametrize(
+    ("eval_at", "mode", "size", "message"),
+    [
+        ("often", "sequential", None, "--eval-at 'often' cannot be read.*every:K"),
+        ("every:0", "sequential", None, "'every:0' cannot be read"),
+        ("every:x", "sequential", None, "'every:x' cannot be read"),
+        ("-1", "sequential", None, "'-1' cannot be read"),
+        ("\N{SUPERSCRIPT TWO}", "sequential", None, "cannot be read"),
+        ("8", "sequential", None, "--eval-at 8: there are only 7 edits"),
+        ("4", "sequential", 3, "--eval-at 4: no operation ends after 4 edits; operations end at 0, 3, 6, 7"),
+        ("every:2", "sequential", 3, "--eval-at 2: no operation ends"),
+        ("2,final", "isolated", None, "--eval-at 2,final: isolated edits are measured all at once"),
+    ],
+)
+def test_stops_that_cannot_be(eval_at: str, mode: str, size: int | None, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        schedule.stops(eval_at, 7, mode, size)
+
+
+def test_a_long_list_of_operations_is_shortened() -> None:
+    with pytest.raises(UsageError, match=r"operations end at 0, 2, 4, 6, 8, 10, \.\.\., 100$"):
+        schedule.stops("3", 100, "sequential", 2)
+
+
+def test_the_mode_follows_the_method() -> None:
+    assert schedule.default_mode(Recorder) == "batch"
+    assert schedule.default_mode(Single) == "isolated"
+
+
+# --- walks ------------------------------------------
+
+
+def test_sequential_increments_are_computed_on_the_model_with_the_earlier_ones(tiny: Callable[[str], LM]) -> None:
+    lm, editor = tiny("gpt2"), Recorder()
+    start = round(float(lm.matrix(lm.down(0))[0, 0]), 3)
+    stops = walk(lm, editor, 7, "sequential", 3, [0, 3, 6, 7])
+    assert [ids for ids, _ in editor.calls] == [["0", "1", "2"], ["3", "4", "5"], ["6"]]
+    assert editor.seen == pytest.approx(
+        [start, start + 3, start + 6], abs=2e-3
+    )  # 3 per operation: unfinished increments
+    assert [stop.edits for stop in stops] == [3, 6, 7]
+    assert [entry(lm, stop.patches[0]) for stop in stops] == [1.5, 3.0, 3.5]  # the finished sums
+    assert all(len(stop.patches) == 1 for stop in stops)
+
+
+def test_memory_is_handed_on(tiny: Callable[[str], LM]) -> None:
+    editor = Recorder()
+    walk(tiny("llama"), editor, 5, "sequential", 2, [5])
+    assert [memory for _, memory in editor.calls] == [None, 2, 4]
+
+
+def test_finish_shapes_the_sum_at_each_stop_and_is_never_fed_back(tiny: Callable[[str], LM]) -> None:
+    editor = Recorder()
+    walk(tiny("gpt2"), editor, 4, "sequential", None, [2, 4])
+    assert editor.finished == [2.0, 4.0]  # of the plain sums, not of halves, and only where the run stops
+
+
+def test_nothing_is_edited_beyond_the_last_stop(tiny: Callable[[str], LM]) -> None:
+    editor = Recorder()
+    assert [stop.edits for stop in walk(tiny("gpt2"), editor, 9, "sequential", 2, [0, 4])] == [4]
+    assert len(editor.calls) == 2
+
+
+@pytest.mark.parametrize("mode", schedule.MODES)
+def test_nothing_is_edited_where_only_the_unedited_model_is_measured(tiny: Callable[[str], LM], mode: str) -> None:
+    editor = Recorder()
+    assert walk(tiny("gpt2"), editor, 3, mode, None, [0]) == []
+    assert editor.calls == []
+
+
+def test_batch_is_one_operation(tiny: Callable[[str], LM]) -> None:
+    lm, editor = tiny("gpt2"), Recorder()
+    (stop,) = walk(lm, editor, 4, "batch", None, [0, 4])
+    assert editor.calls == [(["0", "1", "2", "3"], None)]
+    assert (stop.edits, entry(lm, stop.patches[0])) == (4, 2.0)
+
+
+def test_isolated_edits_know_nothing_of_each_other(tiny: Callable[[str], LM]) -> None:
+    lm, editor = tiny("gpt2"), Recorder()
+    start = round(float(lm.matrix(lm.down(0))[0, 0]), 3)
+    (stop,) = walk(lm, editor, 3, "isolated", None, [0, 3])
+    assert editor.calls == [(["0"], None), (["1"], None), (["2"], None)]
+    assert editor.seen == [start] * 3
+    assert (stop.edits, [entry(lm, patch) for patch in stop.patches]) == (3, [0.5, 0.5, 0.5])
+    assert editor.finished == [1.0, 1.0, 1.0]
+
+
+def test_progress_is_told_after_each_operation(tiny: Callable[[str], LM]) -> None:
+    told: list[tuple[int, int]] = []
+    steps = schedule.walk(
+        Recorder(), tiny("gpt2"), made(5), "sequential", 2, [5], lambda done, total: told.append((done, total))
+    )
+    list(steps)
+    assert told == [(2, 5), (4, 5), (5, 5)]
+
+
+def test_a_stop_can_be_held(tiny: Callable[[str], LM]) -> None:
+    lm = tiny("llama")
+    start = float(lm.matrix(lm.down(0))[0, 0])
+    (stop,) = walk(lm, Recorder(), 4, "batch", None, [4])
+    with patched(lm, stop.patches[0]):
+        assert float(lm.matrix(lm.down(0))[0, 0]) == pytest.approx(start + 2)
+
+
+# --- edits that cannot be made ------------------------------------------
+
+
+def test_a_method_of_single_facts_refuses_a_batch(tiny: Callable[[str], LM]) -> None:
+    lm = tiny("gpt2")
+    with pytest.raises(UsageError, match="single edits one fact at a time; use --mode isolated or --mode sequential"):
+        walk(lm, Single(), 2, "batch", None, [2])
+    assert len(walk(lm, Single(), 1, "batch", None, [1])) == 1  # a batch of one is no batch
+
+
+def test_a_method_of_subjects_refuses_a_plain_prefix(tiny: Callable[[str], LM]) -> None:
+    plain = [*made(1), Edit("x", "It rains in", None, "Rome")]
+    with pytest.raises(UsageError, match="edit x: single needs a subject; give rows of prompt, subject and target"):
+        schedule.check(Single(), tiny("gpt2"), plain, "isolated")
+    schedule.check(Recorder(), tiny("gpt2"), plain, "isolated")
+
+
+def test_a_prompt_longer_than_the_context_is_told_before_anything_is_edited(tiny: Callable[[str], LM]) -> None:
+    lm, editor = tiny("gpt2"), Recorder()
+    long = Edit("7", "Oslo " * 95 + "and {} live in", "Ada Velmont", "Rome")
+    tokens = len(lm.tokenizer(long.text + long.continuation)["input_ids"])
+    with pytest.raises(UsageError, match=f"edit 7: {tokens} tokens, but tiny-gpt2 takes 96; shorten the prompt"):
+        list(schedule.walk(editor, lm, [*made(2), long], "batch", None, [3]))
+    assert editor.calls == []
+
+
+def test_a_prompt_that_just_fits_is_taken(tiny: Callable[[str], LM]) -> None:
+    lm = tiny("gpt2")
+    words = next(n for n in range(200) if _tokens(lm, n + 1) > lm.context)
+    schedule.check(Recorder(), lm, [_repeated(words)], "batch")
+    with pytest.raises(UsageError, match="shorten the prompt"):
+        schedule.check(Recorder(), lm, [_repeated(words + 1)], "batch")
+
+
+def _repeated(words: int) -> Edit:
+    return Edit("r", " Rome" * words + " {} is in", "Paris", "Oslo")
+
+
+def _tokens(lm: LM, words: int) -> int:
+    edit = _repeated(words)
+    return len(lm.tokenizer(edit.text + edit.continuation)["input_ids"])
+
+
+def test_what_is_said_twice_or_in_two_ways_is_told() -> None:
+    def say(number: str, subject: str, target: str) -> Edit:
+        return Edit(number, "{} was born in", subject, target)
+
+    found = schedule.duplicates(
+        [say("1", "Ada", "Rome"), say("2", "Hugo", "Oslo"), say("3", "Ada", "Rome"), say("4", "Ada", "Paris")]
+    )
+    assert found == [
+        "edit 3 repeats edit 1 ('Ada was born in' -> 'Rome')",
+        "edit 4 contradicts edit 1: 'Ada was born in' -> 'Paris', not 'Rome'",
+    ]
+    assert schedule.duplicates(made(5)) == []
+    spaced = say("5", "Ada", " Rome")
+    assert schedule.duplicates([say("1", "Ada", "Rome"), spaced]) == [
+        "edit 5 repeats edit 1 ('Ada was born in' -> ' Rome')"
+    ]  # the space in front of a target is no other target
+
+
+def test_of_many_repetitions_the_first_are_told_and_the_others_counted() -> None:
+    """One pass over the edits: a hundred thousand take no longer than reading them."""
+    edits = [Edit(str(i), "{} was born in", f"Person {i % 50_000}", "Rome") for i in range(100_000)]
+    found = schedule.duplicates(edits)
+    assert [line[:22] for line in found[:4]] == [f"edit {50_000 + i} repeats edit"[:22] for i in range(4)]
+    assert found[4:] == ["49996 more edits repeat or contradict an earlier one, 50000 in all"]
+    assert len(schedule.duplicates(edits[:50_005])) == 5
+
+
+# --- published names, several batches, going on -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("mode", "size", "wanted"),
+    [
+        ("instance-sequential", None, ("sequential", 1)),
+        ("instance-sequential", 1, ("sequential", 1)),
+        ("batch-single", None, ("batch", None)),
+        ("batch-sequential", 10, ("sequential", 10)),
+        ("isolated", None, ("isolated", None)),
+        (None, None, (None, None)),
+    ],
+)
+def test_the_published_modes_are_names_of_ours(
+    mode: str | None, size: int | None, wanted: tuple[str | None, int | None]
+) -> None:
+    assert schedule.plain_mode(mode, size) == wanted
+
+
+@pytest.mark.parametrize(("mode", "size"), [("instance-sequential", 2), ("batch-sequential", None)])
+def test_published_modes_with_a_batch_size_that_cannot_be(mode: str, size: int | None) -> None:
+    with pytest.raises(UsageError, match=mode):
+        schedule.plain_mode(mode, size)
+
+
+def test_every_fact_is_edited_in_every_published_mode(tiny: Callable[[str], LM]) -> None:
+    """The released loop edits the first fact alone, and drops a partial last batch."""
+    for name, given, calls in (
+        ("instance-sequential", None, [["0"], ["1"], ["2"], ["3"], ["4"]]),
+        ("batch-single", None, [["0", "1", "2", "3", "4"]]),
+        ("batch-sequential", 2, [["0", "1"], ["2", "3"], ["4"]]),
+    ):
+        mode, size = schedule.plain_mode(name, given)
+        editor = Recorder()
+        walk(tiny("gpt2"), editor, 5, str(mode), size, [0, 5])
+        assert [ids for ids, _ in editor.calls] == calls, name
+
+
+def test_each_count_of_a_batch_is_an_operation_of_its_own(tiny: Callable[[str], LM]) -> None:
+    editor = Recorder()
+    stops = walk(tiny("gpt2"), editor, 5, "batch", None, schedule.stops("2,final", 5, "batch", None))
+    assert [stop.edits for stop in stops] == [2, 5]
+    assert [(len(ids), memory) for ids, memory in editor.calls] == [(2, None), (5, None)]
+    assert len(set(editor.seen)) == 1  # both on the unedited model
+
+
+def test_a_walk_goes_on_where_an_earlier_one_was(tiny: Callable[[str], LM]) -> None:
+    lm, whole, second = tiny("gpt2"), Recorder(), Recorder()
+    states: list[schedule.Begun] = []
+    ends = list(schedule.walk(whole, lm, made(7), "sequential", 2, [0, 4, 7], keep=states.append))
+    assert [(state.edits, state.latest) for state in states] == [
+        (2, range(2)), (4, range(2, 4)), (6, range(4, 6)), (7, range(6, 7)),
+    ]  # fmt: skip
+    again = list(schedule.walk(second, lm, made(7), "sequential", 2, [0, 4, 7], begun=states[1]))
+    assert [ids for ids, _ in second.calls] == [["4", "5"], ["6"]]
+    assert second.calls[0][1] == whole.calls[2][1]  # the memory goes on
+    assert second.seen == whole.seen[2:]  # the earlier edits are in the weights
+    for first, other in zip(ends, again, strict=True):
+        assert (first.edits, first.latest) == (other.edits, other.latest)
+        same = [stop.patches[0].weights[lm.down(0)].dense() for stop in (first, other)]
+        assert torch.equal(*same)

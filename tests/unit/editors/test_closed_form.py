@@ -1,0 +1,361 @@
+"""What EMMET, AlphaEdit, MEMIT's norm control, NAS and ENCORE solve, computed another way."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from editors.alphaedit import AlphaEdit, null_space
+from editors.emmet import Emmet
+from editors.encore import Encore
+from editors.ft import FineTuning
+from editors.memit import Memit
+from editors.nas import Anchored, NormAnchorScaling
+from editors.r_rome import RRome
+from editors.rome import Rome
+from harness.editing.edit import Edit
+from harness.editing.registry import compose
+from harness.errors import ModelError, NumericalError, UsageError
+from harness.io.plain_text import documents
+from harness.methods import keys as facts
+from harness.methods.keys import Unedited
+from harness.methods.locate_then_edit import Kept, adjoint, preserved, require_additive
+from harness.methods.rank_one import direction
+from harness.methods.second_moments import Moment, accumulate
+from harness.methods.value import anchor_norm, optimise
+from harness.models.activations import read
+from harness.models.lm import LM
+from harness.patches.patch import Patch, patched
+
+F, D, N = 24, 8, 3
+QUICK: dict[str, Any] = {"cov_tokens": 4000, "v_steps": 8, "v_weight_decay": 1e-3, "clamp": 4.0}
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def moment(seed: int = 1, tokens: int = 100) -> Moment:
+    keys = draw(tokens, F, seed=seed)
+    return Moment(keys.T @ keys / tokens, tokens)
+
+
+def eye(n: int) -> Tensor:
+    return torch.eye(n, dtype=torch.float64)
+
+
+def kept(known: Moment, earlier: Tensor | None = None) -> Kept:
+    return Kept(("{}",), {0: known}, {} if earlier is None else {0: earlier})
+
+
+def change(method: Memit | Emmet | AlphaEdit, known: Kept, keys: Tensor, residual: Tensor) -> Tensor:
+    """The change ``[D, F]`` of layer 0."""
+    left, right = method.solver(known)(0, keys, residual)
+    assert left.shape == (D, len(keys))
+    return left @ right
+
+
+# EMMET
+
+
+def test_emmet_of_one_edit_is_romes_least_squares_solution():
+    """``dW = r u^T / (k . u)`` with ``u = C^-1 k`` (Meng et al. 2022, equation 2), whatever the weight of C."""
+    key, residual = draw(1, F), draw(1, D, seed=2)
+    u = direction(key, moment())[0]
+    rome = torch.outer(residual[0], u) / (key[0] @ u)
+    for lam in (1.0, 1000.0):
+        ours = change(Emmet(lam=lam, emmet_lambda=0.1), kept(moment()), key, residual)
+        assert torch.allclose(ours, rome, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(("relaxed", "norm"), [(0.0, 0.0), (0.1, 0.0), (0.1, 2.0)])
+def test_emmet_of_a_batch_is_the_solution_of_its_lagrangian(relaxed, norm):
+    """``min tr(D G D^T)`` under ``D K = R``: one linear system in D and the multipliers."""
+    keys, residual, lam = draw(N, F), draw(N, D, seed=2), 3.0
+    kept_part = lam * moment().matrix + norm * eye(F)
+    system = torch.cat([torch.cat([kept_part, keys.T], 1), torch.cat([keys, -relaxed * eye(N)], 1)])
+    solution = torch.linalg.solve(system, torch.cat([torch.zeros(F, D, dtype=torch.float64), residual]))[:F].T
+    ours = change(Emmet(lam=lam, emmet_lambda=relaxed, norm_control=norm), kept(moment()), keys, residual)
+    assert torch.allclose(ours, solution, rtol=1e-9, atol=1e-11)
+
+
+def test_emmet_without_relaxation_gives_every_key_its_value():
+    keys, residual = draw(N, F), draw(N, D, seed=2)
+    exact = change(Emmet(emmet_lambda=0.0), kept(moment()), keys, residual) @ keys.T
+    assert torch.allclose(exact, residual.T, rtol=1e-10, atol=1e-12)
+    relaxed = change(Emmet(emmet_lambda=0.1), kept(moment()), keys, residual) @ keys.T
+    assert not torch.allclose(relaxed, residual.T, rtol=1e-3)
+
+
+def test_emmet_refuses_dependent_keys_without_relaxation():
+    keys, residual = torch.cat([draw(2, F), draw(2, F)[:1]]), draw(N, D, seed=2)
+    with pytest.raises(
+        NumericalError, match=r"keys of 3 edits at layer 0 are linearly dependent; raise .*emmet_lambda"
+    ):
+        change(Emmet(emmet_lambda=0.0), kept(moment()), keys, residual)
+    assert bool(torch.isfinite(change(Emmet(emmet_lambda=0.1), kept(moment()), keys, residual)).all())
+
+
+def hidden(lm: LM, edits: list[Edit], block: int, patch: Patch) -> Tensor:
+    """What leaves a block at the subject's last token, under a patch."""
+    rows = [row for edit in edits for row in facts.prompts(lm, edit, ("{}",), "subject_last")]
+    name = lm.arch.block(block)
+    with patched(lm, patch):
+        return read(lm, rows, outputs=[name]).outputs[name]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_emmet_on_a_model_puts_the_optimised_state_there(tiny, edits, family):
+    """One context, no relaxation: after the edit the block's output is the optimised one."""
+    lm = tiny(family)
+    method = Emmet(layers=(1,), contexts=("{}",), emmet_lambda=0.0, **QUICK)
+    values = optimise(lm, edits, ("{}",), method.objective(1))
+    patch = method.edit(lm, edits)
+    assert torch.allclose(hidden(lm, edits, 1, patch), values.value, atol=1e-4)
+    assert not torch.allclose(hidden(lm, edits, 1, Patch()), values.value, atol=1e-1)
+
+
+# AlphaEdit
+
+
+def test_alphaedit_with_every_direction_free_is_its_ridge_form():
+    keys, residual, earlier = draw(N, F), draw(N, D, seed=2), draw(F, F, seed=3)
+    earlier = earlier @ earlier.T
+    ours = change(AlphaEdit(nullspace_threshold=1e9, l2=2.0), kept(moment(), earlier), keys, residual)
+    ridge = residual.T @ keys @ torch.linalg.inv(keys.T @ keys + earlier + 2.0 * eye(F))
+    assert torch.allclose(ours, ridge, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("remembered", [False, True])
+def test_alphaedit_solves_the_authors_system_and_stays_in_the_null_space(remembered):
+    keys, residual, seen, l2 = draw(N, F), draw(N, D, seed=2), draw(5, F, seed=3), 0.7
+    earlier = seen.T @ seen if remembered else None
+    values, vectors = torch.linalg.eigh(moment().matrix)
+    threshold = float(values[9:11].mean())
+    p = vectors[:, :10] @ vectors[:, :10].T
+    past = seen.T @ seen if remembered else torch.zeros(F, F, dtype=torch.float64)
+    system = p @ (keys.T @ keys + past) + l2 * eye(F)
+    plain = torch.linalg.solve(system, p @ keys.T @ residual).T
+    ours = change(AlphaEdit(nullspace_threshold=threshold, l2=l2), kept(moment(), earlier), keys, residual)
+    assert torch.allclose(ours, plain, rtol=1e-9, atol=1e-11)
+    assert torch.allclose(ours @ vectors[:, 10:], torch.zeros(D, F - 10, dtype=torch.float64), atol=1e-12)
+
+
+def test_a_projector_without_a_direction_names_a_threshold_that_has_some():
+    with pytest.raises(UsageError, match=r"no eigenvalue .* is below 1e-09") as caught:
+        null_space(moment(), 1e-9)
+    cure = float(str(caught.value).rpartition("=")[2])
+    assert F // 8 <= null_space(moment(), cure).shape[1] <= F // 2
+
+
+def test_defect_3_a_projector_belongs_to_one_model_and_its_covariance(fresh, edits):
+    """Two models of one shape in one process, edited one after the other with one editor (pitfalls 4.2, defect 3)."""
+
+    def made(seed: int) -> tuple[LM, dict[int, Moment]]:
+        lm = fresh("gpt2", seed)
+        return lm, accumulate(lm, [0], documents(lm.text), 4000)
+
+    (one, first), (two, second) = made(1), made(2)
+    threshold = float(torch.stack([m[0].spectrum[0][40] for m in (first, second)]).mean())
+    method = AlphaEdit(layers=(0,), nullspace_threshold=threshold, l2=0.1, **QUICK)
+    alone = method.edit(two, edits, Unedited(("{}",), second)).weights[two.down(0)].dense()
+    method.edit(one, edits, Unedited(("{}",), first))
+    after = method.edit(two, edits, Unedited(("{}",), made(2)[1])).weights[two.down(0)].dense()
+    assert torch.equal(alone, after)
+    foreign = method.edit(two, edits, Unedited(("{}",), first)).weights[two.down(0)].dense()
+    assert float((foreign - alone).norm()) > 0.1 * float(alone.norm())
+    values, vectors = second[0].spectrum
+    used = vectors[:, values >= threshold].to(alone)
+    assert float((alone @ used).norm()) < 1e-4 * float(alone.norm()) < float((foreign @ used).norm())
+
+
+@pytest.mark.parametrize("family", ["gpt2", "neox", "opt"])
+@pytest.mark.parametrize(
+    "method", [AlphaEdit(nullspace_threshold=1e9, l2=0.1, **QUICK), Memit(keep_edits=True, **QUICK)]
+)
+def test_the_memory_holds_the_keys_of_the_fully_edited_model(tiny, edits, method, family):
+    """They are taken while layers are written; read again after all are, they are the same."""
+    lm = tiny(family)
+    method = replace(method, layers=(0, 1))
+    first = method.edit(lm, edits[:2])
+    with patched(lm, first):
+        second = method.edit(lm, edits[2:], first.memory)
+    for layer in (0, 1):
+        total = torch.zeros(64, 64, dtype=torch.float64)
+        for portion, patch in ((edits[:2], first), (edits[2:], first + second)):
+            with patched(lm, patch):
+                key, _ = facts.keys(lm, portion, layer, first.memory.contexts, "subject_last", "memit")
+            total += key.double().T @ key.double()
+        assert torch.allclose(second.memory.sums[layer], total, rtol=1e-4, atol=1e-6)
+    assert second.memory.moments is not None and set(second.memory.sums) == {0, 1}
+
+
+def test_isolated_edits_are_no_history(tiny, edits):
+    method = AlphaEdit(nullspace_threshold=1e9, l2=0.1, **QUICK)
+    assert [patch.memory.sums for patch in method.edit_each(tiny("gpt2"), edits)] == [{}, {}, {}]
+
+
+# MEMIT's norm control, and ENCORE
+
+
+@pytest.mark.parametrize(("norm", "keep"), [(0.0, False), (2.5, False), (0.0, True), (2.5, True)])
+def test_memit_with_norm_control_and_earlier_edits_is_the_dense_formula(norm, keep):
+    """``R K^T (lam C + lam_n I + K K^T + sum K_p K_p^T)^-1`` (arXiv 2502.01636)."""
+    keys, residual, seen, lam = draw(N, F), draw(N, D, seed=2), draw(5, F, seed=3), 4.0
+    ours = change(Memit(lam=lam, norm_control=norm, keep_edits=keep), kept(moment(), seen.T @ seen), keys, residual)
+    whole = lam * moment().matrix + norm * eye(F) + keys.T @ keys + (seen.T @ seen if keep else 0.0)
+    assert torch.allclose(ours, residual.T @ keys @ torch.linalg.inv(whole), rtol=1e-9, atol=1e-11)
+
+
+def test_memit_without_them_is_bitwise_what_it_was():
+    """One factor of C alone, then Woodbury, step by step."""
+    keys, lam = draw(N, F), 7.0
+    whitened = torch.cholesky_solve(keys.T, torch.linalg.cholesky(moment().matrix)) / lam
+    plain = torch.linalg.solve(eye(N) + keys @ whitened, whitened.T)
+    _, right = Memit(lam=lam).solver(kept(moment()))(0, keys, draw(N, D))
+    assert torch.equal(right, plain)
+    assert torch.equal(right, adjoint(moment(), keys, lam).T)
+
+
+def test_what_cannot_be_kept_is_an_error_with_a_cure():
+    flat = Moment(torch.zeros(F, F, dtype=torch.float64), 100, name="layer 3")
+    assert torch.allclose(preserved(flat, 1.0, 2.0)(draw(F, 1)), draw(F, 1) / 2.0)
+    with pytest.raises(NumericalError, match=r"layer 3 .* raise either"):
+        preserved(flat, 1.0, 0.0, torch.zeros(F, F, dtype=torch.float64))
+    with pytest.raises(NumericalError, match="NaN"):
+        preserved(Moment(torch.full((F, F), torch.nan), 100), 1.0, 2.0)
+
+
+def test_encore_is_memit_with_its_three_settings(tiny, edits):
+    lm = tiny("gpt2")
+    inner = Memit(layers=(0, 1), lam=1.0, **QUICK)
+    wrapped = Encore(inner, lam_n=0.05)
+    by_hand = replace(inner, v_stop="argmax", norm_control=0.05, keep_edits=True)
+    assert wrapped.inner == by_hand
+    assert wrapped.hyperparameters() == {**by_hand.hyperparameters(), "encore.lam_n": 0.05}
+    first, plain = wrapped.edit(lm, edits[:2]), inner.edit(lm, edits[:2])
+    with patched(lm, first):
+        second, forgetful = (wrapped.edit(lm, edits[2:], m) for m in (first.memory, replace(first.memory, sums={})))
+        again = by_hand.edit(lm, edits[2:], first.memory)
+    name = lm.down(1)
+    assert torch.equal(second.weights[name].dense(), again.weights[name].dense())
+    assert not torch.equal(second.weights[name].dense(), forgetful.weights[name].dense())
+    assert first.weights[name].norm() < plain.weights[name].norm()
+    assert wrapped.label() == "memit+encore"
+
+
+def test_encore_refuses_what_has_no_norm_control():
+    with pytest.raises(
+        UsageError, match=r"encore cannot wrap rome, which has no keep_edits and no norm_control; .* memit"
+    ):
+        Encore(Rome())
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "message"),
+    [
+        ("memit+encore", {"norm_control": 50.0}, r"encore sets norm_control of memit to 10\.0, not 50\.0; leave out"),
+        ("memit+encore", {"v_stop": "never"}, r"encore sets v_stop of memit to argmax, not never; leave out v_stop"),
+        ("rome+nas", {"v_anchor": 5.0}, r"nas sets v_anchor of rome to None, not 5\.0; leave out v_anchor"),
+    ],
+)
+def test_a_setting_that_a_wrapper_would_overwrite_is_refused(tiny, name, setting, message):
+    with pytest.raises(UsageError, match=f"^{message}"):
+        compose(name).build(tiny("gpt2"), setting, seed=0)
+    assert compose("memit+encore+nas").build(tiny("gpt2"), {"anchor": 2.0}, seed=0).label() == "memit+encore+nas"
+
+
+# NAS
+
+
+def norms(lm: LM, edits: list[Edit], method: Any, patch: Patch, anchor: float | None) -> Tensor:
+    """The norm of what each edit writes at the last layer, feed-forward output plus change."""
+    last = method.edited_layers(lm)[-1]
+    values = optimise(lm, edits, patch.memory.inner.contexts, replace(method, v_anchor=anchor).objective(last))
+    return (values.value - values.start + values.written).norm(dim=1)
+
+
+@pytest.mark.parametrize("method", [Memit(lam=1.0, **QUICK), Rome(**QUICK), RRome(**QUICK)])
+def test_nas_scales_values_to_the_norm_that_the_first_edits_have(tiny, edits, method):
+    lm = tiny("gpt2")
+    wrapped = NormAnchorScaling(method)
+    first = wrapped.edit(lm, edits[:2])
+    assert isinstance(first.memory, Anchored)
+    last = method.edited_layers(lm)[-1]
+    values = optimise(lm, edits[:2], first.memory.inner.contexts, method.objective(last))
+    assert first.memory.anchor == pytest.approx(anchor_norm(values), rel=1e-6)
+    found = norms(lm, edits[:2], method, first, first.memory.anchor)
+    assert torch.allclose(found, torch.full_like(found, first.memory.anchor), rtol=1e-4)
+    with patched(lm, first):
+        second = wrapped.edit(lm, edits[2:], first.memory)
+        by_hand = replace(method, v_anchor=first.memory.anchor).edit(lm, edits[2:], first.memory.inner)
+        free = method.edit(lm, edits[2:], first.memory.inner)
+    assert second.memory.anchor == first.memory.anchor
+    name = lm.down(last)
+    assert torch.equal(second.weights[name].dense(), by_hand.weights[name].dense())
+    assert not torch.allclose(second.weights[name].dense(), free.weights[name].dense(), rtol=1e-2)
+
+
+def test_nas_with_a_given_anchor_takes_it_and_a_lone_edit_is_left_alone(tiny, edits):
+    lm, method = tiny("gpt2"), Memit(lam=1.0, **QUICK)
+    given = NormAnchorScaling(method, anchor=3.0)
+    patch = given.edit(lm, edits)
+    assert patch.memory.anchor == 3.0
+    assert torch.allclose(norms(lm, edits, method, patch, 3.0), torch.full((3,), 3.0), rtol=1e-4)
+    name = lm.down(0)
+    for alone, plain in zip(NormAnchorScaling(method).edit_each(lm, edits), method.edit_each(lm, edits), strict=True):
+        assert torch.equal(alone.weights[name].dense(), plain.weights[name].dense())
+    for one, each in zip(edits, given.edit_each(lm, edits), strict=True):
+        alone = given.edit(lm, [one]).weights[name].dense()
+        assert float((each.weights[name].dense() - alone).norm()) < 1e-3 * float(alone.norm())
+
+
+def test_nas_reaches_the_method_through_other_wrappers(tiny, edits):
+    lm = tiny("gpt2")
+    settings = {"cov_tokens": 4000, "v_steps": 8, "lam": 1.0, "lam_n": 0.05, "anchor": 3.0}
+    a, b = (compose(name).build(lm, settings, seed=0) for name in ("memit+encore+nas", "memit+nas+encore"))
+    assert a.root == b.root
+    assert (a.root.v_anchor, a.root.v_stop, a.root.keep_edits) == (3.0, "argmax", True)  # type: ignore[attr-defined]
+    one, other = (method.edit(lm, edits).weights[lm.down(0)].dense() for method in (a, b))
+    assert torch.equal(one, other)
+
+
+def test_nas_refuses_a_method_that_optimises_no_value():
+    with pytest.raises(UsageError, match=r"nas cannot wrap ft, which has no v_anchor; it can wrap alphaedit, .*rome"):
+        NormAnchorScaling(FineTuning())
+
+
+def test_the_memory_of_another_editor_is_refused(tiny, edits):
+    lm = tiny("gpt2")
+    with pytest.raises(UsageError, match="memory is a Kept of another editor"):
+        NormAnchorScaling(Memit(**QUICK)).edit(lm, edits, Memit(lam=1.0, **QUICK).edit(lm, edits[:1]).memory)
+
+
+# What is written must arrive
+
+PLAIN = ["gpt2", "gptj", "neox", "llama", "mistral", "qwen2", "qwen3", "gemma", "opt", "phi", "bloom", "falcon", "mpt"]
+
+
+@pytest.mark.parametrize("family", PLAIN)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_a_feed_forward_module_writes_arrives_in_these_families(fresh, family, dtype):
+    require_additive(fresh(family, dtype=dtype), [0, 2], "memit")
+
+
+@pytest.mark.parametrize("family", ["gemma2", "olmo2", "granite"])
+def test_a_norm_or_a_factor_behind_the_feed_forward_module_is_refused(tiny, edits, family):
+    """There ROME, which optimises what the module itself writes, finds its value again."""
+    lm = tiny(family)
+    message = f"memit adds residuals .*, but tiny-{family} has a norm or a factor between 'model.layers.0.mlp'"
+    with pytest.raises(ModelError, match=message):
+        Memit(layers=(0,), **QUICK).edit(lm, edits[:1])
+    rome = Rome(layers=(0,), contexts=("{}",), **QUICK)
+    value = optimise(lm, edits[:1], ("{}",), rome.objective(0)).value[0]
+    rows = facts.prompts(lm, edits[0], ("{}",), "subject_last")
+    with patched(lm, rome.edit(lm, edits[:1])):
+        written = read(lm, rows, outputs=["model.layers.0.mlp"]).outputs["model.layers.0.mlp"][0]
+    assert torch.allclose(written, value, rtol=1e-3, atol=1e-4)

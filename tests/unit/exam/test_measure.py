@@ -1,0 +1,228 @@
+"""One state of a model on one task: who is scored under which edit, and when the unedited numbers may be reused."""
+
+from __future__ import annotations
+
+import gzip
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from tokenizers import processors
+
+from harness.editing.schedule import Stop
+from harness.exam import measure, tasks
+from harness.exam.adapter import EditedLM
+from harness.exam.measure import Measured
+from harness.exam.statistics import Ratio
+from harness.exam.tasks import Task
+from harness.models.lm import LM
+from harness.patches.patch import Patch
+
+
+def task(name: str = "NLI", template: str | None = "0" * 64, **metadata: Any) -> Task:
+    """A task with these metadata and nothing else."""
+    built = SimpleNamespace(
+        config=SimpleNamespace(metadata=metadata),
+        higher_is_better=lambda: {"accuracy": True, "invalid_rate": False, "unsaid": None},
+        eval_docs=[{"text": "a"}],
+        aggregation=lambda: {},
+    )
+    return Task(name, name, built, template)
+
+
+def request(doc_id: int, **doc: Any) -> Any:
+    """A request as lm-eval hands it to a model."""
+    return SimpleNamespace(doc=doc, doc_id=doc_id)
+
+
+# --- what is held -----------------------------------------------------------------------------------------------------
+
+
+def test_unedited_and_batch_hold_one_patch(tiny: Callable[[str], LM]) -> None:
+    model, seen = EditedLM(tiny("gpt2")), []
+    rule = Patch(prompt=lambda text: text)
+    for stop in (None, Stop(3, [rule])):
+        with measure.hold(model, stop, ["a", "b", "c"], "batch"):
+            seen.append((model._prompt, model._patch_of))
+    assert seen == [(None, None), (rule.prompt, None)]
+
+
+def test_in_isolated_editing_each_document_has_its_own_edit(tiny: Callable[[str], LM]) -> None:
+    model, patches = EditedLM(tiny("gpt2")), [Patch(), Patch(), Patch()]
+    with measure.hold(model, Stop(3, patches), ["a", "b", "c"], "isolated"):
+        patch_of = model._patch_of
+        assert model._patches is patches
+    assert patch_of is not None
+    assert [patch_of(request(0, case=case)) for case in "cab"] == [2, 0, 1]
+    assert [patch_of(request(i, sentence1="x")) for i in range(5)] == [0, 1, 2, 0, 1]
+    assert model._patch_of is None
+
+
+# --- the numbers ------------------------------------------------------------------------------------------------------
+
+
+def test_measuring_scores_every_document_and_stays_quiet(tiny: Callable[[str], LM]) -> None:
+    lm = tiny("gpt2")
+    (nli,) = tasks.load(["NLI"], None, None, "mini", lm.tokenizer).tasks
+    logging.getLogger("lm_eval").setLevel(logging.WARNING)
+    found = measure.measure_task(EditedLM(lm, batch_size=4), nli, 5)
+    assert logging.getLogger("lm_eval").level == logging.WARNING
+    assert set(found.values) == {"accuracy", "invalid_rate", "accuracy_released", "accuracy_answered"}
+    assert list(found.values["accuracy"]) == [f"NLI/{i}" for i in range(5)]
+    assert found.plain == {}
+
+
+def test_chosen_documents_keep_their_numbers_and_no_document_is_not_all_of_them(tiny: Callable[[str], LM]) -> None:
+    lm = tiny("gpt2")
+    (nli,) = tasks.load(["NLI"], None, None, "mini", lm.tokenizer).tasks
+    found = measure.measure_task(EditedLM(lm, batch_size=4), nli, None, [2, 7])
+    assert set(found.values["accuracy"]) == {"NLI/2", "NLI/7"}
+    assert measure.measure_task(EditedLM(lm, batch_size=4), nli, None, []).values == {}
+
+
+def test_a_metric_that_is_no_mean_is_taken_as_lm_eval_gives_it(tiny: Callable[[str], LM]) -> None:
+    lm = tiny("gpt2")
+    (nli,) = tasks.load(["NLI"], None, None, "mini", lm.tokenizer).tasks
+    nli.task._aggregation_list = {**nli.task._aggregation_list, "accuracy": lambda items: 42.0}
+    found = measure.measure_task(EditedLM(lm, batch_size=4), nli, 3)
+    assert "accuracy" not in found.values
+    assert found.plain == {"accuracy": 42.0}
+    table = measure.summary([nli], {"NLI": found}, None, seed=0)
+    assert (table["accuracy"]["value"], table["accuracy"]["interval"]) == (42.0, None)
+    assert "not a mean over documents" in table["accuracy"]["reason"]
+
+
+def test_numbers_are_paired_with_the_unedited_model() -> None:
+    edited = Measured({"accuracy": {f"NLI/{i}": Ratio(float(i < 3)) for i in range(10)}})
+    base = Measured({"accuracy": {f"NLI/{i}": Ratio(float(i < 8)) for i in range(10)}})
+    (nli,) = [task()]
+    assert measure.summary([nli], {"NLI": base}, None, 0)["accuracy"]["difference"] is None
+    table = measure.summary([nli], {"NLI": edited}, {"NLI": base}, 0)
+    assert table["accuracy"]["value"] == pytest.approx(0.3)
+    assert table["accuracy"]["n"] == 10
+    assert table["accuracy"]["difference"]["value"] == pytest.approx(-0.5)
+    assert table["accuracy"]["higher_is_better"] is True
+    unsaid = Measured({"unsaid": {"NLI/0": Ratio(1.0)}})
+    assert measure.summary([nli], {"NLI": unsaid}, None, 0)["unsaid"]["higher_is_better"] is None
+
+
+def test_what_the_rows_lack_is_missing_with_its_reason() -> None:
+    needy = task(needs={"reference_score": "attribute_snippets.json"})
+    table = measure.summary([needy], {"NLI": Measured({"accuracy": {"NLI/0": Ratio(1.0)}})}, None, 0)
+    assert table["reference_score"]["value"] is None
+    assert table["reference_score"]["n"] == 0
+    assert table["reference_score"]["reason"] == "the source of the rows has no attribute_snippets.json"
+
+
+def test_agreement_compares_the_answers_of_the_two_models() -> None:
+    rows = {f"d/{i}": {"case": "1", "kind": kind, "target_true": "Rome"} for i, kind in enumerate(["n", "n", "n", "r"])}
+    base = Measured(answers=dict.fromkeys(rows, " Rome is old"), documents=rows)
+    edited = Measured(answers={"d/0": " Rome", "d/1": " Oslo", "d/2": " rome or", "d/3": " Oslo"}, documents=rows)
+    measure.agree(task(agreement={"neighborhood_agreement": {"kind": "n"}}), edited, base)
+    found = edited.values["neighborhood_agreement"]
+    assert {document: ratio.num for document, ratio in found.items()} == {"d/0": 1.0, "d/1": 0.0, "d/2": 1.0}
+    assert {ratio.cluster for ratio in found.values()} == {"1"}
+
+
+# --- the cache of the unedited model ----------------------------------------------------------------------------------
+
+
+def key(**changes: Any) -> str | None:
+    """The key of some numbers, but for the changes."""
+    arguments = {
+        "fingerprint": "f", "task": task(data_dir="mini", records=["1"]), "limit": 5, "batch_size": 8,
+        "provenance": {"sha256": "d"}, "device": "cpu",
+    }  # fmt: skip
+    return measure.base_key(**{**arguments, **changes})
+
+
+def test_the_key_changes_with_everything_the_numbers_depend_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = [
+        key(),
+        key(fingerprint="g"),
+        key(limit=None),
+        key(batch_size=9),
+        key(provenance={"sha256": "e"}),
+        key(device="cuda"),
+        key(task=task("NER", data_dir="mini", records=["1"])),
+        key(task=task(template="1" * 64, data_dir="mini", records=["1"])),
+        key(task=task(data_dir="mini", records=["1", "2"])),
+        key(task=task(data_dir="mini", records=["1"], split="train")),
+        key(task=task(data_dir="other", records=["1"])),
+        key(task=task(data_dir="mini", records=["1"], file="my.jsonl")),
+    ]
+    other = task(data_dir="mini", records=["1"])
+    other.task.eval_docs = [{"text": "b"}]
+    keys.append(key(task=other))
+    monkeypatch.setattr(measure, "version", lambda name: "9.9")
+    keys.append(key())
+    monkeypatch.undo()
+    monkeypatch.setattr(measure, "_code_hash", lambda: "other code")
+    keys.append(key())
+    monkeypatch.undo()
+    assert len(set(keys)) == len(keys) == 15
+    assert key() == keys[0]
+
+
+def test_a_file_that_a_metric_needs_reaches_the_key_when_it_comes(tmp_path: Path) -> None:
+    needy = task(data_dir=str(tmp_path), needs={"reference_score": "attribute_snippets.json"})
+    before = key(task=needy)
+    (tmp_path / "counterfact").mkdir()
+    (tmp_path / "counterfact" / "attribute_snippets.json").write_text("[]")
+    assert key(task=needy) != before
+
+
+def test_a_model_is_more_than_its_weights(fresh: Callable[..., LM]) -> None:
+    first, second, third = fresh("gpt2"), fresh("gpt2"), fresh("gpt2")
+    assert measure.fingerprint(first, "w") == measure.fingerprint(second, "w") != measure.fingerprint(first, "v")
+    second.model.config.scale_attn_weights = False
+    third.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|end|> $A", special_tokens=[("<|end|>", 0)]
+    )
+    assert len({measure.fingerprint(lm, "w") for lm in (first, second, third)}) == 3
+
+
+def test_tasks_of_others_are_measured_every_time() -> None:
+    assert key(task=task(template=None)) is None
+    assert measure.load_base(None) is None
+    measure.save_base(None, Measured())  # nothing is written, nothing fails
+
+
+def test_the_cache_gives_back_what_it_was_given() -> None:
+    made = Measured(
+        {"accuracy": {"a": Ratio(1.0, 2.0, "c", "s"), "b": Ratio(math.nan)}},
+        {"f1": 0.5},
+        {"a": " Rome"},
+        {"a": {"case": "1", "kind": "n", "target_true": "Rome"}},
+        truncated=3,
+    )
+    measure.save_base("a" * 64, made)
+    found = measure.load_base("a" * 64)
+    assert found is not None
+    assert found.values["accuracy"]["a"] == Ratio(1.0, 2.0, "c", "s")
+    assert math.isnan(found.values["accuracy"]["b"].num)
+    assert (found.plain, found.answers, found.documents) == (made.plain, made.answers, made.documents)
+    assert found.truncated == 3
+    assert measure.load_base("b" * 64) is None
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"no gzip", gzip.compress(b"{", mtime=0), gzip.compress(b"{}", mtime=0), gzip.compress(b"[]", mtime=0)],
+)
+def test_a_damaged_cache_is_measured_again(content: bytes) -> None:
+    measure.save_base("c" * 64, Measured())
+    path = measure._base_path("c" * 64)
+    assert measure.load_base("c" * 64) is not None
+    path.write_bytes(content)
+    assert measure.load_base("c" * 64) is None
+
+
+def test_a_change_of_the_template_reaches_the_key(tiny: Callable[[str], LM]) -> None:
+    (nli,) = tasks.load(["NLI"], None, None, "mini", tiny("gpt2").tokenizer).tasks
+    assert key(task=nli) != key(task=replace(nli, template="1" * 64))

@@ -1,0 +1,280 @@
+"""Task files become tasks, and rows become edits: what is found, what is refused, and what is examined."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.editing.hyperparameters import settable
+from harness.editing.registry import find
+from harness.errors import DataError, UsageError
+from harness.exam import data, tasks
+from harness.exam.canonical import SETS
+from harness.exam.statistics import Ratio
+from harness.models.lm import LM
+from harness.runs import record
+
+GENERAL = [
+    "ClosedDomainQA", "NER", "NLI", "OpenDomainQA", "SentimentAnalysis", "dialogue", "reasoning", "summarization",
+]  # fmt: skip
+ROW = {"prompt": "{} was born in", "subject": "Ada Velmont", "target": "Rome"}
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Callable[..., Path]:
+    """A JSONL file of one's own: rows, or lines as they are."""
+
+    def write(*rows: dict[str, Any] | str) -> Path:
+        path = tmp_path / "my.jsonl"
+        path.write_text("".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows))
+        return path
+
+    return write
+
+
+def suite(tiny: Callable[[str], LM], *names: str, edit_set: str | None = None, **options: Any) -> tasks.Suite:
+    """The tasks of these names on the shipped rows."""
+    records = options.pop("records", None)
+    return tasks.load(names, edit_set, records, "mini", tiny("gpt2").tokenizer, **options)
+
+
+# --- what there is -------------------------------------------------------------------------------------------------
+
+
+def test_the_catalogue() -> None:
+    found = tasks.catalogue()
+    sets = sorted(["counterfact", "zsre", *SETS])
+    assert [name for name, kind in found.items() if kind == "task"] == sorted(
+        [*GENERAL, "ball", "bias_in_bios", "mcrae"]
+    )
+    assert [name for name, kind in found.items() if kind == "group"] == ["canonical", "general"]
+    assert [name for name, kind in found.items() if kind == "edits"] == sets
+    assert tasks.edit_sets() == sets
+
+
+def test_a_group_expands_and_nothing_is_examined_twice(tiny: Callable[[str], LM]) -> None:
+    assert sorted(suite(tiny, "general").shown) == GENERAL
+    assert sorted(suite(tiny, "NLI", "general", "NER", "NLI").shown) == GENERAL
+    assert suite(tiny, "NLI", "general").shown[0] == "NLI"  # in the order asked for
+    assert suite(tiny, "NLI", "NER").shown == ["NLI", "NER"]
+
+
+def test_lm_evals_own_tasks_stand_beside_ours() -> None:
+    index = tasks._manager({}, ["hellaswag"]).task_index
+    assert {"hellaswag", "mmlu", "NLI", "counterfact"} <= set(index)
+    assert str(index["NLI"].yaml_path).startswith(str(data.TASKS))
+
+
+@pytest.mark.parametrize("name", ["NIL", "nli", "counterfct"])
+@pytest.mark.usefixtures("small_index")
+def test_an_unknown_task_is_answered_with_near_names(tiny: Callable[[str], LM], name: str) -> None:
+    wanted = {"NIL": "NLI", "nli": "NLI", "counterfct": "counterfact"}[name]
+    with pytest.raises(UsageError, match=rf"task '{name}' does not exist \(did you mean .*{wanted}.*`harness tasks`"):
+        suite(tiny, "NER", name)
+
+
+def test_a_task_says_what_a_record_needs(tiny: Callable[[str], LM]) -> None:
+    (nli,) = suite(tiny, "NLI").tasks
+    assert (nli.name, nli.shown, nli.headline) == ("NLI", "NLI", "accuracy")
+    assert nli.directions == {
+        "accuracy": True, "invalid_rate": False, "accuracy_released": True, "accuracy_answered": True,
+    }  # fmt: skip
+    assert all(nli.per_document(metric) for metric in nli.directions)
+    assert nli.template is not None
+    assert len(nli.template) == 64
+
+
+def test_the_template_is_the_hash_of_the_yaml_and_the_code(
+    tiny: Callable[[str], LM], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(data.TASKS / "general" / "NLI", tmp_path / "general" / "NLI")
+    (before,) = suite(tiny, "NLI").tasks
+    monkeypatch.setattr(data, "TASKS", tmp_path)
+    (copied,) = suite(tiny, "NLI").tasks
+    assert copied.template == before.template  # what counts is what the files say, not where they lie
+    seen = {copied.template}
+    for name, old, new in (("NLI.yaml", "True or False?", "Yes or no?"), ("functions.py", '"true"', '"yes"')):
+        path = tmp_path / "general" / "NLI" / name
+        path.write_text(path.read_text().replace(old, new))
+        seen.add(suite(tiny, "NLI").tasks[0].template)
+    assert len(seen) == 3
+    (tmp_path / "general" / "NLI" / "README.md").write_text("a card is no part of a task")
+    assert suite(tiny, "NLI").tasks[0].template in seen
+
+
+def test_values_of_samples(tiny: Callable[[str], LM]) -> None:
+    (nli,) = suite(tiny, "NLI").tasks
+    sample = {"filter": "none", "doc_id": 3, "metrics": ["accuracy", "invalid_rate"]}
+    samples = [
+        {**sample, "accuracy": Ratio(1.0), "invalid_rate": 0.0},
+        {**sample, "doc_id": 4, "accuracy": None, "invalid_rate": [1.0, 2.0, "c", None]},
+        {**sample, "doc_id": 4, "filter": "strict", "metrics": ["accuracy"], "accuracy": 0.5},
+    ]
+    found = tasks.values_of(nli, samples)
+    assert found["accuracy"]["NLI/3"] == Ratio(1.0)
+    assert found["accuracy"]["NLI/4"].num != found["accuracy"]["NLI/4"].num  # missing is not zero
+    assert found["invalid_rate"] == {"NLI/3": Ratio(0.0), "NLI/4": Ratio(1.0, 2.0, "c")}
+    assert found["accuracy,strict"] == {"NLI/4": Ratio(0.5)}
+
+
+# --- edit sets ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["counterfact", "zsre"])
+def test_edits_come_in_the_order_of_the_rows(name: str) -> None:
+    all_of_them = tasks.read_edits(name, "mini")
+    assert tasks.read_edits(name, "mini", count=3) == all_of_them[:3]
+    assert len({edit.id for edit in all_of_them}) == len(all_of_them) > 400
+    assert tasks.read_edits(name, "mini", "train", 3) != all_of_them[:3]
+
+
+def test_an_edit_set_is_examined_first_and_only_on_the_edited_records(tiny: Callable[[str], LM]) -> None:
+    ids = [edit.id for edit in tasks.read_edits("counterfact", "mini", count=3)]
+    # A member that is named again does not bring back all its rows.
+    found = suite(tiny, "NLI", "counterfact", "counterfact_text", edit_set="counterfact", records=ids)
+    assert found.shown == ["counterfact", "NLI"]
+    members = [task for task in found.tasks if task.shown == "counterfact"]
+    assert {task.name for task in members} == {
+        "counterfact_probability", "counterfact_generation", "counterfact_text",
+    }  # fmt: skip
+    for task in members:
+        cases = {str(doc["case"]) for doc in task.task.test_docs()}
+        assert cases == set(ids), task.name
+
+
+def test_the_split_reaches_the_examination(tiny: Callable[[str], LM]) -> None:
+    ids = [edit.id for edit in tasks.read_edits("zsre", "mini", "train", 2)]
+    found = suite(tiny, edit_set="zsre", records=ids, split="train")
+    prompts = {edit.text for edit in tasks.read_edits("zsre", "mini", "train", 2)}
+    docs = [doc for task in found.tasks for doc in task.task.eval_docs if doc["kind"] == "rewrite"]
+    assert {doc["prompt"] for doc in docs} == prompts
+
+
+def test_an_unknown_edit_set(tmp_path: Path) -> None:
+    with pytest.raises(
+        UsageError,
+        match=r"edit set 'counterfct' does not exist \(did you mean counterfact, country_capital\?\); or give",
+    ):
+        tasks.read_edits("counterfct", "mini")
+    with pytest.raises(DataError, match=r"no\.jsonl: no such file; give JSON lines"):
+        tasks.read_edits(str(tmp_path / "no.jsonl"), "mini")
+
+
+def test_fewer_rows_than_asked_for(own: Callable[..., Path]) -> None:
+    with pytest.raises(UsageError, match=r"zsre: has \d+ edits, 9999 were asked for; ask for fewer"):
+        tasks.read_edits("zsre", "mini", count=9999)
+    path = own(ROW, ROW)
+    with pytest.raises(UsageError, match=r"my\.jsonl: has 2 edits, 3 were asked for"):
+        tasks.read_edits(str(path), "mini", count=3)
+    assert len(tasks.read_edits(str(path), "mini", count=2)) == 2
+
+
+# --- one's own rows -------------------------------------------------------------------------------------------------
+
+
+def test_own_rows(own: Callable[..., Path]) -> None:
+    path = own(
+        ROW,
+        {**ROW, "prompt": "Ada Velmont was born in", "target": " Oslo", "id": 17},
+        {"prefix": "It rains in", "suffix": " Bergen", "id": "rain"},
+        "",
+        {**ROW, "prompt": "The mother of Ada Velmont, Adaline, lives in", "target_old": "Paris"},
+    )
+    a, b, c, d = tasks.read_edits(str(path), "mini")
+    assert (a.id, a.prompt, a.subject, a.target) == ("1", "{} was born in", "Ada Velmont", "Rome")
+    assert (b.id, b.prompt, b.target) == ("17", "{} was born in", "Oslo")
+    assert (c.id, c.text, c.subject, c.target) == ("rain", "It rains in", None, "Bergen")
+    assert (d.prompt, d.target_old) == ("The mother of {}, Adaline, lives in", "Paris")
+
+
+def test_own_rows_are_examined(tiny: Callable[[str], LM], own: Callable[..., Path]) -> None:
+    path = own(ROW, {**ROW, "subject": "Hugo Lantern", "paraphrases": ["Hugo Lantern's birthplace is"]})
+    found = suite(tiny, edit_set="own", records=["2"], own_file=str(path))
+    assert found.shown == ["own"]
+    docs = list(found.tasks[0].task.test_docs())
+    assert [(doc["kind"], doc["prompt"]) for doc in docs] == [
+        ("rewrite", "Hugo Lantern was born in"),
+        ("paraphrase", "Hugo Lantern's birthplace is"),
+    ]
+
+
+BAD = {
+    "no subject": ({"prompt": "{} was born in", "target": "Rome"}, "line 2: 'subject' is missing; name what"),
+    "empty subject": ({**ROW, "subject": " "}, "line 2: edit 2: the subject is empty"),
+    "subject elsewhere": (
+        {**ROW, "prompt": "Hugo was born in"},
+        "line 2: the subject 'Ada Velmont' is not in the prompt 'Hugo was born in'; write it there, or a {}",
+    ),
+    "subject inside a word": (
+        {**ROW, "subject": "Ada", "prompt": "Adamant was born in"},
+        "line 2: the subject 'Ada' is not in the prompt",
+    ),
+    "two slots": ({**ROW, "prompt": "{} and {} are"}, "line 2: edit 2: the prompt '{} and {} are' has 2 slots {}"),
+    "empty target": ({**ROW, "target": ""}, "line 2: edit 2: the target is empty"),
+    "blank target": ({**ROW, "target": "  "}, "line 2: edit 2: the target is empty"),
+    "no target": ({"prompt": "{} is", "subject": "Ada"}, "line 2: 'target' is missing; rows hold"),
+    "no suffix": ({"prefix": "It rains"}, "line 2: 'suffix' is missing; rows hold"),
+    "empty suffix": ({"prefix": "It rains", "suffix": ""}, "line 2: edit 2: the target is empty"),
+    "neither": ({"question": "Who?"}, "line 2: 'prompt' is missing; rows hold prompt, subject and target"),
+    "a number": ({**ROW, "target": 5}, "line 2: 'target' is 5, expected a text"),
+    "null": ({**ROW, "target": None}, "line 2: 'target' is None, expected a text"),
+    "cut off": ('{"prompt": "{} was born in", "subj', "line 2: not JSON"),
+    "no object": ("[1, 2]", "line 2: expected a JSON object {...}, found list"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_row_that_cannot_be_used_is_named_by_file_and_line(own: Callable[..., Path], case: str) -> None:
+    row, message = BAD[case]
+    path = own(ROW, row)
+    with pytest.raises(DataError) as caught:
+        tasks.read_edits(str(path), "mini")
+    assert str(caught.value).startswith(f"{path}, {message}")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_line_is_that_of_the_file(own: Callable[..., Path]) -> None:
+    """Blank lines count, as in every text editor."""
+    path = own(ROW, "", "", {**ROW, "target": ""})
+    with pytest.raises(DataError, match=r"my\.jsonl, line 4: "):
+        tasks.read_edits(str(path), "mini")
+
+
+def test_an_empty_file(own: Callable[..., Path]) -> None:
+    with pytest.raises(DataError, match=r"my\.jsonl: empty; expected one JSON object a line"):
+        tasks.read_edits(str(own()), "mini")
+
+
+def test_one_id_for_two_rows(own: Callable[..., Path]) -> None:
+    with pytest.raises(DataError, match=r"my\.jsonl: the id a occurs twice; give each row an id of its own"):
+        tasks.read_edits(str(own({**ROW, "id": "a"}, {**ROW, "id": "a"})), "mini")
+
+
+def test_the_committed_records_were_measured_with_the_task_files_as_they_are(tiny: Callable[[str], LM]) -> None:
+    """A row that is measured today stands in one column with them."""
+    folder = Path(__file__).parents[3] / "results"
+    found = [record.read(path) for part in ("records", "studies") for path in record.paths(folder / part)]
+    said = {(name, sha256) for kept in found for name, sha256 in kept.templates.items()}
+    now = {
+        (task.name, task.template)
+        for edits in ("counterfact", "zsre")
+        for task in suite(
+            tiny, "general", edit_set=edits, records=[edit.id for edit in tasks.read_edits(edits, "mini", count=2)]
+        ).tasks
+    }
+    assert len(found) > 100
+    assert said == now
+
+
+def test_the_committed_records_name_the_hyperparameters_that_editors_have_now() -> None:
+    """A seed that is added today stands in one row with them."""
+    folder = Path(__file__).parents[3] / "results" / "records"
+    found = [kept for path in record.paths(folder) if "+" not in (kept := record.read(path)).plan["editor"]]
+    assert len(found) > 100
+    for kept in found:
+        assert set(kept.editor["hyperparameters"]) == set(settable(find(kept.plan["editor"]))), kept.id

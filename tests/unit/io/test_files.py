@@ -1,0 +1,150 @@
+"""What is kept: short lines for people, the same bytes for programs, whole files or none."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from harness.errors import UsageError
+from harness.exam import general_text, measure
+from harness.io import files
+from harness.studies.localization import localize
+from harness.studies.sweeps import trial
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {},
+        [],
+        None,
+        "[\n 1 ]",
+        {"a": {"b": [1, 2.5, None], "c": 'é, "x": 1'}},
+        {"wide": {f"metric{i}": {"value": i / 7, "interval": [0.0, 1.0]} for i in range(60)}},
+        [list(range(300)), "x" * 500, {"y" * 450: [{}, [], True]}],
+    ],
+)
+def test_text_reads_back(data: object) -> None:
+    assert json.loads(files.text(data)) == data
+
+
+def test_what_fits_stands_on_one_line() -> None:
+    row = {"value": 0.5, "n": 50, "interval": [0.4, 0.6]}
+    lines = files.text({"tasks": {f"task{i}": row for i in range(20)}}).splitlines()
+    assert f'  "task3": {json.dumps(row)},' in lines
+    assert len(lines) == 24
+    assert files.text({"layers": [0, 1]}) == '{"layers": [0, 1]}'
+
+
+def test_packed_reads_back_and_is_the_same_bytes() -> None:
+    data = {"ids": [f"doc/{i}" for i in range(500)], "num": [i / 3 for i in range(500)]}
+    for small in (True, False):
+        assert files.unpacked(files.packed(data, small)) == data
+        assert files.packed(data, small) == files.packed(data, small)
+    assert len(files.packed(data)) < len(json.dumps(data)) / 3
+
+
+@pytest.mark.parametrize("damage", [lambda c: c[:-9], lambda c: b"", lambda c: c[:20] + b"?" + c[21:], lambda c: b"{}"])
+def test_damage_is_seen(damage: object) -> None:
+    content = files.packed({"a": list(range(200))})
+    with pytest.raises(ValueError, match="not whole xz"):
+        files.unpacked(damage(content))  # type: ignore[operator]
+
+
+def test_nine_digits_hold_a_float32() -> None:
+    import torch
+
+    seeded = torch.Generator().manual_seed(0)
+    values = torch.randn(2000, generator=seeded) * 10 ** torch.randn(2000, generator=seeded)
+    assert torch.equal(torch.tensor(files.rounded(values.tolist())), values)
+    assert files.rounded({"a": (0.1 + 0.2, math.nan, 7, "x", None, True)}) == {"a": [0.3, None, 7, "x", None, True]}
+
+
+def test_what_is_not_finite_is_refused() -> None:
+    for write in (files.text, files.packed):
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            write({"a": math.inf})
+
+
+@pytest.mark.parametrize(
+    ("failure", "raised", "message"),
+    [
+        (
+            OSError(28, "No space left on device"),
+            UsageError,
+            r"a\.json: cannot be written \(No space left on device\); make",
+        ),
+        (KeyboardInterrupt(), KeyboardInterrupt, "^$"),
+    ],
+)
+def test_an_interrupted_write_leaves_the_file_before(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    failure: BaseException,
+    raised: type[BaseException],
+    message: str,
+) -> None:
+    path = tmp_path / "a.json"
+    files.write_whole(path, b"before")
+    monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(failure))
+    with pytest.raises(raised, match=message):
+        files.write_whole(path, b"after")
+    assert path.read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_place_that_is_not_there_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for path in (tmp_path / "file" / "below", tmp_path / "nowhere" / "a.json", tmp_path):
+        with pytest.raises(UsageError, match=f"^{path}: cannot be written"):
+            files.write_whole(path, b"x")
+    assert [found.name for found in tmp_path.iterdir()] == ["file"]
+
+
+def test_all_that_is_kept_is_written_whole() -> None:
+    """No module writes a file in place: what fills a disk, or is killed, leaves what was there before."""
+    direct = re.compile(r"\.write_(?:text|bytes)\(|savefig\(path|open\([^)]*[\"'][wax]b?[\"']")
+    found = {
+        f"{path.stem}: {line.strip()}"
+        for folder in ("harness", "editors", "tasks")
+        for path in (Path(__file__).parents[3] / folder).rglob("*.py")
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if direct.search(line)
+    }
+    assert found == {
+        'data: with os.fdopen(handle, "wb") as file:',  # of a download, beside its place
+        'files: with temporary.open("wb") as file:',
+        'runner: Path("/proc/self/clear_refs").write_text("5")',
+    }
+
+
+def test_a_full_disk_is_told_whatever_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one line of the program's own, and nothing half-written stays."""
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("os.fsync", full)
+    writers: dict[str, Callable[[], object]] = {
+        "the numbers of the unedited model": lambda: measure.save_base("key", measure.Measured()),
+        "a corpus": lambda: general_text.write(tmp_path / "corpus.jsonl", ["a"]),
+        "a trial of a sweep": lambda: trial.write(tmp_path, trial.Trial(trial.Job("m", "temporal", "x", "x"), ())),
+        "a study of layers": lambda: localize.Study(tmp_path / "study.json.gz", {}).save(),
+    }
+    for what, write in writers.items():
+        with pytest.raises(UsageError, match=r"cannot be written \(No space left on device\)"):
+            write()
+        assert not [path for path in tmp_path.rglob("*") if path.is_file()], what
+
+
+def test_a_cache_that_cannot_be_made_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "file"))
+    with pytest.raises(UsageError, match=r"cannot be written to .*; set HARNESS_CACHE to a folder of yours"):
+        measure.save_base("key", measure.Measured())
