@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from harness import __version__
 from harness.editing import patch_file
 from harness.editing.directions import DIRECTIONS
 from harness.editing.edit import Edit
@@ -147,7 +146,7 @@ class Ensemble(Part):
             "text": self.text,
             "fixed": self.fixed,
             "editor": self.editor,
-            "version": __version__,
+            "version": patch_file.VERSION,
             "parts": patch_file.packed(self.change, self.editor)[0],
         }
 

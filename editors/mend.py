@@ -22,8 +22,6 @@ from harness.editing.edit import Edit, Example
 from harness.editing.editor import Learned
 from harness.editing.hyperparameters import Count, NotNegative, Positive, Share
 from harness.errors import DataError, NumericalError, UsageError
-from harness.io.plain_text import documents
-from harness.io.progress import bar
 from harness.methods.descent import Answer, answers, listening, log_likelihood, matrices
 from harness.methods.hypernetwork import Hypernetwork, Pair, Shape
 from harness.methods.keys import chosen
@@ -167,7 +165,7 @@ def _lessons(lm: LM, train: Sequence[Example]) -> list[_Lesson]:
     """The examples in tokens; plain text stands in where an example has no neighborhood."""
     plain: list[list[int]] = []
     if not all(example.of("neighborhood") for example in train):
-        plain = [row for text in islice(documents(lm.text), _TEXTS) if (row := lm.encode(text)[: lm.context])]
+        plain = [row for text in islice(lm.documents(), _TEXTS) if (row := lm.encode(text)[: lm.context])]
         if not plain:
             raise DataError(f"'{lm.text}' holds no text; give plain text with --text FILE")
     return [_lesson(lm, example, plain) for example in train]
@@ -266,7 +264,7 @@ class _Training:
         """Train; the tensors of the best validation, as copies."""
         editor, draws = self.editor, self._draws()
         best, best_at, kept = float("inf"), 0, dict[str, Tensor]()
-        with bar(f"{editor.name} learns to edit {self.lm.name}", editor.steps) as tell:
+        with editor.progress(self.lm, editor.steps) as tell:
             for step in range(1, editor.steps + 1):
                 self._learn(next(draws))
                 if step % editor.accumulate == 0 or step == editor.steps:

@@ -22,7 +22,6 @@ from harness.editing.edit import SLOT, Edit, Example
 from harness.editing.editor import Learned
 from harness.editing.hyperparameters import Count, NotNegative, Positive, Range, Share
 from harness.errors import DataError, NumericalError, UsageError
-from harness.io.progress import bar
 from harness.methods.keys import chosen, depth
 from harness.models.activations import chunks, tap, wide
 from harness.models.lm import LM, Batch
@@ -638,7 +637,7 @@ def _train(
     adam = torch.optim.AdamW(learned.values(), lr=method.lr, weight_decay=method.weight_decay)
     best, least, waited = _copy(learned), _validate(method, lm, kept, learned), 0
     draw = torch.Generator().manual_seed(method.seed)
-    with bar(f"{method.name}: fit", method.epochs) as report:
+    with method.progress(lm, method.epochs) as report:
         for epoch in range(method.epochs):
             order = torch.randperm(len(taught), generator=draw).tolist() if method.shuffle else range(len(taught))
             for batch in _batches([taught[i] for i in order], method.batch_size):

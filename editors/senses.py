@@ -31,7 +31,6 @@ from harness.editing.edit import Edit
 from harness.editing.editor import Editor, Pass
 from harness.editing.hyperparameters import Count, NotNegative, Positive
 from harness.errors import DataError, NumericalError, UsageError
-from harness.io.plain_text import documents
 from harness.methods.descent import Answer, answers, rate
 from harness.models.activations import wide
 from harness.models.lm import LM
@@ -197,7 +196,7 @@ def background(lm: LM, chunks: int, columns: int, source: str | None = None) -> 
 def _chunks(lm: LM, width: int, place: str) -> Iterator[list[int]]:
     """The documents of a text, each with its end, one after the other, in pieces of equal length."""
     end, held = lm.tokenizer.eos_token_id, []
-    for document in documents(place):
+    for document in lm.documents(place):
         held += [*lm.encode(document), end]
         while len(held) >= width:
             yield held[:width]

@@ -24,7 +24,6 @@ from harness.editing.edit import Edit
 from harness.editing.editor import Editor
 from harness.editing.hyperparameters import Count, NotNegative, Positive, Share
 from harness.errors import DataError, NumericalError, UsageError
-from harness.io.plain_text import documents
 from harness.methods import context_templates
 from harness.methods.keys import depth, templates
 from harness.methods.supervised_tokens import Supervised, supervised
@@ -236,7 +235,7 @@ class Wise(Editor):
         if self.contexts is not None:
             context_templates.check(self.contexts)
         around = self.contexts or context_templates.contexts(lm, "memit", self.seed)
-        texts = tuple(islice(documents(lm.text), _POOL))
+        texts = tuple(islice(lm.documents(), _POOL))
         if not texts:
             raise DataError(f"'{lm.text}' holds no text; give unrelated text with --text FILE")
         out, width = lm.matrix(lm.down(self._layer(lm))).shape

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -13,6 +14,7 @@ from harness.editing.directions import LIKELIHOOD, Direction
 from harness.editing.edit import Edit, Example
 from harness.editing.hyperparameters import hints, plain, require_range, require_some, settable
 from harness.errors import ModelError, UsageError
+from harness.io.progress import bar
 from harness.models.lm import LM
 from harness.patches.patch import Patch
 
@@ -158,6 +160,10 @@ class Learned(Editor):
                 f"--model {lm.name}` with the same --set options"
             )
         return self.learned
+
+    def progress(self, lm: LM, total: int) -> AbstractContextManager[Callable[[int, str], None]]:
+        """A bar for what is learned, on a terminal only; tell it how much is done, and a word about it."""
+        return bar(f"{self.name} learns to edit {lm.name}", total)
 
 
 @dataclass(frozen=True)

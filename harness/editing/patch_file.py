@@ -18,11 +18,15 @@ from harness import __version__
 from harness.editing.registry import find
 from harness.errors import DataError, ModelError, UsageError
 from harness.io import tensor_file
-from harness.models.lm import LM, combined_sha256
+from harness.io.hashes import combined_sha256
+from harness.models.lm import LM
 from harness.patches.delta import Delta, from_tensors
 from harness.patches.patch import Part, Patch
 
-__all__ = ["digest", "load", "manifest", "packed", "save", "unpacked"]
+__all__ = ["VERSION", "digest", "load", "manifest", "packed", "save", "unpacked"]
+
+VERSION = __version__
+"""What saves patches; a patch that cannot be put back says it, so that one knows what to install."""
 
 FORMAT = 1
 KIND = "patch"
@@ -47,7 +51,7 @@ def save(patch: Patch, lm: LM, path: Path, editor: str, about: Mapping[str, Any]
         "editor": editor,
         "model": lm.fingerprint(),
         "model_name": lm.name,
-        "version": __version__,
+        "version": VERSION,
         "parts": parts,
         "about": dict(about or {}),
     }

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from harness.errors import DataError, UsageError
-from harness.models.lm import combined_sha256, tensor_sha256
+from harness.io.hashes import combined_sha256, tensor_sha256
 
 __all__ = ["content_sha256", "manifest", "read", "write"]
 

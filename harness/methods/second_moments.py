@@ -26,10 +26,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from harness.errors import DataError, NumericalError
+from harness.io.hashes import tensor_sha256
 from harness.io.plain_text import _files, _hub_parts, documents
 from harness.io.progress import progress_console
 from harness.models.activations import fused, tap
-from harness.models.lm import LM, tensor_sha256
+from harness.models.lm import LM
 from harness.patches.delta import double
 
 __all__ = ["Cached", "Manifest", "Moment", "accumulate", "cache_folder", "cached", "check", "moments", "verify"]

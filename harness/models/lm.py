@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,11 +23,13 @@ from transformers import (
 )
 
 from harness.errors import DataError, ModelError, near
+from harness.io.hashes import combined_sha256, tensor_sha256
+from harness.io.plain_text import documents
 from harness.models import arch, backpack
 from harness.models.arch import Architecture
 from harness.models.backpack import BackpackForCausalLM
 
-__all__ = ["LM", "Batch", "combined_sha256", "load", "shipped", "tensor_sha256"]
+__all__ = ["LM", "Batch", "load", "shipped"]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -112,6 +113,10 @@ class LM:
     def cache_layers(self) -> int:
         """The layers of the model's key-value cache: one for each block; a Backpack has one more, for the senses."""
         return self.model.cache_layers if isinstance(self.model, BackpackForCausalLM) else self.arch.layers
+
+    def documents(self, source: str | None = None) -> Iterator[str]:
+        """The documents of the model's plain text, or of another source, as :func:`harness.io.plain_text.documents`."""
+        return documents(self.text if source is None else source)
 
     def module(self, name: str) -> nn.Module:
         """A module by name."""
@@ -260,20 +265,6 @@ class LM:
     def _closes(self) -> bool:
         ids = self.tokenizer("")["input_ids"]
         return bool(ids) and ids[-1] == self.tokenizer.eos_token_id and self.tokenizer.bos_token_id != ids[-1]
-
-
-def combined_sha256(hashes: Mapping[str, str]) -> str:
-    """One sha256 for named hashes, in the order of their names."""
-    return hashlib.sha256("".join(name + digest for name, digest in sorted(hashes.items())).encode()).hexdigest()
-
-
-def tensor_sha256(tensor: Tensor) -> str:
-    """The sha256 of a tensor's bytes, its shape and its type."""
-    plain = tensor.detach().cpu().contiguous()
-    digest = hashlib.sha256(f"{plain.dtype}{tuple(plain.shape)}".encode())
-    if plain.numel():
-        digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def shipped() -> dict[str, Path]:

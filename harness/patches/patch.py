@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from harness.errors import ModelError, NumericalError, RestoreError
-from harness.models.lm import LM, tensor_sha256
+from harness.io.hashes import tensor_sha256
+from harness.models.lm import LM
 from harness.patches.delta import Delta, LowRank
 
 __all__ = [

@@ -26,7 +26,7 @@ from typing import Any, TypeAlias
 
 from filelock import FileLock, Timeout
 
-import harness
+from harness import __version__
 from harness.errors import DataError, UsageError
 from harness.exam.numbers import Json, TaskValues
 from harness.exam.statistics import (
@@ -128,7 +128,7 @@ def _slug(text: str) -> str:
 
 def versions() -> dict[str, str]:
     """The versions of what computed the numbers; nothing is imported for it."""
-    found = {"python": platform.python_version(), "harness": harness.__version__}
+    found = {"python": platform.python_version(), "harness": __version__}
     return found | {library: _version(library) for library in LIBRARIES}
 
 

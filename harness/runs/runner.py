@@ -27,8 +27,9 @@ from harness.exam import collapse, data, measure, neutral_text, numbers, tasks, 
 from harness.exam.adapter import EditedLM
 from harness.exam.measure import Measured
 from harness.io import files
+from harness.io.hashes import combined_sha256
 from harness.methods.keys import chosen
-from harness.models.lm import LM, combined_sha256, load, shipped
+from harness.models.lm import LM, load, shipped
 from harness.patches.patch import Patch, patched, require_plain
 from harness.runs import record
 from harness.runs.plan import Plan

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,13 +15,30 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-HARNESS = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in sorted((ROOT / "harness").rglob("[!_]*.py"))}
+ORDER = """
+errors
+io
+models
+patches
+editing
+methods exam
+runs
+reports
+studies
+api editor_kit task_kit
+cli
+"""
+"""The rooms of ``harness/``, the lowest first: each imports those of the lines above it, never one beside it."""
+EDITORS_IMPORT = {"errors", "models", "patches", "editing", "methods", "editor_kit"}
+TASKS_IMPORT = {"errors", "editing", "exam", "studies", "task_kit"}
+OLD = {"data", "delta", "editor", "lm", "metrics", "objectives", "patch"}
+"""Old places of what the two doors offer; tests/unit/test_doors.py holds them."""
+
+LEVEL = {room: level for level, line in enumerate(ORDER.split("\n")) for room in line.split()}
+FILES = {p: ".".join(p.relative_to(ROOT).with_suffix("").parts) for p in sorted((ROOT / "harness").rglob("[!_]*.py"))}
+HARNESS = {name: path for path, name in FILES.items() if name.split(".")[1] not in OLD}
 EDITORS = {f"editors.{path.stem}": path for path in sorted((ROOT / "editors").glob("[!_]*.py"))}
-BELOW = {
-    "arch", "console", "contexts", "delta", "descent", "editor", "ensemble", "errors", "finetuning", "hypernet", "keys",
-    "lm", "locate", "objectives", "patch", "rankone", "retrieval", "saved", "stats", "taps", "targets", "value",
-}  # fmt: skip
-"""What an editor is built from."""
+TASKS = {path.relative_to(ROOT).as_posix(): path for path in sorted((ROOT / "tasks").rglob("*.py"))}
 
 
 def imports(path: Path) -> set[str]:
@@ -53,21 +71,68 @@ def test_the_modules_of_the_harness_stand_in_an_order() -> None:
     assert sum(len(found) for found in graph.values()) > 40  # the graph is not empty
 
 
-def test_the_harness_knows_no_editor_by_name() -> None:
-    for name, path in HARNESS.items():
-        assert not imports(path) & set(EDITORS), name
+def rooms(path: Path) -> set[str]:
+    """The rooms that a file imports from, and ``editors.NAME`` for an editor; the version is everybody's."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {room for alias in node.names for room in _room(alias.name)}
+        elif isinstance(node, ast.ImportFrom):
+            inside = node.module in ("harness", "editors")
+            names = [f"{node.module}.{alias.name}" for alias in node.names] if inside else [str(node.module)]
+            found |= {room for name in names for room in _room(name)}
+    return found
+
+
+def _room(module: str) -> set[str]:
+    first, *rest = module.split(".")
+    if first == "editors":
+        return {".".join(["editors", *rest[:1]])}
+    return {rest[0] if rest else "the front door"} - {"__version__"} if first == "harness" else set()
+
+
+def above(room: str, imported: set[str]) -> set[str]:
+    """What a room may not import: rooms above it or beside it, and all that is no room."""
+    return {other for other in imported - {room} if LEVEL.get(other, len(LEVEL)) >= LEVEL[room]}
+
+
+def test_every_room_has_its_place_in_the_order() -> None:
+    assert {name.split(".")[1] for name in FILES.values()} - OLD <= set(LEVEL)
+
+
+@pytest.mark.parametrize("name", HARNESS)
+def test_a_room_imports_what_stands_below_it(name: str) -> None:
+    assert not above(name.split(".")[1], rooms(HARNESS[name]))
 
 
 @pytest.mark.parametrize("name", EDITORS)
 def test_an_editor_is_built_from_the_parts_below_and_knows_no_other_editor(name: str) -> None:
-    found = imports(EDITORS[name])
-    assert "harness.editing.editor" in found
-    assert found <= {f"harness.{part}" for part in BELOW}
+    found = rooms(EDITORS[name])
+    assert {"editing", "editor_kit"} & found
+    assert found <= EDITORS_IMPORT
 
 
-def test_nothing_imports_the_command_line() -> None:
-    for name, path in {**HARNESS, **EDITORS}.items():
-        assert "harness.cli" not in imports(path), name
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_comes_through_one_door(name: str) -> None:
+    assert rooms(TASKS[name]) <= TASKS_IMPORT
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tasks").rglob("*.yaml")), ids=lambda path: path.stem)
+def test_what_a_task_names_comes_through_the_same_door(path: Path) -> None:
+    named = re.findall(r"!function\s+(harness|editors)\.(\w+)", path.read_text())
+    assert {room for _, room in named} <= TASKS_IMPORT
+
+
+def test_the_law_is_kept_by_the_order_alone(tmp_path: Path) -> None:
+    """A breach of each kind is seen."""
+    file = tmp_path / "breach.py"
+    file.write_text(
+        "from harness import __version__, cli\nimport harness\nfrom harness.exam import data\n"
+        "def late():\n    from editors.memit import Memit\n    import harness.attic.old\n"
+    )
+    assert rooms(file) == {"cli", "the front door", "exam", "editors.memit", "attic"}
+    assert above("studies", rooms(file)) == {"cli", "the front door", "editors.memit", "attic"}
+    assert above("methods", {"exam", "models", "methods"}) == {"exam"}
 
 
 @pytest.mark.parametrize("name", [*HARNESS, *EDITORS])

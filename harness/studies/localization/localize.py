@@ -31,9 +31,10 @@ from harness.editing.registry import Recipe, compose
 from harness.errors import DataError, RestoreError, UsageError
 from harness.exam import tasks
 from harness.io import files
+from harness.io.hashes import combined_sha256
 from harness.methods.descent import Answer
 from harness.methods.locate_then_edit import LocateThenEdit, with_root
-from harness.models.lm import LM, combined_sha256, load
+from harness.models.lm import LM, load
 from harness.patches.patch import Patch, Rows, patched, patched_rows, shareable
 from harness.runs import record
 from harness.studies.causal import trace

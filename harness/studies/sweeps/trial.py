@@ -30,8 +30,9 @@ from harness.exam import data, general_text, measure, tasks
 from harness.exam.adapter import EditedLM
 from harness.exam.measure import Measured
 from harness.io import cache, files
+from harness.io.hashes import combined_sha256
 from harness.methods.logit_ensemble import largest_beta
-from harness.models.lm import LM, combined_sha256, load
+from harness.models.lm import LM, load
 from harness.patches.patch import Patch
 from harness.runs import record
 from harness.studies.sweeps.ball import Epoch
