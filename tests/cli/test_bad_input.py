@@ -362,8 +362,8 @@ FIT, LONG, HERE = "cli/test_fit.py::", "cli/test_long_runs.py::", "cli/test_bad_
 CANONICAL, SWEEP, TRACE = (
     "unit/exam/test_canonical.py::",
     "unit/studies/test_sweep.py::",
+    "unit/studies/test_trace.py::",
 )
-"unit/studies/test_trace.py::"
 TOLD: dict[str, list[str]] = {
     "a patch cut short": [f"{LONG}test_a_patch_that_cannot_be_put_back"],
     "a patch with a changed byte": [

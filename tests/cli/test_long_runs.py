@@ -183,9 +183,9 @@ def test_a_patch_that_cannot_be_put_back(
     cut.write_bytes(content[:-40])
     content[-3] ^= 1
     changed.write_bytes(content)
-    head, tensors = patch_file.tensorfile.read(patch, patch_file.KIND, patch_file.FORMAT)
+    head, tensors = patch_file.tensor_file.read(patch, patch_file.KIND, patch_file.FORMAT)
     about = {key: value for key, value in head.items() if key not in {"kind", "format", "sha256"}}
-    patch_file.tensorfile.write(newer, patch_file.KIND, patch_file.FORMAT + 1, about, tensors)
+    patch_file.tensor_file.write(newer, patch_file.KIND, patch_file.FORMAT + 1, about, tensors)
     a_file = tmp_path / "a file"
     a_file.touch()
     run = ("run", "--model", checkpoint("gpt2"), "--output", tmp_path / "again", "--patch")
