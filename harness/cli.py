@@ -226,7 +226,7 @@ def _carry_out(plans: Sequence[Plan], options: Options) -> list[Record]:
 
     Of several, those whose record is complete are not run again, and one that fails does not keep the others from it.
     """
-    from harness.runs.record import name
+    from harness.runs.record import record_name
     from harness.runs.runner import finished
 
     several = len(plans) > 1
@@ -242,7 +242,7 @@ def _carry_out(plans: Sequence[Plan], options: Options) -> list[Record]:
             failed.append(error)
             _tell(f"{plan.editor}: {error}")
             continue
-        path = options.output / f"{name(kept[-1])}.json"
+        path = options.output / f"{record_name(kept[-1])}.json"
         _out().print(f"{'complete' if complete else 'record'}: {path}", soft_wrap=True)
     if failed:
         raise type(failed[0])(f"{len(failed)} of {len(plans)} plans failed; the same command runs them again")
@@ -443,13 +443,13 @@ def leaderboard(folder: Path, kind: str, output: Path | None) -> None:
     """
     from harness.io import files
     from harness.reports import terminal_tables
-    from harness.runs import record
+    from harness.runs.record_file import read_records, record_paths
     from harness.studies.sweeps import swept, trial
 
     trials = trial.read_all(folder)
     parts = [swept.tables(trials, cast("Format", kind))] if trials else []
-    if not trials or record.paths(folder):
-        parts.insert(0, terminal_tables.leaderboard(record.read_all(folder, values=True), kind))
+    if not trials or record_paths(folder):
+        parts.insert(0, terminal_tables.leaderboard(read_records(folder, values=True), kind))
     text = "\n".join(parts)
     if output is None:
         click.echo(text, nl=False)
@@ -463,14 +463,14 @@ def leaderboard(folder: Path, kind: str, output: Path | None) -> None:
 def plot(paths: Sequence[Path], output: Path) -> None:
     """Draw records (files or folders): what is left after so many edits, or what a sweep gained; png, svg or pdf."""
     from harness.reports import curves
-    from harness.runs import record
+    from harness.runs.record_file import read_records
     from harness.studies.sweeps import sweptplot, trial
 
     trials = [one for path in paths for one in trial.read_all(path)]
     if trials:
         sweptplot.draw(trials, output)
     else:
-        curves.draw([kept for path in paths for kept in record.read_all(path, values=True)], output)
+        curves.draw([kept for path in paths for kept in read_records(path, values=True)], output)
     _out().print(f"figure: {output}", soft_wrap=True)
 
 
@@ -479,9 +479,9 @@ def plot(paths: Sequence[Path], output: Path) -> None:
 def show(path: Path) -> None:
     """Show one record whole: every metric, the plan, hashes and cost."""
     from harness.reports import terminal_tables
-    from harness.runs import record
+    from harness.runs.record_file import read_record
 
-    _out().print(terminal_tables.show(record.read(path)))
+    _out().print(terminal_tables.show(read_record(path)))
 
 
 @harness.command()
@@ -490,9 +490,9 @@ def show(path: Path) -> None:
 def compare(first: Path, second: Path) -> None:
     """Compare two records, document by document."""
     from harness.reports import terminal_tables
-    from harness.runs import record
+    from harness.runs.record_file import read_record
 
-    _out().print(terminal_tables.compare(record.read(first, values=True), record.read(second, values=True)))
+    _out().print(terminal_tables.compare(read_record(first, values=True), read_record(second, values=True)))
 
 
 @harness.command()
@@ -505,9 +505,10 @@ def check(baseline: Path, only: str, tolerance: float | None, device: str | None
     """Run recorded plans again; exit 1, with a table of what moved, when a number leaves its tolerance."""
     from fnmatch import fnmatch
 
-    from harness.runs import record
+    from harness.runs.record import record_name
+    from harness.runs.record_file import read_records
 
-    found = [kept for kept in record.read_all(baseline) if fnmatch(record.name(kept), only)]
+    found = [kept for kept in read_records(baseline) if fnmatch(record_name(kept), only)]
     if not found:
         raise DataError(
             f"{baseline}: no record is named '{only}'; names look like mini--memit--counterfact-50--batch--1a2b3c4d"
@@ -515,7 +516,7 @@ def check(baseline: Path, only: str, tolerance: float | None, device: str | None
     moved: dict[str, Sequence[Moved]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for kept in found:
-            moved[record.name(kept)] = _check_one(kept, Path(folder), device, rows, tolerance)
+            moved[record_name(kept)] = _check_one(kept, Path(folder), device, rows, tolerance)
     if any(moved.values()):
         from harness.reports.terminal_tables import moved_table
 
@@ -528,8 +529,8 @@ def check(baseline: Path, only: str, tolerance: float | None, device: str | None
 def _check_one(kept: Record, folder: Path, device: str | None, rows: int, tolerance: float | None) -> Sequence[Moved]:
     """Run the plan of a record again, and say what moved."""
     from harness.reports import terminal_tables
-    from harness.runs import record
     from harness.runs.plan import Plan
+    from harness.runs.record import record_name
     from harness.runs.runner import Options
     from harness.runs.runner import run as carry_out
 
@@ -541,7 +542,7 @@ def _check_one(kept: Record, folder: Path, device: str | None, rows: int, tolera
         else terminal_tables.regressions(kept, again, tolerance)
     )
     mark = f"[red]{len(moved)} moved[/]" if moved else "[green]ok[/]"
-    _out().print(f"{mark} {record.name(kept)}", soft_wrap=True)
+    _out().print(f"{mark} {record_name(kept)}", soft_wrap=True)
     return moved
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from harness.exam.numbers import summarise
 from harness.exam.statistics import Ratio
-from harness.runs.record import Record, RecordWriter, identity
+from harness.runs.record import Record, identity
+from harness.runs.writer import RecordWriter
 
 HEADLINES = {
     "ClosedDomainQA": "accuracy",

@@ -19,7 +19,7 @@ from typing import Any
 from harness.errors import UsageError, near
 from harness.exam.statistics import Difference, difference, harmonic_difference
 from harness.reports.seeds import pool, stability
-from harness.runs.record import Record, name
+from harness.runs.record import Record, record_name
 
 __all__ = ["EDIT_METRICS", "FORMATS", "brackets", "leaderboard", "number", "pair_difference", "signed"]
 
@@ -133,8 +133,8 @@ def leaderboard(records: Sequence[Record], fmt: str = "md") -> str:
     }
     if fmt not in writers:
         raise UsageError(f"format '{fmt}' does not exist{near(fmt, writers)}")
-    whole = sorted((r for r in records if r.status == "complete"), key=lambda r: (name(r), r.id))
-    left_out = sorted(f"{name(r)} is left out: {r.status}" for r in records if r.status != "complete")
+    whole = sorted((r for r in records if r.status == "complete"), key=lambda r: (record_name(r), r.id))
+    left_out = sorted(f"{record_name(r)} is left out: {r.status}" for r in records if r.status != "complete")
     return writers[fmt](_sections(pool(whole)), left_out)
 
 

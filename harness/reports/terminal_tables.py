@@ -16,7 +16,7 @@ from rich.text import Text
 
 from harness.exam.statistics import holm
 from harness.reports.leaderboard import EDIT_METRICS, MISSING, brackets, leaderboard, number, pair_difference, signed
-from harness.runs.record import Record, name
+from harness.runs.record import Record, record_name
 
 __all__ = ["Moved", "compare", "leaderboard", "moved_table", "regressions", "run_table", "show"]
 
@@ -232,7 +232,7 @@ def _facts(record: Record) -> Table:
     size = f"{model['parameters']:,} parameters" if "parameters" in model else ""
     described = [model.get("name"), model.get("architecture"), size, model.get("dtype"), f"sha256 {sha}" if sha else ""]
     rows = {
-        "record": name(record),
+        "record": record_name(record),
         "status": record.status + (f": {record.reason}" if record.reason else ""),
         "model": " · ".join(str(part) for part in described if part),
         "editor": str(editor.get("name", "")),
@@ -318,7 +318,7 @@ def _last(record: Record) -> int:
 
 
 def _heading(letter: str, record: Record, edits: int) -> Text:
-    return Text.assemble((f"{letter} ", "bold"), _title(record), f" · after {edits} · {name(record)}")
+    return Text.assemble((f"{letter} ", "bold"), _title(record), f" · after {edits} · {record_name(record)}")
 
 
 def _apart(a: Record, b: Record) -> list[Text]:
@@ -368,7 +368,7 @@ def _comparison(first: Json, second: Json, change: Json, p: float | None) -> lis
 
 
 def _unpaired(a: Record, b: Record) -> list[Text]:
-    lacking = [name(record) for record in (a, b) if record.values is None]
+    lacking = [record_name(record) for record in (a, b) if record.values is None]
     text = "no intervals: the per-document values (*.values.json.xz) are missing beside"
     return [Text(f"{text} {', '.join(lacking)}", style="yellow")] if lacking else []
 

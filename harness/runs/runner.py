@@ -33,8 +33,11 @@ from harness.models.lm import LM, load, shipped
 from harness.patches.patch import Patch, patched, require_plain
 from harness.runs import record
 from harness.runs.plan import Plan
-from harness.runs.record import Record, RecordWriter
+from harness.runs.record import Record, record_name
+from harness.runs.record_file import read_record
 from harness.runs.resume import Checkpoint
+from harness.runs.versions import versions
+from harness.runs.writer import RecordWriter
 
 __all__ = ["Options", "Prepared", "finished", "patch_path", "prepare", "run", "settled"]
 
@@ -157,7 +160,7 @@ def finished(plan: Plan, folder: Path) -> Record | None:
     whole, edits, _ = settled(plan)
     name = record.identity(whole.to_json())
     for path in folder.glob(f"*--{name[:8]}.json"):
-        found = record.read(path, values=True)
+        found = read_record(path, values=True)
         same = found.id == name and found.editor.get("sources", {}) == compose(plan.editor).sources
         if same and found.edits.get("sha256") == _named(edits) and found.status == "complete":
             return found
@@ -472,7 +475,7 @@ def _moves(patch: Patch) -> bool:
 
 def patch_path(folder: Path, kept: Record, edits: int) -> Path:
     """Where the change after so many edits lies."""
-    return folder / f"{record.name(kept)}.edits-{edits}.safetensors"
+    return folder / f"{record_name(kept)}.edits-{edits}.safetensors"
 
 
 def _new_record(ready: Prepared, fingerprint: str) -> Record:
@@ -511,7 +514,7 @@ def _new_record(ready: Prepared, fingerprint: str) -> Record:
         derived=_derived(ready.suite),
         data=_provenance(ready),
         templates={t.name: t.template for t in ready.suite.tasks},
-        versions=record.versions(),
+        versions=versions(),
         seed=plan.seed,
     )
 

@@ -15,8 +15,8 @@ from cli_calls import ROWS, Outcome
 
 from harness import cli
 from harness.models.lm import shipped
-from harness.runs import record
 from harness.runs.plan import Plan
+from harness.runs.record import record_name
 from harness.runs.runner import Options, run
 
 
@@ -74,7 +74,7 @@ def records(
             str(checkpoint("gpt2")), nudge, {"scale": scale}, own_rows, mode="batch", tasks=("NLI",), limit=3, text="x"
         )
         kept = run(plan, Options(folder, device="cpu"))
-        found[name] = folder / f"{record.name(kept)}.json"
+        found[name] = folder / f"{record_name(kept)}.json"
     return found
 
 

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from harness import cli
 from harness.errors import CheckFailed, HarnessError, RestoreError, UsageError
 from harness.exam import data
-from harness.runs import record
+from harness.runs.record_file import read_record
 
 GOOD = '{"prompt": "{} was born in", "subject": "Ada Velmont", "target": "Rome"}\n'
 EDITOR = '''
@@ -193,7 +193,7 @@ def test_too_little_text_for_a_covariance_says_how_much_there_was_and_how_much_i
     assert_told(found, "the second moment of ", "has no inverse: 50 tokens were read, at least 64 are needed")
     assert "raise --set cov_tokens=640 or give more text with --text FILE" in found.err
     (path,) = (tmp_path / "out").glob("*.json")
-    kept = record.read(path)  # what was measured before is kept, and says why it went no further
+    kept = read_record(path)  # what was measured before is kept, and says why it went no further
     assert (kept.status, [point["edits"] for point in kept.points]) == ("failed", [0])
     assert str(kept.reason).startswith("NumericalError: the second moment of ")
 
@@ -217,7 +217,7 @@ def test_edits_that_repeat_or_contradict_each_other_are_told_and_counted(
         "warning: edit 5 repeats edit 1 ('Ada Velmont was born in' -> 'Rome')",
         "warning: 2 more edits repeat or contradict an earlier one, 6 in all",
     ]
-    (kept,) = (record.read(file) for file in (tmp_path / "out").glob("*.json"))
+    (kept,) = (read_record(file) for file in (tmp_path / "out").glob("*.json"))
     assert (kept.edits["count"], kept.edits["unique"], kept.edits["contradicting"]) == (8, 5, 3)
     assert [f"warning: {line}" for line in kept.edits["warnings"]] == warnings
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness.cli import harness as command
-from harness.runs.record import read_all
+from harness.runs.record_file import read_records
 
 ROOT = Path(__file__).parents[2]
 
@@ -61,7 +61,7 @@ def test_the_editor_of_the_guide_runs(
         ],
         standalone_mode=False,
     )
-    (kept,) = read_all(output)
+    (kept,) = read_records(output)
     assert kept.editor["name"] == "mymethod"
     assert kept.status == "complete"
     assert "NLI" in capsys.readouterr().out

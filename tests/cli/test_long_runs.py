@@ -22,10 +22,11 @@ from harness.editing.registry import compose
 from harness.exam import measure
 from harness.models.lm import load
 from harness.patches.delta import Delta, Dense, LowRank
-from harness.runs import record
 from harness.runs import resume as states
 from harness.runs.plan import Plan
+from harness.runs.record_file import read_record
 from harness.runs.runner import prepare
+from harness.runs.writer import RecordWriter
 
 Harness = Callable[..., Outcome]
 PEOPLE = ["Ada Velmont", "Hugo Lantern", "Elena Marsh", "Rosa Delgado"]
@@ -55,7 +56,7 @@ def call(harness: Harness, checkpoint: Callable[..., Path], nudge: str, rows: Pa
 
 def numbers(folder: Path) -> list[Any]:
     (path,) = folder.glob("*--*[0-9a-f].json")
-    kept = record.read(path, values=True)
+    kept = read_record(path, values=True)
     assert kept.status == "complete"
     return [kept.points, kept.values, kept.delta]
 
@@ -87,7 +88,7 @@ def test_a_full_disk_is_told_in_one_line_and_what_was_written_before_goes_on(
     assert len(done.err.splitlines()) == 1
     assert not [path for path in full.iterdir() if path.name.startswith(".") and not path.name.endswith(".lock")]
     (partial,) = full.glob("*.partial.json")
-    assert record.read(partial, values=True).points  # whole, with all that was measured before
+    assert read_record(partial, values=True).points  # whole, with all that was measured before
     again = call(full)
     assert again.code == 0, again.err
     assert numbers(full) == numbers(tmp_path / "alone")
@@ -99,7 +100,7 @@ def test_a_second_run_that_would_go_on_is_told_and_touches_nothing(
 ) -> None:
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr(record.RecordWriter, "complete", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(RecordWriter, "complete", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
         assert call(out).code == 130
     before = {path.name: path.read_bytes() for path in out.glob("*.*") if path.suffix != ".lock"}
     assert any(name.endswith(".state") for name in before)
@@ -133,7 +134,7 @@ def test_a_run_does_not_go_on_with_an_editor_file_that_was_changed(
     assert call(tmp_path / "fresh", str(mine)).code == 0
     assert numbers(out) == numbers(tmp_path / "fresh")
     (path,) = out.glob("*--*[0-9a-f].json")
-    assert set(record.read(path).editor["sources"]) == {"nudge"}
+    assert set(read_record(path).editor["sources"]) == {"nudge"}
 
 
 def test_a_state_that_cannot_be_kept_is_told_and_the_run_goes_on(

@@ -8,8 +8,8 @@ from pathlib import Path
 import lm_eval.utils
 import pytest
 
-from harness.runs import record
 from harness.runs.plan import Plan
+from harness.runs.record_file import read_records
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -30,7 +30,7 @@ def test_plans_are_run_by_workers_that_stay(
     folder = tmp_path / "records"
     folder.mkdir()
     assert plans.carry_out(wanted, folder, "cpu", jobs=2) == 1
-    made = record.read_all(folder)
+    made = read_records(folder)
     assert sorted(one.plan["editor"] for one in made) == ["ft_l", "ike"]
     assert all(one.status == "complete" for one in made)
     assert list((tmp_path / "cache" / "fitted").glob("ike-*"))

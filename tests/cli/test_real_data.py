@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import Outcome
 
-from harness.runs import record
+from harness.runs.record_file import read_records
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_a_baseline_of_each_mode_on_the_real_data(
     what = ["--edits", f"{edits}:4", "--editor", editor, "--mode", mode, *options]
     done = harness("run", *where, *what, "--tasks", "NLI", "--limit", 2)
     assert (done.code, done.err) == (0, "")
-    (kept,) = record.read_all(tmp_path)
+    (kept,) = read_records(tmp_path)
     assert [point["edits"] for point in kept.points] == stops
     for point in kept.points:
         assert set(point["tasks"]) == {edits, "NLI"}

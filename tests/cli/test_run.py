@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from harness.runs import record
+from harness.runs.record_file import read_record
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,7 +49,7 @@ def test_a_run_prints_a_table_and_writes_one_record(
     found = harness(*arguments, "--output", tmp_path)
     assert (found.code, found.err) == (0, "")
     (path,) = tmp_path.glob("*.json")
-    kept = record.read(path, values=True)
+    kept = read_record(path, values=True)
     assert f"record: {path}" in found.out
     for word in ("unedited", "edited", "difference", "own", "NLI accuracy"):
         assert word in found.out
@@ -66,7 +66,7 @@ def test_the_command_line_reaches_the_plan(harness: Callable[..., Any], argument
     )
     assert found.code == 0, found.err
     (path,) = (tmp_path / "o").glob("*.json")
-    kept = record.read(path)
+    kept = read_record(path)
     assert (kept.plan["seed"], kept.plan["mode"], kept.plan["eval_at"], kept.plan["limit"]) == (
         5, "sequential", "1,final", 3,
     )  # fmt: skip
@@ -92,7 +92,7 @@ def test_a_process_of_its_own_ends_with_a_record_and_is_silent_otherwise(argumen
     (path,) = tmp_path.glob("*.json")
     assert err == ""
     assert "NLI accuracy" in out
-    assert record.read(path).status == "complete"
+    assert read_record(path).status == "complete"
 
 
 def test_ctrl_c_leaves_what_was_measured(arguments: list[str], tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_ctrl_c_leaves_what_was_measured(arguments: list[str], tmp_path: Path) -
         "error: interrupted; what was measured is in the *.partial.json of the output folder"
     ]
     (path,) = (tmp_path / "o").glob("*.json")
-    kept = record.read(path, values=True)
+    kept = read_record(path, values=True)
     assert path.name.endswith(".partial.json")
     assert kept.status == "interrupted"
     assert set(kept.tasks(0)) == {"own", "NLI"}

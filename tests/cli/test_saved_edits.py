@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harness.exam import tasks
 from harness.reports.seeds import pool
-from harness.runs import record
+from harness.runs.record_file import read_record, read_records
 
 Harness = Callable[..., Outcome]
 
@@ -36,7 +36,7 @@ def edited(harness: Harness, checkpoint: Callable[..., Path], nudge: str, tmp_pa
 
 def numbers(folder: Path) -> dict[str, Any]:
     (path,) = folder.glob("*--*[0-9a-f].json")
-    return record.read(path).tasks(2)
+    return read_record(path).tasks(2)
 
 
 def test_a_saved_patch_scores_as_the_run_that_saved_it(
@@ -48,7 +48,7 @@ def test_a_saved_patch_scores_as_the_run_that_saved_it(
     assert done.code == 0, done.err
     assert numbers(again) == numbers(out)
     (path,) = again.glob("*--*[0-9a-f].json")
-    kept = record.read(path)
+    kept = read_record(path)
     assert kept.editor["name"] == "nudge"
     assert kept.editor["hyperparameters"]["scale"] == 6.0
     assert len(kept.editor["notes"]["patch_sha256"]) == 64
@@ -64,11 +64,11 @@ def test_edits_saved_on_the_way_are_scored_on_those_that_were_made(
     options = ["--edits", rows, "--mode", "sequential", "--eval-at", "1,final", "--order", "random", "--seed", 0]
     assert harness("run", "--model", model, "--editor", nudge, *options, "--output", out).code == 0
     (path,), (patch,) = out.glob("*--*[0-9a-f].json"), out.glob("*edits-1.safetensors")
-    first = record.read(path)
+    first = read_record(path)
     assert first.edits["ids"] == ["2", "1"]
     assert harness("run", "--model", model, "--patch", patch, "--output", tmp_path / "again").code == 0
     (path,) = (tmp_path / "again").glob("*--*[0-9a-f].json")
-    again = record.read(path)
+    again = read_record(path)
     assert again.edits["ids"] == ["2"]
     for metric, measure in first.tasks(1)["own"].items():
         found = again.tasks(1)["own"][metric]
@@ -136,11 +136,11 @@ def test_seeds_are_runs_of_their_own_and_their_mean(
     model = checkpoint("gpt2")
     done = harness("run", "--model", model, "--editor", nudge, *options, "--seeds", "0,1,2", "--output", tmp_path / "o")
     assert done.code == 0, done.err
-    kept = record.read_all(tmp_path / "o")
+    kept = read_records(tmp_path / "o")
     assert sorted(one.seed for one in kept) == [0, 1, 2]
     assert {tuple(one.edits["ids"]) for one in kept} == {("1", "2"), ("2", "1")}  # orders are drawn from the seed
     assert done.out.count("record: ") == 3
-    (whole,) = pool(record.read_all(tmp_path / "o", values=True))  # one run, whatever the order
+    (whole,) = pool(read_records(tmp_path / "o", values=True))  # one run, whatever the order
     assert whole.plan["seeds"] == [0, 1, 2]
     assert done.out.count(" edits of my.jsonl") == 4  # a table for each seed, and their mean
     twice = harness("run", "--model", model, "--editor", nudge, *options, "--seeds", "0,0", "--output", tmp_path / "p")

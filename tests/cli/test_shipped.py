@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from harness.runs import record
+from harness.runs.record_file import read_record
 
 
 @pytest.mark.parametrize("llama", [False, True])
@@ -20,7 +20,7 @@ def test_the_main_job(harness: Callable[..., Any], mini: str, tmp_path: Path, ll
     )  # fmt: skip
     assert (found.code, found.err) == (0, "")
     (path,) = tmp_path.glob("*.json")
-    kept = record.read(path, values=True)
+    kept = read_record(path, values=True)
     before, after = kept.tasks(0), kept.tasks(5)
     assert set(before) == set(after) == {"counterfact", "NER", "NLI", "neutral_text"}
     assert after["counterfact"]["efficacy"]["value"] > before["counterfact"]["efficacy"]["value"]

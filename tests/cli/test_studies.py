@@ -9,7 +9,7 @@ import pytest
 import yaml
 from cli_calls import Outcome
 
-from harness.runs import record
+from harness.runs.record_file import read_record, read_records
 
 
 @pytest.fixture
@@ -28,10 +28,10 @@ def test_a_study_is_run_and_when_it_is_given_again_what_is_complete_stays(
     out = tmp_path / "out"
     done = harness("run", "--config", study, "--output", out, "--device", "cpu")
     assert (done.code, done.err) == (0, "")
-    kept = record.read_all(out)
+    kept = read_records(out)
     assert sorted((one.plan["settings"]["scale"], one.seed) for one in kept) == [(2, 0), (2, 1), (4, 0), (4, 1)]
     assert done.out.count("record: ") == 4
-    (gone,) = [path for path in out.glob("*--*[0-9a-f].json") if record.read(path).id == kept[0].id]
+    (gone,) = [path for path in out.glob("*--*[0-9a-f].json") if read_record(path).id == kept[0].id]
     times = {path: path.stat().st_mtime_ns for path in out.glob("*--*[0-9a-f].json") if path != gone}
     gone.unlink()
     again = harness("run", "--config", study, "--output", out, "--device", "cpu")
@@ -58,6 +58,6 @@ def test_a_mistake_is_told_before_anything_runs_and_a_failure_keeps_none_from_ru
     done = harness("run", "--config", study, "--output", tmp_path / "out", "--device", "cpu")
     assert done.code != 0
     assert "1 of 2 plans failed; the same command runs them again" in done.err
-    assert [one.plan["settings"] for one in record.read_all(tmp_path / "out") if one.status == "complete"] == [
+    assert [one.plan["settings"] for one in read_records(tmp_path / "out") if one.status == "complete"] == [
         {"layer": 1}
     ]

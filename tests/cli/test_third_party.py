@@ -15,7 +15,8 @@ import torch
 
 from harness.editing import patch_file
 from harness.models.lm import load
-from harness.runs import record
+from harness.runs.record import Record
+from harness.runs.record_file import read_record
 
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
@@ -75,21 +76,19 @@ def command(arguments: list[str], text: str) -> Callable[[str], list[str]]:
 
 
 @pytest.fixture
-def run(
-    harness: Callable[..., Any], command: Callable[[str], list[str]], tmp_path: Path
-) -> Callable[..., record.Record]:
+def run(harness: Callable[..., Any], command: Callable[[str], list[str]], tmp_path: Path) -> Callable[..., Record]:
     """A small run of some editor, and its record."""
 
-    def go(editor: str, *options: str) -> record.Record:
+    def go(editor: str, *options: str) -> Record:
         found = harness(*command(editor), *options, "--output", tmp_path / "out")
         assert (found.code, found.err) == (0, "")
         (path,) = (tmp_path / "out").glob("*.json")
-        return record.read(path)
+        return read_record(path)
 
     return go
 
 
-def size(kept: record.Record) -> float:
+def size(kept: Record) -> float:
     """The norm of the change of the edited weight."""
     (row,) = kept.delta.values()
     return float(row["frobenius"])
@@ -98,7 +97,7 @@ def size(kept: record.Record) -> float:
 # --- a file -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_guides_editor_runs_from_a_file(run: Callable[..., record.Record], tmp_path: Path) -> None:
+def test_the_guides_editor_runs_from_a_file(run: Callable[..., Record], tmp_path: Path) -> None:
     path = tmp_path / "mymethod.py"
     path.write_text(block("python"), encoding="utf-8")
     kept = run(str(path), "--set", "strength=0.2")
@@ -108,7 +107,7 @@ def test_the_guides_editor_runs_from_a_file(run: Callable[..., record.Record], t
     assert size(kept) == pytest.approx(0.2 * (32 * 64) ** 0.5, rel=1e-5)  # a matrix of 0.2
 
 
-def test_a_file_and_a_wrapper_in_a_file_compose(run: Callable[..., record.Record], tmp_path: Path) -> None:
+def test_a_file_and_a_wrapper_in_a_file_compose(run: Callable[..., Record], tmp_path: Path) -> None:
     method, wrapper = tmp_path / "mymethod.py", tmp_path / "double.py"
     method.write_text(block("python"), encoding="utf-8")
     wrapper.write_text(DOUBLE)
@@ -118,7 +117,7 @@ def test_a_file_and_a_wrapper_in_a_file_compose(run: Callable[..., record.Record
     assert size(kept) == pytest.approx(0.3 * (32 * 64) ** 0.5, rel=1e-5)
 
 
-def test_a_file_composes_with_a_wrapper_that_ships(run: Callable[..., record.Record], tmp_path: Path) -> None:
+def test_a_file_composes_with_a_wrapper_that_ships(run: Callable[..., Record], tmp_path: Path) -> None:
     """RECT keeps the largest entries of a change, relative to the weight; 40 % of them by default."""
     path = tmp_path / "mymethod.py"
     path.write_text(block("python"), encoding="utf-8")
@@ -128,7 +127,7 @@ def test_a_file_composes_with_a_wrapper_that_ships(run: Callable[..., record.Rec
 
 
 def test_an_editor_of_every_seam_runs_and_its_patch_can_be_kept(
-    run: Callable[..., record.Record], arguments: list[str], tmp_path: Path
+    run: Callable[..., Record], arguments: list[str], tmp_path: Path
 ) -> None:
     kept = run(SEAMS)
     assert set(kept.delta) == {"transformer.h.1.mlp.c_proj.weight", "transformer.ln_f.weight"}
@@ -157,7 +156,7 @@ def test_an_installed_package_is_listed_and_runs_by_its_name(
     done = process(site, *command("mymethod"), "--output", tmp_path / "out")
     assert (done.returncode, done.stderr) == (0, "")
     (path,) = (tmp_path / "out").glob("*.json")
-    kept = record.read(path)
+    kept = read_record(path)
     assert (kept.status, kept.editor["name"], path.name.split("--")[1]) == ("complete", "mymethod", "mymethod")
     assert size(kept) == pytest.approx(0.1 * (32 * 64) ** 0.5, rel=1e-5)
 

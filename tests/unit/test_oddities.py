@@ -28,8 +28,10 @@ from harness.exam.statistics import Ratio
 from harness.models.lm import LM
 from harness.patches.delta import Dense
 from harness.patches.patch import Patch, patched
-from harness.runs import record
 from harness.runs.plan import Plan
+from harness.runs.record import record_name
+from harness.runs.record_file import read_records
+from harness.runs.writer import RecordWriter
 
 HERE = Path(__file__).parents[1]
 GENERAL = "unit/exam/test_general_tasks.py::test_oddity_"
@@ -201,7 +203,7 @@ def test_oddity_04_a_partial_last_batch_is_kept_and_names_count_plainly(
     assert [len(portion) for portion in operations(end - begin, "sequential", size)] == sizes
     count = end - begin
     kept = made_up("memit", 0.5, mode="sequential", counts=(0, count), tasks=("NLI",), documents=5, batch_size=size)
-    assert record.name(kept).startswith(f"mini--memit--counterfact-{count}--sequential--")
+    assert record_name(kept).startswith(f"mini--memit--counterfact-{count}--sequential--")
     assert kept.plan["batch_size"] == size
 
 
@@ -236,9 +238,9 @@ def test_oddity_21_a_target_is_what_follows_the_prompt_with_or_without_a_mark_in
 def test_oddity_30_a_run_that_is_repeated_overwrites_and_never_adds(tmp_path: Path) -> None:
     kept = made_up("memit", 0.5, tasks=("NLI",), documents=7)
     for _ in range(3):
-        with record.RecordWriter(tmp_path, replace(kept, status="interrupted")) as writer:
+        with RecordWriter(tmp_path, replace(kept, status="interrupted")) as writer:
             writer.complete()
-    (again,) = record.read_all(tmp_path, values=True)
+    (again,) = read_records(tmp_path, values=True)
     assert again == kept
     assert again.tasks(50)["NLI"]["accuracy"]["n"] == 7
 

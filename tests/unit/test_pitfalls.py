@@ -31,9 +31,10 @@ from harness.methods.rank_one import direction
 from harness.methods.second_moments import Moment
 from harness.models.lm import LM
 from harness.patches.patch import Patch, patched
-from harness.runs import record, runner
+from harness.runs import runner
 from harness.runs.plan import Plan
 from harness.runs.record import Record
+from harness.runs.record_file import read_record
 from harness.runs.runner import Options, run
 
 ROOT = Path(__file__).parents[2]
@@ -118,7 +119,7 @@ def done(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Looked:
         patch.setattr(runner, "time", Clock())
         run(plan, Options(folder, device="cpu", rows=8, cache=False))
     (path,) = folder.glob("*.json")
-    return Looked(record.read(path, values=True), hashes)
+    return Looked(read_record(path, values=True), hashes)
 
 
 def by_edit(kept: Record, stop: int, metric: str = "efficacy_probability") -> dict[str, float]:
@@ -270,7 +271,7 @@ def test_defect_8_a_run_that_goes_on_has_the_edits_made_before_in_its_weights(
     assert [path.name for path in tmp_path.glob("*.json") if ".partial." not in path.name] == []
     run(plan, Options(tmp_path, device="cpu", rows=8))
     (path,) = tmp_path.glob("*.json")
-    kept = record.read(path)
+    kept = read_record(path)
     assert kept.weights == done.kept.weights
     assert kept.delta == done.kept.delta
     assert [point["tasks"]["own"] for point in kept.points] == [point["tasks"]["own"] for point in done.kept.points]

@@ -30,7 +30,8 @@ from harness.io.files import packed, require_writable, text, unpacked, values_pa
 from harness.models.lm import LM, load
 from harness.patches.delta import double
 from harness.reports.leaderboard import MISSING, brackets, number
-from harness.runs.record import identity, versions
+from harness.runs.record import identity
+from harness.runs.versions import versions
 from harness.studies.causal.facts import Fact, Skipped, read
 from harness.studies.causal.trace import (
     ROLES,

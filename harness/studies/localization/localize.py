@@ -37,6 +37,7 @@ from harness.methods.locate_then_edit import LocateThenEdit, with_root
 from harness.models.lm import LM, load
 from harness.patches.patch import Patch, Rows, patched, patched_rows, shareable
 from harness.runs import record
+from harness.runs.versions import versions
 from harness.studies.causal import trace
 from harness.studies.localization.problems import (
     PROBLEMS,
@@ -257,7 +258,7 @@ def localize(
     required(sum(effect is not None for effect in study.facts.values()), lm.arch.layers)
     study.model = {"name": grid.model, "sha256": combined_sha256(before), "layers": lm.arch.layers, "edited": layers}
     study.model["rows"] = rows
-    study.versions = record.versions()
+    study.versions = versions()
     study.save()
     texts = _texts(lm, [e.edit for e in examples], grid.seed, report) if grid.essence else {}
     for problem in grid.problems:

@@ -33,7 +33,8 @@ from harness.io.files import require_writable, text, write_whole
 from harness.models.lm import LM, load
 from harness.patches.patch import Patch
 from harness.reports.leaderboard import MISSING, brackets, number, signed
-from harness.runs.record import identity, versions
+from harness.runs.record import identity
+from harness.runs.versions import versions
 from harness.studies.remedi.bench import (
     BASELINES,
     Found,

@@ -35,6 +35,7 @@ from harness.methods.logit_ensemble import largest_beta
 from harness.models.lm import LM, load
 from harness.patches.patch import Patch
 from harness.runs import record
+from harness.runs.versions import versions
 from harness.studies.sweeps.ball import Epoch
 
 __all__ = ["Job", "Trial", "read", "read_all", "train", "write"]
@@ -121,7 +122,7 @@ class Trial:
             "log": [{k: _finite(v) for k, v in asdict(epoch).items()} for epoch in self.log],
             "reason": self.reason,
             "seconds": round(self.seconds, 2),
-            "versions": record.versions(),
+            "versions": versions(),
             "schema": 1,
         }
 

@@ -17,7 +17,7 @@ from harness.exam import data, tasks
 from harness.exam.canonical import SETS
 from harness.exam.statistics import Ratio
 from harness.models.lm import LM
-from harness.runs import record
+from harness.runs.record_file import read_record, record_paths
 
 GENERAL = [
     "ClosedDomainQA", "NER", "NLI", "OpenDomainQA", "SentimentAnalysis", "dialogue", "reasoning", "summarization",
@@ -258,7 +258,7 @@ def test_one_id_for_two_rows(own: Callable[..., Path]) -> None:
 def test_the_committed_records_were_measured_with_the_task_files_as_they_are(tiny: Callable[[str], LM]) -> None:
     """A row that is measured today stands in one column with them."""
     folder = Path(__file__).parents[3] / "results"
-    found = [record.read(path) for part in ("records", "studies") for path in record.paths(folder / part)]
+    found = [read_record(path) for part in ("records", "studies") for path in record_paths(folder / part)]
     said = {(name, sha256) for kept in found for name, sha256 in kept.templates.items()}
     now = {
         (task.name, task.template)
@@ -274,7 +274,7 @@ def test_the_committed_records_were_measured_with_the_task_files_as_they_are(tin
 def test_the_committed_records_name_the_hyperparameters_that_editors_have_now() -> None:
     """A seed that is added today stands in one row with them."""
     folder = Path(__file__).parents[3] / "results" / "records"
-    found = [kept for path in record.paths(folder) if "+" not in (kept := record.read(path)).plan["editor"]]
+    found = [kept for path in record_paths(folder) if "+" not in (kept := read_record(path)).plan["editor"]]
     assert len(found) > 100
     for kept in found:
         assert set(kept.editor["hyperparameters"]) == set(settable(find(kept.plan["editor"]))), kept.id

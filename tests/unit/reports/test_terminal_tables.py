@@ -20,7 +20,8 @@ from harness.errors import UsageError
 from harness.exam.statistics import Ratio
 from harness.reports import terminal_tables
 from harness.reports.leaderboard import brackets, number, pair_difference, signed
-from harness.runs.record import Record, read, read_all
+from harness.runs.record import Record
+from harness.runs.record_file import read_record, read_records
 
 DASH = "\N{EN DASH}"
 
@@ -480,7 +481,7 @@ def test_the_best_editor_stands_first() -> None:
 def test_a_leaderboard_of_records_on_disk(tmp_path: Path) -> None:
     for editor, skill in (("memit", 0.95), ("ft", 0.6)):
         synthetic.write(tmp_path, made(editor, skill))
-    again = terminal_tables.leaderboard(read_all(tmp_path, values=True), "md")
+    again = terminal_tables.leaderboard(read_records(tmp_path, values=True), "md")
     assert again == terminal_tables.leaderboard([made("memit", 0.95), made("ft", 0.6)], "md")
     assert "**0.845**" in again
 
@@ -562,7 +563,7 @@ def test_the_table_of_what_moved() -> None:
 def test_a_record_does_not_move_from_itself(tmp_path: Path) -> None:
     record = made("memit", 0.95)
     path = synthetic.write(tmp_path, record)
-    assert terminal_tables.regressions(read(path), record) == []
+    assert terminal_tables.regressions(read_record(path), record) == []
     assert terminal_tables.regressions(record, record, tolerance=0.0, documents=0.0) == []
     assert not math.isnan(record.tasks(50)["NLI"]["accuracy"]["value"])
 

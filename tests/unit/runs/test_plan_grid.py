@@ -15,9 +15,9 @@ from harness.editing.registry import compose, configure
 from harness.editing.schedule import plain_mode, stops
 from harness.errors import UsageError
 from harness.exam import tasks
-from harness.runs import record
 from harness.runs.plan import Plan
 from harness.runs.plan_grid import expand
+from harness.runs.record import record_name
 from harness.runs.runner import Options, finished, run, settled
 
 STUDIES = sorted((Path(__file__).parents[3] / "scripts" / "studies").glob("*.yaml"))
@@ -168,6 +168,6 @@ def test_what_is_complete_is_found_by_its_plan(checkpoint: Callable[..., Path], 
     assert finished(plan, out) is None  # the plan names the file, and the file says something else
     rows.write_text(rows.read_text().replace("Paris", "Rome"))
     assert finished(plan, out) == kept
-    path = out / f"{record.name(kept)}.json"
+    path = out / f"{record_name(kept)}.json"
     path.write_text(path.read_text().replace('"complete"', '"failed"'))
     assert finished(plan, out) is None

@@ -18,7 +18,10 @@ from harness.exam.numbers import summarise
 from harness.exam.statistics import Ratio, difference, estimate, harmonic_difference
 from harness.io.files import unpacked, values_path
 from harness.runs import record as records
-from harness.runs.record import Record, RecordWriter, read, read_all
+from harness.runs.record import Record, record_name
+from harness.runs.record_file import read_record, read_records
+from harness.runs.versions import versions
+from harness.runs.writer import RecordWriter
 
 PLAN = {"model": "mini", "editor": "memit", "edits": "counterfact", "num_edits": 50, "mode": "batch", "seed": 0}
 
@@ -37,7 +40,7 @@ def make(**changes: object) -> Record:
         editor={"name": "memit", "hyperparameters": {"layers": [1, 2]}, "notes": []},
         edits={"dataset": "counterfact", "count": 50, "unique": 50, "ids": ["0"], "sha256": "cd", "warnings": []},
         headlines={"NLI": "accuracy"},
-        versions=records.versions(),
+        versions=versions(),
     )
     for key, value in changes.items():
         setattr(record, key, value)
@@ -70,7 +73,7 @@ def test_identity_does_not_depend_on_the_order_of_keys() -> None:
 
 
 def test_the_name_says_what_the_run_was() -> None:
-    assert records.name(make()) == f"mini--memit--counterfact-50--batch--{records.identity(PLAN)[:8]}"
+    assert record_name(make()) == f"mini--memit--counterfact-50--batch--{records.identity(PLAN)[:8]}"
 
 
 @pytest.mark.parametrize(
@@ -78,13 +81,13 @@ def test_the_name_says_what_the_run_was() -> None:
     [("../models/stories260K/", "stories260K"), ("EleutherAI/gpt-j-6b", "gpt-j-6b"), ("my model:v1", "my-model-v1")],
 )
 def test_the_name_is_one_file_name(given: str, part: str) -> None:
-    name = records.name(make(model={"name": given}, editor={"name": "rome+prune"}))
+    name = record_name(make(model={"name": given}, editor={"name": "rome+prune"}))
     assert name.startswith(f"{part}--rome+prune--")
     assert "/" not in name
 
 
 def test_versions_name_what_computed_the_numbers() -> None:
-    found = records.versions()
+    found = versions()
     assert set(found) == {"python", "harness", "torch", "transformers", "lm_eval", "numpy", "scikit-learn"}
     assert found["numpy"] == np.__version__
 
@@ -142,11 +145,11 @@ def test_a_metric_that_the_unedited_model_lacks_has_no_difference() -> None:
 def test_a_record_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     written = make()
     path = write(tmp_path, written)
-    found = read(path, values=True)
+    found = read_record(path, values=True)
     assert found == written
     assert found.values == written.values == {0: {"NLI": accuracies(15)}, 50: {"NLI": accuracies(9)}}
     assert (found.status, found.schema) == ("complete", 1)
-    assert read(path).values is None
+    assert read_record(path).values is None
 
 
 def test_the_top_level_layout(tmp_path: Path) -> None:
@@ -163,7 +166,7 @@ def test_values_keep_every_field_and_what_is_missing(tmp_path: Path) -> None:
     with RecordWriter(tmp_path, make()) as writer:
         writer.measured(0, "NER", {}, values)
         path = writer.complete()
-    found = read(path, values=True).values[0]["NER"]
+    found = read_record(path, values=True).values[0]["NER"]
     assert math.isnan(found["f1"].pop("b").num)
     del rows["b"]
     assert found == values
@@ -185,7 +188,7 @@ def test_lists_on_one_line_change_no_text(tmp_path: Path) -> None:
     notes = ["a [ b  c ] d", "[\n 1 ]", 'quote " [ ]', "café"]
     with RecordWriter(tmp_path, make(editor={"name": "x", "notes": notes, "layers": [1, 2]})) as writer:
         path = writer.complete()
-    assert read(path).editor["notes"] == notes
+    assert read_record(path).editor["notes"] == notes
     assert '"layers": [1, 2]' in path.read_text()
 
 
@@ -208,7 +211,7 @@ def test_a_truncated_record_is_named(tmp_path: Path, keep: int) -> None:
     path = write(tmp_path, make())
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(DataError, match=r"not whole JSON.*repeat the run") as caught:
-        read(path)
+        read_record(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -218,7 +221,7 @@ def test_a_file_that_is_no_record_is_named(tmp_path: Path, content: str) -> None
     path = tmp_path / "other.json"
     path.write_text(content)
     with pytest.raises(DataError, match=r"other\.json: not a record"):
-        read(path)
+        read_record(path)
 
 
 @pytest.mark.parametrize(
@@ -236,28 +239,28 @@ def test_a_record_of_another_layout_is_named(change: dict[str, object], tmp_path
     path = write(tmp_path, make())
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(DataError, match="its plan or its points are not what a run writes; repeat the run"):
-        read(path)
+        read_record(path)
 
 
 def test_another_schema_is_named(tmp_path: Path) -> None:
     path = write(tmp_path, make())
     path.write_text(path.read_text().replace('"schema": 1', '"schema": 2'))
     with pytest.raises(DataError, match="record schema 2, this version reads 1"):
-        read(path)
+        read_record(path)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"absent\.json: cannot be read \(No such file or directory\)"):
-        read(tmp_path / "absent.json")
+        read_record(tmp_path / "absent.json")
 
 
 def test_truncated_values_are_named_and_only_when_wanted(tmp_path: Path) -> None:
     path = write(tmp_path, make())
     beside = values_path(path)
     beside.write_bytes(beside.read_bytes()[:-9])
-    assert read(path).id
+    assert read_record(path).id
     with pytest.raises(DataError, match=r"values\.json\.xz: not whole; repeat"):
-        read(path, values=True)
+        read_record(path, values=True)
 
 
 def test_values_of_another_record_are_refused(tmp_path: Path) -> None:
@@ -265,19 +268,19 @@ def test_values_of_another_record_are_refused(tmp_path: Path) -> None:
     other = write(tmp_path / "other", make(id="f" * 16))
     values_path(path).write_bytes(values_path(other).read_bytes())
     with pytest.raises(DataError, match="not the values of record"):
-        read(path, values=True)
+        read_record(path, values=True)
 
 
 def test_a_folder_is_read_in_order_and_other_files_are_passed_over(tmp_path: Path) -> None:
     for key in ("b", "a"):
         write(tmp_path / "records", make(id=key * 16))
     (tmp_path / "notes.json").write_text('{"hello": 1}')
-    assert [record.id[0] for record in read_all(tmp_path)] == ["a", "b"]
-    assert [record.id[0] for record in read_all(tmp_path / "records")] == ["a", "b"]
+    assert [record.id[0] for record in read_records(tmp_path)] == ["a", "b"]
+    assert [record.id[0] for record in read_records(tmp_path / "records")] == ["a", "b"]
     with pytest.raises(DataError, match="holds no record"):
-        read_all(_empty(tmp_path))
+        read_records(_empty(tmp_path))
     with pytest.raises(DataError, match="no such folder"):
-        read_all(tmp_path / "nowhere")
+        read_records(tmp_path / "nowhere")
 
 
 def _empty(tmp_path: Path) -> Path:
@@ -292,7 +295,7 @@ def _empty(tmp_path: Path) -> Path:
 def test_every_measured_task_is_on_disk_at_once(tmp_path: Path) -> None:
     with RecordWriter(tmp_path, make()) as writer:
         writer.measured(0, "NLI", numbers(accuracies(15)), accuracies(15))
-        found = read(writer.path, values=True)
+        found = read_record(writer.path, values=True)
         assert (found.status, found.tasks(0)["NLI"]["accuracy"]["value"]) == ("interrupted", 0.75)
         assert found.values == {0: {"NLI": accuracies(15)}}
         writer.complete()
@@ -303,7 +306,7 @@ def test_points_stand_in_order_whatever_was_measured_first(tmp_path: Path) -> No
     with RecordWriter(tmp_path, make()) as writer:
         for edits in (50, 0, 10):
             writer.measured(edits, "NLI", numbers(accuracies(9)), accuracies(9))
-        assert [point["edits"] for point in read(writer.complete()).points] == [0, 10, 50]
+        assert [point["edits"] for point in read_record(writer.complete()).points] == [0, 10, 50]
 
 
 @pytest.mark.parametrize(
@@ -319,7 +322,7 @@ def test_an_interruption_keeps_what_was_measured(
     with pytest.raises(type(error)), RecordWriter(tmp_path, make()) as writer:
         writer.measured(0, "NLI", numbers(accuracies(15)), accuracies(15))
         raise error
-    (found,) = read_all(tmp_path, values=True)
+    (found,) = read_records(tmp_path, values=True)
     assert (found.status, found.reason) == (status, reason)
     assert found.values == {0: {"NLI": accuracies(15)}}
 
@@ -332,7 +335,7 @@ def test_an_interrupted_run_leaves_an_earlier_complete_record_alone(tmp_path: Pa
         raise KeyboardInterrupt
     assert (path.read_bytes(), values_path(path).read_bytes()) == before
     assert write(tmp_path, make()) == path
-    assert len(read_all(tmp_path)) == 1
+    assert len(read_records(tmp_path)) == 1
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -367,7 +370,8 @@ def test_a_second_run_in_the_same_folder_is_told(tmp_path: Path) -> None:
 
 HOLD = """
 import sys, time
-from harness.runs.record import Record, RecordWriter
+from harness.runs.record import Record
+from harness.runs.writer import RecordWriter
 with RecordWriter(sys.argv[1], Record(id="1" * 16, plan={})) as writer:
     writer.measured(0, "NLI", {}, {})
     print("held", flush=True)
@@ -388,4 +392,4 @@ def test_the_lock_of_a_killed_process_is_no_obstacle(tmp_path: Path) -> None:
     finally:
         process.kill()
         process.communicate()
-    assert {record.status for record in read_all(tmp_path)} == {"interrupted", "complete"}
+    assert {record.status for record in read_records(tmp_path)} == {"interrupted", "complete"}

@@ -22,7 +22,8 @@ from harness.models import lm as loading
 from harness.patches.patch import Patch
 from harness.runs import record, runner
 from harness.runs.plan import Plan
-from harness.runs.record import Record
+from harness.runs.record import Record, record_name
+from harness.runs.record_file import read_record
 from harness.runs.resume import Checkpoint
 from harness.runs.runner import Options, run
 
@@ -97,7 +98,7 @@ def options(folder: Path, **changes: Any) -> Options:
 def written(folder: Path) -> Record:
     """The one record in a folder, with its values."""
     (path,) = folder.glob("*.json")
-    return record.read(path, values=True)
+    return read_record(path, values=True)
 
 
 def editor_file(folder: Path, code: str) -> str:
@@ -112,7 +113,7 @@ def editor_file(folder: Path, code: str) -> str:
 
 def test_the_record_is_complete(done: tuple[Path, Record], plan: Plan, rows: str) -> None:
     folder, kept = done
-    assert {path.name.removeprefix(record.name(kept)) for path in folder.iterdir()} == {".json", ".values.json.xz"}
+    assert {path.name.removeprefix(record_name(kept)) for path in folder.iterdir()} == {".json", ".values.json.xz"}
     assert written(folder).to_json() == kept.to_json()
     assert (kept.status, kept.reason) == ("complete", None)
     assert Plan.from_json(kept.plan) == replace(plan, num_edits=3)

@@ -1,0 +1,183 @@
+"""Records on disk: one small JSON, and beside it the values of every document.
+
+``<name>.json`` holds the plan, the numbers, hashes, versions and cost.  ``<name>.values.json.xz`` holds what every
+document contributed, so that any two records can be compared document by document.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.errors import DataError
+from harness.exam.numbers import Json
+from harness.exam.statistics import Ratio, Values, as_ratio
+from harness.io.files import packed, rounded, text, unpacked, values_path, write_whole
+from harness.runs.record import SCHEMA, PointValues, Record
+
+__all__ = ["read_record", "read_records", "record_paths", "write_record"]
+
+
+def read_record(path: str | Path, values: bool = False) -> Record:
+    """The record in a file, with the values of its documents if they are wanted and there.
+
+    Raises:
+        DataError: there is no such file, it is truncated, it is no record, or it is of another schema version.
+    """
+    path = Path(path)
+    data = _json(path, _bytes(path))
+    if not isinstance(data, dict) or not {"schema", "id", "plan", "points"} <= data.keys():
+        raise DataError(
+            f"{path}: not a record (expected an object with schema, id, plan, points); give the JSON of a run"
+        )
+    if data["schema"] != SCHEMA:
+        raise DataError(f"{path}: record schema {data['schema']}, this version reads {SCHEMA}; repeat the run")
+    if not (isinstance(data["plan"], dict) and isinstance(data["points"], list) and all(map(_whole, data["points"]))):
+        raise DataError(f"{path}: its plan or its points are not what a run writes; repeat the run")
+    record = Record.from_json(data)
+    beside = values_path(path)
+    if values and beside.exists():
+        record.values = _read_values(beside, record.id)
+    return record
+
+
+def _whole(point: object) -> bool:
+    """Whether what was measured at a stop has the layout of a record."""
+    if (
+        not isinstance(point, dict)
+        or not isinstance(point.get("edits"), int)
+        or not isinstance(point.get("tasks"), dict)
+    ):
+        return False
+    return all(
+        isinstance(task, dict) and all(isinstance(n, dict) for n in task.values()) for task in point["tasks"].values()
+    )
+
+
+def read_records(folder: str | Path, values: bool = False) -> list[Record]:
+    """The records in a folder and its ``records`` folder, in the order of their names; other files are passed over.
+
+    Raises:
+        DataError: there is no such folder, it holds no record, or one of its records cannot be read.
+    """
+    folder = Path(folder)
+    if folder.is_file():
+        return [read_record(folder, values)]
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; give the folder that --output named")
+    found = [read_record(path, values) for path in record_paths(folder)]
+    if not found:
+        raise DataError(f"{folder}: holds no record (*.json); make one with: harness run --output {folder}")
+    return found
+
+
+def record_paths(folder: str | Path) -> list[Path]:
+    """The records in a folder and its ``records`` folder, in the order of their names."""
+    found = sorted([*Path(folder).glob("*.json"), *Path(folder).glob("records/*.json")])
+    return [path for path in found if _looks_like_record(path)]
+
+
+def _looks_like_record(path: Path) -> bool:
+    """Whether the file starts as a record does: a truncated one is an error, a file of another kind is not."""
+    with path.open("rb") as file:
+        return re.match(rb'\s*\{\s*"schema"', file.read(64)) is not None
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); give the JSON of a run") from error
+
+
+def _json(path: Path, content: bytes) -> Any:
+    try:
+        return json.loads(content)
+    except ValueError as error:
+        line = content.count(b"\n") + 1
+        raise DataError(
+            f"{path}: not whole JSON, it breaks off or is damaged by line {line}; repeat the run"
+        ) from error
+
+
+def _read_values(path: Path, owner: str) -> PointValues:
+    try:
+        data = unpacked(_bytes(path))
+    except ValueError as error:
+        raise DataError(f"{path}: not whole; repeat the run, or delete it to do without paired statistics") from error
+    if not isinstance(data, dict) or data.get("schema") != SCHEMA or data.get("id") != owner:
+        raise DataError(f"{path}: not the values of record {owner}; delete the file, or repeat the run")
+    return {
+        int(edits): {task: _unpack(table) for task, table in tasks.items()} for edits, tasks in data["points"].items()
+    }
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def write_record(path: Path, record: Record, small: bool) -> None:
+    """Write a record and the values of its documents, each whole or not at all.
+
+    Args:
+        path: the JSON; the values lie beside it.
+        record: what is written.
+        small: whether the values are packed as small as they can be, which takes longer.
+
+    Raises:
+        UsageError: a file cannot be written.
+    """
+    # The values first: a record whose values are missing is worse than values whose record is missing.
+    if record.values is not None:
+        write_whole(values_path(path), _packed_values(record, small))
+    write_whole(path, (text(record.to_json()) + "\n").encode())
+
+
+def _packed_values(record: Record, small: bool) -> bytes:
+    points = {
+        str(edits): {task: _pack(metrics) for task, metrics in measured.items()}
+        for edits, measured in (record.values or {}).items()
+    }
+    return packed({"schema": SCHEMA, "id": record.id, "points": points}, small)
+
+
+# --- values, by column ------------------------------------------------------------------------------------------------
+
+
+def _pack(metrics: Mapping[str, Values]) -> Json:
+    """The values of one task by column: the ids once, and only what differs from the default."""
+    ids = list(dict.fromkeys(doc for values in metrics.values() for doc in values))
+    place = {doc: i for i, doc in enumerate(ids)}
+    return {"ids": ids, "metrics": {metric: _columns(values, place) for metric, values in metrics.items()}}
+
+
+def _columns(values: Values, place: Mapping[str, int]) -> Json:
+    at, rows = [place[doc] for doc in values], list(values.values())
+    column: Json = {"num": [rounded(row.num) for row in rows]}
+    if at != list(range(len(place))):
+        column["at"] = at
+    if any(row.den != 1 for row in rows):
+        column["den"] = [rounded(row.den) for row in rows]
+    for key in ("cluster", "stratum"):
+        labels = [getattr(row, key) for row in rows]
+        if any(label is not None for label in labels):
+            column[key] = labels
+    return column
+
+
+def _unpack(table: Json) -> dict[str, dict[str, Ratio]]:
+    return {metric: _rows(column, table["ids"]) for metric, column in table["metrics"].items()}
+
+
+def _rows(column: Json, ids: Sequence[str]) -> dict[str, Ratio]:
+    num: list[float | None] = column["num"]
+    default: dict[str, list[Any]] = {
+        "den": [1.0] * len(num),
+        "cluster": [None] * len(num),
+        "stratum": [None] * len(num),
+    }
+    den, cluster, stratum = (column.get(key, default[key]) for key in ("den", "cluster", "stratum"))
+    docs = [ids[i] for i in column.get("at", range(len(num)))]
+    return {doc: as_ratio(row) for doc, row in zip(docs, zip(num, den, cluster, stratum, strict=True), strict=True)}

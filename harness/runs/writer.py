@@ -1,0 +1,134 @@
+"""Writes the record of a run under way, so that an interruption loses nothing.
+
+After every measured task ``<name>.partial.json`` is written; an earlier complete record of the same plan stays until
+the new one is complete.  Files appear whole or not at all.
+"""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+
+from filelock import FileLock, Timeout
+
+from harness.errors import DataError, UsageError
+from harness.exam.numbers import Json, TaskValues
+from harness.io.files import require_writable, rounded, values_path
+from harness.runs.record import Record, record_name
+from harness.runs.record_file import read_record, write_record
+
+__all__ = ["RecordWriter"]
+
+PARTIAL = ".partial"
+
+
+class RecordWriter:
+    """Writes the record of a run under way, and sees to it that one run at a time writes to a folder.
+
+        with RecordWriter(folder, record) as writer:
+            writer.measured(0, "NLI", summarise(...), values)
+            writer.complete()
+
+    An exception inside marks the record ``failed`` with its reason, Ctrl-C marks it ``interrupted``; both keep what was
+    measured.
+
+    Raises:
+        UsageError: the folder cannot be written to, or another run is writing to it; nothing has been computed by then.
+    """
+
+    def __init__(self, folder: str | Path, record: Record) -> None:
+        self.folder = Path(folder)
+        self.record = record
+        self._done = False
+        require_writable(self.folder)
+        self._lock = FileLock(self.folder / ".harness.lock", timeout=0)
+
+    def __enter__(self) -> RecordWriter:
+        try:
+            self._lock.acquire()
+        except Timeout as error:
+            raise UsageError(
+                f"{self.folder}: another run is writing to this folder; wait for it to end or choose another --output"
+            ) from error
+        for half in self.folder.glob(f".{glob.escape(record_name(self.record))}.*"):
+            half.unlink()  # a run of this plan was killed while it wrote
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if not self._done:
+                self._mark(error)
+                self._save(PARTIAL)
+        finally:
+            with suppress(OSError):  # where a file that is open cannot be removed, it stays
+                Path(self._lock.lock_file).unlink()
+            self._lock.release()
+
+    @property
+    def path(self) -> Path:
+        """Where the record lies: while the run is under way beside the place where it will lie."""
+        return self.folder / f"{record_name(self.record)}{'' if self._done else PARTIAL}.json"
+
+    def measured(self, edits: int, task: str, numbers: Mapping[str, Json], values: TaskValues) -> None:
+        """Adds what one task gave after so many edits, in nine significant digits, and saves."""
+        record = self.record
+        self._point(edits)["tasks"][task] = rounded(numbers)
+        record.values = record.values if record.values is not None else {}
+        record.values.setdefault(edits, {})[task] = {metric: dict(rows) for metric, rows in values.items()}
+        self.save()
+
+    def noted(self, edits: int, **facts: Json) -> None:
+        """Adds what else is known after so many edits (``weights``, ``latest``, ``truncated``), and saves."""
+        self._point(edits).update(rounded(facts))
+        self.save()
+
+    def _point(self, edits: int) -> Json:
+        points = self.record.points
+        if not any(point["edits"] == edits for point in points):
+            self.record.points = sorted([*points, {"edits": edits, "tasks": {}}], key=lambda point: int(point["edits"]))
+        return next(point for point in self.record.points if point["edits"] == edits)
+
+    def resume(self) -> bool:
+        """Take over what an earlier run of the same plan has measured, if it was stopped and nothing else has changed.
+
+        The model, the edits, the editor, the data, the prompts and the versions must be the same.
+        """
+        try:
+            known = read_record(self.path, values=True)
+        except DataError:
+            return False
+        same = ("id", "plan", "model", "editor", "edits", "data", "templates", "versions", "seed")
+        mine, theirs = self.record.to_json(), known.to_json()
+        if any(mine[key] != theirs[key] for key in same) or known.values is None:
+            return False
+        for key in ("points", "collapse", "weights", "delta", "cost", "values"):
+            setattr(self.record, key, getattr(known, key))
+        return True
+
+    def save(self) -> None:
+        """Writes what there is so far."""
+        self._save("" if self._done else PARTIAL)
+
+    def complete(self) -> Path:
+        """Marks the record complete, puts it in its place, and returns the path."""
+        stale = self.path
+        self.record.status, self.record.reason, self._done = "complete", None, True
+        self._save("")
+        for leftover in (stale, values_path(stale)):
+            leftover.unlink(missing_ok=True)
+        return self.path
+
+    def _mark(self, error: BaseException | None) -> None:
+        if error is None or isinstance(error, (KeyboardInterrupt, SystemExit)):
+            self.record.status, self.record.reason = "interrupted", "interrupted before the end"
+        else:
+            text = " ".join(str(error).split()) or "no message"
+            self.record.status, self.record.reason = "failed", f"{type(error).__name__}: {text}"
+
+    def _save(self, suffix: str) -> None:
+        write_record(self.folder / f"{record_name(self.record)}{suffix}.json", self.record, small=self._done)
