@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from harness.editing.hyperparameters import Count, NotNegative, Positive
 from harness.methods.locate_then_edit import Kept, Solver, Spread, ridge
-from harness.methods.value import Seam
+from harness.methods.value_rows import Seam
 
 __all__ = ["Pmet"]
 

@@ -38,7 +38,7 @@ class RRome(RankOne):
     def changes(self, lm: LM, edits: Sequence[Edit], layer: int, prior: Unedited) -> list[LowRank]:
         """The rank-one change of one layer for each of some independent edits."""
         moment = self.moment(prior, layer)
-        values = optimise(lm, edits, prior.contexts, self.objective(layer), keys=True)
+        values = optimise(lm, edits, prior.contexts, objective=self.objective(layer), keys=True)
         templates = prior.contexts if self.variant == "prefix" else ("{}",)
         key, output = self.seen(lm, edits, layer, templates, values)
         wanted = values.value if self.variant == "prefix" else output + values.delta

@@ -32,7 +32,7 @@ class Rome(RankOne):
     def changes(self, lm: LM, edits: Sequence[Edit], layer: int, prior: Unedited) -> list[LowRank]:
         """The rank-one change of one layer for each of some independent edits."""
         moment = self.moment(prior, layer)
-        values = optimise(lm, edits, prior.contexts, self.objective(layer), keys=True)
+        values = optimise(lm, edits, prior.contexts, objective=self.objective(layer), keys=True)
         mean, _ = self.seen(lm, edits, layer, prior.contexts, values)
         key, output = self.seen(lm, edits, layer, ("{}",), values)
         return inserted(direction(mean, moment), key, output, values.value, [f"edit {edit.id}" for edit in edits])

@@ -50,7 +50,8 @@ from harness.methods import second_moments
 from harness.methods.context_templates import contexts
 from harness.methods.keys import Unedited, inserted, keys, lookup, prompts
 from harness.methods.rank_one import direction
-from harness.methods.value import Objective, optimise
+from harness.methods.value import optimise
+from harness.methods.value_rows import Objective
 from harness.models.activations import Row, chunks
 from harness.models.lm import LM, load
 from harness.patches.patch import Patch, patched
@@ -208,7 +209,7 @@ def values(lm: LM, run: Run) -> None:
     edits, editor = edits_of(run.edits or 32), rome(lm, run)
     (layer,) = editor.edited_layers(lm)
     templates, objective = contexts(lm, "rome", 0), editor.objective(layer)
-    together = optimise(lm, edits, templates, objective).delta
+    together = optimise(lm, edits, templates, objective=objective).delta
     found: list[Tensor] = []
 
     def plain() -> None:
@@ -216,13 +217,13 @@ def values(lm: LM, run: Run) -> None:
 
     def alone() -> None:
         for edit in edits:
-            optimise(lm, [edit], templates, objective)
+            optimise(lm, [edit], templates, objective=objective)
 
     label = f"values: {len(edits)} ROME edits of {objective.steps} steps side by side"
-    pairs(f"{label}, plain", lambda: optimise(lm, edits, templates, objective), plain, run)
+    pairs(f"{label}, plain", lambda: optimise(lm, edits, templates, objective=objective), plain, run)
     worst = ((together - torch.stack(found)).norm(dim=1) / together.norm(dim=1)).max()
     print(f"values: largest relative difference of deltas to the plain loop {worst:.1e}")
-    pairs(f"{label}, one at a time", lambda: optimise(lm, edits, templates, objective), alone, run)
+    pairs(f"{label}, one at a time", lambda: optimise(lm, edits, templates, objective=objective), alone, run)
 
 
 def isolated(lm: LM, run: Run) -> None:

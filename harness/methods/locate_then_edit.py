@@ -24,7 +24,8 @@ from harness.errors import ModelError, NumericalError, UsageError
 from harness.methods.context_templates import Kind
 from harness.methods.keys import FactToken, Unedited, chosen, depth, spread, templates, unedited
 from harness.methods.second_moments import Moment, check
-from harness.methods.value import Objective, Seam, anchor_norm, optimise
+from harness.methods.value import anchor_norm, optimise
+from harness.methods.value_rows import Objective, Seam
 from harness.models.activations import tap, wide
 from harness.models.lm import LM
 from harness.patches.delta import double
@@ -97,14 +98,14 @@ class LocateThenEdit(Editor):
         """The value optimisation at one layer."""
         return Objective(
             layer,
-            self.seam,
-            self.fact_token,
-            self.v_steps,
-            self.v_lr,
-            self.kl_factor,
-            self.v_weight_decay,
-            self.clamp,
-            self.v_loss_layer,
+            seam=self.seam,
+            fact_token=self.fact_token,
+            steps=self.v_steps,
+            lr=self.v_lr,
+            kl_factor=self.kl_factor,
+            weight_decay=self.v_weight_decay,
+            clamp=self.clamp,
+            loss_layer=self.v_loss_layer,
             stop=self.v_stop,
             anchor="none" if self.v_anchor is None else self.v_anchor,
         )
@@ -139,7 +140,7 @@ class LocateThenEdit(Editor):
             edits: the edits, at least one.
         """
         contexts = self.prior(lm, None, ()).contexts
-        return anchor_norm(optimise(lm, edits, contexts, self.objective(self.edited_layers(lm)[-1])))
+        return anchor_norm(optimise(lm, edits, contexts, objective=self.objective(self.edited_layers(lm)[-1])))
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,7 +216,9 @@ class Spread(LocateThenEdit):
     def _written(self, lm: LM, groups: list[list[Edit]], prior: Kept) -> tuple[list[Patch], dict[int, list[Tensor]]]:
         """The patch of each group, and layer -> the keys ``[n, f]`` of each group."""
         layers = self.edited_layers(lm)
-        values = optimise(lm, [e for group in groups for e in group], prior.contexts, self.objective(layers[-1]))
+        values = optimise(
+            lm, [e for group in groups for e in group], prior.contexts, objective=self.objective(layers[-1])
+        )
         written: dict[int, list[Tensor]] = {layer: [] for layer in layers}
         solve = self.solver(prior)
 

@@ -61,7 +61,7 @@ def test_two_batches_with_the_key_cache(golden, close, precision, l2):
     for b, cases in enumerate(said["batches"]):
         stem, edits = f"{precision}/L2_{l2}/batch{b}", list(golden.edits(cases).values())
         with patched(lm, total):
-            values = optimise(lm, edits, total.memory.contexts, method.objective(layers[-1]))
+            values = optimise(lm, edits, total.memory.contexts, objective=method.objective(layers[-1]))
             change = method.edit(lm, edits, total.memory)
         for i, case in enumerate(cases):
             close(values.value[i], theirs[f"{stem}/z.{case}"], rel, f"z of {case}")

@@ -11,7 +11,8 @@ import torch
 from editors.memit import Memit
 from harness.methods.keys import Unedited, keys
 from harness.methods.locate_then_edit import adjoint
-from harness.methods.value import Objective, optimise
+from harness.methods.value import optimise
+from harness.methods.value_rows import Objective
 from harness.patches.patch import Patch, patched
 
 FOLDER = "B_memit_gpt2"
@@ -42,9 +43,7 @@ def prior(golden: Any) -> Unedited:
 
 
 def objective(memit: Memit) -> Objective:
-    last = (memit.layers or ())[-1]
-    weights = (memit.kl_factor, memit.v_weight_decay, memit.clamp, memit.v_loss_layer)
-    return Objective(last, "block", memit.fact_token, memit.v_steps, memit.v_lr, *weights)
+    return memit.objective((memit.layers or ())[-1])
 
 
 @pytest.mark.parametrize("variant", ["main", "lambda2000", "single", "one_layer", "loss_layer2", "long", "early_stop"])
@@ -58,7 +57,7 @@ def test_variant(golden, close, precision, variant):
         edits = golden.edits(said["single_case_ids"] if variant == "single" else said["batch_case_ids"])
     lm, known, stem, rel = golden.lm("tiny-gpt2", precision), prior(golden), f"{precision}/{variant}", REL[precision]
     few = list(edits.values())
-    values = optimise(lm, few, known.contexts, objective(memit))
+    values = optimise(lm, few, known.contexts, objective=objective(memit))
     for i, case in enumerate(edits):
         close(values.value[i], theirs[f"{stem}/z.{case}"], rel, f"z of {case}")
         losses = theirs[f"{stem}/z_losses.{case}"]

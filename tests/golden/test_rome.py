@@ -50,7 +50,7 @@ def check_pieces(golden: Any, close: Any, precision: str, rome: Rome, edits: dic
     (layer,) = rome.layers or ()
     mean, _ = keys(lm, few, layer, known.contexts, rome.fact_token)
     u = direction(mean, known.moments[layer] if rome.covariance else None)
-    values = optimise(lm, few, known.contexts, rome.objective(layer))
+    values = optimise(lm, few, known.contexts, objective=rome.objective(layer))
     k0, y0 = keys(lm, few, layer, ("{}",), rome.fact_token, outputs=True)
     changes = rome.changes(lm, few, layer, known)
     for i, case in enumerate(edits):
@@ -168,7 +168,7 @@ def test_side_by_side_is_one_by_one(golden, close, precision):
     lm = golden.lm("tiny-gpt2", precision)
     templates = prior(golden).contexts
     edits = list(golden.edits().values())
-    together = optimise(lm, edits, templates, replace(editor(golden).objective(1), budget=700))
+    together = optimise(lm, edits, templates, objective=replace(editor(golden).objective(1), budget=700))
     for i, edit in enumerate(edits):
-        alone = optimise(lm, [edit], templates, editor(golden).objective(1))
+        alone = optimise(lm, [edit], templates, objective=editor(golden).objective(1))
         close(together.delta[i], alone.delta[0], 1e-10 if precision == "fp64" else 1e-4, edit.id)

@@ -23,7 +23,8 @@ from harness.editing.registry import find, names
 from harness.editing.schedule import check, duplicates
 from harness.errors import DataError, UsageError
 from harness.methods.descent import Settings, answers, descend
-from harness.methods.value import Objective, optimise
+from harness.methods.value import optimise
+from harness.methods.value_rows import Objective
 from harness.models.lm import LM
 from harness.patches.patch import Patch, patched
 
@@ -124,7 +125,7 @@ def test_gradient_editors_start_at_the_loss_of_a_mixed_batch(tiny, edits, normal
 
 def test_the_values_of_a_mixed_batch_start_at_its_losses(tiny, edits) -> None:
     lm, wanted = tiny("gpt2"), mixed(edits)
-    found = optimise(lm, wanted, CONTEXTS, Objective(1, steps=1))
+    found = optimise(lm, wanted, CONTEXTS, objective=Objective(1, steps=1))
     for edit, row in zip(wanted, found.losses, strict=True):
         assert row[0].tolist() == pytest.approx([by_hand(lm, edit, contexts=CONTEXTS)] * 2 + [0, 0], rel=1e-5, abs=1e-6)
 
@@ -133,9 +134,9 @@ def test_the_values_of_a_mixed_batch_start_at_its_losses(tiny, edits) -> None:
 def test_values_of_mixed_directions_side_by_side_are_those_alone(fresh, edits, family) -> None:
     lm, wanted = fresh(family, dtype=torch.float64), mixed(edits)
     objective = Objective(1, steps=6, clamp=2.0)
-    together = optimise(lm, wanted, CONTEXTS, objective)
+    together = optimise(lm, wanted, CONTEXTS, objective=objective)
     for i, edit in enumerate(wanted):
-        alone = optimise(lm, [edit], CONTEXTS, objective)
+        alone = optimise(lm, [edit], CONTEXTS, objective=objective)
         assert torch.allclose(together.delta[i], alone.delta[0], rtol=1e-6, atol=1e-9)
         assert len(together.losses[i]) == len(alone.losses[0])
 
@@ -144,9 +145,9 @@ def test_an_erasure_takes_all_its_steps_and_so_does_never(tiny, edits) -> None:
     """By Hase's patience, which never ends; a likelihood that is met stops at once."""
     lm, edit = tiny("gpt2"), edits[0]
     easy = Objective(1, steps=5, threshold=1e9)
-    assert len(optimise(lm, [edit], CONTEXTS, easy).losses[0]) == 1
-    assert len(optimise(lm, [edit], CONTEXTS, replace(easy, stop="never")).losses[0]) == 5
-    assert len(optimise(lm, [wanting(edit, "erasure")], CONTEXTS, easy).losses[0]) == 5
+    assert len(optimise(lm, [edit], CONTEXTS, objective=easy).losses[0]) == 1
+    assert len(optimise(lm, [edit], CONTEXTS, objective=replace(easy, stop="never")).losses[0]) == 5
+    assert len(optimise(lm, [wanting(edit, "erasure")], CONTEXTS, objective=easy).losses[0]) == 5
 
 
 def test_a_target_that_shall_become_likelier_alone_ends_a_text(tiny, edits) -> None:

@@ -113,7 +113,7 @@ def test_emmet_on_a_model_puts_the_optimised_state_there(tiny, edits, family):
     """One context, no relaxation: after the edit the block's output is the optimised one."""
     lm = tiny(family)
     method = Emmet(layers=(1,), contexts=("{}",), emmet_lambda=0.0, **QUICK)
-    values = optimise(lm, edits, ("{}",), method.objective(1))
+    values = optimise(lm, edits, ("{}",), objective=method.objective(1))
     patch = method.edit(lm, edits)
     assert torch.allclose(hidden(lm, edits, 1, patch), values.value, atol=1e-4)
     assert not torch.allclose(hidden(lm, edits, 1, Patch()), values.value, atol=1e-1)
@@ -275,7 +275,9 @@ def test_a_setting_that_a_wrapper_would_overwrite_is_refused(tiny, name, setting
 def norms(lm: LM, edits: list[Edit], method: Any, patch: Patch, anchor: float | None) -> Tensor:
     """The norm of what each edit writes at the last layer, feed-forward output plus change."""
     last = method.edited_layers(lm)[-1]
-    values = optimise(lm, edits, patch.memory.inner.contexts, replace(method, v_anchor=anchor).objective(last))
+    values = optimise(
+        lm, edits, patch.memory.inner.contexts, objective=replace(method, v_anchor=anchor).objective(last)
+    )
     return (values.value - values.start + values.written).norm(dim=1)
 
 
@@ -286,7 +288,7 @@ def test_nas_scales_values_to_the_norm_that_the_first_edits_have(tiny, edits, me
     first = wrapped.edit(lm, edits[:2])
     assert isinstance(first.memory, Anchored)
     last = method.edited_layers(lm)[-1]
-    values = optimise(lm, edits[:2], first.memory.inner.contexts, method.objective(last))
+    values = optimise(lm, edits[:2], first.memory.inner.contexts, objective=method.objective(last))
     assert first.memory.anchor == pytest.approx(anchor_norm(values), rel=1e-6)
     found = norms(lm, edits[:2], method, first, first.memory.anchor)
     assert torch.allclose(found, torch.full_like(found, first.memory.anchor), rtol=1e-4)
@@ -354,7 +356,7 @@ def test_a_norm_or_a_factor_behind_the_feed_forward_module_is_refused(tiny, edit
     with pytest.raises(ModelError, match=message):
         Memit(layers=(0,), **QUICK).edit(lm, edits[:1])
     rome = Rome(layers=(0,), contexts=("{}",), **QUICK)
-    value = optimise(lm, edits[:1], ("{}",), rome.objective(0)).value[0]
+    value = optimise(lm, edits[:1], ("{}",), objective=rome.objective(0)).value[0]
     rows = facts.prompts(lm, edits[0], ("{}",), "subject_last")
     with patched(lm, rome.edit(lm, edits[:1])):
         written = read(lm, rows, outputs=["model.layers.0.mlp"]).outputs["model.layers.0.mlp"][0]

@@ -15,7 +15,8 @@ from harness.editing.edit import Edit
 from harness.io.plain_text import documents
 from harness.methods import keys as facts
 from harness.methods.second_moments import accumulate
-from harness.methods.value import Objective, optimise
+from harness.methods.value import optimise
+from harness.methods.value_rows import Objective
 from harness.models.activations import read
 from harness.models.lm import LM
 from harness.patches.patch import Patch, patched
@@ -85,13 +86,15 @@ def test_values_are_those_of_the_plain_loop(tiny: Any, edits: list[Edit], family
     lm = tiny(family)
     objective = Pmet(layers=(1,), **QUICK).objective(1)
     assert objective.seam == "parts"
-    values = optimise(lm, edits, TEMPLATES, objective)
+    values = optimise(lm, edits, TEMPLATES, objective=objective)
     assert values.value.shape == (len(edits), lm.arch.width)
     for edit, value in zip(edits, values.value, strict=True):
         expected = plain(lm, edit, objective)["feed_forward"]
         torch.testing.assert_close(value, expected, rtol=2e-3, atol=2e-4)
     # Attention's own vector matters: without it another value is found.
-    alone = optimise(lm, edits, TEMPLATES, Objective(1, "mlp", steps=6, lr=0.2, kl_factor=1.0, clamp=2.0))
+    alone = optimise(
+        lm, edits, TEMPLATES, objective=Objective(1, seam="mlp", steps=6, lr=0.2, kl_factor=1.0, clamp=2.0)
+    )
     assert not torch.allclose(alone.value, values.value, rtol=1e-2, atol=1e-2)
 
 
@@ -109,7 +112,7 @@ def test_the_change_is_spread_by_square_roots_of_what_the_feed_forward_part_lack
 ) -> None:
     lm = tiny(family)
     method = Pmet(layers=(0, 1), contexts=("{}",), lam=7.0, **QUICK)
-    wanted = optimise(lm, edits, ("{}",), method.objective(1)).value
+    wanted = optimise(lm, edits, ("{}",), objective=method.objective(1)).value
     moments = accumulate(lm, (0, 1), documents(lm.text), 4000)
     ours, done = method.edit(lm, edits), Patch()
     for i, layer in enumerate((0, 1)):
@@ -126,7 +129,7 @@ def test_the_change_is_spread_by_square_roots_of_what_the_feed_forward_part_lack
 def test_one_layer_without_regularisation_writes_the_value_itself(tiny: Any, edits: list[Edit]) -> None:
     lm = tiny("gpt2")
     method = Pmet(layers=(1,), contexts=("{}",), lam=1e-9, **QUICK)
-    wanted = optimise(lm, edits, ("{}",), method.objective(1)).value
+    wanted = optimise(lm, edits, ("{}",), objective=method.objective(1)).value
     torch.testing.assert_close(written(lm, edits, 1, method.edit(lm, edits)), wanted, rtol=1e-3, atol=1e-3)
 
 

@@ -1,0 +1,196 @@
+"""What a value optimisation runs: the rows of tokens of each edit, and the positions at which logits are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from harness.editing.edit import Edit
+from harness.methods.keys import FactToken, lookup, prompts
+from harness.models.activations import Row
+from harness.models.lm import LM
+
+__all__ = ["Objective", "Positions", "PreparedEdit", "Seam", "heads", "positions", "prepare"]
+
+
+Seam = Literal["mlp", "block", "parts"]
+"""Where a value stands in a layer, see :class:`Objective`."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is optimised, where, and how.
+
+    Attributes:
+        layer: the edited layer ``l``.
+        seam: ``mlp`` adds to the output of the feed-forward module (ROME), ``block`` to the residual stream (MEMIT),
+            ``parts`` one vector to the output of the attention module and another to that of the feed-forward module,
+            each with a bound and a weight decay of its own (PMET, Li et al. 2024, arXiv 2308.08742); of these two, what
+            is reported is the second.
+        fact_token: the token whose hidden state is changed.
+        steps: evaluations of the loss; there is one update fewer.
+        lr: Adam's learning rate.
+        kl_factor: weight of ``KL(P_edited || P_unedited)`` at the fact token of "{subject} is a".
+        weight_decay: weight of ``||delta|| / ||v0||^2``.
+        clamp: the bound of ``||delta|| / ||v0||``.
+        loss_layer: the layer whose output is decoded for the loss; None is the last.
+        threshold: an edit stops when its loss is below; of directions without a lower bound what
+            :func:`harness.editing.directions.floor` says, and an erasure never.
+        budget: tokens of one forward pass, padding included; None chooses by the size of the model.
+        stop: with ``never`` an edit takes all its steps; with ``argmax`` one that wants likelihood also stops as soon
+            as every token of its target is the most probable one in every context ("most-probable early stopping" of
+            ENCORE, Gupta et al. 2025, arXiv 2502.01636; their code leaves out the bare prompt and goes on for one to
+            three steps more).
+        anchor: the norm ``a`` to which every value is scaled, ``v* a / ||v*||`` with ``v* = v0 + delta``, where ``v0``
+            is what the edited layer's feed-forward module writes (NAS, Liu et al. 2026, arXiv 2602.02543). ``none``
+            leaves values as they are; ``start`` takes the mean of ``||v0||`` over the edits of the call, on the model
+            as it is given; a number is ``a`` itself, which the authors find on the unedited model, see
+            :func:`anchor_norm`.
+    """
+
+    layer: int
+    _: KW_ONLY
+    seam: Seam = "mlp"
+    fact_token: FactToken = "subject_last"
+    steps: int = 20
+    lr: float = 0.5
+    kl_factor: float = 0.0625
+    weight_decay: float = 0.5
+    clamp: float = 4.0
+    loss_layer: int | None = None
+    threshold: float = 0.05
+    budget: int | None = None
+    stop: Literal["loss", "argmax", "never"] = "loss"
+    anchor: Literal["none", "start"] | float = "none"
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedEdit:
+    """The rows of one edit: one for each context, the same with the second continuation, then the row of the KL term.
+
+    Attributes:
+        edit: the edit.
+        rows: what is run on every evaluation.
+        said: the continuation's tokens in each row but the last: the target's, then those it is compared with.
+        rivals: how many of these rows hold the second continuation; 0 where there is none.
+        heads: the tokens in front of each row, whose hidden states the change does not reach.
+    """
+
+    edit: Edit
+    rows: list[Row]
+    said: list[list[int]]
+    heads: list[tuple[int, ...]]
+    rivals: int = 0
+
+    @property
+    def width(self) -> int:
+        """The columns that its rows need."""
+        return max(max(len(row.ids), row.at + 1) for row in self.rows)
+
+    def split(self) -> PreparedEdit:
+        """The same with rows that begin where the change, or the first token of the target, is first needed."""
+        pairs = zip(self.rows[:-1], self.said, strict=True)
+        cuts = [min(row.at, len(row.ids) - len(said)) for row, said in pairs]
+        *contexts, essence = self.rows
+        cuts.append(min(essence.at, len(essence.ids) - 1))
+        # Nothing that follows its position counts in the row of the KL term.
+        whole = [*contexts, Row(essence.ids[: essence.at + 1], essence.at)]
+        rows = [Row(row.ids[cut:], row.at - cut) for row, cut in zip(whole, cuts, strict=True)]
+        heads = [row.ids[:cut] for row, cut in zip(whole, cuts, strict=True)]
+        return replace(self, rows=rows, heads=heads)
+
+
+def prepare(lm: LM, edit: Edit, *, templates: Sequence[str], fact_token: FactToken) -> PreparedEdit:
+    target = lm.continuation(edit.text, edit.continuation)
+    about = Edit(edit.id, "{} is a", edit.subject, edit.target)
+    ids, at = lookup(lm, about, "{}", fact_token)
+    essence, said = [Row(tuple(ids), at)], [target] * len(templates)
+    if edit.rival is None:
+        rows = prompts(lm, edit, templates, fact_token, target[:-1], essence)
+        return PreparedEdit(edit, rows, said, [()] * len(rows))
+    against, count = lm.continuation(edit.text, edit.rival), len(templates)
+    mine = prompts(lm, edit, templates, fact_token, target[:-1])
+    rows = prompts(lm, edit, templates, fact_token, against[:-1], [*mine, *essence])
+    rows = [*rows[count:-1], *rows[:count], rows[-1]]
+    return PreparedEdit(edit, rows, said + [against] * count, [()] * len(rows), count)
+
+
+def heads(prepared: Sequence[PreparedEdit]) -> list[tuple[int, ...]]:
+    return [head for one in prepared for head in one.heads]
+
+
+@dataclass(frozen=True, eq=False)
+class Positions:
+    """Where logits are needed, and what belongs to which edit.
+
+    Attributes:
+        row, column: the supervised positions, ``[p]``.
+        token: what they must predict, ``[p]``.
+        owner: the edit of each, ``[p]``; plus the number of edits where the token is of the second continuation.
+        share: the part of the edit's NLL, ``[p]``.
+        first: the row of each edit's bare prompt, ``[edits]``.
+        kl_row, kl_column: the position of each edit's KL term, ``[edits]``.
+        at: the position of the change in every row, ``[rows]``.
+        of: the edit of every row, ``[rows]``.
+    """
+
+    row: Tensor
+    column: Tensor
+    token: Tensor
+    owner: Tensor
+    share: Tensor
+    first: Tensor
+    kl_row: Tensor
+    kl_column: Tensor
+    at: Tensor
+    of: Tensor
+
+
+def positions(prepared: Sequence[PreparedEdit], device: torch.device) -> Positions:
+    row: list[int] = []
+    column: list[int] = []
+    token: list[int] = []
+    owner: list[int] = []
+    share: list[float] = []
+    head: list[int] = []
+    kl_row: list[int] = []
+    kl_column: list[int] = []
+    at: list[int] = []
+    of: list[int] = []
+    for e, one in enumerate(prepared):
+        head.append(len(at))
+        contexts = len(one.said) - one.rivals
+        for r, line in enumerate(one.rows):
+            if r == len(one.rows) - 1:
+                kl_row.append(len(at))
+                kl_column.append(line.at)
+            else:
+                said = one.said[r]
+                begin = len(line.ids) - len(said)
+                row += [len(at)] * len(said)
+                column += range(begin, begin + len(said))
+                token += said
+                owner += [e if r < contexts else e + len(prepared)] * len(said)
+                share += [1 / (len(said) * contexts)] * len(said)
+            at.append(line.at)
+            of.append(e)
+
+    def whole(numbers: list[int]) -> Tensor:
+        return torch.tensor(numbers, device=device)
+
+    return Positions(
+        row=whole(row),
+        column=whole(column),
+        token=whole(token),
+        owner=whole(owner),
+        share=torch.tensor(share, dtype=torch.float64),
+        first=whole(head),
+        kl_row=whole(kl_row),
+        kl_column=whole(kl_column),
+        at=whole(at),
+        of=whole(of),
+    )
