@@ -1,0 +1,1 @@
+"""The mathematics that editors share: keys, values, second moments, descent, hypernetworks, retrieval."""
