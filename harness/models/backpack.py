@@ -299,7 +299,12 @@ class BackpackForCausalLM(_Pretrained, GenerationMixin):
         """Logits; see :meth:`BackpackModel.forward`.
 
         Args:
-            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache: as there.
+            input_ids: as there.
+            attention_mask: as there.
+            position_ids: as there.
+            past_key_values: as there.
+            inputs_embeds: as there.
+            use_cache: as there.
             labels: tokens whose NLL is wanted, -100 for none; they are shifted here.
             logits_to_keep: how many of the last columns get logits, or which; 0 for all.
             **kwargs: what other models take; ignored.

@@ -1,0 +1,119 @@
+"""Pages of the site that are made from files elsewhere in the repository: results, cards, notebooks, reference.
+
+mkdocs calls the functions named ``on_...`` (``hooks`` in mkdocs.yml).  A file outside ``docs/`` keeps its place in the
+repository as its place on the site, so that a link between two files works in both.
+"""
+
+from __future__ import annotations
+
+import json
+import posixpath
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).resolve().parents[1]
+MIRRORED = (
+    "results/**/*.md",
+    "results/**/*.png",
+    "tasks/**/README.md",
+    "editors/README.md",
+    "harness/mini/README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+)
+ROLE = re.compile(r":(?:attr|class|data|exc|func|meth|mod):(?=<code>)")
+LINK = re.compile(r"\[([^\]]*)\]\(([^)#\s]+)(#[^)\s]*)?\)")
+
+
+def on_files(files: Files, *, config: MkDocsConfig) -> Files:
+    """Adds the pages that are not in ``docs/``."""
+    for pattern in MIRRORED:
+        for path in sorted(ROOT.glob(pattern)):
+            uri = path.relative_to(ROOT).as_posix()
+            files.append(File.generated(config, uri, abs_src_path=str(path)))
+    for room in rooms():
+        files.append(File.generated(config, f"reference/{room}.md", content=room_page(room)))
+    for path in sorted((ROOT / "docs/notebooks").glob("*.ipynb")):
+        files.append(File.generated(config, f"notebooks/{path.stem}.md", content=notebook_page(path)))
+    return files
+
+
+def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:  # noqa: ARG001
+    """A link to another file of the repository becomes a link to its page, or its bare text where it has none."""
+    here = page.file.src_uri
+    source = here if page.file.generated_by else f"docs/{here}"
+
+    def moved(found: re.Match[str]) -> str:
+        text, link, anchor = found[1], found[2], found[3] or ""
+        if "://" in link or link.startswith(("mailto:", "data:")):
+            return found[0]
+        target = repository_path(link, source)
+        uri = target.removeprefix("docs/")
+        if files.get_file_from_path(uri) is None and (ROOT / target).exists():
+            return text
+        return f"[{text}]({posixpath.relpath(uri, posixpath.dirname(here) or '.')}{anchor})"
+
+    return LINK.sub(moved, markdown)
+
+
+def on_page_content(html: str, **_: object) -> str:
+    """The roles of Sphinx that docstrings use (``:class:`Edit` ``) are shown as plain code."""
+    return ROLE.sub("", html)
+
+
+def repository_path(link: str, source: str) -> str:
+    """What a link in the file `source` leads to, from the root of the repository; a folder's page is its README."""
+    target = posixpath.normpath(posixpath.join(posixpath.dirname(source), link))
+    return f"{target}/README.md" if (ROOT / target / "README.md").is_file() else target
+
+
+def rooms() -> list[str]:
+    """The folders and files of ``harness/`` that have a page in the reference."""
+    folders = [path.parent.name for path in (ROOT / "harness").glob("*/__init__.py")]
+    return sorted({*folders, "errors"} - {"cli"})
+
+
+def room_page(room: str) -> str:
+    """The reference page of a room: its docstring, and what each of its modules offers."""
+    parts = [f"# harness.{room}", ""]
+    for module in modules(room):
+        parts += [f"::: {module}", ""]
+    return "\n".join(parts)
+
+
+def modules(room: str) -> Iterator[str]:
+    """The modules of a room by their full names, the room itself first."""
+    if (ROOT / "harness" / f"{room}.py").is_file():
+        yield f"harness.{room}"
+        return
+    folder = ROOT / "harness" / room
+    for path in sorted([folder, *folder.rglob("[!_]*.py"), *(p.parent for p in folder.glob("*/__init__.py"))]):
+        yield ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
+def notebook_page(path: Path) -> str:
+    """A notebook as Markdown: its text, its code, and the outputs that stand in it."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    parts = [part for cell in cells for part in _cell(cell)]
+    return "\n\n".join([*parts, f"[This page as a notebook]({path.name})", ""])
+
+
+def _cell(cell: dict[str, object]) -> Iterator[str]:
+    source = "".join(cell["source"])  # type: ignore[arg-type]
+    if cell["cell_type"] == "markdown":
+        yield source
+        return
+    yield f"```python\n{source}\n```"
+    for output in cell["outputs"]:  # type: ignore[attr-defined]
+        data = output.get("data", {})
+        if "text/html" in data:
+            yield "".join(data["text/html"])
+        elif "image/png" in data:
+            yield f"![figure](data:image/png;base64,{''.join(data['image/png'])})"
+        else:
+            yield "```text\n" + "".join(data.get("text/plain", output.get("text", ""))).rstrip() + "\n```"
