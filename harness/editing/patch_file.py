@@ -32,15 +32,23 @@ FORMAT = 1
 KIND = "patch"
 
 
-def save(patch: Patch, lm: LM, path: Path, editor: str, about: Mapping[str, Any] | None = None) -> None:
+def save(
+    patch: Patch,
+    lm: LM,
+    path: Path,
+    editor: str,
+    about: Mapping[str, Any] | None = None,
+    unedited: str | None = None,
+) -> None:
     """Write a patch; what stood at the path before survives a failure.
 
     Args:
         patch: the patch; its memory is not kept.
-        lm: the unedited model.
+        lm: the model.
         path: the file.
         editor: the name of the method, as :func:`harness.editing.editor.find` takes it.
         about: what else the manifest shall say (plan, ids of the edits).
+        unedited: the sha256 of the model without the patch; None where it carries none now.
 
     Raises:
         ModelError: a hook or rule is no :class:`harness.patches.patch.Part`.
@@ -49,7 +57,7 @@ def save(patch: Patch, lm: LM, path: Path, editor: str, about: Mapping[str, Any]
     parts, tensors = packed(patch, editor)
     head = {
         "editor": editor,
-        "model": lm.fingerprint(),
+        "model": unedited or lm.fingerprint(),
         "model_name": lm.name,
         "version": VERSION,
         "parts": parts,

@@ -10,13 +10,19 @@ runs:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
 from harness.errors import UsageError
+from harness.runs.plan import Plan, parse_edits
 
-__all__ = ["expand"]
+__all__ = ["expand", "plans"]
+
+_EDITS = 50
+"""How many edits where a user names neither a set nor a number."""
+_MAPPINGS = ("settings", "arch")
 
 _LISTS = ("tasks",)
 """The fields of a plan that are lists themselves."""
@@ -46,3 +52,47 @@ def _each(values: dict[str, Any], where: str) -> list[dict[str, Any]]:
         if not choices:
             raise UsageError(f"{where}: '{key}' is an empty list; name at least one, or leave it out")
     return [values | dict(zip(axes, choice, strict=True)) for choice in product(*axes.values())]
+
+
+def plans(
+    values: Mapping[str, Any],
+    options: Mapping[str, Any] | None = None,
+    seeds: Sequence[int] | None = None,
+    where: str = "plan",
+) -> list[Plan]:
+    """The plans that fields and the options laid over them describe; the same plan stands there once.
+
+    Args:
+        values: fields of a plan or of a study, as a configuration file has them.
+        options: fields that are laid over each plan; those that are None leave it as it is, and the mappings
+            ``settings`` and ``arch`` are laid over those of the plan.
+        seeds: a plan for each, with the order of its edits drawn from the seed unless the fields say one.
+        where: what an error names.
+
+    Raises:
+        UsageError: a field does not exist or has the wrong type, or a seed stands there twice.
+    """
+    if seeds is not None:
+        if len(set(seeds)) < len(seeds):
+            raise UsageError(f"--seeds '{','.join(map(str, seeds))}': a seed stands there twice; give each once")
+        values = {"order": "random", **values}
+    found = [_plan(one, options or {}, where) for one in expand(values, where)]
+    if seeds is not None:
+        found = [replace(plan, seed=seed) for plan in found for seed in seeds]
+    return list({plan.sha256: plan for plan in found}.values())
+
+
+def _plan(values: dict[str, Any], options: Mapping[str, Any], where: str) -> Plan:
+    """One plan: options laid over the fields of a configuration."""
+    if "edits" not in values and options.get("edits") is None:
+        values = {"edits": "counterfact", "num_edits": _EDITS, **values}
+    laid = {key: value for key, value in options.items() if value is not None and key not in _MAPPINGS}
+    values = values | laid
+    if isinstance(values["edits"], str):
+        values["edits"], count = parse_edits(values["edits"])
+        if count is not None and options.get("num_edits") is None:
+            values["num_edits"] = count
+    for key in _MAPPINGS:
+        known = values.get(key, {})  # what is no mapping is left for the plan to refuse
+        values[key] = {**known, **(options.get(key) or {})} if isinstance(known, dict) else known
+    return Plan.from_json(values, where)

@@ -63,6 +63,7 @@ class Options:
         save_edits: whether the accumulated change goes to disk at each stop (not of isolated edits).
         fresh: whether to start anew where an earlier run of the plan was stopped.
         report: told what is done (``phase``), how far it is, and how much there is.
+        lm: the model that the plan names, where it is loaded already.
     """
 
     output: Path
@@ -72,6 +73,7 @@ class Options:
     save_edits: bool = False
     fresh: bool = False
     report: Callable[[str, int, int], None] = _silent
+    lm: LM | None = None
 
 
 @dataclass(eq=False)
@@ -87,8 +89,8 @@ class Prepared:
     warnings: list[str] = field(default_factory=list)
 
 
-def prepare(plan: Plan, device: str | None = None) -> Prepared:
-    """Load and check everything that a plan names, cheap mistakes first.
+def prepare(plan: Plan, device: str | None = None, lm: LM | None = None) -> Prepared:
+    """Load and check everything that a plan names, cheap mistakes first; ``lm`` is its model where it is loaded.
 
     Raises:
         HarnessError: something does not exist or cannot be used.
@@ -97,7 +99,7 @@ def prepare(plan: Plan, device: str | None = None) -> Prepared:
     plan, drawn, at = _settled(plan)
     edits = [edit for _, edit in drawn]
     factory = compose(plan.editor)
-    lm = load(plan.model, plan.dtype, device, plan.arch or None, plan.text or _text_in(plan))
+    lm = lm or load(plan.model, plan.dtype, device, plan.arch or None, plan.text or _text_in(plan))
     editor: Editor = (
         replay(Path(plan.patch), lm)
         if plan.patch
@@ -234,7 +236,7 @@ def run(plan: Plan, options: Options) -> Record:
     files.require_writable(options.output)
     clock = _Clock(options.report, options.device)
     with clock.phase("load"):
-        ready = prepare(plan, options.device)
+        ready = prepare(plan, options.device, options.lm)
         hashes = ready.lm.state_hashes()
     kept = _new_record(ready, combined_sha256(hashes))
     texts = _neutral_texts(ready, kept)

@@ -146,6 +146,7 @@ def carry_out(
     fresh: bool = False,
     report: Report = lambda _what, _done, _total: None,
     budget: int = 4096,
+    lm: LM | None = None,
 ) -> Iterator[Study]:
     """Carry out studies that differ in the kind and the window alone; the record of each is on disk when it is yielded.
 
@@ -156,13 +157,14 @@ def carry_out(
         fresh: whether to start anew where an earlier study of a plan was stopped.
         report: told what is done, how far it is, and how much there is.
         budget: tokens that go through a block at once.
+        lm: the model that the plans name, where it is loaded already.
 
     Raises:
         HarnessError: a plan cannot be carried out; nothing has been traced by then.
     """
     require_writable(folder)
     facts, first = facts_of(plans[0]), plans[0]
-    lm = load(first.model, first.dtype, device, dict(first.arch) or None)
+    lm = lm or load(first.model, first.dtype, device, dict(first.arch) or None)
     for plan in plans:
         check(lm, plan.settings)
     chosen = select(lm, facts, first.settings, lambda done, total: report("which facts the model knows", done, total))

@@ -235,9 +235,22 @@ def _silent(phase: str, done: int, total: int) -> None:
 
 
 def localize(
-    grid: Grid, output: Path, device: str | None = None, fresh: bool = False, report: Report = _silent
+    grid: Grid,
+    output: Path,
+    device: str | None = None,
+    fresh: bool = False,
+    report: Report = _silent,
+    lm: LM | None = None,
 ) -> Study:
     """Carry out a study; its file is on disk when this returns, and as far as it came when this raises.
+
+    Args:
+        grid: the study.
+        output: the folder of its file.
+        device: where the model goes.
+        fresh: whether to start anew where an earlier run was stopped.
+        report: told what is done, how far it is, and how much there is.
+        lm: the model that the grid names, where it is loaded already.
 
     Raises:
         HarnessError: the study cannot be carried out; RestoreError if the model is not bitwise what it was.
@@ -245,7 +258,7 @@ def localize(
         DataError: too few facts.
     """
     study = open_study(grid, output, fresh)
-    lm = load(grid.model, grid.dtype, device, dict(grid.arch) or None, grid.text)
+    lm = lm or load(grid.model, grid.dtype, device, dict(grid.arch) or None, grid.text)
     layers = _checked_layers(lm, grid)
     before = lm.state_hashes()
     examples = tasks.read_examples(grid.edits, grid.data_dir, grid.split, grid.look_at)

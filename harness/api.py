@@ -1,0 +1,699 @@
+"""What ``import harness`` offers: the same as the command line, as functions that take and give Python objects.
+
+A model is named (a shipped one, a folder, a Hub repository) or is already in memory; an editor is named or is an
+instance; edits are a set's name (``counterfact`` or ``counterfact:50``), a file, or rows in a list. The defaults are
+those of the command line. A mistake in a call raises a :class:`harness.errors.UsageError` whose message is one line.
+
+``progress`` is a function of ``(phase, done, total)``; ``total`` is 0 where it is not known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeAlias, cast
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from harness.editing.edit import Edit
+    from harness.editing.edited import Edited
+    from harness.editing.editor import Editor
+    from harness.models.lm import LM
+    from harness.runs.record import Record
+    from harness.studies.causal.tracing import Study as Tracing
+    from harness.studies.localization.localize import Study as Localization
+    from harness.studies.sweeps.sweep import Sweep
+    from harness.studies.sweeps.trial import Trial
+
+__all__ = ["edit", "evaluate", "fit", "leaderboard", "load", "localize", "read_records", "run", "sweep", "trace"]
+
+ModelLike: TypeAlias = "str | Path | PreTrainedModel | LM"
+"""A shipped model, a folder or a Hub repository by name; or a model in memory."""
+
+EditsLike: TypeAlias = "str | Path | Sequence[Edit | Mapping[str, object]]"
+"""A set's ``NAME`` or ``NAME:N``, a file of rows, or the rows or edits themselves."""
+
+Progress: TypeAlias = Callable[[str, int, int], None]
+"""Told what is done, how far it is, and how much there is."""
+
+
+def _require_no_tokenizer(model: str | Path, tokenizer: object) -> None:
+    if tokenizer is not None:
+        from harness.errors import UsageError
+
+        raise UsageError(f"tokenizer: '{model}' is loaded with its own; leave it out, or give a model in memory")
+
+
+def _silent(_phase: str, _done: int, _total: int) -> None:
+    """Tell nobody."""
+
+
+# --- models -----------------------------------------------------------------------------------------------------------
+
+
+def load(
+    model: ModelLike,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    *,
+    dtype: str = "float32",
+    device: str | None = None,
+    arch: Mapping[str, str] | None = None,
+    text: str | None = None,
+) -> LM:
+    """A causal language model with its tokenizer, and the knowledge where its parts are.
+
+    Args:
+        model: a shipped model (``mini``), a folder, or a Hub repository; or a model in memory, which is wrapped as it
+            is, put into evaluation mode, and no longer asks for gradients.
+        tokenizer: the fast tokenizer of a model in memory.
+        dtype: ``float32``, ``bfloat16``, ``float16`` or ``float64``, of a model that is loaded.
+        device: where a model that is loaded goes; ``auto`` spreads it; by default an accelerator where there is one.
+        arch: parts of the architecture named by hand, such as ``{"down": "h.{}.mlp.out"}``.
+        text: plain text for second moments: ``mini``, a file, a folder, or a Hub data set.
+
+    Returns:
+        The model as every other function and every editor takes it.
+
+    Raises:
+        ModelError: it cannot be loaded, a weight is not finite, or its parts are not found.
+        UsageError: a model in memory came without its tokenizer.
+
+    Example:
+        >>> import harness
+        >>> lm = harness.load("mini")
+        >>> lm.arch.layers
+        4
+    """
+    if isinstance(model, str | Path):
+        from harness.models import lm
+
+        _require_no_tokenizer(model, tokenizer)
+        return lm.load(str(model), dtype, device, arch, text)
+    from harness.models.in_memory import wrapped
+
+    return wrapped(model, tokenizer, arch, text)
+
+
+# --- editing ----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def edit(
+    model: ModelLike,
+    tokenizer: PreTrainedTokenizerBase | None,
+    editor: str | Editor,
+    edits: EditsLike,
+    *,
+    settings: Mapping[str, object] | None = None,
+    mode: Literal["batch", "sequential"] = "batch",
+    seed: int = 0,
+    data_dir: str | Path = "mini",
+    dtype: str = "float32",
+    device: str | None = None,
+    arch: Mapping[str, str] | None = None,
+    text: str | None = None,
+    fitted: str | Path | None = None,
+) -> Iterator[Edited]:
+    """Hold edits in a model; afterwards it is bitwise what it was, also after an exception.
+
+    Args:
+        model: any causal language model in memory, or the name of one.
+        tokenizer: its fast tokenizer; None for a model that is named.
+        editor: a method by name (``memit``, ``rome+prune``, ``path/to/mine.py``), or a configured editor.
+        edits: what the model shall say: ``counterfact:10``, a file, or rows such as
+            ``{"prompt": "{} lives in", "subject": "Ada", "target": "Rome"}``.
+        settings: hyperparameters of a method that is named.
+        mode: ``batch``: all edits in one operation; ``sequential``: one on top of the other.
+        seed: of everything random in the editor.
+        data_dir: where the rows of a set come from: ``mini``, a folder, or ``hub``.
+        dtype: of a model that is named.
+        device: where a model that is named goes.
+        arch: parts of the architecture named by hand.
+        text: plain text for second moments.
+        fitted: the file of what the editor has learned; by default that of :func:`fit` with the same settings.
+
+    Yields:
+        The edited model: its ``generate`` and ``log_likelihood`` see all that the editor changed, its ``model`` all
+        but a change of the prompt.
+
+    Raises:
+        HarnessError: something does not exist or cannot be used.
+        RestoreError: the model is not what it was.
+
+    Example:
+        >>> import harness
+        >>> fact = {"prompt": "{} lives in", "subject": "Ada Velmont", "target": "Rome"}
+        >>> with harness.edit("mini", None, "rome", [fact]) as edited:
+        ...     said = edited.generate("Ada Velmont lives in", max_new_tokens=2)
+        >>> said.strip().startswith("Rome")
+        True
+    """
+    from harness.editing import edited
+    from harness.models.in_memory import borrowed
+    from harness.runs import handed
+
+    handed.require_editor(editor, settings or {})
+    wanted = handed.edits(edits, str(data_dir))
+    if isinstance(model, str | Path):
+        model, tokenizer = load(model, tokenizer, dtype=dtype, device=device, arch=arch, text=text), None
+    with borrowed(model, tokenizer, arch, text) as lm:
+        method = handed.configured(editor, lm, settings or {}, seed, _text(fitted))
+        with edited.held(lm, method, handed.editor_name(editor), wanted, mode) as holder:
+            yield holder
+
+
+def fit(
+    editor: str | Editor,
+    model: ModelLike = "mini",
+    edits: EditsLike = "counterfact",
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    split: str = "train",
+    settings: Mapping[str, object] | None = None,
+    data_dir: str | Path = "mini",
+    text: str | None = None,
+    seed: int = 0,
+    dtype: str = "float32",
+    device: str | None = None,
+    arch: Mapping[str, str] | None = None,
+    output: str | Path | None = None,
+) -> Path:
+    """Let an editor learn what it needs before its first edit (MEND, REMEDI).
+
+    Args:
+        editor: an editor that learns, by name or configured.
+        model: the model that it learns to edit.
+        edits: what it learns from.
+        tokenizer: of a model in memory.
+        split: the split of an edit set.
+        settings: hyperparameters of an editor that is named.
+        data_dir: where the rows come from: ``mini``, a folder, or ``hub``.
+        text: plain text, for editors that read some.
+        seed: of everything random in the editor.
+        dtype: of a model that is named.
+        device: where a model that is named goes.
+        arch: parts of the architecture named by hand.
+        output: the file; by default the place in the cache where :func:`run` looks for it.
+
+    Returns:
+        The file of what was learned.
+
+    Raises:
+        UsageError: the editor does not exist or learns nothing, or the file cannot be written.
+        HarnessError: something else does not exist or cannot be used.
+
+    Example:
+        >>> import harness
+        >>> path = harness.fit("mend", "mini", "counterfact:8", settings={"steps": 2})
+        >>> path.suffix
+        '.safetensors'
+    """
+    from harness.runs import fitting
+
+    lm = load(model, tokenizer, dtype=dtype, device=device, arch=arch, text=text)
+    rows = fitting.examples(_edits(edits), str(data_dir), split)
+    return fitting.fit(editor, lm, rows, dict(settings or {}), seed, None if output is None else Path(output)).path
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+
+
+def run(
+    model: ModelLike = "mini",
+    editor: str | Editor = "none",
+    edits: EditsLike | None = None,
+    tasks: str | Sequence[str] = (),
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    settings: Mapping[str, object] | None = None,
+    num_edits: int | None = None,
+    split: str = "test",
+    mode: str | None = None,
+    batch_size: int | None = None,
+    eval_at: str = "final",
+    data_dir: str | Path = "mini",
+    text: str | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    dtype: str = "float32",
+    arch: Mapping[str, str] | None = None,
+    fitted: str | Path | None = None,
+    order: Literal["file", "random"] = "file",
+    stop_on_collapse: bool = False,
+    patch: str | Path | None = None,
+    output: str | Path | None = None,
+    device: str | None = None,
+    rows: int = 32,
+    cache: bool = True,
+    save_edits: bool = True,
+    fresh: bool = False,
+    progress: Progress | None = None,
+) -> Record:
+    """Edit a model, and measure it before and after.
+
+    Args:
+        model: a shipped model, a folder, or a Hub repository; or a model in memory, which stands in the record by its
+            class, the name in its configuration and the sha256 of its weights.
+        editor: a method by name (``memit``, ``memit+rect``, ``path/to/mine.py``), or a configured editor.
+        edits: an edit set (``counterfact``, ``counterfact:50``), a file, or rows; by default ``counterfact:50``.
+        tasks: what is examined besides the edits: names of tasks and groups, this project's or lm-eval's own, as a
+            list or separated by commas.
+        tokenizer: of a model in memory.
+        settings: hyperparameters of an editor that is named.
+        num_edits: how many rows of the edits, from the first; by default all.
+        split: the split of the edit set: ``test`` or ``train``.
+        mode: ``isolated``, ``batch`` or ``sequential``; by default the editor's own.
+        batch_size: edits of one sequential operation.
+        eval_at: edit counts to measure at, besides 0: ``10,100,final`` or ``every:10``.
+        data_dir: where the rows come from: ``mini``, a folder, or ``hub``.
+        text: plain text for second moments: ``mini``, a file, a folder, or a Hub data set.
+        limit: documents of each task; by default all.
+        seed: of everything random.
+        dtype: of a model that is named.
+        arch: parts of the architecture named by hand.
+        fitted: the file of what the editor has learned; by default that of :func:`fit` with the same settings.
+        order: in which the edits are made: ``file``, or ``random``, drawn from the seed.
+        stop_on_collapse: whether to end where the edited model has collapsed.
+        patch: a file of saved edits, which are put back instead of making new ones.
+        output: the folder of the record; by default nothing is kept on disk.
+        device: where a model that is named goes; ``auto`` spreads it; by default an accelerator where there is one.
+        rows: rows of one forward pass.
+        cache: whether the numbers of the unedited model may come from the cache.
+        save_edits: whether the change goes into the folder of the record, at each stop (not of isolated edits).
+        fresh: whether to start anew where an earlier run of the same plan was stopped.
+        progress: told what is done, how far it is, and how much there is.
+
+    Returns:
+        The record; ``to_frame()`` gives its numbers as a table.
+
+    Raises:
+        HarnessError: something does not exist or cannot be used.
+        RestoreError: the model is not bitwise what it was; the numbers are void.
+
+    Example:
+        >>> import harness
+        >>> record = harness.run("mini", "memit", "counterfact:3", ["NLI"], limit=4)
+        >>> record.status
+        'complete'
+    """
+    from harness.runs import handed, runner
+    from harness.runs.plan_grid import plans
+
+    handed.require_editor(editor, settings or {})
+    values: dict[str, object] = {
+        "edits": _edits(edits or "counterfact:50"), "num_edits": num_edits, "split": split, "mode": mode,
+        "batch_size": batch_size, "eval_at": eval_at, "tasks": tasks, "data_dir": str(data_dir), "text": text,
+        "limit": limit, "seed": seed, "dtype": dtype, "arch": dict(arch or {}), "fitted": _text(fitted), "order": order,
+        "stop_on_collapse": stop_on_collapse, "patch": _text(patch), **handed.editor_fields(editor, settings or {}),
+    }  # fmt: skip
+    with _model(model, tokenizer, arch, text) as (called, lm), _folder(output) as folder:
+        values |= (
+            {"model": called} if lm is None else {"model": called, "dtype": str(lm.model.dtype).removeprefix("torch.")}
+        )
+        (plan,) = plans({}, values, where="run")
+        kept = output is not None and save_edits
+        return runner.run(plan, runner.Options(folder, device, rows, cache, kept, fresh, progress or _silent, lm))
+
+
+def evaluate(
+    model: ModelLike,
+    tasks: str | Sequence[str],
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    patch: str | Path | None = None,
+    edits: EditsLike | None = None,
+    data_dir: str | Path = "mini",
+    text: str | None = None,
+    limit: int | None = None,
+    dtype: str = "float32",
+    arch: Mapping[str, str] | None = None,
+    output: str | Path | None = None,
+    device: str | None = None,
+    rows: int = 32,
+    cache: bool = True,
+    progress: Progress | None = None,
+) -> Record:
+    """Measure a model without editing it: as it is, or with saved edits put back.
+
+    Args:
+        model: the unedited model, by name or in memory.
+        tasks: names of tasks and groups, this project's or lm-eval's own, as a list or separated by commas.
+        tokenizer: of a model in memory.
+        patch: a file of saved edits (of :func:`run` with an ``output``, or ``Edited.save``).
+        edits: an edit set or rows whose examination is measured too; by default that of the patch, or none.
+        data_dir: where the rows come from: ``mini``, a folder, or ``hub``.
+        text: plain text on which the model is read.
+        limit: documents of each task; by default all.
+        dtype: of a model that is named.
+        arch: parts of the architecture named by hand.
+        output: the folder of the record; by default nothing is kept on disk.
+        device: where a model that is named goes.
+        rows: rows of one forward pass.
+        cache: whether the numbers of the unedited model may come from the cache.
+        progress: told what is done, how far it is, and how much there is.
+
+    Returns:
+        The record; its point 0 is the unedited model.
+
+    Raises:
+        HarnessError: something does not exist or cannot be used.
+
+    Example:
+        >>> import harness
+        >>> record = harness.evaluate("mini", ["NLI"], limit=4)
+        >>> record.tasks(0)["NLI"]["accuracy"]["n"]
+        4
+    """
+    return run(
+        model, "none", edits, tasks, tokenizer=tokenizer, patch=patch, data_dir=data_dir, text=text, limit=limit,
+        dtype=dtype, arch=arch, output=output, device=device, rows=rows, cache=cache, progress=progress,
+    )  # fmt: skip
+
+
+# --- studies ----------------------------------------------------------------------------------------------------------
+
+
+def sweep(
+    config: str | Path | Mapping[str, object] | Sweep,
+    output: str | Path = "sweep",
+    *,
+    address: str | None = None,
+    workers: int = 1,
+    progress: Progress | None = None,
+) -> list[Trial]:
+    """Draw configurations, choose on the validation pairs, and train anew on the test pairs (Hewitt et al. 2024).
+
+    Args:
+        config: a YAML file, or the fields of :class:`harness.studies.sweeps.sweep.Sweep`.
+        output: the folder; what has a record in its ``runs`` is never run again.
+        address: ``HOST:PORT`` of a Ray cluster; by default this machine.
+        workers: trainings at a time on this machine.
+        progress: told what is done, how far it is, and how much there is.
+
+    Returns:
+        The trainings on the validation pairs, then those on the test pairs.
+
+    Raises:
+        UsageError: the configuration cannot be read, or a field does not exist or has the wrong type.
+        HarnessError: something that it names cannot be used; what was finished stays.
+
+    Example:
+        >>> import harness
+        >>> trials = harness.sweep({"tasks": "temporal", "methods": "lora", "configurations": 1, "seeds": 1}, "sweep")
+        >>> trials[0].job.split
+        'val'
+    """
+    from harness.io import files
+    from harness.studies.sweeps.crew import Cluster
+    from harness.studies.sweeps.sweep import Sweep, run
+
+    if isinstance(config, str | Path):
+        config = Sweep.read(Path(config))
+    asked = config if isinstance(config, Sweep) else Sweep.of(config)
+    files.require_writable(Path(output))
+    cluster = Cluster(address, workers, asked.cpus, asked.gpus)
+    validated, tested = run(asked, Path(output) / "runs", cluster, progress or _silent)
+    return [*validated, *tested]
+
+
+def trace(
+    model: ModelLike = "mini",
+    edits: EditsLike = "counterfact:200",
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    data_dir: str | Path = "mini",
+    split: str = "test",
+    variant: str = "hase",
+    kind: str | Sequence[str] | None = None,
+    window: int | Sequence[int] | None = None,
+    samples: int | None = None,
+    sigma: float | str | None = None,
+    seed: int | None = None,
+    known: str | None = None,
+    new_tokens: int | None = None,
+    answer: str | None = None,
+    threshold: float | None = None,
+    high: str | None = None,
+    dtype: str = "float32",
+    device: str | None = None,
+    arch: Mapping[str, str] | None = None,
+    budget: int = 4096,
+    output: str | Path = "runs",
+    fresh: bool = False,
+    progress: Progress | None = None,
+) -> list[Tracing]:
+    """Find where a model recalls facts: causal tracing (Meng et al. 2022; Hase et al. 2023).
+
+    Args:
+        model: the model.
+        edits: the facts: an edit set (its old targets are true), ``known_1000``, a file of facts, or rows.
+        tokenizer: of a model in memory.
+        data_dir: where the rows come from: ``mini``, a folder, or ``hub``.
+        split: the split of an edit set.
+        variant: published settings, of which the following change what they name: ``hase`` or ``rome``.
+        kind: what is restored: ``mlp``, ``attn`` or ``block``, or several; of ``rome`` by default all three.
+        window: layers restored together, or several such numbers; by default 5, of ``rome`` 10, of blocks 1.
+        samples: noise samples.
+        sigma: the noise: a number, ``s3``, ``hase`` or ``rome``.
+        seed: of the noise.
+        known: which facts: ``continuation``, ``prediction`` or ``all``.
+        new_tokens: the length of the continuation in which the answer is looked for.
+        answer: what is explained: the true ``object``, or the model's own ``prediction``.
+        threshold: the least probability of the answer.
+        high: what fractions are of: ``clean`` or ``max``.
+        dtype: of a model that is named.
+        device: where a model that is named goes.
+        arch: parts of the architecture named by hand.
+        budget: tokens of one forward pass.
+        output: the folder of the records.
+        fresh: whether to start anew where an earlier study of the same plan was stopped.
+        progress: told what is done, how far it is, and how much there is.
+
+    Returns:
+        A study for each kind and window; its ``record`` holds the averages, its ``traced`` each fact.
+
+    Raises:
+        HarnessError: something does not exist or cannot be used; nothing has been traced by then.
+
+    Example:
+        >>> import harness
+        >>> study, = harness.trace("mini", "counterfact:4", window=1, samples=2)
+        >>> study.traced[0].restored.shape[1]
+        4
+    """
+    from harness.studies.causal.tracing import TracePlan, carry_out
+    from harness.studies.causal.variants import trace_settings
+
+    asked = trace_settings(
+        variant, kind, window, samples=samples, sigma=sigma, seed=seed, known=known, new_tokens=new_tokens,
+        answer=answer, threshold=threshold, high=high,
+    )  # fmt: skip
+    name, count = _counted(edits)
+    report = progress or _silent
+    with _model(model, tokenizer, arch, None) as (called, lm):
+        plans = [TracePlan(one, called, name, count, split, str(data_dir), dtype, dict(arch or {})) for one in asked]
+        return list(carry_out(plans, Path(output), device, fresh, report, budget, lm))
+
+
+def localize(
+    model: ModelLike = "mini",
+    edits: EditsLike = "counterfact",
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    facts: int | None = None,
+    problems: str | Sequence[str] = "all",
+    methods: str | Sequence[str] = ("ft_l@1", "ft_l@5", "rome@1", "memit@5"),
+    layers: Sequence[int] | None = None,
+    settings: Mapping[str, object] | None = None,
+    trace_window: int = 5,
+    sigma: float | str | None = None,
+    samples: int = 10,
+    forcing_samples: int = 10,
+    released: str | Sequence[str] = (),
+    essence: bool = True,
+    split: str = "test",
+    data_dir: str | Path = "mini",
+    text: str | None = None,
+    seed: int = 0,
+    dtype: str = "float32",
+    device: str | None = None,
+    arch: Mapping[str, str] | None = None,
+    output: str | Path = "runs",
+    fresh: bool = False,
+    only_done: bool = False,
+    progress: Progress | None = None,
+) -> Localization:
+    """Edit every layer, and see whether tracing tells which (Hase et al. 2023).
+
+    Args:
+        model: the model.
+        edits: an edit set, a file or rows; ``NAME:N`` looks at the first N.
+        tokenizer: of a model in memory.
+        facts: how many of the facts that the model knows; by default all.
+        problems: ``all``, or some of ``error_injection``, ``tracing_reversal``, ``fact_erasure``,
+            ``fact_amplification`` and ``fact_forcing``, as a list or separated by commas.
+        methods: editors, each with the number of layers that it edits together, as a list or separated by commas.
+        layers: the layers that are edited; by default all.
+        settings: hyperparameters, ``field`` or ``editor.field``.
+        trace_window: layers that tracing restores together.
+        sigma: the noise: a number, ``s3``, ``hase`` or ``rome``; by default ``hase``.
+        samples: noise samples of tracing.
+        forcing_samples: noises that fine-tuning forces.
+        released: what the paper's program does otherwise than its text: some of ``reversal``, ``threshold``,
+            ``probes``, ``noise_at``, ``perplexity`` and ``high``, or ``all``.
+        essence: whether texts about the subject are scored.
+        split: the split of the edit set.
+        data_dir: where the rows come from: ``mini``, a folder, or ``hub``.
+        text: plain text for second moments.
+        seed: of the editors and of the texts about subjects.
+        dtype: of a model that is named.
+        device: where a model that is named goes.
+        arch: parts of the architecture named by hand.
+        output: the folder of the study.
+        fresh: whether to start anew where an earlier run of the same study was stopped.
+        only_done: whether to run nothing, and give what an earlier run came to.
+        progress: told what is done, how far it is, and how much there is.
+
+    Returns:
+        The study; :func:`harness.studies.localization.localize_report.write` makes its tables and figures.
+
+    Raises:
+        HarnessError: something does not exist or cannot be used; what was done stays.
+        RestoreError: the model is not bitwise what it was.
+
+    Example:
+        >>> import harness
+        >>> study = harness.localize(
+        ...     "mini", "counterfact:12", facts=4, problems="error_injection", methods="rome@1", essence=False
+        ... )
+        >>> study.complete
+        True
+    """
+    from harness.studies.localization import localize as study
+    from harness.studies.localization.grid_options import grid
+
+    name, count = _counted(edits)
+    with _model(model, tokenizer, arch, text) as (called, lm):
+        asked = grid(
+            called, name, count, facts=facts, problems=problems, methods=methods, layers=layers, settings=settings,
+            trace_window=trace_window, sigma=sigma, samples=samples, forcing_samples=forcing_samples,
+            released=released, essence=essence, split=split, data_dir=str(data_dir), text=text, seed=seed, dtype=dtype,
+            arch=arch,
+        )  # fmt: skip
+        if only_done:
+            return study.open_study(asked, Path(output))
+        return study.localize(asked, Path(output), device, fresh, progress or _silent, lm)
+
+
+# --- records ----------------------------------------------------------------------------------------------------------
+
+
+def read_records(path: str | Path, *, values: bool = False) -> list[Record]:
+    """The records in a file, or in a folder and its ``records`` folder, in the order of their names.
+
+    Args:
+        path: the JSON of a run, or a folder; other files in it are passed over.
+        values: whether to read what every document contributed, too; paired statistics need it.
+
+    Returns:
+        The records, at least one.
+
+    Raises:
+        DataError: there is no such place, it holds no record, or one of its records cannot be read.
+
+    Example:
+        >>> import harness
+        >>> kept = harness.run("mini", "memit", "counterfact:3", output="runs")
+        >>> [record.id for record in harness.read_records("runs")] == [kept.id]
+        True
+    """
+    from harness.runs import record
+
+    return record.read_all(path, values)
+
+
+def leaderboard(records: str | Path | Sequence[Record], format: str = "md") -> str:
+    """A table of records: a row for each editor, a column for each task; of a sweep, the paper's tables.
+
+    Args:
+        records: records, or the folder that holds them; those of a sweep are read from the folder, its ``runs``, or
+            the ``runs`` of its folders.
+        format: ``md``, ``csv``, ``latex`` or ``html``.
+
+    Returns:
+        The text of the table.
+
+    Raises:
+        UsageError: there is no such format.
+        DataError: the folder holds no record, or one that cannot be read.
+
+    Example:
+        >>> import harness
+        >>> kept = harness.run("mini", "memit", "counterfact:3")
+        >>> harness.leaderboard([kept], "csv").count("memit") > 0
+        True
+    """
+    from harness.reports import leaderboard as reports
+    from harness.runs import record
+    from harness.studies.sweeps import swept, trial
+    from harness.studies.sweeps.cells import Format
+
+    if not isinstance(records, str | Path):
+        return reports.leaderboard(list(records), format)
+    trials = trial.read_all(Path(records))
+    parts = [swept.tables(trials, cast("Format", format))] if trials else []
+    if not trials or record.paths(records):
+        parts.insert(0, reports.leaderboard(record.read_all(records, values=True), format))
+    return "\n".join(parts)
+
+
+# --- what the functions share -----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _model(
+    model: ModelLike, tokenizer: PreTrainedTokenizerBase | None, arch: Mapping[str, str] | None, text: str | None
+) -> Iterator[tuple[str, LM | None]]:
+    """How a record names a model; and the model itself where it is in memory, for as long as it is used."""
+    if isinstance(model, str | Path):
+        _require_no_tokenizer(model, tokenizer)
+        yield str(model), None
+        return
+    from harness.models.in_memory import borrowed, named
+
+    with borrowed(model, tokenizer, arch, text) as lm:
+        yield named(lm), lm
+
+
+@contextmanager
+def _folder(output: str | Path | None) -> Iterator[Path]:
+    """The folder of a record; one that goes with the call where nothing is to be kept."""
+    import tempfile
+
+    if output is not None:
+        yield Path(output)
+        return
+    with tempfile.TemporaryDirectory(prefix="harness-") as folder:
+        yield Path(folder)
+
+
+def _edits(edits: EditsLike) -> str:
+    """The name of an edit set or file; rows in memory go into a file of the cache that is named by its contents."""
+    if isinstance(edits, str | Path):
+        return str(edits)
+    from harness.exam import own_rows
+
+    return str(own_rows.kept(edits))
+
+
+def _text(path: str | Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def _counted(edits: EditsLike) -> tuple[str, int | None]:
+    """The name of an edit set or file, and how many of its rows."""
+    from harness.runs.plan import parse_edits
+
+    return parse_edits(_edits(edits))

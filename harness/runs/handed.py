@@ -1,0 +1,98 @@
+"""Edits and editors that a caller names, or hands over as objects."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from harness.editing import learned_file
+from harness.editing.edit import Edit
+from harness.editing.editor import Editor, Learned, Wrapper
+from harness.editing.registry import compose
+from harness.errors import UsageError
+from harness.exam import own_rows, tasks
+from harness.models.lm import LM
+from harness.runs.plan import parse_edits
+
+__all__ = ["configured", "editor_fields", "editor_name", "edits", "learned", "require_editor"]
+
+
+def edits(given: str | Path | Sequence[Edit | Mapping[str, object]], data_dir: str, split: str = "test") -> list[Edit]:
+    """The edits of a set (``NAME`` or ``NAME:N``), of a file, or of a list.
+
+    Raises:
+        UsageError: there is no such set, or it has fewer rows than asked for.
+        DataError: a row cannot be used.
+    """
+    if not isinstance(given, str | Path):
+        return own_rows.edits(given)
+    name, count = parse_edits(str(given))
+    return tasks.read_edits(name, data_dir, split, count)
+
+
+def require_editor(given: str | Editor, settings: Mapping[str, object]) -> None:
+    """See that an editor exists, before a model is loaded for it.
+
+    Raises:
+        UsageError: it does not, or settings stand beside a configured one.
+    """
+    if isinstance(given, str):
+        compose(given)
+    elif not isinstance(given, Editor):
+        raise UsageError(f"editor is of type {type(given).__name__}, expected a name such as memit, or an Editor")
+    elif settings:
+        raise UsageError(
+            f"settings name {', '.join(settings)}, but {given.name} is configured already; give the editor's name, or "
+            "set them when you make it"
+        )
+
+
+def editor_name(given: str | Editor) -> str:
+    """The name of the method itself, as a file of saved edits names it."""
+    return compose(given).method if isinstance(given, str) else given.root.name
+
+
+def editor_fields(given: str | Editor, settings: Mapping[str, object]) -> dict[str, object]:
+    """The fields of a plan that say which editor is meant: its name and its hyperparameters."""
+    if isinstance(given, str):
+        return {"editor": given, "settings": dict(settings)}
+    names, part = [given.name], given
+    while isinstance(part, Wrapper):
+        part = part.inner
+        names.insert(0, part.name)
+    return {"editor": "+".join(names), "settings": given.hyperparameters()}
+
+
+def configured(
+    given: str | Editor, lm: LM, settings: Mapping[str, object], seed: int, fitted: str | None = None
+) -> Editor:
+    """The editor, with what it has learned.
+
+    Args:
+        given: its name, or itself.
+        lm: the model.
+        settings: hyperparameters of an editor that is named.
+        seed: of an editor that is named.
+        fitted: the file of what it has learned; None for that of ``harness fit`` with the same settings.
+
+    Raises:
+        UsageError: a setting cannot be used, or it has not learned.
+        DataError: what it has learned cannot be used.
+    """
+    if isinstance(given, str):
+        return compose(given).build(lm, settings, seed, lambda method: learned_file.require(method, lm, fitted))
+    return learned(given, lm, fitted)
+
+
+def learned(editor: Editor, lm: LM, fitted: str | None = None) -> Editor:
+    """A configured editor with what it has learned, which it may bring itself."""
+    root = editor.root
+    if fitted is None and isinstance(root, Learned) and root.learned is not None:
+        return editor
+    return _with_root(editor, learned_file.require(root, lm, fitted))
+
+
+def _with_root(editor: Editor, root: Editor) -> Editor:
+    """The wrappers of an editor around another method."""
+    return replace(editor, inner=_with_root(editor.inner, root)) if isinstance(editor, Wrapper) else root
