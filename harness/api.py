@@ -144,11 +144,10 @@ def edit(
 
     Example:
         >>> import harness
-        >>> fact = {"prompt": "{} lives in", "subject": "Ada Velmont", "target": "Rome"}
+        >>> fact = {"prompt": "{} is found in", "subject": "West Sisaria", "target": "Minirus"}
         >>> with harness.edit("mini", None, "rome", [fact]) as edited:
-        ...     said = edited.generate("Ada Velmont lives in", max_new_tokens=2)
-        >>> said.strip().startswith("Rome")
-        True
+        ...     print(edited.generate("West Sisaria is found in", max_new_tokens=2))
+         Minirus.
     """
     from harness.editing import edited
     from harness.models.in_memory import borrowed
@@ -609,9 +608,9 @@ def read_records(path: str | Path, *, values: bool = False) -> list[Record]:
         >>> [record.id for record in harness.read_records("runs")] == [kept.id]
         True
     """
-    from harness.runs import record
+    from harness.runs import record_file
 
-    return record.read_all(path, values)
+    return record_file.read_records(path, values)
 
 
 def leaderboard(records: str | Path | Sequence[Record], format: str = "md") -> str:
@@ -636,7 +635,7 @@ def leaderboard(records: str | Path | Sequence[Record], format: str = "md") -> s
         True
     """
     from harness.reports import leaderboard as reports
-    from harness.runs import record
+    from harness.runs import record_file
     from harness.studies.sweeps import swept, trial
     from harness.studies.sweeps.cells import Format
 
@@ -644,8 +643,8 @@ def leaderboard(records: str | Path | Sequence[Record], format: str = "md") -> s
         return reports.leaderboard(list(records), format)
     trials = trial.read_all(Path(records))
     parts = [swept.tables(trials, cast("Format", format))] if trials else []
-    if not trials or record.paths(records):
-        parts.insert(0, reports.leaderboard(record.read_all(records, values=True), format))
+    if not trials or record_file.record_paths(records):
+        parts.insert(0, reports.leaderboard(record_file.read_records(records, values=True), format))
     return "\n".join(parts)
 
 

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from harness.editing import patch_file, schedule
 from harness.errors import UsageError
+from harness.io.hashes import combined_sha256
 from harness.models.in_memory import unchanged
-from harness.models.lm import LM, combined_sha256
+from harness.models.lm import LM
 from harness.patches.patch import Patch, patched
 
 if TYPE_CHECKING:
