@@ -30,7 +30,7 @@ cli
 """
 """The rooms of ``harness/``, the lowest first: each imports those of the lines above it, never one beside it."""
 EDITORS_IMPORT = {"errors", "models", "patches", "editing", "methods", "editor_kit"}
-TASKS_IMPORT = {"errors", "editing", "exam", "studies", "task_kit"}
+TASKS_IMPORT = {"task_kit"}
 OLD = {"data", "delta", "editor", "lm", "metrics", "objectives", "patch"}
 """Old places of what the two doors offer; tests/unit/test_doors.py holds them."""
 
@@ -110,6 +110,10 @@ def test_an_editor_is_built_from_the_parts_below_and_knows_no_other_editor(name:
     found = rooms(EDITORS[name])
     assert {"editing", "editor_kit"} & found
     assert found <= EDITORS_IMPORT
+
+
+def test_the_door_of_editors_offers_what_an_editor_may_import() -> None:
+    assert rooms(HARNESS["harness.editor_kit"]) <= EDITORS_IMPORT
 
 
 @pytest.mark.parametrize("name", TASKS)

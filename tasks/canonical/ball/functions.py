@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import DataError
-from harness.exam import data, general_text
-from harness.exam.statistics import Ratio
+from harness.task_kit import DataError, Ratio, data, general_text
 
 if TYPE_CHECKING:
     import datasets

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from harness.exam.canonical import CanonicalSet, read_rows, subjects
+from harness.task_kit import CanonicalSet, read_rows, subjects
 
 _SET = CanonicalSet.at(Path(__file__).parent)
 

@@ -10,17 +10,24 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import DataError
-from harness.exam import data
-from harness.exam.statistics import Ratio
-from harness.exam.text_metrics import begins_with, consistency, entropy, vectorizer, words
-from harness.exam.token_tasks import Continuations, Forced
+from harness.task_kit import (
+    Continuations,
+    DataError,
+    Forced,
+    Ratio,
+    begins_with,
+    consistency,
+    data,
+    entropy,
+    vectorizer,
+    words,
+)
 
 if TYPE_CHECKING:
     import datasets
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    from harness.editing.edit import Edit, Example
+    from harness.task_kit import Edit, Example
 
 Row = dict[str, Any]
 Doc = Mapping[str, Any]
@@ -108,7 +115,7 @@ def source(
 
 def edits(found: Sequence[Row], **_: object) -> list[Edit]:
     """What an editor is asked to do, one edit a record."""
-    from harness.editing.edit import Edit
+    from harness.task_kit import Edit
 
     made = []
     for row in found:
@@ -129,7 +136,7 @@ def edits(found: Sequence[Row], **_: object) -> list[Edit]:
 
 def examples(found: Sequence[Row], **options: object) -> list[Example]:
     """The edits with all their probes, for editors that learn."""
-    from harness.editing.edit import Example, Probe
+    from harness.task_kit import Example, Probe
 
     made = []
     for edit, row in zip(edits(found, **options), found, strict=True):
@@ -210,7 +217,7 @@ def dataset(
     """One document for each probe.
 
     Args:
-        data_dir: where the records come from; see ``harness.exam.data.load``.
+        data_dir: where the records come from; see ``harness.task_kit.data.load``.
         records: the ``case_id`` of the records to examine, None for all.
         split: ``test``, or ``train`` for tuning.
         kinds: of ``rewrite``, ``paraphrase``, ``neighborhood``, ``attribute``.

@@ -8,16 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import DataError, UsageError
-from harness.exam import data
-from harness.exam.statistics import Ratio
-from harness.exam.text_metrics import begins_with
-from harness.exam.token_tasks import Forced
+from harness.task_kit import DataError, Forced, Ratio, UsageError, begins_with, data
 
 if TYPE_CHECKING:
     import datasets
 
-    from harness.editing.edit import Edit, Example
+    from harness.task_kit import Edit, Example
 
 Row = dict[str, Any]
 Doc = Mapping[str, Any]
@@ -50,7 +46,7 @@ def edit(row: Row) -> Edit:
 
     A row holds ``prompt, subject, target`` (the prompt with ``{}`` or the subject written out) or ``prefix, suffix``.
     """
-    from harness.editing.edit import Edit
+    from harness.task_kit import Edit
 
     for key in TEXTS:
         if key in row and not isinstance(row[key], str):
@@ -95,7 +91,7 @@ def edits(found: Sequence[Row]) -> list[Edit]:
 
 def examples(found: Sequence[Row]) -> list[Example]:
     """The edits with their probes, for editors that learn."""
-    from harness.editing.edit import Example, Probe
+    from harness.task_kit import Example, Probe
 
     made = []
     for row in found:

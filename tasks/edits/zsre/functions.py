@@ -9,16 +9,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import DataError, near
-from harness.exam import data
-from harness.exam.statistics import Ratio
-from harness.exam.text_metrics import begins_with
-from harness.exam.token_tasks import Forced
+from harness.task_kit import DataError, Forced, Ratio, begins_with, data, near
 
 if TYPE_CHECKING:
     import datasets
 
-    from harness.editing.edit import Edit, Example
+    from harness.task_kit import Edit, Example
 
 Row = dict[str, Any]
 Doc = Mapping[str, Any]
@@ -109,7 +105,7 @@ def edits(found: Sequence[Row], target: str = "alt", **_: object) -> list[Edit]:
         found: records; an edit is named by its ``case_id``, without one by its place in the list.
         target: ``alt`` (MEND, Gu et al. 2024), or ``answers`` (ROME and MEMIT: the first right answer).
     """
-    from harness.editing.edit import Edit
+    from harness.task_kit import Edit
 
     made = []
     for name, row in usable(found, target):
@@ -122,7 +118,7 @@ def edits(found: Sequence[Row], target: str = "alt", **_: object) -> list[Edit]:
 
 def examples(found: Sequence[Row], target: str = "alt", **_: object) -> list[Example]:
     """The edits with all their probes, for editors that learn."""
-    from harness.editing.edit import Example, Probe
+    from harness.task_kit import Example, Probe
 
     made = []
     for edit, (name, row) in zip(edits(found, target), usable(found, target), strict=True):
@@ -167,7 +163,7 @@ def dataset(
     """One document for each probe.
 
     Args:
-        data_dir: where the records come from; see ``harness.exam.data.load``.
+        data_dir: where the records come from; see ``harness.task_kit.data.load``.
         records: the records to examine, by their place in the file; None for all.
         split: ``test``, or ``train`` for tuning.
         target: ``alt`` or ``answers``; see :func:`edits`.

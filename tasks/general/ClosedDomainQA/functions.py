@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from harness.exam import answer_scores, data
-from harness.exam.statistics import Ratio
+from harness.task_kit import Ratio, answer_scores, data
 
 if TYPE_CHECKING:
     import datasets

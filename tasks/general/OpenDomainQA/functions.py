@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from harness.exam import answer_scores, data
-from harness.exam.statistics import Ratio
+from harness.task_kit import Ratio, answer_scores, data
 
 if TYPE_CHECKING:
     import datasets

@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import DataError
-from harness.exam import answer_scores, data
-from harness.exam.statistics import Ratio
+from harness.task_kit import DataError, Ratio, answer_scores, data
 
 if TYPE_CHECKING:
     import datasets

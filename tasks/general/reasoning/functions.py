@@ -7,9 +7,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import DataError
-from harness.exam import data
-from harness.exam.statistics import Ratio
+from harness.task_kit import DataError, Ratio, data
 
 if TYPE_CHECKING:
     import datasets

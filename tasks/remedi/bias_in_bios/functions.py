@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from harness.exam import data
-from harness.exam.statistics import Ratio
-from harness.studies.remedi.entities import from_biography, in_context
+from harness.task_kit import Ratio, data, from_biography, in_context
 
 if TYPE_CHECKING:
     import datasets

@@ -7,10 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import DataError
-from harness.exam import data
-from harness.exam.statistics import Ratio
-from harness.studies.remedi import norms
+from harness.task_kit import DataError, Ratio, data, norms
 
 if TYPE_CHECKING:
     import datasets
