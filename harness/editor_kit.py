@@ -34,7 +34,8 @@ from harness.methods.rank_one import RankOne
 from harness.methods.retrieval import Fact, Index, fact, fits, joined
 from harness.methods.second_moments import Moment, moments
 from harness.methods.supervised_tokens import Supervised, supervised
-from harness.methods.value import Seam, optimise
+from harness.methods.value import optimise
+from harness.methods.value_rows import Seam
 from harness.models.activations import tap, wide
 from harness.models.lm import LM, Batch
 from harness.patches.delta import Delta, Dense, LowRank, double, numerical_rank
