@@ -20,7 +20,7 @@ from pathlib import Path
 
 from plans import call, carry_out, identity
 
-from harness.cli import make_plans
+from harness.runs import plan_grid
 from harness.runs.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,7 +40,7 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = arguments.results / "studies"
     folder.mkdir(parents=True, exist_ok=True)
-    plans = {name: make_plans(STUDIES / f"{name}.yaml", (), ()) for name in arguments.studies}
+    plans = {name: plans_of(STUDIES / f"{name}.yaml") for name in arguments.studies}
     wanted = {identity(plan): plan for found in plans.values() for plan in found if not kept(plan, folder)}
     chosen = [plan for plan in wanted.values() if fnmatch(shown(plan), arguments.only)]
     if arguments.list:
@@ -51,6 +51,11 @@ def main() -> None:
     for name, found in plans.items():
         draw(name, found, folder, arguments.results / "figures", drawn)
     sys.exit(1 if failed else 0)
+
+
+def plans_of(path: Path) -> list[Plan]:
+    """The plans of a study."""
+    return plan_grid.plans(Plan.read(path), where=str(path))
 
 
 def kept(plan: Plan, folder: Path) -> list[Path]:

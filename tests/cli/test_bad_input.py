@@ -14,7 +14,7 @@ import torch
 from filelock import FileLock
 from transformers import AutoModelForCausalLM
 
-from harness import cli
+from harness.cli.lists import models
 from harness.errors import CheckFailed, HarnessError, RestoreError, UsageError
 from harness.exam import data
 from harness.runs.record_file import read_record
@@ -488,7 +488,7 @@ def test_each_error_has_its_exit_code(
     def fail(**_: Any) -> None:
         raise error
 
-    monkeypatch.setattr(cli.harness.commands["models"], "callback", fail)
+    monkeypatch.setattr(models, "callback", fail)
     found = harness("models")
     assert found.code == code
     assert len(found.err.strip().splitlines()) == 1
@@ -500,7 +500,7 @@ def test_a_message_stays_on_one_line_and_keeps_its_brackets(
     def fail(**_: Any) -> None:
         raise UsageError("layers=[3] is [red] for\n" + "a very long reason " * 20)
 
-    monkeypatch.setattr(cli.harness.commands["models"], "callback", fail)
+    monkeypatch.setattr(models, "callback", fail)
     found = harness("models")
     assert_told(found, "layers=[3] is [red] for a very long reason a very")
 
@@ -509,6 +509,6 @@ def test_a_defect_of_ours_is_not_hidden(harness: Callable[..., Any], monkeypatch
     def fail(**_: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(cli.harness.commands["models"], "callback", fail)
+    monkeypatch.setattr(models, "callback", fail)
     with pytest.raises(ZeroDivisionError):
         harness("models")

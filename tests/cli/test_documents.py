@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import click
 import pytest
 
-from harness.cli import harness as command
+from harness.cli.group import harness as command
 from harness.runs.record_file import read_records
 
 ROOT = Path(__file__).parents[2]
@@ -30,9 +31,10 @@ def test_every_command_shown_exists_with_its_options() -> None:
     shown = commands("README.md")
     assert len(shown) > 10
     for words in shown:
-        node, rest = command, list(words)
-        while rest and not rest[0].startswith("-") and rest[0] in getattr(node, "commands", {}):
-            node = node.commands[rest.pop(0)]  # type: ignore[union-attr]
+        node: click.Command = command
+        rest, context = list(words), click.Context(command)
+        while rest and isinstance(node, click.Group) and rest[0] in node.list_commands(context):
+            node = node.get_command(context, rest.pop(0)) or command
         assert node is not command, words
         known = {option for parameter in node.params for option in parameter.opts}
         assert {word for word in rest if word.startswith("--")} <= known, words

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from harness.cli import make_plans
+from harness.cli.edit_and_measure import PlanOptions
 from harness.errors import UsageError
 from harness.runs.plan import Plan, parse_edits
 
@@ -40,7 +40,7 @@ OTHER: dict[str, Any] = {
 
 def cli(config: Path | None = None, settings: tuple[str, ...] = (), arch: tuple[str, ...] = (), **chosen: Any) -> Plan:
     """The plan that the command line makes of its options."""
-    (plan,) = make_plans(config, settings, arch, **chosen)
+    (plan,) = PlanOptions(config=config, settings=settings, arch=arch, **chosen).plans()
     return plan
 
 

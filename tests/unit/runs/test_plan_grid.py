@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from harness.cli import make_plans
+from harness.cli.edit_and_measure import PlanOptions
 from harness.editing.editor import Wrapper
 from harness.editing.registry import compose, configure
 from harness.editing.schedule import plain_mode, stops
@@ -65,13 +65,13 @@ def test_a_field_that_a_run_misspells_is_told_by_the_file(tmp_path: Path) -> Non
     path = tmp_path / "study.yaml"
     path.write_text("runs:\n  - {editr: rome}\n")
     with pytest.raises(UsageError, match=r"study\.yaml: 'editr' is not a field of a plan \(did you mean editor"):
-        make_plans(path, (), ())
+        PlanOptions(config=path).plans()
 
 
 def test_options_are_laid_over_every_plan_and_equal_plans_are_one(tmp_path: Path) -> None:
     path = tmp_path / "study.yaml"
     path.write_text("edits: zsre:5\neditor: [rome, memit]\nseed: [0, 1]\n")
-    found = make_plans(path, ("v_steps=3",), (), editor="ft", limit=2)
+    found = PlanOptions(config=path, settings=("v_steps=3",), editor="ft", limit=2).plans()
     assert [(plan.editor, plan.seed, plan.limit, dict(plan.settings)) for plan in found] == [
         ("ft", 0, 2, {"v_steps": 3}),
         ("ft", 1, 2, {"v_steps": 3}),
@@ -82,18 +82,18 @@ def test_options_are_laid_over_every_plan_and_equal_plans_are_one(tmp_path: Path
 def test_several_seeds_draw_the_order_unless_one_is_asked_for(tmp_path: Path) -> None:
     path = tmp_path / "study.yaml"
     path.write_text("seed: [5, 6]\n")
-    found = make_plans(path, (), (), seeds="0,1")
+    found = PlanOptions(config=path).plans("0,1")
     assert [(plan.seed, plan.order) for plan in found] == [(0, "random"), (1, "random")]
-    assert {plan.order for plan in make_plans(path, (), (), seeds="0,1", order="file")} == {"file"}
+    assert {plan.order for plan in PlanOptions(config=path, order="file").plans("0,1")} == {"file"}
     path.write_text("order: file\n")
-    assert {plan.order for plan in make_plans(path, (), (), seeds="0,1")} == {"file"}
+    assert {plan.order for plan in PlanOptions(config=path).plans("0,1")} == {"file"}
 
 
 # --- the studies that ship --------------------------------------------------------------------------------------------
 
 
 def plans(path: Path) -> list[Plan]:
-    return make_plans(path, (), ())
+    return PlanOptions(config=path).plans()
 
 
 def test_there_are_two_studies_at_two_scales() -> None:

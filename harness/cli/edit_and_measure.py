@@ -1,0 +1,176 @@
+"""Commands that edit a model: ``run``, ``fit`` and ``apply``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import click
+
+from harness.cli import options as opt
+from harness.cli import terminal, values
+
+if TYPE_CHECKING:
+    from harness.runs.plan import Plan
+    from harness.runs.record import Record
+    from harness.runs.runner import Options
+    from harness.runs.several import Outcome
+
+__all__ = ["FitOptions", "PlanOptions", "RunOptions", "apply", "fit", "run"]
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """The options that make a plan; what is not given is left to the configuration file, and to the plan."""
+
+    model: Annotated[str | None, opt.MODEL] = None
+    editor: Annotated[str | None, opt.EDITOR] = None
+    tasks: Annotated[str | None, opt.TASKS] = None
+    edits: Annotated[str | None, opt.EDITS] = None
+    num_edits: Annotated[int | None, opt.NUM_EDITS] = None
+    mode: Annotated[str | None, opt.MODE] = None
+    batch_size: Annotated[int | None, opt.BATCH_SIZE] = None
+    eval_at: Annotated[str | None, opt.EVAL_AT] = None
+    stop_on_collapse: Annotated[bool, opt.STOP_ON_COLLAPSE] = False
+    order: Annotated[str | None, opt.ORDER] = None
+    patch: Annotated[str | None, opt.PATCH] = None
+    settings: Annotated[Sequence[str], opt.SET] = ()
+    fitted: Annotated[str | None, opt.FITTED] = None
+    data_dir: Annotated[str | None, opt.DATA_DIR] = None
+    text: Annotated[str | None, opt.TEXT] = None
+    limit: Annotated[int | None, opt.LIMIT] = None
+    seed: Annotated[int | None, opt.SEED] = None
+    dtype: Annotated[str | None, opt.DTYPE] = None
+    arch: Annotated[Sequence[str], opt.ARCH] = ()
+    config: Annotated[Path | None, opt.CONFIG] = None
+
+    def plans(self, seeds: str | None = None) -> list[Plan]:
+        """The plans that these options, on top of the configuration file, describe; each seed is one more.
+
+        Raises:
+            UsageError: an option or the file cannot be read as fields of a plan.
+        """
+        from harness.runs import plan_grid
+        from harness.runs.plan import Plan
+
+        read = {
+            "stop_on_collapse": self.stop_on_collapse or None,
+            "settings": values.settings(self.settings),
+            "arch": values.modules(self.arch),
+        }
+        given = {key: value for key, value in (vars(self) | read).items() if key != "config"}
+        each = None if seeds is None else values.integers(seeds, "--seeds")
+        return plan_grid.plans(Plan.read(self.config) if self.config else {}, given, each, str(self.config or "plan"))
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """The options that say how a plan is carried out."""
+
+    output: Annotated[Path, opt.OUTPUT.but(default=Path("runs"))]
+    device: Annotated[str | None, opt.DEVICE]
+    rows: Annotated[int, opt.ROWS]
+    no_cache: Annotated[bool, opt.NO_CACHE]
+    no_save_edits: Annotated[bool, opt.NO_SAVE_EDITS]
+    fresh: Annotated[bool, opt.FRESH]
+
+    def options(self) -> Options:
+        """As the runner takes them."""
+        from harness.runs.runner import Options
+
+        return Options(self.output, self.device, self.rows, not self.no_cache, not self.no_save_edits, self.fresh)
+
+
+@click.command()
+@opt.taken(PlanOptions, RunOptions)
+@opt.SEEDS
+def run(plan: PlanOptions, way: RunOptions, seeds: str | None) -> None:
+    """Edit a model, and measure it before and after.
+
+    A run that was stopped, even killed, goes on where it was when the same command is given again. Of several runs
+    (--seeds, or lists in the --config file) those that are complete are kept, unless --fresh is given.
+    """
+    from harness.runs.several import run_each
+
+    kept = []
+    for done in run_each(plan.plans(seeds), way.options(), terminal.watched):
+        _show_outcome(done)
+        kept += [done.record] if done.record else []
+    _show_seeds(kept)
+
+
+def _show_outcome(done: Outcome) -> None:
+    """The table of a plan that was run now, and where its record lies; or why it failed."""
+    from harness.reports.terminal_tables import run_table
+
+    if done.error is not None:
+        terminal.tell(f"{done.plan.editor}: {done.error}")
+    if done.record is None or done.path is None:
+        return
+    if not done.known:
+        terminal.show(run_table(done.record))
+    terminal.say_where("complete:" if done.known else "record:", done.path)
+
+
+def _show_seeds(kept: Sequence[Record]) -> None:
+    """A table for each group of records that differ in their seed alone."""
+    from harness.reports.seeds import pool
+    from harness.reports.terminal_tables import run_table
+
+    for whole in pool(kept):
+        if "seeds" in whole.plan:
+            terminal.show(run_table(whole))
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """The options of ``harness fit``."""
+
+    editor: Annotated[str, opt.EDITOR.but(help="An editor that learns before its first edit.", required=True)]
+    model: Annotated[str, opt.MODEL.but(default="mini")]
+    edits: Annotated[str, opt.EDITS.but(help="What it learns from: NAME, NAME:N, or a file.", default="counterfact")]
+    split: Annotated[str, opt.SPLIT.but(default="train")]
+    settings: Annotated[Sequence[str], opt.SET]
+    data_dir: Annotated[str, opt.DATA_DIR.but(default="mini")]
+    text: Annotated[
+        str | None, opt.TEXT.but(help="Plain text, for editors that read some: a file, a folder, or a Hub data set.")
+    ]
+    seed: Annotated[int, opt.SEED.but(default=0)]
+    dtype: Annotated[str, opt.DTYPE.but(default="float32")]
+    device: Annotated[str | None, opt.DEVICE]
+    arch: Annotated[Sequence[str], opt.ARCH]
+    output: Annotated[Path | None, opt.OUTPUT.but(help="The file.", otherwise="the cache, where `run` looks")]
+
+
+@click.command()
+@opt.taken(FitOptions)
+def fit(asked: FitOptions) -> None:
+    """Let an editor learn what it needs before its first edit (MEND, REMEDI)."""
+    from harness.models.lm import load
+    from harness.runs import fitting
+
+    fitting.require_learner(asked.editor)
+    train = fitting.examples(asked.edits, asked.data_dir, asked.split)
+    lm = load(asked.model, asked.dtype, asked.device, values.modules(asked.arch), asked.text)
+    done = fitting.fit(asked.editor, lm, train, values.settings(asked.settings), asked.seed, asked.output)
+    what = f"{done.editor.name} to {asked.model} on {done.examples} examples"
+    terminal.say_where(f"[green]fitted[/] {what}:", done.path)
+
+
+@click.command()
+@click.argument("patch", type=opt.PATH)
+@opt.TO
+@opt.MODEL.but(help="The unedited model.", otherwise="that which the patch names")
+@opt.DTYPE.but(help="Of the checkpoint.", otherwise="that which the patch was made in")
+def apply(patch: Path, folder: Path, model: str | None, dtype: str | None) -> None:
+    """Write the model with saved edits in its weights, as a checkpoint for transformers and lm_eval."""
+    from harness.editing import patch_file
+    from harness.editing.checkpoint import export
+    from harness.models.lm import load
+
+    about = patch_file.manifest(patch)["about"]
+    lm = load(model or str(about.get("model")), dtype or str(about.get("dtype", "float32")), "cpu")
+    export(patch, lm, folder)
+    terminal.say_where("[green]written[/]", folder, then=": load it with transformers, or lm_eval --model hf")

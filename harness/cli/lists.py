@@ -1,0 +1,138 @@
+"""Commands that say what there is: ``editors``, ``tasks``, ``models``, ``data``, and second moments (``cov``)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from harness.cli import options as opt
+from harness.cli import terminal, values
+
+__all__ = ["cov", "data", "editors", "list_", "make", "models", "tasks", "verify"]
+
+
+@click.command()
+@opt.FORMAT.but(kind=click.Choice(["table", "md"]), default="table")
+def editors(form: str) -> None:
+    """List the editors: what they do, at which seam they change a model, and their hyperparameters."""
+    from harness.editing import promises
+    from harness.editing.hyperparameters import settable
+    from harness.editing.registry import find, names
+
+    if form == "md":
+        click.echo(promises.table(), nl=False)
+        return
+    rows = []
+    for name, cls in ((name, find(name)) for name in names()):
+        settings = ", ".join(f"{field.name}={field.default}" for field in settable(cls).values())
+        rows.append((name, promises.summary(cls), promises.changes(cls), settings))
+    columns = ("name", "what it does", "changes", "hyperparameters (--set)")
+    terminal.show(terminal.table("editors", columns, rows))
+
+
+@click.command()
+def tasks() -> None:
+    """List this project's tasks and edit sets; any task of lm-eval's own can be named too."""
+    from harness.exam.data import status
+    from harness.exam.tasks import catalogue
+
+    counts = {row.name: row.mini for row in status() if row.split == "test"}
+    rows = [(name, kind, _or(counts.get(name), "")) for name, kind in catalogue().items()]
+    terminal.show(terminal.table("tasks", ("name", "kind", "shipped rows"), rows))
+
+
+@click.command()
+def models() -> None:
+    """List the models that ship with the package."""
+    import json
+
+    from harness.models.lm import shipped
+
+    rows = []
+    for name, folder in shipped().items():
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        size = (folder / "model.safetensors").stat().st_size / 2**20
+        rows.append((name, str(config.get("model_type", "")), f"{size:.1f} MiB"))
+    terminal.show(terminal.table("shipped models", ("name", "architecture", "size"), rows))
+
+
+@click.command()
+@opt.DATA_DIR.but(help="A folder to look into.", otherwise="")
+def data(data_dir: str | None) -> None:
+    """Say which data are there, which are missing, and under which licence."""
+    from harness.exam.data import status
+
+    rows = [
+        (row.name, row.split, _or(row.mini), _or(row.folder), _address(row.url), row.licence)
+        for row in status(data_dir)
+    ]
+    columns = ("name", "split", "shipped", "folder", "published", "licence")
+    terminal.show(terminal.table("data", columns, rows))
+
+
+def _or(value: object, missing: str = "-") -> str:
+    return missing if value is None else str(value) or missing
+
+
+def _address(url: str | None) -> str:
+    """The host of an address, with the repository where the host is one of repositories."""
+    if url is None:
+        return "-"
+    host, *path = url.partition("://")[2].split("/")
+    return "/".join([host, *path[:2]]) if host.endswith("githubusercontent.com") else host
+
+
+@click.group()
+def cov() -> None:
+    """Make, list and verify second moments of keys (the covariance C of ROME and MEMIT)."""
+
+
+@cov.command("make")
+@opt.MODEL.but(default="mini")
+@opt.LAYERS
+@opt.TOKENS.but(kind=opt.COUNT, default=100_000)
+@opt.TEXT.but(help="A file, a folder, or a Hub data set.")
+@opt.DTYPE.but(default="float32")
+@opt.DEVICE
+@opt.ARCH
+def make(
+    model: str, layers: str, tokens: int, text: str | None, dtype: str, device: str | None, arch: Sequence[str]
+) -> None:
+    """Gather second moments of many layers in one pass over the text."""
+    from harness.methods.second_moments import moments
+    from harness.models.lm import load
+
+    lm = load(model, dtype, device, values.modules(arch) or None, text)
+    chosen = list(range(lm.arch.layers)) if layers == "all" else values.integers(layers, "--layers")
+    with terminal.watched() as report:
+        found = moments(lm, chosen, tokens=tokens, progress=lambda done, total: report("second moments", done, total))
+    rows = [(str(layer), f"{moment.count:,}", moment.key[:16]) for layer, moment in found.items()]
+    terminal.show(terminal.table(f"second moments of {model}", ("layer", "tokens", "key"), rows))
+
+
+@cov.command("list")
+def list_() -> None:
+    """List the second moments in the cache."""
+    from harness.methods.second_moments import cached
+
+    rows = []
+    for entry in cached():
+        made = entry.manifest
+        rows.append((made.model[:12], made.module, f"{entry.count:,}", made.text[:12], made.dtype, str(entry.path)))
+    columns = ("model", "module", "tokens", "text", "dtype", "file")
+    terminal.show(terminal.table("second moments", columns, rows))
+
+
+@cov.command("verify")
+@click.argument("path", type=opt.PATH)
+@opt.MODEL.but(default="mini")
+@opt.DTYPE.but(default="float32")
+def verify(path: Path, model: str, dtype: str) -> None:
+    """See that a file of second moments is whole and belongs to a model."""
+    from harness.methods import second_moments
+    from harness.models.lm import load
+
+    second_moments.verify(path, load(model, dtype))
+    terminal.say_where("[green]ok[/]", path)

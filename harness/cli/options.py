@@ -1,0 +1,315 @@
+"""Every option of the command line, declared once.
+
+A command takes an option as a decorator, ``@MODEL`` or ``@MODEL.but(default="mini")``. A command of many options names
+them in a frozen dataclass, whose fields are its parameters, and gets one value of it through :func:`taken`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import wraps
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar, get_args, get_type_hints, overload
+
+import click
+
+__all__ = [
+    "ADDRESS",
+    "ANSWER",
+    "ARCH",
+    "BASELINE",
+    "BATCH_SIZE",
+    "BUDGET",
+    "CASES",
+    "CONFIG",
+    "COUNT",
+    "DATA_DIR",
+    "DEVICE",
+    "DTYPE",
+    "EDITOR",
+    "EDITS",
+    "ENTITY_LAYER",
+    "EVAL_AT",
+    "FACT",
+    "FACTS",
+    "FITTED",
+    "FORCING_SAMPLES",
+    "FORMAT",
+    "FRESH",
+    "HIGH",
+    "KIND",
+    "KNOWN",
+    "LAYERS",
+    "LEARN",
+    "LIMIT",
+    "METHODS",
+    "MODE",
+    "MODEL",
+    "NEW_TOKENS",
+    "NO_CACHE",
+    "NO_ESSENCE",
+    "NO_SAVE_EDITS",
+    "NUM_EDITS",
+    "ONLY",
+    "ORDER",
+    "OUTPUT",
+    "PATCH",
+    "PATH",
+    "PROBLEMS",
+    "PUBLISHED",
+    "RELEASED",
+    "ROWS",
+    "SAMPLES",
+    "SEED",
+    "SEEDS",
+    "SET",
+    "SIGMA",
+    "SPLIT",
+    "STOP_ON_COLLAPSE",
+    "TABLES",
+    "TASKS",
+    "TEXT",
+    "THRESHOLD",
+    "TO",
+    "TOKENS",
+    "TOLERANCE",
+    "TRACE_WINDOW",
+    "VARIANT",
+    "WHAT",
+    "WINDOW",
+    "WORKERS",
+    "Option",
+    "taken",
+]
+
+Command = TypeVar("Command", bound=Callable[..., None])
+First = TypeVar("First")
+Second = TypeVar("Second")
+Rest = ParamSpec("Rest")
+
+PATH = click.Path(path_type=Path)
+COUNT = click.IntRange(min=1)
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option, which decorates the commands that take it.
+
+    Attributes:
+        name: as it is typed.
+        help: what it is.
+        kind: what is read from its text.
+        default: its value where it is not given; the help says it.
+        otherwise: what the help says is done where it is not given and has no default.
+        parameter: the parameter of the command; by default the name.
+        required: whether a command does not run without it.
+        flag: whether it takes no value.
+        many: whether it can be given several times.
+        metavar: what the help writes for its value.
+    """
+
+    name: str
+    help: str | None = None
+    kind: click.ParamType[Any] | type[float] | type[str] = str
+    default: str | int | Path | None = None
+    otherwise: str | None = None
+    parameter: str | None = None
+    required: bool = False
+    flag: bool = False
+    many: bool = False
+    metavar: str | None = None
+
+    def but(
+        self,
+        *,
+        help: str | None = None,
+        kind: click.ParamType[Any] | type[str] | None = None,
+        default: str | int | Path | None = None,
+        otherwise: str | None = None,
+        parameter: str | None = None,
+        metavar: str | None = None,
+        required: bool = False,
+    ) -> Option:
+        """The option as one command has it.
+
+        Args:
+            help: another help; None for the same.
+            kind: what is read from its text; None for the same.
+            default: another default; None for the same.
+            otherwise: another word on what is done without it; None for the same.
+            parameter: another parameter; None for the same.
+            metavar: what the help writes for its value; None for the same.
+            required: whether the command does not run without it.
+        """
+        return replace(
+            self,
+            help=self.help if help is None else help,
+            kind=kind or self.kind,
+            default=self.default if default is None else default,
+            otherwise=self.otherwise if otherwise is None else otherwise,
+            parameter=parameter or self.parameter,
+            metavar=metavar or self.metavar,
+            required=required or self.required,
+        )
+
+    def __call__(self, command: Command) -> Command:
+        """The command with this option."""
+        words = [self.name] if self.parameter is None else [self.name, self.parameter]
+        said = self.help or ""
+        if self.otherwise and self.default is None and not self.required:
+            said = f"{said}  [default: {self.otherwise}]".strip()
+        if self.flag:
+            return click.option(*words, help=said, is_flag=True)(command)
+        # None as a default is not the same as none: with it, an option that can be given several times is no tuple.
+        more: dict[str, Any] = {} if self.default is None else {"default": self.default, "show_default": True}
+        return click.option(
+            *words,
+            help=said or None,
+            type=self.kind,
+            required=self.required,
+            multiple=self.many,
+            metavar=self.metavar,
+            **more,
+        )(command)
+
+
+@overload
+def taken(first: type[First], /) -> Callable[[Callable[Concatenate[First, Rest], None]], Callable[Rest, None]]: ...
+@overload
+def taken(
+    first: type[First], second: type[Second], /
+) -> Callable[[Callable[Concatenate[First, Second, Rest], None]], Callable[Rest, None]]: ...
+def taken(*classes: type[object]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """The options of dataclasses, each of which a command gets as one value, its first arguments.
+
+    Args:
+        classes: dataclasses, each field of which is ``Annotated`` with its :class:`Option`.
+    """
+    known = {cls: _options(cls) for cls in classes}
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @wraps(command)
+        def called(**given: object) -> None:
+            made = [cls(**{name: given.pop(name) for name in named}) for cls, named in known.items()]
+            command(*made, **given)
+
+        for name, option in reversed([item for named in known.values() for item in named.items()]):
+            replace(option, parameter=name)(called)
+        return called
+
+    return decorate
+
+
+def _options(cls: type[object]) -> dict[str, Option]:
+    """The option of each field of a dataclass."""
+    return {name: get_args(hint)[1] for name, hint in get_type_hints(cls, include_extras=True).items()}
+
+
+MODEL = Option("--model", "A shipped model, a folder, or a Hub repository.", otherwise="mini")
+EDITOR = Option("--editor", "The method, or path/to/file.py.", otherwise="none")
+TASKS = Option("--tasks", "Tasks and groups, separated by commas; lm-eval's own too.")
+EDITS = Option("--edits", "An edit set (NAME or NAME:N), or a JSONL file of your own.", otherwise="counterfact:50")
+NUM_EDITS = Option("--num-edits", "How many of its rows, from the first.", int)
+SPLIT = Option("--split", "The split of the edit set.")
+MODE = Option(
+    "--mode",
+    "How edits are made; the last three are the names of Gu et al.",
+    click.Choice(["isolated", "batch", "sequential", "instance-sequential", "batch-single", "batch-sequential"]),
+)
+BATCH_SIZE = Option("--batch-size", "Edits of one sequential operation.", int)
+EVAL_AT = Option("--eval-at", "Edit counts to measure at: 0,10,final or every:K.", otherwise="final")
+STOP_ON_COLLAPSE = Option("--stop-on-collapse", "End where the edited model has collapsed.", flag=True)
+ORDER = Option("--order", "The order of the edits.", click.Choice(["file", "random"]), otherwise="file")
+PATCH = Option("--patch", "Put back the edits of this file instead of making new ones.")
+SET = Option("--set", "A hyperparameter of the editor.", parameter="settings", many=True, metavar="FIELD=VALUE")
+FITTED = Option("--fitted", "What the editor has learned.", otherwise="that of `harness fit` with these settings")
+DATA_DIR = Option("--data-dir", "Rows: 'mini', a folder, or 'hub'.", otherwise="mini")
+TEXT = Option("--text", "Plain text for second moments: a file, a folder, or a Hub data set.")
+LIMIT = Option("--limit", "Documents of each task.", int)
+SEED = Option("--seed", "Of everything random.", int, otherwise="0")
+SEEDS = Option("--seeds", "Several runs, such as 0,1,2, each with its own seed and order of the edits.")
+DTYPE = Option("--dtype", "float32, bfloat16, float16 or float64.", otherwise="float32")
+ARCH = Option("--arch", "A module of the model, named by hand.", many=True, metavar="PART=NAME")
+CONFIG = Option("--config", "A YAML file with any of the above; lists in it make several runs.", PATH)
+
+OUTPUT = Option("--output", "Folder of the record.", PATH)
+DEVICE = Option("--device", "Where the model goes; 'auto' spreads it.", otherwise="an accelerator, else the CPU")
+ROWS = Option("--rows", "Rows of one forward pass.", COUNT, default=32)
+NO_CACHE = Option("--no-cache", "Measure the unedited model again.", flag=True)
+NO_SAVE_EDITS = Option("--no-save-edits", "Do not keep the edits that were made as a file.", flag=True)
+FRESH = Option("--fresh", "Start anew where an earlier run of the same plan was stopped.", flag=True)
+TO = Option("--to", "The folder of the checkpoint.", PATH, parameter="folder", required=True)
+
+FORMAT = Option("--format", kind=click.Choice(["md", "csv", "latex", "html"]), default="md", parameter="form")
+BASELINE = Option("--baseline", "A record, or a folder of records.", PATH, required=True)
+ONLY = Option("--only", "A pattern of record names, for example '*--memit--*'.", default="*")
+TOLERANCE = Option("--tolerance", "Largest difference of a value that still counts as equal.", float)
+
+VARIANT = Option("--variant", "Published settings: hase (2023), or rome (Meng et al. 2022).", default="hase")
+KIND = Option(
+    "--kind",
+    "What is restored: mlp, attn, block (hidden state), or several: mlp,block.",
+    otherwise="mlp; rome: all three",
+)
+WINDOW = Option("--window", "Layers restored together, or several: 1,3,5.", otherwise="5; rome: 10; of blocks: 1")
+SAMPLES = Option("--samples", "Noise samples.", int, otherwise="10")
+SIGMA = Option(
+    "--sigma",
+    "Noise: a number, s3 (3 x std of embeddings), hase or rome (that paper's).",
+    otherwise="the variant's",
+)
+KNOWN = Option(
+    "--known",
+    "Which facts: the answer is in the greedy continuation, is the first token, or all.",
+    click.Choice(["continuation", "prediction", "all"]),
+    otherwise="the variant's",
+)
+NEW_TOKENS = Option("--new-tokens", "The length of that continuation.", int, otherwise="36")
+ANSWER = Option(
+    "--answer",
+    "What is explained: the true object, or the most probable token.",
+    click.Choice(["object", "prediction"]),
+    otherwise="the variant's",
+)
+THRESHOLD = Option("--threshold", "The least probability of the answer.", float, otherwise="0")
+HIGH = Option(
+    "--high",
+    "Fractions are of the clean probability, or of the greatest seen (as released).",
+    click.Choice(["clean", "max"]),
+    otherwise="clean",
+)
+BUDGET = Option("--budget", "Tokens of one pass.", COUNT, default=4096)
+WHAT = Option(
+    "--what",
+    "Averages by layer, averages by the role of a token, or one fact.",
+    click.Choice(["layers", "roles", "fact"]),
+    default="layers",
+)
+FACT = Option("--fact", "The id of the fact.", otherwise="the first")
+
+FACTS = Option("--facts", "How many of the facts that the model knows.", COUNT, otherwise="all")
+PROBLEMS = Option("--problems", "Problems, separated by commas.", default="all")
+METHODS = Option(
+    "--methods",
+    "Editors, each with the number of layers that it edits together.",
+    default="ft_l@1,ft_l@5,rome@1,memit@5",
+)
+LAYERS = Option("--layers", "Layers, separated by commas.", default="all")
+TRACE_WINDOW = Option("--trace-window", "Layers that tracing restores together.", int, default=5)
+FORCING_SAMPLES = Option("--forcing-samples", "Noises that fine-tuning forces.", int, default=10)
+RELEASED = Option(
+    "--released",
+    "What the paper's program does otherwise: reversal,threshold,probes,noise_at,perplexity,high, or all.",
+)
+NO_ESSENCE = Option("--no-essence", "Do not score texts about the subject.", flag=True)
+PUBLISHED = Option("--published", "Put the authors' numbers beside, where there are any.", flag=True)
+TABLES = Option("--tables", "Run nothing: tables and figures of what is done.", flag=True)
+
+CASES = Option("--cases", "Cases that are examined, from the first.", int, default=50)
+LEARN = Option("--learn", "Cases that a learning editor learns from.", int, otherwise="all others")
+ENTITY_LAYER = Option("--entity-layer", "Where entities are read.", int, otherwise="the paper's, or at 90 % of depth")
+TOKENS = Option("--tokens", "How much text.", int)
+
+ADDRESS = Option("--address", "HOST:PORT of a Ray cluster.", otherwise="this machine")
+WORKERS = Option("--workers", "Trainings at a time on this machine.", COUNT, default=1)

@@ -1,0 +1,144 @@
+"""Commands that read records: ``leaderboard``, ``plot``, ``show``, ``compare`` and ``check``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from harness.cli import options as opt
+from harness.cli import terminal
+
+if TYPE_CHECKING:
+    from harness.reports.terminal_tables import Moved
+    from harness.runs.record import Record
+    from harness.studies.sweeps.cells import Format
+
+__all__ = ["check", "compare", "leaderboard", "plot", "show"]
+
+
+@click.command()
+@click.argument("folder", type=opt.PATH)
+@opt.FORMAT
+@opt.OUTPUT.but(help="Write to a file instead of the terminal.")
+def leaderboard(folder: Path, form: Format, output: Path | None) -> None:
+    """Make a table of the records in FOLDER: a row for each editor, a column for each task; of a sweep the paper's.
+
+    Records of a sweep (`harness sweep`) are read from FOLDER, its `runs`, or the `runs` of its folders.
+    """
+    from harness.io import files
+    from harness.reports import terminal_tables
+    from harness.runs.record_file import read_records, record_paths
+    from harness.studies.sweeps import swept, trial
+
+    trials = trial.read_all(folder)
+    parts = [swept.tables(trials, form)] if trials else []
+    if not trials or record_paths(folder):
+        parts.insert(0, terminal_tables.leaderboard(read_records(folder, values=True), form))
+    text = "\n".join(parts)
+    if output is None:
+        click.echo(text, nl=False)
+    else:
+        files.write_whole(output, text.encode())
+
+
+@click.command()
+@click.argument("paths", nargs=-1, required=True, type=opt.PATH)
+@opt.OUTPUT.but(help="The figure.", default=Path("curves.png"))
+def plot(paths: Sequence[Path], output: Path) -> None:
+    """Draw records (files or folders): what is left after so many edits, or what a sweep gained; png, svg or pdf."""
+    from harness.reports import curves
+    from harness.runs.record_file import read_records
+    from harness.studies.sweeps import sweptplot, trial
+
+    trials = [one for path in paths for one in trial.read_all(path)]
+    if trials:
+        sweptplot.draw(trials, output)
+    else:
+        curves.draw([kept for path in paths for kept in read_records(path, values=True)], output)
+    terminal.say_where("figure:", output)
+
+
+@click.command()
+@click.argument("path", type=opt.PATH)
+def show(path: Path) -> None:
+    """Show one record whole: every metric, the plan, hashes and cost."""
+    from harness.reports import terminal_tables
+    from harness.runs.record_file import read_record
+
+    terminal.show(terminal_tables.show(read_record(path)))
+
+
+@click.command()
+@click.argument("first", type=opt.PATH)
+@click.argument("second", type=opt.PATH)
+def compare(first: Path, second: Path) -> None:
+    """Compare two records, document by document."""
+    from harness.reports import terminal_tables
+    from harness.runs.record_file import read_record
+
+    terminal.show(terminal_tables.compare(read_record(first, values=True), read_record(second, values=True)))
+
+
+@click.command()
+@opt.BASELINE
+@opt.ONLY
+@opt.TOLERANCE
+@opt.DEVICE
+@opt.ROWS
+def check(baseline: Path, only: str, tolerance: float | None, device: str | None, rows: int) -> None:
+    """Run recorded plans again; exit 1, with a table of what moved, when a number leaves its tolerance."""
+    from harness.errors import CheckFailed
+    from harness.reports.terminal_tables import moved_table
+    from harness.runs.record import record_name
+
+    moved: dict[str, Sequence[Moved]] = {}
+    for kept, again in _repeated(_asked(baseline, only), device, rows):
+        moved[record_name(kept)] = _compared(kept, again, tolerance)
+    if any(moved.values()):
+        terminal.show(moved_table(moved))
+        count = sum(map(len, moved.values()))
+        raise CheckFailed(f"{count} numbers of {len(moved)} records left their tolerance; the table says which")
+    terminal.say(f"[green]ok[/] {len(moved)} records, no number left its tolerance")
+
+
+def _asked(baseline: Path, only: str) -> list[Record]:
+    """The records whose names match a pattern, at least one."""
+    from fnmatch import fnmatch
+
+    from harness.errors import DataError
+    from harness.runs.record import record_name
+    from harness.runs.record_file import read_records
+
+    found = [kept for kept in read_records(baseline) if fnmatch(record_name(kept), only)]
+    if not found:
+        raise DataError(
+            f"{baseline}: no record is named '{only}'; names look like mini--memit--counterfact-50--batch--1a2b3c4d"
+        )
+    return found
+
+
+def _repeated(known: Sequence[Record], device: str | None, rows: int) -> Iterator[tuple[Record, Record]]:
+    """Each record, and that of its plan carried out again."""
+    from tempfile import TemporaryDirectory
+
+    from harness.runs.plan import Plan
+    from harness.runs.runner import Options, run
+
+    with TemporaryDirectory() as folder:
+        for kept in known:
+            with terminal.watched() as report:
+                again = run(Plan.from_json(kept.plan), Options(Path(folder), device, rows, report=report))
+            yield kept, again
+
+
+def _compared(kept: Record, again: Record, tolerance: float | None) -> Sequence[Moved]:
+    """What moved from a record to its repetition, said in one line."""
+    from harness.reports.terminal_tables import regressions
+    from harness.runs.record import record_name
+
+    moved = regressions(kept, again) if tolerance is None else regressions(kept, again, tolerance)
+    terminal.say(f"{f'[red]{len(moved)} moved[/]' if moved else '[green]ok[/]'} {record_name(kept)}")
+    return moved

@@ -1,0 +1,329 @@
+"""Commands of studies: ``trace``, ``trace-plot``, ``localize``, ``sweep`` and ``bench``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import click
+
+from harness.cli import options as opt
+from harness.cli import terminal, values
+
+if TYPE_CHECKING:
+    from harness.studies.causal.tracing import TracePlan
+    from harness.studies.localization.localize import Grid, Study
+    from harness.studies.remedi.benching import BenchPlan
+    from harness.studies.sweeps.cells import Format
+
+__all__ = ["BenchOptions", "LocalizeOptions", "TraceOptions", "bench", "localize", "sweep", "trace", "trace_plot"]
+
+
+_TABLES: Mapping[str, Format] = {"TABLES.md": "md", "tables.tex": "latex"}
+"""The files in which a sweep leaves its tables."""
+
+
+@dataclass(frozen=True)
+class TraceOptions:
+    """The options that say what is traced, and how."""
+
+    model: Annotated[str, opt.MODEL.but(default="mini")]
+    edits: Annotated[
+        str,
+        opt.EDITS.but(
+            help="Facts: an edit set (its old targets are true), known_1000, or a file; NAME:N takes the first N.",
+            default="counterfact:200",
+        ),
+    ]
+    data_dir: Annotated[str, opt.DATA_DIR.but(default="mini")]
+    split: Annotated[str, opt.SPLIT.but(help="The split of an edit set.", default="test")]
+    variant: Annotated[str, opt.VARIANT]
+    kind: Annotated[str | None, opt.KIND]
+    window: Annotated[str | None, opt.WINDOW]
+    samples: Annotated[int | None, opt.SAMPLES]
+    sigma: Annotated[str | None, opt.SIGMA]
+    seed: Annotated[int | None, opt.SEED.but(help="Of the noise.", otherwise="1, as published")]
+    known: Annotated[str | None, opt.KNOWN]
+    new_tokens: Annotated[int | None, opt.NEW_TOKENS]
+    answer: Annotated[str | None, opt.ANSWER]
+    threshold: Annotated[float | None, opt.THRESHOLD]
+    high: Annotated[str | None, opt.HIGH]
+    dtype: Annotated[str, opt.DTYPE.but(default="float32")]
+    arch: Annotated[Sequence[str], opt.ARCH]
+
+    def plans(self) -> list[TracePlan]:
+        """The plan of each kind and window.
+
+        Raises:
+            UsageError: an option cannot be read.
+        """
+        from harness.runs.plan import parse_edits
+        from harness.studies.causal.tracing import TracePlan
+        from harness.studies.causal.variants import trace_settings
+
+        settings = trace_settings(
+            self.variant,
+            self.kind,
+            values.integers(self.window, "--window") if self.window else None,
+            samples=self.samples,
+            sigma=self.sigma,
+            seed=self.seed,
+            known=self.known,
+            new_tokens=self.new_tokens,
+            answer=self.answer,
+            threshold=self.threshold,
+            high=self.high,
+        )
+        name, count = parse_edits(self.edits)
+        parts = values.modules(self.arch)
+        return [
+            TracePlan(one, self.model, name, count, self.split, self.data_dir, self.dtype, parts) for one in settings
+        ]
+
+
+@click.command(
+    short_help="Find where a model recalls facts: causal tracing.",
+    help="""Find where a model recalls facts: causal tracing.
+
+    Noise on a subject makes the model forget; restoring what a module wrote at one token, in a window of layers, brings
+    part of the answer's probability back. Facts that the model does not know are left out, counted and named. A study
+    that was stopped goes on where it was when the same command is given again.
+
+    \b
+    harness trace --edits counterfact:50 --window 1,3
+    harness trace --model gpt2-xl --variant rome --edits known_1000 --data-dir DIR
+    harness trace-plot runs/*trace*.json --output layers.png
+    """,
+)
+@opt.taken(TraceOptions)
+@opt.DEVICE
+@opt.BUDGET
+@opt.OUTPUT.but(default=Path("runs"))
+@opt.FRESH.but(help="Start anew where an earlier study of the same plan was stopped.")
+def trace(asked: TraceOptions, device: str | None, budget: int, output: Path, fresh: bool) -> None:
+    """Find where a model recalls facts: causal tracing."""
+    from harness.studies.causal.tracing import carry_out, study_name, study_table
+
+    plans = asked.plans()
+    with terminal.watched() as report:
+        for study in carry_out(plans, output, device, fresh, report, budget):
+            terminal.show(study_table(study.record))
+            terminal.say_where("record:", output / f"{study_name(study.record)}.json")
+
+
+@click.command("trace-plot")
+@click.argument("paths", nargs=-1, required=True, type=opt.PATH)
+@opt.WHAT
+@opt.FACT
+@opt.OUTPUT.but(help="The figure.", default=Path("trace.png"))
+def trace_plot(paths: Sequence[Path], what: str, fact: str | None, output: Path) -> None:
+    """Draw records of `harness trace`: png, svg or pdf."""
+    from harness.studies.causal.traceplot import draw
+    from harness.studies.causal.tracing import read_study
+
+    draw([read_study(path) for path in paths], what if fact is None else "fact", output, fact)
+    terminal.say_where("figure:", output)
+
+
+@dataclass(frozen=True)
+class LocalizeOptions:
+    """The options that say what is edited where, and how it is scored."""
+
+    model: Annotated[str, opt.MODEL.but(default="mini")]
+    edits: Annotated[str, opt.EDITS.but(help="An edit set; NAME:N looks at its first N rows.", default="counterfact")]
+    facts: Annotated[int | None, opt.FACTS]
+    problems: Annotated[str, opt.PROBLEMS]
+    methods: Annotated[str, opt.METHODS]
+    layers: Annotated[str, opt.LAYERS]
+    settings: Annotated[Sequence[str], opt.SET.but(help="A hyperparameter.", metavar="[EDITOR.]FIELD=VALUE")]
+    trace_window: Annotated[int, opt.TRACE_WINDOW]
+    sigma: Annotated[str | None, opt.SIGMA.but(help="The noise: a number, s3, hase or rome.", otherwise="hase")]
+    samples: Annotated[int, opt.SAMPLES.but(help="Noise samples of tracing.", default=10)]
+    forcing_samples: Annotated[int, opt.FORCING_SAMPLES]
+    released: Annotated[str | None, opt.RELEASED]
+    no_essence: Annotated[bool, opt.NO_ESSENCE]
+    split: Annotated[str, opt.SPLIT.but(default="test")]
+    data_dir: Annotated[str, opt.DATA_DIR.but(default="mini")]
+    text: Annotated[str | None, opt.TEXT]
+    seed: Annotated[int, opt.SEED.but(default=0)]
+    dtype: Annotated[str, opt.DTYPE.but(default="float32")]
+    arch: Annotated[Sequence[str], opt.ARCH]
+
+    def grid(self) -> Grid:
+        """The study.
+
+        Raises:
+            UsageError: an option cannot be read.
+        """
+        from harness.runs.plan import parse_edits
+        from harness.studies.localization.grid_options import grid
+
+        return grid(
+            self.model,
+            *parse_edits(self.edits),
+            facts=self.facts,
+            problems=self.problems,
+            methods=self.methods,
+            layers=None if self.layers == "all" else values.integers(self.layers, "--layers"),
+            settings=values.settings(self.settings),
+            trace_window=self.trace_window,
+            sigma=self.sigma,
+            samples=self.samples,
+            forcing_samples=self.forcing_samples,
+            released=self.released or (),
+            essence=not self.no_essence,
+            split=self.split,
+            data_dir=self.data_dir,
+            text=self.text,
+            seed=self.seed,
+            dtype=self.dtype,
+            arch=values.modules(self.arch),
+        )
+
+
+@click.command()
+@opt.taken(LocalizeOptions)
+@opt.PUBLISHED.but(help="Put the paper's numbers beside.")
+@opt.TABLES
+@opt.DEVICE
+@opt.OUTPUT.but(help="Folder of the study.", default=Path("runs"))
+@opt.FRESH.but(help="Start anew where an earlier run of the same study was stopped.")
+def localize(
+    asked: LocalizeOptions, published: bool, tables: bool, device: str | None, output: Path, fresh: bool
+) -> None:
+    """Edit every layer, and see whether tracing tells which (Hase et al. 2023).
+
+    Five problems (error_injection, tracing_reversal, fact_erasure, fact_amplification, fact_forcing), every method at
+    every layer, and a regression of the scores on the layer and on the tracing effect there. What was stopped goes on
+    where it was when the same command is given again.
+    """
+    from harness.studies.localization import localize as study
+    from harness.studies.localization import localize_report
+
+    if tables:
+        kept = study.open_study(asked.grid(), output)
+    else:
+        with terminal.watched() as report:
+            kept = study.localize(asked.grid(), output, device, fresh, report)
+    made = localize_report.write(kept, published)
+    _say_fits(kept)
+    terminal.say_where("study:", kept.path, *made)
+
+
+def _say_fits(kept: Study) -> None:
+    """How much of the main score the layer, tracing and both explain, of each problem and method."""
+    from harness.studies.localization.localize_report import VIEWS, rows_of
+
+    for row in rows_of(kept):
+        if row.view == VIEWS[0] and row.metric == "rewrite" and row.fit.reason is None:
+            fit = row.fit
+            r2 = f"R2 layer {fit.r2_layer:.3f}, trace {fit.r2_trace:.3f}, both {fit.r2_both:.3f}"
+            terminal.say(f"{row.problem}, {row.method}: {r2}")
+
+
+@click.command()
+@click.argument("path", type=opt.PATH)
+@opt.OUTPUT.but(help="Folder of the records and tables.", default=Path("sweep"))
+@opt.ADDRESS
+@opt.WORKERS
+@opt.FORMAT.but(kind=click.Choice(["md", "latex"]))
+def sweep(path: Path, output: Path, address: str | None, workers: int, form: Format) -> None:
+    """Draw configurations, choose on the validation pairs, train anew on the test pairs, and print the tables.
+
+    PATH is a YAML file; README.md shows one. What has a record in the output folder is never run again.
+    """
+    from harness.io import files
+    from harness.studies.sweeps.crew import Cluster
+    from harness.studies.sweeps.sweep import Sweep, run
+    from harness.studies.sweeps.swept import tables
+
+    asked = Sweep.read(path)
+    files.require_writable(output)
+    with terminal.watched() as report:
+        validated, tested = run(asked, output / "runs", Cluster(address, workers, asked.cpus, asked.gpus), report)
+    trials = [*validated, *tested]
+    for name, kind in _TABLES.items():
+        files.write_whole(output / name, tables(trials, kind, asked.balls).encode())
+    click.echo(tables(trials, form, asked.balls), nl=False)
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """The options of ``harness bench``."""
+
+    editors: Annotated[
+        str | None,
+        opt.EDITOR.but(help="Editors and baselines.", otherwise="the baselines of the benchmark, and remedi"),
+    ]
+    model: Annotated[str, opt.MODEL.but(default="mini")]
+    cases: Annotated[int, opt.CASES]
+    learn: Annotated[int | None, opt.LEARN]
+    settings: Annotated[Sequence[str], opt.SET.but(help="A hyperparameter of the editors.")]
+    data_dir: Annotated[str, opt.DATA_DIR.but(default="mini")]
+    entity_layer: Annotated[int | None, opt.ENTITY_LAYER]
+    tokens: Annotated[
+        int | None, opt.TOKENS.but(help="Of each sampled text, its prompt counted.", otherwise="100; bios: 150")
+    ]
+    seed: Annotated[int, opt.SEED.but(default=0)]
+    dtype: Annotated[str, opt.DTYPE.but(default="float32")]
+    arch: Annotated[Sequence[str], opt.ARCH]
+
+    def plan(self, bench: str) -> BenchPlan:
+        """The plan of a benchmark.
+
+        Raises:
+            UsageError: an option cannot be read.
+        """
+        from harness.studies.remedi.benching import BenchPlan, usual
+
+        return BenchPlan(
+            bench,
+            values.names(self.editors) if self.editors else usual(bench),
+            model=self.model,
+            cases=self.cases,
+            learn=self.learn,
+            settings=values.settings(self.settings),
+            data_dir=self.data_dir,
+            entity_layer=self.entity_layer,
+            tokens=self.tokens,
+            seed=self.seed,
+            dtype=self.dtype,
+            arch=values.modules(self.arch),
+        )
+
+
+@click.command(
+    short_help="REMEDI's benchmarks: does a model say what an edit entails?",
+    help="""REMEDI's benchmarks: does a model say what an edit entails, and can one tell beforehand?
+
+    \b
+    facts                CounterFact: efficacy, consistency, fluency, essence
+    features             McRae norms: what becomes likelier with the feature that was said
+    bios                 Bias in Bios: occupations, with the biography in front and without it
+    mediation            CounterFact: which of two answers is given, with the sentence in front and without it
+    fact-classification  will the model fail? F1 and Matthews correlation of REMEDI's probe and its controls
+    bios-classification  the same on Bias in Bios
+
+    An editor that learns does so on other rows of the same set; the cache keeps what it learned.
+
+    \b
+    harness bench facts
+    harness bench features --editor none,prefix,remedi --data-dir DIR
+    """,
+)
+@click.argument("name", metavar="BENCHMARK")
+@opt.taken(BenchOptions)
+@opt.DEVICE
+@opt.PUBLISHED
+@opt.OUTPUT.but(default=Path("runs"))
+def bench(asked: BenchOptions, name: str, device: str | None, published: bool, output: Path) -> None:
+    """REMEDI's benchmarks: does a model say what an edit entails, and can one tell beforehand?"""
+    from harness.studies.remedi.benching import bench_name, bench_table, carry_out
+
+    plan = asked.plan(name)
+    with terminal.watched() as report:
+        record = carry_out(plan, output, device, report)
+    terminal.show(bench_table(record, published))
+    terminal.say_where("record:", output / f"{bench_name(record)}.json")

@@ -1,0 +1,67 @@
+"""What is typed after an option, as values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from harness.errors import UsageError
+
+__all__ = ["integers", "modules", "names", "settings"]
+
+
+def settings(items: Sequence[str]) -> dict[str, object]:
+    """Hyperparameters by name, from ``--set name=value``; a value is YAML.
+
+    Raises:
+        UsageError: there is no name, or the value cannot be read.
+    """
+    return {key: _scalar(key, value) for key, value in _pairs(items, "--set")}
+
+
+def modules(items: Sequence[str]) -> dict[str, str]:
+    """Modules of a model by part, from ``--arch part=name,part=name``.
+
+    Raises:
+        UsageError: there is no part.
+    """
+    return dict(_pairs([pair for item in items for pair in item.split(",")], "--arch"))
+
+
+def integers(text: str, option: str) -> list[int]:
+    """Whole numbers from 0, separated by commas.
+
+    Raises:
+        UsageError: one of them is none.
+    """
+    parts = text.split(",")
+    if not all(part.strip().isdigit() for part in parts):
+        raise UsageError(f"{option} '{text}': expected numbers separated by commas, for example {option} 3,4,5")
+    return [int(part) for part in parts]
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Names separated by commas, each once."""
+    return tuple(dict.fromkeys(text.split(",")))
+
+
+def _pairs(items: Sequence[str], option: str) -> Iterator[tuple[str, str]]:
+    for item in items:
+        key, equals, value = item.partition("=")
+        if not equals or not key:
+            raise UsageError(f"{option} '{item}': expected NAME=VALUE, for example {option} layers=[3]")
+        yield key.strip(), value
+
+
+def _scalar(key: str, text: str) -> object:
+    """YAML, but with 5e-4 a number."""
+    import yaml
+
+    if "e" in text.lower() and "." not in text:
+        try:
+            return float(text)
+        except ValueError:
+            pass
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError):  # ValueError: a date that does not exist
+        raise UsageError(f"--set '{key}={text}': the value is not YAML; write for example [1,2] or 0.5") from None
