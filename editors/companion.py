@@ -11,11 +11,10 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache
 
 from harness.editing import patch_file
 from harness.editing.directions import DIRECTIONS
@@ -27,6 +26,9 @@ from harness.errors import DataError, ModelError, UsageError
 from harness.methods.logit_ensemble import combined, common_vocabulary
 from harness.models.lm import LM, load
 from harness.patches.patch import Part, Patch, Step, patched
+
+if TYPE_CHECKING:
+    from transformers.cache_utils import Cache
 
 __all__ = ["Companion", "Ensemble", "Reader"]
 

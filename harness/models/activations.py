@@ -10,8 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.activations import NewGELUActivation
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from harness.errors import ModelError
 from harness.models.lm import LM, Batch
@@ -19,7 +17,6 @@ from harness.models.packing import common
 
 __all__ = [
     "FULL",
-    "Kept",
     "Past",
     "Row",
     "Taps",
@@ -91,6 +88,10 @@ class Past:
 
     def inputs(self, lm: LM, batch: Batch) -> dict[str, Any]:
         """The arguments of a forward pass over rows that go on where these tokens end."""
+        from transformers.cache_utils import Cache
+
+        from harness.models.cache_layers import Kept
+
         columns = torch.arange(self.keys[0].shape[-2], device=self.lengths.device)
         mask = columns >= len(columns) - self.lengths[:, None]
         positions = self.lengths[:, None] + torch.arange(batch.ids.shape[1], device=self.lengths.device)
@@ -101,44 +102,6 @@ class Past:
             "past_key_values": Cache([Kept(k, v) for k, v in zip(self.keys, self.values, strict=True)]),
             "use_cache": True,
         }
-
-
-class Kept(DynamicLayer):  # type: ignore[no-untyped-call]
-    """One layer of a cache that forgets what is added, so that a block can be run again on what came before."""
-
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.keys: Tensor = keys
-        self.values: Tensor = values
-        self.is_initialized = True
-
-    def update(self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
-        """What was kept and what is added, which is not kept."""
-        return torch.cat([self.keys, key_states], -2), torch.cat([self.values, value_states], -2)
-
-
-class _Filling(DynamicCache):
-    """A cache that ends the forward pass when its last layer is filled.
-
-    Args:
-        layers: how many it has.
-        front: what stands in front of the rows.
-    """
-
-    def __init__(self, layers: int, front: Past | None) -> None:
-        super().__init__()
-        self.last = layers - 1
-        if front:
-            for layer, (keys, values) in enumerate(zip(front.keys, front.values, strict=True)):
-                super().update(keys, values, layer)
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        both = super().update(key_states, value_states, layer_idx, *args, **kwargs)
-        if layer_idx == self.last:
-            raise _Enough
-        return both
 
 
 def first(output: Any) -> Tensor:
@@ -231,7 +194,9 @@ def _stems(heads: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
 
 def _past(lm: LM, heads: Sequence[tuple[int, ...]], width: int, front: Past | None) -> Past:
     """Keys and values of rows of tokens and of what stands in front of them, in ``width`` columns."""
-    batch, cache = lm.batch(heads), _Filling(lm.cache_layers, front)
+    from harness.models.cache_layers import Filling
+
+    batch, cache = lm.batch(heads), Filling(lm.cache_layers, front, _Enough)
     inputs = front.inputs(lm, batch) if front else {"attention_mask": batch.mask, "use_cache": True}
     with torch.no_grad(), suppress(_Enough):
         lm.model(input_ids=batch.ids, **{**inputs, "past_key_values": cache})
@@ -352,6 +317,8 @@ def fused(model: nn.Module) -> AbstractContextManager[None]:
     The formula is the same (Hendrycks and Gimpel 2016, arXiv 1606.08415, section 2).  A step takes a third of the time,
     and one tensor is kept for the gradient instead of four.
     """
+    from transformers.activations import NewGELUActivation
+
     spelt = [module for module in model.modules() if isinstance(module, NewGELUActivation)]
     return _instead(spelt, functools.partial(nn.functional.gelu, approximate="tanh"))
 

@@ -10,13 +10,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from harness.errors import ModelError, near
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 __all__ = ["Architecture", "is_matrix", "resolve", "stored_transposed"]
 
@@ -90,11 +92,14 @@ class Architecture:
 def is_matrix(module: nn.Module) -> bool:
     """Whether the module is a plain matrix product with a two-dimensional weight, quantised or not."""
     weight = getattr(module, "weight", None)
-    return isinstance(module, nn.Linear | Conv1D) and isinstance(weight, torch.Tensor) and weight.dim() == 2
+    known = isinstance(module, nn.Linear) or stored_transposed(module)
+    return known and isinstance(weight, torch.Tensor) and weight.dim() == 2
 
 
 def stored_transposed(module: nn.Module) -> bool:
     """Whether the module keeps its weight as ``[in, out]``, as GPT-2's ``Conv1D`` does."""
+    from transformers.pytorch_utils import Conv1D
+
     return isinstance(module, Conv1D)
 
 

@@ -8,26 +8,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GenerationConfig,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
 
 from harness.errors import DataError, ModelError, near
 from harness.io.hashes import combined_sha256, tensor_sha256
 from harness.io.plain_text import documents
-from harness.models import arch, backpack
+from harness.models import arch
 from harness.models.arch import Architecture
-from harness.models.backpack import BackpackForCausalLM
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from harness.models.backpack import BackpackForCausalLM
 
 __all__ = ["LM", "Batch", "load", "shipped"]
 
@@ -107,12 +103,12 @@ class LM:
     @property
     def family(self) -> str:
         """The family of the model, as transformers names it (``gpt2``); a published Backpack calls itself GPT-2."""
-        return "backpack" if isinstance(self.model, BackpackForCausalLM) else str(self.model.config.model_type)
+        return "backpack" if _senses(self.model) else str(self.model.config.model_type)
 
     @property
     def cache_layers(self) -> int:
         """The layers of the model's key-value cache: one for each block; a Backpack has one more, for the senses."""
-        return self.model.cache_layers if isinstance(self.model, BackpackForCausalLM) else self.arch.layers
+        return self.model.cache_layers if _senses(self.model) else self.arch.layers
 
     def documents(self, source: str | None = None) -> Iterator[str]:
         """The documents of the model's plain text, or of another source, as :func:`harness.io.plain_text.documents`."""
@@ -230,6 +226,8 @@ class LM:
         A checkpoint may recommend how to sample (``generation_config.json``: temperature, top_p, a repetition penalty,
         beams), and transformers follows it wherever an argument is silent. Only the tokens that end a text are kept.
         """
+        from transformers import GenerationConfig
+
         kept = self.model.generation_config
         ends = {name: getattr(kept, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
         self.model.generation_config = GenerationConfig(**ends)  # type: ignore[no-untyped-call]
@@ -292,6 +290,8 @@ def load(
     Raises:
         ModelError: the model cannot be loaded, or a weight is not finite.
     """
+    from transformers import AutoTokenizer
+
     if dtype not in _DTYPES:
         raise ModelError(f"dtype '{dtype}' does not exist{near(dtype, _DTYPES)}")
     inside = shipped().get(name)
@@ -321,11 +321,22 @@ def load(
     return lm
 
 
+def _senses(model: PreTrainedModel) -> TypeGuard[BackpackForCausalLM]:
+    """Whether a model is a Backpack."""
+    from harness.models.backpack import BackpackForCausalLM
+
+    return isinstance(model, BackpackForCausalLM)
+
+
 def _family(source: str) -> Any:
     """What loads a checkpoint; the published Backpacks say that they are GPT-2, and bring code of their own."""
+    from transformers import AutoModelForCausalLM, PretrainedConfig
+
+    from harness.models import backpack
+
     backpack.register()
     settings, _ = PretrainedConfig.get_config_dict(source)
-    return BackpackForCausalLM if "num_senses" in settings else AutoModelForCausalLM
+    return backpack.BackpackForCausalLM if "num_senses" in settings else AutoModelForCausalLM
 
 
 def _place(model: PreTrainedModel, device: str) -> None:

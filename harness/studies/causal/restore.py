@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache
 
-from harness.models.activations import Kept, first, only_at, wide
+from harness.models.activations import first, only_at, wide
+from harness.models.cache_layers import Kept
 from harness.models.lm import LM
 from harness.studies.causal.facts import Asked
 
