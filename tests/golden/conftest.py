@@ -1,4 +1,4 @@
-"""The authors' numbers: the tiny models, the inputs and the expected tensors of ../shared/golden."""
+"""The authors' numbers: the tiny models, the inputs and the expected tensors of ``data``, told in its README."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def edit_of(row: dict[str, Any]) -> Edit:
 
 
 @pytest.fixture(scope="session")
-def golden(shared: Path) -> Golden:
-    return Golden(shared / "golden")
+def golden() -> Golden:
+    return Golden(Path(__file__).with_name("data"))
 
 
 @pytest.fixture(scope="session")

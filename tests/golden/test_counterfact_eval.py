@@ -40,8 +40,8 @@ Measured = tuple[dict[str, list[Forced]], dict[str, dict[str, Any]]]
 
 
 @pytest.fixture(scope="module")
-def golden(shared: Path) -> Path:
-    return shared / "golden"
+def golden() -> Path:
+    return Path(__file__).with_name("data")
 
 
 @pytest.fixture(scope="module")

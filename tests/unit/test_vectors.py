@@ -125,18 +125,40 @@ COUNTED = {
     "general-abilities.md": (GENERAL, r"^## 10\. Test vectors(.*?)^---", r"^\*\*V(\d+) "),
 }
 GOLDEN = {
-    "A_rome_gpt2": ["golden/test_rome.py", "golden/test_counterfact_eval.py"],
+    "A_rome_gpt2": ["golden/test_rome.py", "golden/test_counterfact_eval.py", "golden/test_zsre_eval.py"],
     "B_covariance_gpt2": ["golden/test_covariance.py"],
     "B_memit_gpt2": ["golden/test_memit.py", "golden/test_emmet.py"],
     "C_alphaedit_gpt2": ["golden/test_alphaedit.py"],
     "D_ft_memit_baseline": ["golden/test_ft.py"],
+    "E_kn_gpt2": ["golden/test_kn.py"],
+    "F_mend_gpt2": ["golden/test_mend.py"],
     "G_prune": ["golden/test_prune.py"],
     "G_rect_memit_gpt2": ["golden/test_rect.py"],
     "H_counterfact_eval": ["golden/test_counterfact_eval.py"],
+    "H_zsre_eval": ["golden/test_zsre_eval.py"],
     "I_canonical_examples": ["golden/test_canonical_examples.py"],
     "J_remedi_gpt2": ["golden/test_remedi.py"],
+    "K_encore_gpt2": ["golden/test_encore.py"],
+    "K_nas_gpt2": ["golden/test_nas.py"],
+    "K_pmet_gpt2": ["golden/test_pmet.py"],
+    "M_lora": ["golden/test_lora.py"],
 }
-"""The numbers of the authors' own code, by the folder that they lie in."""
+"""The numbers of the authors' own code that lie in ``golden/data``, by their folder."""
+
+TO_COME = {
+    "L_betaedit_gpt2": "an editor that is not there yet",
+    "L_lyaplock_gpt2": "an editor that is not there yet",
+    "L_sphere_gpt2": "a wrapper that is not there yet",
+    "M_ultraedit_gpt2": "options of ultraedit by which it follows its authors' code are not there yet",
+    "N_malmen_gpt2": "an editor that is not there yet",
+    "N_stableedit_gpt2": "an editor that is not there yet",
+    "P_grace_gpt2": "options of grace by which it follows its authors' code are not there yet",
+    "P_wise_llama": "options of wise by which it follows its authors' code are not there yet",
+    "P_wise_retrieve_llama": "options of wise by which it follows its authors' code are not there yet",
+    "Q_memoir_llama": "an editor that is not there yet",
+    "Q_unke_llama": "an editor that is not there yet",
+}
+"""Numbers that no test reads yet, each with the reason; they are added to ``golden/data`` with what they are for."""
 
 TESTS = Path(__file__).parents[1]
 
@@ -162,8 +184,23 @@ def test_every_vector_of_a_page_is_in_its_table(page: str, shared: Path) -> None
     assert [int(n) for n in re.findall(number, found[1], re.MULTILINE)] == list(held)
 
 
-def test_every_folder_of_numbers_is_read(shared: Path) -> None:
-    folders = {path.name for path in (shared / "golden").iterdir() if re.match("[A-Z]_", path.name)}
+def test_every_folder_of_numbers_is_read() -> None:
+    folders = {path.name for path in (TESTS / "golden" / "data").iterdir() if re.match("[A-Z]_", path.name)}
     assert folders == set(GOLDEN)
     for folder, files in GOLDEN.items():
         assert all(folder in (TESTS / file).read_text(encoding="utf-8") for file in files), folder
+
+
+def test_every_folder_of_the_reference_data_is_kept_or_to_come(shared: Path) -> None:
+    folders = {path.name for path in (shared / "golden").iterdir() if re.match("[A-Z]_", path.name)}
+    assert folders == set(GOLDEN) | set(TO_COME)
+    assert not set(GOLDEN) & set(TO_COME)
+
+
+def test_the_numbers_are_those_of_the_reference_data(shared: Path) -> None:
+    """Byte by byte; what ``golden/data`` holds beside them is told in its README."""
+    for folder in (*GOLDEN, "models", "inputs"):
+        kept = TESTS / "golden" / "data" / folder
+        for file in kept.rglob("*.*"):
+            if file.name != "rows.json":
+                assert file.read_bytes() == (shared / "golden" / folder / file.relative_to(kept)).read_bytes(), file

@@ -1,0 +1,116 @@
+"""zsRE token accuracy against the authors' released evaluation (kmeng01/memit at 80426fd), before and after edits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import pytest
+import torch
+from lm_eval import evaluate
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+
+from harness.exam.data import TASKS
+from harness.exam.token_tasks import Forced
+
+CASE = "H_zsre_eval"
+KINDS = ("rewrite", "paraphrase", "neighborhood")
+CASES = ("0", "1", "2", "8")
+SPACE = "\u0120"
+"""A lone space, as byte-level BPE writes it."""
+
+
+@pytest.fixture(scope="module")
+def folder(golden: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder whose zsRE file holds the four golden records."""
+    path = tmp_path_factory.mktemp("data") / "zsre" / "zsre_mend_train-1k.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps([record(row) for row in golden.json(f"{CASE}/inputs.json")["records"]]))
+    return path.parents[1]
+
+
+def record(row: dict[str, Any]) -> dict[str, Any]:
+    wanted = row["requested_rewrite"]
+    return {
+        "subject": wanted["subject"],
+        "src": wanted["prompt"].format(wanted["subject"]),
+        "rephrase": row["paraphrase_prompts"][0],
+        "alt": wanted["target_new"]["str"],
+        "answers": [wanted["target_new"]["str"]],
+        "loc": row["loc"],
+        "loc_ans": row["loc_ans"],
+    }
+
+
+def measure(lm: HFLM, folder: Path) -> dict[str, Forced]:
+    """The rating of every probe, by its id."""
+    manager = TaskManager(include_path=str(TASKS / "edits"), include_defaults=False, metadata={"data_dir": str(folder)})
+    loaded = manager.load(["zsre_probability"])
+    task = loaded["tasks"]["zsre_probability"]
+    task.bind(lm.tokenizer)
+    ratings: dict[str, Forced] = {}
+    score = task.config.process_results
+
+    def keep(doc: dict[str, Any], rated: list[Forced]) -> Any:
+        (ratings[doc["id"]],) = rated
+        return score(doc, rated)
+
+    task.config.process_results = keep
+    evaluate(lm, loaded, bootstrap_iters=0)
+    return ratings
+
+
+@contextmanager
+def edited(lm: HFLM, golden: Any, case: str) -> Iterator[None]:
+    """The model with the rank-one update of a record."""
+    weight, updates = lm.model.transformer.h[1].mlp.c_proj.weight, golden.tensors("A_rome_gpt2/expected.safetensors")
+    kept = weight.detach().clone()
+    with torch.no_grad():
+        weight += torch.outer(*(updates[f"fp32/mom2_true/{case}/{name}"] for name in ("u", "right_vector")))
+        yield
+        weight.copy_(kept)
+
+
+@pytest.fixture(scope="module")
+def states(golden: Any, folder: Path) -> dict[str, dict[str, Forced]]:
+    """What is measured before any edit, and under each record's own rank-one update."""
+    loaded = golden.lm("tiny-gpt2", "fp32")
+    lm = HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=8)
+    found = {"pre": measure(lm, folder)}
+    for case in CASES:
+        with edited(lm, golden, case):
+            found[case] = measure(lm, folder)
+    return found
+
+
+def test_tokens_that_are_right(states, golden):
+    """A space that is a token of its own, and the token behind it, are right together or wrong together here."""
+    told, tokenizer, right = golden.json(f"{CASE}/expected.json"), golden.lm("tiny-gpt2", "fp32").tokenizer, 0
+    given, lone = golden.json(f"{CASE}/inputs.json")["records"], 0
+    for state, ratings in states.items():
+        for row, theirs in enumerate(told["pre"] if state == "pre" else told["post_by_edited_case"][state]):
+            for kind in KINDS:
+                answer = record(given[row])["loc_ans" if kind == "neighborhood" else "alt"]
+                tokens = tokenizer.convert_ids_to_tokens(tokenizer(f" {answer}")["input_ids"])
+                rating, wanted = ratings[f"{row}/{kind}"], list(theirs[f"{kind}_prompts_correct"])
+                for at in [at for at, token in enumerate(tokens) if token == SPACE]:
+                    wanted[at : at + 2] = [all(wanted[at : at + 2])] * 2
+                    lone += 1
+                assert (rating.hits, rating.tokens) == (sum(wanted), len(tokens)), (state, row, kind)
+                right += rating.hits
+    assert right > 20
+    assert lone == 4 * len(states)
+
+
+@pytest.mark.parametrize("when", ["pre", "post"])
+@pytest.mark.parametrize("kind", ["rewrite", "paraphrase"])
+def test_summary_of_each_record_after_its_own_edit(states, golden, kind, when):
+    """Of the answers without a lone space."""
+    told = golden.json(f"{CASE}/expected.json")["summary_each_record_after_its_own_edit"][f"{when}_{kind}_acc"]
+    own = [states["pre" if when == "pre" else case][f"{i}/{kind}"] for i, case in enumerate(CASES)]
+    assert 100 * fmean(rating.hits / rating.tokens for rating in own) == pytest.approx(told[0], abs=0.01)
