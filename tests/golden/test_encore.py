@@ -53,7 +53,7 @@ def test_two_batches(golden, close, variant, precision):
         edits, stem = golden.edits(cases), f"{precision}/{variant}/batch{b}"
         few, layers = list(edits.values()), method.layers or ()
         with patched(lm, total):
-            values = optimise(lm, few, total.memory.contexts, method.objective(layers[-1]))
+            values = optimise(lm, few, total.memory.contexts, objective=method.objective(layers[-1]))
             change = method.edit(lm, few, total.memory)
         for i, case in enumerate(edits):
             close(values.value[i], theirs[f"{stem}/z.{case}"], rel, f"z of {case}")

@@ -69,7 +69,7 @@ def test_the_anchor(golden, precision):
     said, told = golden.json(f"{FOLDER}/inputs.json"), golden.json(f"{FOLDER}/expected.json")[precision]
     method = Memit(**value_settings(said["anchor_hparams"]), contexts=("{}",))
     lm, edits = golden.lm("tiny-gpt2", precision), list(golden.edits(said["anchor_requests"]).values())
-    values = optimise(lm, edits, ("{}",), method.objective(2))
+    values = optimise(lm, edits, ("{}",), objective=method.objective(2))
     norms = (values.written + values.delta).double().norm(dim=1).tolist()
     # Theirs descend on the mean of twelve losses: Adam divides that out, but for the 1e-8 beside its deviation.
     assert norms == pytest.approx(told["anchor_norms_of_all_12_requests"], rel=1e-4)
@@ -84,7 +84,7 @@ def test_values_of_the_first_batch(golden, close, precision, variant):
     wanted, lm = anchor(golden, precision, variant), golden.lm("tiny-gpt2", precision)
     method = replace(alphaedit(said, variant), v_anchor=wanted)
     edits, compared = golden.edits(said["batches"][0]), 0
-    values = optimise(lm, list(edits.values()), contexts(said), method.objective(2))
+    values = optimise(lm, list(edits.values()), contexts(said), objective=method.objective(2))
     for i, case in enumerate(edits):
         free = values.written[i] + values.delta[i]
         assert float(free.norm()) == pytest.approx(told[str(case)]["v_star_norm_orig"], rel=10 * REL[precision])
@@ -101,7 +101,7 @@ def check_batch(golden: Any, close: Any, precision: str, stem: str, method: Spre
     scaled, few = replace(method, v_anchor=wanted), list(edits.values())
     layers, known = method.layers or (), total.memory
     with patched(lm, total):
-        values = optimise(lm, few, known.inner.contexts, scaled.objective(layers[-1]))
+        values = optimise(lm, few, known.inner.contexts, objective=scaled.objective(layers[-1]))
         change = NormAnchorScaling(inner=method, anchor=wanted).edit(lm, few, known)
     for i, case in enumerate(edits):
         close(values.value[i], theirs[f"{stem}/z.{case}"], rel, f"z of {case}")

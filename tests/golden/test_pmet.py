@@ -53,7 +53,7 @@ def test_variant(golden, close, precision, variant):
     # Of the authors' run of this variant in float32 the numbers are 1.4e-3 away from those in float64.
     rel = 5e-3 if (variant, precision) == ("loss_layer2", "fp32") else REL[precision]
     few, layers, stem = list(edits.values()), pmet.layers or (), f"{precision}/{variant}"
-    values = optimise(lm, few, known.contexts, pmet.objective(layers[-1]))
+    values = optimise(lm, few, known.contexts, objective=pmet.objective(layers[-1]))
     for i, case in enumerate(edits):
         close(values.value[i], theirs[f"{stem}/z.{case}"], rel, f"z of {case}")
         if f"{stem}/z_losses.{case}" in theirs:
