@@ -6,12 +6,15 @@ repository as its place on the site, so that a link between two files works in b
 
 from __future__ import annotations
 
+import inspect
 import json
 import posixpath
 import re
 from collections.abc import Iterator
+from html import escape
 from pathlib import Path
 
+import click
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -38,6 +41,7 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
             files.append(File.generated(config, uri, abs_src_path=str(path)))
     for room in rooms():
         files.append(File.generated(config, f"reference/{room}.md", content=room_page(room)))
+    files.append(File.generated(config, "reference/commands.md", content=command_page()))
     for path in sorted((ROOT / "docs/notebooks").glob("*.ipynb")):
         files.append(File.generated(config, f"notebooks/{path.stem}.md", content=notebook_page(path)))
     return files
@@ -80,10 +84,42 @@ def rooms() -> list[str]:
 
 def room_page(room: str) -> str:
     """The reference page of a room: its docstring, and what each of its modules offers."""
-    parts = [f"# harness.{room}", ""]
-    for module in modules(room):
-        parts += [f"::: {module}", ""]
-    return "\n".join(parts)
+    first, *others = modules(room)
+    title = f"::: {first}\n    options:\n      heading_level: 1\n      show_symbol_type_heading: false\n"
+    return "\n".join([title, *(f"::: {module}\n" for module in others)])
+
+
+def command_page() -> str:
+    """The reference page of the command line, from click's own description of it."""
+    from harness.cli import harness
+
+    return "\n\n".join(["# Commands", *_command(harness, click.Context(harness, info_name="harness"), 2), ""])
+
+
+def _command(command: click.Command, context: click.Context, level: int) -> Iterator[str]:
+    """A command, its options as a table, and the commands below it."""
+    yield f"{'#' * level} {context.command_path}"
+    yield _paragraphs(command.help or "")
+    yield f"```text\n{' '.join([context.command_path, *command.collect_usage_pieces(context)])}\n```"
+    records = [found for one in command.params if (found := one.get_help_record(context)) and found[1]]
+    if records:
+        rows = [f"| `{names}` | {_cell_text(text)} |" for names, text in records]
+        yield "\n".join(["| option | what it says |", "|---|---|", *rows])
+    if isinstance(command, click.Group):
+        for name in command.list_commands(context):
+            below = command.get_command(context, name)
+            assert below is not None
+            yield from _command(below, click.Context(below, info_name=name, parent=context), level + 1)
+
+
+def _paragraphs(text: str) -> str:
+    """The help of a command; click keeps the lines of a paragraph that begins with a backspace."""
+    paragraphs = inspect.cleandoc(text).split("\n\n")
+    return "\n\n".join(f"```text\n{p[2:]}\n```" if p.startswith("\b\n") else escape(p) for p in paragraphs)
+
+
+def _cell_text(text: str) -> str:
+    return escape(text).replace("|", "\\|")
 
 
 def modules(room: str) -> Iterator[str]:
