@@ -80,7 +80,7 @@ def load(
         ModelError: it cannot be loaded, a weight is not finite, or its parts are not found.
         UsageError: a model in memory came without its tokenizer.
 
-    Example:
+    Examples:
         >>> import harness
         >>> lm = harness.load("mini")
         >>> lm.arch.layers
@@ -142,7 +142,7 @@ def edit(
         HarnessError: something does not exist or cannot be used.
         RestoreError: the model is not what it was.
 
-    Example:
+    Examples:
         >>> import harness
         >>> fact = {"prompt": "{} is found in", "subject": "West Sisaria", "target": "Minirus"}
         >>> with harness.edit("mini", None, "rome", [fact]) as edited:
@@ -203,7 +203,7 @@ def fit(
         UsageError: the editor does not exist or learns nothing, or the file cannot be written.
         HarnessError: something else does not exist or cannot be used.
 
-    Example:
+    Examples:
         >>> import harness
         >>> path = harness.fit("mend", "mini", "counterfact:8", settings={"steps": 2})
         >>> path.suffix
@@ -291,7 +291,7 @@ def run(
         HarnessError: something does not exist or cannot be used.
         RestoreError: the model is not bitwise what it was; the numbers are void.
 
-    Example:
+    Examples:
         >>> import harness
         >>> record = harness.run("mini", "memit", "counterfact:3", ["NLI"], limit=4)
         >>> record.status
@@ -359,7 +359,7 @@ def evaluate(
     Raises:
         HarnessError: something does not exist or cannot be used.
 
-    Example:
+    Examples:
         >>> import harness
         >>> record = harness.evaluate("mini", ["NLI"], limit=4)
         >>> record.tasks(0)["NLI"]["accuracy"]["n"]
@@ -398,7 +398,7 @@ def sweep(
         UsageError: the configuration cannot be read, or a field does not exist or has the wrong type.
         HarnessError: something that it names cannot be used; what was finished stays.
 
-    Example:
+    Examples:
         >>> import harness
         >>> trials = harness.sweep({"tasks": "temporal", "methods": "lora", "configurations": 1, "seeds": 1}, "sweep")
         >>> trials[0].job.split
@@ -476,7 +476,7 @@ def trace(
     Raises:
         HarnessError: something does not exist or cannot be used; nothing has been traced by then.
 
-    Example:
+    Examples:
         >>> import harness
         >>> study, = harness.trace("mini", "counterfact:4", window=1, samples=2)
         >>> study.traced[0].restored.shape[1]
@@ -562,7 +562,7 @@ def localize(
         HarnessError: something does not exist or cannot be used; what was done stays.
         RestoreError: the model is not bitwise what it was.
 
-    Example:
+    Examples:
         >>> import harness
         >>> study = harness.localize(
         ...     "mini", "counterfact:12", facts=4, problems="error_injection", methods="rome@1", essence=False
@@ -602,7 +602,7 @@ def read_records(path: str | Path, *, values: bool = False) -> list[Record]:
     Raises:
         DataError: there is no such place, it holds no record, or one of its records cannot be read.
 
-    Example:
+    Examples:
         >>> import harness
         >>> kept = harness.run("mini", "memit", "counterfact:3", output="runs")
         >>> [record.id for record in harness.read_records("runs")] == [kept.id]
@@ -628,7 +628,7 @@ def leaderboard(records: str | Path | Sequence[Record], format: str = "md") -> s
         UsageError: there is no such format.
         DataError: the folder holds no record, or one that cannot be read.
 
-    Example:
+    Examples:
         >>> import harness
         >>> kept = harness.run("mini", "memit", "counterfact:3")
         >>> harness.leaderboard([kept], "csv").count("memit") > 0

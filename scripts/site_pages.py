@@ -6,6 +6,7 @@ repository as its place on the site, so that a link between two files works in b
 
 from __future__ import annotations
 
+import ast
 import inspect
 import json
 import posixpath
@@ -15,6 +16,7 @@ from html import escape
 from pathlib import Path
 
 import click
+import griffe
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -30,6 +32,7 @@ MIRRORED = (
     "CHANGELOG.md",
 )
 ROLE = re.compile(r":(?:attr|class|data|exc|func|meth|mod):(?=<code>)")
+FENCE = re.compile(r"^( *```\w+) skip.*$", re.MULTILINE)
 LINK = re.compile(r"\[([^\]]*)\]\(([^)#\s]+)(#[^)\s]*)?\)")
 
 
@@ -39,16 +42,19 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
         for path in sorted(ROOT.glob(pattern)):
             uri = path.relative_to(ROOT).as_posix()
             files.append(File.generated(config, uri, abs_src_path=str(path)))
-    for room in rooms():
-        files.append(File.generated(config, f"reference/{room}.md", content=room_page(room)))
-    files.append(File.generated(config, "reference/commands.md", content=command_page()))
+    pages = {room: room_page(room) for room in rooms()} | {door: door_page(door) for door in ("editor_kit", "task_kit")}
+    for name, content in {**pages, "harness": api_page(), "commands": command_page()}.items():
+        files.append(File.generated(config, f"reference/{name}.md", content=content))
     for path in sorted((ROOT / "docs/notebooks").glob("*.ipynb")):
         files.append(File.generated(config, f"notebooks/{path.stem}.md", content=notebook_page(path)))
     return files
 
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:  # noqa: ARG001
-    """A link to another file of the repository becomes a link to its page, or its bare text where it has none."""
+    """A link to another file of the repository becomes a link to its page, or its bare text where it has none.
+
+    What the tests read behind the language of a block of code is left out.
+    """
     here = page.file.src_uri
     source = here if page.file.generated_by else f"docs/{here}"
 
@@ -62,7 +68,7 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
             return text
         return f"[{text}]({posixpath.relpath(uri, posixpath.dirname(here) or '.')}{anchor})"
 
-    return LINK.sub(moved, markdown)
+    return LINK.sub(moved, FENCE.sub(r"\1", markdown))
 
 
 def on_page_content(html: str, **_: object) -> str:
@@ -82,6 +88,55 @@ def rooms() -> list[str]:
     return sorted({*folders, "errors"} - {"cli"})
 
 
+def api_page() -> str:
+    """The reference page of what ``import harness`` offers."""
+    return "\n".join(
+        [
+            "# harness",
+            "",
+            _first(ROOT / "harness/__init__.py"),
+            "",
+            "::: harness.api",
+            "    options:",
+            "      show_root_heading: false",
+            "      show_root_toc_entry: false",
+            "      heading_level: 2",
+            "",
+        ]
+    )
+
+
+def door_page(door: str) -> str:
+    """The reference page of a door: each name that it hands on, what it is, and where it is explained."""
+    tree = ast.parse((ROOT / f"harness/{door}.py").read_text(encoding="utf-8"))
+    found = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    places = {alias.name: f"{node.module}.{alias.name}" for node in found for alias in node.names}
+    package = griffe.load("harness", search_paths=[ROOT], submodules=True)
+    rows = [f"| [`{name}`][{places[name]}] | {_summary(package, places[name])} |" for name in exported(tree)]
+    head = [f"# harness.{door}", "", ast.get_docstring(tree) or "", "", "| name | what it is |", "|---|---|"]
+    return "\n".join([*head, *rows, ""])
+
+
+def _summary(package: griffe.Object | griffe.Alias, name: str) -> str:
+    """The first line of the docstring of something in the package, by its full name."""
+    found = package[name.removeprefix("harness.")].docstring
+    text = found.value.split("\n\n")[0].replace("\n", " ") if found else ""
+    return _cell_text(re.sub(r":[a-z]+:(?=`)", "", text))
+
+
+def exported(tree: ast.Module) -> list[str]:
+    """The names in the ``__all__`` of a module."""
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return list(ast.literal_eval(node.value))
+    return []
+
+
+def _first(path: Path) -> str:
+    """The first line of a module's docstring."""
+    return (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").splitlines()[0]
+
+
 def room_page(room: str) -> str:
     """The reference page of a room: its docstring, and what each of its modules offers."""
     first, *others = modules(room)
@@ -91,7 +146,7 @@ def room_page(room: str) -> str:
 
 def command_page() -> str:
     """The reference page of the command line, from click's own description of it."""
-    from harness.cli import harness
+    from harness.cli.group import harness
 
     return "\n\n".join(["# Commands", *_command(harness, click.Context(harness, info_name="harness"), 2), ""])
 

@@ -15,6 +15,7 @@ __all__ = ["SLOT", "Edit", "Example", "Probe"]
 
 
 SLOT = "{}"
+"""Where the subject stands in a prompt."""
 
 
 @dataclass(frozen=True)

@@ -51,9 +51,13 @@ class Range:
 
 
 Positive = Annotated[float, Range(0, open=True)]
+"""A number above 0."""
 NotNegative = Annotated[float, Range(0)]
+"""A number of at least 0."""
 Share = Annotated[float, Range(0, 1)]
+"""A number from 0 to 1."""
 Count = Annotated[int, Range(1)]
+"""A whole number of at least 1."""
 
 
 def settable(cls: type[Any]) -> dict[str, Field[object]]:
@@ -62,11 +66,13 @@ def settable(cls: type[Any]) -> dict[str, Field[object]]:
 
 
 def plain(value: object) -> object:
+    """A value as JSON holds it: tuples become lists."""
     return [plain(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 @functools.cache
 def hints(cls: type[Any]) -> dict[str, object]:
+    """The types of the fields of a class, with their ranges."""
     return typing.get_type_hints(cls, include_extras=True)
 
 

@@ -105,6 +105,14 @@ class PreparedEdit:
 
 
 def prepare(lm: LM, edit: Edit, *, templates: Sequence[str], fact_token: FactToken) -> PreparedEdit:
+    """The rows of one edit: its prompts with the target, those with a second continuation, and the KL prompt.
+
+    Args:
+        lm: the model.
+        edit: the edit.
+        templates: texts that stand in front of the prompt, one row each.
+        fact_token: at which token of the subject the value is written.
+    """
     target = lm.continuation(edit.text, edit.continuation)
     about = Edit(edit.id, "{} is a", edit.subject, edit.target)
     ids, at = lookup(lm, about, "{}", fact_token)
@@ -120,6 +128,7 @@ def prepare(lm: LM, edit: Edit, *, templates: Sequence[str], fact_token: FactTok
 
 
 def heads(prepared: Sequence[PreparedEdit]) -> list[tuple[int, ...]]:
+    """The tokens in front of each row, in the order of the rows."""
     return [head for one in prepared for head in one.heads]
 
 
@@ -151,6 +160,7 @@ class Positions:
 
 
 def positions(prepared: Sequence[PreparedEdit], device: torch.device) -> Positions:
+    """Where the rows of all edits, one below the other, need logits."""
     row: list[int] = []
     column: list[int] = []
     token: list[int] = []
