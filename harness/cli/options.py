@@ -80,6 +80,7 @@ __all__ = [
     "WINDOW",
     "WORKERS",
     "Option",
+    "TableFormat",
     "taken",
 ]
 
@@ -206,6 +207,21 @@ def _options(cls: type[object]) -> dict[str, Option]:
     return {name: get_args(hint)[1] for name, hint in get_type_hints(cls, include_extras=True).items()}
 
 
+class TableFormat(click.Choice[str]):
+    """One of the formats of tables, which are looked up when they are asked for."""
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """Their names."""
+        from harness.reports.registry import format_names
+
+        return tuple(format_names())
+
+    @choices.setter
+    def choices(self, given: object) -> None:
+        """Click sets them in its constructor, which is too early."""
+
+
 MODEL = Option("--model", "A shipped model, a folder, or a Hub repository.", otherwise="mini")
 EDITOR = Option("--editor", "The method, or path/to/file.py.", otherwise="none")
 TASKS = Option("--tasks", "Tasks and groups, separated by commas; lm-eval's own too.")
@@ -241,7 +257,7 @@ NO_SAVE_EDITS = Option("--no-save-edits", "Do not keep the edits that were made 
 FRESH = Option("--fresh", "Start anew where an earlier run of the same plan was stopped.", flag=True)
 TO = Option("--to", "The folder of the checkpoint.", PATH, parameter="folder", required=True)
 
-FORMAT = Option("--format", kind=click.Choice(["md", "csv", "latex", "html"]), default="md", parameter="form")
+FORMAT = Option("--format", kind=TableFormat([]), default="md", parameter="form")
 BASELINE = Option("--baseline", "A record, or a folder of records.", PATH, required=True)
 ONLY = Option("--only", "A pattern of record names, for example '*--memit--*'.", default="*")
 TOLERANCE = Option("--tolerance", "Largest difference of a value that still counts as equal.", float)

@@ -12,9 +12,8 @@ from harness.cli import options as opt
 from harness.cli import terminal
 
 if TYPE_CHECKING:
-    from harness.reports.terminal_tables import Moved
+    from harness.reports.regressions import Moved
     from harness.runs.record import Record
-    from harness.studies.sweeps.cells import Format
 
 __all__ = ["check", "compare", "leaderboard", "plot", "show"]
 
@@ -23,21 +22,15 @@ __all__ = ["check", "compare", "leaderboard", "plot", "show"]
 @click.argument("folder", type=opt.PATH)
 @opt.FORMAT
 @opt.OUTPUT.but(help="Write to a file instead of the terminal.")
-def leaderboard(folder: Path, form: Format, output: Path | None) -> None:
+def leaderboard(folder: Path, form: str, output: Path | None) -> None:
     """Make a table of the records in FOLDER: a row for each editor, a column for each task; of a sweep the paper's.
 
     Records of a sweep (`harness sweep`) are read from FOLDER, its `runs`, or the `runs` of its folders.
     """
+    from harness import api
     from harness.io import files
-    from harness.reports import terminal_tables
-    from harness.runs.record_file import read_records, record_paths
-    from harness.studies.sweeps import swept, trial
 
-    trials = trial.read_all(folder)
-    parts = [swept.tables(trials, form)] if trials else []
-    if not trials or record_paths(folder):
-        parts.insert(0, terminal_tables.leaderboard(read_records(folder, values=True), form))
-    text = "\n".join(parts)
+    text = api.leaderboard(folder, form)
     if output is None:
         click.echo(text, nl=False)
     else:
@@ -57,7 +50,7 @@ def plot(paths: Sequence[Path], output: Path) -> None:
     if trials:
         sweptplot.draw(trials, output)
     else:
-        curves.draw([kept for path in paths for kept in read_records(path, values=True)], output)
+        curves.draw_curves([kept for path in paths for kept in read_records(path, values=True)], output)
     terminal.say_where("figure:", output)
 
 
@@ -68,7 +61,7 @@ def show(path: Path) -> None:
     from harness.reports import terminal_tables
     from harness.runs.record_file import read_record
 
-    terminal.show(terminal_tables.show(read_record(path)))
+    terminal.show(terminal_tables.record_table(read_record(path)))
 
 
 @click.command()
@@ -79,7 +72,7 @@ def compare(first: Path, second: Path) -> None:
     from harness.reports import terminal_tables
     from harness.runs.record_file import read_record
 
-    terminal.show(terminal_tables.compare(read_record(first, values=True), read_record(second, values=True)))
+    terminal.show(terminal_tables.comparison_table(read_record(first, values=True), read_record(second, values=True)))
 
 
 @click.command()
@@ -136,7 +129,7 @@ def _repeated(known: Sequence[Record], device: str | None, rows: int) -> Iterato
 
 def _compared(kept: Record, again: Record, tolerance: float | None) -> Sequence[Moved]:
     """What moved from a record to its repetition, said in one line."""
-    from harness.reports.terminal_tables import regressions
+    from harness.reports.regressions import regressions
     from harness.runs.record import record_name
 
     moved = regressions(kept, again) if tolerance is None else regressions(kept, again, tolerance)

@@ -16,12 +16,11 @@ if TYPE_CHECKING:
     from harness.studies.causal.tracing import TracePlan
     from harness.studies.localization.localize import Grid, Study
     from harness.studies.remedi.benching import BenchPlan
-    from harness.studies.sweeps.cells import Format
 
 __all__ = ["BenchOptions", "LocalizeOptions", "TraceOptions", "bench", "localize", "sweep", "trace", "trace_plot"]
 
 
-_TABLES: Mapping[str, Format] = {"TABLES.md": "md", "tables.tex": "latex"}
+_TABLES: Mapping[str, str] = {"TABLES.md": "md", "tables.tex": "latex"}
 """The files in which a sweep leaves its tables."""
 
 
@@ -228,8 +227,8 @@ def _say_fits(kept: Study) -> None:
 @opt.OUTPUT.but(help="Folder of the records and tables.", default=Path("sweep"))
 @opt.ADDRESS
 @opt.WORKERS
-@opt.FORMAT.but(kind=click.Choice(["md", "latex"]))
-def sweep(path: Path, output: Path, address: str | None, workers: int, form: Format) -> None:
+@opt.FORMAT
+def sweep(path: Path, output: Path, address: str | None, workers: int, form: str) -> None:
     """Draw configurations, choose on the validation pairs, train anew on the test pairs, and print the tables.
 
     PATH is a YAML file; README.md shows one. What has a record in the output folder is never run again.

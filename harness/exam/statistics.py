@@ -38,10 +38,12 @@ __all__ = [
     "harmonic_difference",
     "holm",
     "mcnemar",
+    "significant",
     "wilson",
 ]
 
 CONFIDENCE = 0.95
+ALPHA = 0.05  # a constant of its own: 1 - 0.95 is a little more, and p values of a bootstrap can be exactly 0.05
 POWER = 0.80
 RESAMPLES = 2000
 _BLOCK = 4_000_000  # resampling weights held at once: bounds the memory to some tens of MiB
@@ -100,9 +102,20 @@ class Difference:
     @property
     def significant(self) -> bool:
         """Whether both the test and the interval exclude zero."""
-        if self.p is None or self.low is None or self.high is None:
-            return False
-        return self.p < 1 - CONFIDENCE and not self.low <= 0 <= self.high
+        return significant(self.p, self.low, self.high)
+
+
+def significant(p: float | None, low: float | None, high: float | None) -> bool:
+    """Whether a difference is to be called one; every table that marks differences asks here.
+
+    Args:
+        p: its p value; None where there was no test.
+        low: the lower end of its interval; None where there is none.
+        high: the upper end.
+    """
+    if p is None or low is None or high is None:
+        return False
+    return p < ALPHA and not low <= 0 <= high
 
 
 def aggregate(items: Iterable[float | Sequence[object]]) -> float:

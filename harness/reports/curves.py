@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from harness.errors import DataError, UsageError
 from harness.exam.neutral_text import NAME
 from harness.io.files import write_whole
-from harness.reports.leaderboard import EDIT_METRICS
+from harness.reports.cells import EDIT_METRICS
 from harness.reports.seeds import pool
 from harness.runs.record import Record
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["COLOURS", "FORMATS", "MARKERS", "curves", "draw", "save"]
+__all__ = ["COLOURS", "FORMATS", "MARKERS", "curves", "draw_curves", "save"]
 
 FORMATS = (".png", ".svg", ".pdf")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -90,7 +90,7 @@ def _place(panel: Panel) -> tuple[int, int, str]:
     return (2 if task == NAME else 1, 0, task.lower())
 
 
-def draw(records: Sequence[Record], path: Path) -> None:
+def draw_curves(records: Sequence[Record], path: Path) -> None:
     """Draw the curves of some records into a file.
 
     Raises:

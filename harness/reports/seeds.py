@@ -1,6 +1,7 @@
-"""Several runs that differ in their seed alone, as one: what each document contributes is averaged over the runs.
+"""Several runs that differ in their seed alone, as one, and how far the order of editors depends on the seed.
 
-Intervals and tests then speak of documents, under these seeds; how far the seeds lie apart stands beside each value.
+What each document contributes is averaged over the runs.  Intervals and tests then speak of documents, under these
+seeds; how far the seeds lie apart stands beside each value.
 """
 
 from __future__ import annotations
@@ -15,11 +16,38 @@ from typing import Any
 
 from harness.exam.numbers import summarise
 from harness.exam.statistics import Ratio, Values
+from harness.reports.cells import BoardRow, MeasuredSection
+from harness.reports.table import MISSING
 from harness.runs.record import Record, identity
 
-__all__ = ["Stability", "pool", "stability"]
+__all__ = ["Stability", "order_notes", "pool", "stability"]
 
 Json = dict[str, Any]
+
+
+# --- the order of editors over seeds ----------------------------------------------------------------------------------
+
+
+def order_notes(section: MeasuredSection) -> list[str]:
+    """How stable the order of the editors is over seeds, in words; nothing where fewer than two share two seeds."""
+    groups: dict[tuple[int, ...], list[BoardRow]] = {}
+    for row in section.rows:
+        if row.record and row.record.plan.get("seeds"):
+            groups.setdefault(tuple(row.record.plan["seeds"]), []).append(row)
+    return [_order_note(seeds, rows, section) for seeds, rows in groups.items() if len(rows) > 1]
+
+
+def _order_note(seeds: Sequence[int], rows: Sequence[BoardRow], section: MeasuredSection) -> str:
+    found = []
+    for place, (metric, label) in enumerate(zip(section.metrics, section.labels, strict=True)):
+        known = {row.label.partition(" (")[0]: (row.cells[place].measure or {}).get("each") for row in rows}
+        each: dict[str, list[float]] = {editor: values for editor, values in known.items() if values}
+        if metric.higher_is_better is not None and len(each) == len(rows):
+            found.append((label, stability(each, metric.higher_is_better)))
+    taus = ", ".join(f"{label} {MISSING if one.tau is None else f'{one.tau:.2f}'}" for label, one in found)
+    steps = "; ".join(f"{a} ahead of {b} in {count}" for a, b, count in found[0][1].steps) if found else ""
+    says = f" By {found[0][0]}, of {len(seeds)} seeds: {steps}." if found else ""
+    return f"Order of {len(rows)} editors under seeds {', '.join(map(str, seeds))}, Kendall's tau: {taus}.{says}"
 
 
 @dataclass(frozen=True)
@@ -60,6 +88,9 @@ def stability(each: Mapping[str, Sequence[float]], higher_is_better: bool) -> St
     ahead = [sum(sign * a > sign * b for a, b in zip(each[x], each[y], strict=True)) for x, y in pairwise(order)]
     steps = tuple((x, y, count) for (x, y), count in zip(pairwise(order), ahead, strict=True))
     return Stability(None if any(map(math.isnan, taus)) else statistics.fmean(taus), min(seeds), steps)
+
+
+# --- runs that differ in their seed alone -----------------------------------------------------------------------------
 
 
 def pool(records: Sequence[Record]) -> list[Record]:

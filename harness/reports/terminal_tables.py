@@ -1,6 +1,6 @@
-"""Records to what a person reads in a terminal: the table of a run, a record in full, a comparison, a regression check.
+"""Records to what a person reads in a terminal: the table of a run, a record in full, a comparison, what moved.
 
-Nothing here prints: every function returns something that a rich console renders, or plain values.
+Nothing here prints: every function returns something that a rich console renders.
 """
 
 from __future__ import annotations
@@ -15,16 +15,18 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.exam.statistics import holm
-from harness.reports.leaderboard import EDIT_METRICS, MISSING, brackets, leaderboard, number, pair_difference, signed
+from harness.reports.cells import EDIT_METRICS, brackets, number, signed, significant_change
+from harness.reports.comparison import pair_difference
+from harness.reports.regressions import Moved
+from harness.reports.table import MISSING
 from harness.runs.record import Record, record_name
 
-__all__ = ["Moved", "compare", "leaderboard", "moved_table", "regressions", "run_table", "show"]
+__all__ = ["comparison_table", "moved_table", "record_table", "run_table"]
 
 Json = dict[str, Any]
 
 EXAM = (*EDIT_METRICS, "generation_exact_match", "paraphrase_exact_match", "generation_entropy", "reference_score")
 """What the table of a run shows of an edit set, in this order."""
-ALPHA = 0.05
 _WIDE = 100  # columns of a terminal
 _STYLES = {True: "green", False: "red", None: "yellow"}
 _LEGEND = (
@@ -138,7 +140,7 @@ def _cells(before: Json | None, after: Json | None) -> list[Text]:
 
 
 def _fewer(cells: list[Text]) -> list[Text]:
-    """Without the documents and the detectable change, which the record and ``show`` have."""
+    """Without the documents and the detectable change, which the record and its table have."""
     verdict = cells[-1]
     short = Text("none", style=verdict.style) if verdict.plain.startswith("none") else verdict
     return [*cells[1:-1], short]
@@ -156,7 +158,7 @@ def _verdict(change: Mapping[str, Any], higher_is_better: bool | None) -> Text:
         return Text()
     if change.get("interval") is None:  # one document, or all of them change alike: nothing says how sure that is
         return Text("no test", style="dim")
-    if not _significant(change, change.get("p")):
+    if not significant_change(change):
         return Text(_none(change), style="dim")
     return _direction(change["value"], higher_is_better)
 
@@ -171,11 +173,6 @@ def _direction(value: float, higher_is_better: bool | None) -> Text:
     better = None if higher_is_better is None else up == higher_is_better
     words = {True: "better", False: "worse", None: "higher" if up else "lower"}
     return Text(f"{'▲' if up else '▼'} {words[better]}", style=_STYLES[better])
-
-
-def _significant(change: Mapping[str, Any], p: float | None) -> bool:
-    limits = change.get("interval")
-    return p is not None and p < ALPHA and limits is not None and not limits[0] <= 0 <= limits[1]
 
 
 def _retention(record: Record, counts: Sequence[int]) -> Table:
@@ -194,7 +191,7 @@ def _point(measure: Json | None) -> str:
     if measure is None:
         return MISSING
     change = measure.get("difference") or {}
-    return number(measure["value"]) + ("*" if _significant(change, change.get("p")) else "")
+    return number(measure["value"]) + ("*" if significant_change(change) else "")
 
 
 def _remarks(record: Record, last: int) -> Iterator[str]:
@@ -214,7 +211,7 @@ def _remarks(record: Record, last: int) -> Iterator[str]:
 # --- a record in full -------------------------------------------------------------------------------------------------
 
 
-def show(record: Record) -> RenderableType:
+def record_table(record: Record) -> RenderableType:
     """Everything that a record holds: who, what, all metrics, weights, data, cost."""
     parts = [_facts(record), Text(), _results(record, everything=True)]
     for table in (_delta_table(record), _data_table(record), _cost_table(record)):
@@ -292,11 +289,16 @@ def _cost_table(record: Record) -> Table:
 # --- two records ------------------------------------------------------------------------------------------------------
 
 
-def compare(a: Record, b: Record, seed: int = 0) -> RenderableType:
+def comparison_table(a: Record, b: Record, seed: int = 0) -> RenderableType:
     """B minus A on every task and metric that both have, paired by document.
 
     The p values are adjusted for the number of comparisons (Holm).  Without per-document values in both records
     (``read(path, values=True)``) the differences have no interval.
+
+    Args:
+        a: a record; what is compared is its last number of edits.
+        b: another one.
+        seed: of the bootstrap.
     """
     last = _last(a), _last(b)
     rows = list(_comparisons(a, b, last, seed))
@@ -336,7 +338,7 @@ def _comparisons(a: Record, b: Record, last: tuple[int, int], seed: int) -> Iter
     for task in (task for task in _tasks(a, last[0]) if task in first and task in second):
         for metric in (metric for metric in first[task] if metric in second[task]):
             x, y = first[task][metric], second[task][metric]
-            paired = pair_difference((a, last[0]), (b, last[1]), task, metric, seed)
+            paired = pair_difference((a, last[0]), (b, last[1]), task, metric, seed=seed)
             yield task, metric, x, y, _plain_difference(x, y) if paired is None else _as_json(paired)
 
 
@@ -352,10 +354,10 @@ def _as_json(change: Any) -> Json:
 
 
 def _comparison(first: Json, second: Json, change: Json, p: float | None) -> list[Text]:
-    significant = p is not None and _significant(change, p)
+    significant = p is not None and significant_change(change, p)
     verdict = _direction(change["value"], first.get("higher_is_better")) if significant else Text()
     if p is not None and not significant:
-        alone = _significant(change, change["p"])
+        alone = significant_change(change)
         verdict = Text("none (adjusted)" if alone else _none(change), style="dim")
     return [
         Text(str(change["n"] or MISSING), style="dim"),
@@ -374,54 +376,6 @@ def _unpaired(a: Record, b: Record) -> list[Text]:
 
 
 # --- the regression check ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Moved:
-    """A number that left its tolerance.  ``what``: ``value``, ``n``, or ``missing``."""
-
-    edits: int
-    task: str
-    metric: str
-    what: str
-    before: float | None
-    after: float | None
-    allowed: float = 0.0
-
-
-def regressions(baseline: Record, new: Record, tolerance: float = 1e-3, documents: float = 1.0) -> list[Moved]:
-    """What moved from a committed record to a new one of the same plan, in either direction.
-
-    A value may move by ``tolerance`` (relative where it is above 1: rounding differs between machines) and by what
-    ``documents`` of its documents, or clusters, can move a mean of shares: a near tie may fall the other way.  The
-    number of documents that count may move by as many.  A number may not go missing, and one that was may not appear.
-    """
-    moved: list[Moved] = []
-    for point in baseline.points:
-        edits = int(point["edits"])
-        for task, measures in point["tasks"].items():
-            found = new.tasks(edits).get(task, {})
-            for metric, before in measures.items():
-                moved += _moved(
-                    Moved(edits, task, metric, "value", None, None), before, found.get(metric), tolerance, documents
-                )
-    return moved
-
-
-def _moved(at: Moved, before: Json, after: Json | None, tolerance: float, documents: float) -> list[Moved]:
-    old, value = before["value"], None if after is None else after["value"]
-    if (old is None) != (value is None) or after is None:
-        return [Moved(at.edits, at.task, at.metric, "missing", old, value)]
-    out = []
-    if abs(before["n"] - after["n"]) > documents:
-        out.append(Moved(at.edits, at.task, at.metric, "n", before["n"], after["n"], documents))
-    if old is not None and value is not None:
-        units = before.get("clusters") or before["n"]
-        allowed = tolerance * max(1.0, abs(old)) + (documents / units if units else 0.0)
-        # The last digit of a sum may differ: exactly one document must not fail by 1e-17.
-        if abs(value - old) > allowed + 1e-12:
-            out.append(Moved(at.edits, at.task, at.metric, "value", old, value, allowed))
-    return out
 
 
 def moved_table(moved: Mapping[str, Sequence[Moved]]) -> RenderableType:

@@ -29,7 +29,8 @@ from harness.exam.statistics import Estimate, Ratio, estimate
 from harness.io.files import packed, require_writable, text, unpacked, values_path, write_whole
 from harness.models.lm import LM, load
 from harness.patches.delta import double
-from harness.reports.leaderboard import MISSING, brackets, number
+from harness.reports.cells import brackets, number
+from harness.reports.table import MISSING
 from harness.runs.record import identity
 from harness.runs.versions import versions
 from harness.studies.causal.facts import Fact, Skipped, read

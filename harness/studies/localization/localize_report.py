@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING
 from harness.errors import DataError
 from harness.io.files import write_whole
 from harness.reports.curves import save
+from harness.reports.registry import find_format
+from harness.reports.table import Column, Data, Page, Section, Table, words
+from harness.reports.table import Row as TableRow
 from harness.studies.causal.trace import concentrated
 from harness.studies.localization.localize import KINDS, SCORES, Study, required
 from harness.studies.localization.regression import Correlation, Fit, regress
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["METRICS", "PAPER", "VIEWS", "Row", "View", "draw", "few_layers", "markdown", "rows_of", "tex", "write"]
+__all__ = ["METRICS", "PAPER", "VIEWS", "Row", "View", "draw", "few_layers", "localize_page", "rows_of", "write"]
 
 METRICS = ("rewrite", "paraphrase", "neighborhood", "essence", "overall", "overall_essence", "overall_harmonic")
 """What is explained. ``overall`` is the mean of the first three, as published; ``overall_essence`` of all four."""
@@ -115,6 +118,7 @@ class View:
     concentrated: bool = False
 
 
+_KEPT = ("md", "latex")  # a page to read, and one to publish
 _MAIN = ("rewrite", "overall")
 VIEWS = (
     View("all", "", METRICS),
@@ -260,12 +264,12 @@ def _like(method: str) -> str:
 
 
 def _head(published: bool) -> list[str]:
-    head = ["problem", "method", "R2 layer", "R2 trace", "R2 both", "difference", "p", "facts"]
+    head = ["problem", "method", "R² layer", "R² trace", "R² both", "difference", "p", "facts"]
     return [*head, "paper, GPT-J (layer / trace / both / difference / p)"] if published else head
 
 
-def _tables(rows: Sequence[Row], published: bool) -> Iterator[tuple[str, list[str], list[list[str]]]]:
-    """Title, head and body of each table: what explains each score, then errors and correlations."""
+def _sections(rows: Sequence[Row], published: bool) -> Iterator[Section]:
+    """A table each: what explains each score, then errors and correlations."""
     able = [row for row in rows if row.fit.reason is None]
     for view in VIEWS:
         for metric in view.metrics:
@@ -273,18 +277,24 @@ def _tables(rows: Sequence[Row], published: bool) -> Iterator[tuple[str, list[st
             if mine:
                 beside = published and any(map(_published, mine))
                 body = [[row.problem, row.method, *_cells(row, beside)] for row in mine]
-                yield f"{_TITLES[metric]}: what explains it{_of(view)}", _head(beside), body
+                yield _section(f"{_TITLES[metric]}: what explains it{_of(view)}", _head(beside), body, left=2)
     main = [row for row in able if row.view == VIEWS[0] and row.metric in _MAIN]
     if main:
         head = ["problem", "method", "score", "RMSE layer", "RMSE trace", "MAE layer", "MAE trace"]
         body = [[r.problem, r.method, r.metric, *map(_number, (*(r.fit.rmse or ()), *(r.fit.mae or ())))] for r in main]
-        yield "Errors of the two models", head, body
+        yield _section("Errors of the two models", head, body, left=3)
     for view in VIEWS:
         mine = [row for row in able if row.view == view and row.metric in (*_MAIN, "magnitude")]
         if mine:
             head = ["problem", "method", "score", *(f"layer {c.layer}" for c in mine[0].fit.correlations)]
             body = [[r.problem, r.method, r.metric, *map(_correlation, r.fit.correlations)] for r in mine]
-            yield f"Correlation within a layer (Pearson's r, its p){_of(view)}", head, body
+            yield _section(f"Correlation within a layer (Pearson's r, its p){_of(view)}", head, body, left=3)
+
+
+def _section(title: str, head: Sequence[str], body: Sequence[Sequence[str]], *, left: int) -> Section:
+    """One table, whose first so many columns hold words."""
+    columns = tuple(Column((text,), left=place < left) for place, text in enumerate(head))
+    return Section(title, (Table("", columns, tuple(TableRow(words(cells)) for cells in body)),))
 
 
 def _of(view: View) -> str:
@@ -295,27 +305,38 @@ def _correlation(found: Correlation) -> str:
     return "-" if found.r is None else f"{found.r:.2f} ({_p(found.p)})"
 
 
-def markdown(study: Study, rows: Sequence[Row], published: bool = False) -> str:
-    """All tables as a page of Markdown, with what was left out."""
-    parts = [_introduction(study)]
-    for title, head, body in _tables(rows, published):
-        lines = ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *body)]
-        parts += [f"## {title}", "\n".join(lines)]
+def localize_page(study: Study, rows: Sequence[Row], published: bool = False) -> Page:
+    """All tables, with what was left out.
+
+    Args:
+        study: the study.
+        rows: its regressions.
+        published: whether the paper's numbers stand beside.
+    """
     without = sorted(
         {f"{r.metric} of {r.problem}, {r.method}{_of(r.view)}: {r.fit.reason}" for r in rows if r.fit.reason}
     )
-    if without:
-        parts.append("Without numbers: " + "; ".join(without) + ".")
-    return "\n\n".join(parts) + "\n"
+    notes = (f"Without numbers: {'; '.join(without)}.",) if without else ()
+    title = f"{study.model.get('name')}: does tracing tell where to edit?"
+    return Page(title, tuple(_introduction(study)), tuple(_sections(rows, published)), notes, _data(rows))
 
 
-def _introduction(study: Study) -> str:
+def _data(rows: Sequence[Row]) -> Data:
+    fields = ("facts_of", "metric", "problem", "method", "r2_layer", "r2_trace", "r2_both", "difference", "p", "facts")
+    fits = ((row, row.fit) for row in rows)
+    values = (
+        (r.view.name, r.metric, r.problem, r.method, f.r2_layer, f.r2_trace, f.r2_both, f.difference, f.p, r.facts)
+        for r, f in fits
+    )
+    return Data(fields, tuple(values))
+
+
+def _introduction(study: Study) -> list[str]:
     plan, known = study.plan, sum(effect is not None for effect in study.facts.values())
     lines = [
-        f"# {study.model.get('name')}: does tracing tell where to edit?",
         f"{known} facts of {plan['edits']} that the model knows, edited at layers "
         f"{', '.join(map(str, study.model.get('edited', [])))}; tracing with a window of {plan['trace']['window']}. A "
-        "method is an editor and the number of layers that it edits together. R2 of the layer alone (categorical), of "
+        "method is an editor and the number of layers that it edits together. R² of the layer alone (categorical), of "
         "the tracing effect of that layer alone, of both with their interaction; p of the F-test of both against the "
         "layer alone.",
         f"The tracing effect of {len(_concentrated(study))} facts is concentrated: besides the layer of the greatest, "
@@ -328,28 +349,8 @@ def _introduction(study: Study) -> str:
     if left:
         lines.append("Left out: " + "; ".join(left) + ".")
     if not study.complete:
-        lines.append("**The study is not complete**: what stands here is of the methods that are done at every layer.")
-    return "\n\n".join(lines)
-
-
-def tex(rows: Sequence[Row], published: bool = False) -> str:
-    """All tables in LaTeX (booktabs)."""
-    parts = []
-    for title, head, body in _tables(rows, published):
-        layout = "ll" + "r" * (len(head) - 2)
-        lines = [r"\begin{table}", r"\centering", rf"\caption{{{_escaped(title)}}}", rf"\begin{{tabular}}{{{layout}}}"]
-        lines += [r"\toprule", _line(head), r"\midrule", *map(_line, body), r"\bottomrule", r"\end{tabular}"]
-        parts.append("\n".join([*lines, r"\end{table}"]))
-    return "\n\n".join(parts) + "\n"
-
-
-def _line(cells: Sequence[str]) -> str:
-    return " & ".join(_escaped(cell) for cell in cells) + r" \\"
-
-
-def _escaped(text: str) -> str:
-    plain = text.replace("_", r"\_").replace("R2", "$R^2$").replace("%", r"\%")
-    return plain.replace("<1e-4", "$<10^{-4}$")
+        lines.append("The study is not complete: what stands here is of the methods that are done at every layer.")
+    return lines
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------
@@ -453,10 +454,9 @@ def write(study: Study, published: bool = False) -> list[Path]:
         DataError, UsageError: as :func:`rows_of` and :func:`draw`.
     """
     rows, folder = rows_of(study), study.path.parent
-    pages = {".md": markdown(study, rows, published), ".tex": tex(rows, published)}
-    made = []
-    for ending, text in pages.items():
-        path = folder / f"{_stem(study)}{ending}"
-        write_whole(path, text.encode())
+    page, made = localize_page(study, rows, published), []
+    for form in map(find_format, _KEPT):
+        path = folder / f"{_stem(study)}{form.ending}"
+        write_whole(path, form.write([page]).encode())
         made.append(path)
     return [*made, *draw(study, folder)]

@@ -32,7 +32,8 @@ from harness.exam.text_metrics import vectorizer
 from harness.io.files import require_writable, text, write_whole
 from harness.models.lm import LM, load
 from harness.patches.patch import Patch
-from harness.reports.leaderboard import MISSING, brackets, number, signed
+from harness.reports.cells import brackets, number, signed
+from harness.reports.table import MISSING
 from harness.runs.record import identity
 from harness.runs.versions import versions
 from harness.studies.remedi.bench import (

@@ -1,23 +1,22 @@
 """Tables of what methods reach inside a ball: a row for each task, a column for each method, and averages.
 
 A cell is one method on one task of one model inside one ball. The numbers may come from a sweep of this harness or from
-the published result files (:mod:`harness.studies.sweeps.published`); they are aggregated and printed alike.
+the published result files (:mod:`harness.studies.sweeps.published`); they are aggregated and shown alike.
 """
 
 from __future__ import annotations
 
-import csv
-import html
-import io
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Cell", "Format", "Quantity", "average", "averages", "find", "render", "table"]
+from harness.reports.table import Cell as Shown
+from harness.reports.table import Column, Row, Table
+
+__all__ = ["Cell", "Quantity", "average", "averages", "find", "heading", "model_tables"]
 
 Quantity = Literal["change", "hard_negative", "success"]
-Format = Literal["md", "latex", "csv", "html"]
 _DASH = "-"
 
 
@@ -77,33 +76,36 @@ def find(cells: Iterable[Cell], model: str, task: str, method: str, tolerance: f
     return next((c for c in cells if (c.model, c.task, c.method, c.tolerance) == wanted), None)
 
 
-def table(cells: Sequence[Cell], quantity: Quantity = "change", kind: Format = "md") -> str:
+def model_tables(cells: Sequence[Cell], quantity: Quantity = "change") -> tuple[Table, ...]:
     """The cells of each model as a table: tasks and their average down, balls and their methods across.
 
     Args:
         cells: the cells.
         quantity: the change in success with its standard error, the change of hard negatives, or the success rate.
-        kind: Markdown, LaTeX (booktabs), CSV or HTML.
     """
     models = list(dict.fromkeys(cell.model for cell in cells))
-    return "\n".join(_one([c for c in cells if c.model == model], model, quantity, kind) for model in models)
+    return tuple(_one([c for c in cells if c.model == model], model, quantity) for model in models)
 
 
-def _one(cells: Sequence[Cell], model: str, quantity: Quantity, kind: Format) -> str:
+def _one(cells: Sequence[Cell], model: str, quantity: Quantity) -> Table:
     tasks = list(dict.fromkeys(cell.task for cell in cells))
     columns = sorted({(c.tolerance or 0.0, c.method) for c in cells}, key=lambda key: (-key[0], key[1]))
-    head = ["task", "unedited", *(f"{method} {tolerance:g}" for tolerance, method in columns)]
-    body, starts = [], []
+    rows, starts = [], []
     for task in tasks:
         mine = [find(cells, model, task, method, tolerance or None) for tolerance, method in columns]
         starts.append(_start(mine, quantity))
-        body.append([task, _number(starts[-1], signed=False), *(_shown(cell, quantity) for cell in mine)])
+        rows.append(Row((Shown(task), _mean([starts[-1]]), *(_shown(cell, quantity) for cell in mine))))
     last = [_mean(starts)]
     for tolerance, method in columns:
         found = [find(cells, model, task, method, tolerance or None) for task in tasks]
         last.append(_mean([_value(cell, quantity) for cell in found], signed=quantity != "success"))
-    rows = [*body, ["average", *last]]
-    return render(model, head, rows, kind)
+    heads = heading("task", "unedited", *(f"{method} {tolerance:g}" for tolerance, method in columns))
+    return Table(model, heads, (*rows, Row((Shown("average"), *last), "total")))
+
+
+def heading(first: str, *others: str) -> tuple[Column, ...]:
+    """The heads of a table whose first column holds words and whose others hold numbers."""
+    return (Column((first,), left=True), *(Column((text,)) for text in others))
 
 
 def _value(cell: Cell | None, quantity: Quantity) -> float | None:
@@ -123,64 +125,23 @@ def _start(cells: Sequence[Cell | None], quantity: Quantity) -> float | None:
     return average([value for cell in cells if (value := _start_value(cell, quantity)) is not None])
 
 
-def _shown(cell: Cell | None, quantity: Quantity) -> str:
+def _shown(cell: Cell | None, quantity: Quantity) -> Shown:
     """A value, its standard error, and how many of the repetitions lay in the ball where not all did."""
-    text = _number(_value(cell, quantity), signed=quantity != "success")
+    value = _value(cell, quantity)
+    text = _number(value, signed=quantity != "success")
     if cell is None or text == _DASH:
-        return _DASH if cell is None or cell.of is None else f"{_DASH} ({cell.runs}/{cell.of})"
+        return Shown(_DASH if cell is None or cell.of is None else f"{_DASH} ({cell.runs}/{cell.of})")
     if quantity == "change" and cell.error is not None:
         text += f" ± {cell.error:.1f}"
-    return f"{text} ({cell.runs}/{cell.of})" if cell.of is not None and cell.runs != cell.of else text
+    return Shown(f"{text} ({cell.runs}/{cell.of})" if cell.of is not None and cell.runs != cell.of else text, value)
 
 
-def _mean(values: Sequence[float | None], signed: bool = False) -> str:
-    return _number(average(values), signed)
+def _mean(values: Sequence[float | None], signed: bool = False) -> Shown:
+    value = average(values)
+    return Shown(_number(value, signed), value)
 
 
 def _number(value: float | None, signed: bool) -> str:
     if value is None or math.isnan(value):
         return _DASH
     return f"{value:+.1f}" if signed else f"{value:.1f}"
-
-
-def render(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], kind: Format = "md") -> str:
-    """A table as text.
-
-    Args:
-        title: what stands above it; CSV has none.
-        head: the names of the columns.
-        rows: the rows; the last one sums the others up.
-        kind: Markdown, LaTeX (booktabs), CSV or HTML.
-    """
-    return {"md": _markdown, "latex": _latex, "csv": _csv, "html": _html}[kind](title, head, rows)
-
-
-def _csv(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:  # noqa: ARG001
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([head, *rows])
-    return text.getvalue()
-
-
-def _html(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    def line(tag: str, texts: Sequence[str]) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in texts) + "</tr>"
-
-    body = [line("td", row) for row in rows]
-    return "\n".join([f"<h3>{html.escape(title)}</h3>", "<table>", line("th", head), *body, "</table>", ""])
-
-
-def _markdown(model: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [f"### {model}", "", "| " + " | ".join(head) + " |", "|---|" + "--:|" * (len(head) - 1)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
-
-
-def _latex(model: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    def line(cells: Sequence[str]) -> str:
-        escaped = (cell.replace("_", r"\_").replace("±", r"$\pm$") for cell in cells)
-        return " & ".join(escaped) + r" \\"
-
-    begin = r"\begin{tabular}{l" + "r" * (len(head) - 1) + "}"
-    body = [*(line(row) for row in rows[:-1]), r"\midrule", line(rows[-1])]
-    return "\n".join(
-        [f"% {model}", begin, r"\toprule", line(head), r"\midrule", *body, r"\bottomrule", r"\end{tabular}", ""]
-    )

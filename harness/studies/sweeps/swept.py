@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import get_args
 
 from harness.exam.canonical import SETS
+from harness.reports.registry import find_format
+from harness.reports.table import Data, Page, Row, Section, Table, words
 from harness.studies.sweeps.ball import TOLERANCES, Rule, change, choose, inside, mean_change, report
-from harness.studies.sweeps.cells import Cell, Format, Quantity, render, table
+from harness.studies.sweeps.cells import Cell, Quantity, heading, model_tables
 from harness.studies.sweeps.trial import Trial
 
-__all__ = ["RULES", "best_anywhere", "cells", "chosen", "groups", "states", "tables", "winner"]
+__all__ = ["RULES", "best_anywhere", "cells", "chosen", "groups", "states", "sweep_page", "tables", "winner"]
 
 RULES: tuple[Rule, ...] = get_args(Rule)
 
@@ -30,6 +32,11 @@ CellKey = tuple[str, str, str]
 _TITLES: tuple[tuple[Quantity, str], ...] = (
     ("change", "Change in success, percentage points"),
     ("hard_negative", "Hard negatives, nats"),
+)
+_TITLE = "Model editing with canonical examples"
+_LEGEND = (
+    "A row is a task, a column a method and the tolerance of its ball; ± is the standard error over repetitions, (1/2) "
+    "says that one of two lay in the ball.",
 )
 _REFUSED = "Epochs inside the ball, of all that were trained on the validation pair; best change with no ball"
 
@@ -147,25 +154,30 @@ def best_anywhere(trials: Sequence[Trial]) -> float:
     return max(100 * (one.log[0].failure - epoch.failure) for one in trials for epoch in one.log)
 
 
-def _refused(trials: Sequence[Trial], balls: Sequence[float], kind: Format) -> str:
+def _refused(trials: Sequence[Trial], balls: Sequence[float]) -> tuple[Table, ...]:
     """One table a model."""
     found = {key: [one for one in some if one.job.split == "val"] for key, some in groups(trials).items()}
-    parts = []
+    tables = []
     for model in dict.fromkeys(key[0] for key in found):
         mine = {key[1:]: some for key, some in found.items() if key[0] == model and some}
         methods = sorted({method for _, method in mine})
-        head = ["task", *(f"{method} {x:g}" for x in balls for method in methods), *(f"{m} best" for m in methods)]
-        rows = [
-            [task, *_inside(mine, [task], methods, balls), *_bests(mine, [task], methods)]
-            for task in dict.fromkeys(task for task, _ in mine)
-        ]
-        tasks = [row[0] for row in rows]
-        rows.append(["all", *_inside(mine, tasks, methods, balls), *_bests(mine, tasks, methods)])
-        parts.append(render(model, head, rows, kind))
-    return "\n".join(parts)
+        tasks = list(dict.fromkeys(task for task, _ in mine))
+        heads = heading(
+            "task", *(f"{method} {ball:g}" for ball in balls for method in methods), *(f"{m} best" for m in methods)
+        )
+        rows = [_refused_row(task, mine, [task], methods, balls) for task in tasks]
+        total = _refused_row("all", mine, tasks, methods, balls)
+        tables.append(Table(model, heads, (*rows, Row(total.cells, "total"))))
+    return tuple(tables)
 
 
 Trained = Mapping[tuple[str, str], Sequence[Trial]]
+
+
+def _refused_row(
+    label: str, found: Trained, tasks: Sequence[str], methods: Sequence[str], balls: Sequence[float]
+) -> Row:
+    return Row(words([label, *_inside(found, tasks, methods, balls), *_bests(found, tasks, methods)]))
 
 
 def _inside(found: Trained, tasks: Sequence[str], methods: Sequence[str], balls: Sequence[float]) -> list[str]:
@@ -186,34 +198,28 @@ def _of(found: Trained, tasks: Sequence[str], method: str) -> list[Trial]:
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 
-def tables(trials: Sequence[Trial], kind: Format = "md", balls: Sequence[float] = TOLERANCES) -> str:
-    """The paper's tables: change in success and hard negatives under both rules, and what the balls refuse.
+def tables(trials: Sequence[Trial], kind: str = "md", balls: Sequence[float] = TOLERANCES) -> str:
+    """The paper's tables in a format.
 
     Args:
         trials: trainings on both pairs, of one or several sweeps.
-        kind: ``md``, ``latex``, ``html``; ``csv`` has one row for each cell and rule.
+        kind: a format, such as ``md`` or ``latex``; those that a machine reads have a row for each cell and rule.
         balls: tolerances.
+
+    Raises:
+        UsageError: there is no such format.
     """
-    if kind == "csv":
-        return _csv(trials, balls)
-    parts = []
-    for rule in RULES:
-        found = cells(trials, rule, balls)
-        for quantity, title in _TITLES:
-            parts += [_heading(f"{title} ({rule})", kind), table(found, quantity, kind)]
-    parts += [_heading(_REFUSED, kind), _refused(trials, balls, kind)]
-    return "\n".join(parts)
+    return find_format(kind).write([sweep_page(trials, balls)])
 
 
-def _heading(text: str, kind: Format) -> str:
-    return {"md": f"## {text}\n", "latex": f"% {text}", "html": f"<h2>{text}</h2>"}.get(kind, text)
-
-
-def _csv(trials: Sequence[Trial], balls: Sequence[float]) -> str:
-    head = ["rule", *(f.name for f in fields(Cell))]
-    rows = [
-        [rule, *("" if value is None else str(value) for value in asdict(cell).values())]
+def sweep_page(trials: Sequence[Trial], balls: Sequence[float] = TOLERANCES) -> Page:
+    """The paper's tables: change in success and hard negatives under both rules, and what the balls refuse."""
+    found = {rule: cells(trials, rule, balls) for rule in RULES}
+    sections = [
+        Section(f"{title} ({rule})", model_tables(found[rule], quantity))
         for rule in RULES
-        for cell in cells(trials, rule, balls)
+        for quantity, title in _TITLES
     ]
-    return render("", head, rows, "csv")
+    rows = [(rule, *asdict(cell).values()) for rule in RULES for cell in found[rule]]
+    data = Data(("rule", *(f.name for f in fields(Cell))), tuple(rows))
+    return Page(_TITLE, _LEGEND, (*sections, Section(_REFUSED, _refused(trials, balls))), data=data)

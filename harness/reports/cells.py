@@ -1,0 +1,236 @@
+"""Measures of records to the cells, rows, sections and notes of a leaderboard, and numbers to words."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from harness.exam.statistics import significant
+from harness.reports.table import MISSING, Cell, Column, Row, Verdict, words
+from harness.runs.record import Record
+
+__all__ = [
+    "EDIT_METRICS",
+    "LEGEND",
+    "VARIANTS",
+    "BoardRow",
+    "Measured",
+    "MeasuredSection",
+    "Metric",
+    "brackets",
+    "number",
+    "shown_metrics",
+    "shown_row",
+    "signed",
+    "significant_change",
+    "variant",
+    "verdict",
+]
+
+Json = dict[str, Any]
+
+EDIT_METRICS = ("score", "efficacy", "paraphrase", "neighborhood", "locality_accuracy", "locality_agreement")
+"""What stands for an edit set: the score S, and what it is made of.  A task with an efficacy is an edit set."""
+LEGEND = (
+    "Each cell: the value, and edited minus unedited on the same documents with its 95 % interval; "
+    "the unedited row: the value with its own 95 % interval.",
+    "Bold: significantly better than the second best of the column, paired by document.",
+    "Tables are told apart by what makes numbers incomparable: the model, the edits, how they were made, how many.",
+    "Several seeds: the mean over runs that differ in the seed alone; intervals are over documents under these seeds, "
+    "sd is the standard deviation over the seeds, the largest of the row's headline metrics.",
+    "Seconds and peak memory are those of the whole run, measuring included.",
+)
+VARIANTS = "@: columns of one task that were measured on other documents or with another prompt."
+COST = (("seconds",), ("peak", "MiB"))
+
+
+# --- numbers in words -------------------------------------------------------------------------------------------------
+
+
+def number(value: float | None) -> str:
+    """A value with as many decimals as it deserves; a dash where there is none."""
+    if value is None:
+        return MISSING
+    size = abs(value)
+    return f"{value:.{3 if size < 10 else 2 if size < 100 else 1}f}"
+
+
+def signed(value: float | None) -> str:
+    """A difference with its sign; a difference that rounds to zero has none."""
+    text = number(value)
+    if value is None:
+        return text
+    return text.removeprefix("-") if float(text) == 0 else text if value < 0 else f"+{text}"
+
+
+def brackets(interval: Sequence[float] | None, sign: bool = False) -> str:
+    """An interval as ``[low, high]``; nothing where there is none."""
+    return "" if interval is None else f"[{', '.join((signed if sign else number)(limit) for limit in interval)}]"
+
+
+# --- what is marked ---------------------------------------------------------------------------------------------------
+
+
+def significant_change(difference: Mapping[str, Any], p: float | None = None) -> bool:
+    """Whether a difference, as it stands in a record, is significant.  All that any table marks is decided here.
+
+    Args:
+        difference: its ``interval`` and its ``p``.
+        p: what takes the place of its own p value, such as one adjusted for many comparisons.
+    """
+    low, high = difference.get("interval") or (None, None)
+    return significant(difference.get("p") if p is None else p, low, high)
+
+
+def verdict(difference: Mapping[str, Any], higher_is_better: bool | None) -> Verdict | None:
+    """Which way a difference went, where it is significant and the metric has a better direction."""
+    if higher_is_better is None or not significant_change(difference):
+        return None
+    return "better" if (difference["value"] > 0) == higher_is_better else "worse"
+
+
+# --- the parts of a leaderboard ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric of one task, measured in one way: what may stand in one column.
+
+    Attributes:
+        task: the task.
+        metric: its metric.
+        variant: a hash of the documents and prompts; what differs in it is not comparable.
+        higher_is_better: its direction; None where it has none.
+    """
+
+    task: str
+    metric: str
+    variant: str
+    higher_is_better: bool | None
+
+
+@dataclass
+class Measured:
+    """What a record has of a metric, or the reason why it has nothing; ``best`` as in a cell of a table."""
+
+    measure: Json | None
+    reason: str | None = None
+    best: bool = False
+
+    @property
+    def value(self) -> float | None:
+        """The value of the metric."""
+        return None if self.measure is None else self.measure["value"]
+
+
+@dataclass
+class BoardRow:
+    """A record after so many edits; without a record, the unedited model."""
+
+    label: str
+    cells: list[Measured]
+    record: Record | None = None
+    edits: int = 0
+
+    @property
+    def seconds(self) -> float | None:
+        """The whole run, all phases."""
+        costs = [float(phase["seconds"]) for phase in self.record.cost] if self.record else []
+        return sum(costs) if costs else None
+
+    @property
+    def memory(self) -> float | None:
+        """The peak over all phases, in MiB."""
+        peaks = [phase.get("peak_memory_mib") for phase in self.record.cost] if self.record else []
+        known = [float(peak) for peak in peaks if peak is not None]
+        return max(known) if known else None
+
+
+@dataclass
+class MeasuredSection:
+    """Rows that may be compared with one another.
+
+    Attributes:
+        protocol: what they have in common.
+        metrics: the columns.
+        rows: the unedited model, then the editors, best first.
+    """
+
+    protocol: Json
+    metrics: list[Metric]
+    rows: list[BoardRow] = field(default_factory=list)
+
+    @property
+    def title(self) -> str:
+        """What all rows of the table have in common, in words."""
+        p = self.protocol
+        batch = f", {p['batch_size']} at a time" if p["batch_size"] else ""
+        limit = f"at most {p['limit']} documents a task" if p["limit"] else ""
+        rows = f"{p['edits']} edit{'s' if p['edits'] != 1 else ''} of {p['edit_set']}"
+        parts = [p["model"], rows, f"{p['mode']}{batch}", p["dtype"], f"data: {p['data']}", limit]
+        return " · ".join(str(part) for part in parts if part)
+
+    @property
+    def labels(self) -> list[str]:
+        """A heading for every column: the task, with the metric, and with the variant where there are several."""
+        plain = [f"{m.task} {m.metric}" for m in self.metrics]
+        return [
+            f"{text}{f' @{m.variant}' if plain.count(text) > 1 else ''}"
+            for m, text in zip(self.metrics, plain, strict=True)
+        ]
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """The heads: the editor, the metrics with their directions, the cost."""
+        arrows = {True: " ↑", False: " ↓", None: ""}
+        heads = [f"{label}{arrows[m.higher_is_better]}" for label, m in zip(self.labels, self.metrics, strict=True)]
+        return (
+            Column(("editor",), left=True),
+            *(Column(tuple(head.split(" ", 1))) for head in heads),
+            *(Column(lines) for lines in COST),
+        )
+
+
+def shown_metrics(record: Record, task: str, measures: Mapping[str, Json]) -> list[str]:
+    """The metrics of a task that a leaderboard shows: those of edits, or its headline."""
+    wanted = EDIT_METRICS if "efficacy" in measures else (record.headlines.get(task, ""),)
+    return [metric for metric in wanted if metric in measures]
+
+
+def variant(record: Record, task: str) -> str:
+    """A hash of the documents and the prompts that a task, or the members of a group, were measured with."""
+    prompts = {k: v for k, v in record.templates.items() if k == task or k.startswith(f"{task}_")}
+    what = [(record.data.get(task) or {}).get("sha256"), prompts]
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:6]
+
+
+# --- what is shown of them --------------------------------------------------------------------------------------------
+
+
+def shown_row(row: BoardRow, metrics: Sequence[Metric]) -> Row:
+    """A row of the leaderboard as the row of a table."""
+    cells = [_cell(cell, metric.higher_is_better) for cell, metric in zip(row.cells, metrics, strict=True)]
+    seconds = "" if row.seconds is None else f"{row.seconds:.1f}"
+    memory = "" if row.memory is None else f"{row.memory:.0f}"
+    return Row((*words([row.label]), *cells, *words([seconds, memory])), "base" if row.record is None else "plain")
+
+
+def _cell(cell: Measured, higher_is_better: bool | None) -> Cell:
+    if cell.reason is not None:
+        return Cell(MISSING, note=cell.reason)
+    way = verdict((cell.measure or {}).get("difference") or {}, higher_is_better)
+    return Cell(number(cell.value), cell.value, _below(cell.measure or {}), cell.best, way)
+
+
+def _below(measure: Mapping[str, Any]) -> tuple[str, ...]:
+    """The difference and its interval, or the interval of an unedited value."""
+    difference = measure.get("difference")
+    if difference is None:
+        parts = [brackets(measure.get("interval"))]
+    else:
+        value = difference["value"]
+        parts = ["" if value is None else signed(value), brackets(difference["interval"], sign=True)]
+    return tuple(part for part in parts if part)
