@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -619,7 +619,7 @@ def leaderboard(records: str | Path | Sequence[Record], format: str = "md") -> s
     Args:
         records: records, or the folder that holds them; those of a sweep are read from the folder, its ``runs``, or
             the ``runs`` of its folders.
-        format: ``md``, ``csv``, ``latex`` or ``html``.
+        format: ``md``, ``csv``, ``html``, ``json`` or ``latex``.
 
     Returns:
         The text of the table.
@@ -634,18 +634,19 @@ def leaderboard(records: str | Path | Sequence[Record], format: str = "md") -> s
         >>> harness.leaderboard([kept], "csv").count("memit") > 0
         True
     """
-    from harness.reports import leaderboard as reports
+    from harness.reports.leaderboard import leaderboard_page
+    from harness.reports.registry import find_format
     from harness.runs import record_file
     from harness.studies.sweeps import swept, trial
-    from harness.studies.sweeps.cells import Format
 
+    form = find_format(format)
     if not isinstance(records, str | Path):
-        return reports.leaderboard(list(records), format)
+        return form.write([leaderboard_page(records)])
     trials = trial.read_all(Path(records))
-    parts = [swept.tables(trials, cast("Format", format))] if trials else []
+    pages = [swept.sweep_page(trials)] if trials else []
     if not trials or record_file.record_paths(records):
-        parts.insert(0, reports.leaderboard(record_file.read_records(records, values=True), format))
-    return "\n".join(parts)
+        pages.insert(0, leaderboard_page(record_file.read_records(records, values=True)))
+    return form.write(pages)
 
 
 # --- what the functions share -----------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 from harness.exam.numbers import summarise
 from harness.exam.statistics import Ratio
@@ -129,3 +130,31 @@ def write(folder: Path, made: Record) -> Path:
     """The record on disk, as a run leaves it."""
     with RecordWriter(folder, made) as writer:
         return writer.complete()
+
+
+def fixed(editor: str, value: float, change: float, right: int = 0, **edits: Any) -> Record:
+    """A record of literal numbers: one edit metric, one task."""
+    measure = {"n": 100, "reason": None, "higher_is_better": True, "difference": None}
+    base = measure | {"value": 0.3, "interval": [0.2, 0.4]}
+    changed = {"value": change, "interval": sorted([change / 2, change * 1.5]), "p": 0.01, "n": 100, "detectable": 0.1}
+    after = measure | {"value": value, "interval": [value - 0.1, value + 0.1], "difference": changed | {"reason": None}}
+    points = [
+        {"edits": count, "tasks": {"counterfact": {"efficacy": dict(m)}, "NLI": {"accuracy": dict(m)}}}
+        for count, m in ((0, base), (50, after))
+    ]
+    outcomes = {str(i): Ratio(float(i < right)) for i in range(100)}
+    return Record(
+        id=f"{editor:0<16}",
+        plan={"mode": "batch", "limit": 100, "data_dir": "mini"},
+        status="complete",
+        model={"name": "mini_x", "sha256": "m", "dtype": "float32"},
+        editor={"name": editor},
+        edits={"dataset": "counterfact", "count": 50, "sha256": "e"} | edits,
+        headlines={"NLI": "accuracy", "counterfact": "efficacy"},
+        points=points,
+        cost=[
+            {"phase": "edit", "seconds": 1.25, "peak_memory_mib": 100.0},
+            {"phase": "NLI", "seconds": 2.5, "peak_memory_mib": None},
+        ],
+        values={50: {"counterfact": {"efficacy": outcomes}, "NLI": {"accuracy": outcomes}}},
+    )

@@ -351,7 +351,9 @@ def test_mistakes_about_records(harness: Callable[..., Any], records: dict[str, 
     assert_told(harness("leaderboard", tmp_path / "empty"), "empty: holds no record")
     assert_told(harness("check", "--baseline", tmp_path / "empty"), "empty: holds no record")
     assert_told(harness("check"), "Missing option '--baseline'")
-    assert_told(harness("leaderboard", records["weak"].parent, "--format", "pdf"), "'pdf' is not one of 'md', 'csv'")
+    assert_told(
+        harness("leaderboard", records["weak"].parent, "--format", "pdf"), "'pdf' is not one of 'csv', 'html', 'json'"
+    )
     target = tmp_path / "nowhere" / "board.md"
     assert_told(harness("leaderboard", records["weak"].parent, "--output", target), "board.md: cannot be written")
 

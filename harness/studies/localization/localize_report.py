@@ -234,7 +234,11 @@ def few_layers(layers: int) -> int:
 
 
 def _number(value: float | None, digits: int = 3) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
+    if value is None:
+        return "-"
+    # Of what explains nothing, rounding decides the sign.
+    text = f"{value:.{digits}f}"
+    return text.removeprefix("-") if float(text) == 0 else text
 
 
 def _p(value: float | None) -> str:

@@ -53,7 +53,7 @@ def test_a_record_without_a_curve_is_told() -> None:
 @pytest.mark.parametrize("ending", [".png", ".svg"])
 def test_the_same_records_give_the_same_file(tmp_path: Path, ending: str) -> None:
     for name in ("a", "b"):
-        curves.draw(runs(), tmp_path / f"{name}{ending}")
+        curves.draw_curves(runs(), tmp_path / f"{name}{ending}")
     first, second = ((tmp_path / f"{name}{ending}").read_bytes() for name in ("a", "b"))
     assert first == second
     assert len(first) > 10_000
@@ -87,7 +87,7 @@ def test_bands_are_the_intervals_and_panels_show_what_there_was_before_the_first
 
 
 def test_the_unedited_model_beside_others_has_a_point_and_no_line(tmp_path: Path) -> None:
-    curves.draw([*runs(), record("none", 0.5, mode="batch", counts=(0,))], tmp_path / "curves.svg")
+    curves.draw_curves([*runs(), record("none", 0.5, mode="batch", counts=(0,))], tmp_path / "curves.svg")
     assert (tmp_path / "curves.svg").stat().st_size > 10_000
 
 
@@ -101,6 +101,6 @@ def test_what_is_no_share_is_drawn_where_it_is() -> None:
 
 def test_a_file_that_is_no_figure_is_told(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"'\.gif' is no format of figures"):
-        curves.draw(runs(), tmp_path / "curves.gif")
+        curves.draw_curves(runs(), tmp_path / "curves.gif")
     with pytest.raises(UsageError, match="cannot be written"):
-        curves.draw(runs(), tmp_path / "none" / "curves.png")
+        curves.draw_curves(runs(), tmp_path / "none" / "curves.png")

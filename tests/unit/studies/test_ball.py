@@ -7,8 +7,10 @@ import math
 import pytest
 
 from harness.errors import DataError
+from harness.reports.registry import find_format
+from harness.reports.table import Page, Section
 from harness.studies.sweeps.ball import TOLERANCES, Epoch, change, choose, cutoff, inside, mean_change, report
-from harness.studies.sweeps.cells import Cell, average, averages, find, table
+from harness.studies.sweeps.cells import Cell, Quantity, average, averages, find, model_tables
 
 VALIDATION = [Epoch(3.0, 0.90), Epoch(3.0002, 0.85), Epoch(3.0010, 0.70), Epoch(3.00025, 0.80)]
 TEST = [Epoch(3.0, 0.92), Epoch(3.0001, 0.88), Epoch(3.0001, 0.80), Epoch(3.002, 0.50)]
@@ -94,20 +96,24 @@ def test_the_average_of_a_method_needs_a_value_of_every_task() -> None:
     assert find(CELLS, "m", "a", "lora", 1e-4) is None
 
 
+def written(quantity: Quantity = "change", kind: str = "md") -> str:
+    return find_format(kind).write([Page("sweep", (), (Section("cells", model_tables(CELLS, quantity)),))])
+
+
 def test_a_table_shows_errors_and_how_many_runs_lay_in_the_ball() -> None:
-    assert table(CELLS) == (
+    assert written().partition("## cells\n\n")[2] == (
         "### m\n\n"
-        "| task | unedited | full 0.001 | lora 0.001 |\n|---|--:|--:|--:|\n"
+        "| task | unedited | full 0.001 | lora 0.001 |\n| :-- | --: | --: | --: |\n"
         "| a | 10.0 | +5.0 ± 0.2 | +2.0 ± 0.0 (2/5) |\n"
-        "| b_c | 20.0 | +3.0 ± 0.5 | - (0/5) |\n"
+        "| b\\_c | 20.0 | +3.0 ± 0.5 | - (0/5) |\n"
         "| average | 15.0 | +4.0 | - |\n"
     )
-    assert "| b_c | 6.0 | +0.3 | - (0/5) |" in table(CELLS, "hard_negative")
-    assert "| a | 10.0 | 15.0 | 12.0 (2/5) |" in table(CELLS, "success")
+    assert r"| b\_c | 6.0 | +0.3 | - (0/5) |" in written("hard_negative")
+    assert "| a | 10.0 | 15.0 | 12.0 (2/5) |" in written("success")
 
 
 def test_a_latex_table_is_one_that_latex_reads() -> None:
-    text = table(CELLS, kind="latex")
+    text = written(kind="latex")
     assert text.count(r"\begin{tabular}{lrrr}") == text.count(r"\end{tabular}") == 1
-    assert r"b\_c & 20.0 & +3.0 $\pm$ 0.5 & - (0/5) \\" in text
+    assert r"b\_c & $20.0$ & $+3.0 \pm 0.5$ & $- (0/5)$ \\" in text
     assert text.index(r"\midrule" + "\naverage") > 0

@@ -18,10 +18,11 @@ from harness.errors import DataError, UsageError
 from harness.exam.tasks import read_examples
 from harness.models.lm import load
 from harness.patches.patch import patched
+from harness.reports.registry import find_format
 from harness.studies.causal.trace import TraceSettings, trace
 from harness.studies.localization import localize as study
 from harness.studies.localization.localize import Grid, Method, Study, localize, open_study, required
-from harness.studies.localization.localize_report import PAPER, VIEWS, few_layers, markdown, rows_of, tex, write
+from harness.studies.localization.localize_report import PAPER, VIEWS, Row, few_layers, localize_page, rows_of, write
 from harness.studies.localization.problems import ProblemSettings, log_probabilities
 from harness.studies.localization.regression import regress
 from harness.studies.localization.success import neighborhood_score, rewrite_score
@@ -284,20 +285,24 @@ def made_up(folder: Path) -> Study:
     return Study(folder / "localize--mini--1.json.gz", plan, model, facts, skipped={"wrong": 2}, blocks=blocks)
 
 
+def written(made: Study, rows: list[Row], kind: str = "md") -> str:
+    return find_format(kind).write([localize_page(made, rows, published=True)])
+
+
 def test_tables_say_what_the_regression_found(tmp_path: Path) -> None:
     made = made_up(tmp_path)
     rows = rows_of(made)
-    page = markdown(made, rows, published=True)
+    page = written(made, rows)
     mine = next(row for row in rows if (row.metric, row.problem) == ("rewrite", "fact_erasure"))
     assert mine.fit.r2_both == pytest.approx(1.0)
     assert mine.fit.r2_layer is not None and mine.fit.r2_layer < 1
-    line = next(line for line in page.splitlines() if line.startswith("| fact_erasure | ft_l@5"))
+    line = next(line for line in page.splitlines() if line.startswith(r"| fact\_erasure | ft\_l@5"))
     assert line.split(" | ")[2:4] == [f"{mine.fit.r2_layer:.3f}", f"{mine.fit.r2_trace:.3f}"]
-    assert line.endswith("| 8 | .698 / .025 / .700 / .002 / <1e-4 |")
+    assert line.endswith("| 8 | .698 / .025 / .700 / .002 / \\<1e-4 |")
     assert "2 facts: wrong" in page
     assert "The study is not complete" in page
-    assert "neighborhood of error_injection, ft_l@5: the score is the same for every edit" in page
-    latex = tex(rows)
+    assert r"neighborhood of error\_injection, ft\_l@5: the score is the same for every edit" in page
+    latex = written(made, rows, "latex")
     assert latex.count(r"\begin{tabular}") == page.count("\n## ")
     assert r"fact\_erasure & ft\_l@5 & " in latex
 
@@ -362,16 +367,16 @@ def test_subsets_and_other_effects_are_least_squares_by_hand(tmp_path: Path) -> 
 def test_subsets_and_other_effects_have_tables(tmp_path: Path) -> None:
     made = random_study(tmp_path)
     rows = rows_of(made)
-    page = markdown(made, rows, published=True)
+    page = written(made, rows)
     heads = [line for line in page.splitlines() if line.startswith("## ")]
     for view in VIEWS[1:]:
-        assert sum(head.endswith(f"; {view.title}") for head in heads) == len(view.metrics) + 1
+        assert sum(head.endswith(f"; {view.title}".replace("*", r"\*")) for head in heads) == len(view.metrics) + 1
     narrow = next(row for row in rows if row.view.name == "concentrated" and row.metric == "rewrite")
     assert f"The tracing effect of {narrow.facts} facts is concentrated" in page
     assert f"| {narrow.facts} | .927 / .02 / .929 / .002 / - |" in page
     first = narrow.fit.correlations[0]
-    assert f"| error_injection | rome@1 | rewrite | {first.r:.2f} ({first.p:.3f}) | " in page
-    assert tex(rows).count(r"\begin{tabular}") == len(heads)
+    assert rf"| error\_injection | rome@1 | rewrite | {first.r:.2f} ({first.p:.3f}) | " in page
+    assert written(made, rows, "latex").count(r"\begin{tabular}") == len(heads)
 
 
 def test_few_layers_are_as_large_a_share_as_the_papers() -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from harness.errors import DataError
 from harness.exam.canonical import SETS
+from harness.reports.registry import format_names
 from harness.studies.sweeps import sweptplot, trial
 from harness.studies.sweeps.ball import Epoch
 from harness.studies.sweeps.swept import RULES, best_anywhere, cells, chosen, groups, states, tables, winner
@@ -186,7 +187,7 @@ def test_the_tables_in_markdown(sweep: list[Trial]) -> None:
 
 def test_the_order_of_the_trials_does_not_matter(sweep: list[Trial]) -> None:
     trials = board(sweep)
-    for kind in ("md", "latex", "csv", "html"):
+    for kind in format_names():
         shuffled = random.Random(1).sample(trials, len(trials))
         assert tables(shuffled, kind, BALLS) == tables(trials, kind, BALLS)
 
@@ -209,10 +210,14 @@ def test_the_tables_as_values(sweep: list[Trial]) -> None:
 def test_the_tables_in_latex_and_html(sweep: list[Trial]) -> None:
     text = tables(board(sweep), "latex", BALLS)
     assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 2 * 5
-    assert r"temporal & 8.0 & +14.0 $\pm$ 4.2 & +10.0 $\pm$ 0.0 & +0.0 $\pm$ 0.0 (0/2) & +10.0 $\pm$ 0.0 \\" in text
+    assert r"temporal & $8.0$ & $+14.0 \pm 4.2$ & $+10.0 \pm 0.0$ & $+0.0 \pm 0.0 (0/2)$ & $+10.0 \pm 0.0$ \\" in text
+    assert r"\caption{Change in success, percentage points (plain): mini-backpack}" in text
     page = tables(board(sweep), "html", BALLS)
     assert page.count("<table>") == page.count("</table>") == 2 * 5
-    assert "<tr><td>temporal</td><td>8.0</td><td>+14.0 ± 4.2</td>" in page
+    row = re.search(r"<tr>(<td[^>]*>temporal.*)</tr>", page)
+    assert row is not None
+    assert re.findall(r">([^<>]+)</td>", row[1])[:3] == ["temporal", "8.0", "+14.0 ± 4.2"]
+    assert [float(value) for value in re.findall(r'data-v="([^"]+)"', row[1])[1:3]] == pytest.approx([8.0, 14.0])
 
 
 def test_records_are_found_wherever_a_sweep_puts_them(sweep: list[Trial], tmp_path: Path) -> None:
