@@ -15,10 +15,10 @@ from harness.editing.editor import Editor, Learned
 from harness.editing.registry import configure
 from harness.errors import DataError, UsageError
 from harness.io.cache import cache_folder
-from harness.io.tensor_file import content_sha256, read, write
+from harness.io.tensor_file import content_sha256, manifest, read, write
 from harness.models.lm import LM
 
-__all__ = ["command", "default_path", "digest", "load", "require", "require_writable", "save"]
+__all__ = ["command", "default_path", "digest", "load", "require", "require_usable", "require_writable", "save"]
 
 FORMAT = 1
 KIND = "fitted editor"
@@ -113,6 +113,19 @@ def load(editor: Learned, lm: LM, path: Path) -> Learned:
     return replace(editor, learned={name: tensor.to(lm.device) for name, tensor in tensors.items()})
 
 
+def require_usable(editor: Editor, path: str | None) -> None:
+    """See, before a model is loaded, that an editor has use for a file of what it learned, and that there is one.
+
+    Raises:
+        UsageError: it needs no fitting but a file was given.
+        DataError: the file is not there, or is damaged.
+    """
+    if path is not None and not isinstance(editor, Learned):
+        raise UsageError(f"{editor.name} learns nothing before its first edit; leave out --fitted")
+    if path is not None:
+        manifest(Path(path), KIND, FORMAT)
+
+
 def require(editor: Editor, lm: LM, path: str | None) -> Editor:
     """The editor with what it has learned; editors that learn nothing as they are.
 
@@ -125,9 +138,8 @@ def require(editor: Editor, lm: LM, path: str | None) -> Editor:
         UsageError: it has not been fitted, or needs no fitting but a file was given.
         DataError: the file cannot be used.
     """
+    require_usable(editor, path)
     if not isinstance(editor, Learned):
-        if path is not None:
-            raise UsageError(f"{editor.name} learns nothing before its first edit; leave out --fitted")
         return editor
     file = Path(path) if path else default_path(editor, lm)
     if path is None and not file.is_file():

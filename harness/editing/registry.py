@@ -80,6 +80,15 @@ class Recipe:
     name: str
     parts: tuple[type[Editor], ...]
 
+    @classmethod
+    def of(cls, editor: Editor) -> Recipe:
+        """The classes of an editor that has been configured already."""
+        parts = [type(editor)]
+        while isinstance(editor, Wrapper):
+            editor = editor.inner
+            parts.insert(0, type(editor))
+        return cls("+".join(part.name for part in parts), tuple(parts))
+
     @property
     def cls(self) -> type[Editor]:
         """The class of the method itself."""
@@ -114,11 +123,31 @@ class Recipe:
         Raises:
             UsageError: a setting does not exist, is of several parts, has the wrong type or is out of range.
         """
+        return self.configured(lm.name, settings, seed, prepare)
+
+    def configured(
+        self,
+        model: str,
+        settings: Mapping[str, object],
+        seed: int,
+        prepare: Callable[[Editor], Editor] = lambda method: method,
+    ) -> Editor:
+        """As :meth:`build`, for a model of which no more than its name is known.
+
+        Args:
+            model: the name of the model, for presets.
+            settings: hyperparameters, as ``field`` or as ``part.field``.
+            seed: of everything random.
+            prepare: what is done to the method before it is wrapped.
+
+        Raises:
+            UsageError: as :meth:`build`.
+        """
         shared = self._shared(settings)
         built: Editor | None = None
         for cls in self.parts:
             seeded = {"seed": seed} if "seed" in settable(cls) else {}
-            built = configure(cls, lm.name, {**seeded, **shared[cls.name]}, built)
+            built = configure(cls, model, {**seeded, **shared[cls.name]}, built)
             built = prepare(built) if cls is self.cls else built
         assert built is not None
         return built

@@ -30,6 +30,7 @@ __all__ = [
     "duplicates",
     "operations",
     "plain_mode",
+    "require_able",
     "stops",
     "walk",
 ]
@@ -241,6 +242,20 @@ def check(editor: Editor, lm: LM, edits: Sequence[Edit], mode: str) -> None:
         UsageError: it cannot; says why and what to do.
     """
     editor.root.require(lm)
+    require_able(editor, edits, mode)
+    for edit in edits:
+        said = filter(None, (edit.continuation, edit.rival))
+        length = len(lm.encode(edit.text)) + max(len(lm.continuation(edit.text, text)) for text in said)
+        if length > lm.context:
+            raise UsageError(f"edit {edit.id}: {length} tokens, but {lm.name} takes {lm.context}; shorten the prompt")
+
+
+def require_able(editor: Editor, edits: Sequence[Edit], mode: str) -> None:
+    """See that an editor can make these edits in this mode, on whatever model.
+
+    Raises:
+        UsageError: it cannot; says why and what to do.
+    """
     if mode == "batch" and not editor.root.batch and len(edits) > 1:
         raise UsageError(f"{editor.name} edits one fact at a time; use --mode isolated or --mode sequential")
     for edit in edits:
@@ -252,10 +267,6 @@ def check(editor: Editor, lm: LM, edits: Sequence[Edit], mode: str) -> None:
                 f"edit {edit.id} wants {edit.direction}, which {editor.root.name} cannot follow; editors that can: "
                 f"{able or 'none'}"
             )
-        said = filter(None, (edit.continuation, edit.rival))
-        length = len(lm.encode(edit.text)) + max(len(lm.continuation(edit.text, text)) for text in said)
-        if length > lm.context:
-            raise UsageError(f"edit {edit.id}: {length} tokens, but {lm.name} takes {lm.context}; shorten the prompt")
 
 
 def _wants(edit: Edit) -> tuple[str, str, str | None]:

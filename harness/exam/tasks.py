@@ -9,11 +9,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import lm_eval.tasks
 import lm_eval.utils
 from lm_eval.api.metrics import mean
 from lm_eval.tasks import TaskManager
@@ -23,12 +25,26 @@ from harness.editing.edit import Edit, Example
 from harness.errors import DataError, HarnessError, UsageError, near
 from harness.exam import data, statistics
 
-__all__ = ["OWN", "Suite", "Task", "catalogue", "edit_sets", "load", "read_edits", "read_examples", "values_of"]
+__all__ = [
+    "OWN",
+    "Suite",
+    "Task",
+    "catalogue",
+    "edit_sets",
+    "load",
+    "read_edits",
+    "read_examples",
+    "require_names",
+    "values_of",
+]
 
 Item = TypeVar("Item", Edit, Example)
 
 # lm-eval compiles the templates of a task anew for every document.
 lm_eval.utils.env.from_string = functools.lru_cache(maxsize=256)(lm_eval.utils.env.from_string)
+
+_DECLARED = re.compile(rb"^[ \t-]*[\"']?(?:task|group|tag)[\"']?[ \t]*:[ \t]*[\"']?([\w.-]+)", re.MULTILINE)
+"""What a line of a YAML file calls a task, a group or a tag."""
 
 OWN = "own"
 """The edit set that reads the user's own rows."""
@@ -157,6 +173,15 @@ def _distinct(ids: Sequence[str], name: str) -> None:
         seen.add(identity)
 
 
+def require_names(names: Iterable[str], data_dir: str) -> None:
+    """See that tasks and groups exist, this project's or lm-eval's own, without reading their rows.
+
+    Raises:
+        UsageError: one does not.
+    """
+    _manager({"data_dir": data_dir}, names)
+
+
 def load(
     names: Iterable[str],
     edit_set: str | None,
@@ -197,15 +222,33 @@ def load(
 
 def _manager(metadata: Mapping[str, Any], names: Iterable[str] = ()) -> TaskManager:
     """A manager of this project's tasks; of lm-eval's too (nine seconds) only where one of them is asked for."""
+    names = list(names)
     own = TaskManager(include_path=str(data.TASKS), include_defaults=False, metadata=dict(metadata))
     if all(name in own.task_index for name in names):
         return own
-    every = TaskManager(include_path=str(data.TASKS), include_defaults=True, metadata=dict(metadata))
+    _require_mentioned([name for name in names if name not in own.task_index], own.all_tasks)
+    every = _every_task(str(data.TASKS), tuple(metadata.items()))
     for name in names:
         if name not in every.task_index:
             ours = near(name, own.all_tasks) or near(name, every.all_tasks)
             raise UsageError(f"task '{name}' does not exist{ours}; `harness tasks` lists them")
     return every
+
+
+def _require_mentioned(names: Iterable[str], ours: Sequence[str]) -> None:
+    """Refuse a name that stands in none of lm-eval's files; its index can say so too, in ten times as long."""
+    texts = [path.read_bytes() for path in Path(lm_eval.tasks.__file__).parent.rglob("*.yaml")]
+    for name in names:
+        whole = re.compile(rb"(?<![\w-])" + re.escape(name.encode()) + rb"(?![\w-])")
+        if not any(name.encode() in text and whole.search(text) for text in texts):
+            declared = {found.decode() for text in texts for found in _DECLARED.findall(text)}
+            meant = near(name, ours) or near(name, declared)
+            raise UsageError(f"task '{name}' does not exist{meant}; `harness tasks` lists them")
+
+
+@functools.lru_cache(maxsize=1)  # names are looked up before a model is loaded, and tasks are built after it
+def _every_task(folder: str, metadata: tuple[tuple[str, Any], ...]) -> TaskManager:
+    return TaskManager(include_path=folder, include_defaults=True, metadata=dict(metadata))
 
 
 def _build(manager: TaskManager, name: str) -> list[Task]:

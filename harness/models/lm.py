@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from harness.models.backpack import BackpackForCausalLM
 
-__all__ = ["LM", "Batch", "load", "shipped"]
+__all__ = ["LM", "Batch", "load", "require_dtype", "shipped"]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -292,8 +292,7 @@ def load(
     """
     from transformers import AutoTokenizer
 
-    if dtype not in _DTYPES:
-        raise ModelError(f"dtype '{dtype}' does not exist{near(dtype, _DTYPES)}")
+    require_dtype(dtype)
     inside = shipped().get(name)
     source = str(inside or name)
     if (
@@ -337,6 +336,16 @@ def _family(source: str) -> Any:
     backpack.register()
     settings, _ = PretrainedConfig.get_config_dict(source)
     return backpack.BackpackForCausalLM if "num_senses" in settings else AutoModelForCausalLM
+
+
+def require_dtype(dtype: str) -> None:
+    """See that a model can be loaded in a type of that name.
+
+    Raises:
+        ModelError: there is none.
+    """
+    if dtype not in _DTYPES:
+        raise ModelError(f"dtype '{dtype}' does not exist{near(dtype, _DTYPES)}")
 
 
 def _place(model: PreTrainedModel, device: str) -> None:

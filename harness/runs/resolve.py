@@ -1,0 +1,146 @@
+"""A plan with everything that it names looked up, once: the one object that a run, a check and a dry run share.
+
+Nothing here loads a model. What a plan names and what cannot go together is told here, before hours are spent.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from harness.editing import learned_file, patch_file, schedule
+from harness.editing.edit import Edit
+from harness.editing.editor import Editor
+from harness.editing.registry import Recipe, compose
+from harness.errors import UsageError
+from harness.exam import tasks
+from harness.models.lm import LM, require_dtype, shipped
+from harness.runs import record
+from harness.runs.plan import Plan
+
+__all__ = ["Resolved", "resolve"]
+
+
+@dataclass(frozen=True, eq=False)
+class Resolved:
+    """What a plan stands for.
+
+    Attributes:
+        plan: the plan, with what it left open filled in.
+        recipe: the classes that the editor's name stands for.
+        edits: the edits, in the order in which they are made.
+        rows: the place of each of them among the rows of the edit set.
+        stops: the numbers of edits at which a run measures; 0 is always among them.
+        text: where plain text for second moments comes from; None for the model's default.
+        about: what the file of saved edits says of itself; empty where edits are made.
+        lm: the model, where it is in memory already.
+        editor: the configured editor, where it was given as one.
+    """
+
+    plan: Plan
+    recipe: Recipe
+    edits: tuple[Edit, ...]
+    rows: tuple[int, ...]
+    stops: tuple[int, ...]
+    text: str | None
+    about: Mapping[str, Any]
+    lm: LM | None = None
+    editor: Editor | None = None
+
+    @property
+    def id(self) -> str:
+        """The id of the plan's record."""
+        return record.identity(self.plan.to_json())
+
+    @property
+    def mode(self) -> str:
+        """How the edits are made: isolated, batch or sequential."""
+        return str(self.plan.mode)
+
+    @property
+    def edits_any(self) -> bool:
+        """Whether the run edits at all, rather than measure the unedited model alone."""
+        return max(self.stops) > 0
+
+    @property
+    def edit_set(self) -> str:
+        """The task that examines the edits."""
+        return self.plan.edits if self.plan.edits in tasks.edit_sets() else tasks.OWN
+
+    def made(self, count: int) -> tuple[Edit, ...]:
+        """The edits that have been made at a stop."""
+        return self.edits[:count]
+
+    def ids_in_order_of_rows(self) -> list[str]:
+        """The ids of the edits as their rows stand, so that a document is the same one in whatever order edits come."""
+        return [edit.id for _, edit in sorted(zip(self.rows, self.edits, strict=True), key=lambda pair: pair[0])]
+
+
+def resolve(plan: Plan, *, lm: LM | None = None, editor: Editor | None = None) -> Resolved:
+    """Look up all that a plan names, cheap mistakes first.
+
+    Args:
+        plan: the plan.
+        lm: the model, where it is in memory already; the plan's own name for it is kept.
+        editor: the configured editor, where it is at hand; the plan's ``editor`` and ``settings`` describe it then.
+
+    Raises:
+        UsageError: the editor, a hyperparameter, an edit set, a file, a task, the mode or a stop does not exist, or
+            two of them do not go together.
+        DataError: a file or a row cannot be used.
+    """
+    require_dtype(plan.dtype)
+    about = patch_file.manifest(Path(plan.patch))["about"] if plan.patch else {}
+    plan = _replayed(plan, about) if plan.patch else plan
+    recipe = Recipe.of(editor) if editor else compose(plan.editor)
+    method = editor or recipe.configured(plan.model, plan.settings, plan.seed)
+    tasks.require_names(plan.tasks, plan.data_dir)
+    learned_file.require_usable(method.root, plan.fitted)
+    mode, size = schedule.plain_mode(plan.mode or schedule.default_mode(recipe.cls), plan.batch_size)
+    assert mode is not None
+    schedule.operations(0, mode, size)  # tells of a mode that does not exist before any row is read
+    # The order of saved edits was drawn of all rows of their run; a file of an earlier version does not say how many.
+    rows = tasks.read_edits(plan.edits, plan.data_dir, plan.split, about.get("of", plan.num_edits))
+    drawn = _ordered(rows, plan)[: plan.num_edits]
+    unedited = plan.editor == "none" and editor is None and not plan.patch
+    edits = tuple(edit for _, edit in drawn)
+    if not unedited and not plan.patch:
+        schedule.require_able(method, edits, mode)
+    return Resolved(
+        plan=replace(plan, mode=mode, batch_size=size, num_edits=len(edits)),
+        recipe=recipe,
+        edits=edits,
+        rows=tuple(row for row, _ in drawn),
+        stops=(0,) if unedited else tuple(schedule.stops(plan.eval_at, len(edits), mode, size)),
+        text=plan.text or _text_beside(plan),
+        about=about,
+        lm=lm,
+        editor=editor,
+    )
+
+
+def _replayed(plan: Plan, about: Mapping[str, Any]) -> Plan:
+    """The plan that examines a saved patch: on the edits that the patch holds, in one operation.
+
+    Raises:
+        UsageError: the plan also names an editor.
+    """
+    if plan.editor != "none":
+        raise UsageError(f"--patch puts saved edits back and --editor {plan.editor} makes new ones; give one of them")
+    known = {key: about[key] for key in ("edits", "split", "num_edits", "data_dir", "order", "seed") if key in about}
+    return replace(plan, mode="batch", batch_size=None, eval_at="final", **known)
+
+
+def _ordered(edits: Sequence[Edit], plan: Plan) -> list[tuple[int, Edit]]:
+    """The edits in the order of the plan, each with its place among the rows."""
+    rows = list(enumerate(edits))
+    return random.Random(plan.seed).sample(rows, len(rows)) if plan.order == "random" else rows
+
+
+def _text_beside(plan: Plan) -> str | None:
+    """The folder ``text`` of a data folder: plain text for second moments of a model that brings none."""
+    folder = Path(plan.data_dir) / "text"
+    return str(folder) if plan.model not in shipped() and folder.is_dir() else None
