@@ -16,7 +16,7 @@ from torch import Tensor
 
 from harness.editing.hyperparameters import Positive
 from harness.errors import UsageError
-from harness.methods.locate_then_edit import Kept, Solver, Spread, woodbury
+from harness.methods.locate_then_edit import Solver, Spread, SpreadMemory, woodbury
 from harness.methods.second_moments import Moment
 from harness.patches.delta import double
 
@@ -67,7 +67,7 @@ class AlphaEdit(Spread):
         """The keys of earlier operations are ``M``."""
         return True
 
-    def solver(self, prior: Kept) -> Solver:
+    def solver(self, prior: SpreadMemory) -> Solver:
         """Ridge regression inside the null space, ``dW = R (Q A)^T`` with ``P = Q Q^T``.
 
         The authors solve ``(P (K K^T + M) + l2 I) X = P K R^T``, ``dW = X^T``.  ``X`` lies in the range of ``P``, and

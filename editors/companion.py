@@ -23,7 +23,7 @@ from harness.editing.editor import Editor, Pass
 from harness.editing.hyperparameters import Count, NotNegative, Positive
 from harness.editing.registry import configure, find
 from harness.errors import DataError, ModelError, UsageError
-from harness.methods.logit_ensemble import combined, common_vocabulary
+from harness.methods.logit_ensemble import combine_logits, common_vocabulary
 from harness.models.lm import LM, load
 from harness.patches.patch import Part, Patch, Step, patched
 
@@ -129,7 +129,7 @@ class Ensemble(Part):
         base = self.base.logits(lm, step)
         with patched(lm, self.change):
             tuned = self.tuned.logits(lm, step)
-        return combined(logits, tuned, base, self.beta, self.common)
+        return combine_logits(logits, tuned, base, self.beta, self.common)
 
     def weighing(self, beta: float) -> Ensemble:
         """The same with another share of the companion's change."""

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from harness.editing.hyperparameters import NotNegative, Positive
 from harness.errors import NumericalError
-from harness.methods.keys import chosen, depth
-from harness.methods.locate_then_edit import Kept, Solver, Spread, preserved
+from harness.methods.keys import layer_at_depth, require_layers
+from harness.methods.locate_then_edit import Solver, Spread, SpreadMemory, inverse_of_preserved
 from harness.models.lm import LM
 from harness.patches.delta import double
 
@@ -58,14 +58,14 @@ class Emmet(Spread):
 
     def edited_layers(self, lm: LM) -> tuple[int, ...]:
         """The layers; by default one at 17 % of the depth, as ROME's."""
-        return chosen(lm, self.layers or (depth(lm, 0.17),))
+        return require_layers(lm, self.layers or (layer_at_depth(lm, 0.17),))
 
-    def solver(self, prior: Kept) -> Solver:
+    def solver(self, prior: SpreadMemory) -> Solver:
         """Least squares under the constraint that keys give their values."""
 
         @functools.cache
         def whiten(layer: int) -> Callable[[Tensor], Tensor]:
-            return preserved(prior.moments[layer], self.lam, self.norm_control)
+            return inverse_of_preserved(prior.moments[layer], self.lam, self.norm_control)
 
         def solve(layer: int, key: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
             wide = double(key.T)

@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from harness.editing.editor import Wrapper
 from harness.editing.hyperparameters import NotNegative
-from harness.methods.locate_then_edit import with_root
+from harness.methods.locate_then_edit import with_hyperparameters
 
 __all__ = ["Encore"]
 
@@ -46,4 +46,4 @@ class Encore(Wrapper):
     def __post_init__(self) -> None:
         super().__post_init__()
         settings = {"v_stop": "argmax", "norm_control": self.lam_n, "keep_edits": True}
-        object.__setattr__(self, "inner", with_root(self.inner, self.name, **settings))
+        object.__setattr__(self, "inner", with_hyperparameters(self.inner, self.name, **settings))

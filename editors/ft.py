@@ -18,8 +18,8 @@ from harness.editing.edit import Edit
 from harness.editing.editor import Editor
 from harness.editing.hyperparameters import Count, NotNegative, Positive
 from harness.errors import UsageError
-from harness.methods.descent import Loss, Settings, descend, feed_forward
-from harness.methods.keys import chosen, depth
+from harness.methods.descent import DescentSettings, Loss, descend, down_projection_parameters
+from harness.methods.keys import layer_at_depth, require_layers
 from harness.models.lm import LM
 from harness.patches.patch import Patch
 
@@ -82,9 +82,9 @@ class FineTuning(Editor):
         if self.wd_power_law is not None:
             a, b = self.wd_power_law
             decay = len(edits) ** a * math.exp(b)
-        settings = Settings(self.loss, self.lr, self.steps, self.batch_size, decay, None, self.threshold)
-        layers = chosen(lm, self.layers or (depth(lm, 0.66),))
-        return Patch(descend(lm, edits, feed_forward(lm, layers), settings).deltas)
+        settings = DescentSettings(self.loss, self.lr, self.steps, self.batch_size, decay, None, self.threshold)
+        layers = require_layers(lm, self.layers or (layer_at_depth(lm, 0.66),))
+        return Patch(descend(lm, edits, down_projection_parameters(lm, layers), settings).deltas)
 
     def label(self) -> str:
         """The name, with the loss where it is not the published one."""

@@ -16,8 +16,8 @@ from harness.editing.directions import DIRECTIONS, Normalisation
 from harness.editing.edit import Edit
 from harness.editing.editor import Editor
 from harness.editing.hyperparameters import Count, NotNegative, Positive
-from harness.methods.descent import Loss, Settings, descend, feed_forward
-from harness.methods.keys import chosen
+from harness.methods.descent import DescentSettings, Loss, descend, down_projection_parameters
+from harness.methods.keys import require_layers
 from harness.models.lm import LM
 from harness.patches.patch import Patch
 
@@ -75,7 +75,7 @@ class BoundedFineTuning(Editor):
         if not edits:
             return Patch()
         bound, batch = self.norm_constraint, self.batch_size
-        settings = Settings(
+        settings = DescentSettings(
             self.loss,
             self.lr,
             self.steps,
@@ -85,7 +85,9 @@ class BoundedFineTuning(Editor):
             self.threshold,
             normalisation=self.normalisation,
         )
-        return Patch(descend(lm, edits, feed_forward(lm, chosen(lm, self.layers)), settings).deltas)
+        return Patch(
+            descend(lm, edits, down_projection_parameters(lm, require_layers(lm, self.layers)), settings).deltas
+        )
 
     def label(self) -> str:
         """The name, with the loss where it is not the published one."""

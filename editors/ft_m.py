@@ -18,8 +18,8 @@ from harness.editing.directions import DIRECTIONS
 from harness.editing.edit import Edit
 from harness.editing.editor import Editor
 from harness.editing.hyperparameters import Count, NotNegative, Positive
-from harness.methods.descent import Settings, descend, feed_forward
-from harness.methods.keys import chosen, depth
+from harness.methods.descent import DescentSettings, descend, down_projection_parameters
+from harness.methods.keys import layer_at_depth, require_layers
 from harness.models.lm import LM
 from harness.patches.patch import Patch
 
@@ -72,6 +72,6 @@ class MaskedFineTuning(Editor):
         if not edits:
             return Patch()
         bound, batch = self.norm_constraint, self.batch_size
-        settings = Settings("target_new", self.lr, self.steps, batch, self.weight_decay, bound, self.threshold)
-        layers = chosen(lm, self.layers or (depth(lm, 0.66),))
-        return Patch(descend(lm, edits, feed_forward(lm, layers), settings).deltas)
+        settings = DescentSettings("target_new", self.lr, self.steps, batch, self.weight_decay, bound, self.threshold)
+        layers = require_layers(lm, self.layers or (layer_at_depth(lm, 0.66),))
+        return Patch(descend(lm, edits, down_projection_parameters(lm, layers), settings).deltas)

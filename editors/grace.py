@@ -20,9 +20,9 @@ from harness.editing.edit import Edit
 from harness.editing.editor import Editor
 from harness.editing.hyperparameters import Count, NotNegative, Positive
 from harness.errors import NumericalError, UsageError
-from harness.methods.keys import depth
-from harness.methods.supervised_tokens import Supervised, supervised
-from harness.models.activations import first, tap, wide
+from harness.methods.keys import layer_at_depth
+from harness.methods.supervised_tokens import SupervisedTokens, supervise_target
+from harness.models.activations import at_least_float32, capture_activations, first_output
 from harness.models.lm import LM
 from harness.patches.delta import double
 from harness.patches.patch import Part, Patch, Step, patched
@@ -244,7 +244,7 @@ class Grace(Editor):
         return Patch(hooks={self._module(lm): book}, memory=book)
 
     def _layer(self, lm: LM) -> int:
-        return depth(lm, 0.75) if self.layer is None else self.layer
+        return layer_at_depth(lm, 0.75) if self.layer is None else self.layer
 
     def _module(self, lm: LM) -> str:
         part = lm.arch.mlp_of if self.site == "mlp" else lm.arch.down_of
@@ -252,7 +252,7 @@ class Grace(Editor):
 
     def _learned(self, lm: LM, book: Codebook | None, edit: Edit) -> Codebook:
         """The codebook with one more edit, its value trained."""
-        rows = supervised(lm, edit)
+        rows = supervise_target(lm, edit)
         query, output = self._at_the_end(lm, rows)
         book = book or Codebook.empty(len(query), len(output), self.eps, query.device)
         grown = book.added(edit.id, edit.target.strip(), query, output)
@@ -261,16 +261,16 @@ class Grace(Editor):
         start = book.table[cell] if cell < len(book.cells) else grown.values[-1]
         return grown.valued(self._trained(lm, grown, cell, start, rows))
 
-    def _at_the_end(self, lm: LM, rows: Supervised) -> tuple[Tensor, Tensor]:
+    def _at_the_end(self, lm: LM, rows: SupervisedTokens) -> tuple[Tensor, Tensor]:
         """What enters the site at the prompt's last token, ``[k]``, and what the site itself makes of it, ``[d]``."""
         name = self._module(lm)
         at = rows.column[0]
-        entered = tap(lm, rows.batch, inputs=[name]).inputs[name][0, at]
+        entered = capture_activations(lm, rows.batch, inputs=[name]).inputs[name][0, at]
         with torch.no_grad():
-            output = first(lm.module(name).forward(entered[None]))[0]
-        return wide(entered), wide(output)
+            output = first_output(lm.module(name).forward(entered[None]))[0]
+        return at_least_float32(entered), at_least_float32(output)
 
-    def _trained(self, lm: LM, book: Codebook, cell: int, start: Tensor, rows: Supervised) -> Tensor:
+    def _trained(self, lm: LM, book: Codebook, cell: int, start: Tensor, rows: SupervisedTokens) -> Tensor:
         """The value of one key after Adam on the NLL of the target, all other values as they are."""
         name = self._module(lm)
         value = start.clone().requires_grad_()
@@ -280,7 +280,7 @@ class Grace(Editor):
         def hook(hidden: Tensor, step: Step) -> Tensor:
             assert step.entered is not None
             # The site's own output: a hook of earlier edits, which this codebook holds too, may have replaced it.
-            own = first(lm.module(name).forward(step.entered)).reshape(hidden.shape)
+            own = first_output(lm.module(name).forward(step.entered)).reshape(hidden.shape)
             return book.replaced(own, step.entered, book.table.index_put((here,), value[None]))
 
         with patched(lm, Patch(hooks={name: hook})), torch.enable_grad():

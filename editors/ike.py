@@ -23,7 +23,7 @@ from harness.editing.edit import Edit, Example
 from harness.editing.editor import Learned
 from harness.editing.hyperparameters import Count
 from harness.errors import UsageError
-from harness.methods.retrieval import Fact, Index, Sentences, fact, fits, joined
+from harness.methods.retrieval import Fact, Index, Sentences, as_fact, fits_context, join_facts
 from harness.models.lm import LM
 from harness.patches.patch import Part, Patch
 
@@ -95,7 +95,7 @@ class Ike(Learned):
         if not edits:
             return Patch()
         corpus = [_Row(**row) for row in json.loads(bytes(self.knowledge(lm)["corpus"].cpu().tolist()))]
-        facts, stated = joined((), map(fact, edits)), Sentences(tuple(row.fact for row in corpus))
+        facts, stated = join_facts((), map(as_fact, edits)), Sentences(tuple(row.fact for row in corpus))
         shown = tuple(self.demonstrations(one, corpus, stated.cosines(f"{one.sentence} {one.prompt}")) for one in facts)
         return Patch(prompt=Demonstrations(facts, shown, self.room, lm))
 
@@ -178,12 +178,12 @@ class Demonstrations(Part):
     def _read(self, context: str) -> str:
         chosen = self._index.ranked(context)[0][0]
         text = _asked(self.facts[chosen].sentence.removesuffix("."), context)
-        if not fits(self.lm, text, self.room):
+        if not fits_context(self.lm, text, self.room):
             return context
         for made in reversed(self.shown[chosen]):
             if made.question in context:
                 continue
-            if not fits(self.lm, made.text + text, self.room):
+            if not fits_context(self.lm, made.text + text, self.room):
                 break
             text = made.text + text
         return text
@@ -211,7 +211,7 @@ class Demonstrations(Part):
 
     def joined(self, later: Demonstrations) -> Demonstrations:
         """The edits of both; a later one replaces an earlier one of the same prompt."""
-        facts = joined(self.facts, later.facts)
+        facts = join_facts(self.facts, later.facts)
         shown = {**dict(zip(self.facts, self.shown, strict=True)), **dict(zip(later.facts, later.shown, strict=True))}
         return replace(later, facts=facts, shown=tuple(shown[one] for one in facts))
 

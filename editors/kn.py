@@ -26,8 +26,8 @@ from harness.editing.edit import Edit
 from harness.editing.editor import Editor
 from harness.editing.hyperparameters import Count, NotNegative, Share
 from harness.errors import DataError, ModelError, NumericalError
-from harness.methods.keys import Unedited, templates, unedited
-from harness.models.activations import tap, wide
+from harness.methods.keys import Unedited, take_unedited, template_notes
+from harness.models.activations import at_least_float32, capture_activations
 from harness.models.lm import LM
 from harness.patches.delta import LowRank
 from harness.patches.patch import Patch, patched
@@ -59,13 +59,13 @@ def attribution(lm: LM, ids: Sequence[int], token: int, steps: int) -> Tensor:
         NumericalError: an attribution is not finite; names the layer.
     """
     names = [lm.arch.down_of(layer) for layer in range(lm.arch.layers)]
-    seen = tap(lm, lm.batch([ids]), inputs=names).inputs
+    seen = capture_activations(lm, lm.batch([ids]), inputs=names).inputs
     found, cuts = [], tuple(range(_ROWS, steps, _ROWS))
     for layer, name in enumerate(names):
         activation = seen[name][0, -1]
         points = torch.linspace(0, 1, steps, device=activation.device, dtype=activation.dtype)
         slopes = [_slope(lm, ids, token, name, part[:, None] * activation) for part in points.tensor_split(cuts)]
-        found.append(wide(activation) / steps * torch.stack(slopes).sum(0))
+        found.append(at_least_float32(activation) / steps * torch.stack(slopes).sum(0))
         if not bool(torch.isfinite(found[-1]).all()):
             raise NumericalError(f"the attribution of layer {layer} is not finite; load the model in float32")
     return torch.stack([row.to(lm.device) for row in found])
@@ -77,8 +77,8 @@ def _slope(lm: LM, ids: Sequence[int], token: int, name: str, scaled: Tensor) ->
     batch = lm.batch([ids] * len(scaled))
     with _entering(lm, name, scaled, len(ids)), torch.enable_grad():
         logits = lm.model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits[:, -1]
-        (gradient,) = torch.autograd.grad(wide(logits).softmax(-1)[:, token].sum(), scaled)
-    return wide(gradient).sum(0)
+        (gradient,) = torch.autograd.grad(at_least_float32(logits).softmax(-1)[:, token].sum(), scaled)
+    return at_least_float32(gradient).sum(0)
 
 
 @contextmanager
@@ -172,11 +172,11 @@ class KnowledgeNeurons(Editor):
 
     def notes(self, lm: LM) -> Mapping[str, object]:
         """The context templates, where they are used."""
-        return templates(lm, "memit", self.seed, self.contexts) if self.refine else {}
+        return template_notes(lm, "memit", self.seed, self.contexts) if self.refine else {}
 
     def _prior(self, lm: LM, memory: object) -> Unedited:
         given = self.contexts if self.refine else ("{}",)
-        return unedited(lm, memory, "memit", (), self.seed, 1, given)
+        return take_unedited(lm, memory, "memit", (), self.seed, 1, given)
 
     def _change(self, lm: LM, edit: Edit, around: Sequence[str]) -> Patch:
         """The change of the value rows for one edit: the same vector for each neuron, so of rank one in each layer."""
@@ -225,7 +225,8 @@ class KnowledgeNeurons(Editor):
                 f"{lm.arch.width}; kn needs both alike, choose another editor"
             )
         (answer,) = greedy(lm, lm.encode(edit.text), 1)
-        return self.add * wide(embedding[self._target(lm, edit)]).sum(0) - self.remove * wide(embedding[answer])
+        target = at_least_float32(embedding[self._target(lm, edit)]).sum(0)
+        return self.add * target - self.remove * at_least_float32(embedding[answer])
 
     def _target(self, lm: LM, edit: Edit) -> list[int]:
         return lm.continuation(edit.text, edit.continuation)

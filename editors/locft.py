@@ -16,8 +16,8 @@ from harness.editing.directions import DIRECTIONS
 from harness.editing.edit import Edit
 from harness.editing.editor import Editor
 from harness.editing.hyperparameters import Count, NotNegative, Positive
-from harness.methods.descent import Settings, descend
-from harness.methods.keys import chosen, depth
+from harness.methods.descent import DescentSettings, descend
+from harness.methods.keys import layer_at_depth, require_layers
 from harness.models.lm import LM
 from harness.patches.patch import Patch
 
@@ -67,7 +67,7 @@ class BreadthFirst(Editor):
         """All edits at once, in mini-batches."""
         if not edits:
             return Patch()
-        settings = Settings(
+        settings = DescentSettings(
             lr=self.lr,
             steps=self.steps,
             batch_size=self.batch_size,
@@ -79,7 +79,7 @@ class BreadthFirst(Editor):
         return Patch(descend(lm, edits, self._parameters(lm), settings).deltas)
 
     def _parameters(self, lm: LM) -> list[str]:
-        layers = chosen(lm, self.layers or (depth(lm, 0.69),))
+        layers = require_layers(lm, self.layers or (layer_at_depth(lm, 0.69),))
         if self.trained == "down":
             return [lm.down(layer) for layer in layers]
         blocks = [lm.arch.block(layer) for layer in layers]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from harness.editing.hyperparameters import NotNegative, Positive
-from harness.methods.locate_then_edit import Kept, Solver, Spread, ridge
+from harness.methods.locate_then_edit import Solver, Spread, SpreadMemory, ridge_solver
 
 __all__ = ["Memit"]
 
@@ -52,6 +52,6 @@ class Memit(Spread):
         """Whether keys are kept for the next operation."""
         return self.keep_edits
 
-    def solver(self, prior: Kept) -> Solver:
+    def solver(self, prior: SpreadMemory) -> Solver:
         """Ridge regression against the second moments of the unedited model's keys."""
-        return ridge(prior, self.lam, self.norm_control, prior.sums if self.keep_edits else None)
+        return ridge_solver(prior, self.lam, self.norm_control, prior.sums if self.keep_edits else None)

@@ -22,10 +22,10 @@ from harness.editing.edit import Edit, Example
 from harness.editing.editor import Learned
 from harness.editing.hyperparameters import Count, NotNegative, Positive, Share
 from harness.errors import DataError, NumericalError, UsageError
-from harness.methods.descent import Answer, answers, listening, log_likelihood, matrices
+from harness.methods.descent import TokenisedEdit, capture_gradients, feed_forward_matrices, log_likelihood, tokenise
 from harness.methods.hypernetwork import Hypernetwork, Pair, Shape
-from harness.methods.keys import chosen
-from harness.models.activations import chunks, wide
+from harness.methods.keys import require_layers
+from harness.models.activations import at_least_float32, chunks
 from harness.models.lm import LM
 from harness.patches.delta import Delta, Dense, LowRank
 from harness.patches.patch import Patch, require_plain
@@ -128,7 +128,9 @@ class Mend(Learned):
     def shapes(self, lm: LM) -> dict[str, Shape]:
         """The matrices that are changed, ``(in, out)`` by name, in the order of the model."""
         last = range(max(0, lm.arch.layers - 3), lm.arch.layers)
-        names = [f"{m}.weight" for layer in chosen(lm, self.layers or last) for m in matrices(lm, layer)]
+        names = [
+            f"{m}.weight" for layer in require_layers(lm, self.layers or last) for m in feed_forward_matrices(lm, layer)
+        ]
         for name in names:
             require_plain(lm, name)
         return {name: (lm.matrix(name).shape[1], lm.matrix(name).shape[0]) for name in names}
@@ -137,7 +139,7 @@ class Mend(Learned):
         """For each edit and matrix the factors of its change, as :func:`_factors` gives them."""
         network = Hypernetwork(self.knowledge(lm), self.depth)
         with torch.no_grad():
-            found = [_factors(network, pairs) for pairs in _pairs(lm, answers(lm, edits), list(self.shapes(lm)))]
+            found = [_factors(network, pairs) for pairs in _pairs(lm, tokenise(lm, edits), list(self.shapes(lm)))]
         for edit, change in zip(edits, found, strict=True):
             for name, factors in change.items():
                 if not all(bool(torch.isfinite(factor).all()) for factor in factors):
@@ -156,8 +158,8 @@ class _Lesson(NamedTuple):
         kept: unrelated texts.
     """
 
-    edit: Answer
-    wanted: list[Answer]
+    edit: TokenisedEdit
+    wanted: list[TokenisedEdit]
     kept: list[list[int]]
 
 
@@ -176,8 +178,8 @@ def _lesson(lm: LM, example: Example, plain: list[list[int]]) -> _Lesson:
     asked = [probe.prompt for probe in example.of("paraphrase")] or [edit.text]
     near = [f"{probe.prompt} {probe.target_true}" for probe in example.of("neighborhood")]
     return _Lesson(
-        answers(lm, [edit])[0],
-        answers(lm, [Edit(edit.id, prompt, None, edit.target) for prompt in asked]),
+        tokenise(lm, [edit])[0],
+        tokenise(lm, [Edit(edit.id, prompt, None, edit.target) for prompt in asked]),
         [lm.encode(text)[: lm.context] for text in near] or plain,
     )
 
@@ -185,7 +187,7 @@ def _lesson(lm: LM, example: Example, plain: list[list[int]]) -> _Lesson:
 # --- gradients --------------------------------------------------------------------------------------------------------
 
 
-def _pairs(lm: LM, said: Sequence[Answer], names: Sequence[str]) -> list[dict[str, Pair]]:
+def _pairs(lm: LM, said: Sequence[TokenisedEdit], names: Sequence[str]) -> list[dict[str, Pair]]:
     """For each edit and matrix what entered it and the gradient at its output, of the mean NLL of the target's tokens.
 
     Tokens without a gradient (padding) or without an input are left out; the others are at least float32.
@@ -196,9 +198,9 @@ def _pairs(lm: LM, said: Sequence[Answer], names: Sequence[str]) -> list[dict[st
     return [found[i] for i in range(len(said))]
 
 
-def _backward(lm: LM, said: Sequence[Answer], names: Sequence[str]) -> list[dict[str, Pair]]:
+def _backward(lm: LM, said: Sequence[TokenisedEdit], names: Sequence[str]) -> list[dict[str, Pair]]:
     """The pairs of one batch. Each edit has its own mean, so that its gradient is the same in any company."""
-    with torch.enable_grad(), listening(lm, [name.removesuffix(".weight") for name in names]) as heard:
+    with torch.enable_grad(), capture_gradients(lm, [name.removesuffix(".weight") for name in names]) as heard:
         nll = -log_likelihood(lm, said)
         each = torch.split(nll, [len(answer.target) for answer in said])
         loss = torch.stack([tokens.mean() for tokens in each]).sum()
@@ -206,7 +208,7 @@ def _backward(lm: LM, said: Sequence[Answer], names: Sequence[str]) -> list[dict
 
     def rows(hidden: Tensor) -> Tensor:
         # OPT flattens rows and columns inside its blocks.
-        return wide(hidden).to(lm.device).reshape(len(said), -1, hidden.shape[-1])
+        return at_least_float32(hidden).to(lm.device).reshape(len(said), -1, hidden.shape[-1])
 
     parts = zip(names, heard.values(), slopes, strict=True)
     both = {name: (rows(entered), rows(slope)) for name, (entered, _), slope in parts}
@@ -346,4 +348,4 @@ class _Training:
         batch = self.lm.batch(rows)
         inputs = {"input_ids": batch.ids, "attention_mask": batch.mask, "use_cache": False}
         logits: Tensor = functional_call(self.lm.model, held, args=(), kwargs=inputs).logits[batch.mask.bool()]
-        return wide(logits).log_softmax(-1)
+        return at_least_float32(logits).log_softmax(-1)

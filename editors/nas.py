@@ -13,7 +13,7 @@ from harness.editing.edit import Edit
 from harness.editing.editor import Pass, Wrapper
 from harness.editing.hyperparameters import Positive
 from harness.errors import UsageError
-from harness.methods.locate_then_edit import LocateThenEdit, with_root
+from harness.methods.locate_then_edit import LocateThenEdit, with_hyperparameters
 from harness.models.lm import LM
 from harness.patches.patch import Patch
 
@@ -53,7 +53,7 @@ class NormAnchorScaling(Wrapper):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "inner", with_root(self.inner, self.name, v_anchor=self.anchor))
+        object.__setattr__(self, "inner", with_hyperparameters(self.inner, self.name, v_anchor=self.anchor))
 
     def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:
         """The inner increment with scaled values."""
@@ -62,7 +62,7 @@ class NormAnchorScaling(Wrapper):
         if not edits:
             return Patch(memory=memory)
         anchor = memory.anchor if memory else self.anchor or self._found(lm, edits)
-        inner = with_root(self.inner, self.name, v_anchor=anchor)
+        inner = with_hyperparameters(self.inner, self.name, v_anchor=anchor)
         patch = inner.edit(lm, edits, memory.inner if memory else None)
         return self.increment(lm, patch.remember(Anchored(anchor, patch.memory)))
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from harness.editing.hyperparameters import Count, NotNegative, Positive
-from harness.methods.locate_then_edit import Kept, Solver, Spread, ridge
+from harness.methods.locate_then_edit import Solver, Spread, SpreadMemory, ridge_solver
 from harness.methods.value_rows import Seam
 
 __all__ = ["Pmet"]
@@ -72,6 +72,6 @@ class Pmet(Spread):
         """The square root (section "Editing")."""
         return math.sqrt(left)
 
-    def solver(self, prior: Kept) -> Solver:
+    def solver(self, prior: SpreadMemory) -> Solver:
         """Ridge regression against the second moments of the unedited model's keys."""
-        return ridge(prior, self.lam)
+        return ridge_solver(prior, self.lam)

@@ -21,7 +21,7 @@ from harness.models.lm import LM
 from harness.patches.delta import Delta, Dense, LowRank, double, numerical_rank
 from harness.patches.patch import Patch
 
-__all__ = ["Prune", "Reduction", "pruned", "restrained", "spectral_norm"]
+__all__ = ["Prune", "Reduction", "pruned", "restrain", "spectral_norm"]
 
 Reduction = Literal["log", "log2", "log1_5", "log1_2", "linear"]
 
@@ -39,7 +39,7 @@ def spectral_norm(weight: Tensor) -> float:
     return math.sqrt(max(0.0, float(torch.linalg.eigvalsh(wide @ wide.T)[-1])))
 
 
-def restrained(values: Tensor, bound: float, reduce: Reduction = "log", cap: bool = False) -> Tensor:
+def restrain(values: Tensor, bound: float, reduce: Reduction = "log", cap: bool = False) -> Tensor:
     """``F(s)``: ``s`` below the bound; from there on ``bound + log_alpha(s / bound)``, or ``(s + bound) / 2``.
 
     ``F`` is continuous at the bound. Its slope there is ``1 / (bound ln alpha)``: where that is above one, the
@@ -65,7 +65,7 @@ def pruned(delta: Delta, bound: float, reduce: Reduction = "log", cap: bool = Fa
         return delta, values, values
     rank = numerical_rank(values, delta.shape)
     left, values, right = left[:, :rank], values[:rank], right[:rank]
-    after = restrained(values, bound, reduce, cap)
+    after = restrain(values, bound, reduce, cap)
     smaller = LowRank(left * after, right)
     given = next(iter(delta.tensors().values()))
     found = smaller if isinstance(delta, LowRank) else Dense(smaller.dense())

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from harness.editing.edit import Edit
-from harness.methods.keys import Unedited, inserted
-from harness.methods.rank_one import RankOne, direction
+from harness.methods.keys import Unedited, rank_one_changes
+from harness.methods.rank_one import RankOne, update_direction
 from harness.methods.value import optimise
 from harness.models.lm import LM
 from harness.patches.delta import LowRank
@@ -42,7 +42,9 @@ class RRome(RankOne):
         templates = prior.contexts if self.variant == "prefix" else ("{}",)
         key, output = self.seen(lm, edits, layer, templates, values)
         wanted = values.value if self.variant == "prefix" else output + values.delta
-        return inserted(direction(key, moment), key, output, wanted, [f"edit {edit.id}" for edit in edits])
+        return rank_one_changes(
+            update_direction(key, moment), key, output, wanted, [f"edit {edit.id}" for edit in edits]
+        )
 
     def label(self) -> str:
         """The name, with the variant where it is not the default."""

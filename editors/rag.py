@@ -21,8 +21,8 @@ from harness.editing.edit import Edit
 from harness.editing.editor import Editor
 from harness.editing.hyperparameters import Count, Share
 from harness.errors import UsageError
-from harness.methods.retrieval import Fact, Index, fact, fits, joined
-from harness.models.activations import wide
+from harness.methods.retrieval import Fact, Index, as_fact, fits_context, join_facts
+from harness.models.activations import at_least_float32
 from harness.models.lm import LM
 from harness.patches.patch import Part, Patch
 
@@ -74,7 +74,7 @@ class Rag(Editor):
         """The edits as facts; increments join."""
         if not edits:
             return Patch()
-        facts = joined((), map(fact, edits))
+        facts = join_facts((), map(as_fact, edits))
         return Patch(prompt=Recall(facts, self.k, self.threshold, self.choose, self.template, self.room, lm))
 
     def _open(self) -> bool:
@@ -103,7 +103,7 @@ class Recall(Part):
         """The context, with the relevant facts in front of it."""
         if context not in self._answered:
             facts = [self.facts[i] for i in self.chosen(context)]
-            while facts and not fits(self.lm, self._read(facts, context), self.room):
+            while facts and not fits_context(self.lm, self._read(facts, context), self.room):
                 facts = facts[1:]
             self._answered[context] = self._read(facts, context) if facts else context
         return self._answered[context]
@@ -139,7 +139,7 @@ class Recall(Part):
 
     def joined(self, later: Recall) -> Recall:
         """The facts of both; a later one replaces an earlier one of the same prompt."""
-        return replace(later, facts=joined(self.facts, later.facts))
+        return replace(later, facts=join_facts(self.facts, later.facts))
 
     def _read(self, facts: Sequence[Fact], context: str) -> str:
         # Not str.format: facts and contexts may hold braces.
@@ -168,7 +168,7 @@ def _log_likelihoods(lm: LM, fronts: Sequence[str], text: str) -> list[float]:
     batch = lm.batch([(head + tail)[-lm.context :] for head, tail in rows])
     with torch.no_grad():
         logits = lm.model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
-    log_p = wide(logits).log_softmax(-1)
+    log_p = at_least_float32(logits).log_softmax(-1)
     each = log_p[:, :-1].gather(2, batch.ids[:, 1:, None].to(log_p.device))[..., 0]
     spans = [
         (max(end - 1 - len(tail), 0), end - 1) for end, (_, tail) in zip(batch.lengths.tolist(), rows, strict=True)

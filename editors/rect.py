@@ -24,10 +24,10 @@ from harness.models.lm import LM
 from harness.patches.delta import Delta, Dense, LowRank
 from harness.patches.patch import Patch
 
-__all__ = ["Rect", "drawn", "kept", "principal"]
+__all__ = ["Rect", "keep_largest", "keep_principal", "keep_random"]
 
 
-def kept(change: Tensor, weight: Tensor, count: int) -> Tensor:
+def keep_largest(change: Tensor, weight: Tensor, count: int) -> Tensor:
     """A change in which all but the entries of largest ``|dW / W|`` are zero.
 
     A change of a weight that is zero counts as infinite, no change as none, whatever its weight.
@@ -42,7 +42,7 @@ def kept(change: Tensor, weight: Tensor, count: int) -> Tensor:
     return _only(change, torch.where(change == 0, 0.0, relative).flatten().topk(count, sorted=False).indices)
 
 
-def drawn(change: Tensor, count: int, seed: int) -> Tensor:
+def keep_random(change: Tensor, count: int, seed: int) -> Tensor:
     """A change in which all but ``count`` entries, drawn uniformly, are zero (the paper's Random)."""
     order = torch.randperm(change.numel(), generator=torch.Generator().manual_seed(seed))
     return _only(change, order[:count].to(change.device))
@@ -54,7 +54,7 @@ def _only(change: Tensor, indices: Tensor) -> Tensor:
     return flat.reshape(change.shape)
 
 
-def principal(delta: Delta, count: int) -> Delta:
+def keep_principal(delta: Delta, count: int) -> Delta:
     """The best approximation of a change by its mean and ``count`` principal components (the paper's PCA).
 
     Each input of the matrix is an observation, each output a variable, as in the paper's example. A change whose rank
@@ -128,10 +128,10 @@ class Rect(Wrapper):
         if count == delta.shape.numel():
             return delta
         if self.choose == "pca":
-            return principal(delta, round(self.keep * min(delta.shape)))
+            return keep_principal(delta, round(self.keep * min(delta.shape)))
         if self.choose == "random":
-            return Dense(drawn(delta.dense(), count, self._draw(edits, name)))
-        return Dense(kept(delta.dense(), lm.matrix(name), count))
+            return Dense(keep_random(delta.dense(), count, self._draw(edits, name)))
+        return Dense(keep_largest(delta.dense(), lm.matrix(name), count))
 
     def _draw(self, edits: Sequence[Edit], name: str) -> int:
         """A seed of its own for each parameter of each increment, the same side by side and one by one."""

@@ -22,8 +22,8 @@ from harness.editing.edit import SLOT, Edit, Example
 from harness.editing.editor import Learned
 from harness.editing.hyperparameters import Count, NotNegative, Positive, Range, Share
 from harness.errors import DataError, NumericalError, UsageError
-from harness.methods.keys import chosen, depth
-from harness.models.activations import chunks, tap, wide
+from harness.methods.keys import layer_at_depth, require_layers
+from harness.models.activations import at_least_float32, capture_activations, chunks
 from harness.models.lm import LM, Batch
 from harness.patches.patch import Part, Patch, Step, patched
 
@@ -173,7 +173,7 @@ class Remedi(Learned):
         return replace(self, learned={"weight": eye, "bias": torch.zeros_like(like["bias"])})
 
     def _at(self, lm: LM) -> int:
-        return chosen(lm, (depth(lm, 0.04) if self.layer is None else self.layer,))[0]
+        return require_layers(lm, (layer_at_depth(lm, 0.04) if self.layer is None else self.layer,))[0]
 
     def _additions(self, lm: LM, edits: Sequence[Edit]) -> Additions:
         known = self.knowledge(lm)
@@ -387,8 +387,8 @@ def _representations(lm: LM, stated: Sequence[_Stated], layer: int) -> Tensor:
     block = lm.arch.block(layer)
     found: dict[int, Tensor] = {}
     for chunk in chunks([[len(s.ids)] for s in stated], _BUDGET):
-        hidden = tap(lm, lm.batch([stated[i].ids for i in chunk]), outputs=[block]).outputs[block]
-        hidden = wide(hidden)
+        hidden = capture_activations(lm, lm.batch([stated[i].ids for i in chunk]), outputs=[block]).outputs[block]
+        hidden = at_least_float32(hidden)
         found |= {i: hidden[row, stated[i].begin : stated[i].end].mean(0) for row, i in enumerate(chunk)}
     return torch.stack([found[i] for i in range(len(stated))])
 
@@ -572,7 +572,7 @@ def _logits(method: Remedi, lm: LM, batch: Batch, at: Tensor, directions: Tensor
     hooks = {} if directions is None else {lm.arch.block(method._at(lm)): add}
     with patched(lm, Patch(hooks=hooks)):
         logits: Tensor = lm.model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
-    return wide(logits)
+    return at_least_float32(logits)
 
 
 def _log_p(logits: Tensor, tokens: Iterable[int]) -> Tensor:

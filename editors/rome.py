@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from harness.editing.edit import Edit
-from harness.methods.keys import Unedited, inserted
-from harness.methods.rank_one import RankOne, direction
+from harness.methods.keys import Unedited, rank_one_changes
+from harness.methods.rank_one import RankOne, update_direction
 from harness.methods.value import optimise
 from harness.models.lm import LM
 from harness.patches.delta import LowRank
@@ -35,4 +35,6 @@ class Rome(RankOne):
         values = optimise(lm, edits, prior.contexts, objective=self.objective(layer), keys=True)
         mean, _ = self.seen(lm, edits, layer, prior.contexts, values)
         key, output = self.seen(lm, edits, layer, ("{}",), values)
-        return inserted(direction(mean, moment), key, output, values.value, [f"edit {edit.id}" for edit in edits])
+        return rank_one_changes(
+            update_direction(mean, moment), key, output, values.value, [f"edit {edit.id}" for edit in edits]
+        )

@@ -31,8 +31,8 @@ from harness.editing.edit import Edit
 from harness.editing.editor import Editor, Pass
 from harness.editing.hyperparameters import Count, NotNegative, Positive
 from harness.errors import DataError, NumericalError, UsageError
-from harness.methods.descent import Answer, answers, rate
-from harness.models.activations import wide
+from harness.methods.descent import TokenisedEdit, cosine_rate, tokenise
+from harness.models.activations import at_least_float32
 from harness.models.lm import LM
 from harness.patches.patch import Part, Patch, Step
 
@@ -42,7 +42,7 @@ __all__ = [
     "SenseChange",
     "Senses",
     "background",
-    "chosen",
+    "choose_senses",
     "divergence",
     "gradients",
     "weighed",
@@ -127,12 +127,12 @@ def weighed(alpha: Tensor, ids: Tensor, positions: Tensor, vocabulary: int) -> T
         positions: the positions ``t``.
         vocabulary: the number of tokens that can be chosen; others are left out.
     """
-    mass = wide(alpha[:, positions]).sum(1).T
+    mass = at_least_float32(alpha[:, positions]).sum(1).T
     known = ids < vocabulary
     return mass.new_zeros(vocabulary, len(alpha)).index_add(0, ids[known], mass[known])
 
 
-def chosen(weight: Tensor, ordinary: Tensor, factor: float, k: int, fill: bool = False) -> list[tuple[int, int]]:
+def choose_senses(weight: Tensor, ordinary: Tensor, factor: float, k: int, fill: bool = False) -> list[tuple[int, int]]:
     """The pairs ``(v, l)`` of the greatest ``q(v, l) = a(v, l) - factor B(v, l)`` among those with ``a(v, l) > 0``.
 
     Args:
@@ -221,7 +221,7 @@ class _Read:
         """Log-probabilities ``[p, vocabulary]`` with changes ``[n, d]``, or without any."""
         output = self.output if deltas is None else self.output + self.reach @ deltas[self.pairs]
         head = lm.module(lm.arch.head)
-        return wide(head(output.to(lm.parameter(f"{lm.arch.head}.weight").dtype))).log_softmax(-1)
+        return at_least_float32(head(output.to(lm.parameter(f"{lm.arch.head}.weight").dtype))).log_softmax(-1)
 
 
 @dataclass(frozen=True)
@@ -305,24 +305,24 @@ class Senses(Editor):
                 f"the released code learns nothing of {len(edits)} examples where an update takes {self.accumulate}; "
                 f"give --set accumulate={len(edits)}, more edits at a time, or --set variant=paper"
             )
-        examples = answers(lm, edits)
+        examples = tokenise(lm, edits)
         pairs = sorted({pair for example in examples for pair in self._chosen(lm, example, ordinary)})
         tokens, senses = torch.tensor(pairs, device=lm.device).T.contiguous()
         for deltas, wanted in self._trained(lm, examples, ordinary, tokens, senses):
             change = SenseChange(tokens, senses, deltas)
             yield Pass(Patch(hooks={SENSES: change}, memory=ordinary), fmean(wanted) if wanted else None)
 
-    def _chosen(self, lm: LM, example: Answer, ordinary: Background) -> list[tuple[int, int]]:
+    def _chosen(self, lm: LM, example: TokenisedEdit, ordinary: Background) -> list[tuple[int, int]]:
         """The senses of one example; of two continuations both count."""
         weight = _attended(lm, example, len(ordinary.weight))
         if example.against:
             other = _attended(lm, example.rival, len(ordinary.weight))
             subtract = self.variant == "released" and example.edit.direction == "contrast"
             weight = weight - other if subtract else weight + other
-        return chosen(weight, ordinary.weight, self.unusual, self.k, self.variant == "released")
+        return choose_senses(weight, ordinary.weight, self.unusual, self.k, self.variant == "released")
 
     def _trained(
-        self, lm: LM, examples: Sequence[Answer], ordinary: Background, tokens: Tensor, senses: Tensor
+        self, lm: LM, examples: Sequence[TokenisedEdit], ordinary: Background, tokens: Tensor, senses: Tensor
     ) -> Iterator[tuple[Tensor, list[float]]]:
         """The changes ``[n, d]`` after each epoch, and what its examples had to lose before their updates."""
         rows = [[_predicting(lm, a, tokens, senses) for a in (e, e.rival) if a.target] for e in examples]
@@ -331,7 +331,7 @@ class Senses(Editor):
         adam = torch.optim.Adam([deltas], lr=self.lr, betas=_BETAS)
         draw = torch.Generator().manual_seed(self.seed)
         for epoch in range(self.epochs):
-            adam.param_groups[0]["lr"] = rate(self.lr, epoch, self.epochs)
+            adam.param_groups[0]["lr"] = cosine_rate(self.lr, epoch, self.epochs)
             order = torch.randperm(len(examples), generator=draw).tolist()
             seen: list[float] = []
             for group in gradients(order, self.accumulate, self.variant):
@@ -348,7 +348,7 @@ class Senses(Editor):
                 adam.step()
             yield deltas.detach().clone(), seen
 
-    def _wanted(self, lm: LM, example: Answer, rows: Sequence[_Read], deltas: Tensor) -> Tensor:
+    def _wanted(self, lm: LM, example: TokenisedEdit, rows: Sequence[_Read], deltas: Tensor) -> Tensor:
         """What the example wants, per token."""
         said = [example.target, example.against][: len(rows)]
         each = [
@@ -366,7 +366,7 @@ class Senses(Editor):
         return self.kl * divergence(text.log_p(lm, deltas), unedited, self.variant)
 
 
-def _attended(lm: LM, answer: Answer, vocabulary: int) -> Tensor:
+def _attended(lm: LM, answer: TokenisedEdit, vocabulary: int) -> Tensor:
     """``a [vocabulary, k]`` where the tokens of a continuation are predicted."""
     ids = torch.tensor(answer.prompt + answer.target, device=lm.device)
     first = len(answer.prompt) - 1
@@ -375,7 +375,7 @@ def _attended(lm: LM, answer: Answer, vocabulary: int) -> Tensor:
     return weighed(alpha, ids, torch.arange(first, len(ids) - 1, device=ids.device), vocabulary)
 
 
-def _predicting(lm: LM, answer: Answer, tokens: Tensor, senses: Tensor) -> _Read:
+def _predicting(lm: LM, answer: TokenisedEdit, tokens: Tensor, senses: Tensor) -> _Read:
     """The positions that predict the tokens of a continuation."""
     ids = answer.prompt + answer.target[:-1]
     return _read(lm, ids, range(len(answer.prompt) - 1, len(ids)), tokens, senses)
@@ -388,12 +388,12 @@ def _read(lm: LM, ids: Sequence[int], positions: range, tokens: Tensor, senses: 
     with torch.no_grad():
         out = lm.model(input_ids=row[None], use_cache=False, logits_to_keep=1)
     pairs = torch.isin(tokens, row).nonzero()[:, 0]
-    stands = (row[None] == tokens[pairs, None]).to(wide(out.hidden).dtype)
-    alpha = wide(out.contextualization[0])[senses[pairs][:, None], at]
-    return _Read(wide(out.hidden[0, at]), torch.einsum("mts,ms->tm", alpha, stands), pairs)
+    stands = (row[None] == tokens[pairs, None]).to(at_least_float32(out.hidden).dtype)
+    alpha = at_least_float32(out.contextualization[0])[senses[pairs][:, None], at]
+    return _Read(at_least_float32(out.hidden[0, at]), torch.einsum("mts,ms->tm", alpha, stands), pairs)
 
 
-def _require_finite(loss: Tensor, example: Answer, epoch: int) -> None:
+def _require_finite(loss: Tensor, example: TokenisedEdit, epoch: int) -> None:
     value = float(loss.detach())
     if not math.isfinite(value):
         raise NumericalError(f"edit {example.edit.id}: the loss became {value} in epoch {epoch}; lower lr or kl")

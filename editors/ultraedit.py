@@ -26,9 +26,16 @@ from harness.editing.edit import Edit
 from harness.editing.editor import Editor
 from harness.editing.hyperparameters import Count, Positive
 from harness.errors import NumericalError, UsageError
-from harness.methods.descent import Answer, answers, listening, log_likelihood, matrices, positions
-from harness.methods.keys import chosen, depth
-from harness.models.activations import wide
+from harness.methods.descent import (
+    TokenisedEdit,
+    capture_gradients,
+    feed_forward_matrices,
+    log_likelihood,
+    target_positions,
+    tokenise,
+)
+from harness.methods.keys import layer_at_depth, require_layers
+from harness.models.activations import at_least_float32
 from harness.models.lm import LM
 from harness.patches.delta import Delta, Dense, LowRank, double
 from harness.patches.patch import Patch
@@ -146,9 +153,9 @@ class UltraEdit(Editor):
         """The matrices that are shifted."""
         if self.modules is not None:
             return list(self.modules)
-        start, end = depth(lm, 0.66), lm.arch.layers - 1
-        layers = chosen(lm, self.layers or range(start, max(end, start + 1)))
-        return [name for layer in layers for name in matrices(lm, layer) if name != lm.arch.down_of(layer)]
+        start, end = layer_at_depth(lm, 0.66), lm.arch.layers - 1
+        layers = require_layers(lm, self.layers or range(start, max(end, start + 1)))
+        return [name for layer in layers for name in feed_forward_matrices(lm, layer) if name != lm.arch.down_of(layer)]
 
 
 def shift(key: Tensor, value: Tensor) -> Delta:
@@ -177,7 +184,7 @@ def _shape(key: Tensor, gradient: Tensor) -> Shape:
 
 def _features(lm: LM, edits: Sequence[Edit], names: Sequence[str], batch_size: int) -> dict[str, tuple[Tensor, Tensor]]:
     """Module -> what enters it, ``k [tokens, in]``, and the gradient at what leaves it, ``g [tokens, out]``."""
-    examples = answers(lm, edits)
+    examples = tokenise(lm, edits)
     keys: dict[str, list[Tensor]] = {name: [] for name in names}
     gradients: dict[str, list[Tensor]] = {name: [] for name in names}
     for first in range(0, len(examples), batch_size):
@@ -191,16 +198,16 @@ def _features(lm: LM, edits: Sequence[Edit], names: Sequence[str], batch_size: i
     return {name: (torch.cat(keys[name]), torch.cat(gradients[name])) for name in names}
 
 
-def _backward(lm: LM, examples: Sequence[Answer], names: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
+def _backward(lm: LM, examples: Sequence[TokenisedEdit], names: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
     """Keys and gradients of one batch at the positions where its targets' tokens are asked for."""
-    with torch.enable_grad(), listening(lm, names) as seen:
+    with torch.enable_grad(), capture_gradients(lm, names) as seen:
         loss = -log_likelihood(lm, examples).sum()
         slopes = torch.autograd.grad(loss, [seen[name][1] for name in names])
-    rows, columns = positions(examples)
+    rows, columns = target_positions(examples)
 
     def at(hidden: Tensor) -> Tensor:
         # OPT flattens rows and columns inside its blocks.
         picked = hidden.detach().reshape(len(examples), -1, hidden.shape[-1])[rows, columns]
-        return wide(picked)
+        return at_least_float32(picked)
 
     return {name: (at(seen[name][0]), at(slope)) for name, slope in zip(names, slopes, strict=True)}

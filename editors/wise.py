@@ -25,9 +25,9 @@ from harness.editing.editor import Editor
 from harness.editing.hyperparameters import Count, NotNegative, Positive, Share
 from harness.errors import DataError, NumericalError, UsageError
 from harness.methods import context_templates
-from harness.methods.keys import depth, templates
-from harness.methods.supervised_tokens import Supervised, supervised
-from harness.models.activations import first, tap, wide
+from harness.methods.keys import layer_at_depth, template_notes
+from harness.methods.supervised_tokens import SupervisedTokens, supervise_target
+from harness.models.activations import at_least_float32, capture_activations, first_output
 from harness.models.lm import LM
 from harness.patches.patch import Part, Patch, Step, patched
 
@@ -63,7 +63,7 @@ class SideMemories(Part):
         strength, best = active.max(-1)
         chosen = changes.take_along_dim(best[..., None, None], 2)[:, :, 0]
         change = torch.where((strength >= 0)[..., None], chosen, 0.0)
-        return (wide(hidden) + change.to(hidden.device)).to(hidden.dtype)
+        return (at_least_float32(hidden) + change.to(hidden.device)).to(hidden.dtype)
 
     def tensors(self) -> dict[str, Tensor]:
         """The changes and thresholds."""
@@ -225,16 +225,16 @@ class Wise(Editor):
 
     def notes(self, lm: LM) -> Mapping[str, object]:
         """The context templates."""
-        return templates(lm, "memit", self.seed, self.contexts)
+        return template_notes(lm, "memit", self.seed, self.contexts)
 
     def _layer(self, lm: LM) -> int:
-        return depth(lm, 0.8) if self.layer is None else self.layer
+        return layer_at_depth(lm, 0.8) if self.layer is None else self.layer
 
     def _begun(self, lm: LM) -> State:
         """The state before the first edit."""
         if self.contexts is not None:
-            context_templates.check(self.contexts)
-        around = self.contexts or context_templates.contexts(lm, "memit", self.seed)
+            context_templates.require_templates(self.contexts)
+        around = self.contexts or context_templates.sample_templates(lm, "memit", self.seed)
         texts = tuple(islice(lm.documents(), _POOL))
         if not texts:
             raise DataError(f"'{lm.text}' holds no text; give unrelated text with --text FILE")
@@ -246,7 +246,7 @@ class Wise(Editor):
         """The state after one more edit."""
         side = state.side
         count = len(side.ids)
-        rows = supervised(lm, edit, state.contexts)
+        rows = supervise_target(lm, edit, state.contexts)
         inside, outside = self._entered(lm, rows), self._unrelated(lm, state.texts, count)
         deltas, thresholds = side.deltas.to(inside), side.thresholds.to(inside)
         if count % self.merge_every % self.shard == 0:
@@ -274,10 +274,10 @@ class Wise(Editor):
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + memory)
         return (torch.rand(like.shape, generator=generator) < self.mask_ratio).to(like)
 
-    def _entered(self, lm: LM, rows: Supervised) -> Tensor:
+    def _entered(self, lm: LM, rows: SupervisedTokens) -> Tensor:
         """What enters the down-projection at the edited tokens, ``[p, f]``."""
         down = lm.arch.down_of(self._layer(lm))
-        return wide(tap(lm, rows.batch, inputs=[down]).inputs[down][rows.row, rows.column])
+        return at_least_float32(capture_activations(lm, rows.batch, inputs=[down]).inputs[down][rows.row, rows.column])
 
     def _unrelated(self, lm: LM, texts: Sequence[str], count: int) -> Tensor:
         """What enters it at the tokens of the documents that are drawn for edit number ``count``, ``[u, f]``."""
@@ -285,10 +285,10 @@ class Wise(Editor):
         order = torch.randperm(len(texts), generator=generator)[: self.texts].tolist()
         batch = lm.batch([lm.encode(texts[i])[: min(_LENGTH, lm.context)] for i in order])
         down = lm.arch.down_of(self._layer(lm))
-        return wide(tap(lm, batch, inputs=[down]).inputs[down][batch.mask.bool()])
+        return at_least_float32(capture_activations(lm, batch, inputs=[down]).inputs[down][batch.mask.bool()])
 
     def _trained(
-        self, lm: LM, rows: Supervised, start: Tensor, mask: Tensor, inside: Tensor, outside: Tensor
+        self, lm: LM, rows: SupervisedTokens, start: Tensor, mask: Tensor, inside: Tensor, outside: Tensor
     ) -> Tensor:
         """A memory after one edit: descent on NLL and routing loss, on the masked weights, within the bound."""
         name = lm.arch.down_of(self._layer(lm))
@@ -297,7 +297,7 @@ class Wise(Editor):
         def hook(hidden: Tensor, step: Step) -> Tensor:
             assert step.entered is not None
             # The matrix's own output: memories of earlier edits may have changed it.
-            own = first(lm.module(name).forward(step.entered)).reshape(hidden.shape)
+            own = first_output(lm.module(name).forward(step.entered)).reshape(hidden.shape)
             return own.index_put((rows.row, rows.column), (inside @ delta.T).to(own), accumulate=True)
 
         before = torch.inf

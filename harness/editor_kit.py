@@ -22,21 +22,30 @@ from harness.errors import (
     UsageError,
     near,
 )
-from harness.methods.context_templates import contexts
-from harness.methods.descent import Answer, Settings, answers, descend, feed_forward, log_likelihood, matrices, passes
+from harness.methods.context_templates import sample_templates
+from harness.methods.descent import (
+    DescentSettings,
+    TokenisedEdit,
+    descend,
+    down_projection_parameters,
+    feed_forward_matrices,
+    log_likelihood,
+    passes,
+    tokenise,
+)
 from harness.methods.finetuning import Finetuning
 from harness.methods.hypernetwork import Hypernetwork, Pair, Shape
-from harness.methods.keys import chosen, depth, keys, lookup, prompts, templates
-from harness.methods.kl_regulariser import Prior, divergence, prior
-from harness.methods.locate_then_edit import LocateThenEdit, Solver, Spread, ridge, woodbury
-from harness.methods.logit_ensemble import combined, common_vocabulary
+from harness.methods.keys import find_fact_token, layer_at_depth, prompt_rows, read_keys, require_layers, template_notes
+from harness.methods.kl_regulariser import KLRegulariser, kl_regulariser, summed_kl
+from harness.methods.locate_then_edit import LocateThenEdit, Solver, Spread, ridge_solver, woodbury
+from harness.methods.logit_ensemble import combine_logits, common_vocabulary
 from harness.methods.rank_one import RankOne
-from harness.methods.retrieval import Fact, Index, fact, fits, joined
+from harness.methods.retrieval import Fact, Index, as_fact, fits_context, join_facts
 from harness.methods.second_moments import Moment, moments
-from harness.methods.supervised_tokens import Supervised, supervised
+from harness.methods.supervised_tokens import SupervisedTokens, supervise_target
 from harness.methods.value import optimise
 from harness.methods.value_rows import Seam
-from harness.models.activations import tap, wide
+from harness.models.activations import at_least_float32, capture_activations
 from harness.models.lm import LM, Batch
 from harness.patches.delta import Delta, Dense, LowRank, double, numerical_rank
 from harness.patches.patch import Hook, LogitRule, Part, Patch, PromptRule, Step, patched, require_plain
@@ -47,13 +56,13 @@ __all__ = [
     "LM",
     "PAIRED",
     "SLOT",
-    "Answer",
     "Batch",
     "CheckFailed",
     "Count",
     "DataError",
     "Delta",
     "Dense",
+    "DescentSettings",
     "Direction",
     "Edit",
     "Editor",
@@ -64,6 +73,7 @@ __all__ = [
     "Hook",
     "Hypernetwork",
     "Index",
+    "KLRegulariser",
     "Learned",
     "LocateThenEdit",
     "LogitRule",
@@ -78,43 +88,40 @@ __all__ = [
     "Pass",
     "Patch",
     "Positive",
-    "Prior",
     "Probe",
     "PromptRule",
     "Range",
     "RankOne",
     "RestoreError",
     "Seam",
-    "Settings",
     "Shape",
     "Share",
     "Solver",
     "Spread",
     "Step",
-    "Supervised",
+    "SupervisedTokens",
+    "TokenisedEdit",
     "UsageError",
     "Wrapper",
-    "answers",
-    "chosen",
-    "combined",
+    "as_fact",
+    "at_least_float32",
+    "capture_activations",
+    "combine_logits",
     "common_vocabulary",
     "configure",
-    "contexts",
-    "depth",
     "descend",
-    "divergence",
     "double",
-    "fact",
-    "feed_forward",
+    "down_projection_parameters",
+    "feed_forward_matrices",
     "find",
-    "fits",
+    "find_fact_token",
+    "fits_context",
     "floor",
-    "joined",
-    "keys",
+    "join_facts",
+    "kl_regulariser",
+    "layer_at_depth",
     "log_likelihood",
-    "lookup",
     "losses",
-    "matrices",
     "moments",
     "near",
     "nll",
@@ -122,13 +129,15 @@ __all__ = [
     "optimise",
     "passes",
     "patched",
-    "prior",
-    "prompts",
+    "prompt_rows",
+    "read_keys",
+    "require_layers",
     "require_plain",
-    "ridge",
-    "supervised",
-    "tap",
-    "templates",
-    "wide",
+    "ridge_solver",
+    "sample_templates",
+    "summed_kl",
+    "supervise_target",
+    "template_notes",
+    "tokenise",
     "woodbury",
 ]

@@ -47,9 +47,9 @@ from harness.exam.measure import Measured, hold, measure_task, of_cases
 from harness.exam.span_scores import Encoded, score
 from harness.io import plain_text
 from harness.methods import second_moments
-from harness.methods.context_templates import contexts
-from harness.methods.keys import Unedited, inserted, keys, lookup, prompts
-from harness.methods.rank_one import direction
+from harness.methods.context_templates import sample_templates
+from harness.methods.keys import Unedited, find_fact_token, prompt_rows, rank_one_changes, read_keys
+from harness.methods.rank_one import update_direction
 from harness.methods.value import optimise
 from harness.methods.value_rows import Objective
 from harness.models.activations import Row, chunks
@@ -160,9 +160,9 @@ def rome(lm: LM, run: Run) -> Rome:
 def plain_value(lm: LM, edit: Edit, templates: Sequence[str], objective: Objective) -> tuple[Tensor, Tensor]:
     """ROME's loop as published: one edit, the whole model and all logits on every step; gives ``v0`` and delta."""
     target = lm.continuation(edit.text, edit.continuation)
-    essence, last = lookup(lm, replace(edit, prompt="{} is a"), "{}", objective.fact_token)
+    essence, last = find_fact_token(lm, replace(edit, prompt="{} is a"), "{}", objective.fact_token)
     extra = [Row(tuple(essence), last)]
-    rows = prompts(lm, edit, templates, objective.fact_token, target[:-1], extra)
+    rows = prompt_rows(lm, edit, templates, objective.fact_token, target[:-1], extra)
     batch, at = lm.batch([row.ids for row in rows]), torch.tensor([row.at for row in rows])
     each = torch.arange(len(rows))
     labels = torch.full_like(batch.ids[:-1], -100)
@@ -198,9 +198,9 @@ def plain_rome(lm: LM, editor: Rome, edit: Edit, prior: Unedited) -> Patch:
     """One ROME edit with the plain loop."""
     (layer,) = editor.edited_layers(lm)
     start, delta = plain_value(lm, edit, prior.contexts, editor.objective(layer))
-    mean, _ = keys(lm, [edit], layer, prior.contexts, editor.fact_token)
-    key, output = keys(lm, [edit], layer, ("{}",), editor.fact_token, outputs=True)
-    (change,) = inserted(direction(mean, prior.moments[layer]), key, output, (start + delta)[None])
+    mean, _ = read_keys(lm, [edit], layer, prior.contexts, editor.fact_token)
+    key, output = read_keys(lm, [edit], layer, ("{}",), editor.fact_token, outputs=True)
+    (change,) = rank_one_changes(update_direction(mean, prior.moments[layer]), key, output, (start + delta)[None])
     return Patch({lm.down(layer): change})
 
 
@@ -208,7 +208,7 @@ def values(lm: LM, run: Run) -> None:
     """The value optimisation of many edits at once, against the plain loop and our own; deltas must agree."""
     edits, editor = edits_of(run.edits or 32), rome(lm, run)
     (layer,) = editor.edited_layers(lm)
-    templates, objective = contexts(lm, "rome", 0), editor.objective(layer)
+    templates, objective = sample_templates(lm, "rome", 0), editor.objective(layer)
     together = optimise(lm, edits, templates, objective=objective).delta
     found: list[Tensor] = []
 
@@ -276,17 +276,17 @@ def moments(lm: LM, run: Run) -> None:
     layers = list(range(min(5, lm.arch.layers)))
     texts = list(plain_text.documents(lm.text))[: run.edits or 200]
     found: dict[int, Tensor] = {}
-    ours = {layer: moment.matrix for layer, moment in second_moments.accumulate(lm, layers, texts).items()}
+    ours = {layer: moment.matrix for layer, moment in second_moments.accumulate_moments(lm, layers, texts).items()}
 
     def plain() -> None:
         found.update({layer: plain_moment(lm, layer, texts) for layer in layers})
 
     label = f"moments: {len(layers)} layers in one pass"
-    pairs(f"{label}, plain", lambda: second_moments.accumulate(lm, layers, texts), plain, run)
+    pairs(f"{label}, plain", lambda: second_moments.accumulate_moments(lm, layers, texts), plain, run)
     worst = max(float((ours[i] - found[i]).norm() / ours[i].norm()) for i in layers)
     print(f"moments: largest relative difference to the plain sum {worst:.1e}")
-    alone = lambda: [second_moments.accumulate(lm, [layer], texts) for layer in layers]  # noqa: E731
-    pairs(f"{label}, one layer at a time", lambda: second_moments.accumulate(lm, layers, texts), alone, run)
+    alone = lambda: [second_moments.accumulate_moments(lm, [layer], texts) for layer in layers]  # noqa: E731
+    pairs(f"{label}, one layer at a time", lambda: second_moments.accumulate_moments(lm, layers, texts), alone, run)
 
 
 def plain_moment(lm: LM, layer: int, texts: Sequence[str]) -> Tensor:

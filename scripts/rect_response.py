@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from editors.rect import drawn, kept
+from editors.rect import keep_largest, keep_random
 from harness.editing.registry import compose
 from harness.exam import tasks
 from harness.methods import keys, second_moments
@@ -32,7 +32,7 @@ COUNT, KEEP = 40, 0.4
 
 def largest(change: Tensor, count: int) -> Tensor:
     """A change in which all but its largest entries are zero."""
-    return kept(change, torch.ones_like(change), count)
+    return keep_largest(change, torch.ones_like(change), count)
 
 
 def responses(model: str, editor: str) -> dict[tuple[int, str], Tensor]:
@@ -46,15 +46,15 @@ def responses(model: str, editor: str) -> dict[tuple[int, str], Tensor]:
     found: dict[tuple[int, str], list[Tensor]] = {}
     for layer in layers:
         name = lm.down(layer)
-        asked = keys.keys(lm, edits, layer, ("{}",), "subject_last")[0].double()
+        asked = keys.read_keys(lm, edits, layer, ("{}",), "subject_last")[0].double()
         for i, patch in enumerate(patches):
             change = patch.weights[name].dense()
             count = round(KEEP * change.numel())
             forms = {
                 "all": change,
-                "relative": kept(change, lm.matrix(name), count),
+                "relative": keep_largest(change, lm.matrix(name), count),
                 "largest": largest(change, count),
-                "random": drawn(change, count, i),
+                "random": keep_random(change, count, i),
             }
             for form, reduced in forms.items():
                 row = response(reduced.double(), change.double(), asked, i, moments[layer].matrix.double())

@@ -115,10 +115,10 @@ def make(
 @cov.command("list")
 def list_() -> None:
     """List the second moments in the cache."""
-    from harness.methods.second_moments import cached
+    from harness.methods.second_moments import cached_moments
 
     rows = []
-    for entry in cached():
+    for entry in cached_moments():
         made = entry.manifest
         rows.append((made.model[:12], made.module, f"{entry.count:,}", made.text[:12], made.dtype, str(entry.path)))
     columns = ("model", "module", "tokens", "text", "dtype", "file")
@@ -134,5 +134,5 @@ def verify(path: Path, model: str, dtype: str) -> None:
     from harness.methods import second_moments
     from harness.models.lm import load
 
-    second_moments.verify(path, load(model, dtype))
+    second_moments.verify_cached(path, load(model, dtype))
     terminal.say_where("[green]ok[/]", path)

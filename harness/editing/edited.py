@@ -16,6 +16,7 @@ from harness.errors import UsageError
 from harness.io.hashes import combined_sha256
 from harness.models.in_memory import unchanged
 from harness.models.lm import LM
+from harness.patches.delta import double
 from harness.patches.patch import Patch, patched
 
 if TYPE_CHECKING:
@@ -96,9 +97,9 @@ class Edited:
         batch = self.lm.batch([ids])
         with torch.no_grad():
             logits = self.lm.model(input_ids=batch.ids, attention_mask=batch.mask).logits[0, -len(said) - 1 : -1]
-        wide = logits.double() if logits.device.type != "mps" else logits.float()
-        right = torch.tensor(said, device=wide.device)
-        return float(wide.log_softmax(-1).gather(1, right[:, None]).sum())
+        precise = double(logits)
+        right = torch.tensor(said, device=precise.device)
+        return float(precise.log_softmax(-1).gather(1, right[:, None]).sum())
 
     def save(self, path: str | Path) -> Path:
         """Write the edits to a file, which ``harness apply``, ``--patch`` and :func:`harness.evaluate` take.

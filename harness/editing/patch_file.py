@@ -20,7 +20,7 @@ from harness.errors import DataError, ModelError, UsageError
 from harness.io import tensor_file
 from harness.io.hashes import combined_sha256
 from harness.models.lm import LM
-from harness.patches.delta import Delta, from_tensors
+from harness.patches.delta import Delta, delta_from_tensors
 from harness.patches.patch import Part, Patch
 
 __all__ = ["VERSION", "digest", "load", "manifest", "packed", "save", "unpacked"]
@@ -153,7 +153,7 @@ def _weights(path: Path, flat: Mapping[str, Tensor]) -> dict[str, Delta]:
         if key.startswith("weights/"):
             name, _, role = key.removeprefix("weights/").rpartition("::")
             roles.setdefault(name, {})[role] = tensor
-    return {name: from_tensors(found, path, name) for name, found in roles.items()}
+    return {name: delta_from_tensors(found, path, name) for name, found in roles.items()}
 
 
 def _restore(path: Path, head: Mapping[str, Any], where: str, flat: Mapping[str, Tensor], lm: LM) -> Any:

@@ -25,8 +25,8 @@ from torch import Tensor
 from harness.errors import DataError, UsageError
 from harness.exam.span_scores import Apart, Encoded, Span, Whole, score, whole
 from harness.models.lm import LM
-from harness.models.packing import common
-from harness.patches.patch import Patch, Rows, patched, patched_rows, shareable
+from harness.models.packing import shared_length
+from harness.patches.patch import Patch, RowPatches, patched, patched_rows, shareable
 
 __all__ = ["EditedLM", "Progress"]
 
@@ -67,7 +67,7 @@ class EditedLM(HFLM):  # type: ignore[misc]
         """Requests so far that were cut from the left to fit the model, as lm-eval does."""
         self._patches: Sequence[Patch] = ()
         self._patch_of: PatchOf | None = None
-        self._rows: Rows | None = None
+        self._rows: RowPatches | None = None
         self._row_patches: list[int] = []
         self._prompt: Callable[[str], str] | None = None
         self._done = self._total = 0
@@ -182,7 +182,7 @@ class EditedLM(HFLM):  # type: ignore[misc]
         """lm-eval's windows of a text, context and scored tokens, without those of what stands in front of it."""
         ids = self.tok_encode(text)
         lead = text[: len(text) - len(text.own)] if isinstance(text, _Led) else ""
-        left = common(self.tok_encode(lead), ids) if lead else 0
+        left = shared_length(self.tok_encode(lead), ids) if lead else 0
         own = len(self.tok_encode(""))
         if left and own:  # what the tokenizer itself puts in front of every text counts, as it does without a patch
             yield [self.prefix_token_id], ids[:own]

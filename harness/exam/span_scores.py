@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from harness.errors import DataError
-from harness.models.activations import only_at, wide
+from harness.models.activations import at_least_float32, run_only_at
 from harness.models.arch import stored_transposed
 from harness.models.lm import LM
-from harness.models.packing import Pack, inputs, packs
+from harness.models.packing import Pack, pack_texts, packed_inputs
 from harness.patches.delta import double
 
 __all__ = [
@@ -172,7 +172,7 @@ def score(
         for portion in _portions(together or reading.single, rows, int(lm.model.config.vocab_size)):
             wanted = reading.wanted(portion)
             logits = read(portion, wanted)
-            for i, result in wanted.results(logits if rounded else wide(logits)):
+            for i, result in wanted.results(logits if rounded else at_least_float32(logits)):
                 found[i] = result
             done(len(wanted.spans))
     return found
@@ -254,7 +254,7 @@ class _Reading:
 
     def together(self) -> list[Pack]:
         """The texts with what they share once; none where that saves nothing or cannot be done."""
-        packed, single = packs(self.texts, self.marks), self.single
+        packed, single = pack_texts(self.texts, self.marks), self.single
         # The widest row and the longest text show whether positions, masks and windows of attention are followed.
         few = [pack for i, pack in enumerate(packed) if i == 0 or 0 in pack.texts]
         apart = [single[i] for i in sorted({i for pack in few for i in (min(pack.texts), list(pack.texts)[-1])})]
@@ -265,10 +265,10 @@ class _Reading:
 
     def _agree(self, packed: Sequence[Pack], single: Sequence[Pack]) -> bool:
         wanted = self.wanted(single)
-        alone = dict(wanted.results(wide(self.alone(single, wanted))))
+        alone = dict(wanted.results(at_least_float32(self.alone(single, wanted))))
         wanted = self.wanted(packed)
         try:
-            shared = dict(wanted.results(wide(self.shared(packed, wanted))))
+            shared = dict(wanted.results(at_least_float32(self.shared(packed, wanted))))
         except (TypeError, AttributeError, IndexError, KeyError, ValueError, RuntimeError):
             # A model that takes no positions, or no mask of this form.
             return False
@@ -299,8 +299,8 @@ class _Reading:
         """The same of rows that hold many; the last feed-forward module, too, computes wanted positions alone."""
         last = self.lm.module(self.lm.arch.mlp_of(self.lm.arch.layers - 1))
         changed = any(module._forward_hooks for module in last.modules())  # by a patch of each row
-        with _only(self.lm, wanted.kept), nullcontext() if changed else only_at(last, wanted.kept):
-            return self._logits(packed, **inputs(self.lm, packed))[0]
+        with _only(self.lm, wanted.kept), nullcontext() if changed else run_only_at(last, wanted.kept):
+            return self._logits(packed, **packed_inputs(self.lm, packed))[0]
 
     def _logits(self, rows: Sequence[Pack], **given: Any) -> Tensor:
         self.before([self.marks[min(row.texts)] for row in rows])

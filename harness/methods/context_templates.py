@@ -17,15 +17,15 @@ from torch import Tensor
 from harness.errors import UsageError
 from harness.models.lm import LM
 
-__all__ = ["Kind", "check", "contexts", "weights"]
+__all__ = ["TemplateKind", "require_templates", "sample_templates", "template_weights"]
 
-Kind = Literal["rome", "memit"]
+TemplateKind = Literal["rome", "memit"]
 
 _TOP = 5
 _MEMIT_STARTS = ("The", "Therefore", "Because", "I", "You")
 
 
-def contexts(lm: LM, kind: Kind, seed: int = 0) -> tuple[str, ...]:
+def sample_templates(lm: LM, kind: TemplateKind, seed: int = 0) -> tuple[str, ...]:
     """Context templates sampled from the model as it is now; the first is ``{}``, the bare prompt.
 
     ``rome``: ten texts of 5 tokens and ten of 10, BOS included, that start from nothing. ``memit``: one text of 10
@@ -68,7 +68,7 @@ def _clean(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKD", text).split())
 
 
-def weights(templates: Sequence[str], kind: Kind) -> Tensor:
+def template_weights(templates: Sequence[str], kind: TemplateKind) -> Tensor:
     """How much each template counts in the mean key, ``[templates]``, float64, of sum 1.
 
     ``rome``: all the same. ``memit``: the bare prompt counts one half, the others share the other half (the mean of
@@ -80,7 +80,7 @@ def weights(templates: Sequence[str], kind: Kind) -> Tensor:
     return torch.tensor([0.5] + [0.5 / (count - 1)] * (count - 1), dtype=torch.float64)
 
 
-def check(templates: Sequence[str]) -> None:
+def require_templates(templates: Sequence[str]) -> None:
     """Look at templates that a user gave.
 
     Raises:

@@ -20,8 +20,8 @@ from torch.func import functional_call
 from harness.editing.directions import Normalisation, floor, losses, nll
 from harness.editing.edit import Edit
 from harness.errors import DataError, ModelError, NumericalError
-from harness.methods.kl_regulariser import Prior
-from harness.models.activations import wide
+from harness.methods.kl_regulariser import KLRegulariser
+from harness.models.activations import at_least_float32
 from harness.models.arch import is_matrix
 from harness.models.lm import LM
 from harness.patches.delta import Dense
@@ -29,19 +29,19 @@ from harness.patches.patch import require_plain
 
 __all__ = [
     "Accumulation",
-    "Answer",
+    "DescentSettings",
     "Loss",
-    "Settings",
+    "TokenisedEdit",
     "Trained",
-    "answers",
+    "capture_gradients",
+    "cosine_rate",
     "descend",
-    "feed_forward",
-    "listening",
+    "down_projection_parameters",
+    "feed_forward_matrices",
     "log_likelihood",
-    "matrices",
     "passes",
-    "positions",
-    "rate",
+    "target_positions",
+    "tokenise",
 ]
 
 Loss = Literal["target_new", "prompt_last"]
@@ -55,7 +55,7 @@ Accumulation = Literal["fixed", "faithful"]
 
 
 @dataclass(frozen=True)
-class Settings:
+class DescentSettings:
     """How to descend.
 
     Attributes:
@@ -103,7 +103,7 @@ class Trained:
 
 
 @dataclass(frozen=True)
-class Answer:
+class TokenisedEdit:
     """An edit in tokens.
 
     Attributes:
@@ -119,24 +119,24 @@ class Answer:
     against: list[int] = field(default_factory=list)
 
     @property
-    def rival(self) -> Answer:
+    def rival(self) -> TokenisedEdit:
         """The other continuation as an answer of its own."""
-        return Answer(self.edit, self.prompt, self.against)
+        return TokenisedEdit(self.edit, self.prompt, self.against)
 
 
-def feed_forward(lm: LM, layers: Sequence[int]) -> list[str]:
+def down_projection_parameters(lm: LM, layers: Sequence[int]) -> list[str]:
     """The weights and, where there are any, biases of some layers' down-projections."""
     owners = [lm.arch.down_of(layer) for layer in sorted(set(layers))]
     return [f"{owner}.{leaf}" for owner in owners for leaf, _ in lm.module(owner).named_parameters(recurse=False)]
 
 
-def matrices(lm: LM, layer: int) -> list[str]:
+def feed_forward_matrices(lm: LM, layer: int) -> list[str]:
     """The names of the modules that are the matrices of one layer's feed-forward part."""
     parent = lm.arch.down_of(layer).rpartition(".")[0]
     return [f"{parent}.{name}" for name, child in lm.module(parent).named_children() if is_matrix(child)]
 
 
-def answers(lm: LM, edits: Sequence[Edit], end_of_text: bool = False) -> list[Answer]:
+def tokenise(lm: LM, edits: Sequence[Edit], end_of_text: bool = False) -> list[TokenisedEdit]:
     """The edits in tokens.
 
     Args:
@@ -160,12 +160,12 @@ def answers(lm: LM, edits: Sequence[Edit], end_of_text: bool = False) -> list[An
     return found
 
 
-def _answer(lm: LM, edit: Edit, end: list[int]) -> Answer:
+def _answer(lm: LM, edit: Edit, end: list[int]) -> TokenisedEdit:
     against = [] if edit.rival is None else lm.continuation(edit.text, edit.rival)
-    return Answer(edit, lm.encode(edit.text), lm.continuation(edit.text, edit.continuation) + end, against)
+    return TokenisedEdit(edit, lm.encode(edit.text), lm.continuation(edit.text, edit.continuation) + end, against)
 
 
-def positions(examples: Sequence[Answer], loss: Loss = "target_new") -> tuple[list[int], list[int]]:
+def target_positions(examples: Sequence[TokenisedEdit], loss: Loss = "target_new") -> tuple[list[int], list[int]]:
     """The rows and the columns at which the tokens of the targets are asked for, one after the other."""
     forced = loss == "target_new"
     rows = [i for i, e in enumerate(examples) for _ in e.target]
@@ -173,9 +173,9 @@ def positions(examples: Sequence[Answer], loss: Loss = "target_new") -> tuple[li
 
 
 def log_likelihood(
-    lm: LM, examples: Sequence[Answer], loss: Loss = "target_new", held: Mapping[str, Tensor] | None = None
+    lm: LM, examples: Sequence[TokenisedEdit], loss: Loss = "target_new", held: Mapping[str, Tensor] | None = None
 ) -> Tensor:
-    """The log-probability of each token of each target, ``[tokens]``, in the order of :func:`positions`.
+    """The log-probability of each token of each target, ``[tokens]``, in the order of :func:`target_positions`.
 
     Args:
         lm: the model.
@@ -186,13 +186,13 @@ def log_likelihood(
     batch = lm.batch([e.prompt + (e.target[:-1] if loss == "target_new" else []) for e in examples])
     inputs = {"input_ids": batch.ids, "attention_mask": batch.mask, "use_cache": False}
     logits: Tensor = functional_call(lm.model, dict(held or {}), args=(), kwargs=inputs).logits
-    rows, columns = positions(examples, loss)
+    rows, columns = target_positions(examples, loss)
     tokens = torch.tensor([token for e in examples for token in e.target], device=logits.device)
-    return wide(logits[rows, columns]).log_softmax(-1).gather(1, tokens[:, None])[:, 0]
+    return at_least_float32(logits[rows, columns]).log_softmax(-1).gather(1, tokens[:, None])[:, 0]
 
 
 @contextmanager
-def listening(lm: LM, names: Sequence[str]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
+def capture_gradients(lm: LM, names: Sequence[str]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
     """Module -> what enters it in the next forward pass, and zeros that are added to what leaves it, by name.
 
     The gradient at the zeros is that at the output, which a model may go on to change in place (Falcon).
@@ -215,7 +215,11 @@ def listening(lm: LM, names: Sequence[str]) -> Iterator[dict[str, tuple[Tensor, 
 
 
 def descend(
-    lm: LM, edits: Sequence[Edit], parameters: Sequence[str], settings: Settings, prior: Prior | None = None
+    lm: LM,
+    edits: Sequence[Edit],
+    parameters: Sequence[str],
+    settings: DescentSettings,
+    prior: KLRegulariser | None = None,
 ) -> Trained:
     """Train copies of some parameters until the model says the targets: the last of :func:`passes`, all losses."""
     record: list[float] = []
@@ -226,7 +230,11 @@ def descend(
 
 
 def passes(
-    lm: LM, edits: Sequence[Edit], parameters: Sequence[str], settings: Settings, prior: Prior | None = None
+    lm: LM,
+    edits: Sequence[Edit],
+    parameters: Sequence[str],
+    settings: DescentSettings,
+    prior: KLRegulariser | None = None,
 ) -> Iterator[Trained]:
     """Train copies of some parameters, and give what they have become after each pass over the edits.
 
@@ -244,9 +252,9 @@ def passes(
     """
     for name in parameters:
         require_plain(lm, name)
-    examples = answers(lm, edits, settings.end_of_text)
+    examples = tokenise(lm, edits, settings.end_of_text)
     # Updates of 5e-4 are lost in half precision.
-    start = {name: wide(lm.parameter(name).detach()) for name in parameters}
+    start = {name: at_least_float32(lm.parameter(name).detach()) for name in parameters}
     free = {name: value.clone().requires_grad_() for name, value in start.items()}
     adam = torch.optim.Adam(
         free.values(), lr=settings.lr, weight_decay=settings.weight_decay, betas=(0.9, settings.beta2)
@@ -269,7 +277,7 @@ def _end_of_text(lm: LM) -> int:
     return token
 
 
-def _orders(count: int, settings: Settings) -> Iterator[list[int]]:
+def _orders(count: int, settings: DescentSettings) -> Iterator[list[int]]:
     """The order of the edits in each pass."""
     draw = None if settings.shuffle is None else torch.Generator().manual_seed(settings.shuffle)
     for _ in range(settings.steps):
@@ -284,14 +292,14 @@ class _Training:
     start: Mapping[str, Tensor]
     free: Mapping[str, Tensor]
     adam: torch.optim.Optimizer
-    settings: Settings
-    prior: Prior | None
+    settings: DescentSettings
+    prior: KLRegulariser | None
 
-    def run(self, number: int, examples: Sequence[Answer]) -> list[tuple[float, int]]:
+    def run(self, number: int, examples: Sequence[TokenisedEdit]) -> list[tuple[float, int]]:
         """One pass; of each batch its loss before the update, and its size."""
         if self.settings.cosine:
             for group in self.adam.param_groups:
-                group["lr"] = rate(self.settings.lr, number, self.settings.steps)
+                group["lr"] = cosine_rate(self.settings.lr, number, self.settings.steps)
         size, passed = self.settings.batch_size, []
         batches = [examples[first : first + size] for first in range(0, len(examples), size)]
         for i, batch in enumerate(batches):
@@ -301,7 +309,7 @@ class _Training:
             passed.append((self._batch(batch, count, fresh, last), len(batch)))
         return passed
 
-    def _batch(self, examples: Sequence[Answer], count: int, fresh: bool, last: bool) -> float:
+    def _batch(self, examples: Sequence[TokenisedEdit], count: int, fresh: bool, last: bool) -> float:
         """The gradient of one batch of ``count``, unless its loss is small already, and a step after the last."""
         faithful = self.settings.accumulation == "faithful"
         if fresh or faithful:
@@ -329,19 +337,19 @@ class _Training:
                     tensor.copy_(torch.clamp(tensor, self.start[name] - bound, self.start[name] + bound))
 
 
-def rate(lr: float, epoch: int, epochs: int) -> float:
+def cosine_rate(lr: float, epoch: int, epochs: int) -> float:
     """The learning rate of an epoch, counted from 0: a cosine that would be zero after the last."""
     return lr * (1 + math.cos(math.pi * epoch / epochs)) / 2
 
 
-def _enough(examples: Sequence[Answer], settings: Settings) -> float:
+def _enough(examples: Sequence[TokenisedEdit], settings: DescentSettings) -> float:
     """The mean loss below which a batch has what it wants."""
     floors = [floor(e.edit.direction, settings.threshold) for e in examples]
     # The mean of equal numbers may differ from them in its last digit.
     return floors[0] if len(set(floors)) == 1 else math.fsum(floors) / len(floors)
 
 
-def _loss(lm: LM, examples: Sequence[Answer], held: Mapping[str, Tensor], settings: Settings) -> Tensor:
+def _loss(lm: LM, examples: Sequence[TokenisedEdit], held: Mapping[str, Tensor], settings: DescentSettings) -> Tensor:
     """The mean over edits of what each minimises, by default the mean NLL of its target's tokens."""
     directions = [e.edit.direction for e in examples]
     if set(directions) == {"likelihood"}:

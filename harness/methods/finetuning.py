@@ -15,8 +15,8 @@ from typing import Annotated, Literal
 
 from harness.editing.editor import Editor
 from harness.editing.hyperparameters import Count, NotNegative, Positive, Range
-from harness.methods.descent import Accumulation, Settings
-from harness.methods.kl_regulariser import Prior, prior
+from harness.methods.descent import Accumulation, DescentSettings
+from harness.methods.kl_regulariser import KLRegulariser, kl_regulariser
 from harness.models.lm import LM
 
 __all__ = ["CANONICAL", "Finetuning"]
@@ -66,9 +66,9 @@ class Finetuning(Editor, ABC):
     kl_text: str | None = None
     seed: int = 0
 
-    def settings(self) -> Settings:
+    def settings(self) -> DescentSettings:
         """How to descend."""
-        return Settings(
+        return DescentSettings(
             lr=self.lr,
             steps=self.steps,
             batch_size=self.batch_size,
@@ -80,6 +80,6 @@ class Finetuning(Editor, ABC):
             accumulation=self.accumulation,
         )
 
-    def prior(self, lm: LM) -> Prior | None:
+    def prior(self, lm: LM) -> KLRegulariser | None:
         """The pull towards the unedited model, None without a weight."""
-        return prior(lm, self.kl, self.kl_text, self.seed)
+        return kl_regulariser(lm, self.kl, self.kl_text, self.seed)

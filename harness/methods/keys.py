@@ -17,9 +17,9 @@ from torch import Tensor
 from harness.editing.edit import Edit
 from harness.errors import DataError, NumericalError, UsageError
 from harness.methods import context_templates
-from harness.methods.context_templates import Kind
+from harness.methods.context_templates import TemplateKind
 from harness.methods.second_moments import Moment, moments
-from harness.models.activations import Row, Taps, read
+from harness.models.activations import Activations, Row, read_activations
 from harness.models.lm import LM
 from harness.patches.delta import LowRank
 from harness.patches.patch import Patch, patched, patched_rows
@@ -27,15 +27,15 @@ from harness.patches.patch import Patch, patched, patched_rows
 __all__ = [
     "FactToken",
     "Unedited",
-    "chosen",
-    "depth",
-    "inserted",
-    "keys",
-    "lookup",
-    "prompts",
-    "spread",
-    "templates",
-    "unedited",
+    "find_fact_token",
+    "layer_at_depth",
+    "prompt_rows",
+    "rank_one_changes",
+    "read_keys",
+    "require_layers",
+    "spread_residuals",
+    "take_unedited",
+    "template_notes",
 ]
 
 FactToken = Literal[
@@ -61,10 +61,10 @@ class Unedited:
     moments: Mapping[int, Moment]
 
 
-def unedited(
+def take_unedited(
     lm: LM,
     memory: object,
-    kind: Kind,
+    kind: TemplateKind,
     layers: Sequence[int],
     seed: int,
     tokens: int,
@@ -87,24 +87,24 @@ def unedited(
     if memory is not None and not isinstance(memory, Unedited):
         raise UsageError(f"the memory is a {type(memory).__name__} of another editor; start again without memory")
     if given is not None:
-        context_templates.check(given)
-    templates = memory.contexts if memory else given or context_templates.contexts(lm, kind, seed)
+        context_templates.require_templates(given)
+    templates = memory.contexts if memory else given or context_templates.sample_templates(lm, kind, seed)
     known = dict(memory.moments) if memory else {}
     missing = [layer for layer in layers if layer not in known]
     return Unedited(templates, {**known, **(moments(lm, missing, tokens) if missing else {})})
 
 
-def templates(lm: LM, kind: Kind, seed: int, given: tuple[str, ...] | None) -> dict[str, object]:
+def template_notes(lm: LM, kind: TemplateKind, seed: int, given: tuple[str, ...] | None) -> dict[str, object]:
     """The context templates of an editor on the unedited model, as a record keeps them."""
-    return {"contexts": list(given or context_templates.contexts(lm, kind, seed))}
+    return {"contexts": list(given or context_templates.sample_templates(lm, kind, seed))}
 
 
-def depth(lm: LM, fraction: float) -> int:
+def layer_at_depth(lm: LM, fraction: float) -> int:
     """The layer at a fraction of a model's depth, rounded down."""
     return min(int(fraction * lm.arch.layers), lm.arch.layers - 1)
 
 
-def chosen(lm: LM, layers: Sequence[int]) -> tuple[int, ...]:
+def require_layers(lm: LM, layers: Sequence[int]) -> tuple[int, ...]:
     """The layers in ascending order.
 
     Raises:
@@ -115,7 +115,7 @@ def chosen(lm: LM, layers: Sequence[int]) -> tuple[int, ...]:
     return tuple(sorted(set(layers)))
 
 
-def lookup(lm: LM, edit: Edit, template: str, fact_token: FactToken) -> tuple[list[int], int]:
+def find_fact_token(lm: LM, edit: Edit, template: str, fact_token: FactToken) -> tuple[list[int], int]:
     """The tokens of a prompt in its context, and the position of the token to edit.
 
     Args:
@@ -145,7 +145,7 @@ def lookup(lm: LM, edit: Edit, template: str, fact_token: FactToken) -> tuple[li
     return ids, end if after else end - 1
 
 
-def prompts(
+def prompt_rows(
     lm: LM,
     edit: Edit,
     templates: Sequence[str],
@@ -166,7 +166,7 @@ def prompts(
     Raises:
         DataError: a row is longer than the model's context.
     """
-    found = [lookup(lm, edit, template, fact_token) for template in templates]
+    found = [find_fact_token(lm, edit, template, fact_token) for template in templates]
     rows = [Row((*ids, *suffix), at) for ids, at in found] + list(extra)
     longest = max(len(row.ids) for row in rows)
     if longest > lm.context:
@@ -177,13 +177,13 @@ def prompts(
     return [Row(row.ids, longest - 1) for row in rows] if fact_token == "last_released" else rows
 
 
-def keys(
+def read_keys(
     lm: LM,
     edits: Sequence[Edit],
     layer: int,
     templates: Sequence[str],
     fact_token: FactToken,
-    kind: Kind = "rome",
+    kind: TemplateKind = "rome",
     outputs: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Keys and values of some edits, averaged over context templates.
@@ -200,21 +200,21 @@ def keys(
     Returns:
         ``k [edits, f]``, the inputs of the down-projection, and ``y [edits, d]``, its outputs (empty if not wanted).
     """
-    rows = [row for edit in edits for row in prompts(lm, edit, templates, fact_token)]
+    rows = [row for edit in edits for row in prompt_rows(lm, edit, templates, fact_token)]
     down = lm.arch.down_of(layer)
-    seen = read(lm, rows, inputs=[down], outputs=[down] if outputs else [])
-    share = context_templates.weights(templates, kind)
+    seen = read_activations(lm, rows, inputs=[down], outputs=[down] if outputs else [])
+    share = context_templates.template_weights(templates, kind)
     values = seen.outputs[down] if outputs else seen.inputs[down][:, :0]
-    return _mean(seen.inputs[down], share), _mean(values, share)
+    return _mean_over_templates(seen.inputs[down], share), _mean_over_templates(values, share)
 
 
-def _mean(rows: Tensor, share: Tensor) -> Tensor:
+def _mean_over_templates(rows: Tensor, share: Tensor) -> Tensor:
     """Weighted means of successive groups of rows: ``[edits * templates, dim]`` to ``[edits, dim]``."""
     grouped = rows.reshape(len(rows) // len(share), len(share), rows.shape[1])
     return torch.einsum("etd,t->ed", grouped, share.to(rows))
 
 
-def inserted(
+def rank_one_changes(
     u: Tensor, key: Tensor, output: Tensor, value: Tensor, names: Sequence[str] = ("the edit",)
 ) -> list[LowRank]:
     """The rank-one changes that map keys to values: ``right = u^T``, ``left = (v* - y) / (k . u)`` (ROME, equation 2).
@@ -239,7 +239,7 @@ def inserted(
     return [LowRank(left[i, :, None], u[i, None]) for i in range(len(u))]
 
 
-def spread(
+def spread_residuals(
     lm: LM,
     groups: Sequence[Sequence[Edit]],
     targets: Tensor,
@@ -272,7 +272,7 @@ def spread(
     owner = [g for g, group in enumerate(groups) for _ in group]
     for i, layer in enumerate(layers):
         place = (lm.arch.block if site == "block" else lm.arch.mlp_of)(layers[-1])
-        key, hidden = _progress(lm, edits, owner, patches, layer, place, templates, fact_token)
+        key, hidden = _keys_and_hidden_states(lm, edits, owner, patches, layer, place, templates, fact_token)
         residual = (targets - hidden) / divisor(len(layers) - i)
         for g in range(len(groups)):
             mine = torch.tensor([e for e, group in enumerate(owner) if group == g], device=key.device)
@@ -281,7 +281,7 @@ def spread(
     return patches
 
 
-def _progress(
+def _keys_and_hidden_states(
     lm: LM,
     edits: Sequence[Edit],
     owner: Sequence[int],
@@ -292,25 +292,25 @@ def _progress(
     fact_token: FactToken,
 ) -> tuple[Tensor, Tensor]:
     """Keys at one layer and what leaves a module, each edit on the model that carries its own patch."""
-    rows = [row for edit in edits for row in prompts(lm, edit, templates, fact_token)]
-    bare = [row for edit in edits for row in prompts(lm, edit, templates[:1], fact_token)]
+    rows = [row for edit in edits for row in prompt_rows(lm, edit, templates, fact_token)]
+    bare = [row for edit in edits for row in prompt_rows(lm, edit, templates[:1], fact_token)]
     carried = [g for g in owner for _ in templates]
     down = lm.arch.down_of(layer)
     key = _read_each(lm, rows, carried, patches, [down], []).inputs[down]
     hidden = _read_each(lm, bare, owner, patches, [], [place]).outputs[place]
-    return _mean(key, context_templates.weights(templates, "memit")), hidden
+    return _mean_over_templates(key, context_templates.template_weights(templates, "memit")), hidden
 
 
 def _read_each(
     lm: LM, rows: Sequence[Row], owner: Sequence[int], patches: Sequence[Patch], inputs: list[str], outputs: list[str]
-) -> Taps:
-    """:func:`harness.models.activations.read`, each row under the patch of its owner."""
+) -> Activations:
+    """:func:`harness.models.activations.read_activations`, each row under the patch of its owner."""
     if len(patches) == 1 or patches[0].empty:
         with patched(lm, patches[0]) if len(patches) == 1 else nullcontext():
-            return read(lm, rows, inputs, outputs)
+            return read_activations(lm, rows, inputs, outputs)
     with patched_rows(lm, patches) as carrier:
 
         def before(chunk: Sequence[int]) -> None:
             carrier.index = torch.tensor([owner[i] for i in chunk])
 
-        return read(lm, rows, inputs, outputs, before=before)
+        return read_activations(lm, rows, inputs, outputs, before=before)

@@ -17,23 +17,23 @@ from torch.func import functional_call
 
 from harness.errors import DataError
 from harness.io.plain_text import documents
-from harness.models.activations import wide
+from harness.models.activations import at_least_float32
 from harness.models.lm import LM
 
-__all__ = ["Prior", "divergence", "prior"]
+__all__ = ["KLRegulariser", "kl_regulariser", "summed_kl"]
 
 _TEXTS = 3000
 """How many texts are drawn from, as published."""
 
 
-def divergence(before: Tensor, after: Tensor) -> Tensor:
+def summed_kl(before: Tensor, after: Tensor) -> Tensor:
     """``sum over positions of KL(before || after)``, in nats, from logits ``[positions, vocabulary]``."""
     p, q = before.log_softmax(-1), after.log_softmax(-1)
     return (p.exp() * (p - q)).sum()
 
 
 @dataclass(frozen=True, eq=False)
-class Prior:
+class KLRegulariser:
     """The weighted divergence from the unedited model on one text after the other.
 
     Attributes:
@@ -51,10 +51,10 @@ class Prior:
         with torch.no_grad():
             before = lm.model(**inputs).logits[0]
         after = functional_call(lm.model, dict(held), args=(), kwargs=inputs).logits[0]
-        return self.weight * divergence(wide(before), wide(after))
+        return self.weight * summed_kl(at_least_float32(before), at_least_float32(after))
 
 
-def prior(lm: LM, weight: float, source: str | None, seed: int) -> Prior | None:
+def kl_regulariser(lm: LM, weight: float, source: str | None, seed: int) -> KLRegulariser | None:
     """The term for texts drawn with replacement; None where it has no weight.
 
     Args:
@@ -73,7 +73,7 @@ def prior(lm: LM, weight: float, source: str | None, seed: int) -> Prior | None:
     texts = [ids for ids in encoded if len(ids) > 1]
     if not texts:
         raise DataError(f"{place}: no text of two tokens; give texts for the divergence with --set kl_text=FILE")
-    return Prior(weight, _drawn(texts, seed))
+    return KLRegulariser(weight, _drawn(texts, seed))
 
 
 def _drawn(texts: list[list[int]], seed: int) -> Iterator[list[int]]:

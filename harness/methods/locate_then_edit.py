@@ -21,27 +21,35 @@ from harness.editing.editor import Editor, Wrapper
 from harness.editing.hyperparameters import Count, NotNegative, Positive, Range, settable
 from harness.editing.registry import find, names
 from harness.errors import ModelError, NumericalError, UsageError
-from harness.methods.context_templates import Kind
-from harness.methods.keys import FactToken, Unedited, chosen, depth, spread, templates, unedited
-from harness.methods.second_moments import Moment, check
+from harness.methods.context_templates import TemplateKind
+from harness.methods.keys import (
+    FactToken,
+    Unedited,
+    layer_at_depth,
+    require_layers,
+    spread_residuals,
+    take_unedited,
+    template_notes,
+)
+from harness.methods.second_moments import Moment, require_finite_moment
 from harness.methods.value import anchor_norm, optimise
 from harness.methods.value_rows import Objective, Seam
-from harness.models.activations import tap, wide
+from harness.models.activations import at_least_float32, capture_activations
 from harness.models.lm import LM
 from harness.patches.delta import double
 from harness.patches.patch import Patch, Step, patched, require_plain
 
 __all__ = [
-    "Kept",
     "LocateThenEdit",
     "Solver",
     "Spread",
-    "adjoint",
-    "preserved",
+    "SpreadMemory",
+    "inverse_of_preserved",
     "require_additive",
-    "ridge",
-    "summed",
-    "with_root",
+    "ridge_adjoint",
+    "ridge_solver",
+    "sum_key_products",
+    "with_hyperparameters",
     "woodbury",
 ]
 
@@ -73,7 +81,7 @@ class LocateThenEdit(Editor):
     needs_subject = True
     random = True
     directions = DIRECTIONS
-    kind: ClassVar[Kind]
+    kind: ClassVar[TemplateKind]
     seam: ClassVar[Seam]
 
     layers: tuple[int, ...] | None = None
@@ -92,7 +100,7 @@ class LocateThenEdit(Editor):
 
     def notes(self, lm: LM) -> Mapping[str, object]:
         """The context templates."""
-        return templates(lm, self.kind, self.seed, self.contexts)
+        return template_notes(lm, self.kind, self.seed, self.contexts)
 
     def objective(self, layer: int) -> Objective:
         """The value optimisation at one layer."""
@@ -121,7 +129,7 @@ class LocateThenEdit(Editor):
             ModelError: a weight that would be written is quantised.
         """
         self.require_writable(lm, memory)
-        return unedited(lm, memory, self.kind, layers, self.seed, self.cov_tokens, self.contexts)
+        return take_unedited(lm, memory, self.kind, layers, self.seed, self.cov_tokens, self.contexts)
 
     def require_writable(self, lm: LM, memory: object) -> None:
         """Refuse weights that cannot be written, before the model is run for anything.
@@ -144,7 +152,7 @@ class LocateThenEdit(Editor):
 
 
 @dataclass(frozen=True, eq=False)
-class Kept(Unedited):
+class SpreadMemory(Unedited):
     """What was taken from the unedited model, and what earlier operations wrote.
 
     Attributes:
@@ -175,18 +183,18 @@ class Spread(LocateThenEdit):
         return False
 
     @abstractmethod
-    def solver(self, prior: Kept) -> Solver:
+    def solver(self, prior: SpreadMemory) -> Solver:
         """How the change of one layer is found."""
 
     def edited_layers(self, lm: LM) -> tuple[int, ...]:
         """The layers; by default up to five that end at 27 % of the depth, as published for Llama."""
-        last = max(depth(lm, 0.27), 1 if lm.arch.layers > 1 else 0)
-        return chosen(lm, self.layers or range(max(0, last - 4), last + 1))
+        last = max(layer_at_depth(lm, 0.27), 1 if lm.arch.layers > 1 else 0)
+        return require_layers(lm, self.layers or range(max(0, last - 4), last + 1))
 
-    def prior(self, lm: LM, memory: object, layers: Sequence[int]) -> Kept:
+    def prior(self, lm: LM, memory: object, layers: Sequence[int]) -> SpreadMemory:
         """Templates, second moments, and the keys of earlier edits."""
         known = super().prior(lm, memory, layers)
-        return Kept(known.contexts, known.moments, memory.sums if isinstance(memory, Kept) else {})
+        return SpreadMemory(known.contexts, known.moments, memory.sums if isinstance(memory, SpreadMemory) else {})
 
     def require_writable(self, lm: LM, memory: object) -> None:
         """As of all methods; and at the first operation, a model in which residuals of hidden states do not arrive.
@@ -213,7 +221,9 @@ class Spread(LocateThenEdit):
         prior = self.prior(lm, None, self.edited_layers(lm))
         return [patch.remember(prior) for patch in self._written(lm, [[edit] for edit in edits], prior)[0]]
 
-    def _written(self, lm: LM, groups: list[list[Edit]], prior: Kept) -> tuple[list[Patch], dict[int, list[Tensor]]]:
+    def _written(
+        self, lm: LM, groups: list[list[Edit]], prior: SpreadMemory
+    ) -> tuple[list[Patch], dict[int, list[Tensor]]]:
         """The patch of each group, and layer -> the keys ``[n, f]`` of each group."""
         layers = self.edited_layers(lm)
         values = optimise(
@@ -227,16 +237,20 @@ class Spread(LocateThenEdit):
             return solve(layer, key, residual)
 
         site: Literal["block", "mlp"] = "block" if self.seam == "block" else "mlp"
-        patches = spread(lm, groups, values.value, layers, prior.contexts, self.fact_token, noted, site, self.divisor)
+        patches = spread_residuals(
+            lm, groups, values.value, layers, prior.contexts, self.fact_token, noted, site, self.divisor
+        )
         return patches, written
 
-    def _with(self, prior: Kept, written: Mapping[int, Sequence[Tensor]]) -> Kept:
+    def _with(self, prior: SpreadMemory, written: Mapping[int, Sequence[Tensor]]) -> SpreadMemory:
         """The memory with the keys of one more operation.
 
         A key enters its layer's down-projection, so only the layers below change it: what was read before a layer was
         written is what the fully edited model gives.
         """
-        sums = {layer: summed(torch.cat(list(keys)), prior.sums.get(layer)) for layer, keys in written.items()}
+        sums = {
+            layer: sum_key_products(torch.cat(list(keys)), prior.sums.get(layer)) for layer, keys in written.items()
+        }
         return replace(prior, sums={**prior.sums, **sums})
 
 
@@ -256,15 +270,15 @@ def require_additive(lm: LM, layers: Sequence[int], asker: str) -> None:
         ModelError: less than 90 % of the vector arrives, or something else with it.
     """
     batch = lm.batch([lm.encode("The name of the town is")])
-    unchanged = tap(lm, batch, outputs=[lm.arch.block(layer) for layer in layers]).outputs
+    unchanged = capture_activations(lm, batch, outputs=[lm.arch.block(layer) for layer in layers]).outputs
     for layer in layers:
         block, mlp = lm.arch.block(layer), lm.arch.mlp_of(layer)
-        before = wide(unchanged[block])
+        before = at_least_float32(unchanged[block])
         # No multiple of anything that the model computes.
         added = torch.linspace(-1, 1, before.shape[-1], device=before.device).sin().expand_as(before)
         added = added * before.norm(dim=-1, keepdim=True) / added.norm(dim=-1, keepdim=True)
         with patched(lm, Patch(hooks={mlp: _Added(added)})):
-            arrived = wide(tap(lm, batch, outputs=[block]).outputs[block]) - before
+            arrived = at_least_float32(capture_activations(lm, batch, outputs=[block]).outputs[block]) - before
         if float((arrived - added).norm() / added.norm()) > 0.1:
             raise ModelError(
                 f"{asker} adds residuals to what the feed-forward modules write, but {lm.name} has a norm or a factor "
@@ -283,7 +297,7 @@ class _Added:
         return hidden + self.vector.to(hidden)
 
 
-def with_root(editor: Editor, asker: str, **settings: Any) -> Editor:
+def with_hyperparameters(editor: Editor, asker: str, **settings: Any) -> Editor:
     """An editor whose method has other hyperparameters, the wrappers around it unchanged.
 
     Args:
@@ -296,7 +310,7 @@ def with_root(editor: Editor, asker: str, **settings: Any) -> Editor:
             of them to something else.
     """
     if isinstance(editor, Wrapper):
-        return replace(editor, inner=with_root(editor.inner, asker, **settings))
+        return replace(editor, inner=with_hyperparameters(editor.inner, asker, **settings))
     missing = settings.keys() - settable(type(editor)).keys()
     if missing:
         able = ", ".join(name for name in names() if settings.keys() <= settable(find(name)).keys())
@@ -312,7 +326,7 @@ def with_root(editor: Editor, asker: str, **settings: Any) -> Editor:
     return replace(editor, **settings)
 
 
-def preserved(
+def inverse_of_preserved(
     moment: Moment, lam: float, norm_control: float = 0.0, earlier: Tensor | None = None
 ) -> Callable[[Tensor], Tensor]:
     """``right [f, n] -> G^-1 right`` with ``G = lam C + norm_control I + M``, in float64, factored once.
@@ -328,7 +342,7 @@ def preserved(
     """
     if not norm_control and earlier is None:
         return lambda right: moment.solve(right) / lam
-    check(moment, moment.name)
+    require_finite_moment(moment, moment.name)
     whole = lam * double(moment.matrix)
     whole.diagonal().add_(norm_control)
     if earlier is not None:
@@ -342,7 +356,9 @@ def preserved(
     return lambda right: torch.cholesky_solve(double(right).to(factor.device), factor)
 
 
-def ridge(prior: Kept, lam: float, norm_control: float = 0.0, sums: Mapping[int, Tensor] | None = None) -> Solver:
+def ridge_solver(
+    prior: SpreadMemory, lam: float, norm_control: float = 0.0, sums: Mapping[int, Tensor] | None = None
+) -> Solver:
     """``dW = R K^T G^-1`` with ``G = lam C + norm_control I + M + K K^T`` (MEMIT, equation 14), one factor a layer.
 
     Args:
@@ -354,7 +370,7 @@ def ridge(prior: Kept, lam: float, norm_control: float = 0.0, sums: Mapping[int,
 
     @functools.cache
     def whiten(layer: int) -> Callable[[Tensor], Tensor]:
-        return preserved(prior.moments[layer], lam, norm_control, (sums or {}).get(layer))
+        return inverse_of_preserved(prior.moments[layer], lam, norm_control, (sums or {}).get(layer))
 
     def solve(layer: int, key: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
         wide = double(key.T)
@@ -377,7 +393,7 @@ def woodbury(whitened: Tensor, key: Tensor) -> Tensor:
     return found.T
 
 
-def adjoint(moment: Moment, keys: Tensor, lam: float) -> Tensor:
+def ridge_adjoint(moment: Moment, keys: Tensor, lam: float) -> Tensor:
     """``(lam C + K K^T)^-1 K`` in float64, ``[f, n]``, from one factor of ``C`` for all batches (Woodbury).
 
     Args:
@@ -386,10 +402,10 @@ def adjoint(moment: Moment, keys: Tensor, lam: float) -> Tensor:
         lam: the weight of ``C``.
     """
     key = double(keys.T)
-    return woodbury(preserved(moment, lam)(key), key)
+    return woodbury(inverse_of_preserved(moment, lam)(key), key)
 
 
-def summed(keys: Tensor, earlier: Tensor | None) -> Tensor:
+def sum_key_products(keys: Tensor, earlier: Tensor | None) -> Tensor:
     """``K K^T`` in float64, ``[f, f]``, and that of earlier edits.
 
     Args:

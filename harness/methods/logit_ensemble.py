@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 from harness.errors import ModelError
-from harness.models.activations import wide
+from harness.models.activations import at_least_float32
 from harness.models.lm import LM
 
-__all__ = ["combined", "common_vocabulary", "largest_beta"]
+__all__ = ["combine_logits", "common_vocabulary", "largest_beta"]
 
 STEPS = 10  # betas that are tried between 1 and 0
 
 
-def combined(logits: Tensor, tuned: Tensor, base: Tensor, beta: float, common: int) -> Tensor:
+def combine_logits(logits: Tensor, tuned: Tensor, base: Tensor, beta: float, common: int) -> Tensor:
     """``z + beta (log softmax(z_tuned) - log softmax(z_base))``; tokens beside the common ones become impossible.
 
     Args:
@@ -30,8 +30,8 @@ def combined(logits: Tensor, tuned: Tensor, base: Tensor, beta: float, common: i
         beta: how much of the change is added.
         common: the tokens that both models have.
     """
-    change = wide(tuned).log_softmax(-1) - wide(base).log_softmax(-1)
-    kept = wide(logits[..., :common]) + beta * change[..., :common].to(logits.device)
+    change = at_least_float32(tuned).log_softmax(-1) - at_least_float32(base).log_softmax(-1)
+    kept = at_least_float32(logits[..., :common]) + beta * change[..., :common].to(logits.device)
     rest = logits.new_full((*logits.shape[:-1], logits.shape[-1] - common), torch.finfo(logits.dtype).min)
     return torch.cat([kept.to(logits.dtype), rest], -1)
 

@@ -1,7 +1,7 @@
 """What ROME and R-ROME share: one rank-one change for each fact and layer.
 
 Source: Meng et al. 2022 (ROME), section 3.1.  ``u = C^-1 k / ||C^-1 k||`` says where in key space to write, the value
-optimisation says what (:mod:`harness.methods.value`), :func:`harness.methods.keys.inserted` writes it.
+optimisation says what (:mod:`harness.methods.value`), :func:`harness.methods.keys.rank_one_changes` writes it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from harness.editing.edit import Edit
 from harness.editing.hyperparameters import Count, NotNegative, Positive
-from harness.methods.keys import Unedited, chosen, depth, keys
+from harness.methods.keys import Unedited, layer_at_depth, read_keys, require_layers
 from harness.methods.locate_then_edit import LocateThenEdit
 from harness.methods.second_moments import Moment
 from harness.methods.value import Values
@@ -23,10 +23,10 @@ from harness.models.lm import LM
 from harness.patches.delta import LowRank
 from harness.patches.patch import Patch, patched
 
-__all__ = ["RankOne", "direction"]
+__all__ = ["RankOne", "update_direction"]
 
 
-def direction(keys: Tensor, moment: Moment | None) -> Tensor:
+def update_direction(keys: Tensor, moment: Moment | None) -> Tensor:
     """``u = C^-1 k / ||C^-1 k||``, or ``k / ||k||`` where no moment is given.
 
     Args:
@@ -115,7 +115,7 @@ class RankOne(LocateThenEdit):
             values: what the optimisation found, and read on its way.
         """
         if self.fact_token == "last_released":  # a column of padding, and where it lies depends on the batch
-            return keys(lm, edits, layer, templates, self.fact_token, outputs=True)
+            return read_keys(lm, edits, layer, templates, self.fact_token, outputs=True)
         which = int(len(templates) > 1)
         return values.keys[:, which], values.outputs[:, which]
 
@@ -133,7 +133,7 @@ class RankOne(LocateThenEdit):
 
     def edited_layers(self, lm: LM) -> tuple[int, ...]:
         """The layers; by default one at 17 % of the depth."""
-        return chosen(lm, self.layers or (depth(lm, 0.17),))
+        return require_layers(lm, self.layers or (layer_at_depth(lm, 0.17),))
 
     def _unedited(self, lm: LM, memory: object) -> Unedited:
         return self.prior(lm, memory, self.edited_layers(lm) if self.covariance else ())

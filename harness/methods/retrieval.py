@@ -18,7 +18,7 @@ import numpy as np
 from harness.editing.edit import Edit
 from harness.models.lm import LM
 
-__all__ = ["Fact", "Index", "Sentences", "fact", "fits", "joined"]
+__all__ = ["Fact", "Index", "Sentences", "as_fact", "fits_context", "join_facts"]
 
 
 class Fact(NamedTuple):
@@ -35,13 +35,13 @@ class Fact(NamedTuple):
     subject: str | None
 
 
-def fact(edit: Edit) -> Fact:
+def as_fact(edit: Edit) -> Fact:
     """What an edit states."""
     sentence = f"{edit.text}{edit.continuation}"
     return Fact(edit.text, sentence if sentence.endswith((".", "!", "?")) else f"{sentence}.", edit.subject)
 
 
-def joined(earlier: Iterable[Fact], later: Iterable[Fact]) -> tuple[Fact, ...]:
+def join_facts(earlier: Iterable[Fact], later: Iterable[Fact]) -> tuple[Fact, ...]:
     """The facts of both; a later one replaces an earlier one of the same prompt."""
     found = {one.prompt: one for one in earlier}
     for one in later:
@@ -118,7 +118,7 @@ class Index:
         return weights.multiply(weights).tocsr(), vectorizer
 
 
-def fits(lm: LM, text: str, room: int) -> bool:
+def fits_context(lm: LM, text: str, room: int) -> bool:
     """Whether a model can read a text and write ``room`` tokens."""
     return len(lm.encode(text)) + room <= lm.context
 

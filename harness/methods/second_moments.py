@@ -29,11 +29,21 @@ from harness.errors import DataError, NumericalError
 from harness.io.hashes import tensor_sha256
 from harness.io.plain_text import _files, _hub_parts, documents
 from harness.io.progress import progress_console
-from harness.models.activations import fused, tap
+from harness.models.activations import capture_activations, fused_gelu
 from harness.models.lm import LM
 from harness.patches.delta import double
 
-__all__ = ["Cached", "Manifest", "Moment", "accumulate", "cache_folder", "cached", "check", "moments", "verify"]
+__all__ = [
+    "CachedMoment",
+    "Manifest",
+    "Moment",
+    "accumulate_moments",
+    "cache_folder",
+    "cached_moments",
+    "moments",
+    "require_finite_moment",
+    "verify_cached",
+]
 
 FORMAT = 1
 _WINDOW = 256  # documents that are sorted by length before they are batched
@@ -64,7 +74,7 @@ class Moment:
         Raises:
             NumericalError: ``C`` is not finite, or too little text makes it singular.
         """
-        check(self, self.name)
+        require_finite_moment(self, self.name)
         size = self.matrix.shape[0]
         lower: Tensor
         lower, failed = torch.linalg.cholesky_ex(double(self.matrix))
@@ -79,7 +89,7 @@ class Moment:
     @cached_property
     def spectrum(self) -> tuple[Tensor, Tensor]:
         """The eigenvalues of ``C``, ascending, ``[f]``, and its eigenvectors ``[f, f]``, in float64; computed once."""
-        check(self, self.name)
+        require_finite_moment(self, self.name)
         values, vectors = torch.linalg.eigh(double(self.matrix))
         return values, vectors
 
@@ -119,7 +129,7 @@ class Manifest:
 
 
 @dataclass(frozen=True)
-class Cached:
+class CachedMoment:
     """A file of the cache: where it is, what it was made from, how many tokens it holds."""
 
     path: Path
@@ -153,17 +163,17 @@ def moments(
         )
     folder = folder or cache_folder()
     wanted = _manifests(lm, sorted(set(layers)), tokens)
-    found = {layer: _load(folder / f"{m.key}.safetensors", m, lm) for layer, m in wanted.items()}
+    found = {layer: _from_cache(folder / f"{m.key}.safetensors", m, lm) for layer, m in wanted.items()}
     missing = [layer for layer, moment in found.items() if moment is None]
     if missing:
-        made = accumulate(lm, missing, documents(lm.text), tokens, progress)
+        made = accumulate_moments(lm, missing, documents(lm.text), tokens, progress)
         for layer, moment in made.items():
-            check(moment, moment.name)
-            found[layer] = _store(folder, wanted[layer], moment)
+            require_finite_moment(moment, moment.name)
+            found[layer] = _write_moment(folder, wanted[layer], moment)
     return {layer: moment for layer, moment in found.items() if moment is not None}
 
 
-def accumulate(
+def accumulate_moments(
     lm: LM,
     layers: Sequence[int],
     texts: Iterable[str],
@@ -184,10 +194,10 @@ def accumulate(
     names = {layer: lm.arch.down_of(layer) for layer in layers}
     sums: dict[int, Tensor] = {}
     count = 0
-    with _bar(progress, lm.name, tokens) as tell, fused(lm.model):
+    with _bar(progress, lm.name, tokens) as tell, fused_gelu(lm.model):
         for rows in _batches(lm, texts, tokens, max(budget, _longest(lm))):
             batch = lm.batch(rows)
-            seen = tap(lm, batch, inputs=names.values())
+            seen = capture_activations(lm, batch, inputs=names.values())
             for layer, name in names.items():
                 keys = seen.inputs[name][batch.mask.bool().to(seen.inputs[name].device)]
                 keys = keys.to(torch.promote_types(keys.dtype, torch.float32))
@@ -260,7 +270,7 @@ def _bar(
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def check(moment: Moment, name: str) -> None:
+def require_finite_moment(moment: Moment, name: str) -> None:
     """Look for a NaN or an infinity.
 
     Raises:
@@ -313,7 +323,7 @@ def cache_folder() -> Path:
     return (Path(root) if root else Path.home() / ".cache" / "lm-edit-harness") / "moments"
 
 
-def cached(folder: Path | None = None) -> list[Cached]:
+def cached_moments(folder: Path | None = None) -> list[CachedMoment]:
     """The files of the cache.
 
     Raises:
@@ -322,7 +332,7 @@ def cached(folder: Path | None = None) -> list[Cached]:
     return [_header(path) for path in sorted((folder or cache_folder()).glob("*.safetensors"))]
 
 
-def verify(path: Path, lm: LM) -> Moment:
+def verify_cached(path: Path, lm: LM) -> Moment:
     """Read one file of the cache for a model: whole, finite, as it was written, and of this model.
 
     Raises:
@@ -335,35 +345,35 @@ def verify(path: Path, lm: LM) -> Moment:
             f"{path}: made from the model {header.manifest.model[:12]}, but {lm.name} is {lm.fingerprint()[:12]}; "
             "make it for this model with `harness cov make`"
         )
-    return _read(path, header, lm.device)
+    return _read_moment(path, header, lm.device)
 
 
-def _load(path: Path, manifest: Manifest, lm: LM) -> Moment | None:
+def _from_cache(path: Path, manifest: Manifest, lm: LM) -> Moment | None:
     if not path.is_file():
         return None
     header = _header(path)
     if header.manifest != manifest:
         raise DataError(f"{path}: holds {header.manifest}, expected {manifest}; delete the file, it is made again")
-    return _read(path, header, lm.device)
+    return _read_moment(path, header, lm.device)
 
 
-def _header(path: Path) -> Cached:
+def _header(path: Path) -> CachedMoment:
     try:
         with safe_open(path, "pt") as file:
             said = file.metadata() or {}
-        return Cached(path, Manifest(**json.loads(said["manifest"])), int(said["count"]))
+        return CachedMoment(path, Manifest(**json.loads(said["manifest"])), int(said["count"]))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: not a readable file of second moments; delete the file, it is made again") from error
 
 
-def _read(path: Path, header: Cached, device: torch.device) -> Moment:
+def _read_moment(path: Path, header: CachedMoment, device: torch.device) -> Moment:
     try:
         with safe_open(path, "pt") as file:
             matrix, written = file.get_tensor("moment"), (file.metadata() or {}).get("sha256")
     except (OSError, SafetensorError) as error:
         raise DataError(f"{path}: not a readable file of second moments; delete the file, it is made again") from error
     moment = Moment(matrix, header.count, header.manifest.key, header.manifest.module)
-    check(moment, header.manifest.module)
+    require_finite_moment(moment, header.manifest.module)
     if tensor_sha256(matrix) != written:
         raise DataError(f"{path}: the matrix is not what was written; delete the file, it is made again")
     # Apple's GPUs have no float64, and what is solved with it is solved on the processor.
@@ -371,7 +381,7 @@ def _read(path: Path, header: Cached, device: torch.device) -> Moment:
     return Moment(placed, moment.count, moment.key, moment.name)
 
 
-def _store(folder: Path, manifest: Manifest, moment: Moment) -> Moment:
+def _write_moment(folder: Path, manifest: Manifest, moment: Moment) -> Moment:
     """Write a moment under its key, in one step, and return it as it will be read."""
     matrix = moment.matrix.to(getattr(torch, manifest.dtype))
     plain = matrix.cpu().contiguous()

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from harness.editing.edit import Edit
 from harness.errors import DataError
-from harness.models.activations import first, tap, wide
+from harness.models.activations import at_least_float32, capture_activations, first_output
 from harness.models.lm import LM, Batch
 
-__all__ = ["Supervised", "supervised"]
+__all__ = ["SupervisedTokens", "supervise_target"]
 
 
 @dataclass(frozen=True, eq=False)
-class Supervised:
+class SupervisedTokens:
     """An edit's prompt behind each of some contexts, followed by all tokens of the target but the last.
 
     Attributes:
@@ -59,21 +59,21 @@ class Supervised:
         return upper if same else lambda: self.nll(lm)
 
     def _nll(self, logits: Tensor) -> Tensor:
-        log_p = wide(logits).log_softmax(-1)
+        log_p = at_least_float32(logits).log_softmax(-1)
         return -log_p.gather(1, self.token.to(log_p.device)[:, None]).mean()
 
 
 class _Upper:
     """The blocks from one layer up, run on what entered them in one pass."""
 
-    def __init__(self, lm: LM, rows: Supervised, layer: int) -> None:
+    def __init__(self, lm: LM, rows: SupervisedTokens, layer: int) -> None:
         self.lm, self.rows = lm, rows
         names = [lm.arch.block(i) for i in range(layer, lm.arch.layers)]
         self.blocks = [lm.module(name) for name in names]
         self.calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         handles = [block.register_forward_pre_hook(self._record, with_kwargs=True) for block in self.blocks]
         try:
-            tap(lm, rows.batch, outputs=names[-1:])
+            capture_activations(lm, rows.batch, outputs=names[-1:])
         finally:
             for handle in handles:
                 handle.remove()
@@ -86,16 +86,16 @@ class _Upper:
 
     def __call__(self) -> Tensor:
         args, kwargs = self.calls[0]
-        hidden = first(self.blocks[0](*args, **kwargs))
+        hidden = first_output(self.blocks[0](*args, **kwargs))
         for block, (args, kwargs) in zip(self.blocks[1:], self.calls[1:], strict=True):
-            hidden = first(block(hidden, *args, **kwargs))
+            hidden = first_output(block(hidden, *args, **kwargs))
         picked = hidden[self.rows.row, self.rows.column]
         norm = self.lm.arch.norm
         normed = self.lm.module(norm)(picked) if norm else picked
         return self.rows._nll(self.lm.module(self.lm.arch.head)(normed))
 
 
-def supervised(lm: LM, edit: Edit, templates: Sequence[str] = ("{}",)) -> Supervised:
+def supervise_target(lm: LM, edit: Edit, templates: Sequence[str] = ("{}",)) -> SupervisedTokens:
     """The rows of an edit.
 
     Args:
@@ -117,4 +117,4 @@ def supervised(lm: LM, edit: Edit, templates: Sequence[str] = ("{}",)) -> Superv
     batch = lm.batch([head + target[:-1] for head in heads])
     row = torch.arange(len(heads)).repeat_interleave(len(target))
     column = torch.tensor([len(head) - 1 + t for head in heads for t in range(len(target))])
-    return Supervised(edit, batch, row, column, torch.tensor(target * len(heads)))
+    return SupervisedTokens(edit, batch, row, column, torch.tensor(target * len(heads)))

@@ -22,8 +22,8 @@ from harness.editing.directions import floor, losses
 from harness.editing.edit import Edit
 from harness.errors import NumericalError
 from harness.methods.value_forward import Forward, fastest_forward
-from harness.methods.value_rows import Objective, PreparedEdit, heads, prepare
-from harness.models.activations import FULL, Past, fused, past, read
+from harness.methods.value_rows import Objective, PreparedEdit, prefixes, prepare
+from harness.models.activations import FULL, PrefixCache, fused_gelu, prefix_cache, read_activations
 from harness.models.lm import LM
 from harness.patches.delta import double
 
@@ -99,7 +99,7 @@ def optimise(
     """
     whole = [prepare(lm, edit, templates=templates, fact_token=objective.fact_token) for edit in edits]
     parts: dict[int, tuple[Tensor, ...]] = {}
-    with fused(lm.model):
+    with fused_gelu(lm.model):
         runner, prepared = fastest_forward(lm, whole, objective)
         for chunk in _portions(prepared, objective.budget or _budget(lm)):
             found = _descend(lm, [prepared[i] for i in chunk], objective=objective, runner=runner)
@@ -118,7 +118,7 @@ def _written(lm: LM, prepared: Sequence[PreparedEdit], *, start: Tensor, objecti
     if objective.seam != "block":
         return start
     name = lm.arch.mlp_of(objective.layer)
-    return read(lm, [one.rows[0] for one in prepared], outputs=[name]).outputs[name].to(start)
+    return read_activations(lm, [one.rows[0] for one in prepared], outputs=[name]).outputs[name].to(start)
 
 
 def _anchor(objective: Objective, written: Tensor) -> float | None:
@@ -138,7 +138,7 @@ def _portions(prepared: Sequence[PreparedEdit], budget: int) -> Iterator[list[in
     width = rows = 0
     for i in sorted(range(len(prepared)), key=lambda i: (prepared[i].width, i)):
         one = prepared[i]
-        cost = one.width + max(len(head) for head in one.heads) / 8
+        cost = one.width + max(len(prefix) for prefix in one.prefixes) / 8
         wider = one.width > width and rows * width >= FULL
         if portion and (wider or (rows + len(one.rows)) * cost > budget):
             yield portion
@@ -162,7 +162,7 @@ def _descend(
     Returns:
         Start, delta, losses, keys and outputs, as :class:`Values` has them.
     """
-    front = past(lm, heads(prepared))
+    front = prefix_cache(lm, prefixes(prepared))
     stage = _ActiveEdits(lm, prepared, range(len(prepared)), objective=objective, runner=runner, front=front)
     start, reference, seen = stage.start, None, stage.runner.seen()
     delta = torch.zeros_like(start, requires_grad=True)
@@ -218,7 +218,7 @@ class _ActiveEdits:
         *,
         objective: Objective,
         runner: type[Forward],
-        front: Past | None,
+        front: PrefixCache | None,
     ) -> None:
         ends = list(itertools.accumulate(len(one.rows) for one in prepared))
         rows = torch.tensor(

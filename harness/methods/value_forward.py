@@ -16,8 +16,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.methods.value_rows import Objective, PreparedEdit, heads, positions
-from harness.models.activations import Past, Taps, at_each, first, idle, only_at, pad, past, tap, wide
+from harness.methods.value_rows import Objective, PreparedEdit, positions, prefixes
+from harness.models.activations import (
+    Activations,
+    PrefixCache,
+    at_least_float32,
+    capture_activations,
+    first_output,
+    hidden_at,
+    pad_rows,
+    prefix_cache,
+    run_only_at,
+    skip_blocks,
+)
 from harness.models.lm import LM
 
 __all__ = ["BlocksAbove", "BlocksFrom", "Forward", "WholeModel", "fastest_forward"]
@@ -38,10 +49,10 @@ class Forward:
     output: Tensor
 
     def __init__(
-        self, lm: LM, prepared: Sequence[PreparedEdit], objective: Objective, *, front: Past | None = None
+        self, lm: LM, prepared: Sequence[PreparedEdit], objective: Objective, *, front: PrefixCache | None = None
     ) -> None:
         self.lm, self.objective, self.front = lm, objective, front
-        self.batch = pad(lm, [row for one in prepared for row in one.rows])
+        self.batch = pad_rows(lm, [row for one in prepared for row in one.rows])
         self.places = positions(prepared, lm.device)
         last = lm.arch.layers - 1
         wanted = last if objective.loss_layer is None else max(objective.loss_layer, objective.layer)
@@ -56,12 +67,12 @@ class Forward:
         self.down = lm.arch.down_of(objective.layer)
         self.contexts = len(prepared[0].said) - prepared[0].rivals
 
-    def _see(self, inputs: Collection[str] = (), outputs: Collection[str] = ()) -> Taps:
+    def _see(self, inputs: Collection[str] = (), outputs: Collection[str] = ()) -> Activations:
         """Run the model until all that is wanted, and these modules, have been seen unchanged."""
         wanted = {*self.names, self.down, *outputs}
-        seen = tap(self.lm, self.batch, {self.down, *inputs}, wanted, self.front)
-        self.seam = [wide(seen.outputs[name]) for name in self.names]
-        self.key, self.output = (at_each(kept[self.down], self.places.at) for kept in (seen.inputs, seen.outputs))
+        seen = capture_activations(self.lm, self.batch, {self.down, *inputs}, wanted, self.front)
+        self.seam = [at_least_float32(seen.outputs[name]) for name in self.names]
+        self.key, self.output = (hidden_at(kept[self.down], self.places.at) for kept in (seen.inputs, seen.outputs))
         return seen
 
     def seen(self) -> tuple[Tensor, Tensor]:
@@ -85,13 +96,13 @@ class Forward:
         norm = self.lm.arch.norm
         picked = hidden[row.to(hidden.device), column.to(hidden.device)]
         normed = self.lm.module(norm)(picked) if norm else picked
-        return wide(self.lm.module(self.lm.arch.head)(normed)).to(self.lm.device)
+        return at_least_float32(self.lm.module(self.lm.arch.head)(normed)).to(self.lm.device)
 
     def _moved(self, output: Tensor, delta: Tensor) -> Tensor:
         """An output of the edited layer with each edit's change at its rows' positions."""
         hidden = output.reshape(*self.batch.ids.shape, -1)
         where = (torch.arange(len(hidden), device=hidden.device), self.places.at.to(hidden.device))
-        moved = wide(hidden[where]) + delta[self.places.of].to(hidden.device)
+        moved = at_least_float32(hidden[where]) + delta[self.places.of].to(hidden.device)
         return hidden.index_put(where, moved.to(hidden.dtype)).reshape(output.shape)
 
     @contextmanager
@@ -99,7 +110,7 @@ class Forward:
         """Every pass carries the change, ``[edits, parts * d]``."""
 
         def shift(part: Tensor, output: Any) -> Any:
-            changed = self._moved(first(output), part)
+            changed = self._moved(first_output(output), part)
             return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
         with ExitStack() as stack:
@@ -115,7 +126,7 @@ class Forward:
         if self.lens is None:
             yield seen
             return
-        with _hooked(self.lm.module(self.lens), lambda _module, _args, output: seen.update(lens=first(output))):
+        with _hooked(self.lm.module(self.lens), lambda _module, _args, output: seen.update(lens=first_output(output))):
             yield seen
 
 
@@ -137,7 +148,7 @@ class BlocksAbove(Forward):
     lowest = 1
 
     def __init__(
-        self, lm: LM, prepared: Sequence[PreparedEdit], objective: Objective, *, front: Past | None = None
+        self, lm: LM, prepared: Sequence[PreparedEdit], objective: Objective, *, front: PrefixCache | None = None
     ) -> None:
         super().__init__(lm, prepared, objective, front=front)
         edited = lm.arch.block(objective.layer)
@@ -148,7 +159,7 @@ class BlocksAbove(Forward):
             for block in self.blocks:
                 handle = block.register_forward_pre_hook(self._record, with_kwargs=True)
                 stack.callback(handle.remove)
-            stack.enter_context(idle(self.blocks[1 - self.lowest :], lm.module(edited)))
+            stack.enter_context(skip_blocks(self.blocks[1 - self.lowest :], lm.module(edited)))
             self.given = self._see(names[-1:], [edited]).outputs[edited]
         columns, (row, column) = self.batch.ids.shape[1], (self.places.row, self.places.column)
         decoded = [row * columns + column, self.places.kl_row * columns + self.places.kl_column]
@@ -167,7 +178,7 @@ class BlocksAbove(Forward):
             for block, (args, kwargs) in zip(
                 self.blocks[1 - self.lowest :], self.calls[1 - self.lowest :], strict=True
             ):
-                hidden = first(block(hidden, *args, **kwargs))
+                hidden = first_output(block(hidden, *args, **kwargs))
         shown = seen["lens"] if self.lens else hidden
         return self._decode(shown, places.row, places.column), self._decode(hidden, places.kl_row, places.kl_column)
 
@@ -180,7 +191,7 @@ class BlocksAbove(Forward):
         last = self.lm.arch.layers - 1
         if self.lens or last == self.objective.layer:
             return nullcontext()
-        return only_at(self.lm.module(self.lm.arch.mlp_of(last)), self.decoded)
+        return run_only_at(self.lm.module(self.lm.arch.mlp_of(last)), self.decoded)
 
 
 class BlocksFrom(BlocksAbove):
@@ -191,14 +202,14 @@ class BlocksFrom(BlocksAbove):
     def _given(self, delta: Tensor) -> Tensor:
         args, kwargs = self.calls[0]
         with self._shifted(delta):
-            return first(self.blocks[0](*args, **kwargs))
+            return first_output(self.blocks[0](*args, **kwargs))
 
 
 class WholeModel(Forward):
     """Runs the whole model, for those that do more between blocks than hand on a hidden state."""
 
     def __init__(
-        self, lm: LM, prepared: Sequence[PreparedEdit], objective: Objective, *, front: Past | None = None
+        self, lm: LM, prepared: Sequence[PreparedEdit], objective: Objective, *, front: PrefixCache | None = None
     ) -> None:
         super().__init__(lm, prepared, objective, front=front)
         self._see()
@@ -210,8 +221,8 @@ class WholeModel(Forward):
         if self.lens:
             supervised = self._decode(seen["lens"], places.row, places.column)
         else:
-            supervised = wide(full[places.row.to(full.device), places.column.to(full.device)])
-        essence = wide(full[places.kl_row.to(full.device), places.kl_column.to(full.device)])
+            supervised = at_least_float32(full[places.row.to(full.device), places.column.to(full.device)])
+        essence = at_least_float32(full[places.kl_row.to(full.device), places.kl_column.to(full.device)])
         return supervised.to(self.lm.device), essence.to(self.lm.device)
 
 
@@ -243,7 +254,7 @@ def _reach(one: PreparedEdit) -> int:
 def _few(one: PreparedEdit) -> PreparedEdit:
     far = max(range(len(one.said)), key=lambda r: one.rows[r].at)
     rows = [one.rows[0], one.rows[far], one.rows[-1]]
-    return replace(one, rows=rows, said=[one.said[0], one.said[far]], heads=[()] * len(rows), rivals=0)
+    return replace(one, rows=rows, said=[one.said[0], one.said[far]], prefixes=[()] * len(rows), rivals=0)
 
 
 def _agrees(
@@ -258,7 +269,7 @@ def _agrees(
     """Whether running some blocks by themselves gives the logits of the whole model."""
     try:
         with torch.no_grad():
-            ours = runner(lm, prepared, objective, front=past(lm, heads(prepared))).logits(change)
+            ours = runner(lm, prepared, objective, front=prefix_cache(lm, prefixes(prepared))).logits(change)
     except (TypeError, AttributeError, IndexError, KeyError, ValueError, RuntimeError):
         # Blocks that cannot be called by themselves, or a cache of another kind.
         return False

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from harness.editing.edit import Edit
-from harness.methods.keys import FactToken, lookup, prompts
+from harness.methods.keys import FactToken, find_fact_token, prompt_rows
 from harness.models.activations import Row
 from harness.models.lm import LM
 
-__all__ = ["Objective", "Positions", "PreparedEdit", "Seam", "heads", "positions", "prepare"]
+__all__ = ["Objective", "Positions", "PreparedEdit", "Seam", "positions", "prefixes", "prepare"]
 
 
 Seam = Literal["mlp", "block", "parts"]
@@ -77,13 +77,13 @@ class PreparedEdit:
         rows: what is run on every evaluation.
         said: the continuation's tokens in each row but the last: the target's, then those it is compared with.
         rivals: how many of these rows hold the second continuation; 0 where there is none.
-        heads: the tokens in front of each row, whose hidden states the change does not reach.
+        prefixes: the tokens in front of each row, whose hidden states the change does not reach.
     """
 
     edit: Edit
     rows: list[Row]
     said: list[list[int]]
-    heads: list[tuple[int, ...]]
+    prefixes: list[tuple[int, ...]]
     rivals: int = 0
 
     @property
@@ -100,8 +100,8 @@ class PreparedEdit:
         # Nothing that follows its position counts in the row of the KL term.
         whole = [*contexts, Row(essence.ids[: essence.at + 1], essence.at)]
         rows = [Row(row.ids[cut:], row.at - cut) for row, cut in zip(whole, cuts, strict=True)]
-        heads = [row.ids[:cut] for row, cut in zip(whole, cuts, strict=True)]
-        return replace(self, rows=rows, heads=heads)
+        prefixes = [row.ids[:cut] for row, cut in zip(whole, cuts, strict=True)]
+        return replace(self, rows=rows, prefixes=prefixes)
 
 
 def prepare(lm: LM, edit: Edit, *, templates: Sequence[str], fact_token: FactToken) -> PreparedEdit:
@@ -115,21 +115,21 @@ def prepare(lm: LM, edit: Edit, *, templates: Sequence[str], fact_token: FactTok
     """
     target = lm.continuation(edit.text, edit.continuation)
     about = Edit(edit.id, "{} is a", edit.subject, edit.target)
-    ids, at = lookup(lm, about, "{}", fact_token)
+    ids, at = find_fact_token(lm, about, "{}", fact_token)
     essence, said = [Row(tuple(ids), at)], [target] * len(templates)
     if edit.rival is None:
-        rows = prompts(lm, edit, templates, fact_token, target[:-1], essence)
+        rows = prompt_rows(lm, edit, templates, fact_token, target[:-1], essence)
         return PreparedEdit(edit, rows, said, [()] * len(rows))
     against, count = lm.continuation(edit.text, edit.rival), len(templates)
-    mine = prompts(lm, edit, templates, fact_token, target[:-1])
-    rows = prompts(lm, edit, templates, fact_token, against[:-1], [*mine, *essence])
+    mine = prompt_rows(lm, edit, templates, fact_token, target[:-1])
+    rows = prompt_rows(lm, edit, templates, fact_token, against[:-1], [*mine, *essence])
     rows = [*rows[count:-1], *rows[:count], rows[-1]]
     return PreparedEdit(edit, rows, said + [against] * count, [()] * len(rows), count)
 
 
-def heads(prepared: Sequence[PreparedEdit]) -> list[tuple[int, ...]]:
+def prefixes(prepared: Sequence[PreparedEdit]) -> list[tuple[int, ...]]:
     """The tokens in front of each row, in the order of the rows."""
-    return [head for one in prepared for head in one.heads]
+    return [prefix for one in prepared for prefix in one.prefixes]
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,13 +166,13 @@ def positions(prepared: Sequence[PreparedEdit], device: torch.device) -> Positio
     token: list[int] = []
     owner: list[int] = []
     share: list[float] = []
-    head: list[int] = []
+    bare: list[int] = []
     kl_row: list[int] = []
     kl_column: list[int] = []
     at: list[int] = []
     of: list[int] = []
     for e, one in enumerate(prepared):
-        head.append(len(at))
+        bare.append(len(at))
         contexts = len(one.said) - one.rivals
         for r, line in enumerate(one.rows):
             if r == len(one.rows) - 1:
@@ -198,7 +198,7 @@ def positions(prepared: Sequence[PreparedEdit], device: torch.device) -> Positio
         token=whole(token),
         owner=whole(owner),
         share=torch.tensor(share, dtype=torch.float64),
-        first=whole(head),
+        first=whole(bare),
         kl_row=whole(kl_row),
         kl_column=whole(kl_column),
         at=whole(at),

@@ -13,24 +13,24 @@ from torch import Tensor, nn
 
 from harness.errors import ModelError
 from harness.models.lm import LM, Batch
-from harness.models.packing import common
+from harness.models.packing import shared_length
 
 __all__ = [
     "FULL",
-    "Past",
+    "Activations",
+    "PrefixCache",
     "Row",
-    "Taps",
-    "at_each",
+    "at_least_float32",
+    "capture_activations",
     "chunks",
-    "first",
-    "fused",
-    "idle",
-    "only_at",
-    "pad",
-    "past",
-    "read",
-    "tap",
-    "wide",
+    "first_output",
+    "fused_gelu",
+    "hidden_at",
+    "pad_rows",
+    "prefix_cache",
+    "read_activations",
+    "run_only_at",
+    "skip_blocks",
 ]
 
 FULL = 256
@@ -51,7 +51,7 @@ class Row:
 
 
 @dataclass(frozen=True, eq=False)
-class Taps:
+class Activations:
     """What was read; every tensor is ``[rows, columns, dim]``.
 
     Attributes:
@@ -68,7 +68,7 @@ class _Enough(Exception):  # noqa: N818
 
 
 @dataclass(frozen=True, eq=False)
-class Past:
+class PrefixCache:
     """What attention keeps of the tokens in front of some rows, computed once and read any number of times.
 
     Attributes:
@@ -81,16 +81,16 @@ class Past:
     values: list[Tensor]
     lengths: Tensor
 
-    def select(self, rows: Tensor) -> Past:
+    def select(self, rows: Tensor) -> PrefixCache:
         """Some of the rows."""
         keys, values = ([tensor[rows.to(tensor.device)] for tensor in kind] for kind in (self.keys, self.values))
-        return Past(keys, values, self.lengths[rows])
+        return PrefixCache(keys, values, self.lengths[rows])
 
     def inputs(self, lm: LM, batch: Batch) -> dict[str, Any]:
         """The arguments of a forward pass over rows that go on where these tokens end."""
         from transformers.cache_utils import Cache
 
-        from harness.models.cache_layers import Kept
+        from harness.models.cache_layers import RepeatableLayer
 
         columns = torch.arange(self.keys[0].shape[-2], device=self.lengths.device)
         mask = columns >= len(columns) - self.lengths[:, None]
@@ -99,21 +99,21 @@ class Past:
             "attention_mask": torch.cat([mask.to(batch.mask), batch.mask], 1),
             # Padding may stand behind the last position that the model knows.
             "position_ids": positions.clamp(max=lm.context - 1),
-            "past_key_values": Cache([Kept(k, v) for k, v in zip(self.keys, self.values, strict=True)]),
+            "past_key_values": Cache([RepeatableLayer(k, v) for k, v in zip(self.keys, self.values, strict=True)]),
             "use_cache": True,
         }
 
 
-def first(output: Any) -> Tensor:
+def first_output(output: Any) -> Tensor:
     """A module's hidden states: its output, or the first part of it."""
     hidden = output[0] if isinstance(output, tuple) else output
     assert isinstance(hidden, Tensor)
     return hidden
 
 
-def tap(
-    lm: LM, batch: Batch, inputs: Collection[str] = (), outputs: Collection[str] = (), front: Past | None = None
-) -> Taps:
+def capture_activations(
+    lm: LM, batch: Batch, inputs: Collection[str] = (), outputs: Collection[str] = (), front: PrefixCache | None = None
+) -> Activations:
     """Run the model on a batch until the named modules have been seen; the blocks above the last one do not run.
 
     Args:
@@ -126,7 +126,7 @@ def tap(
     Raises:
         ModelError: a module does not exist, or the forward pass never reached it.
     """
-    taps = Taps()
+    taps = Activations()
     missing = {("in", name) for name in inputs} | {("out", name) for name in outputs}
     rows, columns = batch.ids.shape
 
@@ -149,7 +149,7 @@ def tap(
     raise ModelError(f"{lm.name}: the forward pass never reached {unseen}; name the architecture's parts with --arch")
 
 
-def past(lm: LM, heads: Sequence[tuple[int, ...]], budget: int = 8192) -> Past | None:
+def prefix_cache(lm: LM, heads: Sequence[tuple[int, ...]], budget: int = 8192) -> PrefixCache | None:
     """What stands in front of some rows, a beginning that several share computed once; None where nothing does.
 
     Args:
@@ -161,7 +161,7 @@ def past(lm: LM, heads: Sequence[tuple[int, ...]], budget: int = 8192) -> Past |
     if not known:
         return None
     stems = _stems(known)
-    front = past(lm, stems, budget)
+    front = prefix_cache(lm, stems, budget)
     rests = [head[len(stem) :] for head, stem in zip(known, stems, strict=True)]
     width, parts, order = max(map(len, known)), [], []
     for portion in chunks([[len(rest)] for rest in rests], budget):
@@ -172,7 +172,7 @@ def past(lm: LM, heads: Sequence[tuple[int, ...]], budget: int = 8192) -> Past |
         [torch.cat(same) for same in zip(*kind, strict=True)]
         for kind in ([part.keys for part in parts], [part.values for part in parts])
     )
-    whole = Past(keys, values, torch.cat([part.lengths for part in parts]))
+    whole = PrefixCache(keys, values, torch.cat([part.lengths for part in parts]))
     place = {known[i]: row for row, i in enumerate(order)}
     rows = torch.tensor([place.get(head, 0) for head in heads], device=lm.device)
     # A row that nothing stands in front of takes another's keys, and sees none of them.
@@ -182,7 +182,7 @@ def past(lm: LM, heads: Sequence[tuple[int, ...]], budget: int = 8192) -> Past |
 
 def _stems(heads: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
     """The longest beginning of each sorted head that a neighbour shares; empty where that saves less than a quarter."""
-    shared = [0, *map(common, heads, heads[1:]), 0]
+    shared = [0, *map(shared_length, heads, heads[1:]), 0]
     # At least one token of each is left.
     stems = [
         head[: max(n for n in (before, after, 0) if n < len(head))]
@@ -192,7 +192,7 @@ def _stems(heads: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
     return stems if 4 * saved >= sum(map(len, heads)) else [()] * len(heads)
 
 
-def _past(lm: LM, heads: Sequence[tuple[int, ...]], width: int, front: Past | None) -> Past:
+def _past(lm: LM, heads: Sequence[tuple[int, ...]], width: int, front: PrefixCache | None) -> PrefixCache:
     """Keys and values of rows of tokens and of what stands in front of them, in ``width`` columns."""
     from harness.models.cache_layers import Filling
 
@@ -209,7 +209,7 @@ def _past(lm: LM, heads: Sequence[tuple[int, ...]], width: int, front: Past | No
         return at.transpose(1, 2)
 
     keys, values = ([aligned(getattr(layer, kind)) for layer in cache.layers] for kind in ("keys", "values"))
-    return Past(keys, values, batch.lengths + (front.lengths if front else 0))
+    return PrefixCache(keys, values, batch.lengths + (front.lengths if front else 0))
 
 
 @contextmanager
@@ -220,7 +220,7 @@ def _hooks(
         return lambda _module, args: keep("in", name, args[0])
 
     def after(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        return lambda _module, _args, output: keep("out", name, first(output))
+        return lambda _module, _args, output: keep("out", name, first_output(output))
 
     handles = [lm.module(name).register_forward_pre_hook(before(name)) for name in inputs]
     # Hooks run in the order of registration: what is read here is what the hooks of a patch made of it.
@@ -232,14 +232,14 @@ def _hooks(
             handle.remove()
 
 
-def read(
+def read_activations(
     lm: LM,
     rows: Sequence[Row],
     inputs: Collection[str] = (),
     outputs: Collection[str] = (),
     budget: int = 8192,
     before: Callable[[Sequence[int]], None] = lambda _chunk: None,
-) -> Taps:
+) -> Activations:
     """What modules read or wrote at each row's position: tensors of ``[rows, dim]``, at least in float32.
 
     Args:
@@ -255,16 +255,16 @@ def read(
     order: list[int] = []
     for chunk in chunks([[len(row.ids)] for row in rows], budget):
         before(chunk)
-        seen = tap(lm, pad(lm, [rows[i] for i in chunk]), inputs, outputs)
+        seen = capture_activations(lm, pad_rows(lm, [rows[i] for i in chunk]), inputs, outputs)
         at = torch.tensor([rows[i].at for i in chunk])
         for parts, tensors in ((entered, seen.inputs), (left, seen.outputs)):
             for name, tensor in tensors.items():
-                parts[name].append(at_each(tensor, at))
+                parts[name].append(hidden_at(tensor, at))
         order.extend(chunk)
-    return Taps(_in_order(entered, order), _in_order(left, order))
+    return Activations(_in_order(entered, order), _in_order(left, order))
 
 
-def pad(lm: LM, rows: Sequence[Row]) -> Batch:
+def pad_rows(lm: LM, rows: Sequence[Row]) -> Batch:
     """The rows as a batch that is wide enough for every position looked at."""
     batch = lm.batch([row.ids for row in rows])
     more = max(0, *(row.at + 1 - batch.ids.shape[1] for row in rows))
@@ -272,7 +272,7 @@ def pad(lm: LM, rows: Sequence[Row]) -> Batch:
 
 
 @contextmanager
-def only_at(module: nn.Module, kept: Tensor) -> Iterator[None]:
+def run_only_at(module: nn.Module, kept: Tensor) -> Iterator[None]:
     """Run a module that treats every token alike at some of them only; zeros stand at the others.
 
     Args:
@@ -300,7 +300,7 @@ def only_at(module: nn.Module, kept: Tensor) -> Iterator[None]:
 
 
 @contextmanager
-def idle(blocks: Sequence[nn.Module], below: nn.Module) -> Iterator[None]:
+def skip_blocks(blocks: Sequence[nn.Module], below: nn.Module) -> Iterator[None]:
     """Blocks compute nothing for one pass: they hand on what a block below them gave, so only their calls count."""
     given: list[Any] = []
     handle = below.register_forward_hook(lambda _module, _args, output: given.append(output))
@@ -311,7 +311,7 @@ def idle(blocks: Sequence[nn.Module], below: nn.Module) -> Iterator[None]:
         handle.remove()
 
 
-def fused(model: nn.Module) -> AbstractContextManager[None]:
+def fused_gelu(model: nn.Module) -> AbstractContextManager[None]:
     """Let one kernel compute GELU's tanh approximation, which transformers' ``gelu_new`` spells out in eight.
 
     The formula is the same (Hendrycks and Gimpel 2016, arXiv 1606.08415, section 2).  A step takes a third of the time,
@@ -340,14 +340,14 @@ def _instead(modules: Sequence[nn.Module], forward: Callable[..., Any]) -> Itera
                 vars(module)["forward"] = before
 
 
-def wide(tensor: Tensor) -> Tensor:
+def at_least_float32(tensor: Tensor) -> Tensor:
     """The tensor at least in float32."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def at_each(hidden: Tensor, at: Tensor) -> Tensor:
+def hidden_at(hidden: Tensor, at: Tensor) -> Tensor:
     """Hidden states ``[rows, columns, dim]`` at one position of each row, ``[rows, dim]``, at least in float32."""
-    return wide(hidden[torch.arange(len(hidden), device=hidden.device), at.to(hidden.device)])
+    return at_least_float32(hidden[torch.arange(len(hidden), device=hidden.device), at.to(hidden.device)])
 
 
 def _in_order(parts: dict[str, list[Tensor]], order: Sequence[int]) -> dict[str, Tensor]:

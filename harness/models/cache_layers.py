@@ -12,12 +12,12 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 if TYPE_CHECKING:
-    from harness.models.activations import Past
+    from harness.models.activations import PrefixCache
 
-__all__ = ["Filling", "Kept"]
+__all__ = ["Filling", "RepeatableLayer"]
 
 
-class Kept(DynamicLayer):  # type: ignore[no-untyped-call]
+class RepeatableLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """One layer of a cache that forgets what is added, so that a block can be run again on what came before."""
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
@@ -40,7 +40,7 @@ class Filling(DynamicCache):
         enough: what is raised when the last layer is filled.
     """
 
-    def __init__(self, layers: int, front: Past | None, enough: type[Exception]) -> None:
+    def __init__(self, layers: int, front: PrefixCache | None, enough: type[Exception]) -> None:
         super().__init__()
         self.last, self.enough = layers - 1, enough
         if front:

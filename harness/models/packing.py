@@ -18,7 +18,7 @@ import torch
 
 from harness.models.lm import LM
 
-__all__ = ["Pack", "common", "inputs", "packs"]
+__all__ = ["Pack", "pack_texts", "packed_inputs", "shared_length"]
 
 _ROOM = 64
 """Columns up to which any text joins a row: short texts fill it, and attention costs little."""
@@ -60,12 +60,12 @@ class Pack:
         return columns
 
 
-def common(first: Sequence[int], second: Sequence[int]) -> int:
+def shared_length(first: Sequence[int], second: Sequence[int]) -> int:
     """How many tokens two texts begin with alike."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))
 
 
-def packs(texts: Sequence[tuple[int, ...]], marks: Sequence[int]) -> list[Pack]:
+def pack_texts(texts: Sequence[tuple[int, ...]], marks: Sequence[int]) -> list[Pack]:
     """Rows that hold every text once, the longest rows first.
 
     Args:
@@ -78,7 +78,7 @@ def packs(texts: Sequence[tuple[int, ...]], marks: Sequence[int]) -> list[Pack]:
     mark: int | None = None
     for i in sorted(range(len(texts)), key=lambda i: (marks[i], texts[i])):
         text = texts[i]
-        shared = common(text, before)
+        shared = shared_length(text, before)
         width = len(found[-1].ids) + len(text) - shared if found else 0
         if marks[i] != mark or width > (_MOST if 2 * shared >= len(text) else _ROOM):
             found.append(Pack())
@@ -87,7 +87,7 @@ def packs(texts: Sequence[tuple[int, ...]], marks: Sequence[int]) -> list[Pack]:
     return sorted(found, key=lambda pack: -len(pack.ids))
 
 
-def inputs(lm: LM, rows: Sequence[Pack]) -> dict[str, Any]:
+def packed_inputs(lm: LM, rows: Sequence[Pack]) -> dict[str, Any]:
     """The arguments of a forward pass over some rows, padded on the right; padding sees itself.
 
     Args:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from harness.errors import DataError
 
-__all__ = ["Delta", "Dense", "LowRank", "double", "from_tensors", "numerical_rank"]
+__all__ = ["Delta", "Dense", "LowRank", "delta_from_tensors", "double", "numerical_rank"]
 
 
 def double(tensor: Tensor) -> Tensor:
@@ -194,7 +194,7 @@ def _same_shape(a: Delta, b: Delta) -> None:
         raise ValueError(f"two changes of different shapes cannot be added: {tuple(a.shape)} and {tuple(b.shape)}")
 
 
-def from_tensors(roles: Mapping[str, Tensor], path: Path, name: str) -> Delta:
+def delta_from_tensors(roles: Mapping[str, Tensor], path: Path, name: str) -> Delta:
     """A change from what :meth:`Delta.tensors` gave.
 
     Raises:

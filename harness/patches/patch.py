@@ -27,7 +27,7 @@ __all__ = [
     "Part",
     "Patch",
     "PromptRule",
-    "Rows",
+    "RowPatches",
     "Step",
     "patched",
     "patched_rows",
@@ -272,7 +272,7 @@ def shareable(patch: Patch) -> bool:
     return patch.only_weights and all(isinstance(delta, LowRank) for delta in patch.weights.values())
 
 
-class Rows:
+class RowPatches:
     """Which patch each row of the next forward pass carries; set ``index`` before the pass."""
 
     def __init__(self) -> None:
@@ -280,7 +280,7 @@ class Rows:
 
 
 @contextmanager
-def patched_rows(lm: LM, patches: Sequence[Patch]) -> Iterator[Rows]:
+def patched_rows(lm: LM, patches: Sequence[Patch]) -> Iterator[RowPatches]:
     """Let each row of a batch carry its own low-rank patch; no weight is written.
 
     Row ``b`` adds ``left_i (right_i x)`` to each edited matrix's output, where ``i = rows.index[b]``, ``-1`` for none.
@@ -291,7 +291,7 @@ def patched_rows(lm: LM, patches: Sequence[Patch]) -> Iterator[Rows]:
     """
     if not all(shareable(patch) for patch in patches):
         raise ModelError("only low-rank weight changes can share a forward pass; hold the others one after the other")
-    rows = Rows()
+    rows = RowPatches()
     with ExitStack() as stack:
         for name in sorted({name for patch in patches for name in patch.weights}):
             owner, _, leaf = name.rpartition(".")
@@ -320,7 +320,7 @@ def _stacked(lm: LM, name: str, deltas: Sequence[Delta | None]) -> tuple[Tensor,
     return lefts, rights
 
 
-def _row_hook(rows: Rows, lefts: Tensor, rights: Tensor) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+def _row_hook(rows: RowPatches, lefts: Tensor, rights: Tensor) -> Callable[[nn.Module, Any, Tensor], Tensor]:
     def run(module: nn.Module, args: Any, output: Tensor) -> Tensor:
         if rows.index is None:
             return output

@@ -28,7 +28,7 @@ from harness.exam.adapter import EditedLM
 from harness.exam.measure import Measured
 from harness.io import files
 from harness.io.hashes import combined_sha256
-from harness.methods.keys import chosen
+from harness.methods.keys import require_layers
 from harness.models.lm import LM, load, shipped
 from harness.patches.patch import Patch, patched, require_plain
 from harness.runs import record
@@ -107,7 +107,7 @@ def prepare(plan: Plan, device: str | None = None, lm: LM | None = None) -> Prep
     )
     layers = getattr(editor.root, "layers", None)
     if layers:
-        chosen(lm, layers)  # tells of a layer that is not there, before anything is measured
+        require_layers(lm, layers)  # tells of a layer that is not there, before anything is measured
     if max(at) and not plan.patch and "weights" in editor.root.seams:
         _require_plain(lm, editor)
     schedule.check(editor, lm, edits, str(plan.mode))

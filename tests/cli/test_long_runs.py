@@ -16,7 +16,7 @@ from cli_calls import Outcome
 from filelock import FileLock
 
 from editors.prune import pruned, spectral_norm
-from editors.rect import drawn, kept, principal
+from editors.rect import keep_largest, keep_principal, keep_random
 from harness.editing import patch_file, schedule
 from harness.editing.registry import compose
 from harness.exam import measure
@@ -303,19 +303,19 @@ def test_rect_and_its_controls_reduce_every_increment_of_a_long_run(
         increment, made = now - before, stop - held
         count = round(share * increment.numel())
         if choose == "relative":
-            expected = kept(increment, weight + held, count)  # relative to the weight with what was kept so far
+            expected = keep_largest(increment, weight + held, count)  # relative to the weight with what was kept so far
             assert torch.allclose(made, expected, atol=1e-6)
         elif choose == "random":
             assert int((made != 0).sum()) == pytest.approx(count, abs=2)
             assert torch.allclose(made[made != 0], increment[made != 0], atol=1e-6)
-            assert not torch.allclose(made, kept(increment, weight + held, count), atol=1e-3)
+            assert not torch.allclose(made, keep_largest(increment, weight + held, count), atol=1e-3)
         else:
-            expected = principal(Dense(increment), round(share * min(increment.shape))).dense()
+            expected = keep_principal(Dense(increment), round(share * min(increment.shape))).dense()
             assert torch.allclose(made, expected, atol=1e-6)
         held = stop
 
 
 def test_random_and_pca_are_what_they_are_called() -> None:
     change = torch.arange(1.0, 13.0).reshape(3, 4)
-    assert int((drawn(change, 5, seed=0) != 0).sum()) == 5
-    assert isinstance(principal(LowRank(torch.ones(3, 1), torch.ones(1, 4)), 1), LowRank)
+    assert int((keep_random(change, 5, seed=0) != 0).sum()) == 5
+    assert isinstance(keep_principal(LowRank(torch.ones(3, 1), torch.ones(1, 4)), 1), LowRank)

@@ -13,8 +13,8 @@ import torch
 from harness.exam import data
 from harness.exam.canonical import CanonicalSet, failed, loss, read_rows
 from harness.exam.span_scores import mean_nll, score, span
-from harness.methods.descent import Settings, descend
-from harness.methods.kl_regulariser import Prior
+from harness.methods.descent import DescentSettings, descend
+from harness.methods.kl_regulariser import KLRegulariser
 from harness.models.lm import LM
 
 CASE = "I_canonical_examples"
@@ -133,14 +133,16 @@ def trained(golden: Any, given: Any, task: str, rows: Any, precision: str) -> tu
     row = rows(task, "train")[given["three_steps"]["train_row_position"]]
     edit = CanonicalSet.at(TASKS_FOLDER / TASKS[task]).edits([row])
     texts = [lm.tokenizer(given["kl_texts"][i])["input_ids"] for i in given["three_steps"]["kl_text_used_per_step"]]
-    pull, seen = Prior(given["kl_weight"], iter(texts)), []
+    pull, seen = KLRegulariser(given["kl_weight"], iter(texts)), []
 
     def watched(lm: LM, held: Any) -> torch.Tensor:
         seen.append(pull(lm, held))
         return seen[-1]
 
     names = [name for name, _ in lm.model.named_parameters()]
-    found = descend(lm, edit, names, Settings(lr=1e-3, steps=3, batch_size=1, threshold=0.0, beta2=0.995), watched)  # type: ignore[arg-type]
+    found = descend(
+        lm, edit, names, DescentSettings(lr=1e-3, steps=3, batch_size=1, threshold=0.0, beta2=0.995), watched
+    )  # type: ignore[arg-type]
     return list(found.losses), [float(value.detach()) for value in seen], found.deltas
 
 
@@ -186,7 +188,7 @@ def test_gradients_of_the_first_step(
     edit = CanonicalSet.at(TASKS_FOLDER / TASKS[task]).edits([row])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.optim, "Adam", lambda free, lr, **_: torch.optim.SGD(free, lr=lr))
-        found = descend(lm, edit, [*NAMES, HEAD["ours"]], Settings(lr=1.0, steps=1, batch_size=1, threshold=0.0))
+        found = descend(lm, edit, [*NAMES, HEAD["ours"]], DescentSettings(lr=1.0, steps=1, batch_size=1, threshold=0.0))
     tensors = golden.tensors(f"{CASE}/expected.safetensors")
     for name in NAMES if precision == "fp64" else NAMES[1:2]:
         close(-found.deltas[name].dense(), tensors[f"{precision}/{task}/grad_first_step/{name}"], 1e-5, name)

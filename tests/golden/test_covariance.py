@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.methods.second_moments import accumulate
+from harness.methods.second_moments import accumulate_moments
 
 FOLDER = "B_covariance_gpt2"
 
@@ -16,7 +16,7 @@ def test_moments_of_given_texts(golden, close, precision):
     tolerance = {"fp64": 1e-9, "fp32": 1e-5}[precision]
     for case, layer in (("all63", 1), ("sample40", 2)):
         indices = counts[case].get("indices", range(63))
-        moment = accumulate(lm, [layer], [said["texts"][i] for i in indices])[layer]
+        moment = accumulate_moments(lm, [layer], [said["texts"][i] for i in indices])[layer]
         assert moment.count == counts[case][precision]["count"]
         close(moment.matrix, theirs[f"{precision}/{case}/moment.{layer}"], tolerance, case)
 
@@ -24,7 +24,7 @@ def test_moments_of_given_texts(golden, close, precision):
 @pytest.mark.parametrize("precision", ["fp64"])
 def test_all_layers_in_one_pass_are_the_layers_one_by_one(golden, close, precision):
     texts, lm = golden.json(f"{FOLDER}/inputs.json")["texts"], golden.lm("tiny-gpt2", precision)
-    together = accumulate(lm, [0, 1, 2], texts)
+    together = accumulate_moments(lm, [0, 1, 2], texts)
     for layer in (0, 2):
-        alone = accumulate(lm, [layer], texts, budget=300)
+        alone = accumulate_moments(lm, [layer], texts, budget=300)
         close(together[layer].matrix, alone[layer].matrix, 1e-12, f"layer {layer}")

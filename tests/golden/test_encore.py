@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from editors.memit import Memit
-from harness.methods.keys import keys
-from harness.methods.locate_then_edit import Kept
+from harness.methods.keys import read_keys
+from harness.methods.locate_then_edit import SpreadMemory
 from harness.methods.value import optimise
 from harness.patches.patch import Patch, patched
 
@@ -48,7 +48,7 @@ def test_two_batches(golden, close, variant, precision):
     method, rel = editor(said, said["variant_overrides"][variant]), REL[precision]
     first, others = said["context_templates"]
     lm = golden.lm("tiny-gpt2", precision)
-    total = Patch(memory=Kept((*first, *others), golden.moments("tiny-gpt2")))
+    total = Patch(memory=SpreadMemory((*first, *others), golden.moments("tiny-gpt2")))
     for b, cases in enumerate(said["batches"]):
         edits, stem = golden.edits(cases), f"{precision}/{variant}/batch{b}"
         few, layers = list(edits.values()), method.layers or ()
@@ -63,7 +63,7 @@ def test_two_batches(golden, close, variant, precision):
         for layer in layers:
             if f"{stem}/keys_before.{layer}" in theirs:
                 with patched(lm, below):
-                    mine, _ = keys(lm, few, layer, total.memory.contexts, method.fact_token, "memit")
+                    mine, _ = read_keys(lm, few, layer, total.memory.contexts, method.fact_token, "memit")
                 close(mine, theirs[f"{stem}/keys_before.{layer}"], rel, f"keys of {layer}")
             name = DOWN.format(layer)
             stored = f"{stem}/delta_weight.{layer}"

@@ -10,7 +10,7 @@ from editors.ft import FineTuning
 from editors.ft_l import BoundedFineTuning
 from harness.editing.editor import Editor
 from harness.errors import UsageError
-from harness.methods.descent import Settings, descend, feed_forward
+from harness.methods.descent import DescentSettings, descend, down_projection_parameters
 
 FOLDER = "D_ft_memit_baseline"
 REL = {"fp64": 1e-6, "fp32": 2e-4}
@@ -59,7 +59,7 @@ def test_losses(golden, precision, variant):
     edits = list(golden.edits(ids, said["extra_requests"]).values())
     lm = golden.lm("tiny-gpt2", precision)
     a, b = h.get("wd_power_law", (0.0, -math.inf))
-    settings = Settings(
+    settings = DescentSettings(
         "prompt_last",
         h["lr"],
         h["num_steps"],
@@ -67,7 +67,7 @@ def test_losses(golden, precision, variant):
         h["weight_decay"] + len(edits) ** a * math.exp(b),
         h["norm_constraint"] or None,
     )
-    ours = descend(lm, edits, feed_forward(lm, h["layers"]), settings).losses
+    ours = descend(lm, edits, down_projection_parameters(lm, h["layers"]), settings).losses
     assert ours == pytest.approx(theirs[variant][precision], rel=1e-5 if precision == "fp32" else 1e-8, abs=1e-6)
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from editors.memit import Memit
-from harness.methods.keys import Unedited, keys
-from harness.methods.locate_then_edit import adjoint
+from harness.methods.keys import Unedited, read_keys
+from harness.methods.locate_then_edit import ridge_adjoint
 from harness.methods.value import optimise
 from harness.methods.value_rows import Objective
 from harness.patches.patch import Patch, patched
@@ -75,7 +75,7 @@ def test_variant(golden, close, precision, variant):
             close(delta.right.T, theirs[f"{stem}/adj_k.{layer}"], rel, f"adjoint {layer}")
         if f"{stem}/keys.{layer}" in theirs:
             with patched(lm, so_far):
-                mine, _ = keys(lm, few, layer, known.contexts, memit.fact_token, "memit")
+                mine, _ = read_keys(lm, few, layer, known.contexts, memit.fact_token, "memit")
             close(mine, theirs[f"{stem}/keys.{layer}"], rel, f"keys {layer}")
             hidden = values.value - delta.left.T * (len(memit.layers or ()) - i)
             close(hidden, theirs[f"{stem}/cur_z_before_layer.{layer}"], rel, f"hidden state before {layer}")
@@ -99,4 +99,4 @@ def test_adjoint_is_the_plain_solve(golden, close, precision):
     theirs, moment = golden.tensors(f"{FOLDER}/expected.safetensors"), golden.moments("tiny-gpt2")[1]
     keyed = theirs["fp64/main/keys.1"]
     plain = torch.linalg.solve(20 * moment.matrix.double() + keyed.T @ keyed, keyed.T)
-    close(adjoint(moment, keyed, 20.0), plain, 1e-9, precision)
+    close(ridge_adjoint(moment, keyed, 20.0), plain, 1e-9, precision)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from editors.mend import Mend, _backward, _factors
-from harness.methods.descent import answers
+from harness.methods.descent import tokenise
 from harness.methods.hypernetwork import Hypernetwork
 from harness.patches.patch import patched
 
@@ -64,7 +64,7 @@ def test_gradients(golden, close, batch):
     """What enters each matrix, and the gradient at what leaves it: theirs of a mean over the tokens of the batch."""
     told, theirs = golden.json(f"{FOLDER}/expected.json")[batch], golden.tensors(f"{FOLDER}/expected.safetensors")
     lm, edits = golden.lm("tiny-gpt2", "fp32"), list(golden.edits(told["case_ids"]).values())
-    said = answers(lm, edits)
+    said = tokenise(lm, edits)
     asked = [sum(label != -100 for label in row) for row in told["labels"]]
     assert [len(answer.target) for answer in said] == asked
     for i, pairs in enumerate(_backward(lm, said, names(golden))):

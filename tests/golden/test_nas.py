@@ -16,7 +16,7 @@ from editors.alphaedit import AlphaEdit
 from editors.memit import Memit
 from editors.nas import Anchored, NormAnchorScaling
 from harness.methods.keys import Unedited
-from harness.methods.locate_then_edit import Kept, Spread
+from harness.methods.locate_then_edit import Spread, SpreadMemory
 from harness.methods.second_moments import Moment
 from harness.methods.value import optimise
 from harness.patches.patch import Patch, patched
@@ -125,6 +125,6 @@ def test_alphaedit_in_two_batches(golden, close, precision):
 @PRECISIONS
 def test_memit(golden, close, precision):
     said = golden.json(f"{FOLDER}/inputs.json")
-    known = Anchored(anchor(golden, precision), Kept(contexts(said), golden.moments("tiny-gpt2")))
+    known = Anchored(anchor(golden, precision), SpreadMemory(contexts(said), golden.moments("tiny-gpt2")))
     stem, cases = f"{precision}/memit", said["memit_batch"]
     check_batch(golden, close, precision, stem, memit(said), Patch(memory=known), cases)

@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from harness.methods.keys import inserted
-from harness.methods.locate_then_edit import adjoint
-from harness.methods.rank_one import direction
+from harness.methods.keys import rank_one_changes
+from harness.methods.locate_then_edit import ridge_adjoint
+from harness.methods.rank_one import update_direction
 from harness.methods.second_moments import Moment
 
 CASES = [0, 2, 5]
@@ -30,14 +30,14 @@ def stack(numbers, name):
 
 
 def test_directions(numbers, close):
-    close(direction(stack(numbers, "kbar"), Moment(numbers["C"], 1000)), stack(numbers, "u"), 1e-9)
+    close(update_direction(stack(numbers, "kbar"), Moment(numbers["C"], 1000)), stack(numbers, "u"), 1e-9)
 
 
 def test_rank_one_vectors(numbers, close):
     u, k0, y0, value = (stack(numbers, name) for name in ("u", "k0", "y0", "v_star"))
-    changes = inserted(u, k0, y0, value, ["0", "2", "5"])
+    changes = rank_one_changes(u, k0, y0, value, ["0", "2", "5"])
     close(torch.stack([change.left[:, 0] for change in changes]), stack(numbers, "right_vector"), 1e-9)
 
 
 def test_memit_update(numbers, close):
-    close(adjoint(Moment(numbers["C"], 1000), numbers["memit/keys.1"], 20.0), numbers["memit/adj_k.1"], 1e-9)
+    close(ridge_adjoint(Moment(numbers["C"], 1000), numbers["memit/keys.1"], 20.0), numbers["memit/adj_k.1"], 1e-9)

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from editors.pmet import Pmet
-from harness.methods.keys import keys
-from harness.methods.locate_then_edit import Kept
+from harness.methods.keys import read_keys
+from harness.methods.locate_then_edit import SpreadMemory
 from harness.methods.value import optimise
 from harness.patches.patch import Patch, patched
 
@@ -49,7 +49,7 @@ def test_variant(golden, close, precision, variant):
     else:
         pmet, edits = editor(said, said["variant_overrides"][variant]), golden.edits(said["batch_case_ids"])
     first, others = said["context_templates"]
-    lm, known = golden.lm("tiny-gpt2", precision), Kept((*first, *others), golden.moments("tiny-gpt2"))
+    lm, known = golden.lm("tiny-gpt2", precision), SpreadMemory((*first, *others), golden.moments("tiny-gpt2"))
     # Of the authors' run of this variant in float32 the numbers are 1.4e-3 away from those in float64.
     rel = 5e-3 if (variant, precision) == ("loss_layer2", "fp32") else REL[precision]
     few, layers, stem = list(edits.values()), pmet.layers or (), f"{precision}/{variant}"
@@ -65,8 +65,8 @@ def test_variant(golden, close, precision, variant):
             close(change.weights[DOWN.format(layer)].dense().T, theirs[f"{stem}/delta_weight.{layer}"], rel, f"{layer}")
         if f"{stem}/keys.{layer}" in theirs:
             with patched(lm, so_far):
-                mine, _ = keys(lm, few, layer, known.contexts, pmet.fact_token, "memit")
-                _, written = keys(lm, few, layers[-1], ("{}",), pmet.fact_token, outputs=True)
+                mine, _ = read_keys(lm, few, layer, known.contexts, pmet.fact_token, "memit")
+                _, written = read_keys(lm, few, layers[-1], ("{}",), pmet.fact_token, outputs=True)
             close(mine, theirs[f"{stem}/keys.{layer}"], rel, f"keys of {layer}")
             close(written, theirs[f"{stem}/cur_mlp_before_layer.{layer}"], rel, f"written before {layer}")
         so_far = so_far + change

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from editors.prune import Prune, Reduction, pruned, restrained, spectral_norm
+from editors.prune import Prune, Reduction, pruned, restrain, spectral_norm
 from editors.rect import Rect
 from harness.editing.edit import Edit
 from harness.editing.editor import Editor
@@ -82,8 +82,8 @@ def test_the_final_matrix_is_theirs(golden, close, case, reduce, precision, form
 def test_the_reductions(reduce, expected):
     """``sigma_max = 2``; base 1.2 enlarges values, which a cap forbids."""
     values = torch.tensor([10.0, 4, 2, 1], dtype=torch.float64)
-    assert restrained(values, 2.0, reduce).tolist() == pytest.approx(expected, abs=1e-6)
-    assert restrained(values, 2.0, reduce, cap=True).tolist() == pytest.approx(
+    assert restrain(values, 2.0, reduce).tolist() == pytest.approx(expected, abs=1e-6)
+    assert restrain(values, 2.0, reduce, cap=True).tolist() == pytest.approx(
         [min(old, new) for old, new in zip(values.tolist(), expected, strict=True)], abs=1e-6
     )
 
@@ -109,12 +109,12 @@ def test_a_matrix_by_hand():
 @settings(max_examples=60, deadline=None)
 @given(st.sampled_from(REDUCTIONS), st.floats(0.1, 50), st.floats(0, 8))
 def test_no_jump_at_the_bound_and_never_falling(reduce, bound, more):
-    at = restrained(torch.tensor([bound * (1 - 1e-9), bound, bound * (1 + 1e-9)], dtype=torch.float64), bound, reduce)
+    at = restrain(torch.tensor([bound * (1 - 1e-9), bound, bound * (1 + 1e-9)], dtype=torch.float64), bound, reduce)
     assert at.tolist() == pytest.approx([bound] * 3, rel=1e-6)
     values = torch.tensor([bound * (1 + more), bound * (1 + more) + 1], dtype=torch.float64)
-    smaller, larger = restrained(values, bound, reduce).tolist()
+    smaller, larger = restrain(values, bound, reduce).tolist()
     assert bound <= smaller < larger
-    capped = restrained(values, bound, reduce, cap=True)
+    capped = restrain(values, bound, reduce, cap=True)
     assert bool((capped <= values).all())
 
 
@@ -133,10 +133,10 @@ def test_singular_vectors_stay_and_values_are_restrained(reduce, out, width, ran
     found, before, after = pruned(change, 3.0, reduce)
     left, values, right = torch.linalg.svd(change.dense(), full_matrices=False)
     keep = values > values[0] * max(out, width) * torch.finfo(torch.float32).eps
-    expected = (left * torch.where(keep, restrained(values, 3.0, reduce), 0.0)) @ right
+    expected = (left * torch.where(keep, restrain(values, 3.0, reduce), 0.0)) @ right
     assert torch.allclose(found.dense(), expected, atol=1e-9)
     assert torch.allclose(before, values[keep], atol=1e-9)
-    assert torch.allclose(after, restrained(values, 3.0, reduce)[keep], atol=1e-9)
+    assert torch.allclose(after, restrain(values, 3.0, reduce)[keep], atol=1e-9)
     assert isinstance(found, LowRank)
     assert found.left.shape[1] <= rank
 

@@ -15,7 +15,7 @@ from sklearn.decomposition import PCA
 from torch import Tensor
 
 from editors.memit import Memit
-from editors.rect import Rect, drawn, kept, principal
+from editors.rect import Rect, keep_largest, keep_principal, keep_random
 from harness.editing.edit import Edit
 from harness.editing.editor import Editor
 from harness.editing.registry import find
@@ -82,7 +82,7 @@ def test_memit_with_rect_is_the_ports(golden, close, precision, tolerance):
 
 def test_the_published_example_keeps_a_quarter():
     expected = torch.where(CHANGE / WEIGHT > 0.05, CHANGE, 0.0)
-    assert torch.equal(kept(CHANGE, WEIGHT, 4), expected)
+    assert torch.equal(keep_largest(CHANGE, WEIGHT, 4), expected)
     assert float(CHANGE.abs().sum()) == pytest.approx(2.26)
     assert float(expected.abs().sum()) == pytest.approx(1.70)
 
@@ -95,25 +95,25 @@ def test_v10_of_sixteen_entries_the_nearest_whole_number_stays(edits):
     found = [Rect(inner=inner, keep=keep).edit(lm, edits[:1]).weights["w"].dense() for keep in shares]
     assert [int((change != 0).sum()) for change in found] == [13, 10, 6, 4, 3]
     assert [16 - int(16 * (1 - keep) + 1e-9) for keep in shares] == [13, 10, 7, 4, 4]  # zero: 3, 6, 9, 12, 12
-    assert torch.equal(found[3], kept(CHANGE, WEIGHT, 4))
+    assert torch.equal(found[3], keep_largest(CHANGE, WEIGHT, 4))
 
 
 def test_signs_do_not_matter_and_a_vector_is_treated_alike():
     weight, change = torch.tensor([1.0, -2.0, 4.0, 0.5, -1.0]), torch.tensor([0.1, 0.5, 0.2, -0.4, 0.03])
-    assert kept(change, weight, 2).tolist() == pytest.approx([0.0, 0.5, 0.0, -0.4, 0.0])
+    assert keep_largest(change, weight, 2).tolist() == pytest.approx([0.0, 0.5, 0.0, -0.4, 0.0])
 
 
 def test_a_change_of_zero_is_infinite_and_no_change_of_zero_is_none():
     weight, change = torch.tensor([0.0, 1.0, 0.0, 1e9, 0.0]), torch.tensor([1e-9, 5.0, 0.0, 1.0, -1e-20])
-    assert kept(change, weight, 2).tolist() == pytest.approx([1e-9, 0.0, 0.0, 0.0, -1e-20])
-    assert kept(change, weight, 3).tolist() == pytest.approx([1e-9, 5.0, 0.0, 0.0, -1e-20])
-    assert torch.equal(kept(change, weight, 4), change)
+    assert keep_largest(change, weight, 2).tolist() == pytest.approx([1e-9, 0.0, 0.0, 0.0, -1e-20])
+    assert keep_largest(change, weight, 3).tolist() == pytest.approx([1e-9, 5.0, 0.0, 0.0, -1e-20])
+    assert torch.equal(keep_largest(change, weight, 4), change)
 
 
 def test_half_precision_weights_are_divided_in_single_precision():
     """In bfloat16 the two ratios are one number, and the first entry would be kept."""
     weight, change = torch.tensor([1.0, 1.0], dtype=torch.bfloat16), torch.tensor([1.001, 1.002])
-    assert kept(change, weight, 1)[0] == 0
+    assert keep_largest(change, weight, 1)[0] == 0
 
 
 @settings(max_examples=80, deadline=None)
@@ -121,7 +121,7 @@ def test_half_precision_weights_are_divided_in_single_precision():
 def test_what_is_kept_is_as_given_and_outranks_what_is_not(out, width, share, seed):
     change, weight = matrix(seed, out, width), matrix(seed + 1, out, width)
     count = round(share * change.numel())
-    ours = kept(change, weight, count)
+    ours = keep_largest(change, weight, count)
     stays = ours != 0
     assert int(stays.sum()) == count
     assert torch.equal(ours[stays], change[stays])
@@ -135,8 +135,8 @@ def test_what_is_kept_is_as_given_and_outranks_what_is_not(out, width, share, se
 def test_scaling_change_or_weight_keeps_the_same_entries(out, width, share, seed):
     change, weight = matrix(seed, out, width), matrix(seed + 1, out, width)
     count = round(share * change.numel())
-    assert torch.equal(kept(change * 4, weight, count), kept(change, weight, count) * 4)
-    assert torch.equal(kept(change, weight * -8, count), kept(change, weight, count))
+    assert torch.equal(keep_largest(change * 4, weight, count), keep_largest(change, weight, count) * 4)
+    assert torch.equal(keep_largest(change, weight * -8, count), keep_largest(change, weight, count))
 
 
 # --- the controls -----------------------------------------------------------------------------------------------------
@@ -146,15 +146,15 @@ def test_scaling_change_or_weight_keeps_the_same_entries(out, width, share, seed
 @given(st.integers(1, 9), st.floats(0, 1), st.integers(0, 2**31))
 def test_random_keeps_exactly_so_many(size, share, seed):
     change = matrix(seed, size, 3)
-    ours = drawn(change, round(share * change.numel()), seed)
+    ours = keep_random(change, round(share * change.numel()), seed)
     assert int((ours != 0).sum()) == round(share * change.numel())
     assert torch.equal(ours, torch.where(ours != 0, change, 0.0))
-    assert torch.equal(ours, drawn(change, round(share * change.numel()), seed))
+    assert torch.equal(ours, keep_random(change, round(share * change.numel()), seed))
 
 
 def test_random_is_uniform():
     """Each of six entries is one of the two that stay in a third of 3000 draws, within four standard deviations."""
-    counts = sum((drawn(torch.ones(6), 2, seed) for seed in range(3000)), torch.zeros(6))
+    counts = sum((keep_random(torch.ones(6), 2, seed) for seed in range(3000)), torch.zeros(6))
     assert float((counts - 1000).abs().max()) < 4 * (3000 * 2 / 9) ** 0.5
 
 
@@ -164,17 +164,17 @@ def test_pca_is_that_of_scikit_learn_mapped_back(close, count):
     change = matrix(3, 5, 9) + 2
     theirs = PCA(n_components=count)
     back = theirs.inverse_transform(theirs.fit_transform(change.T.numpy())).T
-    close(principal(Dense(change), count).dense(), torch.tensor(np.asarray(back)), 1e-12)
+    close(keep_principal(Dense(change), count).dense(), torch.tensor(np.asarray(back)), 1e-12)
     # The components and the mean, as factors where these are smaller than the matrix.
-    assert isinstance(principal(Dense(change), count), LowRank) == ((count + 1) * (5 + 9) < 5 * 9)
+    assert isinstance(keep_principal(Dense(change), count), LowRank) == ((count + 1) * (5 + 9) < 5 * 9)
 
 
 def test_pca_leaves_what_has_no_more_components():
     low, bias = LowRank(matrix(0, 5, 2), matrix(1, 2, 9)), Dense(matrix(2, 5))
-    assert principal(low, 2) is low
-    assert principal(low, 3) is low
-    assert principal(bias, 0) is bias
-    assert not torch.allclose(principal(low, 1).dense(), low.dense())
+    assert keep_principal(low, 2) is low
+    assert keep_principal(low, 3) is low
+    assert keep_principal(bias, 0) is bias
+    assert not torch.allclose(keep_principal(low, 1).dense(), low.dense())
 
 
 # --- the editor -------------------------------------------------------------------------------------------------------
@@ -209,7 +209,7 @@ def test_defect_11_every_edited_parameter_is_reduced_and_the_rest_passes(given_p
     got = Rect(inner=Given(patches=patches)).edit(lm, edits[:1])
     for name, delta in patches["a"].weights.items():
         count = round(0.4 * delta.shape.numel())
-        assert torch.equal(got.weights[name].dense(), kept(delta.dense(), lm.matrix(name), count))
+        assert torch.equal(got.weights[name].dense(), keep_largest(delta.dense(), lm.matrix(name), count))
         assert int((got.weights[name].dense() != 0).sum()) == count
     assert (got.hooks, got.memory) == (patches["a"].hooks, "mine")
 
@@ -221,7 +221,7 @@ def test_the_weight_is_the_one_with_the_earlier_edits(given_patches, edits):
     change, count = patches["b"].weights[name].dense(), round(0.4 * 32 * 64)
     with patched(lm, earlier):
         now = rect.edit(lm, edits[1:2]).weights[name].dense()
-        assert torch.equal(now, kept(change, lm.matrix(name), count))
+        assert torch.equal(now, keep_largest(change, lm.matrix(name), count))
     assert not torch.equal(now, rect.edit(lm, edits[1:2]).weights[name].dense())
 
 

@@ -10,8 +10,8 @@ import torch
 
 from editors.rome import Rome
 from harness.editing.edit import Edit
-from harness.methods.keys import Unedited, keys
-from harness.methods.rank_one import direction
+from harness.methods.keys import Unedited, read_keys
+from harness.methods.rank_one import update_direction
 from harness.methods.value import optimise
 from harness.patches.patch import Patch, patched
 
@@ -48,10 +48,10 @@ def check_pieces(golden: Any, close: Any, precision: str, rome: Rome, edits: dic
     )
     few, rel = list(edits.values()), REL[precision]
     (layer,) = rome.layers or ()
-    mean, _ = keys(lm, few, layer, known.contexts, rome.fact_token)
-    u = direction(mean, known.moments[layer] if rome.covariance else None)
+    mean, _ = read_keys(lm, few, layer, known.contexts, rome.fact_token)
+    u = update_direction(mean, known.moments[layer] if rome.covariance else None)
     values = optimise(lm, few, known.contexts, objective=rome.objective(layer))
-    k0, y0 = keys(lm, few, layer, ("{}",), rome.fact_token, outputs=True)
+    k0, y0 = read_keys(lm, few, layer, ("{}",), rome.fact_token, outputs=True)
     changes = rome.changes(lm, few, layer, known)
     for i, case in enumerate(edits):
         want = {

@@ -27,7 +27,7 @@ from harness.editing.hyperparameters import settable
 from harness.editing.registry import configure, find
 from harness.exam import measure
 from harness.exam.statistics import Ratio, estimate
-from harness.methods.rank_one import direction
+from harness.methods.rank_one import update_direction
 from harness.methods.second_moments import Moment
 from harness.models.lm import LM
 from harness.patches.patch import Patch, patched
@@ -138,9 +138,9 @@ def test_defect_0_the_direction_is_the_inverse_moment_times_the_key() -> None:
     c = root @ root.T / 12 + 0.1 * np.eye(12)
     wanted = np.linalg.solve(c, key.T).T
     wanted /= np.linalg.norm(wanted, axis=1, keepdims=True)
-    found = direction(torch.tensor(key), Moment(torch.tensor(c), 1000))
+    found = update_direction(torch.tensor(key), Moment(torch.tensor(c), 1000))
     assert torch.allclose(found, torch.tensor(wanted), atol=1e-10)
-    plain = direction(torch.tensor(key), None)
+    plain = update_direction(torch.tensor(key), None)
     assert torch.allclose(plain, torch.tensor(key / np.linalg.norm(key, axis=1, keepdims=True)))
     assert not torch.allclose(found, plain, atol=0.05)
 

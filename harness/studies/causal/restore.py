@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache
 
-from harness.models.activations import first, only_at, wide
-from harness.models.cache_layers import Kept
+from harness.models.activations import at_least_float32, first_output, run_only_at
+from harness.models.cache_layers import RepeatableLayer
 from harness.models.lm import LM
 from harness.studies.causal.facts import Asked
 
@@ -96,7 +96,7 @@ class Pass:
         return Pass(ids, target, noise, self.noised, entered, wrote, keys, values, probability)
 
 
-class _Front(Kept):  # type: ignore[no-untyped-call]
+class _Front(RepeatableLayer):  # type: ignore[no-untyped-call]
     """What stands in front, the same for every group of rows."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -168,7 +168,7 @@ class Restorer:
 
         def shaped(output: Any) -> Tensor:
             # OPT flattens rows and columns inside its blocks.
-            return first(output).reshape(*batch.ids.shape, -1)
+            return first_output(output).reshape(*batch.ids.shape, -1)
 
         with ExitStack() as stack, torch.no_grad():
             stack.enter_context(self._noisy(noise, noised))
@@ -264,7 +264,7 @@ class Restorer:
         for layer in layers:
             with _replacing(self._modules[layer], functools.partial(_like, values[layer])):
                 args, named = calls[layer]
-                hidden = first(
+                hidden = first_output(
                     self._blocks[layer](start.entered[layer], *_with(args, None), **_with_named(named, None))
                 )
             found[layer] = hidden.reshape(start.entered[layer].shape)
@@ -300,10 +300,10 @@ class Restorer:
             with ExitStack() as stack:
                 if layer == last:
                     places = torch.arange(hidden[..., 0].numel()).reshape(hidden.shape[:2])[:, -start.target.shape[1] :]
-                    stack.enter_context(only_at(self.lm.module(self.lm.arch.mlp_of(layer)), places.flatten()))
+                    stack.enter_context(run_only_at(self.lm.module(self.lm.arch.mlp_of(layer)), places.flatten()))
                 stack.enter_context(_replacing(self._modules[layer], put if inside else None))
                 args, named = calls[layer]
-                hidden = first(self._blocks[layer](hidden, *_with(args, cache), **_with_named(named, cache)))
+                hidden = first_output(self._blocks[layer](hidden, *_with(args, cache), **_with_named(named, cache)))
         answer = start.target.repeat(len(group), 1)
         found = self._decoded(hidden[:, -answer.shape[1] :], answer).reshape(len(group), start.rows)
         place = {(branch.window.start, branch.window.stop): i for i, branch in enumerate(branches)}
@@ -398,7 +398,7 @@ class Restorer:
 
 def _likelihood(logits: Tensor, target: Tensor) -> Tensor:
     """``sum_t log p(y_t)``, ``[rows]``, float64 on the processor, from logits ``[rows, tokens, vocabulary]``."""
-    logits = wide(logits)
+    logits = at_least_float32(logits)
     picked = logits.gather(-1, target.to(logits.device)[..., None])[..., 0]
     return (picked.cpu().double() - logits.logsumexp(-1).cpu().double()).sum(-1)
 
@@ -480,7 +480,7 @@ def _replacing(module: nn.Module, change: Callable[[Tensor], Tensor] | None) -> 
         return
 
     def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
-        changed = change(first(output))
+        changed = change(first_output(output))
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
     handle = module.register_forward_hook(hook)

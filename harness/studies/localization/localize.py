@@ -32,10 +32,10 @@ from harness.errors import DataError, RestoreError, UsageError
 from harness.exam import tasks
 from harness.io import files
 from harness.io.hashes import combined_sha256
-from harness.methods.descent import Answer
-from harness.methods.locate_then_edit import LocateThenEdit, with_root
+from harness.methods.descent import TokenisedEdit
+from harness.methods.locate_then_edit import LocateThenEdit, with_hyperparameters
 from harness.models.lm import LM, load
-from harness.patches.patch import Patch, Rows, patched, patched_rows, shareable
+from harness.patches.patch import Patch, RowPatches, patched, patched_rows, shareable
 from harness.runs import record
 from harness.runs.versions import versions
 from harness.studies.causal import trace
@@ -368,12 +368,12 @@ def _short(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def _texts(lm: LM, edits: Sequence[Edit], seed: int, report: Report) -> dict[str, list[Answer]]:
+def _texts(lm: LM, edits: Sequence[Edit], seed: int, report: Report) -> dict[str, list[TokenisedEdit]]:
     """Five texts of the unedited model about each subject, that begin with "{subject} is a" (id -> texts in tokens).
 
     Each next token is drawn from the five most probable; a text is scored from its second token on.
     """
-    found: dict[str, list[Answer]] = {}
+    found: dict[str, list[TokenisedEdit]] = {}
     for done, edit in enumerate(edits):
         with lm.plain_generation(), torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -394,10 +394,10 @@ def _texts(lm: LM, edits: Sequence[Edit], seed: int, report: Report) -> dict[str
     return found
 
 
-def _scored(edit: Edit, ids: list[int], eos: int | None, given: int) -> Answer:
+def _scored(edit: Edit, ids: list[int], eos: int | None, given: int) -> TokenisedEdit:
     """A text, up to where it ended itself."""
     end = next((i for i, token in enumerate(ids) if i >= given and token == eos), len(ids))
-    return Answer(edit, ids[:1], ids[1:end])
+    return TokenisedEdit(edit, ids[:1], ids[1:end])
 
 
 @dataclass(eq=False)
@@ -409,7 +409,7 @@ class _Problem:
     study: Study
     posed: Posed
     layers: Sequence[int]
-    texts: Mapping[str, list[Answer]]
+    texts: Mapping[str, list[TokenisedEdit]]
     report: Report
 
     def go(self) -> None:
@@ -442,7 +442,7 @@ class _Problem:
         if self.posed.noise is None or not isinstance(root, LocateThenEdit):
             return editor
         prior = root.prior(self.lm, None, root.edited_layers(self.lm))
-        return with_root(editor, editor.name, contexts=tuple(prior.contexts))
+        return with_hyperparameters(editor, editor.name, contexts=tuple(prior.contexts))
 
     def _edited(self, editor: Editor, edits: Sequence[Edit]) -> list[Patch]:
         """One patch for each edit, all made on the unedited model in the state that the problem asks for."""
@@ -456,22 +456,24 @@ class _Problem:
         """In how many rows an editor reads one edit: of gradient editors each has a noise of its own."""
         return self.grid.asked.samples if self.posed.noise and "batch_size" in settable(type(editor.root)) else 1
 
-    def _asked(self, case: Case) -> dict[str, list[Answer]]:
+    def _asked(self, case: Case) -> dict[str, list[TokenisedEdit]]:
         """What is scored, by kind."""
         lm, found = self.lm, {}
         for kind, prompts in case.prompts.items():
-            found[kind] = [Answer(case.edit, lm.encode(p), lm.continuation(p, case.edit.continuation)) for p in prompts]
+            found[kind] = [
+                TokenisedEdit(case.edit, lm.encode(p), lm.continuation(p, case.edit.continuation)) for p in prompts
+            ]
         return {**found, "essence": self.texts.get(case.edit.id, []), "true": self._true(case)}
 
-    def _true(self, case: Case) -> list[Answer]:
+    def _true(self, case: Case) -> list[TokenisedEdit]:
         """The true object after the prompt, which an injected error is compared with."""
         if self.posed.problem != "error_injection":
             return []
         text = case.edit.text
-        return [Answer(case.edit, self.lm.encode(text), self.lm.continuation(text, f" {case.edit.target_old}"))]
+        return [TokenisedEdit(case.edit, self.lm.encode(text), self.lm.continuation(text, f" {case.edit.target_old}"))]
 
     def _measured(
-        self, asked: Sequence[Mapping[str, list[Answer]]], which: Sequence[int], patches: Sequence[Patch] | None
+        self, asked: Sequence[Mapping[str, list[TokenisedEdit]]], which: Sequence[int], patches: Sequence[Patch] | None
     ) -> list[dict[str, list[float]]]:
         """The log-probability of every answer of some cases, each under its own patch; None for the unedited model."""
         flat = [
@@ -484,7 +486,9 @@ class _Problem:
         for members, held in self._groups([place for place, _, _ in flat], patches):
             with held as carrier, patched(self.lm, state):
 
-                def before(chunk: Sequence[int], mine: list[int] = members, carrier: Rows | None = carrier) -> None:
+                def before(
+                    chunk: Sequence[int], mine: list[int] = members, carrier: RowPatches | None = carrier
+                ) -> None:
                     if carrier is not None:
                         carrier.index = torch.tensor([flat[mine[i]][0] for i in chunk])
                     if isinstance(noise, SubjectNoise):
@@ -511,7 +515,10 @@ class _Problem:
                 yield [i for i in everything if places[i] == place], _holding(self.lm, patch)
 
     def _scores(
-        self, asked: Mapping[str, list[Answer]], before: Mapping[str, list[float]], after: Mapping[str, list[float]]
+        self,
+        asked: Mapping[str, list[TokenisedEdit]],
+        before: Mapping[str, list[float]],
+        after: Mapping[str, list[float]],
     ) -> list[float | None]:
         """The scores of one edit and the probabilities behind them, as :class:`Study` holds them."""
         p = {kind: ([math.exp(v) for v in before[kind]], [math.exp(v) for v in after[kind]]) for kind in KINDS}
@@ -524,7 +531,7 @@ class _Problem:
         found += [p["rewrite"][0][0], p["rewrite"][1][0], *map(math.exp, after["true"])]
         return [None if value is None or math.isnan(value) else _short(value) for value in found]
 
-    def _essence(self, texts: Sequence[Answer], before: Sequence[float], after: Sequence[float]) -> float | None:
+    def _essence(self, texts: Sequence[TokenisedEdit], before: Sequence[float], after: Sequence[float]) -> float | None:
         if not texts:
             return None
         released = self.grid.perplexity == "released"
@@ -535,7 +542,7 @@ class _Problem:
         return essence_score(math.fsum(rises) / len(rises))
 
 
-def _perplexity(log_p: float, text: Answer, released: bool) -> float:
+def _perplexity(log_p: float, text: TokenisedEdit, released: bool) -> float:
     return perplexity([log_p / len(text.target)] * len(text.target), released)
 
 

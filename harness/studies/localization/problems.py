@@ -36,7 +36,7 @@ from harness.editing.directions import nll
 from harness.editing.edit import Edit, Example
 from harness.errors import DataError, UsageError, near
 from harness.exam.span_scores import wide_head
-from harness.methods.descent import Answer, log_likelihood
+from harness.methods.descent import TokenisedEdit, log_likelihood
 from harness.models.activations import chunks
 from harness.models.lm import LM
 from harness.patches.delta import double
@@ -389,9 +389,9 @@ def _case(example: Example, problem: Problem, target: str, settings: ProblemSett
 # --- probabilities ----------------------------------------------------------------------------------------------------
 
 
-def _answer(lm: LM, prompt: str, target: str) -> Answer:
+def _answer(lm: LM, prompt: str, target: str) -> TokenisedEdit:
     edit = Edit("", prompt, None, target)
-    return Answer(edit, lm.encode(prompt), lm.continuation(prompt, edit.continuation))
+    return TokenisedEdit(edit, lm.encode(prompt), lm.continuation(prompt, edit.continuation))
 
 
 def _silent(portion: Sequence[int]) -> None:
@@ -399,7 +399,7 @@ def _silent(portion: Sequence[int]) -> None:
 
 
 def log_probabilities(
-    lm: LM, answers: Sequence[Answer], before: Callable[[Sequence[int]], None] = _silent, budget: int = _BUDGET
+    lm: LM, answers: Sequence[TokenisedEdit], before: Callable[[Sequence[int]], None] = _silent, budget: int = _BUDGET
 ) -> list[float]:
     """``log p(target | prompt) = sum_t log p(y_t | x, y_<t)``, not divided by the length (Hase et al., section 3).
 

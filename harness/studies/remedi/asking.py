@@ -16,7 +16,7 @@ from transformers import GenerationConfig
 
 from harness.errors import DataError
 from harness.exam.span_scores import wide_head
-from harness.models.activations import Row, chunks, read, wide
+from harness.models.activations import Row, at_least_float32, chunks, read_activations
 from harness.models.lm import LM
 from harness.patches.patch import Hook, Patch, Step, patched
 
@@ -136,7 +136,7 @@ def hidden_states(lm: LM, places: Sequence[tuple[str, int]], layer: int) -> Tens
     """
     block = lm.arch.block(layer)
     rows = [Row(tuple(_fits(lm, lm.encode(text))), at) for text, at in places]
-    return read(lm, rows, outputs=[block], budget=BUDGET).outputs[block]
+    return read_activations(lm, rows, outputs=[block], budget=BUDGET).outputs[block]
 
 
 def mention(lm: LM, text: str, entity: str, which: int) -> int:
@@ -230,4 +230,4 @@ def _logits(lm: LM, rows: Sequence[Sequence[int]], patches: Sequence[Patch]) -> 
     # In half precision logits of two answers would tie.
     with _held(lm, patches), wide_head(lm), torch.no_grad():
         logits: Tensor = lm.model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
-    return wide(logits)
+    return at_least_float32(logits)

@@ -22,7 +22,7 @@ from harness.editing.editor import Editor
 from harness.editing.registry import find, names
 from harness.editing.schedule import check, duplicates
 from harness.errors import DataError, UsageError
-from harness.methods.descent import Settings, answers, descend
+from harness.methods.descent import DescentSettings, descend, tokenise
 from harness.methods.value import optimise
 from harness.methods.value_rows import Objective
 from harness.models.lm import LM
@@ -115,7 +115,7 @@ def test_edits_that_do_not_fit_together(change, said: str) -> None:
 @pytest.mark.parametrize("normalisation", ["mean", "sum"])
 def test_gradient_editors_start_at_the_loss_of_a_mixed_batch(tiny, edits, normalisation) -> None:
     lm, wanted = tiny("gpt2"), mixed(edits)
-    settings = Settings(steps=1, normalisation=normalisation)
+    settings = DescentSettings(steps=1, normalisation=normalisation)
     found = descend(lm, wanted, [lm.down(1)], settings).losses[0]
     assert found == pytest.approx(sum(by_hand(lm, e, normalisation) for e in wanted) / 5, rel=1e-5)
     assert descend(lm, wanted[:1], [lm.down(1)], settings).losses[0] == pytest.approx(
@@ -152,7 +152,7 @@ def test_an_erasure_takes_all_its_steps_and_so_does_never(tiny, edits) -> None:
 
 def test_a_target_that_shall_become_likelier_alone_ends_a_text(tiny, edits) -> None:
     lm = tiny("gpt2")
-    plain, bad = answers(lm, [edits[0], wanting(edits[0], "unlikelihood")], end_of_text=True)
+    plain, bad = tokenise(lm, [edits[0], wanting(edits[0], "unlikelihood")], end_of_text=True)
     assert plain.target == [*bad.target, lm.tokenizer.eos_token_id]
 
 

@@ -23,11 +23,11 @@ from harness.errors import ModelError, NumericalError, UsageError
 from harness.io.plain_text import documents
 from harness.methods import keys as facts
 from harness.methods.keys import Unedited
-from harness.methods.locate_then_edit import Kept, adjoint, preserved, require_additive
-from harness.methods.rank_one import direction
-from harness.methods.second_moments import Moment, accumulate
+from harness.methods.locate_then_edit import SpreadMemory, inverse_of_preserved, require_additive, ridge_adjoint
+from harness.methods.rank_one import update_direction
+from harness.methods.second_moments import Moment, accumulate_moments
 from harness.methods.value import anchor_norm, optimise
-from harness.models.activations import read
+from harness.models.activations import read_activations
 from harness.models.lm import LM
 from harness.patches.patch import Patch, patched
 
@@ -48,11 +48,11 @@ def eye(n: int) -> Tensor:
     return torch.eye(n, dtype=torch.float64)
 
 
-def kept(known: Moment, earlier: Tensor | None = None) -> Kept:
-    return Kept(("{}",), {0: known}, {} if earlier is None else {0: earlier})
+def kept(known: Moment, earlier: Tensor | None = None) -> SpreadMemory:
+    return SpreadMemory(("{}",), {0: known}, {} if earlier is None else {0: earlier})
 
 
-def change(method: Memit | Emmet | AlphaEdit, known: Kept, keys: Tensor, residual: Tensor) -> Tensor:
+def change(method: Memit | Emmet | AlphaEdit, known: SpreadMemory, keys: Tensor, residual: Tensor) -> Tensor:
     """The change ``[D, F]`` of layer 0."""
     left, right = method.solver(known)(0, keys, residual)
     assert left.shape == (D, len(keys))
@@ -65,7 +65,7 @@ def change(method: Memit | Emmet | AlphaEdit, known: Kept, keys: Tensor, residua
 def test_emmet_of_one_edit_is_romes_least_squares_solution():
     """``dW = r u^T / (k . u)`` with ``u = C^-1 k`` (Meng et al. 2022, equation 2), whatever the weight of C."""
     key, residual = draw(1, F), draw(1, D, seed=2)
-    u = direction(key, moment())[0]
+    u = update_direction(key, moment())[0]
     rome = torch.outer(residual[0], u) / (key[0] @ u)
     for lam in (1.0, 1000.0):
         ours = change(Emmet(lam=lam, emmet_lambda=0.1), kept(moment()), key, residual)
@@ -102,10 +102,10 @@ def test_emmet_refuses_dependent_keys_without_relaxation():
 
 def hidden(lm: LM, edits: list[Edit], block: int, patch: Patch) -> Tensor:
     """What leaves a block at the subject's last token, under a patch."""
-    rows = [row for edit in edits for row in facts.prompts(lm, edit, ("{}",), "subject_last")]
+    rows = [row for edit in edits for row in facts.prompt_rows(lm, edit, ("{}",), "subject_last")]
     name = lm.arch.block(block)
     with patched(lm, patch):
-        return read(lm, rows, outputs=[name]).outputs[name]
+        return read_activations(lm, rows, outputs=[name]).outputs[name]
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
@@ -157,7 +157,7 @@ def test_defect_3_a_projector_belongs_to_one_model_and_its_covariance(fresh, edi
 
     def made(seed: int) -> tuple[LM, dict[int, Moment]]:
         lm = fresh("gpt2", seed)
-        return lm, accumulate(lm, [0], documents(lm.text), 4000)
+        return lm, accumulate_moments(lm, [0], documents(lm.text), 4000)
 
     (one, first), (two, second) = made(1), made(2)
     threshold = float(torch.stack([m[0].spectrum[0][40] for m in (first, second)]).mean())
@@ -188,7 +188,7 @@ def test_the_memory_holds_the_keys_of_the_fully_edited_model(tiny, edits, method
         total = torch.zeros(64, 64, dtype=torch.float64)
         for portion, patch in ((edits[:2], first), (edits[2:], first + second)):
             with patched(lm, patch):
-                key, _ = facts.keys(lm, portion, layer, first.memory.contexts, "subject_last", "memit")
+                key, _ = facts.read_keys(lm, portion, layer, first.memory.contexts, "subject_last", "memit")
             total += key.double().T @ key.double()
         assert torch.allclose(second.memory.sums[layer], total, rtol=1e-4, atol=1e-6)
     assert second.memory.moments is not None and set(second.memory.sums) == {0, 1}
@@ -218,16 +218,16 @@ def test_memit_without_them_is_bitwise_what_it_was():
     plain = torch.linalg.solve(eye(N) + keys @ whitened, whitened.T)
     _, right = Memit(lam=lam).solver(kept(moment()))(0, keys, draw(N, D))
     assert torch.equal(right, plain)
-    assert torch.equal(right, adjoint(moment(), keys, lam).T)
+    assert torch.equal(right, ridge_adjoint(moment(), keys, lam).T)
 
 
 def test_what_cannot_be_kept_is_an_error_with_a_cure():
     flat = Moment(torch.zeros(F, F, dtype=torch.float64), 100, name="layer 3")
-    assert torch.allclose(preserved(flat, 1.0, 2.0)(draw(F, 1)), draw(F, 1) / 2.0)
+    assert torch.allclose(inverse_of_preserved(flat, 1.0, 2.0)(draw(F, 1)), draw(F, 1) / 2.0)
     with pytest.raises(NumericalError, match=r"layer 3 .* raise either"):
-        preserved(flat, 1.0, 0.0, torch.zeros(F, F, dtype=torch.float64))
+        inverse_of_preserved(flat, 1.0, 0.0, torch.zeros(F, F, dtype=torch.float64))
     with pytest.raises(NumericalError, match="NaN"):
-        preserved(Moment(torch.full((F, F), torch.nan), 100), 1.0, 2.0)
+        inverse_of_preserved(Moment(torch.full((F, F), torch.nan), 100), 1.0, 2.0)
 
 
 def test_encore_is_memit_with_its_three_settings(tiny, edits):
@@ -333,7 +333,7 @@ def test_nas_refuses_a_method_that_optimises_no_value():
 
 def test_the_memory_of_another_editor_is_refused(tiny, edits):
     lm = tiny("gpt2")
-    with pytest.raises(UsageError, match="memory is a Kept of another editor"):
+    with pytest.raises(UsageError, match="memory is a SpreadMemory of another editor"):
         NormAnchorScaling(Memit(**QUICK)).edit(lm, edits, Memit(lam=1.0, **QUICK).edit(lm, edits[:1]).memory)
 
 
@@ -357,7 +357,7 @@ def test_a_norm_or_a_factor_behind_the_feed_forward_module_is_refused(tiny, edit
         Memit(layers=(0,), **QUICK).edit(lm, edits[:1])
     rome = Rome(layers=(0,), contexts=("{}",), **QUICK)
     value = optimise(lm, edits[:1], ("{}",), objective=rome.objective(0)).value[0]
-    rows = facts.prompts(lm, edits[0], ("{}",), "subject_last")
+    rows = facts.prompt_rows(lm, edits[0], ("{}",), "subject_last")
     with patched(lm, rome.edit(lm, edits[:1])):
-        written = read(lm, rows, outputs=["model.layers.0.mlp"]).outputs["model.layers.0.mlp"][0]
+        written = read_activations(lm, rows, outputs=["model.layers.0.mlp"]).outputs["model.layers.0.mlp"][0]
     assert torch.allclose(written, value, rtol=1e-3, atol=1e-4)

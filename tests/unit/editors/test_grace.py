@@ -9,7 +9,7 @@ from torch import Tensor, tensor
 from editors.grace import Codebook, Grace
 from harness.editing.edit import Edit
 from harness.errors import DataError, NumericalError, UsageError
-from harness.methods.supervised_tokens import supervised
+from harness.methods.supervised_tokens import supervise_target
 from harness.patches.patch import Patch, Step, patched
 
 CPU = torch.device("cpu")
@@ -137,7 +137,7 @@ def test_the_value_stands_at_the_prompts_last_token_and_nowhere_else(tiny, edits
     method = Grace(layer=1, n_iter=5, eps=1e-3)
     patch = method.edit(lm, edits[:1])
     name = lm.arch.mlp_of(1)
-    rows = supervised(lm, edits[0])
+    rows = supervise_target(lm, edits[0])
     outputs = []
     for held in (Patch(), patch):
         with patched(lm, held), torch.no_grad():
@@ -195,7 +195,7 @@ def test_three_edits_one_after_the_other_all_hold_and_each_can_be_taken_back(tin
 
     def losses(patch: Patch) -> list[float]:
         with patched(lm, patch), torch.no_grad():
-            return [float(supervised(lm, edit).nll(lm)) for edit in edits]
+            return [float(supervise_target(lm, edit).nll(lm)) for edit in edits]
 
     before, after, without = losses(Patch()), losses(total), losses(Patch(hooks={name: held.without("a")}))
     assert min(b - a for a, b in zip(after, before, strict=True)) > 0.5

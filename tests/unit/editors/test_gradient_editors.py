@@ -23,7 +23,7 @@ from editors.ultraedit import Seen, Statistics, UltraEdit, shift
 from harness.editing.edit import Edit
 from harness.errors import ModelError, NumericalError, UsageError
 from harness.methods import descent
-from harness.methods.descent import Settings, answers, descend, log_likelihood
+from harness.methods.descent import DescentSettings, descend, log_likelihood, tokenise
 from harness.models.lm import LM
 from harness.patches.delta import Dense, LowRank
 from harness.patches.patch import Patch, patched
@@ -160,7 +160,7 @@ def test_the_token_that_ends_a_text_is_a_part_of_the_loss_also_where_it_pads(fre
     assert lm.tokenizer.pad_token_id == end
     assert len({len(lm.encode(e.text + e.continuation)) for e in edits}) > 1
     ended, plain = (
-        descend(lm, edits, [lm.down(1)], Settings(steps=1, end_of_text=flag)).losses[0] for flag in (True, False)
+        descend(lm, edits, [lm.down(1)], DescentSettings(steps=1, end_of_text=flag)).losses[0] for flag in (True, False)
     )
     assert ended == pytest.approx(float(nll(lm, edits, [end])), rel=1e-5)
     assert plain == pytest.approx(float(nll(lm, edits)), rel=1e-5)
@@ -181,7 +181,7 @@ def test_a_batch_whose_loss_is_small_makes_no_update(fresh):
     lm, edits = fresh("gpt2"), many(2)
     small, large = sorted(edits, key=lambda e: float(nll(lm, [e])))
     between = (float(nll(lm, [small])) + float(nll(lm, [large]))) / 2
-    settings = Settings(steps=1, batch_size=1, threshold=between)
+    settings = DescentSettings(steps=1, batch_size=1, threshold=between)
     deltas = [descend(lm, part, [lm.down(1)], settings).deltas[lm.down(1)].dense() for part in ([small], [large])]
     assert not deltas[0].any()
     assert deltas[1].any()
@@ -192,7 +192,7 @@ def test_a_batch_whose_loss_is_small_makes_no_update(fresh):
 
 def test_it_ends_when_the_mean_of_a_pass_is_small(fresh):
     lm, edits = fresh("gpt2"), many(3)
-    losses = descend(lm, edits, [lm.down(1)], Settings(lr=5e-3, steps=200, batch_size=2, threshold=2.0)).losses
+    losses = descend(lm, edits, [lm.down(1)], DescentSettings(lr=5e-3, steps=200, batch_size=2, threshold=2.0)).losses
     weighted = [(2 * a + b) / 3 for a, b in zip(losses[::2], losses[1::2], strict=True)]
     assert weighted[-1] < 2.0 <= min(weighted[:-1])
     assert len(weighted) < 200
@@ -204,7 +204,7 @@ def test_the_mean_of_a_pass_counts_edits_and_not_batches(fresh):
     pair, single = float(nll(lm, edits[:2])), float(nll(lm, edits[2:]))
     by_edits, by_batches = (2 * pair + single) / 3, (pair + single) / 2
     assert by_edits < by_batches - 1e-3
-    settings = Settings(lr=1e-12, steps=3, batch_size=2, threshold=(by_edits + by_batches) / 2)
+    settings = DescentSettings(lr=1e-12, steps=3, batch_size=2, threshold=(by_edits + by_batches) / 2)
     assert len(descend(lm, edits, [lm.down(1)], settings).losses) == 2  # one pass of two batches
 
 
@@ -450,8 +450,8 @@ def test_ultraedit_shifts_a_matrix_whose_output_the_model_changes_in_place(fresh
     change = patch.weights[f"{name}.weight"].dense()
     assert bool(torch.isfinite(change).all()) and float(change.norm()) > 0
     with patched(lm, patch):
-        after = sum(float(log_likelihood(lm, answers(lm, [edit])).sum()) for edit in edits)
-    assert after > sum(float(log_likelihood(lm, answers(lm, [edit])).sum()) for edit in edits)
+        after = sum(float(log_likelihood(lm, tokenise(lm, [edit])).sum()) for edit in edits)
+    assert after > sum(float(log_likelihood(lm, tokenise(lm, [edit])).sum()) for edit in edits)
 
 
 def test_the_second_operation_is_normalised_over_both(fresh):

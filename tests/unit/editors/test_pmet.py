@@ -14,10 +14,10 @@ from editors.pmet import Pmet
 from harness.editing.edit import Edit
 from harness.io.plain_text import documents
 from harness.methods import keys as facts
-from harness.methods.second_moments import accumulate
+from harness.methods.second_moments import accumulate_moments
 from harness.methods.value import optimise
 from harness.methods.value_rows import Objective
-from harness.models.activations import read
+from harness.models.activations import read_activations
 from harness.models.lm import LM
 from harness.patches.patch import Patch, patched
 
@@ -32,8 +32,8 @@ def plain(lm: LM, edit: Edit, objective: Objective) -> dict[str, Tensor]:
         ``attention`` and ``feed_forward``: the start of each, ``[d]``, plus its change.
     """
     target = lm.continuation(edit.text, edit.continuation)
-    rows = facts.prompts(lm, edit, TEMPLATES, "subject_last", target[:-1])
-    essence, last = facts.lookup(lm, Edit(edit.id, "{} is a", edit.subject, edit.target), "{}", "subject_last")
+    rows = facts.prompt_rows(lm, edit, TEMPLATES, "subject_last", target[:-1])
+    essence, last = facts.find_fact_token(lm, Edit(edit.id, "{} is a", edit.subject, edit.target), "{}", "subject_last")
     names = [lm.arch.attn_of(objective.layer), lm.arch.mlp_of(objective.layer)]
     change = {name: torch.zeros(lm.arch.width, requires_grad=True) for name in names}
     start: dict[str, Tensor] = {}
@@ -100,10 +100,10 @@ def test_values_are_those_of_the_plain_loop(tiny: Any, edits: list[Edit], family
 
 def written(lm: LM, edits: list[Edit], layer: int, patch: Patch) -> Tensor:
     """What the feed-forward module of a layer writes at the subject's last token, under a patch."""
-    rows = [row for edit in edits for row in facts.prompts(lm, edit, ("{}",), "subject_last")]
+    rows = [row for edit in edits for row in facts.prompt_rows(lm, edit, ("{}",), "subject_last")]
     name = lm.arch.mlp_of(layer)
     with patched(lm, patch):
-        return read(lm, rows, outputs=[name]).outputs[name]
+        return read_activations(lm, rows, outputs=[name]).outputs[name]
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
@@ -113,11 +113,11 @@ def test_the_change_is_spread_by_square_roots_of_what_the_feed_forward_part_lack
     lm = tiny(family)
     method = Pmet(layers=(0, 1), contexts=("{}",), lam=7.0, **QUICK)
     wanted = optimise(lm, edits, ("{}",), objective=method.objective(1)).value
-    moments = accumulate(lm, (0, 1), documents(lm.text), 4000)
+    moments = accumulate_moments(lm, (0, 1), documents(lm.text), 4000)
     ours, done = method.edit(lm, edits), Patch()
     for i, layer in enumerate((0, 1)):
         with patched(lm, done):
-            key = facts.keys(lm, edits, layer, ("{}",), "subject_last")[0].double()
+            key = facts.read_keys(lm, edits, layer, ("{}",), "subject_last")[0].double()
         residual = (wanted - written(lm, edits, 1, done)).double() / math.sqrt(2 - i)
         gram = 7.0 * moments[layer].matrix.double() + key.T @ key
         expected = residual.T @ torch.linalg.solve(gram, key.T).T

@@ -16,7 +16,7 @@ from editors.rag import Rag, Recall
 from harness.editing.edit import Edit, Example, Probe
 from harness.editing.registry import configure
 from harness.errors import UsageError
-from harness.methods.retrieval import Index, Sentences, fact, joined
+from harness.methods.retrieval import Index, Sentences, as_fact, join_facts
 from harness.models.lm import LM
 
 ADA = Edit("a", "{} was born in", "Ada Velmont", "Rome", "Oslo")
@@ -57,16 +57,16 @@ def test_a_neighbour_is_nearer_in_words_but_not_about_the_fact() -> None:
         "Everybody knows that Greta Holm plays the",
         "The sun was low. On stage one hears Hugo Lantern",
     )
-    near = [Sentences((fact(HUGO).sentence,)).cosines(text)[0] for text in (neighbour, paraphrase)]
+    near = [Sentences((as_fact(HUGO).sentence,)).cosines(text)[0] for text in (neighbour, paraphrase)]
     assert near[0] > near[1]
-    index = Index((fact(HUGO),))
+    index = Index((as_fact(HUGO),))
     assert index.named(paraphrase) == [1.0]
     assert index.named(neighbour)[0] < 0.1
 
 
 def test_a_last_name_says_more_than_a_first_name_that_many_share() -> None:
     people = ["Ada Velmont", "Ada Marsh", "Ada Delgado", "Ada Wick"]
-    index = Index(tuple(fact(replace(ADA, subject=who)) for who in people))
+    index = Index(tuple(as_fact(replace(ADA, subject=who)) for who in people))
     assert index.named("One saw Marsh")[1] > index.named("One saw Ada")[1]
     assert index.ranked("Friends of Ada Marsh say")[0] == (1, 1.0)
 
@@ -76,7 +76,7 @@ def test_the_share_of_a_key_by_hand() -> None:
 
     Pieces of three to five characters: " bo", "bob", "ob ", " bob", "bob ", " bob ".
     """
-    index = Index((fact(Edit("a", "{} is", "Bob", "here")),))
+    index = Index((as_fact(Edit("a", "{} is", "Bob", "here")),))
     assert index.named("bo!") == [pytest.approx(1 / 6, abs=1e-9)]
     assert index.named("Bob.") == [1.0]
 
@@ -121,21 +121,23 @@ def test_a_later_edit_of_the_same_prompt_replaces_the_earlier(tiny: Callable[[st
     lm = tiny("gpt2")
     first, later = recall(lm, ADA, HUGO), recall(lm, replace(ADA, id="z", target="Lisbon"))
     both = first.joined(later)
-    assert [one.sentence for one in both.facts] == [fact(HUGO).sentence, "Ada Velmont was born in Lisbon."]
+    assert [one.sentence for one in both.facts] == [as_fact(HUGO).sentence, "Ada Velmont was born in Lisbon."]
     assert both("Ada Velmont was born in") == "Ada Velmont was born in Lisbon. Ada Velmont was born in"
     assert first("Ada Velmont was born in") == "Ada Velmont was born in Rome. Ada Velmont was born in"
-    assert joined((), [fact(ADA), fact(replace(ADA, target="Oslo"))]) == (fact(replace(ADA, target="Oslo")),)
+    assert join_facts((), [as_fact(ADA), as_fact(replace(ADA, target="Oslo"))]) == (
+        as_fact(replace(ADA, target="Oslo")),
+    )
 
 
 def test_facts_that_do_not_fit_are_left_out_the_less_relevant_first(tiny: Callable[[str], LM]) -> None:
     """A fact is never cut in two: the model would read half of it."""
     lm = tiny("gpt2")
     context = "Ada Velmont was born in"
-    needed = len(lm.encode(f"{fact(ADA).sentence} {context}"))
+    needed = len(lm.encode(f"{as_fact(ADA).sentence} {context}"))
     assert recall(lm, ADA, room=lm.context - needed)(context) != context
     assert recall(lm, ADA, room=lm.context - needed + 1)(context) == context
     home = Edit("d", "The home of {} is in", "Ada Velmont", "Paris")
-    assert recall(lm, ADA, home, room=lm.context - needed)(context) == f"{fact(ADA).sentence} {context}"
+    assert recall(lm, ADA, home, room=lm.context - needed)(context) == f"{as_fact(ADA).sentence} {context}"
 
 
 def test_braces_in_facts_and_contexts_are_text(tiny: Callable[[str], LM]) -> None:
@@ -167,7 +169,7 @@ def test_how_much_likelier_a_question_is_after_a_fact(tiny: Callable[[str], LM],
     question = "The home of Ada Velmont is"
     alone = log_p([0, *tokens(before.rstrip())], tokens(f" {question}" if before else question))
     for i, edit in enumerate((ADA, HUGO)):
-        told = tokens(f"{fact(edit).sentence} {before}".rstrip())
+        told = tokens(f"{as_fact(edit).sentence} {before}".rstrip())
         assert rule.gains([i], context)[0] == pytest.approx(log_p([0, *told], tokens(f" {question}")) - alone, abs=1e-4)
 
 
@@ -333,7 +335,7 @@ def test_of_several_facts_the_one_that_is_named(fresh: Callable[..., LM]) -> Non
     assert "New Fact: Ada Velmont was born in Rome\nPrompt: Ada Velmont" in both("Ada Velmont")
     assert "that Hugo Lantern plays the tuba\nPrompt: Hugo Lantern" in both("Hugo Lantern")
     renewed = both.joined(method.edit(lm, [replace(ADA, target="Lisbon")]).prompt)
-    assert [one.sentence for one in renewed.facts] == [fact(HUGO).sentence, "Ada Velmont was born in Lisbon."]
+    assert [one.sentence for one in renewed.facts] == [as_fact(HUGO).sentence, "Ada Velmont was born in Lisbon."]
     assert len(renewed.shown) == 2
 
 

@@ -10,11 +10,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from editors.senses import SENSES, Background, SenseChange, Senses, background, chosen, divergence, gradients, weighed
+from editors.senses import (
+    SENSES,
+    Background,
+    SenseChange,
+    Senses,
+    background,
+    choose_senses,
+    divergence,
+    gradients,
+    weighed,
+)
 from harness.editing.edit import Edit
 from harness.errors import DataError, NumericalError, UsageError
 from harness.io.plain_text import documents
-from harness.methods.descent import rate
+from harness.methods.descent import cosine_rate
 from harness.models.lm import LM
 from harness.patches.patch import Patch, patched
 
@@ -34,7 +44,7 @@ def test_tv_15_the_divergence_of_both_variants() -> None:
 
 def test_tv_16_the_learning_rate_of_each_epoch() -> None:
     wanted = [0.01, 0.00975528, 0.00904508, 0.00793893, 0.00654508, 0.005, 0.00345492, 0.00206107, 0.00095492]
-    assert [rate(0.01, epoch, 10) for epoch in range(10)] == pytest.approx([*wanted, 0.00024472], abs=1e-8)
+    assert [cosine_rate(0.01, epoch, 10) for epoch in range(10)] == pytest.approx([*wanted, 0.00024472], abs=1e-8)
 
 
 def test_tv_17_whose_gradient_an_update_takes() -> None:
@@ -49,11 +59,11 @@ def test_tv_19_the_senses_that_are_chosen() -> None:
         weight[token, sense] = value
     for (token, sense), value in {(0, 0): 2.0, (1, 0): 0.7, (2, 1): 1e-4, (3, 0): 5e-4}.items():
         ordinary[token, sense] = value
-    assert chosen(weight, ordinary, 1000.0, 2) == [(2, 1), (3, 0)]
-    assert chosen(weight, ordinary, 1000.0, 3) == [(2, 1), (3, 0), (3, 1)]
-    assert chosen(weight, ordinary, 1000.0, 4) == [(2, 1), (3, 0), (3, 1), (0, 0)]
-    assert chosen(weight, ordinary, 1000.0, 5) == [(2, 1), (3, 0), (3, 1), (0, 0)]
-    assert chosen(weight, ordinary, 1000.0, 5, fill=True) == [(2, 1), (3, 0), (3, 1), (0, 0), (0, 1)]
+    assert choose_senses(weight, ordinary, 1000.0, 2) == [(2, 1), (3, 0)]
+    assert choose_senses(weight, ordinary, 1000.0, 3) == [(2, 1), (3, 0), (3, 1)]
+    assert choose_senses(weight, ordinary, 1000.0, 4) == [(2, 1), (3, 0), (3, 1), (0, 0)]
+    assert choose_senses(weight, ordinary, 1000.0, 5) == [(2, 1), (3, 0), (3, 1), (0, 0)]
+    assert choose_senses(weight, ordinary, 1000.0, 5, fill=True) == [(2, 1), (3, 0), (3, 1), (0, 0), (0, 1)]
 
 
 # --- what is weighed --------------------------------------------------------------------------------------------------
@@ -128,7 +138,7 @@ def test_a_comparison_chooses_by_both_continuations(tiny) -> None:
         method = Senses(**{**QUICK, "k": 5, "variant": variant, "unusual": 0.5, "accumulate": 1})
         change = method.edit(lm, [edit], ordinary).hooks[SENSES]
         assert isinstance(change, SenseChange)
-        wanted = sorted(chosen(weight, ordinary.weight, 0.5, 5, fill=variant == "released"))
+        wanted = sorted(choose_senses(weight, ordinary.weight, 0.5, 5, fill=variant == "released"))
         assert list(zip(change.tokens.tolist(), change.senses.tolist(), strict=True)) == wanted
 
 

@@ -14,7 +14,7 @@ from editors.wise import SideMemories, Wise, margins, ties
 from harness.editing.edit import Edit
 from harness.errors import NumericalError, UsageError
 from harness.io.plain_text import documents
-from harness.methods.supervised_tokens import Supervised, supervised
+from harness.methods.supervised_tokens import SupervisedTokens, supervise_target
 from harness.patches.patch import Patch, Step, patched
 
 CONTEXTS = ("{}", "Nobody knows. {}")
@@ -100,7 +100,7 @@ def test_updates_are_gradient_descent_on_both_losses_within_the_mask_and_the_bou
     delta, least, state = torch.zeros(mask.shape), math.inf, None
     for count, edit in enumerate(edits[:2]):
         state = method.edit(lm, [edit], state).memory
-        rows = supervised(lm, edit, CONTEXTS)
+        rows = supervise_target(lm, edit, CONTEXTS)
         inside, outside = entered_at(lm, layer, rows), entered_at(lm, layer, unrelated(lm, count))
         delta.requires_grad_()
         routing = margins((inside @ delta.T).norm(dim=1), (outside @ delta.T).norm(dim=1), 0.1, 1.0, 0.5)
@@ -128,19 +128,19 @@ def edited_nll(lm, layer: int, rows, delta: Tensor) -> Tensor:
     return loss
 
 
-def unrelated(lm, count: int) -> Supervised:
+def unrelated(lm, count: int) -> SupervisedTokens:
     """All tokens of the three documents that are drawn for an edit, with seed 0."""
     texts = list(documents(lm.text))[:512]
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(count))[:3]
     batch = lm.batch([lm.encode(texts[i]) for i in order])
     row, column = batch.mask.bool().nonzero(as_tuple=True)
-    return Supervised(Edit("u", "none", None, "none"), batch, row, column, column)
+    return SupervisedTokens(Edit("u", "none", None, "none"), batch, row, column, column)
 
 
 def test_the_edit_holds_by_routing_alone_and_unmoved_positions_keep_their_output_bitwise(tiny, edits):
     lm = tiny("llama")
     patch = Wise(layer=1, **{**FEW, "n_iter": 40}).edit(lm, edits[:1])
-    rows = supervised(lm, edits[0])
+    rows = supervise_target(lm, edits[0])
     name = lm.arch.down_of(1)
     outputs: list[Tensor] = []
     losses = []

@@ -18,9 +18,9 @@ from harness.editing.editor import Wrapper
 from harness.editing.registry import compose
 from harness.editing.schedule import check
 from harness.errors import DataError, UsageError
-from harness.methods.descent import Settings, descend, passes
+from harness.methods.descent import DescentSettings, descend, passes
 from harness.methods.finetuning import CANONICAL
-from harness.methods.kl_regulariser import Prior, divergence, prior
+from harness.methods.kl_regulariser import KLRegulariser, kl_regulariser, summed_kl
 from harness.models.lm import LM
 from harness.patches.patch import Patch, patched
 from harness.studies.sweeps.draws import PUBLISHED, block, draw, method
@@ -59,7 +59,9 @@ class Half(Wrapper):
 
 def change(lm: LM, some: Sequence[Edit], name: str, **settings: Any) -> Tensor:
     return (
-        descend(lm, some, [name], Settings(**{"lr": 1.0, "steps": 1, "threshold": 0.0, "batch_size": 1, **settings}))
+        descend(
+            lm, some, [name], DescentSettings(**{"lr": 1.0, "steps": 1, "threshold": 0.0, "batch_size": 1, **settings})
+        )
         .deltas[name]
         .dense()
     )
@@ -70,10 +72,10 @@ def change(lm: LM, some: Sequence[Edit], name: str, **settings: Any) -> Tensor:
 
 def test_vector_15_divergence_runs_from_the_unedited_to_the_edited_model() -> None:
     before, after = torch.tensor([0.5, 0.3, 0.2]).log(), torch.tensor([0.4, 0.4, 0.2]).log()
-    assert float(divergence(before[None], after[None])) == pytest.approx(0.0252672, abs=1e-7)
-    assert float(divergence(after[None], before[None])) == pytest.approx(0.0258154, abs=1e-7)
+    assert float(summed_kl(before[None], after[None])) == pytest.approx(0.0252672, abs=1e-7)
+    assert float(summed_kl(after[None], before[None])) == pytest.approx(0.0258154, abs=1e-7)
     rows = (before.double().expand(500, 3), after.double().expand(500, 3))
-    assert 0.3 * float(divergence(*rows)) == pytest.approx(3.79007, abs=1e-4)
+    assert 0.3 * float(summed_kl(*rows)) == pytest.approx(3.79007, abs=1e-4)
 
 
 def test_vector_16_the_rate_falls_like_a_cosine_once_a_pass(
@@ -121,12 +123,12 @@ def test_the_pull_is_the_weighted_divergence_of_the_whole_text(tiny: Callable[[s
     ids = [5, 6, 7, 8]
     held = {name: lm.parameter(name) * 1.5}
     with torch.no_grad():
-        found = float(Prior(0.3, repeat(ids))(lm, held))
+        found = float(KLRegulariser(0.3, repeat(ids))(lm, held))
         before = lm.model(input_ids=torch.tensor([ids])).logits[0].double().log_softmax(-1)
         after = torch.func.functional_call(lm.model, held, kwargs={"input_ids": torch.tensor([ids])}).logits[0]
         after = after.double().log_softmax(-1)
     assert found == pytest.approx(0.3 * float((before.exp() * (before - after)).sum()), rel=1e-4)
-    assert float(Prior(0.3, repeat(ids))(lm, {})) == pytest.approx(0.0, abs=1e-6)
+    assert float(KLRegulariser(0.3, repeat(ids))(lm, {})) == pytest.approx(0.0, abs=1e-6)
 
 
 def test_a_stronger_pull_leaves_less_change(tiny: Callable[[str], LM], text: str) -> None:
@@ -137,7 +139,7 @@ def test_a_stronger_pull_leaves_less_change(tiny: Callable[[str], LM], text: str
         with patched(lm, replace(quick, kl=weight).edit(lm, edits(3))):
             after = lm.model(input_ids=torch.tensor([lm.encode("Greta Holm has never seen Rome.")])).logits[0]
         before = lm.model(input_ids=torch.tensor([lm.encode("Greta Holm has never seen Rome.")])).logits[0]
-        sizes.append(float(divergence(before, after)))
+        sizes.append(float(summed_kl(before, after)))
     assert sizes[1] < 0.5 * sizes[0]
 
 
@@ -145,20 +147,20 @@ def test_texts_of_the_pull_are_drawn_from_the_seed(tiny: Callable[[str], LM], te
     lm = tiny("gpt2")
 
     def first(seed: int) -> list[list[int]]:
-        found = prior(lm, 0.1, text, seed)
+        found = kl_regulariser(lm, 0.1, text, seed)
         assert found is not None
         return [next(found.texts) for _ in range(8)]
 
     assert first(0) == first(0) != first(1)
     assert all(2 <= len(ids) <= lm.context for ids in first(0))
-    assert prior(lm, 0.0, text, 0) is None
+    assert kl_regulariser(lm, 0.0, text, 0) is None
 
 
 def test_a_text_of_the_pull_that_is_too_short_is_told(tiny: Callable[[str], LM], tmp_path: Any) -> None:
     path = tmp_path / "short.txt"
     path.write_text("a\n")
     with pytest.raises(DataError, match=r"short.txt: no text of two tokens"):
-        prior(tiny("gpt2"), 0.1, str(path), 0)
+        kl_regulariser(tiny("gpt2"), 0.1, str(path), 0)
 
 
 # --- passes -----------------------------------------------------------------------------------------------------------
@@ -213,7 +215,7 @@ def test_every_direction_moves_the_way_it_says(taught: Callable[[str], LM]) -> N
         Edit("b", "The home of Hugo Lantern is", None, "Oslo", direction="contrast", against="Paris"),
         Edit("c", "Elena Marsh was born in", None, "Oslo", direction="balance", against="Paris"),
     ]
-    losses = list(passes(lm, wanted, [lm.down(2)], Settings(lr=3e-3, steps=6, batch_size=3, threshold=0.0)))
+    losses = list(passes(lm, wanted, [lm.down(2)], DescentSettings(lr=3e-3, steps=6, batch_size=3, threshold=0.0)))
     assert losses[-1].losses[0] < losses[0].losses[0] - 1
 
 

@@ -17,7 +17,7 @@ from editors.rome import Rome
 from harness.errors import DataError, NumericalError
 from harness.io.plain_text import documents
 from harness.methods import second_moments
-from harness.methods.second_moments import Moment, accumulate, cached, moments, verify
+from harness.methods.second_moments import Moment, accumulate_moments, cached_moments, moments, verify_cached
 
 
 def plain_moment(lm, layer, texts, longest=None):
@@ -38,7 +38,7 @@ def plain_moment(lm, layer, texts, longest=None):
 @pytest.mark.parametrize("family", ["gpt2", "llama", "opt"])
 def test_moments_are_their_definition(fresh, sentences, family):
     lm, texts = fresh(family, dtype=torch.float64), [*sentences[:9], "a", " ".join(sentences[:40])]
-    made = accumulate(lm, [0, 2], texts, budget=100)
+    made = accumulate_moments(lm, [0, 2], texts, budget=100)
     for layer, moment in made.items():
         matrix, count = plain_moment(lm, layer, texts)
         assert moment.count == count
@@ -50,7 +50,7 @@ def test_documents_of_long_contexts_are_cut(fresh, sentences, monkeypatch, tmp_p
     lm, long = fresh("llama", dtype=torch.float64), " ".join(sentences[:10])
     whole = moments(lm, [1], 50, folder=tmp_path)[1]
     monkeypatch.setattr(second_moments, "_LONGEST", 7)
-    made = accumulate(lm, [1], [long, long], budget=1)[1]
+    made = accumulate_moments(lm, [1], [long, long], budget=1)[1]
     matrix, _ = plain_moment(lm, 1, [long], longest=7)
     assert made.count == 14
     assert torch.allclose(made.matrix, matrix, rtol=1e-6, atol=1e-12)
@@ -74,7 +74,7 @@ def test_the_pass_stops_after_the_last_layer(tiny, sentences):
     lm, ran = tiny("gpt2"), []
     handle = lm.module(lm.arch.block(2)).register_forward_hook(lambda *_: ran.append(1))
     try:
-        accumulate(lm, [0, 1], sentences[:4])
+        accumulate_moments(lm, [0, 1], sentences[:4])
     finally:
         handle.remove()
     assert not ran
@@ -83,7 +83,7 @@ def test_the_pass_stops_after_the_last_layer(tiny, sentences):
 @pytest.mark.parametrize("tokens", [1, 37, 500])
 def test_exactly_as_many_tokens_as_asked_for(tiny, tokens):
     told = []
-    made = accumulate(tiny("gpt2"), [0], documents(tiny("gpt2").text), tokens, lambda *x: told.append(x))
+    made = accumulate_moments(tiny("gpt2"), [0], documents(tiny("gpt2").text), tokens, lambda *x: told.append(x))
     assert made[0].count == tokens
     assert told[-1] == (tokens, tokens)
 
@@ -99,7 +99,7 @@ def test_the_cache_gives_back_what_was_made(fresh, tmp_path):
     for layer in (0, 1):
         assert torch.equal(made[layer].matrix, again[layer].matrix)
         assert made[layer].count == again[layer].count == 900
-    assert {entry.manifest.module for entry in cached(tmp_path)} == {lm.arch.down_of(0), lm.arch.down_of(1)}
+    assert {entry.manifest.module for entry in cached_moments(tmp_path)} == {lm.arch.down_of(0), lm.arch.down_of(1)}
     assert not list(tmp_path.glob("*.part"))
 
 
@@ -134,9 +134,9 @@ def test_defect_3_a_file_of_another_model_is_refused(fresh, tmp_path):
     first, second = (moments(lm, [0], 300, folder=tmp_path)[0] for lm in (one, two))
     assert first.key != second.key
     path = tmp_path / f"{first.key}.safetensors"
-    assert torch.equal(verify(path, one).matrix, first.matrix)
+    assert torch.equal(verify_cached(path, one).matrix, first.matrix)
     with pytest.raises(DataError, match=r"made from the model .* make it for this model"):
-        verify(path, two)
+        verify_cached(path, two)
     path.replace(tmp_path / f"{second.key}.safetensors")
     with pytest.raises(DataError, match="delete the file"):
         moments(two, [0], 300, folder=tmp_path)
@@ -151,13 +151,13 @@ def damage(path: Path, value: float) -> None:
 
 def test_a_changed_a_truncated_and_a_nan_file_are_refused(fresh, tmp_path):
     lm = fresh("gpt2")
-    (path,) = (entry.path for entry in (moments(lm, [1], 300, folder=tmp_path) and cached(tmp_path)))
+    (path,) = (entry.path for entry in (moments(lm, [1], 300, folder=tmp_path) and cached_moments(tmp_path)))
     damage(path, 0.5)
     with pytest.raises(DataError, match="not what was written"):
         moments(lm, [1], 300, folder=tmp_path)
     damage(path, float("nan"))
     with pytest.raises(NumericalError, match=r"transformer.h.1.mlp.c_proj holds a NaN"):
-        verify(path, lm)
+        verify_cached(path, lm)
     path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(DataError, match="not a readable file of second moments; delete the file"):
         moments(lm, [1], 300, folder=tmp_path)
@@ -169,7 +169,7 @@ def test_a_nan_names_the_layer_and_is_not_cached(fresh, tmp_path):
         lm.parameter("transformer.h.1.mlp.c_fc.weight")[0, 0] = float("nan")
     with pytest.raises(NumericalError, match="the second moment of layer 1 holds a NaN"):
         moments(lm, [0, 1], 300, folder=tmp_path)
-    assert {entry.manifest.module for entry in cached(tmp_path)} <= {"transformer.h.0.mlp.c_proj"}
+    assert {entry.manifest.module for entry in cached_moments(tmp_path)} <= {"transformer.h.0.mlp.c_proj"}
 
 
 @pytest.mark.parametrize("method", [Rome(cov_tokens=40), Memit(cov_tokens=40)])

@@ -9,7 +9,7 @@ import torch
 
 from harness.editing.edit import Edit
 from harness.errors import DataError
-from harness.methods.supervised_tokens import supervised
+from harness.methods.supervised_tokens import supervise_target
 from harness.patches.patch import Patch, patched
 
 CONTEXTS = ("{}", "Nobody knows. {}")
@@ -18,7 +18,7 @@ CONTEXTS = ("{}", "Nobody knows. {}")
 def test_the_loss_is_the_mean_over_rows_and_target_tokens(tiny, edits):
     """Each row alone, unpadded, one token after the other."""
     lm, edit = tiny("gpt2"), edits[1]
-    rows = supervised(lm, edit, CONTEXTS)
+    rows = supervise_target(lm, edit, CONTEXTS)
     target = lm.continuation(edit.text, edit.continuation)
     parts = []
     for template in CONTEXTS:
@@ -36,7 +36,7 @@ def test_the_loss_is_the_mean_over_rows_and_target_tokens(tiny, edits):
 def test_the_blocks_above_give_the_whole_models_loss(tiny, edits, family):
     """Also under a hook, and with its gradient: what runs again and again are the blocks from the edited one up."""
     lm, shift = tiny(family), torch.zeros(32, requires_grad=True)
-    rows = supervised(lm, edits[1], CONTEXTS)
+    rows = supervise_target(lm, edits[1], CONTEXTS)
     with patched(lm, Patch(hooks={lm.arch.mlp_of(1): lambda hidden, step: hidden + shift})):
         above = rows.above(lm, 1)
         assert type(above).__name__ == "_Upper"
@@ -51,7 +51,7 @@ def test_the_blocks_above_give_the_whole_models_loss(tiny, edits, family):
 
 def test_the_blocks_below_do_not_run_again(tiny, edits):
     lm = tiny("gpt2")
-    above, runs = supervised(lm, edits[0]).above(lm, 2), []
+    above, runs = supervise_target(lm, edits[0]).above(lm, 2), []
     handles = [lm.module(lm.arch.block(i)).register_forward_hook(lambda *_, i=i: runs.append(i)) for i in range(3)]
     above()
     for handle in handles:
@@ -63,7 +63,7 @@ def test_a_model_that_does_more_between_its_blocks_is_run_whole(tiny, edits):
     """Here the final norm is not known, so that the blocks alone give another loss."""
     lm = tiny("gpt2")
     odd = replace(lm, arch=replace(lm.arch, norm=None))
-    rows = supervised(odd, edits[0])
+    rows = supervise_target(odd, edits[0])
     above = rows.above(odd, 1)
     assert type(above).__name__ != "_Upper"
     assert torch.equal(above(), rows.nll(lm))
@@ -73,4 +73,4 @@ def test_a_row_that_is_too_long_names_the_edit(tiny):
     with pytest.raises(
         DataError, match=r"edit x: \d+ tokens with its longest context and target, but tiny-gpt2 takes 96"
     ):
-        supervised(tiny("gpt2"), Edit("x", "word " * 200, None, "Rome"))
+        supervise_target(tiny("gpt2"), Edit("x", "word " * 200, None, "Rome"))

@@ -17,14 +17,14 @@ from harness.editing.edit import Edit
 from harness.errors import DataError, ModelError, NumericalError, UsageError
 from harness.exam import tasks
 from harness.methods import context_templates, value, value_forward
-from harness.methods.keys import Unedited, inserted, keys, lookup, spread
-from harness.methods.locate_then_edit import adjoint
-from harness.methods.rank_one import direction
+from harness.methods.keys import Unedited, find_fact_token, rank_one_changes, read_keys, spread_residuals
+from harness.methods.locate_then_edit import ridge_adjoint
+from harness.methods.rank_one import update_direction
 from harness.methods.second_moments import Moment
 from harness.methods.value import Values, anchor_norm, optimise
 from harness.methods.value_forward import BlocksAbove, BlocksFrom, WholeModel, fastest_forward
-from harness.methods.value_rows import Objective, PreparedEdit, heads, prepare
-from harness.models.activations import Row, fused, idle, past, read
+from harness.methods.value_rows import Objective, PreparedEdit, prefixes, prepare
+from harness.models.activations import Row, fused_gelu, prefix_cache, read_activations, skip_blocks
 from harness.models.lm import load
 from harness.patches.patch import Patch, patched
 
@@ -39,10 +39,10 @@ def test_tv_11_rome_and_r_rome_rank_one():
     moment = Moment(torch.diag(tensor([1.0, 2, 4], dtype=torch.float64)), 100)
     mean, bare = tensor([[2.0, 2, 4]], dtype=torch.float64), tensor([[1.0, 0, 1]], dtype=torch.float64)
     value = tensor([[5.0, -1]], dtype=torch.float64)
-    u = direction(mean, moment)
+    u = update_direction(mean, moment)
     assert torch.allclose(u, tensor([[0.816497, 0.408248, 0.408248]], dtype=torch.float64), atol=1e-6)
 
-    (rome,) = inserted(u, bare, bare @ weight.T, value)
+    (rome,) = rank_one_changes(u, bare, bare @ weight.T, value)
     assert torch.allclose(rome.left[:, 0], tensor([1.632993, -1.632993], dtype=torch.float64), atol=1e-6)
     after = weight + rome.dense()
     wanted = [[2.333333, 0.666667, 2.666667], [-1.333333, 0.333333, 0.333333]]
@@ -50,7 +50,7 @@ def test_tv_11_rome_and_r_rome_rank_one():
     assert torch.allclose(after @ bare[0], value[0])
     assert torch.allclose(after @ mean[0], tensor([16.666667, -0.666667], dtype=torch.float64), atol=1e-6)
 
-    (r_rome,) = inserted(u, mean, mean @ weight.T, value)
+    (r_rome,) = rank_one_changes(u, mean, mean @ weight.T, value)
     after = weight + r_rome.dense()
     wanted = [[0, -0.5, 1.5], [-1.4, 0.3, 0.3]]
     assert torch.allclose(after, tensor(wanted, dtype=torch.float64), atol=1e-6)
@@ -61,7 +61,7 @@ def test_tv_11_rome_and_r_rome_rank_one():
 def test_tv_12_memit_update_and_key_average():
     moment = Moment(torch.diag(tensor([1.0, 2, 4], dtype=torch.float64)), 100)
     key = tensor([[1.0, 0, 1]], dtype=torch.float64)
-    adj = adjoint(moment, key, 2.0)
+    adj = ridge_adjoint(moment, key, 2.0)
     assert torch.allclose(adj[:, 0], tensor([0.307692, 0, 0.076923], dtype=torch.float64), atol=1e-6)
     change = tensor([[1.0], [2.0]], dtype=torch.float64) @ adj.T
     wanted = [[0.307692, 0, 0.076923], [0.615385, 0, 0.153846]]
@@ -70,9 +70,11 @@ def test_tv_12_memit_update_and_key_average():
 
     each = tensor([[2.0, 0]] + [[0, i] for i in range(1, 6)], dtype=torch.float64)
     templates = ["{}"] * 6
-    assert torch.allclose(context_templates.weights(templates, "memit") @ each, tensor([1.0, 1.5], dtype=torch.float64))
+    assert torch.allclose(
+        context_templates.template_weights(templates, "memit") @ each, tensor([1.0, 1.5], dtype=torch.float64)
+    )
     wanted = tensor([0.333333, 2.5], dtype=torch.float64)
-    assert torch.allclose(context_templates.weights(templates, "rome") @ each, wanted, atol=1e-6)
+    assert torch.allclose(context_templates.template_weights(templates, "rome") @ each, wanted, atol=1e-6)
 
 
 def test_tv_13_the_pieces_of_the_loss(tiny, edits, monkeypatch):
@@ -110,7 +112,7 @@ def test_keys_are_read_on_the_way(tiny, edits, family, seam):
     lm, objective = tiny(family), Objective(1, seam=seam, steps=2)
     values = optimise(lm, edits, CONTEXTS, objective=objective, keys=True)
     for which, templates in enumerate((("{}",), CONTEXTS)):
-        key, output = keys(lm, edits, 1, templates, "subject_last", outputs=True)
+        key, output = read_keys(lm, edits, 1, templates, "subject_last", outputs=True)
         assert torch.allclose(values.keys[:, which], key, atol=1e-5)
         assert torch.allclose(values.outputs[:, which], output, atol=1e-5)
     assert not torch.allclose(values.keys[:, 0], values.keys[:, 1], atol=1e-2)
@@ -125,7 +127,7 @@ def test_a_column_of_padding_is_read_as_it_was_released(tiny, edits, method):
     rome = method(layers=(0,), v_steps=2, fact_token="last_released")
     long = [replace(edits[0], target="the old town of Rome")]
     u = rome.edit(lm, long, prior).weights[lm.down(0)].right[0]
-    mean, _ = keys(lm, long, 0, CONTEXTS, "last_released")
+    mean, _ = read_keys(lm, long, 0, CONTEXTS, "last_released")
     assert torch.allclose(u, mean[0] / mean[0].norm(), atol=1e-6)
     moved = optimise(lm, long, CONTEXTS, objective=rome.objective(0), keys=True).keys[0, 1]
     assert not torch.allclose(u, moved / moved.norm(), atol=1e-4)
@@ -149,7 +151,7 @@ def test_defect_0_rome_whitens_its_key(tiny, edits, fresh):
     spectrum = torch.linspace(0.5, 4.0, lm.arch.inner, dtype=torch.float64)
     prior = Unedited(CONTEXTS, {0: Moment(torch.diag(spectrum), 10_000)})
     rome = Rome(layers=(0,), v_steps=3)
-    mean, _ = keys(lm, edits[:1], 0, CONTEXTS, "subject_last")
+    mean, _ = read_keys(lm, edits[:1], 0, CONTEXTS, "subject_last")
     wanted = mean[0].double() / spectrum
     patch = rome.edit(lm, edits[:1], prior)
     u = patch.weights[lm.down(0)].right[0].double()
@@ -176,14 +178,14 @@ def test_defect_12_r_rome_uses_one_key(tiny, edits, variant):
     prior = Unedited(CONTEXTS, {0: Moment(torch.eye(lm.arch.inner, dtype=torch.float64), 10_000)})
     method = RRome(layers=(0,), v_steps=6, variant=variant)
     templates = CONTEXTS if variant == "prefix" else ("{}",)
-    key, before = keys(lm, edits[:1], 0, templates, "subject_last", outputs=True)
+    key, before = read_keys(lm, edits[:1], 0, templates, "subject_last", outputs=True)
     values = optimise(lm, edits[:1], CONTEXTS, objective=method.objective(0))
     wanted = values.value if variant == "prefix" else before + values.delta
     change = method.edit(lm, edits[:1], prior).weights[lm.down(0)].dense()
     assert torch.allclose(before[0] + change @ key[0], wanted[0], atol=1e-4)
     if variant == "prefix":
         rome = Rome(layers=(0,), v_steps=6).edit(lm, edits[:1], prior).weights[lm.down(0)].dense()
-        bare, y0 = keys(lm, edits[:1], 0, ("{}",), "subject_last", outputs=True)
+        bare, y0 = read_keys(lm, edits[:1], 0, ("{}",), "subject_last", outputs=True)
         assert torch.allclose(y0[0] + rome @ bare[0], values.value[0], atol=1e-4)
         assert not torch.allclose(before[0] + rome @ key[0], values.value[0], atol=1e-2)
 
@@ -194,13 +196,13 @@ def test_what_is_optimised_is_what_the_feed_forward_part_adds(tiny, edits, famil
     lm, method = tiny(family), Rome(layers=(1,), v_steps=4)
     prior = Unedited(CONTEXTS, {1: Moment(torch.eye(lm.arch.inner, dtype=torch.float64), 10_000)})
     values = optimise(lm, edits[:1], CONTEXTS, objective=method.objective(1))
-    _, before = keys(lm, edits[:1], 1, ("{}",), "subject_last", outputs=True)
+    _, before = read_keys(lm, edits[:1], 1, ("{}",), "subject_last", outputs=True)
     assert torch.allclose(values.start, before, atol=1e-5)
-    ids, place = lookup(lm, edits[0], "{}", "subject_last")
+    ids, place = find_fact_token(lm, edits[0], "{}", "subject_last")
     at = Row(tuple(ids), place)
     with patched(lm, method.edit(lm, edits[:1], prior)):
-        after = read(lm, [at], outputs=[lm.arch.block(1)]).outputs[lm.arch.block(1)]
-    block = read(lm, [at], outputs=[lm.arch.block(1)]).outputs[lm.arch.block(1)]
+        after = read_activations(lm, [at], outputs=[lm.arch.block(1)]).outputs[lm.arch.block(1)]
+    block = read_activations(lm, [at], outputs=[lm.arch.block(1)]).outputs[lm.arch.block(1)]
     assert torch.allclose(after, block + values.delta, atol=1e-4)
     assert float(values.delta.norm()) > 0.1
 
@@ -210,7 +212,7 @@ def test_a_tokenizer_without_a_token_that_starts_a_text_is_told(tiny, make_token
     tokenizer.bos_token = tokenizer.eos_token = None
     lm = replace(tiny("gpt2"), tokenizer=tokenizer)
     with pytest.raises(ModelError, match="no token that begins or ends a text; set its bos_token"):
-        context_templates.contexts(lm, "rome")
+        context_templates.sample_templates(lm, "rome")
     assert tiny("gpt2").start == 0
 
 
@@ -223,11 +225,11 @@ def test_a_loss_layer_below_the_first_is_refused():
 def test_defect_13_templates_are_seeded(tiny):
     lm = tiny("gpt2")
     for kind, count in (("rome", 21), ("memit", 6)):
-        one, same, other = (context_templates.contexts(lm, kind, seed) for seed in (3, 3, 4))
+        one, same, other = (context_templates.sample_templates(lm, kind, seed) for seed in (3, 3, 4))
         assert one == same != other
         assert len(one) == count
         assert one[0] == "{}"
-        context_templates.check(one)
+        context_templates.require_templates(one)
 
 
 def test_defect_13_values_follow_the_models_state(tiny, edits):
@@ -256,13 +258,13 @@ def test_running_only_what_the_change_reaches_gives_the_models_logits(fresh, edi
     objective = Objective(1, seam=seam)
     whole = [prepare(lm, edit, templates=CONTEXTS, fact_token="subject_last") for edit in edits]
     split = [task.split() for task in whole]
-    assert any(task.heads != split[0].heads for task in split[1:])
+    assert any(task.prefixes != split[0].prefixes for task in split[1:])
     runner, chosen = fastest_forward(lm, whole, objective)
     assert runner is BlocksAbove
     assert [task.rows for task in chosen] == [task.rows for task in split]
     delta = torch.linspace(-1, 1, 32 * len(edits), dtype=torch.float64).reshape(-1, 32).requires_grad_()
     every = []
-    front = past(lm, heads(split), budget=20)
+    front = prefix_cache(lm, prefixes(split), budget=20)
     for made in (
         *(kind(lm, split, objective, front=front) for kind in (BlocksAbove, BlocksFrom)),
         *(kind(lm, whole, objective) for kind in (BlocksAbove, BlocksFrom, WholeModel)),
@@ -287,7 +289,7 @@ def test_what_several_rows_begin_with_is_computed_once(fresh, family):
     handle = lm.module(lm.arch.block(0)).register_forward_pre_hook(
         lambda _module, args: read.append(args[0].shape[0] * args[0].shape[1])
     )
-    front = past(lm, heads)
+    front = prefix_cache(lm, heads)
     handle.remove()
     assert front is not None
     # The stem, with and without the 6, and the 11; then the last token of each.  The heads themselves have 90 tokens.
@@ -296,7 +298,7 @@ def test_what_several_rows_begin_with_is_computed_once(fresh, family):
     for row, head in enumerate(heads):
         if not head:
             continue
-        alone = past(lm, [head])
+        alone = prefix_cache(lm, [head])
         assert alone is not None
         for kind in ("keys", "values"):
             for mine, theirs in zip(getattr(front, kind), getattr(alone, kind), strict=True):
@@ -312,14 +314,14 @@ def test_only_the_edited_block_and_those_below_run_to_prepare_an_evaluation(fres
     for layer in range(lm.arch.layers):
         inner = lm.module(lm.arch.attn_of(layer))
         inner.register_forward_pre_hook(lambda _module, _args, layer=layer: ran.append(layer))
-    front = past(lm, heads(split))
+    front = prefix_cache(lm, prefixes(split))
     ran.clear()
     BlocksAbove(lm, split, Objective(0), front=front)
     assert ran == [0]
     blocks = [lm.module(lm.arch.block(layer)) for layer in range(lm.arch.layers)]
     assert not any("forward" in vars(block) for block in blocks)
     own = vars(blocks[1])["forward"] = lambda *_args, **_kwargs: None
-    with pytest.raises(KeyError), idle(blocks[1:], blocks[0]):
+    with pytest.raises(KeyError), skip_blocks(blocks[1:], blocks[0]):
         raise KeyError
     assert vars(blocks[1])["forward"] is own
 
@@ -330,7 +332,7 @@ def test_one_kernel_computes_what_gelu_new_spells_out(fresh):
     activation = lm.model.transformer.h[0].mlp.act
     x = torch.linspace(-6, 6, 97, dtype=torch.float64, requires_grad=True)
     (spelt,) = torch.autograd.grad((plain := activation(x)).sum(), x)
-    with fused(lm.model):
+    with fused_gelu(lm.model):
         ours = activation(x)
         (gradient,) = torch.autograd.grad(ours.sum(), x)
         assert type(ours.grad_fn) is not type(plain.grad_fn)
@@ -359,7 +361,7 @@ def says(lm, edit, delta):
     """Whether the model itself, with a change after the subject at layer 0, says the target in every context."""
     target, right = lm.continuation(edit.text, edit.continuation), []
     for template in CONTEXTS:
-        ids, at = lookup(lm, edit, template, "subject_last")
+        ids, at = find_fact_token(lm, edit, template, "subject_last")
 
         def shift(_module, _args, output, at=at):
             output[0, at] += delta
@@ -415,8 +417,8 @@ def test_the_anchor_of_a_call(tiny, edits, seam):
     assert plain.anchor is None
     seen = []
     for edit in edits:
-        ids, at = lookup(lm, edit, "{}", "subject_last")
-        seen.append(read(lm, [Row(tuple(ids), at)], outputs=[lm.arch.mlp_of(1)]).outputs[lm.arch.mlp_of(1)])
+        ids, at = find_fact_token(lm, edit, "{}", "subject_last")
+        seen.append(read_activations(lm, [Row(tuple(ids), at)], outputs=[lm.arch.mlp_of(1)]).outputs[lm.arch.mlp_of(1)])
     written = torch.cat(seen)
     assert torch.allclose(plain.written, written, atol=1e-5)
     for anchor, norm in (("start", float(written.norm(dim=1).mean())), (0.5, 0.5)):
@@ -449,7 +451,7 @@ def test_rows_begin_where_the_change_is(tiny, edits):
     lm = tiny("gpt2")
     whole = prepare(lm, edits[0], templates=CONTEXTS, fact_token="subject_last")
     split = whole.split()
-    for row, part, head in zip(whole.rows, split.rows, split.heads, strict=True):
+    for row, part, head in zip(whole.rows, split.rows, split.prefixes, strict=True):
         assert head == row.ids[: row.at]
         assert part.at == 0
     assert [len(part.ids) for part in split.rows[:-1]] == [len(row.ids) - row.at for row in whole.rows[:-1]]
@@ -458,8 +460,8 @@ def test_rows_begin_where_the_change_is(tiny, edits):
     padded = prepare(lm, edits[0], templates=CONTEXTS, fact_token="last_released").split()
     assert [len(row.ids) for row in padded.rows[:-1]] == [len(whole.said[0])] * len(CONTEXTS)
     assert all(
-        row.at + len(head) == padded.rows[0].at + len(padded.heads[0])
-        for row, head in zip(padded.rows, padded.heads, strict=True)
+        row.at + len(head) == padded.rows[0].at + len(padded.prefixes[0])
+        for row, head in zip(padded.rows, padded.prefixes, strict=True)
     )
 
 
@@ -474,7 +476,7 @@ def test_models_that_cannot_be_cut_are_run_whole(fresh, edits, monkeypatch):
     with monkeypatch.context() as patch:
         wanted = optimise(lm, edits, CONTEXTS, objective=objective).delta
         for module in (value, value_forward):
-            patch.setattr(module, "past", lambda _lm, heads: refuse() if any(heads) else None)
+            patch.setattr(module, "prefix_cache", lambda _lm, heads: refuse() if any(heads) else None)
         runner, chosen = fastest_forward(lm, prepared, objective)
         assert (runner, chosen) == (BlocksAbove, prepared)
         assert torch.allclose(optimise(lm, edits, CONTEXTS, objective=objective).delta, wanted)
@@ -485,7 +487,7 @@ def test_models_that_cannot_be_cut_are_run_whole(fresh, edits, monkeypatch):
     lm.module(lm.arch.block(1)).register_forward_hook(lambda _module, _args, output: output * 2)
     runner, chosen = fastest_forward(lm, prepared, objective)
     assert runner is BlocksFrom
-    assert any(task.heads[1] for task in chosen)
+    assert any(task.prefixes[1] for task in chosen)
 
 
 def test_a_patch_with_hooks_sees_whole_rows(fresh, edits, monkeypatch):
@@ -497,7 +499,9 @@ def test_a_patch_with_hooks_sees_whole_rows(fresh, edits, monkeypatch):
 
     cut = []
     for module in (value, value_forward):
-        monkeypatch.setattr(module, "past", lambda model, heads: cut.append(any(heads)) or past(model, heads))
+        monkeypatch.setattr(
+            module, "prefix_cache", lambda model, heads: cut.append(any(heads)) or prefix_cache(model, heads)
+        )
     with patched(lm, Patch(hooks={lm.arch.block(0): hook})):
         found = optimise(lm, edits, CONTEXTS, objective=objective)
         assert not any(cut), "such a patch cannot follow tokens that are run ahead"
@@ -552,7 +556,7 @@ def test_the_token_that_is_edited(tiny, family):
         text = template.replace("{}", edit.text)
 
         def read_at(fact_token: str, template: str = template) -> str:
-            ids, at = lookup(lm, edit, template, fact_token)
+            ids, at = find_fact_token(lm, edit, template, fact_token)
             return lm.tokenizer.decode(ids[: at + 1]).replace("<|end|>", "")
 
         assert read_at("subject_last") == text[: text.index(" is")]
@@ -562,13 +566,15 @@ def test_the_token_that_is_edited(tiny, family):
         assert len(begin) < len(read_at("subject_last"))
         assert read_at("subject_first_after_last") == text
     ending = Edit("2", "Everybody knows {}", "Hugo Lantern", "Oslo")
-    assert lookup(lm, ending, "{}", "subject_first_after_last") == lookup(lm, ending, "{}", "subject_last")
+    assert find_fact_token(lm, ending, "{}", "subject_first_after_last") == find_fact_token(
+        lm, ending, "{}", "subject_last"
+    )
 
 
 def test_a_subject_that_occurs_twice_is_found_in_its_slot(tiny):
     lm = tiny("gpt2")
     edit = Edit("1", "Rome is not {} and", "Rome", "Oslo")
-    ids, at = lookup(lm, edit, "In Rome. {}", "subject_last")
+    ids, at = find_fact_token(lm, edit, "In Rome. {}", "subject_last")
     assert lm.tokenizer.decode(ids[: at + 1]) == "In Rome. Rome is not Rome"
 
 
@@ -576,14 +582,14 @@ def test_reading_stops_and_keeps_the_order(tiny):
     lm = tiny("gpt2")
     rows = [Row(tuple(lm.encode(text)), 1) for text in ("Ada Velmont was born in Rome", "Ada lives", "Hugo Lantern is")]
     name = lm.arch.down_of(0)
-    together = read(lm, rows, inputs=[name], outputs=[lm.arch.block(1)], budget=12)
+    together = read_activations(lm, rows, inputs=[name], outputs=[lm.arch.block(1)], budget=12)
     for i, row in enumerate(rows):
-        alone = read(lm, [row], inputs=[name], outputs=[lm.arch.block(1)])
+        alone = read_activations(lm, [row], inputs=[name], outputs=[lm.arch.block(1)])
         assert torch.allclose(together.inputs[name][i], alone.inputs[name][0], atol=1e-5)
     ran = []
     handle = lm.module(lm.arch.block(2)).register_forward_hook(lambda *_: ran.append(1))
     try:
-        read(lm, rows, inputs=[name])
+        read_activations(lm, rows, inputs=[name])
     finally:
         handle.remove()
     assert not ran
@@ -625,7 +631,7 @@ def test_no_templates_at_all_are_refused():
 def test_an_update_across_its_key_is_refused():
     u, key = tensor([[1.0, 0]]), tensor([[0.0, 1]])
     with pytest.raises(NumericalError, match="edit 5: the update direction is orthogonal"):
-        inserted(u, key, tensor([[0.0]]), tensor([[1.0]]), ["edit 5"])
+        rank_one_changes(u, key, tensor([[0.0]]), tensor([[1.0]]), ["edit 5"])
 
 
 def test_spreading_divides_what_is_left_by_the_layers_that_remain(tiny, edits):
@@ -637,6 +643,6 @@ def test_spreading_divides_what_is_left_by_the_layers_that_remain(tiny, edits):
         seen.append(residual)
         return torch.zeros(32, 1), torch.zeros(1, lm.arch.inner)
 
-    spread(lm, [edits[:1]], targets, [0, 1, 2], ("{}",), "subject_last", solve)
+    spread_residuals(lm, [edits[:1]], targets, [0, 1, 2], ("{}",), "subject_last", solve)
     assert torch.allclose(seen[1], seen[0] * 1.5)
     assert torch.allclose(seen[2], seen[0] * 3)

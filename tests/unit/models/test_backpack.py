@@ -15,7 +15,7 @@ from transformers.cache_utils import DynamicCache
 
 from harness.errors import ModelError
 from harness.models import lm as loading
-from harness.models.activations import past
+from harness.models.activations import prefix_cache
 from harness.models.backpack import BackpackConfig, BackpackForCausalLM
 from harness.patches.patch import Patch, patched
 
@@ -239,7 +239,7 @@ def test_a_cache_without_senses_is_refused(model: BackpackForCausalLM, ids: Tens
 def test_what_stands_in_front_of_rows_is_computed_once(tiny) -> None:
     lm = tiny("backpack")
     rows = [lm.encode(text) for text in TEXTS]
-    front = past(lm, [tuple(row[:3]) for row in rows])
+    front = prefix_cache(lm, [tuple(row[:3]) for row in rows])
     assert front is not None and len(front.keys) == lm.cache_layers == 4
     rest = lm.batch([row[3:] for row in rows])
     with torch.no_grad():

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from harness.exam.span_scores import Span, score
 from harness.models.lm import LM
-from harness.models.packing import Pack, inputs, packs
+from harness.models.packing import Pack, pack_texts, packed_inputs
 from harness.patches.patch import Patch, patched
 
 FAMILIES = ["gpt2", "neox", "llama", "gptj", "opt", "mistral", "qwen2", "qwen3", "gemma", "phi"]
@@ -44,7 +44,7 @@ def computed(lm: LM, spans: Sequence[Span]) -> tuple[list[float], int]:
 
 
 def test_a_row_is_the_tree_of_its_texts() -> None:
-    (row,) = packs([(5, 6, 7), (5, 6), (5, 8, 9), (4,), (5, 6, 7, 1)], [0] * 5)
+    (row,) = pack_texts([(5, 6, 7), (5, 6), (5, 8, 9), (4,), (5, 6, 7, 1)], [0] * 5)
     assert row.ids == [4, 5, 6, 7, 1, 8, 9]
     assert row.depth == [0, 0, 1, 2, 3, 1, 2]
     assert row.after == [-1, -1, 1, 2, 3, 1, 5]
@@ -52,7 +52,7 @@ def test_a_row_is_the_tree_of_its_texts() -> None:
 
 
 def test_a_row_holds_texts_of_one_mark() -> None:
-    first, second, third = packs([(5, 6), (5, 7), (5, 6, 9), (5, 8), (4,)], [1, 2, 1, 2, 0])
+    first, second, third = pack_texts([(5, 6), (5, 7), (5, 6, 9), (5, 8), (4,)], [1, 2, 1, 2, 0])
     assert (first.ids, set(first.texts)) == ([5, 6, 9], {0, 2})
     assert (second.ids, set(second.texts)) == ([5, 7, 8], {1, 3})
     assert (third.ids, set(third.texts)) == ([4], {4})
@@ -61,7 +61,7 @@ def test_a_row_holds_texts_of_one_mark() -> None:
 def test_every_text_is_found_in_its_row_and_long_rows_hold_what_is_alike() -> None:
     long = list(range(1, 400))
     texts = [(*long, i) for i in range(20)] + [(i, i) for i in range(200)] + [tuple(range(2, 400))]
-    found = packs(texts, [0] * len(texts))
+    found = pack_texts(texts, [0] * len(texts))
     assert [len(pack.ids) for pack in found] == sorted((len(pack.ids) for pack in found), reverse=True)
     assert len(found[0].ids) == 399 + 20  # what all begin with stands there once
     held = {i: tuple(pack.ids[c] for c in columns) for pack in found for i, columns in pack.texts.items()}
@@ -70,7 +70,7 @@ def test_every_text_is_found_in_its_row_and_long_rows_hold_what_is_alike() -> No
 
 
 def test_a_token_sees_its_own_beginning_and_padding_itself(tiny: Callable[[str], LM]) -> None:
-    given = inputs(tiny("gpt2"), [packs([(5, 6), (5, 7)], [0, 0])[0], Pack.of(0, (9,))])
+    given = packed_inputs(tiny("gpt2"), [pack_texts([(5, 6), (5, 7)], [0, 0])[0], Pack.of(0, (9,))])
     seen = (given["attention_mask"] == 0)[:, 0].tolist()
     assert seen[0] == [[True, False, False], [True, True, False], [True, False, True]]
     assert seen[1] == [[True, False, False], [False, True, False], [False, False, True]]

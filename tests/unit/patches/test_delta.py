@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from editors.prune import spectral_norm
-from harness.methods.second_moments import Cached, Manifest, Moment, _read, _store
+from harness.methods.second_moments import CachedMoment, Manifest, Moment, _read_moment, _write_moment
 from harness.patches.delta import Delta, Dense, LowRank, double
 
 sizes = st.integers(1, 6)
@@ -156,8 +156,10 @@ def test_a_device_without_float64_leaves_it_to_the_processor():
 
 def test_a_moment_that_is_read_again_stays_on_the_processor_where_the_device_has_no_float64(tmp_path):
     manifest = Manifest("m", "t", "h.0", "mini", 9, 8, "float64")
-    made = _store(tmp_path, manifest, Moment(torch.eye(3, dtype=torch.float64), 9))
-    found = _read(tmp_path / f"{manifest.key}.safetensors", Cached(tmp_path, manifest, 9), torch.device("mps"))
+    made = _write_moment(tmp_path, manifest, Moment(torch.eye(3, dtype=torch.float64), 9))
+    found = _read_moment(
+        tmp_path / f"{manifest.key}.safetensors", CachedMoment(tmp_path, manifest, 9), torch.device("mps")
+    )
     assert torch.equal(found.matrix, made.matrix)
     assert (found.matrix.dtype, found.matrix.device.type) == (torch.float64, "cpu")
 

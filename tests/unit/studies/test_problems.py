@@ -14,7 +14,7 @@ from editors.memit import Memit
 from editors.rome import Rome
 from harness.editing.edit import Edit, Example, Probe
 from harness.errors import DataError, UsageError
-from harness.methods.descent import answers
+from harness.methods.descent import tokenise
 from harness.models.lm import LM
 from harness.patches.patch import Patch, patched
 from harness.studies.localization.problems import (
@@ -118,7 +118,7 @@ def test_a_sequence_has_the_product_of_its_tokens_probabilities(tiny, edits) -> 
     """Not divided by the length: of two tokens .5 and .2 the probability is .1, not .316."""
     lm = tiny("llama")
     plain = [Edit(e.id, e.text, None, e.target) for e in edits]
-    found = log_probabilities(lm, answers(lm, plain), budget=40)
+    found = log_probabilities(lm, tokenise(lm, plain), budget=40)
     assert len(lm.continuation(edits[1].text, edits[1].continuation)) > 1
     assert [math.exp(v) for v in found] == pytest.approx([probability(lm, e) for e in edits], rel=1e-4)
 
@@ -126,7 +126,7 @@ def test_a_sequence_has_the_product_of_its_tokens_probabilities(tiny, edits) -> 
 def test_half_precision_does_not_round_the_logits(fresh, edits) -> None:
     """A hundred more for every token is no change of any probability; at a hundred bfloat16 knows half numbers."""
     lm = fresh("gptj", dtype=torch.bfloat16)
-    asked = answers(lm, [Edit(e.id, e.text, None, e.target) for e in edits])
+    asked = tokenise(lm, [Edit(e.id, e.text, None, e.target) for e in edits])
     plain, bias = log_probabilities(lm, asked), lm.parameter(f"{lm.arch.head}.bias")
     with torch.no_grad():
         bias.copy_(torch.full_like(bias, 100.0))
