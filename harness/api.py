@@ -10,9 +10,11 @@ those of the command line. A mistake in a call raises a :class:`harness.errors.U
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from harness.io.process import as_before
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -53,6 +55,7 @@ def _silent(_phase: str, _done: int, _total: int) -> None:
 # --- models -----------------------------------------------------------------------------------------------------------
 
 
+@as_before()
 def load(
     model: ModelLike,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -149,20 +152,24 @@ def edit(
         ...     print(edited.generate("West Sisaria is found in", max_new_tokens=2))
          Minirus.
     """
-    from harness.editing import edited
-    from harness.models.in_memory import borrowed
-    from harness.runs import handed
+    with ExitStack() as stack:
+        with as_before():
+            from harness.editing import edited
+            from harness.models.in_memory import borrowed
+            from harness.runs import handed
 
-    handed.require_editor(editor, settings or {})
-    wanted = handed.edits(edits, str(data_dir))
-    if isinstance(model, str | Path):
-        model, tokenizer = load(model, tokenizer, dtype=dtype, device=device, arch=arch, text=text), None
-    with borrowed(model, tokenizer, arch, text) as lm:
-        method = handed.configured(editor, lm, settings or {}, seed, _text(fitted))
-        with edited.held(lm, method, handed.editor_name(editor), wanted, mode) as holder:
-            yield holder
+            handed.require_editor(editor, settings or {})
+            wanted = handed.edits(edits, str(data_dir))
+            if isinstance(model, str | Path):
+                model, tokenizer = load(model, tokenizer, dtype=dtype, device=device, arch=arch, text=text), None
+            lm = stack.enter_context(borrowed(model, tokenizer, arch, text))
+            method = handed.configured(editor, lm, settings or {}, seed, _text(fitted))
+            name = handed.editor_name(editor)
+            holder = stack.enter_context(edited.held(lm, method, name, wanted, mode))
+        yield holder  # what the caller does to the process in here is the caller's
 
 
+@as_before()
 def fit(
     editor: str | Editor,
     model: ModelLike = "mini",
@@ -219,6 +226,7 @@ def fit(
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 
+@as_before()
 def run(
     model: ModelLike = "mini",
     editor: str | Editor = "none",
@@ -316,6 +324,7 @@ def run(
         return runner.run(plan, runner.Options(folder, device, rows, cache, kept, fresh, progress or _silent, lm))
 
 
+@as_before()
 def evaluate(
     model: ModelLike,
     tasks: str | Sequence[str],
@@ -374,6 +383,7 @@ def evaluate(
 # --- studies ----------------------------------------------------------------------------------------------------------
 
 
+@as_before()
 def sweep(
     config: str | Path | Mapping[str, object] | Sweep,
     output: str | Path = "sweep",
@@ -417,6 +427,7 @@ def sweep(
     return [*validated, *tested]
 
 
+@as_before()
 def trace(
     model: ModelLike = "mini",
     edits: EditsLike = "counterfact:200",
@@ -496,6 +507,7 @@ def trace(
         return list(carry_out(plans, Path(output), device, fresh, report, budget, lm))
 
 
+@as_before()
 def localize(
     model: ModelLike = "mini",
     edits: EditsLike = "counterfact",
@@ -589,6 +601,7 @@ def localize(
 # --- records ----------------------------------------------------------------------------------------------------------
 
 
+@as_before()
 def read_records(path: str | Path, *, values: bool = False) -> list[Record]:
     """The records in a file, or in a folder and its ``records`` folder, in the order of their names.
 
@@ -613,6 +626,7 @@ def read_records(path: str | Path, *, values: bool = False) -> list[Record]:
     return record_file.read_records(path, values)
 
 
+@as_before()
 def leaderboard(records: str | Path | Sequence[Record], format: str = "md") -> str:
     """A table of records: a row for each editor, a column for each task; of a sweep, the paper's tables.
 

@@ -20,7 +20,7 @@ from harness.editing.schedule import Stop
 from harness.exam import numbers, statistics, text_metrics
 from harness.exam.adapter import EditedLM
 from harness.exam.statistics import Ratio, Values
-from harness.exam.tasks import Task, values_of
+from harness.exam.tasks import Task, templates_once, values_of
 from harness.io import files
 from harness.io.cache import cache_folder
 from harness.models.lm import LM
@@ -103,13 +103,14 @@ def measure_task(model: EditedLM, task: Task, limit: int | None, documents: Sequ
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     cut = model.truncated
     try:
-        found = lm_eval.evaluate(
-            model,
-            {"tasks": {task.name: task.task}, "groups": {}, "group_map": {}},
-            limit=limit if chosen is None else None,
-            samples=chosen,
-            bootstrap_iters=0,
-        )
+        with templates_once():
+            found = lm_eval.evaluate(
+                model,
+                {"tasks": {task.name: task.task}, "groups": {}, "group_map": {}},
+                limit=limit if chosen is None else None,
+                samples=chosen,
+                bootstrap_iters=0,
+            )
     finally:
         logging.getLogger("lm_eval").setLevel(level)
     samples = found["samples"][task.name]

@@ -10,7 +10,8 @@ import functools
 import hashlib
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,19 +36,38 @@ __all__ = [
     "read_edits",
     "read_examples",
     "require_names",
+    "templates_once",
     "values_of",
 ]
 
 Item = TypeVar("Item", Edit, Example)
-
-# lm-eval compiles the templates of a task anew for every document.
-lm_eval.utils.env.from_string = functools.lru_cache(maxsize=256)(lm_eval.utils.env.from_string)
 
 _DECLARED = re.compile(rb"^[ \t-]*[\"']?(?:task|group|tag)[\"']?[ \t]*:[ \t]*[\"']?([\w.-]+)", re.MULTILINE)
 """What a line of a YAML file calls a task, a group or a tag."""
 
 OWN = "own"
 """The edit set that reads the user's own rows."""
+
+
+@functools.lru_cache(maxsize=256)
+def _template_of(text: str) -> Any:
+    """lm-eval's template of a text."""
+    return type(lm_eval.utils.env).from_string(lm_eval.utils.env, text)
+
+
+@contextmanager
+def templates_once() -> Iterator[None]:
+    """Let lm-eval compile each template of a task once, and not anew for every document."""
+    environment = lm_eval.utils.env
+    own = vars(environment).get("from_string")
+    environment.from_string = _template_of
+    try:
+        yield
+    finally:
+        if own is None:
+            del environment.from_string
+        else:
+            environment.from_string = own
 
 
 @dataclass(frozen=True, eq=False)
