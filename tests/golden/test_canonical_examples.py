@@ -24,9 +24,9 @@ TASKS = {
     "stereoset": "stereoset",
     "verb": "verb_conjugation",
 }
-REL = {"fp64": 1e-6, "fp32": 1e-4}
-ABS = {"fp64": 5e-6, "fp32": 2e-3}
-"""A loss of a pair is the difference of two sums of some hundred nats; NeoX's rotary tables stay float32."""
+REL = 1e-6
+"""Of every number in either precision but the gradients in float32; the loss of a pair is the difference of two sums of
+some hundred nats, of the larger of which this is the share."""
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +54,9 @@ def nll(lm: LM, rows: list[dict[str, Any]], suffix: str = "suffix") -> list[floa
     return [-v for v, _ in score(lm, [span(lm.tokenizer, row["prefix"], row[suffix]) for row in rows])]
 
 
-def near(precision: str, value: Any, pair: bool = False) -> Any:
-    return pytest.approx(value, rel=REL[precision], abs=ABS[precision] if pair else 0.0)
+def near(value: Any, pair: float = 0.0) -> Any:
+    """Equal but for rounding; ``pair``: the larger of the two numbers that the value is the difference of."""
+    return pytest.approx(value, rel=REL, abs=REL * pair)
 
 
 @pytest.mark.parametrize("precision", ["fp64", "fp32"])
@@ -68,7 +69,8 @@ def test_losses_of_the_evaluation_set(
     other = nll(lm, found, "other") if said["pair"] else [0.0] * len(found)
     losses = [loss(said["loss_type"], a, b) for a, b in zip(mine, other, strict=True)]
     wanted = expected["tasks"][task][precision]
-    assert losses == near(precision, wanted["eval_loss_per_row"], said["pair"])
+    for found_loss, wanted_loss, *pair in zip(losses, wanted["eval_loss_per_row"], mine, other, strict=True):
+        assert found_loss == near(wanted_loss, max(pair) if said["pair"] else 0.0)
     for name, threshold in (
         ("eval_failure_rate", said["threshold"]),
         ("eval_failure_rate_mid", wanted["mid_threshold"]),
@@ -95,15 +97,15 @@ def test_hard_negatives_and_texts(
 ) -> None:
     lm, wanted = golden.lm("tiny-neox", precision), expected["tasks"][task][precision]
     hard = nll(lm, rows(task, "hard"))
-    assert sum(hard) / len(hard) == near(precision, wanted["hard_negative"])
+    assert sum(hard) / len(hard) == near(wanted["hard_negative"])
     texts = [row["suffix"] for row in rows(task, "uncond")]
-    assert mean_nll(lm, texts) == near(precision, wanted["unconditional_token_mean"])
+    assert mean_nll(lm, texts) == near(wanted["unconditional_token_mean"])
 
 
 @pytest.mark.parametrize("precision", ["fp64", "fp32"])
 def test_the_general_loss_is_weighted_by_tokens(precision: str, golden: Any, given: Any, expected: Any) -> None:
     lm = golden.lm("tiny-neox", precision)
-    assert mean_nll(lm, given["general_texts"]) == near(precision, expected["general_token_mean"][precision])
+    assert mean_nll(lm, given["general_texts"]) == near(expected["general_token_mean"][precision])
 
 
 def test_the_rows_are_those_that_the_authors_were_given(shared: Path, given: Any, rows: Callable[..., Any]) -> None:
@@ -118,7 +120,8 @@ def test_the_rows_are_those_that_the_authors_were_given(shared: Path, given: Any
 
 # --- three steps of full finetuning -----------------------------------------------------------------------------------
 
-STEPS = {"fp64": 1e-6, "fp32": 1e-4}
+GRADIENT = {"fp64": 1e-6, "fp32": 1e-5}
+"""Their float32 gradients are 1e-6 to 4e-6 away from ours, about as far as from their own in float64."""
 NAMES = (
     "gpt_neox.final_layer_norm.weight",
     "gpt_neox.layers.1.mlp.dense_4h_to_h.weight",
@@ -153,28 +156,29 @@ def test_losses_of_three_steps(
 ) -> None:
     losses, kl, _ = trained(golden, given, task, rows, precision)
     wanted = expected["tasks"][task][precision]["three_steps"]["task_loss_then_weighted_kl"]
+    row, lm = rows(task, "train")[given["three_steps"]["train_row_position"]], golden.lm("tiny-neox", precision)
+    names = ("suffix", "other") if "other" in row else ()
+    means = [nll(lm, [row], name)[0] / span(lm.tokenizer, row["prefix"], row[name]).scored for name in names]
     # In float32 Adam turns the rounding of a gradient near zero into a whole step: only the first loss is comparable.
     count = 3 if precision == "fp64" else 1
-    assert losses[:count] == pytest.approx([a for a, _ in wanted][:count], rel=2 * STEPS[precision])
-    assert kl[0] == pytest.approx(0.0, abs=1e-3)
-    if precision == "fp64":
-        assert kl[1:] == pytest.approx([b for _, b in wanted][1:], rel=2e-2)
+    assert losses[:count] == near([task_loss for task_loss, _ in wanted][:count], max(means, default=0.0))
+    assert kl[:count] == near([divergence for _, divergence in wanted][:count])
+    assert kl[0] == 0.0 < min(kl[1:])
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_weights_after_three_steps(task: str, golden: Any, given: Any, rows: Callable[..., Any]) -> None:
+def test_weights_after_three_steps(
+    task: str, golden: Any, given: Any, rows: Callable[..., Any], close: Callable[..., None]
+) -> None:
     *_, deltas = trained(golden, given, task, rows, "fp64")
     tensors = golden.tensors(f"{CASE}/expected.safetensors")
     for name in NAMES:
-        ours = deltas[name].dense()
         wanted = tensors[f"fp64/{task}/delta_after_three_steps/{name}"]
         moved = tensors[f"fp64/{task}/grad_first_step/{name}"].abs() > 1e-6
         assert moved.sum() > 20
-        torch.testing.assert_close(ours[moved], wanted[moved], rtol=1e-3, atol=2e-6)
-    head = deltas[HEAD["ours"]].dense().norm(dim=1)
-    torch.testing.assert_close(
-        head, tensors[f"fp64/{task}/delta_after_three_steps_rownorm/{HEAD['theirs']}"], rtol=1e-3, atol=2e-6
-    )
+        close(deltas[name].dense()[moved], wanted[moved], REL, name)
+    rows_of_head = tensors[f"fp64/{task}/delta_after_three_steps_rownorm/{HEAD['theirs']}"]
+    close(deltas[HEAD["ours"]].dense().norm(dim=1), rows_of_head, REL, "head")
 
 
 @pytest.mark.parametrize("precision", ["fp64", "fp32"])
@@ -191,7 +195,12 @@ def test_gradients_of_the_first_step(
         found = descend(lm, edit, [*NAMES, HEAD["ours"]], DescentSettings(lr=1.0, steps=1, batch_size=1, threshold=0.0))
     tensors = golden.tensors(f"{CASE}/expected.safetensors")
     for name in NAMES if precision == "fp64" else NAMES[1:2]:
-        close(-found.deltas[name].dense(), tensors[f"{precision}/{task}/grad_first_step/{name}"], 1e-5, name)
+        close(
+            -found.deltas[name].dense(),
+            tensors[f"{precision}/{task}/grad_first_step/{name}"],
+            GRADIENT[precision],
+            name,
+        )
     if precision == "fp64":
         norms = found.deltas[HEAD["ours"]].dense().norm(dim=1)
-        close(norms, tensors[f"fp64/{task}/grad_first_step_rownorm/{HEAD['theirs']}"], 1e-5, "head")
+        close(norms, tensors[f"fp64/{task}/grad_first_step_rownorm/{HEAD['theirs']}"], REL, "head")
