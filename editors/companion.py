@@ -129,7 +129,7 @@ class Ensemble(Part):
         base = self.base.logits(lm, step)
         with patched(lm, self.change):
             tuned = self.tuned.logits(lm, step)
-        return combine_logits(logits, tuned, base, self.beta, self.common)
+        return combine_logits(logits, tuned, base, beta=self.beta, common=self.common)
 
     def weighing(self, beta: float) -> Ensemble:
         """The same with another share of the companion's change."""

@@ -65,7 +65,7 @@ class Emmet(Spread):
 
         @functools.cache
         def whiten(layer: int) -> Callable[[Tensor], Tensor]:
-            return inverse_of_preserved(prior.moments[layer], self.lam, self.norm_control)
+            return inverse_of_preserved(prior.moments[layer], lam=self.lam, norm_control=self.norm_control)
 
         def solve(layer: int, key: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
             wide = double(key.T)

@@ -84,7 +84,7 @@ class FineTuning(Editor):
             decay = len(edits) ** a * math.exp(b)
         settings = DescentSettings(self.loss, self.lr, self.steps, self.batch_size, decay, None, self.threshold)
         layers = require_layers(lm, self.layers or (layer_at_depth(lm, 0.66),))
-        return Patch(descend(lm, edits, down_projection_parameters(lm, layers), settings).deltas)
+        return Patch(descend(lm, edits, down_projection_parameters(lm, layers), settings=settings).deltas)
 
     def label(self) -> str:
         """The name, with the loss where it is not the published one."""

@@ -86,7 +86,9 @@ class BoundedFineTuning(Editor):
             normalisation=self.normalisation,
         )
         return Patch(
-            descend(lm, edits, down_projection_parameters(lm, require_layers(lm, self.layers)), settings).deltas
+            descend(
+                lm, edits, down_projection_parameters(lm, require_layers(lm, self.layers)), settings=settings
+            ).deltas
         )
 
     def label(self) -> str:

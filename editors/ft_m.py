@@ -74,4 +74,4 @@ class MaskedFineTuning(Editor):
         bound, batch = self.norm_constraint, self.batch_size
         settings = DescentSettings("target_new", self.lr, self.steps, batch, self.weight_decay, bound, self.threshold)
         layers = require_layers(lm, self.layers or (layer_at_depth(lm, 0.66),))
-        return Patch(descend(lm, edits, down_projection_parameters(lm, layers), settings).deltas)
+        return Patch(descend(lm, edits, down_projection_parameters(lm, layers), settings=settings).deltas)

@@ -44,11 +44,11 @@ class FullFinetuning(Finetuning):
         """All edits, in mini-batches."""
         if not edits:
             return Patch()
-        return Patch(descend(lm, edits, _parameters(lm), self.settings(), self.prior(lm)).deltas)
+        return Patch(descend(lm, edits, _parameters(lm), settings=self.settings(), prior=self.prior(lm)).deltas)
 
     def passes(self, lm: LM, edits: Sequence[Edit]) -> Iterator[Pass]:
         """The change after each pass."""
-        for trained in passes(lm, edits, _parameters(lm), self.settings(), self.prior(lm)):
+        for trained in passes(lm, edits, _parameters(lm), settings=self.settings(), prior=self.prior(lm)):
             yield Pass(Patch(trained.deltas), fmean(trained.losses))
 
 

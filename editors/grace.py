@@ -81,7 +81,7 @@ class Codebook(Part):
         queries = torch.cat([self.queries, query[None].to(self.queries)])
         values = torch.cat([self.values, value[None].to(self.values)])
         labels = (*self.labels, label)
-        cells = _grown(self.cells, queries, labels, self.eps)
+        cells = _grown(self.cells, queries=queries, labels=labels, eps=self.eps)
         return Codebook((*self.ids, name), labels, queries, values, self.eps, cells)
 
     def without(self, name: str) -> Codebook:
@@ -166,11 +166,11 @@ class Codebook(Part):
         labels = tuple(self.labels[i] for i in kept)
         cells: tuple[Cell, ...] = ()
         for i in range(len(kept)):
-            cells = _grown(cells, queries[: i + 1], labels[: i + 1], self.eps)
+            cells = _grown(cells, queries=queries[: i + 1], labels=labels[: i + 1], eps=self.eps)
         return Codebook(tuple(self.ids[i] for i in kept), labels, queries, values, self.eps, cells)
 
 
-def _grown(cells: tuple[Cell, ...], queries: Tensor, labels: Sequence[str], eps: float) -> tuple[Cell, ...]:
+def _grown(cells: tuple[Cell, ...], *, queries: Tensor, labels: Sequence[str], eps: float) -> tuple[Cell, ...]:
     """The keys after the last of some edits (algorithm 1 of the paper, radii as in the authors' code).
 
     With the nearest key at distance ``d``: beyond ``eps_init + eps_i`` a new key; else with the same target ``eps_i``

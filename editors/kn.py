@@ -40,7 +40,7 @@ Neuron = tuple[int, int]
 _ROWS = 64  # scaled copies of one prompt in a forward pass
 
 
-def attribution(lm: LM, ids: Sequence[int], token: int, steps: int) -> Tensor:
+def attribution(lm: LM, ids: Sequence[int], *, token: int, steps: int) -> Tensor:
     """Integrated gradients of a token's probability with respect to each neuron at the last position.
 
     ``IG_i = a_i / m sum_j dp/da_i (alpha_j a)`` with ``m`` points ``alpha`` from 0 to 1, both included; the other
@@ -64,25 +64,28 @@ def attribution(lm: LM, ids: Sequence[int], token: int, steps: int) -> Tensor:
     for layer, name in enumerate(names):
         activation = seen[name][0, -1]
         points = torch.linspace(0, 1, steps, device=activation.device, dtype=activation.dtype)
-        slopes = [_slope(lm, ids, token, name, part[:, None] * activation) for part in points.tensor_split(cuts)]
+        slopes = [
+            _slope(lm, ids, token=token, name=name, scaled=part[:, None] * activation)
+            for part in points.tensor_split(cuts)
+        ]
         found.append(at_least_float32(activation) / steps * torch.stack(slopes).sum(0))
         if not bool(torch.isfinite(found[-1]).all()):
             raise NumericalError(f"the attribution of layer {layer} is not finite; load the model in float32")
     return torch.stack([row.to(lm.device) for row in found])
 
 
-def _slope(lm: LM, ids: Sequence[int], token: int, name: str, scaled: Tensor) -> Tensor:
+def _slope(lm: LM, ids: Sequence[int], *, token: int, name: str, scaled: Tensor) -> Tensor:
     """The gradient of a token's probability at what enters a module, ``[f]``, summed over rows ``scaled [rows, f]``."""
     scaled = scaled.detach().requires_grad_()
     batch = lm.batch([ids] * len(scaled))
-    with _entering(lm, name, scaled, len(ids)), torch.enable_grad():
+    with _entering(lm, name, rows=scaled, length=len(ids)), torch.enable_grad():
         logits = lm.model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits[:, -1]
         (gradient,) = torch.autograd.grad(at_least_float32(logits).softmax(-1)[:, token].sum(), scaled)
     return at_least_float32(gradient).sum(0)
 
 
 @contextmanager
-def _entering(lm: LM, name: str, rows: Tensor, length: int) -> Iterator[None]:
+def _entering(lm: LM, name: str, *, rows: Tensor, length: int) -> Iterator[None]:
     """Let ``rows [batch, f]`` enter a module at the last position of each row of a batch."""
 
     def swap(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -172,11 +175,11 @@ class KnowledgeNeurons(Editor):
 
     def notes(self, lm: LM) -> Mapping[str, object]:
         """The context templates, where they are used."""
-        return template_notes(lm, "memit", self.seed, self.contexts) if self.refine else {}
+        return template_notes(lm, "memit", seed=self.seed, given=self.contexts) if self.refine else {}
 
     def _prior(self, lm: LM, memory: object) -> Unedited:
         given = self.contexts if self.refine else ("{}",)
-        return take_unedited(lm, memory, "memit", (), self.seed, 1, given)
+        return take_unedited(lm, memory, kind="memit", layers=(), seed=self.seed, tokens=1, given=given)
 
     def _change(self, lm: LM, edit: Edit, around: Sequence[str]) -> Patch:
         """The change of the value rows for one edit: the same vector for each neuron, so of rank one in each layer."""
@@ -213,7 +216,7 @@ class KnowledgeNeurons(Editor):
                 f"edit {edit.id}: {len(prompt) + len(known)} tokens with the old answer, but {lm.name} takes "
                 f"{lm.context}; shorten the prompt"
             )
-        parts = [attribution(lm, [*prompt, *said[:i]], t, self.steps) for i, t in enumerate(known or said)]
+        parts = [attribution(lm, [*prompt, *said[:i]], token=t, steps=self.steps) for i, t in enumerate(known or said)]
         return torch.stack(parts).mean(0)
 
     def _vector(self, lm: LM, edit: Edit) -> Tensor:

@@ -76,7 +76,7 @@ class BreadthFirst(Editor):
             end_of_text=True,
             shuffle=self.seed,
         )
-        return Patch(descend(lm, edits, self._parameters(lm), settings).deltas)
+        return Patch(descend(lm, edits, self._parameters(lm), settings=settings).deltas)
 
     def _parameters(self, lm: LM) -> list[str]:
         layers = require_layers(lm, self.layers or (layer_at_depth(lm, 0.69),))

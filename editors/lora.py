@@ -84,12 +84,14 @@ class Lora(Finetuning):
         if not edits:
             return Patch()
         with self._training(lm) as (parts, start):
-            return self._merged(parts, start, descend(lm, edits, list(start), self.settings(), self.prior(lm)))
+            return self._merged(
+                parts, start, descend(lm, edits, list(start), settings=self.settings(), prior=self.prior(lm))
+            )
 
     def passes(self, lm: LM, edits: Sequence[Edit]) -> Iterator[Pass]:
         """The change after each pass; all passes are made first, as adapters must not be in the model in between."""
         with self._training(lm) as (parts, start):
-            trained = list(passes(lm, edits, list(start), self.settings(), self.prior(lm)))
+            trained = list(passes(lm, edits, list(start), settings=self.settings(), prior=self.prior(lm)))
         for one in trained:
             yield Pass(self._merged(parts, start, one), fmean(one.losses))
 

@@ -54,4 +54,6 @@ class Memit(Spread):
 
     def solver(self, prior: SpreadMemory) -> Solver:
         """Ridge regression against the second moments of the unedited model's keys."""
-        return ridge_solver(prior, self.lam, self.norm_control, prior.sums if self.keep_edits else None)
+        return ridge_solver(
+            prior, lam=self.lam, norm_control=self.norm_control, sums=prior.sums if self.keep_edits else None
+        )

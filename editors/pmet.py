@@ -74,4 +74,4 @@ class Pmet(Spread):
 
     def solver(self, prior: SpreadMemory) -> Solver:
         """Ridge regression against the second moments of the unedited model's keys."""
-        return ridge_solver(prior, self.lam)
+        return ridge_solver(prior, lam=self.lam)

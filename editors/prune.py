@@ -39,7 +39,7 @@ def spectral_norm(weight: Tensor) -> float:
     return math.sqrt(max(0.0, float(torch.linalg.eigvalsh(wide @ wide.T)[-1])))
 
 
-def restrain(values: Tensor, bound: float, reduce: Reduction = "log", cap: bool = False) -> Tensor:
+def restrain(values: Tensor, *, bound: float, reduce: Reduction = "log", cap: bool = False) -> Tensor:
     """``F(s)``: ``s`` below the bound; from there on ``bound + log_alpha(s / bound)``, or ``(s + bound) / 2``.
 
     ``F`` is continuous at the bound. Its slope there is ``1 / (bound ln alpha)``: where that is above one, the
@@ -55,7 +55,7 @@ def restrain(values: Tensor, bound: float, reduce: Reduction = "log", cap: bool 
     return torch.where(values < bound, values, reduced.minimum(values) if cap else reduced)
 
 
-def pruned(delta: Delta, bound: float, reduce: Reduction = "log", cap: bool = False) -> tuple[Delta, Tensor, Tensor]:
+def pruned(delta: Delta, *, bound: float, reduce: Reduction = "log", cap: bool = False) -> tuple[Delta, Tensor, Tensor]:
     """A change with restrained singular values, and those before and after; itself where none exceeds the bound.
 
     Where one does, what lies beyond the numerical rank is cut off, as in the authors' code.
@@ -65,7 +65,7 @@ def pruned(delta: Delta, bound: float, reduce: Reduction = "log", cap: bool = Fa
         return delta, values, values
     rank = numerical_rank(values, delta.shape)
     left, values, right = left[:, :rank], values[:rank], right[:rank]
-    after = restrain(values, bound, reduce, cap)
+    after = restrain(values, bound=bound, reduce=reduce, cap=cap)
     smaller = LowRank(left * after, right)
     given = next(iter(delta.tensors().values()))
     found = smaller if isinstance(delta, LowRank) else Dense(smaller.dense())
@@ -105,7 +105,9 @@ class Prune(Wrapper):
         weights, grown = dict(total.weights), []
         for name, delta in total.weights.items():
             if len(delta.shape) == 2:
-                weights[name], before, after = pruned(delta, _bound(lm, name, delta), self.reduce, self.cap)
+                weights[name], before, after = pruned(
+                    delta, bound=_bound(lm, name, delta), reduce=self.reduce, cap=self.cap
+                )
                 pairs = zip(before.tolist(), after.tolist(), strict=True)
                 grown += [(new - old, name, old, new) for old, new in pairs if new > old * (1 + 1e-6)]
         if grown:

@@ -40,10 +40,14 @@ class RRome(RankOne):
         moment = self.moment(prior, layer)
         values = optimise(lm, edits, prior.contexts, objective=self.objective(layer), keys=True)
         templates = prior.contexts if self.variant == "prefix" else ("{}",)
-        key, output = self.seen(lm, edits, layer, templates, values)
+        key, output = self.seen(lm, edits, layer=layer, templates=templates, values=values)
         wanted = values.value if self.variant == "prefix" else output + values.delta
         return rank_one_changes(
-            update_direction(key, moment), key, output, wanted, [f"edit {edit.id}" for edit in edits]
+            update_direction(key, moment),
+            key=key,
+            output=output,
+            value=wanted,
+            names=[f"edit {edit.id}" for edit in edits],
         )
 
     def label(self) -> str:

@@ -135,12 +135,12 @@ class Remedi(Learned):
             NumericalError: a loss is not finite.
         """
         subjects = [one for one in train if one.edit.subject]
-        lessons = _lessons(lm, subjects, self._at(lm), self.phrasings, self.objects)
+        lessons = _lessons(lm, subjects, layer=self._at(lm), phrasings=self.phrasings, objects=self.objects)
         if not lessons:
             raise UsageError(f"{self.name}: {len(train)} examples and none with a subject; give an edit set that has")
         kept = len(lessons) - round(self.holdout * len(lessons))
         taught, judged = ([one for some in part for one in some] for part in (lessons[:kept], lessons[kept:]))
-        return replace(self, learned=_train(self, lm, taught or judged, judged or taught))
+        return replace(self, learned=_train(self, lm, taught=taught or judged, kept=judged or taught))
 
     def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:  # noqa: ARG002
         """All edits in one hook; of several of one subject and prompt the last."""
@@ -159,7 +159,7 @@ class Remedi(Learned):
     def loss(self, lm: LM, lessons: Sequence[_Lesson], learned: Mapping[str, Tensor]) -> Tensor:
         """What is minimised, of one batch; differentiable in ``learned``."""
         weights = (self.lam_m, self.lam_u, self.lam_kl, self.lam_norm, self.lam_ess)
-        terms = _terms(self, lm, lessons, learned)
+        terms = _terms(self, lm, lessons, learned=learned)
         return torch.stack([w * term for w, term in zip(weights, terms, strict=True) if w]).sum()
 
     def additions(self, lm: LM, edits: Sequence[Edit]) -> Tensor:
@@ -228,7 +228,7 @@ class Additions(Part):
         rows, columns, who = self.mentions(step)
         new = columns >= step.ids.shape[1] - step.new
         rows, columns, who = rows[new], columns[new] - (step.ids.shape[1] - step.new), who[new]
-        return _added(hidden, rows, columns, self._sums[who], self.alpha, self.beta)
+        return _added(hidden, rows=rows, columns=columns, directions=self._sums[who], alpha=self.alpha, beta=self.beta)
 
     def mentions(self, step: Step) -> tuple[Tensor, Tensor, Tensor]:
         """The row, the column of the last token and the subject of each mention that is to be edited.
@@ -335,7 +335,7 @@ def _hash(tokens: Tensor) -> Tensor:
     return (tokens * powers).sum(-1)
 
 
-def _added(hidden: Tensor, rows: Tensor, columns: Tensor, directions: Tensor, alpha: float, beta: float) -> Tensor:
+def _added(hidden: Tensor, *, rows: Tensor, columns: Tensor, directions: Tensor, alpha: float, beta: float) -> Tensor:
     """``beta h + alpha d`` at some positions of ``hidden [batch, new, d]``; all others stay bitwise as they are."""
     rows, columns = rows.to(hidden.device), columns.to(hidden.device)
     kind = torch.promote_types(hidden.dtype, directions.dtype)
@@ -421,7 +421,7 @@ class _Lesson(NamedTuple):
 
 
 def _lessons(
-    lm: LM, train: Sequence[Example], layer: int, phrasings: Phrasings, objects: Objects = "own"
+    lm: LM, train: Sequence[Example], *, layer: int, phrasings: Phrasings, objects: Objects = "own"
 ) -> list[list[_Lesson]]:
     """What is learned from each example: ways to state a fact, each with a way to ask for it."""
     known = [_phrased(example) for example in train]
@@ -437,7 +437,10 @@ def _lessons(
     ]
     attributes = iter(_representations(lm, rows, layer) if rows else ())
     return [
-        [_lesson(lm, example.edit, asked, h) for (_, asked), h in zip(mine, islice(attributes, len(mine)), strict=True)]
+        [
+            _lesson(lm, example.edit, asked=asked, attribute=h)
+            for (_, asked), h in zip(mine, islice(attributes, len(mine)), strict=True)
+        ]
         for example, mine in zip(train, pairs, strict=True)
     ]
 
@@ -510,7 +513,7 @@ def _phrased(example: Example) -> list[_Phrasing]:
     ]
 
 
-def _lesson(lm: LM, edit: Edit, asked: _Phrasing, attribute: Tensor) -> _Lesson:
+def _lesson(lm: LM, edit: Edit, *, asked: _Phrasing, attribute: Tensor) -> _Lesson:
     subject, prompt, ids = _subject(edit), asked.prompt, lm.encode(asked.prompt)
     if len(ids) > lm.context:
         raise DataError(f"example {edit.id}: its prompt has {len(ids)} tokens, but {lm.name} takes {lm.context}")
@@ -543,31 +546,31 @@ class _Terms(NamedTuple):
     essence: Tensor
 
 
-def _terms(method: Remedi, lm: LM, lessons: Sequence[_Lesson], learned: Mapping[str, Tensor]) -> _Terms:
+def _terms(method: Remedi, lm: LM, lessons: Sequence[_Lesson], *, learned: Mapping[str, Tensor]) -> _Terms:
     """The parts of the loss of one batch; one that has no weight is zero."""
     attributes = torch.stack([lesson.attribute for lesson in lessons]).to(learned["weight"])
     directions = nn.functional.linear(attributes, learned["weight"], learned["bias"])
     batch = lm.batch([lesson.ids for lesson in lessons])
     at = torch.tensor([lesson.at for lesson in lessons])
-    edited = _logits(method, lm, batch, at, directions)
+    edited = _logits(method, lm, batch, at=at, directions=directions)
     last = edited[torch.arange(len(lessons)), batch.lengths.to(edited.device) - 1]
     zero = directions.new_zeros(())
     return _Terms(
         -_log_p(last, [lesson.wanted for lesson in lessons]).mean().to(zero),
         _unlikelihood(last, [lesson.old for lesson in lessons]).to(zero) if method.lam_u else zero,
-        _divergence(method, lm, lessons, batch, edited).to(zero) if method.lam_kl else zero,
+        _divergence(method, lm, lessons, batch=batch, edited=edited).to(zero) if method.lam_kl else zero,
         directions.norm(dim=1).mean() if method.lam_norm else zero,
-        _essence(method, lm, lessons, directions).to(zero) if method.lam_ess else zero,
+        _essence(method, lm, lessons, directions=directions).to(zero) if method.lam_ess else zero,
     )
 
 
-def _logits(method: Remedi, lm: LM, batch: Batch, at: Tensor, directions: Tensor | None) -> Tensor:
+def _logits(method: Remedi, lm: LM, batch: Batch, *, at: Tensor, directions: Tensor | None) -> Tensor:
     """The logits of a batch, at least in float32, with the directions added at the subjects' last tokens."""
     rows = torch.arange(len(at))
 
     def add(hidden: Tensor, _step: Step) -> Tensor:
         assert directions is not None
-        return _added(hidden, rows, at, directions, method.alpha, method.beta)
+        return _added(hidden, rows=rows, columns=at, directions=directions, alpha=method.alpha, beta=method.beta)
 
     hooks = {} if directions is None else {lm.arch.block(method._at(lm)): add}
     with patched(lm, Patch(hooks=hooks)):
@@ -592,7 +595,7 @@ def _unlikelihood(logits: Tensor, tokens: Sequence[int | None]) -> Tensor:
     return (some.logsumexp(-1) - others.logsumexp(-1)).mean()
 
 
-def _divergence(method: Remedi, lm: LM, lessons: Sequence[_Lesson], batch: Batch, edited: Tensor) -> Tensor:
+def _divergence(method: Remedi, lm: LM, lessons: Sequence[_Lesson], *, batch: Batch, edited: Tensor) -> Tensor:
     """``1/B sum_b sum_i KL(p_0(.|i) || p_E(.|i))``, or the last ``b`` alone, as released."""
     spans = [(b, range(lesson.at, len(lesson.ids) - 1)) for b, lesson in enumerate(lessons)]
     spans = [(b, span) for b, span in spans if span]
@@ -600,19 +603,19 @@ def _divergence(method: Remedi, lm: LM, lessons: Sequence[_Lesson], batch: Batch
         spans = spans[-1:]
     rows, columns = [b for b, span in spans for _ in span], [i for _, span in spans for i in span]
     with torch.no_grad():
-        unedited = _logits(method, lm, batch, torch.tensor([]), None)[rows, columns].log_softmax(-1)
+        unedited = _logits(method, lm, batch, at=torch.tensor([]), directions=None)[rows, columns].log_softmax(-1)
     changed = edited[rows, columns].log_softmax(-1)
     return nn.functional.kl_div(changed, unedited, reduction="sum", log_target=True) / len(lessons)
 
 
-def _essence(method: Remedi, lm: LM, lessons: Sequence[_Lesson], directions: Tensor) -> Tensor:
+def _essence(method: Remedi, lm: LM, lessons: Sequence[_Lesson], *, directions: Tensor) -> Tensor:
     """``mean KL(p_0 || p_E)`` after "{subject} is a"."""
     batch = lm.batch([lesson.essence for lesson in lessons])
     rows, last = torch.arange(len(lessons)), batch.lengths.cpu() - 1
     with torch.no_grad():
-        unedited = _logits(method, lm, batch, torch.tensor([]), None)[rows, last].log_softmax(-1)
+        unedited = _logits(method, lm, batch, at=torch.tensor([]), directions=None)[rows, last].log_softmax(-1)
     at = torch.tensor([lesson.essence_at for lesson in lessons])
-    changed = _logits(method, lm, batch, at, directions)[rows, last].log_softmax(-1)
+    changed = _logits(method, lm, batch, at=at, directions=directions)[rows, last].log_softmax(-1)
     return nn.functional.kl_div(changed, unedited, reduction="batchmean", log_target=True)
 
 
@@ -627,6 +630,7 @@ def _start(lm: LM, width: int, seed: int) -> dict[str, Tensor]:
 def _train(
     method: Remedi,
     lm: LM,
+    *,
     taught: Sequence[_Lesson],
     kept: Sequence[_Lesson],
     start: Mapping[str, Tensor] | None = None,
@@ -635,7 +639,7 @@ def _train(
     first = start or _start(lm, len(taught[0].attribute), method.seed)
     learned = {name: tensor.clone().requires_grad_() for name, tensor in first.items()}
     adam = torch.optim.AdamW(learned.values(), lr=method.lr, weight_decay=method.weight_decay)
-    best, least, waited = _copy(learned), _validate(method, lm, kept, learned), 0
+    best, least, waited = _copy(learned), _validate(method, lm, lessons=kept, learned=learned), 0
     draw = torch.Generator().manual_seed(method.seed)
     with method.progress(lm, method.epochs) as report:
         for epoch in range(method.epochs):
@@ -647,7 +651,7 @@ def _train(
                 adam.zero_grad()
                 torch.autograd.backward(loss)
                 adam.step()
-            found = _validate(method, lm, kept, learned)
+            found = _validate(method, lm, lessons=kept, learned=learned)
             waited = 0 if found < least else waited + 1
             if found < least:
                 best, least = _copy(learned), found
@@ -662,7 +666,7 @@ def _copy(learned: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in learned.items()}
 
 
-def _validate(method: Remedi, lm: LM, lessons: Sequence[_Lesson], learned: Mapping[str, Tensor]) -> float:
+def _validate(method: Remedi, lm: LM, *, lessons: Sequence[_Lesson], learned: Mapping[str, Tensor]) -> float:
     """The mean loss of the batches."""
     with torch.no_grad():
         losses = [float(method.loss(lm, batch, learned)) for batch in _batches(lessons, method.batch_size)]

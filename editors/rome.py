@@ -33,8 +33,12 @@ class Rome(RankOne):
         """The rank-one change of one layer for each of some independent edits."""
         moment = self.moment(prior, layer)
         values = optimise(lm, edits, prior.contexts, objective=self.objective(layer), keys=True)
-        mean, _ = self.seen(lm, edits, layer, prior.contexts, values)
-        key, output = self.seen(lm, edits, layer, ("{}",), values)
+        mean, _ = self.seen(lm, edits, layer=layer, templates=prior.contexts, values=values)
+        key, output = self.seen(lm, edits, layer=layer, templates=("{}",), values=values)
         return rank_one_changes(
-            update_direction(mean, moment), key, output, values.value, [f"edit {edit.id}" for edit in edits]
+            update_direction(mean, moment),
+            key=key,
+            output=output,
+            value=values.value,
+            names=[f"edit {edit.id}" for edit in edits],
         )

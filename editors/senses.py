@@ -116,7 +116,7 @@ class Background:
     weight: Tensor
 
 
-def weighed(alpha: Tensor, ids: Tensor, positions: Tensor, vocabulary: int) -> Tensor:
+def weighed(alpha: Tensor, ids: Tensor, *, positions: Tensor, vocabulary: int) -> Tensor:
     """How much each token's senses are weighed when some positions predict: ``a [vocabulary, k]``.
 
     ``a(v, l) = sum over t in positions, s with x_s = v of alpha[l, t, s]``.
@@ -132,7 +132,9 @@ def weighed(alpha: Tensor, ids: Tensor, positions: Tensor, vocabulary: int) -> T
     return mass.new_zeros(vocabulary, len(alpha)).index_add(0, ids[known], mass[known])
 
 
-def choose_senses(weight: Tensor, ordinary: Tensor, factor: float, k: int, fill: bool = False) -> list[tuple[int, int]]:
+def choose_senses(
+    weight: Tensor, ordinary: Tensor, *, factor: float, k: int, fill: bool = False
+) -> list[tuple[int, int]]:
     """The pairs ``(v, l)`` of the greatest ``q(v, l) = a(v, l) - factor B(v, l)`` among those with ``a(v, l) > 0``.
 
     Args:
@@ -165,7 +167,7 @@ def gradients(order: Sequence[int], size: int, variant: Variant = "paper") -> li
     return groups if variant == "paper" else [group[-1:] for group in groups if len(group) == size]
 
 
-def background(lm: LM, chunks: int, columns: int, source: str | None = None) -> Background:
+def background(lm: LM, *, chunks: int, columns: int, source: str | None = None) -> Background:
     """What the first chunks of a text weigh; all positions but the last of a chunk count.
 
     Args:
@@ -187,7 +189,7 @@ def background(lm: LM, chunks: int, columns: int, source: str | None = None) -> 
         with torch.no_grad():
             alpha = lm.model(input_ids=rows, use_cache=False, logits_to_keep=1).contextualization
         for i, ids in enumerate(rows):
-            mass = weighed(alpha[i], ids, torch.arange(width - 1, device=ids.device), vocabulary)
+            mass = weighed(alpha[i], ids, positions=torch.arange(width - 1, device=ids.device), vocabulary=vocabulary)
             total = mass if total is None else total + mass
     assert total is not None
     return Background(found, total / len(found))
@@ -293,7 +295,7 @@ class Senses(Editor):
         self.require(lm)
         if memory is not None and not isinstance(memory, Background):
             raise UsageError(f"the memory is a {type(memory).__name__} of another editor; start again without memory")
-        return memory or background(lm, self.chunks, self.chunk_tokens, self.kl_text)
+        return memory or background(lm, chunks=self.chunks, columns=self.chunk_tokens, source=self.kl_text)
 
     def _edited(self, lm: LM, edits: Sequence[Edit], ordinary: Background) -> Patch:
         *_, last = self._passes(lm, edits, ordinary)
@@ -319,13 +321,13 @@ class Senses(Editor):
             other = _attended(lm, example.rival, len(ordinary.weight))
             subtract = self.variant == "released" and example.edit.direction == "contrast"
             weight = weight - other if subtract else weight + other
-        return choose_senses(weight, ordinary.weight, self.unusual, self.k, self.variant == "released")
+        return choose_senses(weight, ordinary.weight, factor=self.unusual, k=self.k, fill=self.variant == "released")
 
     def _trained(
         self, lm: LM, examples: Sequence[TokenisedEdit], ordinary: Background, tokens: Tensor, senses: Tensor
     ) -> Iterator[tuple[Tensor, list[float]]]:
         """The changes ``[n, d]`` after each epoch, and what its examples had to lose before their updates."""
-        rows = [[_predicting(lm, a, tokens, senses) for a in (e, e.rival) if a.target] for e in examples]
+        rows = [[_predicting(lm, a, tokens=tokens, senses=senses) for a in (e, e.rival) if a.target] for e in examples]
         start = torch.promote_types(lm.parameter(f"{lm.arch.head}.weight").dtype, torch.float32)
         deltas = torch.zeros(len(tokens), lm.arch.width, dtype=start, device=lm.device, requires_grad=True)
         adam = torch.optim.Adam([deltas], lr=self.lr, betas=_BETAS)
@@ -338,7 +340,11 @@ class Senses(Editor):
                 adam.zero_grad()
                 for i in group:
                     chunk = ordinary.chunks[int(torch.randint(len(ordinary.chunks), (), generator=draw))]
-                    text = _read(lm, chunk.tolist(), range(len(chunk)), tokens, senses) if self.kl else None
+                    text = (
+                        _read(lm, chunk.tolist(), positions=range(len(chunk)), tokens=tokens, senses=senses)
+                        if self.kl
+                        else None
+                    )
                     with torch.enable_grad():
                         wanted = self._wanted(lm, examples[i], rows[i], deltas)
                         loss = (wanted + self._pull(lm, text, deltas)) / len(group)
@@ -372,16 +378,16 @@ def _attended(lm: LM, answer: TokenisedEdit, vocabulary: int) -> Tensor:
     first = len(answer.prompt) - 1
     with torch.no_grad():
         alpha = lm.model(input_ids=ids[None], use_cache=False, logits_to_keep=1).contextualization[0]
-    return weighed(alpha, ids, torch.arange(first, len(ids) - 1, device=ids.device), vocabulary)
+    return weighed(alpha, ids, positions=torch.arange(first, len(ids) - 1, device=ids.device), vocabulary=vocabulary)
 
 
-def _predicting(lm: LM, answer: TokenisedEdit, tokens: Tensor, senses: Tensor) -> _Read:
+def _predicting(lm: LM, answer: TokenisedEdit, *, tokens: Tensor, senses: Tensor) -> _Read:
     """The positions that predict the tokens of a continuation."""
     ids = answer.prompt + answer.target[:-1]
-    return _read(lm, ids, range(len(answer.prompt) - 1, len(ids)), tokens, senses)
+    return _read(lm, ids, positions=range(len(answer.prompt) - 1, len(ids)), tokens=tokens, senses=senses)
 
 
-def _read(lm: LM, ids: Sequence[int], positions: range, tokens: Tensor, senses: Tensor) -> _Read:
+def _read(lm: LM, ids: Sequence[int], *, positions: range, tokens: Tensor, senses: Tensor) -> _Read:
     """Some positions of one text, for changes of the pairs of ``tokens [n]`` and ``senses [n]``."""
     row = torch.tensor(ids, device=lm.device)
     at = torch.tensor(list(positions), device=lm.device)

@@ -137,7 +137,7 @@ class UltraEdit(Editor):
             raise UsageError(f"the memory is a {type(memory).__name__} of another editor; start again without memory")
         if not edits:
             return Patch(memory=memory)
-        found = _features(lm, edits, self._names(lm), self.batch_size)
+        found = _features(lm, edits, names=self._names(lm), batch_size=self.batch_size)
         statistics = dict(memory.statistics) if memory else {}
         for key, gradient in found.values():
             shape, new = _shape(key, gradient), Statistics.of(torch.cat([key, gradient], 1))
@@ -182,7 +182,9 @@ def _shape(key: Tensor, gradient: Tensor) -> Shape:
     return key.shape[1], gradient.shape[1]
 
 
-def _features(lm: LM, edits: Sequence[Edit], names: Sequence[str], batch_size: int) -> dict[str, tuple[Tensor, Tensor]]:
+def _features(
+    lm: LM, edits: Sequence[Edit], *, names: Sequence[str], batch_size: int
+) -> dict[str, tuple[Tensor, Tensor]]:
     """Module -> what enters it, ``k [tokens, in]``, and the gradient at what leaves it, ``g [tokens, out]``."""
     examples = tokenise(lm, edits)
     keys: dict[str, list[Tensor]] = {name: [] for name in names}

@@ -104,7 +104,7 @@ class State:
     texts: tuple[str, ...]
 
 
-def margins(inside: Tensor, outside: Tensor, alpha: float, beta: float, gamma: float) -> Tensor:
+def margins(inside: Tensor, outside: Tensor, *, alpha: float, beta: float, gamma: float) -> Tensor:
     """The routing loss (paper, equation 5): edited tokens far, unrelated tokens near, and a gap between the two.
 
     Each term is the mean over what violates it, as in the authors' code: ``max(0, outside - alpha)``,
@@ -225,7 +225,7 @@ class Wise(Editor):
 
     def notes(self, lm: LM) -> Mapping[str, object]:
         """The context templates."""
-        return template_notes(lm, "memit", self.seed, self.contexts)
+        return template_notes(lm, "memit", seed=self.seed, given=self.contexts)
 
     def _layer(self, lm: LM) -> int:
         return layer_at_depth(lm, 0.8) if self.layer is None else self.layer
@@ -305,7 +305,7 @@ class Wise(Editor):
             nll = rows.above(lm, self._layer(lm))
             for i in range(self.n_iter):
                 moved = [(a @ delta.T).norm(dim=1) for a in (inside, outside)]
-                loss = nll() + margins(moved[0], moved[1], self.alpha, self.beta, self.gamma)
+                loss = nll() + margins(moved[0], moved[1], alpha=self.alpha, beta=self.beta, gamma=self.gamma)
                 value = float(loss.detach())
                 if not value < torch.inf:
                     raise NumericalError(

@@ -160,9 +160,9 @@ def rome(lm: LM, run: Run) -> Rome:
 def plain_value(lm: LM, edit: Edit, templates: Sequence[str], objective: Objective) -> tuple[Tensor, Tensor]:
     """ROME's loop as published: one edit, the whole model and all logits on every step; gives ``v0`` and delta."""
     target = lm.continuation(edit.text, edit.continuation)
-    essence, last = find_fact_token(lm, replace(edit, prompt="{} is a"), "{}", objective.fact_token)
+    essence, last = find_fact_token(lm, replace(edit, prompt="{} is a"), template="{}", fact_token=objective.fact_token)
     extra = [Row(tuple(essence), last)]
-    rows = prompt_rows(lm, edit, templates, objective.fact_token, target[:-1], extra)
+    rows = prompt_rows(lm, edit, templates, fact_token=objective.fact_token, suffix=target[:-1], extra=extra)
     batch, at = lm.batch([row.ids for row in rows]), torch.tensor([row.at for row in rows])
     each = torch.arange(len(rows))
     labels = torch.full_like(batch.ids[:-1], -100)
@@ -198,9 +198,11 @@ def plain_rome(lm: LM, editor: Rome, edit: Edit, prior: Unedited) -> Patch:
     """One ROME edit with the plain loop."""
     (layer,) = editor.edited_layers(lm)
     start, delta = plain_value(lm, edit, prior.contexts, editor.objective(layer))
-    mean, _ = read_keys(lm, [edit], layer, prior.contexts, editor.fact_token)
-    key, output = read_keys(lm, [edit], layer, ("{}",), editor.fact_token, outputs=True)
-    (change,) = rank_one_changes(update_direction(mean, prior.moments[layer]), key, output, (start + delta)[None])
+    mean, _ = read_keys(lm, [edit], layer, templates=prior.contexts, fact_token=editor.fact_token)
+    key, output = read_keys(lm, [edit], layer, templates=("{}",), fact_token=editor.fact_token, outputs=True)
+    (change,) = rank_one_changes(
+        update_direction(mean, prior.moments[layer]), key=key, output=output, value=(start + delta)[None]
+    )
     return Patch({lm.down(layer): change})
 
 

@@ -42,11 +42,11 @@ def responses(model: str, editor: str) -> dict[tuple[int, str], Tensor]:
     method = compose(editor).build(lm, {}, 0)
     patches = method.edit_each(lm, edits)
     layers = getattr(method, "layers", None) or [getattr(method, "layer")]  # noqa: B009
-    moments = second_moments.moments(lm, layers, getattr(method, "cov_tokens"))  # noqa: B009
+    moments = second_moments.moments(lm, layers, tokens=getattr(method, "cov_tokens"))  # noqa: B009
     found: dict[tuple[int, str], list[Tensor]] = {}
     for layer in layers:
         name = lm.down(layer)
-        asked = keys.read_keys(lm, edits, layer, ("{}",), "subject_last")[0].double()
+        asked = keys.read_keys(lm, edits, layer, templates=("{}",), fact_token="subject_last")[0].double()
         for i, patch in enumerate(patches):
             change = patch.weights[name].dense()
             count = round(KEEP * change.numel())

@@ -49,11 +49,11 @@ def summarise(
     """
     out: dict[str, Json] = {}
     for metric, contributions in values.items():
-        change = None if base is None else difference(base.get(metric, {}), contributions, seed)
+        change = None if base is None else difference(base.get(metric, {}), contributions, seed=seed)
         out[metric] = _measure(estimate(contributions, seed), change, higher_is_better.get(metric))
     for score, parts in (derived or {}).items():
         own = [values.get(part, {}) for part in parts]
-        change = None if base is None else harmonic_difference([base.get(part, {}) for part in parts], own, seed)
+        change = None if base is None else harmonic_difference([base.get(part, {}) for part in parts], own, seed=seed)
         out[score] = _measure(harmonic(own, seed), change, higher_is_better.get(score, True))
     for metric, value in (plain or {}).items():
         finite = value is not None and math.isfinite(value)

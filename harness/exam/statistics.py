@@ -166,7 +166,7 @@ def estimate(values: Values, seed: int, resamples: int = RESAMPLES) -> Estimate:
     return Estimate(value, n, *interval, reason=_join(_dropped(dropped, len(values)), why), clusters=clusters)
 
 
-def difference(base: Values, edited: Values, seed: int, resamples: int = RESAMPLES) -> Difference:
+def difference(base: Values, edited: Values, *, seed: int, resamples: int = RESAMPLES) -> Difference:
     """Edited minus unedited over the documents that both have, paired.
 
     Outcomes of 0 or 1: McNemar's exact test and the interval of Bonett and Price.  Anything else: the paired bootstrap.
@@ -176,7 +176,7 @@ def difference(base: Values, edited: Values, seed: int, resamples: int = RESAMPL
     binary = _binary_difference(units)
     if binary is not None:
         return _noted(binary, note)
-    return _noted(_bootstrap_difference(units, _minus, seed, resamples), note)
+    return _noted(_bootstrap_difference(units, _minus, seed=seed, resamples=resamples), note)
 
 
 def harmonic(components: Sequence[Values], seed: int, resamples: int = RESAMPLES) -> Estimate:
@@ -199,7 +199,7 @@ def harmonic(components: Sequence[Values], seed: int, resamples: int = RESAMPLES
 
 
 def harmonic_difference(
-    base: Sequence[Values], edited: Sequence[Values], seed: int, resamples: int = RESAMPLES
+    base: Sequence[Values], edited: Sequence[Values], *, seed: int, resamples: int = RESAMPLES
 ) -> Difference:
     """Edited minus unedited of the harmonic mean of several metrics, paired and resampled jointly."""
     pairs, note = _paired(base, edited)
@@ -208,7 +208,7 @@ def harmonic_difference(
     def statistic(values: Array) -> Array:
         return _harmonic_mean(values[..., k:]) - _harmonic_mean(values[..., :k])
 
-    return _noted(_bootstrap_difference(units, statistic, seed, resamples), note)
+    return _noted(_bootstrap_difference(units, statistic, seed=seed, resamples=resamples), note)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -458,7 +458,9 @@ def _least(n: int) -> float:
     return float(special.betaincinv(_CHANGES, n - _CHANGES + 1, POWER)) if n >= _CHANGES else 1.0
 
 
-def _bootstrap_difference(units: _Units, statistic: Callable[[Array], Array], seed: int, resamples: int) -> Difference:
+def _bootstrap_difference(
+    units: _Units, statistic: Callable[[Array], Array], *, seed: int, resamples: int
+) -> Difference:
     value = _optional(statistic(units.values()))
     if value is None:
         return Difference(None, 0, reason="no document has a value on both sides")

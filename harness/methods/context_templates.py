@@ -38,13 +38,17 @@ def sample_templates(lm: LM, kind: TemplateKind, seed: int = 0) -> tuple[str, ..
     """
     generator = torch.Generator().manual_seed(seed)
     if kind == "memit":
-        texts = [text for start in _MEMIT_STARTS for text in _sample(lm, [lm.encode(start)], 10, generator)]
+        texts = [
+            text for start in _MEMIT_STARTS for text in _sample(lm, [lm.encode(start)], length=10, generator=generator)
+        ]
     else:
-        texts = [text for length in (5, 10) for text in _sample(lm, [[lm.start]] * 10, length, generator)]
+        texts = [
+            text for length in (5, 10) for text in _sample(lm, [[lm.start]] * 10, length=length, generator=generator)
+        ]
     return ("{}", *(f"{text}. {{}}" for text in texts))
 
 
-def _sample(lm: LM, rows: Sequence[Sequence[int]], length: int, generator: torch.Generator) -> list[str]:
+def _sample(lm: LM, rows: Sequence[Sequence[int]], *, length: int, generator: torch.Generator) -> list[str]:
     """Texts of ``length`` tokens, the given ones included, each next token one of the five most probable."""
     batch = lm.batch(rows)
     ids = batch.ids

@@ -173,7 +173,7 @@ def target_positions(examples: Sequence[TokenisedEdit], loss: Loss = "target_new
 
 
 def log_likelihood(
-    lm: LM, examples: Sequence[TokenisedEdit], loss: Loss = "target_new", held: Mapping[str, Tensor] | None = None
+    lm: LM, examples: Sequence[TokenisedEdit], *, loss: Loss = "target_new", held: Mapping[str, Tensor] | None = None
 ) -> Tensor:
     """The log-probability of each token of each target, ``[tokens]``, in the order of :func:`target_positions`.
 
@@ -218,12 +218,13 @@ def descend(
     lm: LM,
     edits: Sequence[Edit],
     parameters: Sequence[str],
+    *,
     settings: DescentSettings,
     prior: KLRegulariser | None = None,
 ) -> Trained:
     """Train copies of some parameters until the model says the targets: the last of :func:`passes`, all losses."""
     record: list[float] = []
-    for trained in passes(lm, edits, parameters, settings, prior):
+    for trained in passes(lm, edits, parameters, settings=settings, prior=prior):
         last = trained
         record += trained.losses
     return Trained(last.deltas, tuple(record))
@@ -233,6 +234,7 @@ def passes(
     lm: LM,
     edits: Sequence[Edit],
     parameters: Sequence[str],
+    *,
     settings: DescentSettings,
     prior: KLRegulariser | None = None,
 ) -> Iterator[Trained]:
@@ -316,7 +318,7 @@ class _Training:
             self.adam.zero_grad()
         with torch.enable_grad():
             held = {name: tensor.to(self.lm.parameter(name).dtype) for name, tensor in self.free.items()}
-            loss = _loss(self.lm, examples, held, self.settings)
+            loss = _loss(self.lm, examples, held=held, settings=self.settings)
             total = loss if self.prior is None else loss + self.prior(self.lm, held)
         value, whole = float(loss.detach()), float(total.detach())
         if not math.isfinite(whole):
@@ -349,17 +351,19 @@ def _enough(examples: Sequence[TokenisedEdit], settings: DescentSettings) -> flo
     return floors[0] if len(set(floors)) == 1 else math.fsum(floors) / len(floors)
 
 
-def _loss(lm: LM, examples: Sequence[TokenisedEdit], held: Mapping[str, Tensor], settings: DescentSettings) -> Tensor:
+def _loss(
+    lm: LM, examples: Sequence[TokenisedEdit], *, held: Mapping[str, Tensor], settings: DescentSettings
+) -> Tensor:
     """The mean over edits of what each minimises, by default the mean NLL of its target's tokens."""
     directions = [e.edit.direction for e in examples]
     if set(directions) == {"likelihood"}:
-        log_p = log_likelihood(lm, examples, settings.loss, held)
+        log_p = log_likelihood(lm, examples, loss=settings.loss, held=held)
         tokens = [len(e.target) if settings.normalisation == "mean" else 1 for e in examples for _ in e.target]
         share = torch.tensor([1 / (count * len(examples)) for count in tokens], dtype=torch.float64)
         return -(log_p * share.to(log_p)).sum()
     compared = [i for i, e in enumerate(examples) if e.against]
     rows = [*examples, *(examples[i].rival for i in compared)]
-    log_p = log_likelihood(lm, rows, settings.loss, held)
+    log_p = log_likelihood(lm, rows, loss=settings.loss, held=held)
     owner = torch.tensor([i for i, row in enumerate(rows) for _ in row.target], device=log_p.device)
     each = nll(log_p, owner, len(rows), settings.normalisation)
     target, places = each[: len(examples)], torch.tensor(compared, dtype=torch.long, device=each.device)

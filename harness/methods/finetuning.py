@@ -82,4 +82,4 @@ class Finetuning(Editor, ABC):
 
     def prior(self, lm: LM) -> KLRegulariser | None:
         """The pull towards the unedited model, None without a weight."""
-        return kl_regulariser(lm, self.kl, self.kl_text, self.seed)
+        return kl_regulariser(lm, weight=self.kl, source=self.kl_text, seed=self.seed)

@@ -64,6 +64,7 @@ class Unedited:
 def take_unedited(
     lm: LM,
     memory: object,
+    *,
     kind: TemplateKind,
     layers: Sequence[int],
     seed: int,
@@ -91,10 +92,10 @@ def take_unedited(
     templates = memory.contexts if memory else given or context_templates.sample_templates(lm, kind, seed)
     known = dict(memory.moments) if memory else {}
     missing = [layer for layer in layers if layer not in known]
-    return Unedited(templates, {**known, **(moments(lm, missing, tokens) if missing else {})})
+    return Unedited(templates, {**known, **(moments(lm, missing, tokens=tokens) if missing else {})})
 
 
-def template_notes(lm: LM, kind: TemplateKind, seed: int, given: tuple[str, ...] | None) -> dict[str, object]:
+def template_notes(lm: LM, kind: TemplateKind, *, seed: int, given: tuple[str, ...] | None) -> dict[str, object]:
     """The context templates of an editor on the unedited model, as a record keeps them."""
     return {"contexts": list(given or context_templates.sample_templates(lm, kind, seed))}
 
@@ -115,7 +116,7 @@ def require_layers(lm: LM, layers: Sequence[int]) -> tuple[int, ...]:
     return tuple(sorted(set(layers)))
 
 
-def find_fact_token(lm: LM, edit: Edit, template: str, fact_token: FactToken) -> tuple[list[int], int]:
+def find_fact_token(lm: LM, edit: Edit, *, template: str, fact_token: FactToken) -> tuple[list[int], int]:
     """The tokens of a prompt in its context, and the position of the token to edit.
 
     Args:
@@ -149,6 +150,7 @@ def prompt_rows(
     lm: LM,
     edit: Edit,
     templates: Sequence[str],
+    *,
     fact_token: FactToken,
     suffix: Sequence[int] = (),
     extra: Sequence[Row] = (),
@@ -166,7 +168,7 @@ def prompt_rows(
     Raises:
         DataError: a row is longer than the model's context.
     """
-    found = [find_fact_token(lm, edit, template, fact_token) for template in templates]
+    found = [find_fact_token(lm, edit, template=template, fact_token=fact_token) for template in templates]
     rows = [Row((*ids, *suffix), at) for ids, at in found] + list(extra)
     longest = max(len(row.ids) for row in rows)
     if longest > lm.context:
@@ -181,6 +183,7 @@ def read_keys(
     lm: LM,
     edits: Sequence[Edit],
     layer: int,
+    *,
     templates: Sequence[str],
     fact_token: FactToken,
     kind: TemplateKind = "rome",
@@ -200,7 +203,7 @@ def read_keys(
     Returns:
         ``k [edits, f]``, the inputs of the down-projection, and ``y [edits, d]``, its outputs (empty if not wanted).
     """
-    rows = [row for edit in edits for row in prompt_rows(lm, edit, templates, fact_token)]
+    rows = [row for edit in edits for row in prompt_rows(lm, edit, templates, fact_token=fact_token)]
     down = lm.arch.down_of(layer)
     seen = read_activations(lm, rows, inputs=[down], outputs=[down] if outputs else [])
     share = context_templates.template_weights(templates, kind)
@@ -215,7 +218,7 @@ def _mean_over_templates(rows: Tensor, share: Tensor) -> Tensor:
 
 
 def rank_one_changes(
-    u: Tensor, key: Tensor, output: Tensor, value: Tensor, names: Sequence[str] = ("the edit",)
+    u: Tensor, *, key: Tensor, output: Tensor, value: Tensor, names: Sequence[str] = ("the edit",)
 ) -> list[LowRank]:
     """The rank-one changes that map keys to values: ``right = u^T``, ``left = (v* - y) / (k . u)`` (ROME, equation 2).
 
@@ -242,6 +245,7 @@ def rank_one_changes(
 def spread_residuals(
     lm: LM,
     groups: Sequence[Sequence[Edit]],
+    *,
     targets: Tensor,
     layers: Sequence[int],
     templates: Sequence[str],
@@ -272,7 +276,16 @@ def spread_residuals(
     owner = [g for g, group in enumerate(groups) for _ in group]
     for i, layer in enumerate(layers):
         place = (lm.arch.block if site == "block" else lm.arch.mlp_of)(layers[-1])
-        key, hidden = _keys_and_hidden_states(lm, edits, owner, patches, layer, place, templates, fact_token)
+        key, hidden = _keys_and_hidden_states(
+            lm,
+            edits,
+            owner=owner,
+            patches=patches,
+            layer=layer,
+            place=place,
+            templates=templates,
+            fact_token=fact_token,
+        )
         residual = (targets - hidden) / divisor(len(layers) - i)
         for g in range(len(groups)):
             mine = torch.tensor([e for e, group in enumerate(owner) if group == g], device=key.device)
@@ -284,6 +297,7 @@ def spread_residuals(
 def _keys_and_hidden_states(
     lm: LM,
     edits: Sequence[Edit],
+    *,
     owner: Sequence[int],
     patches: Sequence[Patch],
     layer: int,
@@ -292,25 +306,31 @@ def _keys_and_hidden_states(
     fact_token: FactToken,
 ) -> tuple[Tensor, Tensor]:
     """Keys at one layer and what leaves a module, each edit on the model that carries its own patch."""
-    rows = [row for edit in edits for row in prompt_rows(lm, edit, templates, fact_token)]
-    bare = [row for edit in edits for row in prompt_rows(lm, edit, templates[:1], fact_token)]
+    rows = [row for edit in edits for row in prompt_rows(lm, edit, templates, fact_token=fact_token)]
+    bare = [row for edit in edits for row in prompt_rows(lm, edit, templates[:1], fact_token=fact_token)]
     carried = [g for g in owner for _ in templates]
     down = lm.arch.down_of(layer)
-    key = _read_each(lm, rows, carried, patches, [down], []).inputs[down]
-    hidden = _read_each(lm, bare, owner, patches, [], [place]).outputs[place]
+    key = _read_each(lm, rows, owner=carried, patches=patches, inputs=[down], outputs=[]).inputs[down]
+    hidden = _read_each(lm, bare, owner=owner, patches=patches, inputs=[], outputs=[place]).outputs[place]
     return _mean_over_templates(key, context_templates.template_weights(templates, "memit")), hidden
 
 
 def _read_each(
-    lm: LM, rows: Sequence[Row], owner: Sequence[int], patches: Sequence[Patch], inputs: list[str], outputs: list[str]
+    lm: LM,
+    rows: Sequence[Row],
+    *,
+    owner: Sequence[int],
+    patches: Sequence[Patch],
+    inputs: list[str],
+    outputs: list[str],
 ) -> Activations:
     """:func:`harness.models.activations.read_activations`, each row under the patch of its owner."""
     if len(patches) == 1 or patches[0].empty:
         with patched(lm, patches[0]) if len(patches) == 1 else nullcontext():
-            return read_activations(lm, rows, inputs, outputs)
+            return read_activations(lm, rows, inputs=inputs, outputs=outputs)
     with patched_rows(lm, patches) as carrier:
 
         def before(chunk: Sequence[int]) -> None:
             carrier.index = torch.tensor([owner[i] for i in chunk])
 
-        return read_activations(lm, rows, inputs, outputs, before=before)
+        return read_activations(lm, rows, inputs=inputs, outputs=outputs, before=before)

@@ -54,7 +54,7 @@ class KLRegulariser:
         return self.weight * summed_kl(at_least_float32(before), at_least_float32(after))
 
 
-def kl_regulariser(lm: LM, weight: float, source: str | None, seed: int) -> KLRegulariser | None:
+def kl_regulariser(lm: LM, *, weight: float, source: str | None, seed: int) -> KLRegulariser | None:
     """The term for texts drawn with replacement; None where it has no weight.
 
     Args:

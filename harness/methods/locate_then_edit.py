@@ -100,7 +100,7 @@ class LocateThenEdit(Editor):
 
     def notes(self, lm: LM) -> Mapping[str, object]:
         """The context templates."""
-        return template_notes(lm, self.kind, self.seed, self.contexts)
+        return template_notes(lm, self.kind, seed=self.seed, given=self.contexts)
 
     def objective(self, layer: int) -> Objective:
         """The value optimisation at one layer."""
@@ -129,7 +129,9 @@ class LocateThenEdit(Editor):
             ModelError: a weight that would be written is quantised.
         """
         self.require_writable(lm, memory)
-        return take_unedited(lm, memory, self.kind, layers, self.seed, self.cov_tokens, self.contexts)
+        return take_unedited(
+            lm, memory, kind=self.kind, layers=layers, seed=self.seed, tokens=self.cov_tokens, given=self.contexts
+        )
 
     def require_writable(self, lm: LM, memory: object) -> None:
         """Refuse weights that cannot be written, before the model is run for anything.
@@ -238,7 +240,15 @@ class Spread(LocateThenEdit):
 
         site: Literal["block", "mlp"] = "block" if self.seam == "block" else "mlp"
         patches = spread_residuals(
-            lm, groups, values.value, layers, prior.contexts, self.fact_token, noted, site, self.divisor
+            lm,
+            groups,
+            targets=values.value,
+            layers=layers,
+            templates=prior.contexts,
+            fact_token=self.fact_token,
+            solve=noted,
+            site=site,
+            divisor=self.divisor,
         )
         return patches, written
 
@@ -327,7 +337,7 @@ def with_hyperparameters(editor: Editor, asker: str, **settings: Any) -> Editor:
 
 
 def inverse_of_preserved(
-    moment: Moment, lam: float, norm_control: float = 0.0, earlier: Tensor | None = None
+    moment: Moment, *, lam: float, norm_control: float = 0.0, earlier: Tensor | None = None
 ) -> Callable[[Tensor], Tensor]:
     """``right [f, n] -> G^-1 right`` with ``G = lam C + norm_control I + M``, in float64, factored once.
 
@@ -357,7 +367,7 @@ def inverse_of_preserved(
 
 
 def ridge_solver(
-    prior: SpreadMemory, lam: float, norm_control: float = 0.0, sums: Mapping[int, Tensor] | None = None
+    prior: SpreadMemory, *, lam: float, norm_control: float = 0.0, sums: Mapping[int, Tensor] | None = None
 ) -> Solver:
     """``dW = R K^T G^-1`` with ``G = lam C + norm_control I + M + K K^T`` (MEMIT, equation 14), one factor a layer.
 
@@ -370,7 +380,9 @@ def ridge_solver(
 
     @functools.cache
     def whiten(layer: int) -> Callable[[Tensor], Tensor]:
-        return inverse_of_preserved(prior.moments[layer], lam, norm_control, (sums or {}).get(layer))
+        return inverse_of_preserved(
+            prior.moments[layer], lam=lam, norm_control=norm_control, earlier=(sums or {}).get(layer)
+        )
 
     def solve(layer: int, key: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
         wide = double(key.T)
@@ -402,7 +414,7 @@ def ridge_adjoint(moment: Moment, keys: Tensor, lam: float) -> Tensor:
         lam: the weight of ``C``.
     """
     key = double(keys.T)
-    return woodbury(inverse_of_preserved(moment, lam)(key), key)
+    return woodbury(inverse_of_preserved(moment, lam=lam)(key), key)
 
 
 def sum_key_products(keys: Tensor, earlier: Tensor | None) -> Tensor:

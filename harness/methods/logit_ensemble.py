@@ -20,7 +20,7 @@ __all__ = ["combine_logits", "common_vocabulary", "largest_beta"]
 STEPS = 10  # betas that are tried between 1 and 0
 
 
-def combine_logits(logits: Tensor, tuned: Tensor, base: Tensor, beta: float, common: int) -> Tensor:
+def combine_logits(logits: Tensor, tuned: Tensor, base: Tensor, *, beta: float, common: int) -> Tensor:
     """``z + beta (log softmax(z_tuned) - log softmax(z_base))``; tokens beside the common ones become impossible.
 
     Args:

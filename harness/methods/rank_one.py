@@ -103,7 +103,7 @@ class RankOne(LocateThenEdit):
         """The change of one layer for each of some independent edits."""
 
     def seen(
-        self, lm: LM, edits: Sequence[Edit], layer: int, templates: Sequence[str], values: Values
+        self, lm: LM, edits: Sequence[Edit], *, layer: int, templates: Sequence[str], values: Values
     ) -> tuple[Tensor, Tensor]:
         """Keys ``[edits, f]`` and outputs ``[edits, d]`` of the bare prompt, or their means over all context templates.
 
@@ -115,7 +115,7 @@ class RankOne(LocateThenEdit):
             values: what the optimisation found, and read on its way.
         """
         if self.fact_token == "last_released":  # a column of padding, and where it lies depends on the batch
-            return read_keys(lm, edits, layer, templates, self.fact_token, outputs=True)
+            return read_keys(lm, edits, layer, templates=templates, fact_token=self.fact_token, outputs=True)
         which = int(len(templates) > 1)
         return values.keys[:, which], values.outputs[:, which]
 

@@ -140,6 +140,7 @@ class CachedMoment:
 def moments(
     lm: LM,
     layers: Sequence[int],
+    *,
     tokens: int = 100_000,
     progress: Callable[[int, int], None] | None = None,
     folder: Path | None = None,
@@ -166,7 +167,7 @@ def moments(
     found = {layer: _from_cache(folder / f"{m.key}.safetensors", m, lm) for layer, m in wanted.items()}
     missing = [layer for layer, moment in found.items() if moment is None]
     if missing:
-        made = accumulate_moments(lm, missing, documents(lm.text), tokens, progress)
+        made = accumulate_moments(lm, missing, documents(lm.text), tokens=tokens, progress=progress)
         for layer, moment in made.items():
             require_finite_moment(moment, moment.name)
             found[layer] = _write_moment(folder, wanted[layer], moment)
@@ -177,6 +178,7 @@ def accumulate_moments(
     lm: LM,
     layers: Sequence[int],
     texts: Iterable[str],
+    *,
     tokens: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     budget: int = 4096,
@@ -195,7 +197,7 @@ def accumulate_moments(
     sums: dict[int, Tensor] = {}
     count = 0
     with _bar(progress, lm.name, tokens) as tell, fused_gelu(lm.model):
-        for rows in _batches(lm, texts, tokens, max(budget, _longest(lm))):
+        for rows in _batches(lm, texts, tokens=tokens, budget=max(budget, _longest(lm))):
             batch = lm.batch(rows)
             seen = capture_activations(lm, batch, inputs=names.values())
             for layer, name in names.items():
@@ -232,7 +234,7 @@ def _mirrored(total: Tensor) -> Tensor:
     return total
 
 
-def _batches(lm: LM, texts: Iterable[str], tokens: int | None, budget: int) -> Iterator[list[list[int]]]:
+def _batches(lm: LM, texts: Iterable[str], *, tokens: int | None, budget: int) -> Iterator[list[list[int]]]:
     """Tokenised documents of similar length, at most ``budget`` tokens with padding."""
     left = tokens
     stream = iter(texts)

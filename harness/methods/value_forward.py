@@ -70,7 +70,7 @@ class Forward:
     def _see(self, inputs: Collection[str] = (), outputs: Collection[str] = ()) -> Activations:
         """Run the model until all that is wanted, and these modules, have been seen unchanged."""
         wanted = {*self.names, self.down, *outputs}
-        seen = capture_activations(self.lm, self.batch, {self.down, *inputs}, wanted, self.front)
+        seen = capture_activations(self.lm, self.batch, inputs={self.down, *inputs}, outputs=wanted, front=self.front)
         self.seam = [at_least_float32(seen.outputs[name]) for name in self.names]
         self.key, self.output = (hidden_at(kept[self.down], self.places.at) for kept in (seen.inputs, seen.outputs))
         return seen

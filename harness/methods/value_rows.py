@@ -115,14 +115,14 @@ def prepare(lm: LM, edit: Edit, *, templates: Sequence[str], fact_token: FactTok
     """
     target = lm.continuation(edit.text, edit.continuation)
     about = Edit(edit.id, "{} is a", edit.subject, edit.target)
-    ids, at = find_fact_token(lm, about, "{}", fact_token)
+    ids, at = find_fact_token(lm, about, template="{}", fact_token=fact_token)
     essence, said = [Row(tuple(ids), at)], [target] * len(templates)
     if edit.rival is None:
-        rows = prompt_rows(lm, edit, templates, fact_token, target[:-1], essence)
+        rows = prompt_rows(lm, edit, templates, fact_token=fact_token, suffix=target[:-1], extra=essence)
         return PreparedEdit(edit, rows, said, [()] * len(rows))
     against, count = lm.continuation(edit.text, edit.rival), len(templates)
-    mine = prompt_rows(lm, edit, templates, fact_token, target[:-1])
-    rows = prompt_rows(lm, edit, templates, fact_token, against[:-1], [*mine, *essence])
+    mine = prompt_rows(lm, edit, templates, fact_token=fact_token, suffix=target[:-1])
+    rows = prompt_rows(lm, edit, templates, fact_token=fact_token, suffix=against[:-1], extra=[*mine, *essence])
     rows = [*rows[count:-1], *rows[:count], rows[-1]]
     return PreparedEdit(edit, rows, said + [against] * count, [()] * len(rows), count)
 

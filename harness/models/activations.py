@@ -112,7 +112,12 @@ def first_output(output: Any) -> Tensor:
 
 
 def capture_activations(
-    lm: LM, batch: Batch, inputs: Collection[str] = (), outputs: Collection[str] = (), front: PrefixCache | None = None
+    lm: LM,
+    batch: Batch,
+    *,
+    inputs: Collection[str] = (),
+    outputs: Collection[str] = (),
+    front: PrefixCache | None = None,
 ) -> Activations:
     """Run the model on a batch until the named modules have been seen; the blocks above the last one do not run.
 
@@ -140,7 +145,7 @@ def capture_activations(
             raise _Enough
 
     plain = {"attention_mask": batch.mask, "use_cache": False}
-    with _hooks(lm, inputs, outputs, keep), torch.no_grad():
+    with _hooks(lm, inputs, outputs=outputs, keep=keep), torch.no_grad():
         try:
             lm.model(input_ids=batch.ids, **(front.inputs(lm, batch) if front else plain))
         except _Enough:
@@ -214,7 +219,7 @@ def _past(lm: LM, heads: Sequence[tuple[int, ...]], width: int, front: PrefixCac
 
 @contextmanager
 def _hooks(
-    lm: LM, inputs: Collection[str], outputs: Collection[str], keep: Callable[[str, str, Tensor], None]
+    lm: LM, inputs: Collection[str], *, outputs: Collection[str], keep: Callable[[str, str, Tensor], None]
 ) -> Iterator[None]:
     def before(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         return lambda _module, args: keep("in", name, args[0])
@@ -235,6 +240,7 @@ def _hooks(
 def read_activations(
     lm: LM,
     rows: Sequence[Row],
+    *,
     inputs: Collection[str] = (),
     outputs: Collection[str] = (),
     budget: int = 8192,
@@ -255,7 +261,7 @@ def read_activations(
     order: list[int] = []
     for chunk in chunks([[len(row.ids)] for row in rows], budget):
         before(chunk)
-        seen = capture_activations(lm, pad_rows(lm, [rows[i] for i in chunk]), inputs, outputs)
+        seen = capture_activations(lm, pad_rows(lm, [rows[i] for i in chunk]), inputs=inputs, outputs=outputs)
         at = torch.tensor([rows[i].at for i in chunk])
         for parts, tensors in ((entered, seen.inputs), (left, seen.outputs)):
             for name, tensor in tensors.items():

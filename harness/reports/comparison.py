@@ -26,5 +26,5 @@ def pair_difference(
     if not all(part in side for side in sides for part in needed):
         return None
     if parts:
-        return harmonic_difference([sides[0][p] for p in parts], [sides[1][p] for p in parts], seed)
-    return difference(sides[0][metric], sides[1][metric], seed)
+        return harmonic_difference([sides[0][p] for p in parts], [sides[1][p] for p in parts], seed=seed)
+    return difference(sides[0][metric], sides[1][metric], seed=seed)

@@ -278,7 +278,7 @@ def test_prune_restrains_a_copy_at_each_stop_and_warns_where_it_enlarges(
     told = [found.getMessage() for found in caplog.records if "prune: the reduction" in found.getMessage()]
     assert len(told) == (0 if reduce == "linear" else 4)  # once for each stop
     for count, total in enumerate(plain, 1):
-        expected, before, after = pruned(total, bound, reduce)  # type: ignore[arg-type]
+        expected, before, after = pruned(total, bound=bound, reduce=reduce)  # type: ignore[arg-type]
         assert bool((after > before * (1 + 1e-6)).any()) == (reduce != "linear")
         (path,) = out.glob(f"*edits-{count}.safetensors")
         (restrained,) = patch_file.load(path, lm).weights.values()

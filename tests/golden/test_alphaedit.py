@@ -69,7 +69,9 @@ def test_two_batches_with_the_key_cache(golden, close, precision, l2):
         for layer in layers:
             if precision == "fp64":
                 with patched(lm, below):
-                    mine, _ = read_keys(lm, edits, layer, total.memory.contexts, method.fact_token, "memit")
+                    mine, _ = read_keys(
+                        lm, edits, layer, templates=total.memory.contexts, fact_token=method.fact_token, kind="memit"
+                    )
                 close(mine, theirs[f"{stem}/keys_before.{layer}"], rel, f"keys that are solved for, layer {layer}")
             below = below + Patch({DOWN.format(layer): change.weights[DOWN.format(layer)]})
         total = total + change
@@ -79,7 +81,9 @@ def test_two_batches_with_the_key_cache(golden, close, precision, l2):
                 close(total.memory.sums[layer], theirs[f"{stem}/cache_c.{layer}"], rel, f"key cache of {layer}")
             if f"{stem}/keys_after.{layer}" in theirs:
                 with patched(lm, total):
-                    mine, _ = read_keys(lm, edits, layer, total.memory.contexts, method.fact_token, "memit")
+                    mine, _ = read_keys(
+                        lm, edits, layer, templates=total.memory.contexts, fact_token=method.fact_token, kind="memit"
+                    )
                 close(mine, theirs[f"{stem}/keys_after.{layer}"], rel, f"keys on the edited model, layer {layer}")
 
 

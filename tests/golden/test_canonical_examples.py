@@ -144,7 +144,11 @@ def trained(golden: Any, given: Any, task: str, rows: Any, precision: str) -> tu
 
     names = [name for name, _ in lm.model.named_parameters()]
     found = descend(
-        lm, edit, names, DescentSettings(lr=1e-3, steps=3, batch_size=1, threshold=0.0, beta2=0.995), watched
+        lm,
+        edit,
+        names,
+        settings=DescentSettings(lr=1e-3, steps=3, batch_size=1, threshold=0.0, beta2=0.995),
+        prior=watched,
     )  # type: ignore[arg-type]
     return list(found.losses), [float(value.detach()) for value in seen], found.deltas
 
@@ -192,7 +196,9 @@ def test_gradients_of_the_first_step(
     edit = CanonicalSet.at(TASKS_FOLDER / TASKS[task]).edits([row])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.optim, "Adam", lambda free, lr, **_: torch.optim.SGD(free, lr=lr))
-        found = descend(lm, edit, [*NAMES, HEAD["ours"]], DescentSettings(lr=1.0, steps=1, batch_size=1, threshold=0.0))
+        found = descend(
+            lm, edit, [*NAMES, HEAD["ours"]], settings=DescentSettings(lr=1.0, steps=1, batch_size=1, threshold=0.0)
+        )
     tensors = golden.tensors(f"{CASE}/expected.safetensors")
     for name in NAMES if precision == "fp64" else NAMES[1:2]:
         close(

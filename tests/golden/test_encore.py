@@ -63,7 +63,9 @@ def test_two_batches(golden, close, variant, precision):
         for layer in layers:
             if f"{stem}/keys_before.{layer}" in theirs:
                 with patched(lm, below):
-                    mine, _ = read_keys(lm, few, layer, total.memory.contexts, method.fact_token, "memit")
+                    mine, _ = read_keys(
+                        lm, few, layer, templates=total.memory.contexts, fact_token=method.fact_token, kind="memit"
+                    )
                 close(mine, theirs[f"{stem}/keys_before.{layer}"], rel, f"keys of {layer}")
             name = DOWN.format(layer)
             stored = f"{stem}/delta_weight.{layer}"

@@ -67,7 +67,7 @@ def test_losses(golden, precision, variant):
         h["weight_decay"] + len(edits) ** a * math.exp(b),
         h["norm_constraint"] or None,
     )
-    ours = descend(lm, edits, down_projection_parameters(lm, h["layers"]), settings).losses
+    ours = descend(lm, edits, down_projection_parameters(lm, h["layers"]), settings=settings).losses
     assert ours == pytest.approx(theirs[variant][precision], rel=1e-5 if precision == "fp32" else 1e-8, abs=1e-6)
 
 

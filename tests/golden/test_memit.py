@@ -75,7 +75,7 @@ def test_variant(golden, close, precision, variant):
             close(delta.right.T, theirs[f"{stem}/adj_k.{layer}"], rel, f"adjoint {layer}")
         if f"{stem}/keys.{layer}" in theirs:
             with patched(lm, so_far):
-                mine, _ = read_keys(lm, few, layer, known.contexts, memit.fact_token, "memit")
+                mine, _ = read_keys(lm, few, layer, templates=known.contexts, fact_token=memit.fact_token, kind="memit")
             close(mine, theirs[f"{stem}/keys.{layer}"], rel, f"keys {layer}")
             hidden = values.value - delta.left.T * (len(memit.layers or ()) - i)
             close(hidden, theirs[f"{stem}/cur_z_before_layer.{layer}"], rel, f"hidden state before {layer}")

@@ -35,7 +35,7 @@ def test_directions(numbers, close):
 
 def test_rank_one_vectors(numbers, close):
     u, k0, y0, value = (stack(numbers, name) for name in ("u", "k0", "y0", "v_star"))
-    changes = rank_one_changes(u, k0, y0, value, ["0", "2", "5"])
+    changes = rank_one_changes(u, key=k0, output=y0, value=value, names=["0", "2", "5"])
     close(torch.stack([change.left[:, 0] for change in changes]), stack(numbers, "right_vector"), 1e-9)
 
 

@@ -65,8 +65,8 @@ def test_variant(golden, close, precision, variant):
             close(change.weights[DOWN.format(layer)].dense().T, theirs[f"{stem}/delta_weight.{layer}"], rel, f"{layer}")
         if f"{stem}/keys.{layer}" in theirs:
             with patched(lm, so_far):
-                mine, _ = read_keys(lm, few, layer, known.contexts, pmet.fact_token, "memit")
-                _, written = read_keys(lm, few, layers[-1], ("{}",), pmet.fact_token, outputs=True)
+                mine, _ = read_keys(lm, few, layer, templates=known.contexts, fact_token=pmet.fact_token, kind="memit")
+                _, written = read_keys(lm, few, layers[-1], templates=("{}",), fact_token=pmet.fact_token, outputs=True)
             close(mine, theirs[f"{stem}/keys.{layer}"], rel, f"keys of {layer}")
             close(written, theirs[f"{stem}/cur_mlp_before_layer.{layer}"], rel, f"written before {layer}")
         so_far = so_far + change

@@ -63,7 +63,7 @@ def test_the_final_matrix_is_theirs(golden, close, case, reduce, precision, form
     if form == "low":
         left, values, right = torch.linalg.svd((after - before).double(), full_matrices=False)
         delta = LowRank(left[:, :9] * values[:9], right[:9]).to(before.device, before.dtype)
-    change, _, _ = pruned(delta, spectral_norm(before), reduce)
+    change, _, _ = pruned(delta, bound=spectral_norm(before), reduce=reduce)
     assert type(change) is type(delta)
     assert change.dense().dtype == DTYPES[precision]
     close(before + change.dense(), expected[f"{precision}/{case}/{reduce}"], 1e-5, case)
@@ -82,8 +82,8 @@ def test_the_final_matrix_is_theirs(golden, close, case, reduce, precision, form
 def test_the_reductions(reduce, expected):
     """``sigma_max = 2``; base 1.2 enlarges values, which a cap forbids."""
     values = torch.tensor([10.0, 4, 2, 1], dtype=torch.float64)
-    assert restrain(values, 2.0, reduce).tolist() == pytest.approx(expected, abs=1e-6)
-    assert restrain(values, 2.0, reduce, cap=True).tolist() == pytest.approx(
+    assert restrain(values, bound=2.0, reduce=reduce).tolist() == pytest.approx(expected, abs=1e-6)
+    assert restrain(values, bound=2.0, reduce=reduce, cap=True).tolist() == pytest.approx(
         [min(old, new) for old, new in zip(values.tolist(), expected, strict=True)], abs=1e-6
     )
 
@@ -92,7 +92,7 @@ def test_a_matrix_by_hand():
     """``W0 = diag(3, 2, 1)`` and a change with singular values 8, 1/2, 0: 8 becomes ``3 + ln(8 / 3)``."""
     weight = torch.diag(torch.tensor([3.0, 2, 1], dtype=torch.float64))
     change = torch.tensor([[0, 4, 4], [0, 4, 4], [0.5, 0, 0]], dtype=torch.float64)
-    found, before, after = pruned(Dense(change), spectral_norm(weight))
+    found, before, after = pruned(Dense(change), bound=spectral_norm(weight))
     assert before.tolist() == pytest.approx([8, 0.5])
     assert after.tolist() == pytest.approx([3 + math.log(8 / 3), 0.5])
     half = (3 + math.log(8 / 3)) / 2
@@ -109,12 +109,14 @@ def test_a_matrix_by_hand():
 @settings(max_examples=60, deadline=None)
 @given(st.sampled_from(REDUCTIONS), st.floats(0.1, 50), st.floats(0, 8))
 def test_no_jump_at_the_bound_and_never_falling(reduce, bound, more):
-    at = restrain(torch.tensor([bound * (1 - 1e-9), bound, bound * (1 + 1e-9)], dtype=torch.float64), bound, reduce)
+    at = restrain(
+        torch.tensor([bound * (1 - 1e-9), bound, bound * (1 + 1e-9)], dtype=torch.float64), bound=bound, reduce=reduce
+    )
     assert at.tolist() == pytest.approx([bound] * 3, rel=1e-6)
     values = torch.tensor([bound * (1 + more), bound * (1 + more) + 1], dtype=torch.float64)
-    smaller, larger = restrain(values, bound, reduce).tolist()
+    smaller, larger = restrain(values, bound=bound, reduce=reduce).tolist()
     assert bound <= smaller < larger
-    capped = restrain(values, bound, reduce, cap=True)
+    capped = restrain(values, bound=bound, reduce=reduce, cap=True)
     assert bool((capped <= values).all())
 
 
@@ -123,20 +125,20 @@ def test_no_jump_at_the_bound_and_never_falling(reduce, bound, more):
 def test_below_the_bound_it_is_the_identity(reduce, out, width, rank, seed):
     change = low(seed, out, width, rank, 0.99)
     for delta in (change, Dense(change.dense())):
-        assert pruned(delta, 1.0, reduce)[0] is delta
+        assert pruned(delta, bound=1.0, reduce=reduce)[0] is delta
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.sampled_from(REDUCTIONS), st.integers(1, 8), st.integers(1, 8), st.integers(1, 4), st.integers(0, 2**31))
 def test_singular_vectors_stay_and_values_are_restrained(reduce, out, width, rank, seed):
     change = low(seed, out, width, rank, 20.0)
-    found, before, after = pruned(change, 3.0, reduce)
+    found, before, after = pruned(change, bound=3.0, reduce=reduce)
     left, values, right = torch.linalg.svd(change.dense(), full_matrices=False)
     keep = values > values[0] * max(out, width) * torch.finfo(torch.float32).eps
-    expected = (left * torch.where(keep, restrain(values, 3.0, reduce), 0.0)) @ right
+    expected = (left * torch.where(keep, restrain(values, bound=3.0, reduce=reduce), 0.0)) @ right
     assert torch.allclose(found.dense(), expected, atol=1e-9)
     assert torch.allclose(before, values[keep], atol=1e-9)
-    assert torch.allclose(after, restrain(values, 3.0, reduce)[keep], atol=1e-9)
+    assert torch.allclose(after, restrain(values, bound=3.0, reduce=reduce)[keep], atol=1e-9)
     assert isinstance(found, LowRank)
     assert found.left.shape[1] <= rank
 
@@ -198,7 +200,7 @@ def test_it_restrains_what_the_inner_editor_makes_of_the_sum_also_inside_another
     lm = tiny("gpt2")
     name, prune = lm.down(1), Prune(inner=Doubles())
     bound, change = spectral_norm(lm.matrix(name)), low(0, 32, 64, 2, 9.0).to(lm.device, torch.float32)
-    expected = pruned(change * 2.0, bound)[0].dense()
+    expected = pruned(change * 2.0, bound=bound)[0].dense()
     for editor in (prune, Rect(inner=prune)):
         assert torch.equal(editor.finish(lm, Patch({name: change})).weights[name].dense(), expected)
 
@@ -266,7 +268,7 @@ def test_it_is_never_fed_back(tiny, edits):
     bound = spectral_norm(lm.matrix(name))
     for before, after in zip(stops, restrained_stops, strict=True):
         total, ours = before.patches[0].weights[name], after.patches[0].weights[name]
-        assert torch.equal(ours.dense(), pruned(total, bound)[0].dense())
+        assert torch.equal(ours.dense(), pruned(total, bound=bound)[0].dense())
         assert not torch.equal(ours.dense(), total.dense())
 
 

@@ -52,7 +52,7 @@ def stated_in(lm: LM, edit: Edit) -> Any:
 
 
 def learned_from(lm: LM, examples: list[Example]) -> list[Any]:
-    return [lesson for some in remedi._lessons(lm, examples, 1, "published") for lesson in some]
+    return [lesson for some in remedi._lessons(lm, examples, layer=1, phrasings="published") for lesson in some]
 
 
 def known(method: Remedi) -> dict[str, Tensor]:
@@ -138,7 +138,7 @@ def test_loss_terms(golden, precision):
     lm, said = golden.lm("tiny-gpt2", precision), golden.json(f"{FOLDER}/expected.json")["loss_terms"][precision]
     method, lessons = editor(golden, precision), learned_from(lm, train(golden))
     every = replace(method, lam_norm=1.0, lam_ess=1.0)
-    terms = remedi._terms(every, lm, lessons, known(method))
+    terms = remedi._terms(every, lm, lessons, learned=known(method))
     names = ["mediated", "unmediated", "kl_as_released", "norm", "essence"]
     for name, term in zip(names, terms, strict=True):
         assert float(term) == pytest.approx(said[name], rel=JSON[precision]), name
@@ -156,7 +156,7 @@ def test_the_divergence_of_a_batch_is_the_sum_of_its_examples(golden, precision)
     each = said["kl_each_example_alone"]
     for kl, value in (("sum", sum(each) / 4), ("released", each[-1] / 4)):
         method = replace(editor(golden, precision), kl=kl)
-        found = remedi._terms(method, lm, lessons, known(method)).kl
+        found = remedi._terms(method, lm, lessons, learned=known(method)).kl
         assert float(found) == pytest.approx(value, rel=near), kl
 
 
@@ -169,7 +169,9 @@ def test_gradients_and_three_steps(golden, close, precision):
     close(slopes[0], theirs["grad_W"], REL[precision], "gradient of W")
     close(slopes[1], theirs["grad_b"], REL[precision], "gradient of b")
     losses: list[float] = []
-    found = remedi._train(_noting(replace(method, epochs=3), losses), lm, lessons, lessons, known(method))
+    found = remedi._train(
+        _noting(replace(method, epochs=3), losses), lm, taught=lessons, kept=lessons, start=known(method)
+    )
     close(found["weight"], theirs["W_after_3_steps"], REL[precision], "W")
     close(found["bias"], theirs["b_after_3_steps"], REL[precision], "b")
     steps = golden.json(f"{FOLDER}/expected.json")["three_steps_default_loss"][precision]

@@ -48,10 +48,10 @@ def check_pieces(golden: Any, close: Any, precision: str, rome: Rome, edits: dic
     )
     few, rel = list(edits.values()), REL[precision]
     (layer,) = rome.layers or ()
-    mean, _ = read_keys(lm, few, layer, known.contexts, rome.fact_token)
+    mean, _ = read_keys(lm, few, layer, templates=known.contexts, fact_token=rome.fact_token)
     u = update_direction(mean, known.moments[layer] if rome.covariance else None)
     values = optimise(lm, few, known.contexts, objective=rome.objective(layer))
-    k0, y0 = read_keys(lm, few, layer, ("{}",), rome.fact_token, outputs=True)
+    k0, y0 = read_keys(lm, few, layer, templates=("{}",), fact_token=rome.fact_token, outputs=True)
     changes = rome.changes(lm, few, layer, known)
     for i, case in enumerate(edits):
         want = {

@@ -416,7 +416,7 @@ def _numbers(outcome: Outcome, base: Found | None, seed: int) -> Json:
     for metric, values in outcome.values.items():
         found[metric] = _plain(estimate(values, seed))
         if base is not None and metric in base:
-            moved = difference(base[metric], values, seed)
+            moved = difference(base[metric], values, seed=seed)
             found[metric]["difference"] = {
                 "value": _short(moved.value),
                 "interval": _pair(moved.low, moved.high),

@@ -116,9 +116,9 @@ def test_edits_that_do_not_fit_together(change, said: str) -> None:
 def test_gradient_editors_start_at_the_loss_of_a_mixed_batch(tiny, edits, normalisation) -> None:
     lm, wanted = tiny("gpt2"), mixed(edits)
     settings = DescentSettings(steps=1, normalisation=normalisation)
-    found = descend(lm, wanted, [lm.down(1)], settings).losses[0]
+    found = descend(lm, wanted, [lm.down(1)], settings=settings).losses[0]
     assert found == pytest.approx(sum(by_hand(lm, e, normalisation) for e in wanted) / 5, rel=1e-5)
-    assert descend(lm, wanted[:1], [lm.down(1)], settings).losses[0] == pytest.approx(
+    assert descend(lm, wanted[:1], [lm.down(1)], settings=settings).losses[0] == pytest.approx(
         by_hand(lm, wanted[0], normalisation), rel=1e-5
     )
 

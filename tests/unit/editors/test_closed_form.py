@@ -102,7 +102,7 @@ def test_emmet_refuses_dependent_keys_without_relaxation():
 
 def hidden(lm: LM, edits: list[Edit], block: int, patch: Patch) -> Tensor:
     """What leaves a block at the subject's last token, under a patch."""
-    rows = [row for edit in edits for row in facts.prompt_rows(lm, edit, ("{}",), "subject_last")]
+    rows = [row for edit in edits for row in facts.prompt_rows(lm, edit, ("{}",), fact_token="subject_last")]
     name = lm.arch.block(block)
     with patched(lm, patch):
         return read_activations(lm, rows, outputs=[name]).outputs[name]
@@ -157,7 +157,7 @@ def test_defect_3_a_projector_belongs_to_one_model_and_its_covariance(fresh, edi
 
     def made(seed: int) -> tuple[LM, dict[int, Moment]]:
         lm = fresh("gpt2", seed)
-        return lm, accumulate_moments(lm, [0], documents(lm.text), 4000)
+        return lm, accumulate_moments(lm, [0], documents(lm.text), tokens=4000)
 
     (one, first), (two, second) = made(1), made(2)
     threshold = float(torch.stack([m[0].spectrum[0][40] for m in (first, second)]).mean())
@@ -188,7 +188,9 @@ def test_the_memory_holds_the_keys_of_the_fully_edited_model(tiny, edits, method
         total = torch.zeros(64, 64, dtype=torch.float64)
         for portion, patch in ((edits[:2], first), (edits[2:], first + second)):
             with patched(lm, patch):
-                key, _ = facts.read_keys(lm, portion, layer, first.memory.contexts, "subject_last", "memit")
+                key, _ = facts.read_keys(
+                    lm, portion, layer, templates=first.memory.contexts, fact_token="subject_last", kind="memit"
+                )
             total += key.double().T @ key.double()
         assert torch.allclose(second.memory.sums[layer], total, rtol=1e-4, atol=1e-6)
     assert second.memory.moments is not None and set(second.memory.sums) == {0, 1}
@@ -223,11 +225,11 @@ def test_memit_without_them_is_bitwise_what_it_was():
 
 def test_what_cannot_be_kept_is_an_error_with_a_cure():
     flat = Moment(torch.zeros(F, F, dtype=torch.float64), 100, name="layer 3")
-    assert torch.allclose(inverse_of_preserved(flat, 1.0, 2.0)(draw(F, 1)), draw(F, 1) / 2.0)
+    assert torch.allclose(inverse_of_preserved(flat, lam=1.0, norm_control=2.0)(draw(F, 1)), draw(F, 1) / 2.0)
     with pytest.raises(NumericalError, match=r"layer 3 .* raise either"):
-        inverse_of_preserved(flat, 1.0, 0.0, torch.zeros(F, F, dtype=torch.float64))
+        inverse_of_preserved(flat, lam=1.0, norm_control=0.0, earlier=torch.zeros(F, F, dtype=torch.float64))
     with pytest.raises(NumericalError, match="NaN"):
-        inverse_of_preserved(Moment(torch.full((F, F), torch.nan), 100), 1.0, 2.0)
+        inverse_of_preserved(Moment(torch.full((F, F), torch.nan), 100), lam=1.0, norm_control=2.0)
 
 
 def test_encore_is_memit_with_its_three_settings(tiny, edits):
@@ -357,7 +359,7 @@ def test_a_norm_or_a_factor_behind_the_feed_forward_module_is_refused(tiny, edit
         Memit(layers=(0,), **QUICK).edit(lm, edits[:1])
     rome = Rome(layers=(0,), contexts=("{}",), **QUICK)
     value = optimise(lm, edits[:1], ("{}",), objective=rome.objective(0)).value[0]
-    rows = facts.prompt_rows(lm, edits[0], ("{}",), "subject_last")
+    rows = facts.prompt_rows(lm, edits[0], ("{}",), fact_token="subject_last")
     with patched(lm, rome.edit(lm, edits[:1])):
         written = read_activations(lm, rows, outputs=["model.layers.0.mlp"]).outputs["model.layers.0.mlp"][0]
     assert torch.allclose(written, value, rtol=1e-3, atol=1e-4)

@@ -28,7 +28,7 @@ from harness.patches.patch import Patch, Step, patched
 @pytest.mark.parametrize(("beta", "wanted"), [(1.0, 0.803050), (0.9, 0.796558), (0.0, 0.731059)])
 def test_tv_20_two_words(beta: float, wanted: float) -> None:
     logits, tuned, base = torch.tensor([1.0, 0.0]), torch.tensor([0.6, 0.4]).log(), torch.tensor([0.5, 0.5]).log()
-    found = combine_logits(logits, tuned, base, beta, 2)
+    found = combine_logits(logits, tuned, base, beta=beta, common=2)
     assert float(found.softmax(-1)[0]) == pytest.approx(wanted, abs=1e-6)
     if beta == 1:
         assert found.tolist() == pytest.approx([1.18232, -0.22314], abs=1e-5)
@@ -37,13 +37,13 @@ def test_tv_20_two_words(beta: float, wanted: float) -> None:
 def test_only_common_tokens_are_possible_and_the_softmax_is_over_all_of_the_companions() -> None:
     draw = torch.Generator().manual_seed(0)
     logits, tuned, base = (torch.randn(2, 3, n, generator=draw) for n in (9, 7, 7))
-    found = combine_logits(logits, tuned, base, 0.7, 5)
+    found = combine_logits(logits, tuned, base, beta=0.7, common=5)
     assert found.shape == logits.shape
     wanted = logits[..., :5] + 0.7 * (tuned.log_softmax(-1) - base.log_softmax(-1))[..., :5]
     assert torch.allclose(found[..., :5], wanted)
     assert not found.softmax(-1)[..., 5:].any()
-    assert torch.equal(combine_logits(logits, base, base, 1.0, 5)[..., :5], logits[..., :5])
-    half = combine_logits(logits.half(), tuned, base, 0.7, 5)
+    assert torch.equal(combine_logits(logits, base, base, beta=1.0, common=5)[..., :5], logits[..., :5])
+    half = combine_logits(logits.half(), tuned, base, beta=0.7, common=5)
     assert half.dtype == torch.float16
     assert torch.allclose(half[..., :5].float(), wanted, atol=5e-3)
 

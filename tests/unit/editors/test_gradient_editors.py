@@ -132,7 +132,12 @@ def test_ft_m_keeps_a_bound_where_one_is_set(fresh):
 def test_locft_takes_every_edit_once_a_pass_in_mini_batches(fresh, monkeypatch):
     lm, edits, calls = fresh("gpt2"), many(7), []
     plain = descent.log_likelihood
-    monkeypatch.setattr(descent, "log_likelihood", lambda lm, part, *rest: calls.append(part) or plain(lm, part, *rest))
+
+    def noted(lm, part, **options):
+        calls.append(part)
+        return plain(lm, part, **options)
+
+    monkeypatch.setattr(descent, "log_likelihood", noted)
     BreadthFirst(batch_size=3, steps=4).edit(lm, edits)
     passes = [[e.edit.id for part in calls[i : i + 3] for e in part] for i in range(0, 12, 3)]
     assert [len(part) for part in calls] == [3, 3, 1] * 4
@@ -160,7 +165,8 @@ def test_the_token_that_ends_a_text_is_a_part_of_the_loss_also_where_it_pads(fre
     assert lm.tokenizer.pad_token_id == end
     assert len({len(lm.encode(e.text + e.continuation)) for e in edits}) > 1
     ended, plain = (
-        descend(lm, edits, [lm.down(1)], DescentSettings(steps=1, end_of_text=flag)).losses[0] for flag in (True, False)
+        descend(lm, edits, [lm.down(1)], settings=DescentSettings(steps=1, end_of_text=flag)).losses[0]
+        for flag in (True, False)
     )
     assert ended == pytest.approx(float(nll(lm, edits, [end])), rel=1e-5)
     assert plain == pytest.approx(float(nll(lm, edits)), rel=1e-5)
@@ -182,17 +188,21 @@ def test_a_batch_whose_loss_is_small_makes_no_update(fresh):
     small, large = sorted(edits, key=lambda e: float(nll(lm, [e])))
     between = (float(nll(lm, [small])) + float(nll(lm, [large]))) / 2
     settings = DescentSettings(steps=1, batch_size=1, threshold=between)
-    deltas = [descend(lm, part, [lm.down(1)], settings).deltas[lm.down(1)].dense() for part in ([small], [large])]
+    deltas = [
+        descend(lm, part, [lm.down(1)], settings=settings).deltas[lm.down(1)].dense() for part in ([small], [large])
+    ]
     assert not deltas[0].any()
     assert deltas[1].any()
     # The small one's batch makes no step of its own either: Adam's moments do not carry the step on.
-    both = descend(lm, [large, small], [lm.down(1)], settings).deltas[lm.down(1)].dense()
+    both = descend(lm, [large, small], [lm.down(1)], settings=settings).deltas[lm.down(1)].dense()
     assert torch.equal(both, deltas[1])
 
 
 def test_it_ends_when_the_mean_of_a_pass_is_small(fresh):
     lm, edits = fresh("gpt2"), many(3)
-    losses = descend(lm, edits, [lm.down(1)], DescentSettings(lr=5e-3, steps=200, batch_size=2, threshold=2.0)).losses
+    losses = descend(
+        lm, edits, [lm.down(1)], settings=DescentSettings(lr=5e-3, steps=200, batch_size=2, threshold=2.0)
+    ).losses
     weighted = [(2 * a + b) / 3 for a, b in zip(losses[::2], losses[1::2], strict=True)]
     assert weighted[-1] < 2.0 <= min(weighted[:-1])
     assert len(weighted) < 200
@@ -205,7 +215,7 @@ def test_the_mean_of_a_pass_counts_edits_and_not_batches(fresh):
     by_edits, by_batches = (2 * pair + single) / 3, (pair + single) / 2
     assert by_edits < by_batches - 1e-3
     settings = DescentSettings(lr=1e-12, steps=3, batch_size=2, threshold=(by_edits + by_batches) / 2)
-    assert len(descend(lm, edits, [lm.down(1)], settings).losses) == 2  # one pass of two batches
+    assert len(descend(lm, edits, [lm.down(1)], settings=settings).losses) == 2  # one pass of two batches
 
 
 def test_the_seed_decides_the_order_of_locft(fresh):

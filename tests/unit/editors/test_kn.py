@@ -42,7 +42,7 @@ def test_attributions_of_a_layer_sum_to_what_its_neurons_do_together(fresh, fami
     lm = fresh(family, dtype=torch.float64)
     ids = lm.encode("Ada Velmont was born in")
     token = lm.encode(" Oslo")[-1]
-    coarse, fine = (attribution(lm, ids, token, m).sum(1) for m in (points, 2 * points))
+    coarse, fine = (attribution(lm, ids, token=token, steps=m).sum(1) for m in (points, 2 * points))
     for layer in range(lm.arch.layers):
         change = probability(lm, ids, token, layer, 1.0) - probability(lm, ids, token, layer, 0.0)
         assert float(2 * fine[layer] - coarse[layer]) == pytest.approx(change, rel=close, abs=1e-9)
@@ -53,7 +53,7 @@ def test_attribution_is_the_published_sum_over_points(fresh):
     """Finite differences at 5 points from 0 to 1, both ends counted fully, divided by 5."""
     lm = fresh("gpt2", dtype=torch.float64)
     ids, token, layer, steps, h = lm.encode("The home of Hugo Lantern is"), 7, 1, 5, 1e-4
-    found = attribution(lm, ids, token, steps)[layer]
+    found = attribution(lm, ids, token=token, steps=steps)[layer]
     seen: list[Tensor] = []
     shift = torch.zeros(lm.arch.inner, dtype=torch.float64)
     alpha = 1.0
@@ -86,9 +86,9 @@ def test_attribution_is_the_published_sum_over_points(fresh):
 def test_many_points_are_taken_in_portions(fresh, monkeypatch):
     lm = fresh("gpt2")
     ids = lm.encode("Ada Velmont was born in")
-    whole = attribution(lm, ids, 5, 20)
+    whole = attribution(lm, ids, token=5, steps=20)
     monkeypatch.setattr(kn, "_ROWS", 7)
-    assert torch.allclose(attribution(lm, ids, 5, 20), whole, atol=1e-9)
+    assert torch.allclose(attribution(lm, ids, token=5, steps=20), whole, atol=1e-9)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
@@ -101,7 +101,7 @@ def test_the_value_of_each_neuron_loses_the_answer_twice_and_gains_each_target_t
     vector = sum(head[t] for t in target) - 2 * head[answer]
     assert len(target) > 1
     wanted = torch.stack(
-        [attribution(lm, [*prompt, *greedy(lm, prompt, i)], t, 4) for i, t in answers(lm, prompt, target)]
+        [attribution(lm, [*prompt, *greedy(lm, prompt, i)], token=t, steps=4) for i, t in answers(lm, prompt, target)]
     )
     scores = wanted.mean(0)
     chosen = scores > 0.2 * scores.max()
@@ -177,7 +177,7 @@ def test_refined_neurons_are_found_behind_more_than_a_share_of_the_contexts(tiny
     assert len(lm.continuation(edit.text, edit.continuation)) == 1
     for template in around[1:]:
         text = template.replace("{}", edit.text)
-        scores = attribution(lm, lm.encode(text), greedy(lm, lm.encode(text), 1)[0], 4)
+        scores = attribution(lm, lm.encode(text), token=greedy(lm, lm.encode(text), 1)[0], steps=4)
         alone.append((scores > 0.2 * scores.max()).float())
     count = sum(alone)
     for share in (0.4, 0.7):

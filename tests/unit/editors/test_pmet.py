@@ -32,8 +32,10 @@ def plain(lm: LM, edit: Edit, objective: Objective) -> dict[str, Tensor]:
         ``attention`` and ``feed_forward``: the start of each, ``[d]``, plus its change.
     """
     target = lm.continuation(edit.text, edit.continuation)
-    rows = facts.prompt_rows(lm, edit, TEMPLATES, "subject_last", target[:-1])
-    essence, last = facts.find_fact_token(lm, Edit(edit.id, "{} is a", edit.subject, edit.target), "{}", "subject_last")
+    rows = facts.prompt_rows(lm, edit, TEMPLATES, fact_token="subject_last", suffix=target[:-1])
+    essence, last = facts.find_fact_token(
+        lm, Edit(edit.id, "{} is a", edit.subject, edit.target), template="{}", fact_token="subject_last"
+    )
     names = [lm.arch.attn_of(objective.layer), lm.arch.mlp_of(objective.layer)]
     change = {name: torch.zeros(lm.arch.width, requires_grad=True) for name in names}
     start: dict[str, Tensor] = {}
@@ -100,7 +102,7 @@ def test_values_are_those_of_the_plain_loop(tiny: Any, edits: list[Edit], family
 
 def written(lm: LM, edits: list[Edit], layer: int, patch: Patch) -> Tensor:
     """What the feed-forward module of a layer writes at the subject's last token, under a patch."""
-    rows = [row for edit in edits for row in facts.prompt_rows(lm, edit, ("{}",), "subject_last")]
+    rows = [row for edit in edits for row in facts.prompt_rows(lm, edit, ("{}",), fact_token="subject_last")]
     name = lm.arch.mlp_of(layer)
     with patched(lm, patch):
         return read_activations(lm, rows, outputs=[name]).outputs[name]
@@ -113,11 +115,11 @@ def test_the_change_is_spread_by_square_roots_of_what_the_feed_forward_part_lack
     lm = tiny(family)
     method = Pmet(layers=(0, 1), contexts=("{}",), lam=7.0, **QUICK)
     wanted = optimise(lm, edits, ("{}",), objective=method.objective(1)).value
-    moments = accumulate_moments(lm, (0, 1), documents(lm.text), 4000)
+    moments = accumulate_moments(lm, (0, 1), documents(lm.text), tokens=4000)
     ours, done = method.edit(lm, edits), Patch()
     for i, layer in enumerate((0, 1)):
         with patched(lm, done):
-            key = facts.read_keys(lm, edits, layer, ("{}",), "subject_last")[0].double()
+            key = facts.read_keys(lm, edits, layer, templates=("{}",), fact_token="subject_last")[0].double()
         residual = (wanted - written(lm, edits, 1, done)).double() / math.sqrt(2 - i)
         gram = 7.0 * moments[layer].matrix.double() + key.T @ key
         expected = residual.T @ torch.linalg.solve(gram, key.T).T

@@ -199,7 +199,7 @@ def test_the_attribute_is_what_follows_the_subject(
 def test_an_example_without_a_usable_paraphrase_is_asked_with_its_own_prompt(tiny: Callable[[str], LM]) -> None:
     lm = tiny("gpt2")
     probe = Probe("a", "paraphrase", "She was born in", "Rome", "Oslo")
-    ((lesson,),) = remedi._lessons(lm, [Example(EDITS[0], (probe,))], 1, "published")
+    ((lesson,),) = remedi._lessons(lm, [Example(EDITS[0], (probe,))], layer=1, phrasings="published")
     assert lesson.ids == lm.encode(EDITS[0].text)
     assert [lm.tokenizer.decode(token) for token in (lesson.wanted, lesson.old or 0)] == [" Rome", " Oslo"]
 
@@ -211,10 +211,10 @@ def test_one_phrasing_as_published_or_all_of_them(tiny: Callable[[str], LM]) -> 
     example = Example(EDITS[0], tuple(Probe("a", "paraphrase", text, "Rome", "Oslo") for text in others))
     texts = [EDITS[0].text, "The home of Ada Velmont is", "Ada Velmont lives in"]
     states = remedi._representations(lm, [remedi._stated(lm, t, "Ada Velmont", " Rome") for t in texts], 1)
-    ((one,),) = remedi._lessons(lm, [example], 1, "published")
+    ((one,),) = remedi._lessons(lm, [example], layer=1, phrasings="published")
     assert one.ids == lm.encode(texts[1])
     assert torch.allclose(one.attribute, states[0], atol=1e-6)
-    (every,) = remedi._lessons(lm, [example], 1, "all")
+    (every,) = remedi._lessons(lm, [example], layer=1, phrasings="all")
     assert [lesson.ids for lesson in every] == [lm.encode(text) for text in texts] * 3
     assert torch.allclose(torch.stack([lesson.attribute for lesson in every[::3]]), states, atol=1e-6)
 
@@ -232,7 +232,7 @@ def test_every_object_of_a_relation_is_taught_but_the_true_one(tiny: Callable[[s
         )
         for key, (subject, new, old, relation) in facts.items()
     ]
-    first, second, alone = remedi._lessons(lm, examples, 1, "all", "relation")
+    first, second, alone = remedi._lessons(lm, examples, layer=1, phrasings="all", objects="relation")
     texts = ["Ada Velmont was born in", "Ada Velmont lives in"]
     pairs = [(s, a) for s in texts for a in texts]
     # The relation's objects are Rome, Oslo and Paris; of the first example Oslo is true.
@@ -256,7 +256,9 @@ def test_every_object_of_a_relation_is_taught_but_the_true_one(tiny: Callable[[s
 def lessons(lm: LM, count: int = 4) -> list[Any]:
     people, places = ["Ada Velmont", "Rosa Delgado", "Jonas Wick", "Iris Calder"], ["Rome", "Oslo", "Paris", "Prague"]
     edits = [Edit(str(i), "{} was born in", people[i], places[i], places[i - 1]) for i in range(count)]
-    return [lesson for (lesson,) in remedi._lessons(lm, [Example(edit) for edit in edits], 1, "published")]
+    return [
+        lesson for (lesson,) in remedi._lessons(lm, [Example(edit) for edit in edits], layer=1, phrasings="published")
+    ]
 
 
 class Judged(Remedi):
@@ -285,7 +287,7 @@ def test_the_best_epochs_weights_are_kept_and_not_the_last_ones(
     method = Judged(layer=1, epochs=len(verdicts) - 1, lr=1e-2)
     object.__setattr__(method, "verdicts", verdicts)
     object.__setattr__(method, "seen", [])
-    kept = remedi._train(method, lm, lessons(lm), lessons(lm))
+    kept = remedi._train(method, lm, taught=lessons(lm), kept=lessons(lm))
     assert len(method.seen) == min(len(verdicts), best + 4)
     for name in ("weight", "bias"):
         assert torch.equal(kept[name], method.seen[best][name])
@@ -301,7 +303,7 @@ def test_an_epoch_takes_every_lesson_once(tiny: Callable[[str], LM], shuffle: bo
     for _ in range(2):
         method = Ordered(layer=1, epochs=3, batch_size=1, shuffle=shuffle, patience=9)
         object.__setattr__(method, "met", [])
-        remedi._train(method, lm, lessons(lm), lessons(lm, 1))
+        remedi._train(method, lm, taught=lessons(lm), kept=lessons(lm, 1))
         runs.append([method.met[i : i + 4] for i in range(0, 12, 4)])
     assert runs[0] == runs[1]
     assert all(sorted(epoch) == ["0", "1", "2", "3"] for epoch in runs[0])
@@ -327,7 +329,7 @@ def test_learning_lowers_the_loss_and_leaves_the_model(taught: Callable[[str], L
     method = Remedi(layer=1, lr=3e-2, epochs=40)
     with torch.no_grad():
         start = float(method.loss(lm, some, remedi._start(lm, len(some[0].attribute), 0)))
-        learned = remedi._train(method, lm, some, some)
+        learned = remedi._train(method, lm, taught=some, kept=some)
         assert float(method.loss(lm, some, learned)) < 0.7 * start
     assert lm.fingerprint() == before
     assert not any(parameter.requires_grad for parameter in lm.model.parameters())
@@ -394,12 +396,12 @@ def test_what_cannot_be_used_is_told(tiny: Callable[[str], LM]) -> None:
         Remedi().edit(lm, EDITS[:1])
     long = Probe("a", "paraphrase", "Ada Velmont " * 99, "Rome", "Oslo")
     with pytest.raises(DataError, match=r"example a: its prompt has \d+ tokens, but tiny-gpt2 takes 96"):
-        remedi._lessons(lm, [Example(EDITS[0], (long,))], 1, "published")
+        remedi._lessons(lm, [Example(EDITS[0], (long,))], layer=1, phrasings="published")
     broken = {name: tensor * torch.nan for name, tensor in known(lm).items()}
     with pytest.raises(NumericalError, match=r"edit a: remedi's direction at layer 1 is not finite"):
         Remedi(layer=1, learned=broken).edit(lm, EDITS[:1])
     with pytest.raises(NumericalError, match=r"the loss of examples 0, 1, 2 became nan at layer 1"):
-        remedi._train(Remedi(layer=1), lm, lessons(lm), lessons(lm), broken)
+        remedi._train(Remedi(layer=1), lm, taught=lessons(lm), kept=lessons(lm), start=broken)
 
 
 def test_the_default_layer_is_that_of_the_published_models(tiny: Callable[[str], LM]) -> None:
@@ -428,10 +430,10 @@ def test_tv13_the_divergence_is_from_the_unedited_to_the_edited_model(
 ) -> None:
     """p_0 = (.5, .3, .2) and p_E = (.7, .2, .1); the other direction is .085123."""
     before, after = (torch.tensor([[p, p]]).log() for p in ([0.5, 0.3, 0.2], [0.7, 0.2, 0.1]))
-    monkeypatch.setattr(remedi, "_logits", lambda *_: before)
+    monkeypatch.setattr(remedi, "_logits", lambda *_args, **_options: before)
     lesson = remedi._Lesson("a", [1, 2], 0, 0, None, [], 0, torch.zeros(3))
     lm = tiny("gpt2")
-    found = remedi._divergence(Remedi(), lm, [lesson], lm.batch([[1, 2]]), after)
+    found = remedi._divergence(Remedi(), lm, [lesson], batch=lm.batch([[1, 2]]), edited=after)
     assert float(found) == pytest.approx(0.092033, abs=1e-6)
 
 
@@ -440,8 +442,8 @@ def test_what_entails_another_answer_is_stated_in_its_own_words_and_asked_for_th
     edit = Edit("a", "{} was born in", "Ada Velmont", "Rome", "Oslo")
     probes = [Probe("a", "paraphrase", "Ada Velmont speaks", target, "") for target in ("Paris", "Rome")]
     for way in ("published", "all"):
-        ((lesson,),) = remedi._lessons(lm, [Example(edit, (probes[0],))], 1, way)  # type: ignore[arg-type]
+        ((lesson,),) = remedi._lessons(lm, [Example(edit, (probes[0],))], layer=1, phrasings=way)  # type: ignore[arg-type]
         assert lesson.ids == lm.encode("Ada Velmont speaks")
         assert lesson.wanted == lm.continuation("Ada Velmont speaks", " Paris")[0]
         assert lesson.old is None
-    assert [len(some) for some in remedi._lessons(lm, [Example(edit, (probes[1],))], 1, "all")] == [4]
+    assert [len(some) for some in remedi._lessons(lm, [Example(edit, (probes[1],))], layer=1, phrasings="all")] == [4]

@@ -59,11 +59,11 @@ def test_tv_19_the_senses_that_are_chosen() -> None:
         weight[token, sense] = value
     for (token, sense), value in {(0, 0): 2.0, (1, 0): 0.7, (2, 1): 1e-4, (3, 0): 5e-4}.items():
         ordinary[token, sense] = value
-    assert choose_senses(weight, ordinary, 1000.0, 2) == [(2, 1), (3, 0)]
-    assert choose_senses(weight, ordinary, 1000.0, 3) == [(2, 1), (3, 0), (3, 1)]
-    assert choose_senses(weight, ordinary, 1000.0, 4) == [(2, 1), (3, 0), (3, 1), (0, 0)]
-    assert choose_senses(weight, ordinary, 1000.0, 5) == [(2, 1), (3, 0), (3, 1), (0, 0)]
-    assert choose_senses(weight, ordinary, 1000.0, 5, fill=True) == [(2, 1), (3, 0), (3, 1), (0, 0), (0, 1)]
+    assert choose_senses(weight, ordinary, factor=1000.0, k=2) == [(2, 1), (3, 0)]
+    assert choose_senses(weight, ordinary, factor=1000.0, k=3) == [(2, 1), (3, 0), (3, 1)]
+    assert choose_senses(weight, ordinary, factor=1000.0, k=4) == [(2, 1), (3, 0), (3, 1), (0, 0)]
+    assert choose_senses(weight, ordinary, factor=1000.0, k=5) == [(2, 1), (3, 0), (3, 1), (0, 0)]
+    assert choose_senses(weight, ordinary, factor=1000.0, k=5, fill=True) == [(2, 1), (3, 0), (3, 1), (0, 0), (0, 1)]
 
 
 # --- what is weighed --------------------------------------------------------------------------------------------------
@@ -87,7 +87,7 @@ def test_what_an_example_weighs_is_the_sum_over_its_predictions(tiny) -> None:
     ids = lm.encode("The home of Ada is the home of Hugo")
     with torch.no_grad():
         alpha = lm.model(input_ids=torch.tensor([ids])).contextualization[0]
-    found = weighed(alpha, torch.tensor(ids), torch.tensor([3, 4, 6]), 400)
+    found = weighed(alpha, torch.tensor(ids), positions=torch.tensor([3, 4, 6]), vocabulary=400)
     assert found.shape == (400, 4)
     # Every sense gives each prediction a weight of one in all.
     assert torch.allclose(found.sum(0), torch.full((4,), 3.0), atol=1e-5)
@@ -97,7 +97,7 @@ def test_what_an_example_weighs_is_the_sum_over_its_predictions(tiny) -> None:
             wanted[pair] = wanted.get(pair, 0.0) + value
     assert {pair: float(found[pair]) for pair in wanted} == pytest.approx(wanted, abs=1e-5)
     assert int((found > 0).sum()) == len(wanted)
-    few = weighed(alpha, torch.tensor(ids), torch.tensor([3, 4, 6]), max(ids))
+    few = weighed(alpha, torch.tensor(ids), positions=torch.tensor([3, 4, 6]), vocabulary=max(ids))
     assert torch.equal(few, found[: max(ids)])
 
 
@@ -105,14 +105,14 @@ def test_ordinary_text_is_weighed_chunk_by_chunk(tiny) -> None:
     lm = tiny("backpack")
     held = [token for text in islice(documents(lm.text), 40) for token in [*lm.encode(text), 0]]
     chunks = [held[i * 20 : (i + 1) * 20] for i in range(9)]
-    found = background(lm, 9, 20)
+    found = background(lm, chunks=9, columns=20)
     assert found.chunks.tolist() == chunks
     wanted = torch.zeros(400, 4)
     for chunk in chunks:
         for pair, value in mass(lm, chunk, range(19)).items():
             wanted[pair] += value / 9
     assert torch.allclose(found.weight, wanted, atol=1e-5)
-    assert background(lm, 1, 10_000).chunks.shape == (1, lm.context)
+    assert background(lm, chunks=1, columns=10_000).chunks.shape == (1, lm.context)
 
 
 def test_text_shorter_than_a_chunk_is_refused(fresh, tmp_path) -> None:
@@ -120,13 +120,13 @@ def test_text_shorter_than_a_chunk_is_refused(fresh, tmp_path) -> None:
     path = tmp_path / "short.txt"
     path.write_text("Ada lives.\n")
     with pytest.raises(DataError, match="has fewer than 96 tokens; give more plain text with --text"):
-        background(LM(lm.model, lm.tokenizer, lm.name, lm.arch, str(path)), 3, 500)
+        background(LM(lm.model, lm.tokenizer, lm.name, lm.arch, str(path)), chunks=3, columns=500)
 
 
 def test_a_comparison_chooses_by_both_continuations(tiny) -> None:
     """The paper adds what both weigh (equation 9); the released code subtracts for ``contrast``."""
     lm = tiny("backpack")
-    ordinary = background(lm, 6, 24)
+    ordinary = background(lm, chunks=6, columns=24)
     prompt, said, other = "Ada Velmont was born in", " Rome", " Oslo, Norway"
     edit = Edit("c", prompt, None, said, direction="contrast", against=other)
     first, second = (torch.zeros(400, 4) for _ in range(2))
@@ -138,7 +138,7 @@ def test_a_comparison_chooses_by_both_continuations(tiny) -> None:
         method = Senses(**{**QUICK, "k": 5, "variant": variant, "unusual": 0.5, "accumulate": 1})
         change = method.edit(lm, [edit], ordinary).hooks[SENSES]
         assert isinstance(change, SenseChange)
-        wanted = sorted(choose_senses(weight, ordinary.weight, 0.5, 5, fill=variant == "released"))
+        wanted = sorted(choose_senses(weight, ordinary.weight, factor=0.5, k=5, fill=variant == "released"))
         assert list(zip(change.tokens.tolist(), change.senses.tolist(), strict=True)) == wanted
 
 
@@ -226,20 +226,20 @@ def test_training_is_the_loop_of_the_method_on_a_table_of_all_senses(tiny, varia
 def test_ordinary_text_may_be_another_than_the_models(tiny, edits, tmp_path) -> None:
     lm, path = tiny("backpack"), tmp_path / "other.txt"
     path.write_text("".join(f"{text}\n" for text in reversed(list(islice(documents(lm.text), 40)))))
-    other = background(lm, 6, 24, str(path))
-    assert not torch.equal(other.chunks, background(lm, 6, 24).chunks)
+    other = background(lm, chunks=6, columns=24, source=str(path))
+    assert not torch.equal(other.chunks, background(lm, chunks=6, columns=24).chunks)
     found = Senses(**{**QUICK, "kl_text": str(path)}).edit(lm, edits)
     assert isinstance(found.memory, Background)
     assert torch.equal(found.memory.chunks, other.chunks)
     assert torch.equal(found.memory.weight, other.weight)
     (tmp_path / "short.txt").write_text("Ada lives.\n")
     with pytest.raises(DataError, match="has fewer than 24 tokens; give more plain text with --set kl_text=FILE"):
-        background(lm, 3, 24, str(tmp_path / "short.txt"))
+        background(lm, chunks=3, columns=24, source=str(tmp_path / "short.txt"))
 
 
 def test_without_divergence_no_text_is_read_in_training(tiny, edits, monkeypatch) -> None:
     lm = tiny("backpack")
-    ordinary = background(lm, 2, 24)
+    ordinary = background(lm, chunks=2, columns=24)
     passes = []
     handle = lm.model.register_forward_pre_hook(lambda *_: passes.append(1))
     try:

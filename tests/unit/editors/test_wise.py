@@ -44,15 +44,15 @@ def test_routing_loss_on_numbers():
     inside, outside = tensor([8.0, 3.0]), tensor([0.5, 2.0, 4.0])
     #  outside - 1: (-, 1, 3) -> 2;  6 - inside: (-, 3) -> 3;
     #  gaps 4 - (inside - outside): 8: (-3.5, -2, 0); 3: (1.5, 3, 5) -> mean of (1.5, 3, 5)
-    assert float(margins(inside, outside, 1.0, 6.0, 4.0)) == pytest.approx(2 + 3 + 9.5 / 3)
-    assert float(margins(tensor([9.0]), tensor([0.5]), 1.0, 6.0, 4.0)) == 0
+    assert float(margins(inside, outside, alpha=1.0, beta=6.0, gamma=4.0)) == pytest.approx(2 + 3 + 9.5 / 3)
+    assert float(margins(tensor([9.0]), tensor([0.5]), alpha=1.0, beta=6.0, gamma=4.0)) == 0
 
 
 def test_routing_loss_has_a_gradient_where_nothing_is_moved_yet():
     delta = torch.zeros(2, 3, requires_grad=True)
     entered = torch.ones(4, 3)
     dact = (entered @ delta.T).norm(dim=1)
-    (gradient,) = torch.autograd.grad(margins(dact, dact, 1.0, 2.0, 3.0), delta)
+    (gradient,) = torch.autograd.grad(margins(dact, dact, alpha=1.0, beta=2.0, gamma=3.0), delta)
     assert bool(torch.isfinite(gradient).all())
 
 
@@ -103,7 +103,9 @@ def test_updates_are_gradient_descent_on_both_losses_within_the_mask_and_the_bou
         rows = supervise_target(lm, edit, CONTEXTS)
         inside, outside = entered_at(lm, layer, rows), entered_at(lm, layer, unrelated(lm, count))
         delta.requires_grad_()
-        routing = margins((inside @ delta.T).norm(dim=1), (outside @ delta.T).norm(dim=1), 0.1, 1.0, 0.5)
+        routing = margins(
+            (inside @ delta.T).norm(dim=1), (outside @ delta.T).norm(dim=1), alpha=0.1, beta=1.0, gamma=0.5
+        )
         (gradient,) = torch.autograd.grad(edited_nll(lm, layer, rows, delta) + routing, delta)
         delta = (delta - lr * gradient * mask).clamp(-bound, bound).detach()
         assert torch.allclose(state.side.deltas[0], delta, atol=1e-6)

@@ -206,7 +206,7 @@ def test_what_is_not_finite_is_left_out_and_counted() -> None:
 )
 def test_nothing_to_measure_has_no_value(values: statistics.Values, reason: str) -> None:
     assert estimate(values, 0) == statistics.Estimate(None, 0, reason=reason)
-    assert difference(values, values, 0).value is None
+    assert difference(values, values, seed=0).value is None
 
 
 def test_a_negative_denominator_is_no_number() -> None:
@@ -239,14 +239,14 @@ def test_a_difference_of_outcomes_is_mcnemar_and_bonett_price() -> None:
 def test_one_probe_an_edit_is_an_outcome_too() -> None:
     base = {str(i): Ratio(0.0, 1, f"edit{i}") for i in range(20)}
     edited = {str(i): Ratio(float(i < 8), 1, f"edit{i}") for i in range(20)}
-    assert difference(base, edited, 0).p == pytest.approx(2 / 2**8)
+    assert difference(base, edited, seed=0).p == pytest.approx(2 / 2**8)
 
 
 def test_outcomes_that_count_on_one_side_only_are_no_pairs_of_mcnemar() -> None:
     """Ten right of ten that answer, then ten right of twenty: the accuracy over answers falls, by the bootstrap."""
     base = {str(i): Ratio(float(i < 10), float(i < 10)) for i in range(20)}
     edited = {str(i): Ratio(float(i < 10), 1.0) for i in range(20)}
-    result = difference(base, edited, 0)
+    result = difference(base, edited, seed=0)
     assert result.value == pytest.approx(-0.5)
     assert (result.p, result.n) != (1.0, 20)
     assert result.significant
@@ -256,13 +256,13 @@ def test_a_clear_effect_survives_an_adjustment_for_many_comparisons() -> None:
     """Counting among 2000 resamples alone could not go below 0.001."""
     base = normal(60, seed=4)
     edited = {i: Ratio(r.num + 1 + 0.1 * math.sin(int(i))) for i, r in base.items()}
-    assert difference(base, edited, 0).p < 1e-6
+    assert difference(base, edited, seed=0).p < 1e-6
 
 
 def test_pairing_narrows_the_interval() -> None:
     base = normal(100, seed=3, shift=10)
     edited = {i: Ratio(r.num - 0.1 + 0.01 * (int(i) % 3)) for i, r in base.items()}
-    paired = difference(base, edited, 0)
+    paired = difference(base, edited, seed=0)
     assert paired.value == pytest.approx(-0.09, abs=2e-3)
     assert paired.high - paired.low < 0.01
     assert paired.significant
@@ -277,7 +277,7 @@ def test_a_bootstrap_p_is_that_of_student() -> None:
     from scipy import stats
 
     expected = stats.ttest_1samp(d, 0).pvalue
-    result = difference(base, edited, 0, resamples=50_000)
+    result = difference(base, edited, seed=0, resamples=50_000)
     assert 0.01 < expected < 0.2
     assert result.p == pytest.approx(expected, rel=0.25)
     assert (result.p < 0.05) == (not result.low <= 0 <= result.high)
@@ -286,7 +286,7 @@ def test_a_bootstrap_p_is_that_of_student() -> None:
 def test_only_documents_of_both_sides_are_compared() -> None:
     base = {"a": Ratio(1), "b": Ratio(1), "c": Ratio(0), "d": Ratio(math.nan)}
     edited = {"b": Ratio(0), "c": Ratio(0), "d": Ratio(1), "e": Ratio(1)}
-    result = difference(base, edited, 0)
+    result = difference(base, edited, seed=0)
     assert (result.value, result.n) == (-0.5, 2)
     assert result.reason == "3 of 5 documents have no value on both sides"
 
@@ -295,13 +295,13 @@ def test_micro_f1_keeps_documents_that_become_countable() -> None:
     """A sentence without entities counts as soon as the edited model invents one."""
     base = {"a": Ratio(2, 2), "b": Ratio(0, 0)}
     edited = {"a": Ratio(2, 2), "b": Ratio(0, 2)}
-    assert difference(base, edited, 0).value == pytest.approx(-0.5)
+    assert difference(base, edited, seed=0).value == pytest.approx(-0.5)
 
 
 @pytest.mark.parametrize("value", [1.0, 0.37])
 def test_no_change_is_not_certain(value: float) -> None:
     same = {str(i): Ratio(value, 1, str(i // 2)) for i in range(100)}
-    result = difference(same, same, 0)
+    result = difference(same, same, seed=0)
     assert (result.value, result.p, result.significant) == (0.0, 1.0, False)
     assert result.high == pytest.approx(1.959964 * math.sqrt(2 / 52 / 52), rel=1e-6)
     assert result.low == -result.high
@@ -309,20 +309,20 @@ def test_no_change_is_not_certain(value: float) -> None:
 
 def test_detectable_effect_has_the_power_it_claims() -> None:
     """One-way changes of the size that is called detectable are found in about 80 % of experiments."""
-    effect = difference(outcomes(50, 0), outcomes(50, 0), 0).detectable
+    effect = difference(outcomes(50, 0), outcomes(50, 0), seed=0).detectable
     changed = np.random.default_rng(0).binomial(50, effect, 4000)
     assert np.mean([mcnemar(0, int(c)) < 0.05 for c in changed]) == pytest.approx(0.8, abs=0.02)
 
 
 def test_too_few_documents_can_show_nothing() -> None:
-    result = difference(outcomes(5, 0), outcomes(0, 5), 0)
+    result = difference(outcomes(5, 0), outcomes(0, 5), seed=0)
     assert (result.value, result.detectable, result.significant) == (-1.0, 1.0, False)
 
 
 def test_a_constant_shift_of_unbounded_values_has_no_interval() -> None:
     base = {str(i): Ratio(5.0 + i) for i in range(4)}
     edited = {i: Ratio(r.num + 1) for i, r in base.items()}
-    result = difference(base, edited, 0)
+    result = difference(base, edited, seed=0)
     assert (result.value, result.low, result.p) == (1.0, None, None)
     assert result.reason == "no interval: all 4 documents change by the same amount"
 
@@ -375,10 +375,10 @@ def test_a_component_of_zero_or_none() -> None:
 def test_harmonic_difference_is_paired() -> None:
     base = [outcomes(20, 80), outcomes(80, 20)]
     edited = [outcomes(60, 40), outcomes(80, 20)]
-    result = harmonic_difference(base, edited, 0)
+    result = harmonic_difference(base, edited, seed=0)
     assert result.value == pytest.approx(2 / (1 / 0.6 + 1 / 0.8) - 2 / (1 / 0.2 + 1 / 0.8))
     assert result.significant
-    same = harmonic_difference(base, base, 0)
+    same = harmonic_difference(base, base, seed=0)
     assert (same.value, same.p) == (0.0, 1.0)
 
 
@@ -394,7 +394,7 @@ def test_thirty_metrics_over_three_thousand_documents_take_seconds() -> None:
     values = normal(3000, 0)
     start = time.perf_counter()
     estimate(values, 0)
-    difference(values, normal(3000, 1), 0)
+    difference(values, normal(3000, 1), seed=0)
     assert time.perf_counter() - start < 5
 
 
@@ -423,7 +423,7 @@ def test_an_estimate_is_seeded_and_agrees_with_aggregate(values: dict[str, Ratio
 @settings(max_examples=60, deadline=None)
 @given(tables, tables)
 def test_a_difference_turns_its_sign_with_its_sides(base: dict[str, Ratio], edited: dict[str, Ratio]) -> None:
-    there, back = difference(base, edited, 0, 50), difference(edited, base, 0, 50)
+    there, back = difference(base, edited, seed=0, resamples=50), difference(edited, base, seed=0, resamples=50)
     assert (there.value is None) == (back.value is None)
     assert there.value is None or there.value == pytest.approx(-back.value)
     assert there.n == back.n

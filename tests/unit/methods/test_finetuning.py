@@ -60,7 +60,10 @@ class Half(Wrapper):
 def change(lm: LM, some: Sequence[Edit], name: str, **settings: Any) -> Tensor:
     return (
         descend(
-            lm, some, [name], DescentSettings(**{"lr": 1.0, "steps": 1, "threshold": 0.0, "batch_size": 1, **settings})
+            lm,
+            some,
+            [name],
+            settings=DescentSettings(**{"lr": 1.0, "steps": 1, "threshold": 0.0, "batch_size": 1, **settings}),
         )
         .deltas[name]
         .dense()
@@ -147,20 +150,20 @@ def test_texts_of_the_pull_are_drawn_from_the_seed(tiny: Callable[[str], LM], te
     lm = tiny("gpt2")
 
     def first(seed: int) -> list[list[int]]:
-        found = kl_regulariser(lm, 0.1, text, seed)
+        found = kl_regulariser(lm, weight=0.1, source=text, seed=seed)
         assert found is not None
         return [next(found.texts) for _ in range(8)]
 
     assert first(0) == first(0) != first(1)
     assert all(2 <= len(ids) <= lm.context for ids in first(0))
-    assert kl_regulariser(lm, 0.0, text, 0) is None
+    assert kl_regulariser(lm, weight=0.0, source=text, seed=0) is None
 
 
 def test_a_text_of_the_pull_that_is_too_short_is_told(tiny: Callable[[str], LM], tmp_path: Any) -> None:
     path = tmp_path / "short.txt"
     path.write_text("a\n")
     with pytest.raises(DataError, match=r"short.txt: no text of two tokens"):
-        kl_regulariser(tiny("gpt2"), 0.1, str(path), 0)
+        kl_regulariser(tiny("gpt2"), weight=0.1, source=str(path), seed=0)
 
 
 # --- passes -----------------------------------------------------------------------------------------------------------
@@ -215,7 +218,9 @@ def test_every_direction_moves_the_way_it_says(taught: Callable[[str], LM]) -> N
         Edit("b", "The home of Hugo Lantern is", None, "Oslo", direction="contrast", against="Paris"),
         Edit("c", "Elena Marsh was born in", None, "Oslo", direction="balance", against="Paris"),
     ]
-    losses = list(passes(lm, wanted, [lm.down(2)], DescentSettings(lr=3e-3, steps=6, batch_size=3, threshold=0.0)))
+    losses = list(
+        passes(lm, wanted, [lm.down(2)], settings=DescentSettings(lr=3e-3, steps=6, batch_size=3, threshold=0.0))
+    )
     assert losses[-1].losses[0] < losses[0].losses[0] - 1
 
 
@@ -283,7 +288,7 @@ def test_distributions_can_be_replaced_and_mistakes_are_named() -> None:
 def test_an_order_is_drawn_anew_each_pass(tiny: Callable[[str], LM]) -> None:
     lm = tiny("gpt2")
     quick = FullFinetuning(lr=1e-9, steps=3, shuffle=True)
-    losses = [tuple(t.losses) for t in passes(lm, edits(6), [lm.down(1)], quick.settings())]
+    losses = [tuple(t.losses) for t in passes(lm, edits(6), [lm.down(1)], settings=quick.settings())]
     assert len(set(losses)) == 3
     assert len({tuple(sorted(round(x, 3) for x in row)) for row in losses}) == 1
     check(quick, lm, edits(6), "batch")

@@ -48,13 +48,13 @@ def test_moments_are_their_definition(fresh, sentences, family):
 def test_documents_of_long_contexts_are_cut(fresh, sentences, monkeypatch, tmp_path):
     """Keys of all layers stand in memory, so a context of 100,000 tokens must not become one batch."""
     lm, long = fresh("llama", dtype=torch.float64), " ".join(sentences[:10])
-    whole = moments(lm, [1], 50, folder=tmp_path)[1]
+    whole = moments(lm, [1], tokens=50, folder=tmp_path)[1]
     monkeypatch.setattr(second_moments, "_LONGEST", 7)
     made = accumulate_moments(lm, [1], [long, long], budget=1)[1]
     matrix, _ = plain_moment(lm, 1, [long], longest=7)
     assert made.count == 14
     assert torch.allclose(made.matrix, matrix, rtol=1e-6, atol=1e-12)
-    assert moments(lm, [1], 50, folder=tmp_path)[1].key != whole.key
+    assert moments(lm, [1], tokens=50, folder=tmp_path)[1].key != whole.key
 
 
 def test_only_the_upper_stripes_are_computed_and_mirrored(monkeypatch):
@@ -83,17 +83,19 @@ def test_the_pass_stops_after_the_last_layer(tiny, sentences):
 @pytest.mark.parametrize("tokens", [1, 37, 500])
 def test_exactly_as_many_tokens_as_asked_for(tiny, tokens):
     told = []
-    made = accumulate_moments(tiny("gpt2"), [0], documents(tiny("gpt2").text), tokens, lambda *x: told.append(x))
+    made = accumulate_moments(
+        tiny("gpt2"), [0], documents(tiny("gpt2").text), tokens=tokens, progress=lambda *x: told.append(x)
+    )
     assert made[0].count == tokens
     assert told[-1] == (tokens, tokens)
 
 
 def test_the_cache_gives_back_what_was_made(fresh, tmp_path):
     lm = fresh("gpt2")
-    made = moments(lm, [0, 1], 900, folder=tmp_path)
+    made = moments(lm, [0, 1], tokens=900, folder=tmp_path)
     ran = []
     handle = lm.module(lm.arch.block(0)).register_forward_hook(lambda *_: ran.append(1))
-    again = moments(lm, [1, 0], 900, folder=tmp_path)
+    again = moments(lm, [1, 0], tokens=900, folder=tmp_path)
     handle.remove()
     assert not ran
     for layer in (0, 1):
@@ -113,8 +115,8 @@ def test_every_input_is_part_of_the_key(fresh, tmp_path, sentences):
     shorter = fresh("gpt2")
     shorter.model.config.n_positions = 40
     keys = {
-        moments(*call, folder=tmp_path / "c")[call[1][0]].key
-        for call in [
+        moments(model, layers, tokens=tokens, folder=tmp_path / "c")[layers[0]].key
+        for model, layers, tokens in [
             (lm, [0], 300),
             (lm, [1], 300),
             (lm, [0], 301),
@@ -125,13 +127,13 @@ def test_every_input_is_part_of_the_key(fresh, tmp_path, sentences):
         ]
     }
     assert len(keys) == 7
-    assert moments(fresh("gpt2"), [0], 300, folder=tmp_path / "c")[0].key in keys
+    assert moments(fresh("gpt2"), [0], tokens=300, folder=tmp_path / "c")[0].key in keys
 
 
 def test_defect_3_a_file_of_another_model_is_refused(fresh, tmp_path):
     """Two models of equal shape do not share statistics, also where a file is given by hand or renamed."""
     one, two = fresh("gpt2", 0), fresh("gpt2", 1)
-    first, second = (moments(lm, [0], 300, folder=tmp_path)[0] for lm in (one, two))
+    first, second = (moments(lm, [0], tokens=300, folder=tmp_path)[0] for lm in (one, two))
     assert first.key != second.key
     path = tmp_path / f"{first.key}.safetensors"
     assert torch.equal(verify_cached(path, one).matrix, first.matrix)
@@ -139,7 +141,7 @@ def test_defect_3_a_file_of_another_model_is_refused(fresh, tmp_path):
         verify_cached(path, two)
     path.replace(tmp_path / f"{second.key}.safetensors")
     with pytest.raises(DataError, match="delete the file"):
-        moments(two, [0], 300, folder=tmp_path)
+        moments(two, [0], tokens=300, folder=tmp_path)
 
 
 def damage(path: Path, value: float) -> None:
@@ -151,16 +153,16 @@ def damage(path: Path, value: float) -> None:
 
 def test_a_changed_a_truncated_and_a_nan_file_are_refused(fresh, tmp_path):
     lm = fresh("gpt2")
-    (path,) = (entry.path for entry in (moments(lm, [1], 300, folder=tmp_path) and cached_moments(tmp_path)))
+    (path,) = (entry.path for entry in (moments(lm, [1], tokens=300, folder=tmp_path) and cached_moments(tmp_path)))
     damage(path, 0.5)
     with pytest.raises(DataError, match="not what was written"):
-        moments(lm, [1], 300, folder=tmp_path)
+        moments(lm, [1], tokens=300, folder=tmp_path)
     damage(path, float("nan"))
     with pytest.raises(NumericalError, match=r"transformer.h.1.mlp.c_proj holds a NaN"):
         verify_cached(path, lm)
     path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(DataError, match="not a readable file of second moments; delete the file"):
-        moments(lm, [1], 300, folder=tmp_path)
+        moments(lm, [1], tokens=300, folder=tmp_path)
 
 
 def test_a_nan_names_the_layer_and_is_not_cached(fresh, tmp_path):
@@ -168,7 +170,7 @@ def test_a_nan_names_the_layer_and_is_not_cached(fresh, tmp_path):
     with torch.no_grad():
         lm.parameter("transformer.h.1.mlp.c_fc.weight")[0, 0] = float("nan")
     with pytest.raises(NumericalError, match="the second moment of layer 1 holds a NaN"):
-        moments(lm, [0, 1], 300, folder=tmp_path)
+        moments(lm, [0, 1], tokens=300, folder=tmp_path)
     assert {entry.manifest.module for entry in cached_moments(tmp_path)} <= {"transformer.h.0.mlp.c_proj"}
 
 
@@ -213,9 +215,9 @@ def test_texts_that_cannot_be_read(tmp_path, tiny):
         list(documents(str(tmp_path / "empty")))
     (tmp_path / "empty.txt").write_text("\n", encoding="utf-8")
     with pytest.raises(DataError, match="holds no text"):
-        moments(replace(tiny("gpt2"), text=str(tmp_path / "empty.txt")), [0], 10, folder=tmp_path / "c")
+        moments(replace(tiny("gpt2"), text=str(tmp_path / "empty.txt")), [0], tokens=10, folder=tmp_path / "c")
     with pytest.raises(DataError, match="give at least 1"):
-        moments(tiny("gpt2"), [0], 0, folder=tmp_path / "c")
+        moments(tiny("gpt2"), [0], tokens=0, folder=tmp_path / "c")
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
     with pytest.raises(DataError, match="cannot be read as UTF-8"):
         list(documents(str(tmp_path / "latin.txt")))
@@ -253,7 +255,7 @@ def test_hub_texts_are_read_at_a_fixed_commit(monkeypatch):
 def test_an_unwritable_cache_is_told(fresh, tmp_path):
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(DataError, match=r"cannot be written .* set HARNESS_CACHE"):
-        moments(fresh("gpt2"), [0], 50, folder=tmp_path / "file" / "below")
+        moments(fresh("gpt2"), [0], tokens=50, folder=tmp_path / "file" / "below")
 
 
 def test_a_full_cache_is_told(fresh, tmp_path, monkeypatch):
@@ -262,5 +264,5 @@ def test_a_full_cache_is_told(fresh, tmp_path, monkeypatch):
 
     monkeypatch.setattr(second_moments, "save_file", full)
     with pytest.raises(DataError, match=r"cannot be written \(I/O error: No space left on device\); set HARNESS_CACHE"):
-        moments(fresh("gpt2"), [0], 50, folder=tmp_path)
+        moments(fresh("gpt2"), [0], tokens=50, folder=tmp_path)
     assert list(tmp_path.iterdir()) == []

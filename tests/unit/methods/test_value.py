@@ -42,7 +42,7 @@ def test_tv_11_rome_and_r_rome_rank_one():
     u = update_direction(mean, moment)
     assert torch.allclose(u, tensor([[0.816497, 0.408248, 0.408248]], dtype=torch.float64), atol=1e-6)
 
-    (rome,) = rank_one_changes(u, bare, bare @ weight.T, value)
+    (rome,) = rank_one_changes(u, key=bare, output=bare @ weight.T, value=value)
     assert torch.allclose(rome.left[:, 0], tensor([1.632993, -1.632993], dtype=torch.float64), atol=1e-6)
     after = weight + rome.dense()
     wanted = [[2.333333, 0.666667, 2.666667], [-1.333333, 0.333333, 0.333333]]
@@ -50,7 +50,7 @@ def test_tv_11_rome_and_r_rome_rank_one():
     assert torch.allclose(after @ bare[0], value[0])
     assert torch.allclose(after @ mean[0], tensor([16.666667, -0.666667], dtype=torch.float64), atol=1e-6)
 
-    (r_rome,) = rank_one_changes(u, mean, mean @ weight.T, value)
+    (r_rome,) = rank_one_changes(u, key=mean, output=mean @ weight.T, value=value)
     after = weight + r_rome.dense()
     wanted = [[0, -0.5, 1.5], [-1.4, 0.3, 0.3]]
     assert torch.allclose(after, tensor(wanted, dtype=torch.float64), atol=1e-6)
@@ -112,7 +112,7 @@ def test_keys_are_read_on_the_way(tiny, edits, family, seam):
     lm, objective = tiny(family), Objective(1, seam=seam, steps=2)
     values = optimise(lm, edits, CONTEXTS, objective=objective, keys=True)
     for which, templates in enumerate((("{}",), CONTEXTS)):
-        key, output = read_keys(lm, edits, 1, templates, "subject_last", outputs=True)
+        key, output = read_keys(lm, edits, 1, templates=templates, fact_token="subject_last", outputs=True)
         assert torch.allclose(values.keys[:, which], key, atol=1e-5)
         assert torch.allclose(values.outputs[:, which], output, atol=1e-5)
     assert not torch.allclose(values.keys[:, 0], values.keys[:, 1], atol=1e-2)
@@ -127,7 +127,7 @@ def test_a_column_of_padding_is_read_as_it_was_released(tiny, edits, method):
     rome = method(layers=(0,), v_steps=2, fact_token="last_released")
     long = [replace(edits[0], target="the old town of Rome")]
     u = rome.edit(lm, long, prior).weights[lm.down(0)].right[0]
-    mean, _ = read_keys(lm, long, 0, CONTEXTS, "last_released")
+    mean, _ = read_keys(lm, long, 0, templates=CONTEXTS, fact_token="last_released")
     assert torch.allclose(u, mean[0] / mean[0].norm(), atol=1e-6)
     moved = optimise(lm, long, CONTEXTS, objective=rome.objective(0), keys=True).keys[0, 1]
     assert not torch.allclose(u, moved / moved.norm(), atol=1e-4)
@@ -151,7 +151,7 @@ def test_defect_0_rome_whitens_its_key(tiny, edits, fresh):
     spectrum = torch.linspace(0.5, 4.0, lm.arch.inner, dtype=torch.float64)
     prior = Unedited(CONTEXTS, {0: Moment(torch.diag(spectrum), 10_000)})
     rome = Rome(layers=(0,), v_steps=3)
-    mean, _ = read_keys(lm, edits[:1], 0, CONTEXTS, "subject_last")
+    mean, _ = read_keys(lm, edits[:1], 0, templates=CONTEXTS, fact_token="subject_last")
     wanted = mean[0].double() / spectrum
     patch = rome.edit(lm, edits[:1], prior)
     u = patch.weights[lm.down(0)].right[0].double()
@@ -178,14 +178,14 @@ def test_defect_12_r_rome_uses_one_key(tiny, edits, variant):
     prior = Unedited(CONTEXTS, {0: Moment(torch.eye(lm.arch.inner, dtype=torch.float64), 10_000)})
     method = RRome(layers=(0,), v_steps=6, variant=variant)
     templates = CONTEXTS if variant == "prefix" else ("{}",)
-    key, before = read_keys(lm, edits[:1], 0, templates, "subject_last", outputs=True)
+    key, before = read_keys(lm, edits[:1], 0, templates=templates, fact_token="subject_last", outputs=True)
     values = optimise(lm, edits[:1], CONTEXTS, objective=method.objective(0))
     wanted = values.value if variant == "prefix" else before + values.delta
     change = method.edit(lm, edits[:1], prior).weights[lm.down(0)].dense()
     assert torch.allclose(before[0] + change @ key[0], wanted[0], atol=1e-4)
     if variant == "prefix":
         rome = Rome(layers=(0,), v_steps=6).edit(lm, edits[:1], prior).weights[lm.down(0)].dense()
-        bare, y0 = read_keys(lm, edits[:1], 0, ("{}",), "subject_last", outputs=True)
+        bare, y0 = read_keys(lm, edits[:1], 0, templates=("{}",), fact_token="subject_last", outputs=True)
         assert torch.allclose(y0[0] + rome @ bare[0], values.value[0], atol=1e-4)
         assert not torch.allclose(before[0] + rome @ key[0], values.value[0], atol=1e-2)
 
@@ -196,9 +196,9 @@ def test_what_is_optimised_is_what_the_feed_forward_part_adds(tiny, edits, famil
     lm, method = tiny(family), Rome(layers=(1,), v_steps=4)
     prior = Unedited(CONTEXTS, {1: Moment(torch.eye(lm.arch.inner, dtype=torch.float64), 10_000)})
     values = optimise(lm, edits[:1], CONTEXTS, objective=method.objective(1))
-    _, before = read_keys(lm, edits[:1], 1, ("{}",), "subject_last", outputs=True)
+    _, before = read_keys(lm, edits[:1], 1, templates=("{}",), fact_token="subject_last", outputs=True)
     assert torch.allclose(values.start, before, atol=1e-5)
-    ids, place = find_fact_token(lm, edits[0], "{}", "subject_last")
+    ids, place = find_fact_token(lm, edits[0], template="{}", fact_token="subject_last")
     at = Row(tuple(ids), place)
     with patched(lm, method.edit(lm, edits[:1], prior)):
         after = read_activations(lm, [at], outputs=[lm.arch.block(1)]).outputs[lm.arch.block(1)]
@@ -361,7 +361,7 @@ def says(lm, edit, delta):
     """Whether the model itself, with a change after the subject at layer 0, says the target in every context."""
     target, right = lm.continuation(edit.text, edit.continuation), []
     for template in CONTEXTS:
-        ids, at = find_fact_token(lm, edit, template, "subject_last")
+        ids, at = find_fact_token(lm, edit, template=template, fact_token="subject_last")
 
         def shift(_module, _args, output, at=at):
             output[0, at] += delta
@@ -417,7 +417,7 @@ def test_the_anchor_of_a_call(tiny, edits, seam):
     assert plain.anchor is None
     seen = []
     for edit in edits:
-        ids, at = find_fact_token(lm, edit, "{}", "subject_last")
+        ids, at = find_fact_token(lm, edit, template="{}", fact_token="subject_last")
         seen.append(read_activations(lm, [Row(tuple(ids), at)], outputs=[lm.arch.mlp_of(1)]).outputs[lm.arch.mlp_of(1)])
     written = torch.cat(seen)
     assert torch.allclose(plain.written, written, atol=1e-5)
@@ -556,7 +556,7 @@ def test_the_token_that_is_edited(tiny, family):
         text = template.replace("{}", edit.text)
 
         def read_at(fact_token: str, template: str = template) -> str:
-            ids, at = find_fact_token(lm, edit, template, fact_token)
+            ids, at = find_fact_token(lm, edit, template=template, fact_token=fact_token)
             return lm.tokenizer.decode(ids[: at + 1]).replace("<|end|>", "")
 
         assert read_at("subject_last") == text[: text.index(" is")]
@@ -566,15 +566,15 @@ def test_the_token_that_is_edited(tiny, family):
         assert len(begin) < len(read_at("subject_last"))
         assert read_at("subject_first_after_last") == text
     ending = Edit("2", "Everybody knows {}", "Hugo Lantern", "Oslo")
-    assert find_fact_token(lm, ending, "{}", "subject_first_after_last") == find_fact_token(
-        lm, ending, "{}", "subject_last"
+    assert find_fact_token(lm, ending, template="{}", fact_token="subject_first_after_last") == find_fact_token(
+        lm, ending, template="{}", fact_token="subject_last"
     )
 
 
 def test_a_subject_that_occurs_twice_is_found_in_its_slot(tiny):
     lm = tiny("gpt2")
     edit = Edit("1", "Rome is not {} and", "Rome", "Oslo")
-    ids, at = find_fact_token(lm, edit, "In Rome. {}", "subject_last")
+    ids, at = find_fact_token(lm, edit, template="In Rome. {}", fact_token="subject_last")
     assert lm.tokenizer.decode(ids[: at + 1]) == "In Rome. Rome is not Rome"
 
 
@@ -631,7 +631,7 @@ def test_no_templates_at_all_are_refused():
 def test_an_update_across_its_key_is_refused():
     u, key = tensor([[1.0, 0]]), tensor([[0.0, 1]])
     with pytest.raises(NumericalError, match="edit 5: the update direction is orthogonal"):
-        rank_one_changes(u, key, tensor([[0.0]]), tensor([[1.0]]), ["edit 5"])
+        rank_one_changes(u, key=key, output=tensor([[0.0]]), value=tensor([[1.0]]), names=["edit 5"])
 
 
 def test_spreading_divides_what_is_left_by_the_layers_that_remain(tiny, edits):
@@ -643,6 +643,8 @@ def test_spreading_divides_what_is_left_by_the_layers_that_remain(tiny, edits):
         seen.append(residual)
         return torch.zeros(32, 1), torch.zeros(1, lm.arch.inner)
 
-    spread_residuals(lm, [edits[:1]], targets, [0, 1, 2], ("{}",), "subject_last", solve)
+    spread_residuals(
+        lm, [edits[:1]], targets=targets, layers=[0, 1, 2], templates=("{}",), fact_token="subject_last", solve=solve
+    )
     assert torch.allclose(seen[1], seen[0] * 1.5)
     assert torch.allclose(seen[2], seen[0] * 3)

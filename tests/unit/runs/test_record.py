@@ -98,7 +98,7 @@ def test_versions_name_what_computed_the_numbers() -> None:
 def test_summarise_gives_the_documented_layout() -> None:
     base, edited = accuracies(15), accuracies(9)
     measure = numbers(edited, base)["accuracy"]
-    found, change = estimate(edited["accuracy"], 0), difference(base["accuracy"], edited["accuracy"], 0)
+    found, change = estimate(edited["accuracy"], 0), difference(base["accuracy"], edited["accuracy"], seed=0)
     assert measure == {
         "value": 0.45,
         "n": 20,
@@ -123,7 +123,7 @@ def test_a_derived_score_is_a_paired_harmonic_mean() -> None:
     score = summarise(edited, base, {}, seed=3, derived={"score": ["es", "ns"]})["score"]
     assert score["value"] == pytest.approx(2 / (1 / 0.95 + 1 / 0.75))
     assert score["clusters"] == 20
-    assert score["difference"]["p"] == harmonic_difference(list(base.values()), list(edited.values()), 3).p
+    assert score["difference"]["p"] == harmonic_difference(list(base.values()), list(edited.values()), seed=3).p
 
 
 def test_a_plain_value_has_no_interval_and_says_so() -> None:
