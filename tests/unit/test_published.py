@@ -55,9 +55,19 @@ printed can be checked.
 """
 
 
-def test_every_table_has_its_tests(spec: str) -> None:
-    assert set(re.findall(r"^#### (T6\.\w)", spec, re.MULTILINE)) == set(TABLES)
+def test_every_table_has_its_tests(tables: Tables) -> None:
+    # The six numbers of T6.3 stand in its test.
+    assert {name.partition(" ")[0] for name in tables} | {"T6.3"} == set(TABLES)
     assert all(callable(globals()[name]) for names in TABLES.values() for name in names)
+
+
+def test_the_tables_are_those_that_were_read(tables: Tables, shared: Path) -> None:
+    """Every row is one of the page, and every number that is told beside a table stands in it."""
+    page = (shared / "specs" / "canonical-examples.md").read_text(encoding="utf-8")
+    lines = {re.sub(r"\s+", "", line) for line in page.split("\n")}
+    for name, found in tables.items():
+        for row in found:
+            assert f"|{'|'.join(row)}|".replace(" ", "") in lines or all(cell in page for cell in row), (name, row)
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +76,13 @@ def plots(shared: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def spec(shared: Path) -> str:
-    return (shared / "specs" / "canonical-examples.md").read_text(encoding="utf-8")
+def tables() -> Tables:
+    """The cells of every table, by the name of the table; and what is told beside them."""
+    path = Path(__file__).parents[1] / "golden" / "data" / "canonical_tables.json"
+    return json.loads(path.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+
+
+Tables = dict[str, list[list[str]]]
 
 
 def printed(text: str) -> float:
@@ -85,16 +100,8 @@ def mean(values: list[float | None]) -> float:
     return sum(value or 0.0 for value in values) / len(values)
 
 
-def rows(text: str, heading: str) -> list[list[str]]:
-    """The cells of the first table below a heading, without its head."""
-    lines = text[text.index(heading) :].split("\n")
-    start = next(i for i, line in enumerate(lines) if line.startswith("|---"))
-    body = []
-    for line in lines[start + 1 :]:
-        if not line.startswith("|"):
-            break
-        body.append([cell.strip() for cell in line.strip("|").split("|")])
-    return body
+def ball_name(ball: float) -> str:
+    return "1e-05" if ball == 1e-5 else f"{ball:g}"
 
 
 # --- GPT-J ------------------------------------------------------------------------------------------------------------
@@ -104,10 +111,10 @@ def gptj(plots: Path) -> list[Cell]:
     return finetuned(plots / "workshop-gptj") + ensemble(plots / "workshop-gptj" / "intervention.jsonl")
 
 
-def test_table_4_gpt_j(plots: Path, spec: str) -> None:
+def test_table_4_gpt_j(plots: Path, tables: Tables) -> None:
     cells, checked = gptj(plots), 0
     means = averages(cells, lambda cell: cell.change)
-    for name, initial, *columns in rows(spec, "#### T6.2"):
+    for name, initial, *columns in tables["T6.2"]:
         for ball, changes, errors in zip(BALLS, columns[:3], columns[3:], strict=True):
             spread = errors.split("/") if errors else [None] * 3
             for method, value, error in zip(("full", "lora", "ensemble"), changes.split("/"), spread, strict=True):
@@ -124,12 +131,12 @@ def test_table_4_gpt_j(plots: Path, spec: str) -> None:
     assert checked == 54
 
 
-def test_table_4_as_it_is_printed(plots: Path, spec: str) -> None:
+def test_table_4_as_it_is_printed(plots: Path, tables: Tables) -> None:
     """Every number of the table that our own cells make of the files is the paper's."""
     order = [(ball, method) for ball in range(3) for method in ("ensemble", "full", "lora")]
     (made_table,) = model_tables(gptj(plots))
     made = {row.cells[0].text: [cell.text for cell in row.cells[1:]] for row in made_table.rows}
-    for name, initial, *columns in rows(spec, "#### T6.2"):
+    for name, initial, *columns in tables["T6.2"]:
         assert made[name][0] == initial, name
         for (ball, method), ours in zip(order, made[name][1:], strict=True):
             place = ("full", "lora", "ensemble").index(method)
@@ -138,24 +145,23 @@ def test_table_4_as_it_is_printed(plots: Path, spec: str) -> None:
             assert [float(part) for part in ours.split(" ± ")] == said, (name, ball, method)
 
 
-def test_success_of_the_ensemble(plots: Path, spec: str) -> None:
+def test_success_of_the_ensemble(plots: Path, tables: Tables) -> None:
     """What is said below the table of the success rates after editing: six tasks for each ball."""
-    cells, said = gptj(plots), spec[spec.index("Final success %") :].partition("\n")[0]
-    for ball, part in zip(BALLS, said.split(";"), strict=True):
-        for task, value in zip(ORDER, re.findall(r"\b\d\d\.\d\b", part), strict=True):
+    cells = gptj(plots)
+    for ball, (_, *values) in zip(BALLS, tables["T6.2 success of the ensemble"], strict=True):
+        for task, value in zip(ORDER, values, strict=True):
             cell = find(cells, "gpt-j-6b", task, "ensemble", ball)
             assert cell is not None
             assert same(cell.success, value), (task, ball, cell.success)
 
 
-def test_every_run_of_the_ensemble_is_in_its_ball(plots: Path, spec: str) -> None:
+def test_every_run_of_the_ensemble_is_in_its_ball(plots: Path, tables: Tables) -> None:
     """And the mean general loss of each cell, and the weights of the companion, are those that are told."""
     rows = data.read_jsonl(plots / "workshop-gptj" / "gptj_intervene_results.jsonl")
     cells = data.read_jsonl(plots / "workshop-gptj" / "intervention.jsonl")
-    text = spec[spec.index("Ensemble general loss stays") :].partition("\n")[0]
-    said = re.findall(r"([\d.]+)-([\d.]+) \((1e-\d)\)", text)
+    said = tables["T6.2 general loss of the ensemble"]
     assert (len(rows), len(said)) == (84, 3)
-    for low, high, name in said:
+    for name, low, high in said:
         losses = [cell["loss"] for cell in cells if cell["league"] == float(name)]
         assert (min(losses), max(losses)) == pytest.approx((float(low), float(high)), abs=5e-6)
         mine = [row for row in rows if float(row["config"]["league"]) == float(name)]
@@ -173,11 +179,10 @@ def test_every_run_of_the_ensemble_is_in_its_ball(plots: Path, spec: str) -> Non
     }
 
 
-def test_table_8_hard_negatives_of_gpt_j(plots: Path, spec: str) -> None:
+def test_table_8_hard_negatives_of_gpt_j(plots: Path, tables: Tables) -> None:
     cells, last = gptj(plots), last_hard_negatives(plots / "workshop-gptj" / "gptj_intervene_results.jsonl")
-    text = spec[spec.index("GPT-J hard negatives, change in nats") :]
     means, starts, checked = averages(cells, lambda cell: cell.hard_change), [], 0
-    for name, initial, *columns in rows(text, "GPT-J hard negatives"):
+    for name, initial, *columns in tables["T6.2 hard negatives"]:
         for ball, changes in zip(BALLS, columns, strict=True):
             full, lora, together = changes.split("/")
             if name == "average":
@@ -258,14 +263,11 @@ CELL = re.compile(r"(?P<success>[\d.]+) \((?P<change>[+-][\d.]+)(?:, (?P<runs>\d
 
 @pytest.mark.parametrize("subject", ["standard", "oracle"])
 @pytest.mark.parametrize("ball", BALLS)
-def test_tables_of_memit_on_pythia(ball: float, subject: str, plots: Path, spec: str) -> None:
+def test_tables_of_memit_on_pythia(ball: float, subject: str, plots: Path, tables: Tables) -> None:
     path = plots / "workshop-pythia" / "memit_results.test.final.float16.json"
     cells = memit(path, subject)  # type: ignore[arg-type]
     means = averages(cells, lambda cell: cell.change, empty_as_zero=True)
-    name = "1e-05" if ball == 1e-5 else f"{ball:g}"
-    found = rows(
-        spec, f"#### T6.D MEMIT {subject} ({'prefix as' if subject == 'standard' else 'true'} subject), ball {name}"
-    )
+    found = tables[f"T6.D {subject} {ball_name(ball)}"]
     assert len(found) == 7
     for size, *columns, mean in found:
         model = f"pythia-{size}"
@@ -297,10 +299,10 @@ ORDER = ("country", "company", "stereoset", "verb", "gender", "temporal")
 
 
 @pytest.mark.parametrize("ball", BALLS)
-def test_tables_of_finetuning_on_pythia(ball: float, plots: Path, spec: str) -> None:
+def test_tables_of_finetuning_on_pythia(ball: float, plots: Path, tables: Tables) -> None:
     cells = finetuned(plots / "workshop-pythia")
     means = averages(cells, lambda cell: cell.change)
-    found = rows(spec, f"#### T6.B ball {'1e-05' if ball == 1e-5 else f'{ball:g}'}")
+    found = tables[f"T6.B {ball_name(ball)}"]
     assert len(found) == 14
     for size, method, *columns, mean in found:
         assert same(means[f"pythia-{size}", method, ball], mean)
@@ -311,10 +313,10 @@ def test_tables_of_finetuning_on_pythia(ball: float, plots: Path, spec: str) -> 
             assert same(cell.error, said["error"])
 
 
-def test_tables_of_hard_negatives_on_pythia(plots: Path, spec: str) -> None:
+def test_tables_of_hard_negatives_on_pythia(plots: Path, tables: Tables) -> None:
     cells = finetuned(plots / "workshop-pythia")
     means = averages(cells, lambda cell: cell.hard_change)
-    found = rows(spec, "#### T6.F")
+    found = tables["T6.F"]
     assert len(found) == 42
     for ball, method, size, *columns, mean in found:
         assert same(means[f"pythia-{size}", method, float(ball)], mean)
@@ -324,20 +326,20 @@ def test_tables_of_hard_negatives_on_pythia(plots: Path, spec: str) -> None:
             assert same(cell.hard_change, text), (size, task, ball, text, cell.hard_change)
 
 
-def test_unedited_pythia(plots: Path, spec: str) -> None:
+def test_unedited_pythia(plots: Path, tables: Tables) -> None:
     """T6.A and T6.E: means over the runs of both methods and all balls."""
     cells = finetuned(plots / "workshop-pythia")
-    for heading, value in (("#### T6.A", lambda c: c.initial), ("#### T6.E", lambda c: c.hard_initial)):
-        for size, *columns in rows(spec, heading):
+    for heading, value in (("T6.A", lambda c: c.initial), ("T6.E", lambda c: c.hard_initial)):
+        for size, *columns in tables[heading]:
             for task, text in zip(ORDER, columns, strict=False):
                 found = [value(c) for c in cells if (c.model, c.task) == (f"pythia-{size}", task)]
                 assert same(sum(found) / len(found), text.partition(" ")[0]), (size, task, text, found)
 
 
-def test_unedited_pythia_between_which_runs_and_on_average(plots: Path, spec: str) -> None:
+def test_unedited_pythia_between_which_runs_and_on_average(plots: Path, tables: Tables) -> None:
     """The least and the greatest of the runs, where they differ, and the mean over tasks."""
     cells, checked = finetuned(plots / "workshop-pythia"), 0
-    for size, *columns, last in rows(spec, "#### T6.A"):
+    for size, *columns, last in tables["T6.A"]:
         means = []
         for task, text in zip(ORDER, columns, strict=True):
             found = [c.initial or 0.0 for c in cells if (c.model, c.task) == (f"pythia-{size}", task)]
@@ -352,11 +354,11 @@ def test_unedited_pythia_between_which_runs_and_on_average(plots: Path, spec: st
     assert checked == 37
 
 
-def test_unedited_pythia_in_float16(plots: Path, spec: str) -> None:
+def test_unedited_pythia_in_float16(plots: Path, tables: Tables) -> None:
     """T6.C: what every cell of MEMIT, of either subject and of any ball, began with."""
     path = plots / "workshop-pythia" / "memit_results.test.final.float16.json"
     cells = [*memit(path, "standard"), *memit(path, "oracle")]
-    found = rows(spec, "#### T6.C")
+    found = tables["T6.C"]
     assert len(found) == 7
     for size, *columns in found:
         for task, text in zip(ORDER, columns, strict=True):
@@ -371,7 +373,7 @@ def test_unedited_pythia_in_float16(plots: Path, spec: str) -> None:
 # --- the Backpack, of which only the printed table is there -----------------------------------------------------------
 
 
-def test_table_3_only_the_unedited_backpack_can_be_recomputed(plots: Path, spec: str) -> None:
+def test_table_3_only_the_unedited_backpack_can_be_recomputed(plots: Path, tables: Tables) -> None:
     """Three of the six cells of the unedited model come out of the published file, and no others of the table.
 
     The file is of a run in float32.  The paper prints one constant for each task, of finetuning runs, which begin with
@@ -379,19 +381,21 @@ def test_table_3_only_the_unedited_backpack_can_be_recomputed(plots: Path, spec:
     """
     cells = unedited(plots / "workshop-pythia" / "memit_results.noedit.test.v2.json")
     starts = {task: find(cells, "backpack-gpt2", task, "none", None) for task in TASKS}
-    text = spec[spec.index('"Initial" in the paper') :].partition("\n")[0]
-    constants = {task: 100 * (1 - float(failure)) for task, failure in re.findall(r"(\w+) (\.\d{4})", text)}
-    *tasks, _ = rows(spec, "#### T6.1")
+    told = tables["T6.1 failure before editing"]
+    constants = {task: 100 * (1 - float(failure)) for task, failure in told}
+    *tasks, _ = tables["T6.1"]
     assert {row[0] for row in tasks if same(constants[row[0]], row[1])} == set(TASKS)
-    apart = {row[0]: round(printed(row[1]) - (cell.initial or 0.0), 1) for row in tasks if (cell := starts[row[0]])}
+    apart = {r[0]: round(printed(r[1]) - (cell.initial or 0.0), 1) for r in tasks if (cell := starts[r[0]])}
     assert {task for task, *_ in tasks if apart[task] == 0.0} == {"country", "verb", "temporal"}
     assert {task: gap for task, gap in apart.items() if gap} == {"stereoset": 0.1, "gender": 0.3, "company": 0.3}
 
 
-def test_table_6_only_the_unedited_hard_negatives_of_the_backpack_can_be_recomputed(plots: Path, spec: str) -> None:
+def test_table_6_only_the_unedited_hard_negatives_of_the_backpack_can_be_recomputed(
+    plots: Path, tables: Tables
+) -> None:
     """Five of six cells of its first column; 51.97 of stereoset is printed as 51.9 (51.9456 in finetuning runs)."""
     cells = unedited(plots / "workshop-pythia" / "memit_results.noedit.test.v2.json")
-    *tasks, last = rows(spec[spec.index("Backpack hard negatives") :], "Backpack hard negatives")
+    *tasks, last = tables["T6.1 hard negatives"]
     starts = {task: find(cells, "backpack-gpt2", task, "none", None) for task in TASKS}
     assert {row[0] for row in tasks if (cell := starts[row[0]]) and same(cell.hard_initial, row[1])} == {
         "country", "company", "verb", "gender", "temporal",
@@ -404,8 +408,8 @@ def test_table_6_only_the_unedited_hard_negatives_of_the_backpack_can_be_recompu
             assert abs((average(values) or 0) - printed(last[column].split("/")[method])) <= 0.1 + 1e-9
 
 
-def test_table_3_averages_are_unweighted_means_over_tasks(spec: str) -> None:
-    *tasks, last = rows(spec, "#### T6.1")
+def test_table_3_averages_are_unweighted_means_over_tasks(tables: Tables) -> None:
+    *tasks, last = tables["T6.1"]
     assert [row[0] for row in tasks] == list(TASKS)
     assert same(average([printed(row[1]) for row in tasks]), last[1])
     for column in (2, 3, 4):
