@@ -9,11 +9,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from harness.errors import UsageError
 from harness.exam.numbers import Json
 from harness.exam.statistics import Ratio
+
+if TYPE_CHECKING:
+    import pandas
 
 __all__ = ["SCHEMA", "PointValues", "Record", "identity", "record_name"]
 
@@ -67,6 +70,15 @@ class Record:
         """The JSON of the record, without the values of its documents.  Numbers that are not finite become null."""
         shown = {key: getattr(self, key) for key in _FIELDS}
         return {key: _plain(shown[key]) for key in _ORDER}
+
+    def to_frame(self) -> pandas.DataFrame:
+        """The numbers as a table: a row for each metric of each task after each number of edits.
+
+        Columns: see :data:`harness.runs.frame.COLUMNS`.
+        """
+        from harness.runs.frame import frame
+
+        return frame(self)
 
     @classmethod
     def from_json(cls, data: Json) -> Record:
