@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from harness.editing.directions import DIRECTIONS
 from harness.editing.edit import Edit
@@ -20,6 +21,7 @@ class Unchanged(Editor):
 
     name = "none"
     directions = DIRECTIONS
+    exceptions: ClassVar[Mapping[str, str]] = {"target": "it leaves the model as it is, to be compared with"}
 
     def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:  # noqa: ARG002
         """The empty patch."""

@@ -8,15 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-from harness.editing import patch_file, promises, registry
+from harness.editing import promises, registry
 from harness.editing.edit import Edit, Example, Probe
 from harness.editing.editor import Editor, Learned, Wrapper
 from harness.editing.hyperparameters import settable
 from harness.errors import ModelError
 from harness.models.lm import LM
-from harness.patches.patch import Patch, patched, patched_rows, shareable
+from harness.patches.patch import patched, patched_rows, shareable
+from harness.studies.contract import checks
+from harness.studies.contract.checks import Candidate
 
 FAMILIES = ["gpt2", "gptj", "neox", "llama", "qwen2", "opt"]
 # One editor of each kind on a Backpack too. There the blocks only weigh the senses that the text has, which a value at
@@ -66,35 +67,6 @@ def quick(name: str, lm: LM, train: Sequence[Example] = ()) -> Editor:
     return made.fit(lm, train) if isinstance(made, Learned) else made
 
 
-def log_likelihood(lm: LM, edit: Edit, patch: Patch | None = None) -> float:
-    """The log-probability of the target after the prompt, as the patch's prompt rule writes it."""
-    text = patch.prompt(edit.text) if patch and patch.prompt else edit.text
-    prompt, target = lm.encode(text), lm.continuation(text, edit.continuation)
-    return float(score(lm, [prompt + target], [len(prompt)])[0])
-
-
-def score(lm: LM, rows: Sequence[list[int]], starts: Sequence[int]) -> Tensor:
-    """The log-probability of each row from a position on, right-padded."""
-    batch = lm.batch(rows)
-    with torch.no_grad():
-        log_p = lm.model(input_ids=batch.ids, attention_mask=batch.mask).logits.double().log_softmax(-1)
-    picked = log_p[:, :-1].gather(2, batch.ids[:, 1:, None])[..., 0] * batch.mask[:, 1:]
-    return torch.stack([row[start - 1 :].sum() for row, start in zip(picked, starts, strict=True)])
-
-
-def weights(lm: LM) -> dict[str, str]:
-    return lm.hashes(name for name, _ in lm.model.named_parameters())
-
-
-def behaviour(lm: LM, patch: Patch, edits: Sequence[Edit]) -> Tensor:
-    """The logits after each edit's prompt and target, under the patch: what all its seams do."""
-    texts = [f"{e.text}{e.continuation}" for e in edits]
-    rows = lm.batch([lm.encode(patch.prompt(t) if patch.prompt else t) for t in texts])
-    with patched(lm, patch), torch.no_grad():
-        logits: Tensor = lm.model(input_ids=rows.ids, attention_mask=rows.mask).logits
-    return torch.where(rows.mask[..., None].bool(), logits, 0.0)
-
-
 @pytest.fixture(scope="session")
 def train() -> list[Example]:
     """What learners learn from: other people, the same relations."""
@@ -122,22 +94,31 @@ def companion(checkpoint: Callable[..., Path]) -> None:
     OWN_QUICK["companion"]["model"] = str(checkpoint("backpack"))
 
 
-Edited = Callable[[str, str], tuple[LM, Editor, Patch, bool]]
+Candidates = Callable[[str, str], Candidate]
 
 
 @pytest.fixture(scope="module")
-def edited(taught: Callable[[str], LM], edits: list[Edit], train: list[Example]) -> Edited:
-    """A model, an editor, its patch for all edits, and whether the model was left as it was; made once for each."""
-    made: dict[tuple[str, str], tuple[LM, Editor, Patch, bool]] = {}
+def candidate(taught: Callable[[str], LM], edits: list[Edit], train: list[Example]) -> Candidates:
+    """An editor on a model that knows some facts, with its patch; made once for each pair."""
+    made: dict[tuple[str, str], Candidate] = {}
 
-    def get(name: str, family: str) -> tuple[LM, Editor, Patch, bool]:
+    def get(name: str, family: str) -> Candidate:
         if (name, family) not in made:
-            lm = taught(family)
-            before = weights(lm)
-            method = quick(name, lm, train)
-            patch = method.finish(lm, method.edit(lm, edits))
-            made[name, family] = lm, method, patch, weights(lm) == before
+            made[name, family] = Candidate(lambda lm: quick(name, lm, train), taught(family), edits)
         return made[name, family]
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def untaught(
+    tiny: Callable[[str], LM], fresh: Callable[..., LM], edits: list[Edit], train: list[Example]
+) -> Candidates:
+    """An editor on a random model; what one process must not mix is tried on models made anew."""
+
+    def get(name: str, family: str) -> Candidate:
+        again, other = (lambda seed=seed: fresh(family, seed) for seed in (0, 1))
+        return Candidate(lambda lm: quick(name, lm, train), tiny(family), edits, again, other)
 
     return get
 
@@ -171,146 +152,60 @@ def test_exceptions_are_promises_with_a_reason(name):
 
 
 @keeping("target", changing=True)
-def test_raises_the_targets_probability(edited, edits, name, family):
-    lm, method, patch, _ = edited(name, family)
-    # A method that edits one fact at a time does not promise that the next one leaves it.
-    each = [patch] * len(edits) if method.root.batch else method.edit_each(lm, edits)
-    for edit, held_patch in zip(edits, each, strict=True):
-        before = log_likelihood(lm, edit)
-        with patched(lm, held_patch):
-            assert log_likelihood(lm, edit, held_patch) > before + 0.5
+def test_raises_the_targets_probability(candidate, name, family):
+    checks.target(candidate(name, family))
 
 
 @keeping("unchanged")
-def test_edit_leaves_the_model_bitwise_unchanged(edited, name, family):
-    assert edited(name, family)[3]
+def test_edit_leaves_the_model_bitwise_unchanged(candidate, name, family):
+    checks.unchanged(candidate(name, family))
 
 
 @keeping("restored")
-def test_restores_bitwise_also_after_an_exception(edited, name, family):
-    lm, _, patch, _ = edited(name, family)
-    before = weights(lm)
-    with patched(lm, patch):
-        assert (weights(lm) != before) == bool(patch.weights)
-    assert weights(lm) == before
-    with pytest.raises(ZeroDivisionError), patched(lm, patch):
-        raise ZeroDivisionError
-    assert weights(lm) == before
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in lm.model.modules())
+def test_restores_bitwise_also_after_an_exception(candidate, name, family):
+    checks.restored(candidate(name, family))
 
 
 @keeping("saved")
-def test_survives_save_and_load(edited, edits, tmp_path: Path, name, family):
-    lm, method, patch, _ = edited(name, family)
-    patch_file.save(patch, lm, tmp_path / "patch.safetensors", method.root.name)
-    again = patch_file.load(tmp_path / "patch.safetensors", lm)
-    assert torch.equal(behaviour(lm, patch, edits), behaviour(lm, again, edits))
-    if name != "none":
-        assert not torch.equal(behaviour(lm, patch, edits), behaviour(lm, Patch(prompt=patch.prompt), edits)) or (
-            method.root.seams == {"prompt"}
-        )
+def test_survives_save_and_load(candidate, name, family):
+    checks.saved(candidate(name, family))
 
 
 @keeping("generation")
-def test_generation_and_log_likelihood_agree(edited, edits, name, family):
-    """Greedy generation, cached and uncached, writes tokens that scoring finds to be the most probable."""
-    lm, _, patch, _ = edited(name, family)
-    prompts = [lm.encode(patch.prompt(e.text) if patch.prompt else e.text) for e in edits]
-    with patched(lm, patch), torch.no_grad():
-        for prompt in prompts:
-            row = torch.tensor([prompt])
-            options: dict[str, Any] = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
-            cached, uncached = (
-                lm.model.generate(row, attention_mask=torch.ones_like(row), use_cache=use, **options)[0]
-                for use in (True, False)
-            )
-            assert torch.equal(cached, uncached)
-            logits = lm.model(input_ids=cached[None], attention_mask=torch.ones_like(cached[None])).logits[0]
-            chosen = logits[len(prompt) - 1 : -1].gather(1, cached[len(prompt) :, None])[:, 0]
-            best = logits[len(prompt) - 1 : -1].clone()
-            best[:, 0] = -torch.inf  # the end of text, which generation was told not to write
-            assert torch.allclose(chosen, best.amax(1), atol=1e-4)
+def test_generation_and_log_likelihood_agree(candidate, name, family):
+    checks.generation(candidate(name, family))
+
+
+@keeping("cache")
+def test_cached_and_uncached_generation_agree(candidate, name, family):
+    checks.cache(candidate(name, family))
 
 
 @keeping("padding")
-def test_padding_side_does_not_matter(edited, edits, name, family):
-    lm, _, patch, _ = edited(name, family)
-    rows = [lm.encode(e.text) for e in edits]
-    width = max(map(len, rows)) + 3
-    left = torch.tensor([[0] * (width - len(r)) + r for r in rows])
-    mask = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rows])
-    # Positions are given, as generation gives them: not every family counts them from the mask.
-    positions = {} if family == "opt" else {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
-    right = lm.batch(rows)
-    with patched(lm, patch), torch.no_grad():
-        a = lm.model(input_ids=left, attention_mask=mask, **positions).logits[:, -1]
-        full = lm.model(input_ids=right.ids, attention_mask=right.mask).logits
-    b = torch.stack([full[i, len(r) - 1] for i, r in enumerate(rows)])
-    assert torch.allclose(a, b, atol=2e-4, rtol=1e-3)
+def test_padding_side_does_not_matter(candidate, name, family):
+    checks.padding(candidate(name, family))
 
 
 @one_family("seeded")
-def test_seeded_twice_is_the_same(fresh, edits, train, name):
-    def once() -> Tensor:
-        lm = fresh(home(name, "gpt2"))
-        return behaviour(lm, quick(name, lm, train).edit(lm, edits), edits)
-
-    assert torch.equal(once(), once())
+def test_seeded_twice_is_the_same(untaught, name):
+    checks.seeded(untaught(name, home(name, "gpt2")))
 
 
 @one_family("models")
-def test_two_models_in_one_process_do_not_mix(fresh, edits, train, name):
+def test_two_models_in_one_process_do_not_mix(untaught, name):
     """What an editor makes of one model does not depend on what it made of another (pitfalls 4.2, defect 3)."""
-
-    def once(seed: int) -> Tensor:
-        lm = fresh(home(name, "llama"), seed)
-        return behaviour(lm, quick(name, lm, train).edit(lm, edits), edits)
-
-    alone = once(1)
-    once(2)
-    assert torch.equal(alone, once(1))
+    checks.models(untaught(name, home(name, "llama")))
 
 
 @keeping("isolated", changing=True, families=["gpt2", "llama", "opt"])
-def test_side_by_side_is_one_by_one(tiny, edits, train, name, family):
-    lm = tiny(family)
-    method = quick(name, lm, train)
-    plain = behaviour(lm, Patch(), edits)
-    for edit, patch in zip(edits, method.edit_each(lm, edits), strict=True):
-        alone = behaviour(lm, method.edit(lm, [edit]), edits)
-        together = behaviour(lm, patch, edits)
-        assert together.shape == alone.shape
-        change = float((alone - plain).norm()) if alone.shape == plain.shape else float(alone.norm())
-        assert float((together - alone).norm()) <= 5e-3 * change
-
-
-@one_family("isolated")
-def test_isolated_edits_leave_no_trace_in_each_other(fresh, edits, train, name):
+def test_side_by_side_is_one_by_one_and_leaves_no_trace(untaught, name, family):
     """Edit A, let it go, edit B: the same as B alone (pitfalls 4.2; state lives in what an editor returns)."""
-
-    def second(first: bool) -> Tensor:
-        lm = fresh(home(name, "gpt2"))
-        method = quick(name, lm, train)
-        if first:
-            method.edit(lm, edits[:1])
-        return behaviour(lm, method.edit(lm, edits[1:2]), edits)
-
-    assert torch.equal(second(True), second(False))
+    checks.isolated(untaught(name, family))
 
 
 @one_family("sequential")
-def test_a_second_operation_stands_on_the_first(taught, edits, train, name):
-    lm = taught(home(name, "gpt2"))
-    method = quick(name, lm, train)
-    first = method.edit(lm, edits[:1])
-    with patched(lm, first):
-        before = log_likelihood(lm, edits[1], first)
-        second = method.edit(lm, edits[1:2], first.memory)
-    total = method.finish(lm, first + second)
-    with patched(lm, total):
-        after = log_likelihood(lm, edits[1], total)
-    assert after > before or not promises.kept(type(method.root), "target") or isinstance(method, Wrapper)
-    assert not torch.equal(behaviour(lm, total, edits), behaviour(lm, first, edits))
+def test_a_second_operation_stands_on_the_first(candidate, name):
+    checks.sequential(candidate(name, home(name, "gpt2")))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
