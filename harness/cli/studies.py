@@ -1,4 +1,4 @@
-"""Commands of studies: ``trace``, ``trace-plot``, ``localize``, ``sweep`` and ``bench``."""
+"""Commands of studies: ``trace``, ``trace-plot``, ``localize``, ``sweep``, ``bench`` and ``contract``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,18 @@ if TYPE_CHECKING:
     from harness.studies.localization.localize import Grid, Study
     from harness.studies.remedi.benching import BenchPlan
 
-__all__ = ["BenchOptions", "LocalizeOptions", "TraceOptions", "bench", "localize", "sweep", "trace", "trace_plot"]
+__all__ = [
+    "BenchOptions",
+    "ContractOptions",
+    "LocalizeOptions",
+    "TraceOptions",
+    "bench",
+    "contract",
+    "localize",
+    "sweep",
+    "trace",
+    "trace_plot",
+]
 
 
 _TABLES: Mapping[str, str] = {"TABLES.md": "md", "tables.tex": "latex"}
@@ -326,3 +337,41 @@ def bench(asked: BenchOptions, name: str, device: str | None, published: bool, o
         record = carry_out(plan, output, device, report)
     terminal.show(bench_table(record, published))
     terminal.say_where("record:", output / f"{bench_name(record)}.json")
+
+
+@dataclass(frozen=True)
+class ContractOptions:
+    """The options of ``harness contract``."""
+
+    editor: Annotated[str, opt.EDITOR.but(help="The method, a wrapper, or path/to/file.py.", required=True)]
+    model: Annotated[str, opt.MODEL.but(default="mini")]
+    settings: Annotated[Sequence[str], opt.SET]
+    edits: Annotated[str, opt.EDITS.but(help="The set whose first edits are made.", default="counterfact")]
+    data_dir: Annotated[str, opt.DATA_DIR.but(default="mini")]
+    text: Annotated[str | None, opt.TEXT]
+    dtype: Annotated[str, opt.DTYPE.but(default="float32")]
+    device: Annotated[str | None, opt.DEVICE]
+    arch: Annotated[Sequence[str], opt.ARCH]
+
+
+@click.command(short_help="Hold an editor to every promise.")
+@opt.taken(ContractOptions)
+def contract(asked: ContractOptions) -> None:
+    """Hold an editor to every promise, on one model; exit 1 where one is broken.
+
+    A wrapper that is named alone stands around MEMIT. What an editor says that it cannot promise is not tried.
+    """
+    from harness.errors import CheckFailed
+    from harness.models.lm import load
+    from harness.studies.contract import contract as study
+
+    recipe, settings = study.recipe_of(asked.editor), values.settings(asked.settings)
+    lm = load(asked.model, asked.dtype, asked.device, values.modules(asked.arch), asked.text)
+    with terminal.watched() as report:
+        found = study.contract(
+            recipe, lm, settings=settings, edits=asked.edits, data_dir=asked.data_dir, progress=report
+        )
+    terminal.show(terminal.table(f"{recipe.name} on {asked.model}", study.COLUMNS, [one.row for one in found]))
+    broken = [one.promise for one in found if one.outcome == "broken"]
+    if broken:
+        raise CheckFailed(f"{recipe.name} breaks {len(broken)} of {len(found)} promises: {', '.join(broken)}")

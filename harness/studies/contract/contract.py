@@ -18,7 +18,10 @@ from harness.exam.tasks import read_examples
 from harness.models.lm import LM
 from harness.studies.contract.checks import CHECKS, BrokenPromiseError, Candidate
 
-__all__ = ["Verdict", "contract", "recipe_of"]
+__all__ = ["COLUMNS", "Verdict", "contract", "recipe_of"]
+
+COLUMNS = ("promise", "what it means", "outcome")
+"""Of a table of verdicts."""
 
 _INNER = "memit"
 """What a wrapper that is named alone stands around."""
@@ -39,6 +42,12 @@ class Verdict:
     meaning: str
     outcome: Literal["kept", "broken", "excepted"]
     reason: str | None = None
+
+    @property
+    def row(self) -> tuple[str, str, str]:
+        """As a table shows it, under :data:`COLUMNS`."""
+        said = {"kept": "kept", "broken": f"BROKEN: {self.reason}", "excepted": f"not promised: {self.reason}"}
+        return self.promise, self.meaning, said[self.outcome]
 
 
 def recipe_of(name: str) -> Recipe:

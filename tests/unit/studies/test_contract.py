@@ -157,23 +157,15 @@ def test_a_broken_promise_is_seen(candidate: Callable[..., Candidate], cls: type
 
 
 FAULTY = """
-from collections.abc import Sequence
-from dataclasses import dataclass
-from harness.editing.edit import Edit
-from harness.editing.editor import Editor, Wrapper
-from harness.models.lm import LM, load
-from harness.patches.patch import Patch
+from harness.editor_kit import Editor
 
 
-@dataclass(frozen=True)
 class Faulty(Editor):
-    \"\"\"Fails.\"\"\"
-
     name = "faulty"
     exceptions = {"cache": "its cache is the size of a moon"}
 
-    def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:
-        return Patch(weights={"no": None[0]})
+    def edit(self, lm, edits, memory=None):
+        return {}["change"]
 """
 
 
@@ -182,7 +174,7 @@ def test_an_error_of_the_editors_own_is_a_broken_promise_with_its_line(tmp_path:
     path.write_text(FAULTY)
     found = {v.promise: v for v in contract(recipe_of(str(path)), load("mini"))}
     assert found["target"].outcome == "broken"
-    assert found["target"].reason == f"TypeError in {path}:17: 'NoneType' object is not subscriptable"
+    assert found["target"].reason == f"KeyError in {path}:10: 'change'"
     assert (found["cache"].outcome, found["cache"].reason) == ("excepted", "its cache is the size of a moon")
     assert list(found) == list(PROMISES)
 
