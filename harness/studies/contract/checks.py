@@ -26,7 +26,24 @@ from harness.editing.promises import kept
 from harness.models.lm import LM
 from harness.patches.patch import Patch, patched
 
-__all__ = ["CHECKS", "BrokenPromiseError", "Candidate", "behaviour", "log_likelihood"]
+__all__ = [
+    "CHECKS",
+    "BrokenPromiseError",
+    "Candidate",
+    "behaviour",
+    "cache",
+    "generation",
+    "isolated",
+    "log_likelihood",
+    "models",
+    "padding",
+    "restored",
+    "saved",
+    "seeded",
+    "sequential",
+    "target",
+    "unchanged",
+]
 
 _LIKELIER = 0.5  # nats by which every target must gain: far above rounding, far below what any method reaches
 _ATOL, _RTOL = 2e-4, 1e-3  # of logits from two orders of the same sums in float32
