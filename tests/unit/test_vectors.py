@@ -130,8 +130,8 @@ GOLDEN = {
     "B_memit_gpt2": ["golden/test_memit.py", "golden/test_emmet.py"],
     "C_alphaedit_gpt2": ["golden/test_alphaedit.py"],
     "D_ft_memit_baseline": ["golden/test_ft.py"],
-    "E_kn_gpt2": ["golden/test_kn.py"],
-    "F_mend_gpt2": ["golden/test_mend.py"],
+    "E_kn_gpt2": ["golden/test_golden_kn.py"],
+    "F_mend_gpt2": ["golden/test_golden_mend.py"],
     "G_prune": ["golden/test_prune.py"],
     "G_rect_memit_gpt2": ["golden/test_rect.py"],
     "H_counterfact_eval": ["golden/test_counterfact_eval.py"],
@@ -140,7 +140,7 @@ GOLDEN = {
     "J_remedi_gpt2": ["golden/test_remedi.py"],
     "K_encore_gpt2": ["golden/test_encore.py"],
     "K_nas_gpt2": ["golden/test_nas.py"],
-    "K_pmet_gpt2": ["golden/test_pmet.py"],
+    "K_pmet_gpt2": ["golden/test_golden_pmet.py"],
     "M_lora": ["golden/test_lora.py"],
 }
 """The numbers of the authors' own code that lie in ``golden/data``, by their folder."""
@@ -204,3 +204,9 @@ def test_the_numbers_are_those_of_the_reference_data(shared: Path) -> None:
         for file in kept.rglob("*.*"):
             if file.name != "rows.json":
                 assert file.read_bytes() == (shared / "golden" / folder / file.relative_to(kept)).read_bytes(), file
+
+
+def test_no_two_files_of_tests_have_one_name() -> None:
+    """pytest imports them by their bare names, and stops at the second."""
+    names = [path.name for path in TESTS.rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
