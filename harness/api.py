@@ -306,9 +306,12 @@ def run(
         'complete'
     """
     from harness.runs import handed, runner
+    from harness.runs.options import RunOptions
     from harness.runs.plan_grid import plans
+    from harness.runs.resolve import resolve
 
-    handed.require_editor(editor, settings or {})
+    if not isinstance(editor, str):
+        handed.require_editor(editor, settings or {})
     values: dict[str, object] = {
         "edits": _edits(edits or "counterfact:50"), "num_edits": num_edits, "split": split, "mode": mode,
         "batch_size": batch_size, "eval_at": eval_at, "tasks": tasks, "data_dir": str(data_dir), "text": text,
@@ -321,7 +324,11 @@ def run(
         )
         (plan,) = plans({}, values, where="run")
         kept = output is not None and save_edits
-        return runner.run(plan, runner.Options(folder, device, rows, cache, kept, fresh, progress or _silent, lm))
+        given = None if isinstance(editor, str) else editor
+        options = RunOptions(
+            folder, device=device, rows=rows, cache=cache, save_edits=kept, fresh=fresh, report=progress or _silent
+        )
+        return runner.run(resolve(plan, lm=lm, editor=given), options)
 
 
 @as_before()

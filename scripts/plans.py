@@ -21,16 +21,15 @@ from harness.editing import learned_file
 from harness.editing.editor import Learned
 from harness.editing.registry import compose
 from harness.models.lm import load
-from harness.runs import record
 from harness.runs.plan import Plan
-from harness.runs.runner import settled
+from harness.runs.resolve import resolve
 
 __all__ = ["call", "carry_out", "identity"]
 
 
 def identity(plan: Plan) -> str:
     """The id of the plan's record."""
-    return record.identity(settled(plan)[0].to_json())
+    return resolve(plan).id
 
 
 def carry_out(plans: Sequence[Plan], folder: Path, device: str, jobs: int) -> int:

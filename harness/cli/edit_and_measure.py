@@ -13,9 +13,9 @@ from harness.cli import options as opt
 from harness.cli import terminal, values
 
 if TYPE_CHECKING:
+    from harness.runs import options as carried
     from harness.runs.plan import Plan
     from harness.runs.record import Record
-    from harness.runs.runner import Options
     from harness.runs.several import Outcome
 
 __all__ = ["FitOptions", "PlanOptions", "RunOptions", "apply", "fit", "run"]
@@ -76,11 +76,18 @@ class RunOptions:
     no_save_edits: Annotated[bool, opt.NO_SAVE_EDITS]
     fresh: Annotated[bool, opt.FRESH]
 
-    def options(self) -> Options:
+    def options(self) -> carried.RunOptions:
         """As the runner takes them."""
-        from harness.runs.runner import Options
+        from harness.runs import options as carried
 
-        return Options(self.output, self.device, self.rows, not self.no_cache, not self.no_save_edits, self.fresh)
+        return carried.RunOptions(
+            self.output,
+            device=self.device,
+            rows=self.rows,
+            cache=not self.no_cache,
+            save_edits=not self.no_save_edits,
+            fresh=self.fresh,
+        )
 
 
 @click.command()

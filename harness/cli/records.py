@@ -117,13 +117,18 @@ def _repeated(known: Sequence[Record], device: str | None, rows: int) -> Iterato
     """Each record, and that of its plan carried out again."""
     from tempfile import TemporaryDirectory
 
+    from harness.runs.options import RunOptions
     from harness.runs.plan import Plan
-    from harness.runs.runner import Options, run
+    from harness.runs.resolve import resolve
+    from harness.runs.runner import run
 
     with TemporaryDirectory() as folder:
         for kept in known:
             with terminal.watched() as report:
-                again = run(Plan.from_json(kept.plan), Options(Path(folder), device, rows, report=report))
+                again = run(
+                    resolve(Plan.from_json(kept.plan)),
+                    RunOptions(Path(folder), device=device, rows=rows, report=report),
+                )
             yield kept, again
 
 

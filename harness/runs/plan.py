@@ -96,12 +96,12 @@ class Plan:
         for key in values:
             if key not in known:
                 raise UsageError(f"{where}: '{key}' is not a field of a plan{near(str(key), known)}")
-        chosen = dict(values)
-        chosen["tasks"] = _names(chosen.get("tasks", ()), where)
-        if isinstance(chosen.get("edits"), str) and "num_edits" not in chosen:
-            chosen["edits"], chosen["num_edits"] = parse_edits(chosen["edits"])
-        _check_types(chosen, where)
-        return cls(**chosen)
+        given = dict(values)
+        given["tasks"] = _names(given.get("tasks", ()), where)
+        if isinstance(given.get("edits"), str) and "num_edits" not in given:
+            given["edits"], given["num_edits"] = parse_edits(given["edits"])
+        _check_types(given, where)
+        return cls(**given)
 
     @classmethod
     def read(cls, path: Path) -> dict[str, Any]:

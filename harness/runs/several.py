@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness.errors import HarnessError
+from harness.runs.options import RunOptions
 from harness.runs.plan import Plan
 from harness.runs.record import Record, record_name
-from harness.runs.runner import Options, finished, run
+from harness.runs.resolve import Resolved, resolve
+from harness.runs.runner import finished, run
 
 __all__ = ["Outcome", "run_each"]
 
@@ -37,7 +39,7 @@ class Outcome:
     known: bool = False
 
 
-def run_each(plans: Sequence[Plan], options: Options, watch: Watch) -> Iterator[Outcome]:
+def run_each(plans: Sequence[Plan], options: RunOptions, watch: Watch) -> Iterator[Outcome]:
     """Run plans one after the other, and say of each what became of it.
 
     Of several, those whose record is complete are not run again, and one that fails does not keep the others from it.
@@ -51,11 +53,12 @@ def run_each(plans: Sequence[Plan], options: Options, watch: Watch) -> Iterator[
         HarnessError: the only plan fails; or some of several have failed, when all are through.
     """
     several = len(plans) > 1
-    known = [finished(plan, options.output) if several and not options.fresh else None for plan in plans]
+    found = [resolve(plan) for plan in plans]  # a mistake in the last one is told before the first one is run
+    known = [finished(one, options.output) if several and not options.fresh else None for one in found]
     failed: list[HarnessError] = []
-    for plan, complete in zip(plans, known, strict=True):
+    for plan, resolved, complete in zip(plans, found, known, strict=True):
         try:
-            kept = complete or _run(plan, options, watch)
+            kept = complete or _run(resolved, options, watch)
         except HarnessError as error:
             if not several:
                 raise
@@ -67,6 +70,6 @@ def run_each(plans: Sequence[Plan], options: Options, watch: Watch) -> Iterator[
         raise type(failed[0])(f"{len(failed)} of {len(plans)} plans failed; the same command runs them again")
 
 
-def _run(plan: Plan, options: Options, watch: Watch) -> Record:
+def _run(resolved: Resolved, options: RunOptions, watch: Watch) -> Record:
     with watch() as report:
-        return run(plan, replace(options, report=report))
+        return run(resolved, replace(options, report=report))

@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from filelock import FileLock, Timeout
-
-from harness.errors import DataError, UsageError
+from harness.errors import DataError
 from harness.exam.numbers import Json, TaskValues
 from harness.io.files import require_writable, rounded, values_path
 from harness.runs.record import Record, record_name
@@ -26,7 +23,7 @@ PARTIAL = ".partial"
 
 
 class RecordWriter:
-    """Writes the record of a run under way, and sees to it that one run at a time writes to a folder.
+    """Writes the record of a run under way; the folder is to be held (:func:`harness.runs.folder.exclusive`).
 
         with RecordWriter(folder, record) as writer:
             writer.measured(0, "NLI", summarise(...), values)
@@ -36,7 +33,7 @@ class RecordWriter:
     measured.
 
     Raises:
-        UsageError: the folder cannot be written to, or another run is writing to it; nothing has been computed by then.
+        UsageError: the folder cannot be written to.
     """
 
     def __init__(self, folder: str | Path, record: Record) -> None:
@@ -44,15 +41,8 @@ class RecordWriter:
         self.record = record
         self._done = False
         require_writable(self.folder)
-        self._lock = FileLock(self.folder / ".harness.lock", timeout=0)
 
     def __enter__(self) -> RecordWriter:
-        try:
-            self._lock.acquire()
-        except Timeout as error:
-            raise UsageError(
-                f"{self.folder}: another run is writing to this folder; wait for it to end or choose another --output"
-            ) from error
         for half in self.folder.glob(f".{glob.escape(record_name(self.record))}.*"):
             half.unlink()  # a run of this plan was killed while it wrote
         return self
@@ -60,14 +50,9 @@ class RecordWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            if not self._done:
-                self._mark(error)
-                self._save(PARTIAL)
-        finally:
-            with suppress(OSError):  # where a file that is open cannot be removed, it stays
-                Path(self._lock.lock_file).unlink()
-            self._lock.release()
+        if not self._done:
+            self._mark(error)
+            self._save(PARTIAL)
 
     @property
     def path(self) -> Path:

@@ -15,9 +15,11 @@ from cli_calls import ROWS, Outcome
 
 from harness import cli
 from harness.models.lm import shipped
+from harness.runs.options import RunOptions
 from harness.runs.plan import Plan
 from harness.runs.record import record_name
-from harness.runs.runner import Options, run
+from harness.runs.resolve import resolve
+from harness.runs.runner import run
 
 
 @pytest.fixture
@@ -73,7 +75,7 @@ def records(
         plan = Plan(
             str(checkpoint("gpt2")), nudge, {"scale": scale}, own_rows, mode="batch", tasks=("NLI",), limit=3, text="x"
         )
-        kept = run(plan, Options(folder, device="cpu"))
+        kept = run(resolve(plan), RunOptions(folder, device="cpu"))
         found[name] = folder / f"{record_name(kept)}.json"
     return found
 

@@ -24,8 +24,9 @@ from harness.models.lm import load
 from harness.patches.delta import Delta, Dense, LowRank
 from harness.runs import resume as states
 from harness.runs.plan import Plan
+from harness.runs.prepare import prepare
 from harness.runs.record_file import read_record
-from harness.runs.runner import prepare
+from harness.runs.resolve import resolve
 from harness.runs.writer import RecordWriter
 
 Harness = Callable[..., Outcome]
@@ -251,8 +252,8 @@ def test_a_stop_costs_the_same_however_many_edits_were_made_but_for_their_own_ex
 def walked(model: Path, rows: Path, editor: str, settings: dict[str, Any]) -> list[Delta]:
     """The change of the one edited matrix after each edit."""
     plan = Plan(str(model), editor, settings, str(rows), mode="sequential", eval_at="every:1", text="x")
-    ready = prepare(plan, "cpu")
-    steps = schedule.walk(ready.editor, ready.lm, ready.edits, "sequential", None, ready.at)
+    ready = prepare(resolve(plan), "cpu")
+    steps = schedule.walk(ready.editor, ready.lm, ready.resolved.edits, "sequential", None, ready.resolved.stops)
     return [delta for stop in steps for delta in stop.patches[0].weights.values()]
 
 

@@ -21,7 +21,9 @@ import torch
 
 torch.set_num_threads(1)
 from harness.runs.plan import Plan
-from harness.runs.runner import Options, run
+from harness.runs.options import RunOptions
+from harness.runs.resolve import resolve
+from harness.runs.runner import run
 
 given = json.loads(sys.argv[1])
 root, draw = Path(sys.argv[2]), random.Random(int(sys.argv[3]))
@@ -33,7 +35,7 @@ def start(folder):
     if child:
         return child
     try:
-        run(plan, Options(folder, device="cpu", rows=8, save_edits=True))
+        run(resolve(plan), RunOptions(folder, device="cpu", rows=8, save_edits=True))
         os._exit(0)
     except BaseException:
         traceback.print_exc()

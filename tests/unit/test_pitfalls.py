@@ -31,11 +31,13 @@ from harness.methods.rank_one import update_direction
 from harness.methods.second_moments import Moment
 from harness.models.lm import LM
 from harness.patches.patch import Patch, patched
-from harness.runs import runner
+from harness.runs import clock
+from harness.runs.options import RunOptions
 from harness.runs.plan import Plan
 from harness.runs.record import Record
 from harness.runs.record_file import read_record
-from harness.runs.runner import Options, run
+from harness.runs.resolve import resolve
+from harness.runs.runner import run
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = [name for name in registry.names() if (ROOT / "editors" / f"{name}.py").is_file()]
@@ -44,7 +46,7 @@ QUICK = {"v_steps": 4, "cov_tokens": 4000, "layers": (0,), "contexts": ("{}", "N
 OVERWRITER = '''
 """Overwriter: each operation takes back the one before it."""
 from dataclasses import dataclass
-from harness.runs import runner
+from harness.runs import clock
 from harness.patches.delta import Dense
 from harness.editing.editor import Editor
 from harness.patches.patch import Patch
@@ -54,7 +56,7 @@ class Overwriter(Editor):
     name = "overwriter"
 
     def edit(self, lm, edits, memory=None):
-        runner.time.pass_by(10.0)
+        clock.time.pass_by(10.0)
         token = lm.continuation(edits[-1].text, edits[-1].continuation)[0]
         row = lm.model.get_output_embeddings().weight[token].detach().clone()
         new = Dense(200 * row / row.norm())
@@ -116,8 +118,8 @@ def done(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Looked:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measure, "measure_task", look)
-        patch.setattr(runner, "time", Clock())
-        run(plan, Options(folder, device="cpu", rows=8, cache=False))
+        patch.setattr(clock, "time", Clock())
+        run(resolve(plan), RunOptions(folder, device="cpu", rows=8, cache=False))
     (path,) = folder.glob("*.json")
     return Looked(read_record(path, values=True), hashes)
 
@@ -260,16 +262,16 @@ def test_defect_8_a_run_that_goes_on_has_the_edits_made_before_in_its_weights(
     done: Looked, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Elsewhere a resumed run skips the batches whose results exist, and never puts their weights back."""
-    monkeypatch.setattr(runner, "time", Clock())
+    monkeypatch.setattr(clock, "time", Clock())
 
     def stop(phase: str, at: int, total: int) -> None:
         if phase == "measure after 2 edits":
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(plan, Options(tmp_path, device="cpu", rows=8, report=stop))
+        run(resolve(plan), RunOptions(tmp_path, device="cpu", rows=8, report=stop))
     assert [path.name for path in tmp_path.glob("*.json") if ".partial." not in path.name] == []
-    run(plan, Options(tmp_path, device="cpu", rows=8))
+    run(resolve(plan), RunOptions(tmp_path, device="cpu", rows=8))
     (path,) = tmp_path.glob("*.json")
     kept = read_record(path)
     assert kept.weights == done.kept.weights

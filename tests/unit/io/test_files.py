@@ -119,7 +119,7 @@ def test_all_that_is_kept_is_written_whole() -> None:
     assert found == {
         'data: with os.fdopen(handle, "wb") as file:',  # of a download, beside its place
         'files: with temporary.open("wb") as file:',
-        'runner: Path("/proc/self/clear_refs").write_text("5")',
+        'clock: Path("/proc/self/clear_refs").write_text("5")',
     }
 
 

@@ -15,8 +15,10 @@ from harness.editing.schedule import walk
 from harness.errors import ModelError
 from harness.models.lm import LM
 from harness.patches.patch import Patch, Step, patched
-from harness.runs import runner
+from harness.runs import prepare as preparing
 from harness.runs.plan import Plan
+from harness.runs.prepare import prepare
+from harness.runs.resolve import resolve
 
 FAMILIES = ["llama", "neox"]
 OF_WEIGHTS = [
@@ -164,12 +166,12 @@ def test_what_writes_into_down_projections_is_refused_before_the_model_is_run(qu
 @pytest.mark.parametrize("name", ["memit", "ft_l+prune"])
 @pytest.mark.parametrize(("form", "kind"), [(EightBit, "int8"), (FourBit, "uint8")])
 def test_a_run_is_refused_before_anything_is_measured_and_names_what_works(quantised, monkeypatch, name, form, kind):
-    monkeypatch.setattr(runner, "load", lambda *args: quantised("llama", form))
-    monkeypatch.setattr(runner.tasks, "load", lambda *args, **options: pytest.fail("went on to the tasks"))
+    monkeypatch.setattr(preparing, "load", lambda *args: quantised("llama", form))
+    monkeypatch.setattr(preparing.tasks, "load", lambda *args, **options: pytest.fail("went on to the tasks"))
     works = [n for n in names() if "weights" not in find(n).seams]
     assert works
     with pytest.raises(ModelError, match=REFUSED.format(r"model\.layers\.0\.mlp\.down_proj\.weight", kind)) as told:
-        runner.prepare(Plan(editor=name, num_edits=2))
+        prepare(resolve(Plan(editor=name, num_edits=2)))
     assert str(told.value).endswith(f"(`harness editors` lists them): {', '.join(works)}")
 
 
@@ -179,10 +181,10 @@ def test_a_run_looks_at_the_layers_that_are_edited(quantised, fresh, monkeypatch
     for layer in (0, 1):
         parent = mixed.module(mixed.arch.mlp_of(layer))
         parent.down_proj = plain.module(plain.arch.down_of(layer))
-    monkeypatch.setattr(runner, "load", lambda *args: mixed)
-    assert runner.prepare(Plan(editor="memit", settings={"layers": [0, 1]}, num_edits=2)).lm is mixed
+    monkeypatch.setattr(preparing, "load", lambda *args: mixed)
+    assert prepare(resolve(Plan(editor="memit", settings={"layers": [0, 1]}, num_edits=2))).lm is mixed
     with pytest.raises(ModelError, match=REFUSED.format(r"model\.layers\.2\.mlp\.down_proj\.weight", "int8")):
-        runner.prepare(Plan(editor="memit", settings={"layers": [0, 2]}, num_edits=2))
+        prepare(resolve(Plan(editor="memit", settings={"layers": [0, 2]}, num_edits=2)))
 
 
 @pytest.mark.parametrize("name", ["none", "shifts"])
@@ -190,5 +192,5 @@ def test_a_run_without_a_change_of_weights_is_not_refused(quantised, monkeypatch
     path = tmp_path / "shifts.py"
     path.write_text(SHIFTS)
     lm = quantised("llama")
-    monkeypatch.setattr(runner, "load", lambda *args: lm)
-    assert runner.prepare(Plan(editor=name if name == "none" else str(path), num_edits=2)).lm is lm
+    monkeypatch.setattr(preparing, "load", lambda *args: lm)
+    assert prepare(resolve(Plan(editor=name if name == "none" else str(path), num_edits=2))).lm is lm

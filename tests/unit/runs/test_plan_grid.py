@@ -15,10 +15,12 @@ from harness.editing.registry import compose, configure
 from harness.editing.schedule import plain_mode, stops
 from harness.errors import UsageError
 from harness.exam import tasks
+from harness.runs.options import RunOptions
 from harness.runs.plan import Plan
 from harness.runs.plan_grid import expand
 from harness.runs.record import record_name
-from harness.runs.runner import Options, finished, run, settled
+from harness.runs.resolve import resolve
+from harness.runs.runner import finished, run
 
 STUDIES = sorted((Path(__file__).parents[3] / "scripts" / "studies").glob("*.yaml"))
 STOPS = [1, 5, 10, 20, 50, 100, 200, 500]
@@ -121,8 +123,9 @@ def test_the_mini_studies_make_every_edit_that_they_name() -> None:
     long = [plan for plan in found if plan.num_edits == 500]
     assert {plan.editor for plan in long} == {e + w for e in SEVEN for w in ("", "+rect", "+prune")}
     for plan in long:
-        whole, edits, at = settled(plan)
-        assert (len(edits), at, whole.tasks, whole.model) == (500, [0, *STOPS], ("general",), "mini")
+        found_one = resolve(plan)
+        edits, whole = found_one.edits, found_one.plan
+        assert (len(edits), found_one.stops, whole.tasks, whole.model) == (500, (0, *STOPS), ("general",), "mini")
         assert len({edit.text for edit in edits}) == 500
     # The set holds 310 subjects; the first 310 edits have one each.
     assert len({edit.subject for edit in edits}) == len({edit.subject for edit in edits[:310]}) == 310
@@ -156,18 +159,18 @@ def test_what_is_complete_is_found_by_its_plan(checkpoint: Callable[..., Path], 
     rows.write_text('{"prompt": "{} was born in", "subject": "Ada Velmont", "target": "Rome", "target_old": "Oslo"}\n')
     plan = Plan(str(checkpoint("gpt2")), nudge, {"scale": 3.0}, str(rows), mode="instance-sequential", text="x")
     out = tmp_path / "out"
-    assert finished(plan, out) is None
-    kept = run(plan, Options(out, device="cpu"))
-    again = finished(plan, out)
+    assert finished(resolve(plan), out) is None
+    kept = run(resolve(plan), RunOptions(out, device="cpu"))
+    again = finished(resolve(plan), out)
     assert again is not None
     assert again == kept
     assert again.values is not None
     other = Plan(**{**plan.__dict__, "seed": 1})
-    assert finished(other, out) is None
+    assert finished(resolve(other), out) is None
     rows.write_text(rows.read_text().replace("Rome", "Paris"))
-    assert finished(plan, out) is None  # the plan names the file, and the file says something else
+    assert finished(resolve(plan), out) is None  # the plan names the file, and the file says something else
     rows.write_text(rows.read_text().replace("Paris", "Rome"))
-    assert finished(plan, out) == kept
+    assert finished(resolve(plan), out) == kept
     path = out / f"{record_name(kept)}.json"
     path.write_text(path.read_text().replace('"complete"', '"failed"'))
-    assert finished(plan, out) is None
+    assert finished(resolve(plan), out) is None

@@ -18,6 +18,7 @@ from harness.exam.numbers import summarise
 from harness.exam.statistics import Ratio, difference, estimate, harmonic_difference
 from harness.io.files import unpacked, values_path
 from harness.runs import record as records
+from harness.runs.folder import exclusive
 from harness.runs.record import Record, record_name
 from harness.runs.record_file import read_record, read_records
 from harness.runs.versions import versions
@@ -361,18 +362,25 @@ def test_a_folder_that_cannot_be_written_is_refused_before_any_work(tmp_path: Pa
 
 
 def test_a_second_run_in_the_same_folder_is_told(tmp_path: Path) -> None:
-    with RecordWriter(tmp_path, make()), pytest.raises(UsageError, match="another run is writing to this folder"):
-        RecordWriter(tmp_path, make(id="0" * 16)).__enter__()
-    with RecordWriter(tmp_path, make()) as writer:  # released
+    with (
+        exclusive(tmp_path),
+        pytest.raises(UsageError, match="another run is writing to this folder"),
+        exclusive(tmp_path),
+    ):
+        pytest.fail("two runs write to it")
+    with pytest.raises(KeyError), exclusive(tmp_path):
+        raise KeyError
+    with exclusive(tmp_path), RecordWriter(tmp_path, make()) as writer:  # released
         writer.complete()
     assert not (tmp_path / ".harness.lock").exists()
 
 
 HOLD = """
 import sys, time
+from harness.runs.folder import exclusive
 from harness.runs.record import Record
 from harness.runs.writer import RecordWriter
-with RecordWriter(sys.argv[1], Record(id="1" * 16, plan={})) as writer:
+with exclusive(sys.argv[1]), RecordWriter(sys.argv[1], Record(id="1" * 16, plan={})) as writer:
     writer.measured(0, "NLI", {}, {})
     print("held", flush=True)
     time.sleep(60)
@@ -383,11 +391,11 @@ def test_the_lock_of_a_killed_process_is_no_obstacle(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None and process.stdout.readline() == "held\n"
-        with pytest.raises(UsageError, match="another run is writing"), RecordWriter(tmp_path, make()):
+        with pytest.raises(UsageError, match="another run is writing"), exclusive(tmp_path):
             pass
         process.send_signal(signal.SIGKILL)
         process.wait(10)
-        with RecordWriter(tmp_path, make()) as writer:
+        with exclusive(tmp_path), RecordWriter(tmp_path, make()) as writer:
             writer.complete()
     finally:
         process.kill()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,17 @@ from typing import Any
 import pytest
 import transformers
 
+from harness.editing import registry
 from harness.editing.registry import compose
-from harness.errors import HarnessError
+from harness.errors import HarnessError, UsageError
 from harness.exam import tasks
-from harness.models.lm import LM
+from harness.models.lm import LM, load
+from harness.runs.folder import exclusive
+from harness.runs.options import RunOptions
 from harness.runs.plan import Plan
 from harness.runs.resolve import resolve
+from harness.runs.runner import finished, run
+from harness.runs.several import run_each
 
 PLAN = Plan(editor="memit+rect", num_edits=5, tasks=("NLI",), text="unused")
 
@@ -106,3 +113,120 @@ def test_an_editor_at_hand_stands_for_its_name(nudge: str, tiny: Callable[[str],
     assert found.recipe.parts == (type(made.root), type(made))
     assert found.recipe.name == "nudge+rect"
     assert (found.lm, found.editor) == (lm, made)
+
+
+# --- one object for all that is done with a plan ----------------------------------------------------------------------
+
+
+ROW = '{"prompt": "{} was born in", "subject": "Ada Velmont", "target": "Rome", "target_old": "Oslo"}\n'
+
+
+@pytest.fixture
+def small(checkpoint: Callable[..., Path], nudge: str, tmp_path: Path) -> Plan:
+    """One edit by an editor that is quick."""
+    rows = tmp_path / "my.jsonl"
+    rows.write_text(ROW)
+    return Plan(str(checkpoint("gpt2")), nudge, {"scale": 3.0}, str(rows), mode="batch", text="unused")
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """How often an editor's name is composed, an editor's class is looked up, and edits are read."""
+    found = dict.fromkeys(("compose", "find", "read_edits"), 0)
+
+    def count(module: Any, name: str) -> None:
+        original = getattr(module, name)
+
+        def counting(*given: Any, **named: Any) -> Any:
+            found[name] += 1
+            return original(*given, **named)
+
+        monkeypatch.setattr(module, name, counting)
+
+    count(registry, "find")
+    count(tasks, "read_edits")
+    for module in [one for name, one in sys.modules.items() if name.startswith("harness.") and hasattr(one, "compose")]:
+        count(module, "compose")
+    return found
+
+
+def test_a_run_looks_up_what_its_plan_names_once(small: Plan, counted: dict[str, int], tmp_path: Path) -> None:
+    resolved = resolve(small)
+    assert finished(resolved, tmp_path / "out") is None
+    kept = run(resolved, RunOptions(tmp_path / "out", device="cpu", save_edits=True))
+    again = finished(resolved, tmp_path / "out")
+    assert again is not None
+    assert again.id == kept.id == resolved.id
+    assert counted == {"compose": 1, "find": 1, "read_edits": 1}
+
+
+def test_many_plans_are_each_looked_up_once(small: Plan, counted: dict[str, int], tmp_path: Path) -> None:
+    plans = [small, replace(small, seed=1)]
+
+    @contextmanager
+    def unwatched() -> Iterator[Callable[[str, int, int], None]]:
+        yield lambda *_: None
+
+    for known in (False, True):
+        done = list(run_each(plans, RunOptions(tmp_path / "out", device="cpu"), unwatched))
+        assert [one.known for one in done] == [known] * 2
+    assert counted == {"compose": 4, "find": 4, "read_edits": 4}  # two plans, twice
+
+
+def test_the_last_of_many_plans_is_looked_up_before_the_first_is_run(small: Plan, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="editor 'memt' does not exist"):
+        list(run_each([small, replace(small, editor="memt")], RunOptions(tmp_path / "out"), lambda: pytest.fail("ran")))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("no_model")
+def test_a_folder_in_use_is_refused_before_the_model_is_loaded(small: Plan, tmp_path: Path) -> None:
+    with exclusive(tmp_path), pytest.raises(UsageError, match="another run is writing to this folder"):
+        run(resolve(small), RunOptions(tmp_path, device="cpu"))
+
+
+@pytest.mark.usefixtures("no_model")
+def test_a_device_is_looked_for_before_the_model_is_loaded(small: Plan, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="device 'nope' cannot be used"):
+        run(resolve(small), RunOptions(tmp_path / "out", device="nope"))
+
+
+def test_a_model_and_an_editor_in_memory_are_run_as_they_are(small: Plan, nudge: str, tmp_path: Path) -> None:
+    lm = load(small.model, device="cpu")
+    made = compose(nudge).build(lm, {"scale": 3.0}, 0)
+    named = run(resolve(small), RunOptions(tmp_path / "named", device="cpu", cache=False))
+    given = resolve(replace(small, editor="nudge", settings=made.hyperparameters()), lm=lm, editor=made)
+    kept = run(given, RunOptions(tmp_path / "given", device="cpu", cache=False, save_edits=True))
+    assert kept.model["sha256"] == named.model["sha256"] == lm.fingerprint()
+    assert kept.points == named.points
+    assert kept.editor == named.editor
+
+
+# --- a newcomer's change ----------------------------------------------------------------------------------------------
+
+
+def test_a_new_hyperparameter_of_rome_reaches_the_record_from_its_one_file(small: Plan, tmp_path: Path) -> None:
+    """One field in a copy of ``editors/rome.py``: it can be set, it is checked, and its value stands in the record."""
+    source = (Path(__file__).parents[3] / "editors" / "rome.py").read_text(encoding="utf-8")
+    changed = source.replace('    name = "rome"\n', '    name = "rome"\n    warmth: Positive = 1.5\n')
+    changed = changed.replace(
+        "from harness.methods.keys",
+        "from harness.editing.hyperparameters import Positive\nfrom harness.methods.keys",
+        1,
+    )
+    assert changed.count("warmth") == 1
+    mine = tmp_path / "rome.py"
+    mine.write_text(changed, encoding="utf-8")
+    settings = {"v_steps": 2, "cov_tokens": 2000, "layers": [0], "contexts": ["{}"]}
+    plan = replace(small, editor=str(mine), settings=settings, mode="isolated", text=None, tasks=())
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(f"The {word} of Ada stood in Rome near the river." for word in "abcdefgh") * 40)
+    plan = replace(plan, text=str(text))
+    usual = run(resolve(plan), RunOptions(tmp_path / "usual", device="cpu"))
+    assert usual.editor["hyperparameters"]["warmth"] == 1.5
+    set_by_hand = resolve(replace(plan, settings={**settings, "warmth": 2.5}))
+    kept = run(set_by_hand, RunOptions(tmp_path / "set", device="cpu"))
+    assert kept.editor["hyperparameters"]["warmth"] == 2.5
+    assert kept.plan["settings"]["warmth"] == 2.5
+    with pytest.raises(UsageError, match="'warmth' is -1"):
+        resolve(replace(plan, settings={**settings, "warmth": -1.0}))

@@ -1,0 +1,74 @@
+"""What a run changes in a model: seen to be something, described, hashed, and gone at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from harness.editing.editor import Editor
+from harness.editing.schedule import Stop
+from harness.errors import HarnessError, RestoreError
+from harness.exam import weight_change
+from harness.models.lm import LM
+from harness.patches.patch import Patch, patched
+from harness.runs.record import Record
+
+__all__ = ["note_change", "note_restored"]
+
+
+def note_change(record: Record, *, lm: LM, editor: Editor, stop: Stop, hashes: Mapping[str, str]) -> None:
+    """Note in a record which weights a stop changes, by how much, and their hashes with the change in place.
+
+    Args:
+        record: the record, which is changed.
+        lm: the unedited model.
+        editor: what made the edits.
+        stop: the edits so far.
+        hashes: the sha256 of every parameter and buffer before anything was edited.
+
+    Raises:
+        HarnessError: the edits changed nothing, or nothing that the weights' type can hold.
+    """
+    names = sorted({name for patch in stop.patches for name in patch.weights})
+    _require_change(editor, stop)
+    record.delta = weight_change.means([weight_change.describe(lm, patch) for patch in stop.patches])
+    before = {**record.weights.get("before", {}), **{name: hashes[name] for name in names}}
+    record.weights = {"before": before, "edited": {}, "restored": {}}
+    if len(stop.patches) == 1:
+        with patched(lm, stop.patches[0]):
+            record.weights["edited"] = lm.hashes(names)
+        _require_written(editor, stop.patches[0], record.weights)
+
+
+def note_restored(record: Record, lm: LM, hashes: Mapping[str, str]) -> None:
+    """Note in a record the hashes of the weights that were changed, now that they are what they were.
+
+    Args:
+        record: the record, which is changed.
+        lm: the model after the run.
+        hashes: the sha256 of every parameter and buffer before anything was edited.
+
+    Raises:
+        RestoreError: a parameter or a buffer is not bitwise what it was.
+    """
+    now, before = lm.state_hashes(), record.weights.get("before", {})
+    record.weights = {**record.weights, "before": before, "restored": {name: now[name] for name in before}}
+    if now != hashes:
+        named = ", ".join(name for name, sha256 in hashes.items() if now.get(name) != sha256)
+        raise RestoreError(f"{lm.name}: {named} is not bitwise what it was; this run's numbers are void")
+
+
+def _require_change(editor: Editor, stop: Stop) -> None:
+    """A run whose edits changed nothing is a mistake, not a result."""
+    if all(p.empty or (p.weights and not _moves(p)) for p in stop.patches):
+        raise HarnessError(f"{editor.name}: the edits changed nothing; every target may already be what the model says")
+
+
+def _require_written(editor: Editor, patch: Patch, weights: Mapping[str, Mapping[str, Any]]) -> None:
+    """A change that is lost in the rounding of the weights' own type is none."""
+    if patch.only_weights and all(sha256 == weights["before"][name] for name, sha256 in weights["edited"].items()):
+        raise HarnessError(f"{editor.name}: the edits are too small for the weights' type; use --dtype float32")
+
+
+def _moves(patch: Patch) -> bool:
+    return not patch.only_weights or any(bool((delta.dense() != 0).any()) for delta in patch.weights.values())

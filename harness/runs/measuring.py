@@ -1,0 +1,170 @@
+"""What a run measures at each stop: the tasks, and text that no edit is about."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+from harness.editing.schedule import Stop
+from harness.errors import HarnessError, UsageError
+from harness.exam import collapse, measure, neutral_text, numbers, tasks
+from harness.exam.adapter import EditedLM
+from harness.exam.measure import Measured
+from harness.patches.patch import Patch, patched
+from harness.runs.options import RunOptions
+from harness.runs.prepare import Prepared
+from harness.runs.record import Record
+from harness.runs.writer import RecordWriter
+
+__all__ = ["Measuring", "neutral_texts"]
+
+
+def neutral_texts(ready: Prepared, record: Record) -> neutral_text.Texts | None:
+    """Text that no edit is about; None for isolated edits and where there is none at hand, and the record says why.
+
+    Nothing is downloaded for it unless the plan names it.
+
+    Args:
+        ready: the run.
+        record: its record, which says where the text comes from.
+    """
+    source, plan = ready.lm.text, ready.resolved.plan
+    if plan.mode == "isolated":
+        return None
+    try:
+        if source != "mini" and plan.text is None and not Path(source).exists():
+            raise UsageError("there is no plain text on this machine; name one with --text")
+        found = neutral_text.texts(ready.lm)
+    except HarnessError as error:
+        record.data[neutral_text.NAME] = {"source": source, "reason": str(error)}
+        return None
+    record.headlines[neutral_text.NAME] = "kl"
+    record.data[neutral_text.NAME] = {"source": source, "sha256": found.sha256, "rows": len(found.rows)}
+    return found if found.rows else None
+
+
+@dataclass(eq=False)
+class Measuring:
+    """Measures the unedited model first, and then each stop against it; every reported name is saved when complete.
+
+    Attributes:
+        ready: the run.
+        options: how it is carried out.
+        writer: what keeps the numbers.
+        texts: what is read at each stop besides the tasks; isolated edits are not.
+        base: what the unedited model gave, by lm-eval's name of the task.
+        reading: what the unedited model makes of the neutral texts.
+    """
+
+    ready: Prepared
+    options: RunOptions
+    writer: RecordWriter
+    texts: neutral_text.Texts | None
+    base: dict[str, Measured] = field(default_factory=dict)
+    reading: neutral_text.Reading | None = None
+
+    def at(self, stop: Stop | None) -> None:
+        """Score every task, and read the neutral texts, at a stop; None is the unedited model."""
+        ids = [edit.id for edit in self.ready.resolved.edits]
+        with measure.hold(self._model, stop, ids, self.ready.resolved.mode):
+            for shown in self.ready.suite.shown:
+                # An earlier run that was stopped may have come this far; the unedited model is what others are held to.
+                if stop is None or shown not in self.writer.record.tasks(stop.edits):
+                    self._measure(shown, stop)
+        if self.texts is not None:
+            self._read_neutral(self.texts, stop)
+
+    def _measure(self, shown: str, stop: Stop | None) -> None:
+        """Score the tasks that are reported under one name."""
+        count = stop.edits if stop else 0
+        members = [task for task in self.ready.suite.tasks if task.shown == shown]
+        measured = {task.name: self._score(task, stop) for task in members}
+        table = measure.summary(members, measured, self.base if stop else None, self.ready.resolved.plan.seed)
+        if stop is None:
+            self.base |= measured
+        elif stop.latest.start and self._is_edit_set(shown):
+            self._note_latest(shown, members, measured, stop)
+        self.writer.measured(count, shown, table, measure.contributions(members, measured))
+        cut = sum(one.truncated for one in measured.values())
+        if cut:
+            earlier = self.writer.record.point(count).get("truncated", {})
+            self.writer.noted(count, truncated={**earlier, shown: cut})
+
+    def _score(self, task: tasks.Task, stop: Stop | None) -> Measured:
+        """One task at one stop."""
+        state = f"after {stop.edits} edits" if stop else "unedited"
+        self._model.progress = lambda done, total: self.options.report(f"{task.name}, {state}", done, total)
+        limit = None if self._is_edit_set(task.shown) else self.ready.resolved.plan.limit
+        return self._score_unedited(task, limit) if stop is None else self._score_edited(task, limit, stop)
+
+    def _score_edited(self, task: tasks.Task, limit: int | None, stop: Stop) -> Measured:
+        """Of the edit set, the documents of the edits made so far alone."""
+        made = {edit.id for edit in self.ready.resolved.made(stop.edits)}
+        documents = measure.of_cases(task, made) if self._is_edit_set(task.shown) else None
+        found = measure.measure_task(self._model, task, limit, documents)
+        found.values = {metric: {} for metric in self.base[task.name].values} | found.values
+        measure.agree(task, found, self.base[task.name])
+        return found
+
+    def _score_unedited(self, task: tasks.Task, limit: int | None) -> Measured:
+        """As an earlier run has kept it, or anew."""
+        source, device = self.writer.record.data.get(task.shown), str(self.ready.lm.device)
+        key = measure.base_key(self._fingerprint, task, limit, self.options.rows, source, device)
+        cached = measure.load_base(key) if self.options.cache else None
+        if cached is None:
+            cached = measure.measure_task(self._model, task, limit)
+            measure.save_base(key, cached)
+        return cached
+
+    def _note_latest(
+        self, shown: str, members: Sequence[tasks.Task], measured: dict[str, Measured], stop: Stop
+    ) -> None:
+        """The numbers of the edits of the last operation alone, beside those of all edits so far."""
+        mine = {self.ready.resolved.edits[i].id for i in stop.latest}
+        part = {name: _of_edits(one, mine) for name, one in measured.items()}
+        if any(values for one in part.values() for values in one.values.values()):
+            table = measure.summary(members, part, None, self.ready.resolved.plan.seed)
+            self.writer.noted(stop.edits, latest={shown: table})
+
+    def _read_neutral(self, texts: neutral_text.Texts, stop: Stop | None) -> None:
+        """Perplexity, divergence and the signs of collapse on text that no edit is about."""
+        lm, count = self.ready.lm, stop.edits if stop else 0
+        patch = stop.patches[0] if stop else Patch()
+        if stop is None and self.options.cache:
+            found = neutral_text.unedited(lm, texts, (self._fingerprint, str(lm.device)))
+        else:
+            with patched(lm, patch):
+                found = neutral_text.read(lm, texts, self.reading, patch.prompt)
+        before = self.reading.values if self.reading and stop else None
+        self.reading = self.reading or found
+        directions: dict[str, bool | None] = {"nll": False, "kl": False}
+        table = numbers.summarise(found.values, before, directions, seed=0, plain={"repetition": found.repetition})
+        self.writer.measured(count, neutral_text.NAME, table, found.values)
+        if stop is None:
+            return
+        for name in collapse.fired(self.reading, found, self.writer.record.delta):
+            self.writer.record.collapse.setdefault(name, count)
+        self.writer.save()
+
+    @cached_property
+    def _model(self) -> EditedLM:
+        return EditedLM(self.ready.lm, batch_size=self.options.rows)
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return measure.fingerprint(self.ready.lm, self.writer.record.model["sha256"])
+
+    def _is_edit_set(self, shown: str) -> bool:
+        """Whether a reported name is that of the edit set."""
+        return shown in (self.ready.resolved.plan.edits, tasks.OWN)
+
+
+def _of_edits(measured: Measured, ids: set[str]) -> Measured:
+    """What the documents of some edits gave."""
+    values = {
+        metric: {document: ratio for document, ratio in rows.items() if ratio.cluster in ids}
+        for metric, rows in measured.values.items()
+    }
+    return replace(measured, values=values)

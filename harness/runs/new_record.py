@@ -1,0 +1,119 @@
+"""The record of a run before anything is measured: what is run, on what, and where its rows come from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from harness.editing import learned_file
+from harness.editing.edit import Edit
+from harness.exam import data, tasks
+from harness.runs import record
+from harness.runs.prepare import Prepared
+from harness.runs.record import Record
+from harness.runs.versions import versions
+
+__all__ = ["edits_sha256", "new_record"]
+
+_DIRECTED = ("direction", "against")  # the fields of an edit that a plain one leaves at their defaults
+
+
+def new_record(ready: Prepared, weights: str) -> Record:
+    """The record of a run that begins.
+
+    Args:
+        ready: the run.
+        weights: the sha256 of the model's weights.
+    """
+    plan, lm = ready.resolved.plan, ready.lm
+    return Record(
+        id=ready.resolved.id,
+        plan=plan.to_json(),
+        model={
+            "name": lm.name,
+            "sha256": weights,
+            "parameters": sum(p.numel() for p in lm.model.parameters()),
+            "dtype": plan.dtype,
+            "architecture": type(lm.model).__name__,
+            "device": lm.device.type,
+        },
+        editor=_editor(ready),
+        edits=_edits(ready),
+        headlines=_headlines(ready.suite),
+        derived=_derived(ready.suite),
+        data=_sources_of_rows(ready),
+        templates={t.name: t.template for t in ready.suite.tasks},
+        versions=versions(),
+        seed=plan.seed,
+    )
+
+
+def _editor(ready: Prepared) -> dict[str, Any]:
+    editor = ready.editor
+    return {
+        "name": editor.label(),
+        "hyperparameters": editor.hyperparameters(),
+        "notes": editor.notes(ready.lm),
+        "learned": learned_file.digest(editor.root),
+        "sources": ready.resolved.recipe.sources,
+    }
+
+
+def _edits(ready: Prepared) -> dict[str, Any]:
+    named, edits = ready.resolved.plan.edits, ready.resolved.edits
+    said = {(edit.text, edit.continuation) for edit in edits}
+    return {
+        "dataset": Path(named).name if Path(named).is_file() else named,
+        "count": len(edits) if ready.resolved.edits_any else 0,
+        "unique": len(said),
+        "contradicting": len(said) - len({prompt for prompt, _ in said}),
+        "ids": [edit.id for edit in edits],
+        "sha256": edits_sha256(edits),
+        "warnings": ready.warnings,
+    }
+
+
+def edits_sha256(edits: Sequence[Edit]) -> str:
+    """The hash that names some edits in their order."""
+    return record.identity({"edits": [_facts(edit) for edit in edits]})
+
+
+def _facts(edit: Edit) -> dict[str, Any]:
+    """What names an edit; a plain one has the name that it had before there were directions."""
+    given = asdict(edit)
+    return given if edit.direction != "likelihood" else {k: v for k, v in given.items() if k not in _DIRECTED}
+
+
+def _headlines(suite: tasks.Suite) -> dict[str, str]:
+    """The first member's headline stands for what is reported under one name."""
+    found: dict[str, str] = {}
+    for task in suite.tasks:
+        if task.headline is not None:
+            found.setdefault(task.shown, task.headline)
+    return found
+
+
+def _derived(suite: tasks.Suite) -> dict[str, dict[str, list[str]]]:
+    found: dict[str, dict[str, list[str]]] = {}
+    for task in suite.tasks:
+        for score, rule in (task.metadata.get("derived") or {}).items():
+            found.setdefault(task.shown, {})[score] = list(rule["harmonic"])
+    return found
+
+
+def _sources_of_rows(ready: Prepared) -> dict[str, Any]:
+    """Where the rows of each reported name come from, where that is known."""
+    plan, known = ready.resolved.plan, data.find()
+    found: dict[str, Any] = {}
+    for name in ready.suite.shown:
+        if name in known:
+            split = plan.split if name == plan.edits else "test"
+            found[name] = asdict(data.provenance(name, split, plan.data_dir))
+        elif name == tasks.OWN:
+            sha256 = hashlib.sha256(Path(plan.edits).read_bytes()).hexdigest()
+            rows = len(ready.resolved.edits)
+            found[name] = asdict(data.Provenance("file", Path(plan.edits).name, sha256, rows, False))
+    return found

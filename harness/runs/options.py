@@ -1,0 +1,36 @@
+"""How a run is carried out; none of it changes what is measured beyond rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["RunOptions"]
+
+
+def _silent(phase: str, done: int, total: int) -> None:
+    """Tell nobody."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a run is carried out.
+
+    Attributes:
+        output: the folder of the record.
+        device: where the model goes; None for an accelerator where there is one.
+        rows: rows of one forward pass.
+        cache: whether the numbers of the unedited model may come from the cache.
+        save_edits: whether the accumulated change goes to disk at each stop (not of isolated edits).
+        fresh: whether to start anew where an earlier run of the plan was stopped.
+        report: told what is done (``phase``), how far it is, and how much there is.
+    """
+
+    output: Path
+    device: str | None = None
+    rows: int = 32
+    cache: bool = True
+    save_edits: bool = False
+    fresh: bool = False
+    report: Callable[[str, int, int], None] = _silent

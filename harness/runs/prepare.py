@@ -1,0 +1,112 @@
+"""What a run needs, loaded and checked, before anything is measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from harness.editing import learned_file, schedule
+from harness.editing.editor import Editor
+from harness.editing.registry import find, names
+from harness.editing.replay import replay
+from harness.errors import ModelError, UsageError
+from harness.exam import tasks
+from harness.models.lm import LM, load
+from harness.patches.patch import require_plain
+from harness.runs import handed
+from harness.runs.resolve import Resolved
+
+__all__ = ["Prepared", "prepare", "require_device"]
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A plan with its model.
+
+    Attributes:
+        resolved: the plan, and what it names.
+        lm: the unedited model.
+        editor: the configured editor, with what it has learned.
+        suite: what is examined; the edits come first.
+        warnings: what is said twice or in two ways in the edits.
+    """
+
+    resolved: Resolved
+    lm: LM
+    editor: Editor
+    suite: tasks.Suite
+    warnings: list[str]
+
+
+def prepare(resolved: Resolved, device: str | None = None) -> Prepared:
+    """Load the model, and see that the editor and the tasks can be used with it.
+
+    Args:
+        resolved: the plan, and what it names.
+        device: where the model goes; None for an accelerator where there is one.
+
+    Raises:
+        HarnessError: something cannot be used.
+    """
+    require_device(device)
+    plan = resolved.plan
+    lm = resolved.lm or load(plan.model, plan.dtype, device, plan.arch or None, resolved.text)
+    editor = _editor(resolved, lm)
+    _require_layers(resolved, lm, editor)
+    schedule.check(editor, lm, resolved.edits, resolved.mode)
+    suite = tasks.load(
+        plan.tasks,
+        resolved.edit_set,
+        resolved.ids_in_order_of_rows(),
+        plan.data_dir,
+        lm.tokenizer,
+        own_file=plan.edits if resolved.edit_set == tasks.OWN else None,
+        split=plan.split,
+    )
+    return Prepared(resolved, lm, editor, suite, schedule.duplicates(resolved.edits))
+
+
+def _editor(resolved: Resolved, lm: LM) -> Editor:
+    """The editor as the plan configures it, with what it has learned; or one that puts saved edits back."""
+    plan = resolved.plan
+    if plan.patch:
+        return replay(Path(plan.patch), lm)
+    if resolved.editor is not None:
+        return handed.learned(resolved.editor, lm, plan.fitted)
+    return resolved.recipe.build(
+        lm, plan.settings, plan.seed, lambda method: learned_file.require(method, lm, plan.fitted)
+    )
+
+
+def _require_layers(resolved: Resolved, lm: LM, editor: Editor) -> None:
+    """See that the layers to be edited are there, and that their weights can be edited, before anything is measured."""
+    layers = getattr(editor.root, "layers", None)
+    for layer in layers or ():
+        lm.arch.down_of(layer)  # tells of a layer that the model does not have
+    if resolved.edits_any and not resolved.plan.patch and "weights" in editor.root.seams:
+        _require_plain(lm, layers or range(lm.arch.layers))
+
+
+def _require_plain(lm: LM, layers: range | tuple[int, ...]) -> None:
+    """Refuse a quantised model for an editor of weights, and name the editors that work on one."""
+    try:
+        for layer in layers:
+            require_plain(lm, lm.down(layer))
+    except ModelError as error:
+        others = ", ".join(name for name in names() if "weights" not in find(name).seams)
+        raise ModelError(f"{error}: {others}") from error
+
+
+def require_device(device: str | None) -> None:
+    """See that a model can be put on a device.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    try:
+        torch.empty(0, device=None if device == "auto" else device)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a torch that was built without the device
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"device '{device}' cannot be used ({reason}); give cpu, cuda, mps or auto") from error
