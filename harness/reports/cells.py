@@ -195,7 +195,13 @@ class MeasuredSection:
 
 
 def shown_metrics(record: Record, task: str, measures: Mapping[str, Json]) -> list[str]:
-    """The metrics of a task that a leaderboard shows: those of edits, or its headline."""
+    """The metrics of a task that a leaderboard shows: those of edits, or its headline.
+
+    Args:
+        record: what was measured.
+        task: one of its tasks.
+        measures: metric -> numbers, of that task.
+    """
     wanted = EDIT_METRICS if "efficacy" in measures else (record.headlines.get(task, ""),)
     return [metric for metric in wanted if metric in measures]
 

@@ -8,7 +8,7 @@ only where it is significantly better than the second best, paired by document.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.reports.cells import (
@@ -59,10 +59,16 @@ def leaderboard_page(records: Sequence[Record]) -> Page:
     """
     whole = sorted((r for r in records if r.status == "complete"), key=lambda r: (record_name(r), r.id))
     left_out = sorted(f"{record_name(r)} is left out: {r.status}" for r in records if r.status != "complete")
-    sections = _sections(pool(whole))
+    sections = _sections(pool(whole, _needed))
     split = any(" @" in label for section in sections for label in section.labels)
     introduction = (*LEGEND, *([VARIANTS] if split else []), *left_out)
     return Page("Leaderboard", introduction, tuple(map(_shown, sections)), data=_data(sections))
+
+
+def _needed(record: Record, task: str, measures: Mapping[str, Json]) -> list[str]:
+    """What is shown of a task, and its headline, whose deviation over seeds is told."""
+    headline = [metric for metric in measures if metric == record.headlines.get(task)]
+    return list(dict.fromkeys([*shown_metrics(record, task, measures), *headline]))
 
 
 def _shown(section: MeasuredSection) -> Section:

@@ -9,16 +9,16 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
 from typing import Any
 
-from harness.exam.numbers import summarise
+from harness.exam.numbers import TaskValues, summarise
 from harness.exam.statistics import Ratio, Values
 from harness.reports.cells import BoardRow, MeasuredSection
 from harness.reports.table import MISSING
-from harness.runs.record import Record, identity
+from harness.runs.record import PointValues, Record, identity
 
 __all__ = ["Stability", "order_notes", "pool", "stability"]
 
@@ -93,17 +93,25 @@ def stability(each: Mapping[str, Sequence[float]], higher_is_better: bool) -> St
 # --- runs that differ in their seed alone -----------------------------------------------------------------------------
 
 
-def pool(records: Sequence[Record]) -> list[Record]:
+Shown = Callable[[Record, str, Mapping[str, Json]], Sequence[str]]
+"""The metrics, of a record's task and its numbers, that are wanted."""
+
+
+def pool(records: Sequence[Record], shown: Shown | None = None) -> list[Record]:
     """One record for each group of records that differ in their seed alone; the others as they are.
 
-    A group needs the values of its documents (``read_all(folder, values=True)``); without them it stays apart.
+    A group needs the values of its documents (``read_records(folder, values=True)``); without them it stays apart.
     ``plan["seeds"]`` lists the seeds of a pooled record, and each of its metrics has the values of ``each`` of them, in
     that order, and their standard ``deviation``.
+
+    Args:
+        records: the records.
+        shown: which metrics of a task are wanted, as each is resampled; by default all.
     """
     groups: dict[str, list[Record]] = {}
     for record in records:
         groups.setdefault(_key(record), []).append(record)
-    return [one for group in groups.values() for one in (_pooled(group) if _can(group) else group)]
+    return [one for group in groups.values() for one in ([_pooled(group, shown)] if _can(group) else group)]
 
 
 def _key(record: Record) -> str:
@@ -128,25 +136,28 @@ def _can(group: Sequence[Record]) -> bool:
     )
 
 
-def _pooled(group: Sequence[Record]) -> list[Record]:
+def _pooled(group: Sequence[Record], shown: Shown | None) -> Record:
     group = sorted(group, key=lambda record: record.seed)
     first, seeds = group[0], [record.seed for record in group]
     plan = {**first.plan, "seeds": seeds}
     points = [{"edits": point["edits"], "tasks": {}} for point in first.points]
-    values: dict[int, dict[str, dict[str, dict[str, Ratio]]]] = {}
+    values: PointValues = {}
     for point in points:
-        for task in first.tasks(point["edits"]):
-            means = values.setdefault(point["edits"], {})[task] = _means(group, point["edits"], task)
+        for task, measures in first.tasks(point["edits"]).items():
+            wanted = list(measures) if shown is None else list(shown(first, task, measures))
+            means = values.setdefault(point["edits"], {})[task] = _means(group, point["edits"], task, wanted)
             base = values[0].get(task) if point["edits"] else None
-            point["tasks"][task] = _numbers(group, point["edits"], task, means, base)
+            point["tasks"][task] = _numbers(group, point["edits"], task, wanted=wanted, means=means, base=base)
     cost = [{"phase": "mean over seeds", **_cost(group)}]
-    return [replace(first, id=identity(plan), plan=plan, points=points, values=values, cost=cost)]
+    return replace(first, id=identity(plan), plan=plan, points=points, values=values, cost=cost)
 
 
-def _means(group: Sequence[Record], edits: int, task: str) -> dict[str, dict[str, Ratio]]:
-    """Metric -> document -> the mean of what it contributed in each run that has it."""
+def _means(group: Sequence[Record], edits: int, task: str, wanted: Sequence[str]) -> dict[str, dict[str, Ratio]]:
+    """Metric -> document -> the mean of what it contributed in each run that has it; also of parts of derived ones."""
     tables = [(record.values or {}).get(edits, {}).get(task, {}) for record in group]
-    metrics = list(dict.fromkeys(metric for table in tables for metric in table))
+    derived = group[0].derived.get(task, {})
+    needed = {*wanted, *(part for score in wanted for part in derived.get(score, ()))}
+    metrics = [m for m in dict.fromkeys(metric for table in tables for metric in table) if m in needed]
     return {metric: _mean([table.get(metric, {}) for table in tables]) for metric in metrics}
 
 
@@ -157,7 +168,9 @@ def _mean(sides: Sequence[Values]) -> dict[str, Ratio]:
 
 
 def _average(ratios: Sequence[Ratio]) -> Ratio:
-    num, den = (statistics.fmean(part) for part in ([r.num for r in ratios], [r.den for r in ratios]))
+    nums, dens, _, _ = zip(*ratios, strict=True)
+    # What `statistics.fmean` gives, at a fifth of its cost: there are millions of documents.
+    num, den = math.fsum(nums) / len(nums), math.fsum(dens) / len(dens)
     return Ratio(num, den, ratios[0].cluster, ratios[0].stratum)
 
 
@@ -165,15 +178,26 @@ def _numbers(
     group: Sequence[Record],
     edits: int,
     task: str,
-    means: dict[str, dict[str, Ratio]],
-    base: dict[str, dict[str, Ratio]] | None,
+    *,
+    wanted: Sequence[str],
+    means: TaskValues,
+    base: TaskValues | None,
 ) -> dict[str, Json]:
-    """The metrics of one task, with their deviation over the seeds."""
+    """The metrics of one task, with their deviation over the seeds.
+
+    Args:
+        group: records that differ in their seed alone.
+        edits: after how many edits.
+        task: the task.
+        wanted: its metrics that are to be known.
+        means: metric -> document -> the mean of what it contributed.
+        base: the same of the unedited model; None where this is the unedited model.
+    """
     tables = [record.tasks(edits).get(task, {}) for record in group]
-    derived = group[0].derived.get(task, {})
+    derived = {score: parts for score, parts in group[0].derived.get(task, {}).items() if score in wanted}
     directions = {metric: measure.get("higher_is_better") for metric, measure in tables[0].items()}
     known: dict[str, list[float]] = {m: _values(tables, m) for m in tables[0]}
-    single = {m: v for m, v in known.items() if m not in means and m not in derived}
+    single = {m: v for m, v in known.items() if m in wanted and m not in means and m not in derived}
     plain = {m: statistics.fmean(v) if len(v) == len(group) else None for m, v in single.items()}
     found = summarise(means, base, directions, seed=0, derived=derived, plain=plain)
     for metric, measure in found.items():

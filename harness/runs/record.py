@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from harness.errors import UsageError
-from harness.exam.numbers import Json
-from harness.exam.statistics import Ratio
+from harness.exam.numbers import Json, TaskValues
 
 if TYPE_CHECKING:
     import pandas
@@ -22,7 +21,7 @@ __all__ = ["SCHEMA", "PointValues", "Record", "identity", "record_name"]
 
 SCHEMA = 1
 
-PointValues: TypeAlias = dict[int, dict[str, dict[str, dict[str, Ratio]]]]
+PointValues: TypeAlias = dict[int, dict[str, TaskValues]]
 """Number of edits -> task -> metric -> document id -> contribution."""
 
 

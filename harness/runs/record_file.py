@@ -7,14 +7,15 @@ document contributed, so that any two records can be compared document by docume
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from harness.errors import DataError
 from harness.exam.numbers import Json
-from harness.exam.statistics import Ratio, Values, as_ratio
+from harness.exam.statistics import Ratio, Values
 from harness.io.files import packed, rounded, text, unpacked, values_path, write_whole
 from harness.runs.record import SCHEMA, PointValues, Record
 
@@ -111,7 +112,7 @@ def _read_values(path: Path, owner: str) -> PointValues:
     if not isinstance(data, dict) or data.get("schema") != SCHEMA or data.get("id") != owner:
         raise DataError(f"{path}: not the values of record {owner}; delete the file, or repeat the run")
     return {
-        int(edits): {task: _unpack(table) for task, table in tasks.items()} for edits, tasks in data["points"].items()
+        int(edits): {task: _Unpacked(table) for task, table in tasks.items()} for edits, tasks in data["points"].items()
     }
 
 
@@ -167,17 +168,36 @@ def _columns(values: Values, place: Mapping[str, int]) -> Json:
     return column
 
 
-def _unpack(table: Json) -> dict[str, dict[str, Ratio]]:
-    return {metric: _rows(column, table["ids"]) for metric, column in table["metrics"].items()}
+class _Unpacked(Mapping[str, Values]):
+    """The values of one task: metric -> document -> contribution.
+
+    A leaderboard needs a few metrics of hundreds of records, so that a metric is unpacked when it is asked for.
+    """
+
+    def __init__(self, table: Json) -> None:
+        self._columns: Json = table["metrics"]
+        self._ids: Sequence[str] = table["ids"]
+        self._known: dict[str, Values] = {}
+
+    def __getitem__(self, metric: str) -> Values:
+        if metric not in self._known:
+            self._known[metric] = _rows(self._columns[metric], self._ids)
+        return self._known[metric]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._columns)
+
+    def __len__(self) -> int:
+        return len(self._columns)
+
+    def __contains__(self, metric: object) -> bool:
+        return metric in self._columns  # without unpacking it
 
 
 def _rows(column: Json, ids: Sequence[str]) -> dict[str, Ratio]:
     num: list[float | None] = column["num"]
-    default: dict[str, list[Any]] = {
-        "den": [1.0] * len(num),
-        "cluster": [None] * len(num),
-        "stratum": [None] * len(num),
-    }
-    den, cluster, stratum = (column.get(key, default[key]) for key in ("den", "cluster", "stratum"))
-    docs = [ids[i] for i in column.get("at", range(len(num)))]
-    return {doc: as_ratio(row) for doc, row in zip(docs, zip(num, den, cluster, stratum, strict=True), strict=True)}
+    docs = [ids[i] for i in column["at"]] if "at" in column else ids
+    nums = [math.nan if value is None else float(value) for value in num]
+    dens = [math.nan if value is None else float(value) for value in column.get("den", ())] or [1.0] * len(num)
+    clusters, strata = (column.get(key) or [None] * len(num) for key in ("cluster", "stratum"))
+    return {doc: Ratio(*row) for doc, row in zip(docs, zip(nums, dens, clusters, strata, strict=True), strict=True)}
