@@ -658,14 +658,17 @@ def leaderboard(records: str | Path | Sequence[Record], format: str = "md") -> s
     from harness.reports.leaderboard import leaderboard_page
     from harness.reports.registry import find_format
     from harness.runs import record_file
-    from harness.studies.sweeps import swept, trial
+    from harness.studies.sweeps.trial_paths import trial_paths
 
     form = find_format(format)
     if not isinstance(records, str | Path):
         return form.write([leaderboard_page(records)])
-    trials = trial.read_all(Path(records))
-    pages = [swept.sweep_page(trials)] if trials else []
-    if not trials or record_file.record_paths(records):
+    pages = []
+    if trial_paths(Path(records)):
+        from harness.studies.sweeps import swept, trial
+
+        pages.append(swept.sweep_page(trial.read_all(Path(records))))
+    if not pages or record_file.record_paths(records):
         pages.insert(0, leaderboard_page(record_file.read_records(records, values=True)))
     return form.write(pages)
 

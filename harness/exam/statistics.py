@@ -17,8 +17,9 @@ bootstrap and its expanded percentile interval, which corrects the percentile in
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -46,6 +47,7 @@ CONFIDENCE = 0.95
 ALPHA = 0.05  # a constant of its own: 1 - 0.95 is a little more, and p values of a bootstrap can be exactly 0.05
 POWER = 0.80
 RESAMPLES = 2000
+_KEPT = 500_000  # resampling weights kept for the next metric: some MiB each
 _BLOCK = 4_000_000  # resampling weights held at once: bounds the memory to some tens of MiB
 
 Array = NDArray[np.float64]
@@ -297,13 +299,11 @@ class _Units:
 
         Equal units are drawn together (with their multiplicity), so that 0/1 outcomes cost next to nothing.
         """
-        rng, table = np.random.default_rng(seed), np.hstack([self.num, self.den])
+        table = np.hstack([self.num, self.den])
+        found = [np.unique(table[self.group == g], axis=0, return_counts=True) for g in np.unique(self.group)]
         sums = np.zeros((resamples, table.shape[1]))
-        for g in np.unique(self.group):
-            rows, counts = np.unique(table[self.group == g], axis=0, return_counts=True)
-            for start, stop in _blocks(resamples, len(rows)):
-                weights = rng.multinomial(counts.sum(), counts / counts.sum(), size=stop - start)
-                sums[start:stop] += weights @ rows
+        for place, start, weights in _weights(seed, resamples, [counts for _, counts in found]):
+            sums[start : start + len(weights)] += weights @ found[place][0]
         return self._values(*np.hsplit(sums, 2))
 
     def _values(self, num: Array, den: Array) -> Array:
@@ -329,6 +329,26 @@ def _groups(units: int, membership: Iterable[tuple[int, str | None]]) -> NDArray
             return np.zeros(units, dtype=np.intp)
     names = {name: i for i, name in enumerate(dict.fromkeys(strata.values()))}
     return np.array([names[strata[unit]] for unit in range(units)], dtype=np.intp)
+
+
+def _weights(
+    seed: int, resamples: int, counts: Sequence[NDArray[np.intp]]
+) -> Iterator[tuple[int, int, NDArray[np.int64]]]:
+    """How often each of the different units of each group is drawn: group, first resample, ``[resamples, units]``."""
+    if len(counts) == 1 and resamples * len(counts[0]) <= _KEPT:
+        yield 0, 0, _kept_weights(seed, resamples, tuple(counts[0].tolist()))
+        return
+    rng = np.random.default_rng(seed)
+    for place, each in enumerate(counts):
+        for start, stop in _blocks(resamples, len(each)):
+            yield place, start, rng.multinomial(each.sum(), each / each.sum(), size=stop - start)
+
+
+@lru_cache(maxsize=16)
+def _kept_weights(seed: int, resamples: int, counts: tuple[int, ...]) -> NDArray[np.int64]:
+    """The weights of one group.  The metrics of a task often have units that differ alike, and are drawn alike."""
+    each = np.array(counts)
+    return np.random.default_rng(seed).multinomial(each.sum(), each / each.sum(), size=resamples)
 
 
 def _blocks(resamples: int, rows: int) -> Iterable[tuple[int, int]]:

@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from harness.io.collector import without_collector
 from harness.reports.cells import (
     EDIT_METRICS,
     LEGEND,
@@ -55,11 +56,12 @@ def leaderboard_page(records: Sequence[Record]) -> Page:
 
     Records that differ in their seed alone are one row, their mean.  Records that are not complete are left out and
     named.  What is best of a column is marked only where the records have the values of their documents
-    (``read_all(folder, values=True)``).
+    (``read_records(folder, values=True)``).
     """
     whole = sorted((r for r in records if r.status == "complete"), key=lambda r: (record_name(r), r.id))
     left_out = sorted(f"{record_name(r)} is left out: {r.status}" for r in records if r.status != "complete")
-    sections = _sections(pool(whole, _needed))
+    with without_collector():
+        sections = _sections(pool(whole, _needed))
     split = any(" @" in label for section in sections for label in section.labels)
     introduction = (*LEGEND, *([VARIANTS] if split else []), *left_out)
     return Page("Leaderboard", introduction, tuple(map(_shown, sections)), data=_data(sections))

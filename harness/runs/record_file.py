@@ -16,6 +16,7 @@ from typing import Any
 from harness.errors import DataError
 from harness.exam.numbers import Json
 from harness.exam.statistics import Ratio, Values
+from harness.io.collector import without_collector
 from harness.io.files import packed, rounded, text, unpacked, values_path, write_whole
 from harness.runs.record import SCHEMA, PointValues, Record
 
@@ -69,7 +70,8 @@ def read_records(folder: str | Path, values: bool = False) -> list[Record]:
         return [read_record(folder, values)]
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; give the folder that --output named")
-    found = [read_record(path, values) for path in record_paths(folder)]
+    with without_collector():
+        found = [read_record(path, values) for path in record_paths(folder)]
     if not found:
         raise DataError(f"{folder}: holds no record (*.json); make one with: harness run --output {folder}")
     return found

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -37,6 +36,7 @@ from harness.patches.patch import Patch
 from harness.runs import record
 from harness.runs.versions import versions
 from harness.studies.sweeps.ball import Epoch
+from harness.studies.sweeps.trial_paths import trial_paths
 
 __all__ = ["Job", "Trial", "read", "read_all", "train", "write"]
 
@@ -330,13 +330,7 @@ def read_all(folder: Path) -> list[Trial]:
     Raises:
         DataError: a record is damaged.
     """
-    paths = [path for place in ("", "runs/", "*/runs/") for path in sorted(folder.glob(f"{place}*.json"))]
-    return [_read(path) for path in paths if _looks_like_trial(path)]
-
-
-def _looks_like_trial(path: Path) -> bool:
-    with path.open("rb") as file:
-        return re.match(rb'\s*\{\s*"job"', file.read(64)) is not None
+    return [_read(path) for path in trial_paths(folder)]
 
 
 def _read(path: Path) -> Trial:
