@@ -259,20 +259,26 @@ class _Units:
     @classmethod
     def of(cls, components: Sequence[Values]) -> _Units:
         """The table of several metrics over the same documents or clusters; what is not finite does not count."""
-        items = [(c, _unit(i, r), r) for c, values in enumerate(components) for i, r in values.items() if _usable(r)]
-        row = {name: i for i, name in enumerate(dict.fromkeys(unit for _, unit, _ in items))}
-        column = {key: j for j, key in enumerate(dict.fromkeys((c, r.stratum) for c, _, r in items))}
+        row: dict[tuple[bool, str], int] = {}
+        column: dict[tuple[int, str | None], int] = {}
+        at: list[tuple[int, int, float, float]] = []
+        membership: list[tuple[int, str | None]] = []
+        for c, values in enumerate(components):
+            for name, (n, d, cluster, stratum) in _finite(values)[0].items():
+                i = row.setdefault((False, name) if cluster is None else (True, cluster), len(row))
+                at.append((i, column.setdefault((c, stratum), len(column)), n, d))
+                membership.append((i, stratum))
         num, den = np.zeros((2, len(row), len(column)))
-        at = np.array([(row[u], column[c, r.stratum]) for c, u, r in items], dtype=np.intp).reshape(-1, 2).T
-        np.add.at(num, (at[0], at[1]), [r.num for _, _, r in items])
-        np.add.at(den, (at[0], at[1]), [r.den for _, _, r in items])
+        rows, columns, nums, dens = zip(*at, strict=True) if at else ((), (), (), ())
+        np.add.at(num, (np.array(rows, np.intp), np.array(columns, np.intp)), nums)
+        np.add.at(den, (np.array(rows, np.intp), np.array(columns, np.intp)), dens)
         clustered = [any(r.cluster is not None for r in values.values()) for values in components]
         for (c, _), j in column.items():
             if clustered[c]:
                 num[:, j] = np.divide(num[:, j], den[:, j], out=np.zeros(len(row)), where=den[:, j] > 0)
                 den[:, j] = den[:, j] > 0
         which = np.array([c for c, _ in column], dtype=np.intp)
-        group = _groups(len(row), [(row[u], r.stratum) for _, u, r in items])
+        group = _groups(len(row), membership)
         return cls(num, den, which, group, len(components), any(clustered))
 
     @property
@@ -317,10 +323,6 @@ class _Units:
         return out
 
 
-def _unit(name: str, ratio: Ratio) -> tuple[str, str]:
-    return ("document", name) if ratio.cluster is None else ("cluster", ratio.cluster)
-
-
 def _groups(units: int, membership: Iterable[tuple[int, str | None]]) -> NDArray[np.intp]:
     """The stratum of every unit, ``[units]``; one group for all of them where a unit lies in several strata."""
     strata: dict[int, str | None] = {}
@@ -356,13 +358,10 @@ def _blocks(resamples: int, rows: int) -> Iterable[tuple[int, int]]:
     return ((start, min(start + step, resamples)) for start in range(0, resamples, step))
 
 
-def _usable(ratio: Ratio) -> bool:
-    return math.isfinite(ratio.num) and math.isfinite(ratio.den) and ratio.den >= 0
-
-
 def _finite(values: Values) -> tuple[dict[str, Ratio], int]:
     """The contributions that are numbers, and how many are not."""
-    kept = {name: ratio for name, ratio in values.items() if _usable(ratio)}
+    finite = math.isfinite
+    kept = {name: ratio for name, ratio in values.items() if finite(ratio[0]) and finite(ratio[1]) and ratio[1] >= 0}
     return kept, len(values) - len(kept)
 
 

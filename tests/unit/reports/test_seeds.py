@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
+from scipy.stats import kendalltau
 from synthetic import record
 
 from harness.exam.statistics import Ratio
@@ -47,6 +49,20 @@ def test_differences_are_paired_with_the_mean_of_the_unedited() -> None:
     assert one.tasks(0)["NLI"]["accuracy"]["difference"] is None
 
 
+@pytest.mark.parametrize(("metric", "found"), [("score", 4), ("efficacy", 1)])
+def test_only_what_is_wanted_is_pooled_and_in_the_same_numbers(metric: str, found: int) -> None:
+    """A score that is derived needs the values of its three parts, wanted or not."""
+    (whole,) = pool(runs(0, 1, 2))
+    (some,) = pool(runs(0, 1, 2), lambda record, task, measures: [m for m in measures if m in (metric, "accuracy")])
+    for edits in (0, 50):
+        for task, table in some.tasks(edits).items():
+            assert {name: whole.tasks(edits)[task][name] for name in table} == table
+    assert len(some.tasks(50)["counterfact"]) == found and metric in some.tasks(50)["counterfact"]
+    assert some.tasks(50)["NER"] == {}
+    assert some.values is not None and whole.values is not None
+    assert some.values[50]["NLI"] == whole.values[50]["NLI"]
+
+
 def test_what_differs_in_more_than_the_seed_stays_apart() -> None:
     first, second = runs(0, 1)
     other = replace(second, editor={**second.editor, "hyperparameters": {"lr": 0.1}})
@@ -82,6 +98,14 @@ def test_stability_is_kendalls_tau_between_seeds_and_who_is_ahead_how_often() ->
     down = stability(each, higher_is_better=False)
     assert down.tau == found.tau
     assert down.steps == (("c", "b", 2), ("b", "a", 3))
+
+
+def test_tau_is_that_of_scipy_with_ties_too() -> None:
+    draw = np.random.default_rng(0)
+    for count in range(2, 30):
+        a, b = draw.integers(0, 9, (2, count)).astype(float)
+        found = stability({str(i): [x, y] for i, (x, y) in enumerate(zip(a, b, strict=True))}, True).tau
+        assert found == pytest.approx(float(kendalltau(a, b).statistic), abs=1e-12)
 
 
 def test_an_order_turned_round_is_minus_one_and_ties_are_no_order() -> None:
