@@ -218,9 +218,11 @@ def fit(
     """
     from harness.runs import fitting
 
-    lm = load(model, tokenizer, dtype=dtype, device=device, arch=arch, text=text)
+    chosen, path = dict(settings or {}), None if output is None else Path(output)
+    fitting.require_able(editor, str(model) if isinstance(model, str | Path) else "", chosen, seed, path)
     rows = fitting.examples(_edits(edits), str(data_dir), split)
-    return fitting.fit(editor, lm, rows, dict(settings or {}), seed, None if output is None else Path(output)).path
+    lm = load(model, tokenizer, dtype=dtype, device=device, arch=arch, text=text)
+    return fitting.fit(editor, lm, rows, chosen, seed, path).path
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from harness.runs.record import Record
     from harness.runs.several import Outcome
 
-__all__ = ["FitOptions", "PlanOptions", "RunOptions", "apply", "fit", "run"]
+__all__ = ["ExecutionOptions", "FitOptions", "PlanOptions", "apply", "fit", "run"]
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class PlanOptions:
 
 
 @dataclass(frozen=True)
-class RunOptions:
+class ExecutionOptions:
     """The options that say how a plan is carried out."""
 
     output: Annotated[Path, opt.OUTPUT.but(default=Path("runs"))]
@@ -91,9 +91,9 @@ class RunOptions:
 
 
 @click.command()
-@opt.taken(PlanOptions, RunOptions)
+@opt.taken(PlanOptions, ExecutionOptions)
 @opt.SEEDS
-def run(plan: PlanOptions, way: RunOptions, seeds: str | None) -> None:
+def run(plan: PlanOptions, execution: ExecutionOptions, seeds: str | None) -> None:
     """Edit a model, and measure it before and after.
 
     A run that was stopped, even killed, goes on where it was when the same command is given again. Of several runs
@@ -102,7 +102,7 @@ def run(plan: PlanOptions, way: RunOptions, seeds: str | None) -> None:
     from harness.runs.several import run_each
 
     kept = []
-    for done in run_each(plan.plans(seeds), way.options(), terminal.watched):
+    for done in run_each(plan.plans(seeds), execution.options(), terminal.watched):
         _show_outcome(done)
         kept += [done.record] if done.record else []
     _show_seeds(kept)
@@ -158,10 +158,11 @@ def fit(asked: FitOptions) -> None:
     from harness.models.lm import load
     from harness.runs import fitting
 
-    fitting.require_learner(asked.editor)
+    settings = values.settings(asked.settings)
+    fitting.require_able(asked.editor, asked.model, settings, asked.seed, asked.output)
     train = fitting.examples(asked.edits, asked.data_dir, asked.split)
     lm = load(asked.model, asked.dtype, asked.device, values.modules(asked.arch), asked.text)
-    done = fitting.fit(asked.editor, lm, train, values.settings(asked.settings), asked.seed, asked.output)
+    done = fitting.fit(asked.editor, lm, train, settings, asked.seed, asked.output)
     what = f"{done.editor.name} to {asked.model} on {done.examples} examples"
     terminal.say_where(f"[green]fitted[/] {what}:", done.path)
 

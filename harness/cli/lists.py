@@ -104,8 +104,9 @@ def make(
     from harness.methods.second_moments import moments
     from harness.models.lm import load
 
+    asked = None if layers == "all" else values.integers(layers, "--layers")
     lm = load(model, dtype, device, values.modules(arch) or None, text)
-    chosen = list(range(lm.arch.layers)) if layers == "all" else values.integers(layers, "--layers")
+    chosen = list(range(lm.arch.layers)) if asked is None else asked
     with terminal.watched() as report:
         found = moments(lm, chosen, tokens=tokens, progress=lambda done, total: report("second moments", done, total))
     rows = [(str(layer), f"{moment.count:,}", moment.key[:16]) for layer, moment in found.items()]
@@ -134,5 +135,6 @@ def verify(path: Path, model: str, dtype: str) -> None:
     from harness.methods import second_moments
     from harness.models.lm import load
 
+    second_moments.read_cached_header(path)  # a mistake in the path is told before the model is loaded
     second_moments.verify_cached(path, load(model, dtype))
     terminal.say_where("[green]ok[/]", path)

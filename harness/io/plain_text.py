@@ -10,7 +10,7 @@ from pathlib import Path
 
 from harness.errors import DataError, near
 
-__all__ = ["documents"]
+__all__ = ["documents", "require"]
 
 
 # A commit of each data set, so that its name stands for one text and can be part of a cache key without a network.
@@ -37,6 +37,15 @@ def documents(source: str) -> Iterator[str]:
         return
     for path in paths:
         yield from _lines(path)
+
+
+def require(source: str) -> None:
+    """See that a text source is there; of a Hub data set no more than that its name is one is seen.
+
+    Raises:
+        DataError: it is not.
+    """
+    _files(source)
 
 
 def _files(source: str) -> list[Path] | None:

@@ -41,6 +41,7 @@ __all__ = [
     "cache_folder",
     "cached_moments",
     "moments",
+    "read_cached_header",
     "require_finite_moment",
     "verify_cached",
 ]
@@ -331,7 +332,7 @@ def cached_moments(folder: Path | None = None) -> list[CachedMoment]:
     Raises:
         DataError: one of them is damaged.
     """
-    return [_header(path) for path in sorted((folder or cache_folder()).glob("*.safetensors"))]
+    return [read_cached_header(path) for path in sorted((folder or cache_folder()).glob("*.safetensors"))]
 
 
 def verify_cached(path: Path, lm: LM) -> Moment:
@@ -341,7 +342,7 @@ def verify_cached(path: Path, lm: LM) -> Moment:
         DataError: the file is damaged, or of another model.
         NumericalError: it holds a NaN; names the module.
     """
-    header = _header(path)
+    header = read_cached_header(path)
     if header.manifest.model != lm.fingerprint():
         raise DataError(
             f"{path}: made from the model {header.manifest.model[:12]}, but {lm.name} is {lm.fingerprint()[:12]}; "
@@ -353,13 +354,13 @@ def verify_cached(path: Path, lm: LM) -> Moment:
 def _from_cache(path: Path, manifest: Manifest, lm: LM) -> Moment | None:
     if not path.is_file():
         return None
-    header = _header(path)
+    header = read_cached_header(path)
     if header.manifest != manifest:
         raise DataError(f"{path}: holds {header.manifest}, expected {manifest}; delete the file, it is made again")
     return _read_moment(path, header, lm.device)
 
 
-def _header(path: Path) -> CachedMoment:
+def read_cached_header(path: Path) -> CachedMoment:
     try:
         with safe_open(path, "pt") as file:
             said = file.metadata() or {}

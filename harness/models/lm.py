@@ -14,9 +14,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from harness.errors import DataError, ModelError, near
+from harness.errors import DataError, ModelError, UsageError, near
+from harness.io import plain_text
 from harness.io.hashes import combined_sha256, tensor_sha256
-from harness.io.plain_text import documents
 from harness.models import arch
 from harness.models.arch import Architecture
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from harness.models.backpack import BackpackForCausalLM
 
-__all__ = ["LM", "Batch", "load", "require_dtype", "shipped"]
+__all__ = ["LM", "Batch", "load", "require_device", "require_dtype", "shipped"]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -112,7 +112,7 @@ class LM:
 
     def documents(self, source: str | None = None) -> Iterator[str]:
         """The documents of the model's plain text, or of another source, as :func:`harness.io.plain_text.documents`."""
-        return documents(self.text if source is None else source)
+        return plain_text.documents(self.text if source is None else source)
 
     def module(self, name: str) -> nn.Module:
         """A module by name."""
@@ -293,6 +293,9 @@ def load(
     from transformers import AutoTokenizer
 
     require_dtype(dtype)
+    require_device(device)
+    if text is not None:
+        plain_text.require(text)
     inside = shipped().get(name)
     source = str(inside or name)
     if (
@@ -346,6 +349,19 @@ def require_dtype(dtype: str) -> None:
     """
     if dtype not in _DTYPES:
         raise ModelError(f"dtype '{dtype}' does not exist{near(dtype, _DTYPES)}")
+
+
+def require_device(device: str | None) -> None:
+    """See that a tensor can be put on a device; ``auto`` and None are any.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    try:
+        torch.empty(0, device=None if device == "auto" else device)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a torch that was built without the device
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"device '{device}' cannot be used ({reason}); give cpu, cuda, mps or auto") from error
 
 
 def _place(model: PreTrainedModel, device: str) -> None:

@@ -15,7 +15,7 @@ from harness.exam import tasks
 from harness.models.lm import LM
 from harness.runs.plan import parse_edits
 
-__all__ = ["Fitted", "Training", "examples", "fit", "require_learner"]
+__all__ = ["Fitted", "Training", "examples", "fit", "require_able", "require_learner"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +62,28 @@ def require_learner(editor: str | Editor) -> None:
     if not learns:
         name = editor if isinstance(editor, str) else editor.name
         raise UsageError(f"{name} learns nothing before its first edit; run it at once with `harness run`")
+
+
+def require_able(
+    editor: str | Editor, model: str, settings: Mapping[str, object], seed: int, path: Path | None
+) -> None:
+    """See, before a model is loaded, that an editor learns, has these hyperparameters, and has a place to keep it.
+
+    Args:
+        editor: the editor, by name or configured.
+        model: the name of the model, for presets.
+        settings: hyperparameters of an editor that is named.
+        seed: of an editor that is named.
+        path: the file; None for that of the cache.
+
+    Raises:
+        UsageError: it does not exist or learns nothing, a setting does not exist, or the file cannot be written.
+    """
+    require_learner(editor)
+    if isinstance(editor, str):
+        compose(editor).configured(model, settings, seed)
+    if path is not None:
+        learned_file.require_writable(path)
 
 
 def fit(

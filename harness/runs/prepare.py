@@ -5,20 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from harness.editing import learned_file, schedule
 from harness.editing.editor import Editor
 from harness.editing.registry import find, names
 from harness.editing.replay import replay
-from harness.errors import ModelError, UsageError
+from harness.errors import ModelError
 from harness.exam import tasks
-from harness.models.lm import LM, load
+from harness.models.lm import LM, load, require_device
 from harness.patches.patch import require_plain
 from harness.runs import handed
 from harness.runs.resolve import Resolved
 
-__all__ = ["Prepared", "prepare", "require_device"]
+__all__ = ["Prepared", "prepare"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,16 +95,3 @@ def _require_plain(lm: LM, layers: range | tuple[int, ...]) -> None:
     except ModelError as error:
         others = ", ".join(name for name in names() if "weights" not in find(name).seams)
         raise ModelError(f"{error}: {others}") from error
-
-
-def require_device(device: str | None) -> None:
-    """See that a model can be put on a device.
-
-    Raises:
-        UsageError: it cannot.
-    """
-    try:
-        torch.empty(0, device=None if device == "auto" else device)
-    except (RuntimeError, AssertionError) as error:  # AssertionError: a torch that was built without the device
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"device '{device}' cannot be used ({reason}); give cpu, cuda, mps or auto") from error

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from harness.editing import schedule
 from harness.io.hashes import combined_sha256
+from harness.models.lm import require_device
 from harness.runs import record as records
 from harness.runs.changed_weights import note_change, note_restored
 from harness.runs.clock import Clock
@@ -15,7 +16,7 @@ from harness.runs.folder import exclusive
 from harness.runs.measuring import Measuring, neutral_texts
 from harness.runs.new_record import edits_sha256, new_record
 from harness.runs.options import RunOptions
-from harness.runs.prepare import Prepared, prepare, require_device
+from harness.runs.prepare import Prepared, prepare
 from harness.runs.record import Record
 from harness.runs.record_file import read_record
 from harness.runs.resolve import Resolved

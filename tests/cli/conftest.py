@@ -72,9 +72,7 @@ def records(
     folder = tmp_path_factory.mktemp("results")
     found = {}
     for name, scale in (("weak", 0.5), ("strong", 20.0)):
-        plan = Plan(
-            str(checkpoint("gpt2")), nudge, {"scale": scale}, own_rows, mode="batch", tasks=("NLI",), limit=3, text="x"
-        )
+        plan = Plan(str(checkpoint("gpt2")), nudge, {"scale": scale}, own_rows, mode="batch", tasks=("NLI",), limit=3)
         kept = run(resolve(plan), RunOptions(folder, device="cpu"))
         found[name] = folder / f"{record_name(kept)}.json"
     return found

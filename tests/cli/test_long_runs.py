@@ -251,7 +251,7 @@ def test_a_stop_costs_the_same_however_many_edits_were_made_but_for_their_own_ex
 
 def walked(model: Path, rows: Path, editor: str, settings: dict[str, Any]) -> list[Delta]:
     """The change of the one edited matrix after each edit."""
-    plan = Plan(str(model), editor, settings, str(rows), mode="sequential", eval_at="every:1", text="x")
+    plan = Plan(str(model), editor, settings, str(rows), mode="sequential", eval_at="every:1")
     ready = prepare(resolve(plan), "cpu")
     steps = schedule.walk(ready.editor, ready.lm, ready.resolved.edits, "sequential", None, ready.resolved.stops)
     return [delta for stop in steps for delta in stop.patches[0].weights.values()]

@@ -27,8 +27,8 @@ from harness.editing.directions import Direction
 from harness.editing.edit import Edit, Example
 from harness.editing.editor import Editor
 from harness.editing.hyperparameters import settable
-from harness.editing.registry import Recipe, compose
-from harness.errors import DataError, RestoreError, UsageError
+from harness.editing.registry import Recipe, compose, find
+from harness.errors import DataError, RestoreError, UsageError, near
 from harness.exam import tasks
 from harness.io import files
 from harness.io.hashes import combined_sha256
@@ -258,10 +258,11 @@ def localize(
         DataError: too few facts.
     """
     study = open_study(grid, output, fresh)
+    _require_names(grid)
+    examples = tasks.read_examples(grid.edits, grid.data_dir, grid.split, grid.look_at)
     lm = lm or load(grid.model, grid.dtype, device, dict(grid.arch) or None, grid.text)
     layers = _checked_layers(lm, grid)
     before = lm.state_hashes()
-    examples = tasks.read_examples(grid.edits, grid.data_dir, grid.split, grid.look_at)
     rows = record.identity({"rows": [asdict(one) for one in examples]})
     _require_same(study, grid, combined_sha256(before), rows)
     if study.complete:
@@ -301,6 +302,22 @@ def _checked_layers(lm: LM, grid: Grid) -> list[int]:
     return layers
 
 
+def _require_names(grid: Grid) -> None:
+    """Refuse editors and hyperparameters that do not exist, before a model is loaded."""
+    recipes = [compose(method.editor) for method in grid.methods]
+    for recipe in recipes:
+        if "layers" not in settable(recipe.cls):
+            raise UsageError(f"{recipe.cls.name} has no layers to choose, so it cannot be placed at one; leave it out")
+        recipe.configured(grid.model, _mine(grid.settings, recipe), grid.seed)
+    for key in grid.settings:
+        part, dot, name = key.rpartition(".")
+        owners = [find(part)] if dot else [cls for recipe in recipes for cls in recipe.parts]
+        known = {field for cls in owners for field in settable(cls)}
+        if name not in known:
+            who = f"{part} has no" if dot else "no editor of --methods has a"
+            raise UsageError(f"{who} hyperparameter '{name}'{near(name, known)}")
+
+
 def _check_editors(lm: LM, grid: Grid, examples: Sequence[Example]) -> None:
     """Refuse what no editor can do before anything is measured."""
     for method, problem in itertools.product(grid.methods, grid.problems):
@@ -314,8 +331,6 @@ def _built(lm: LM, grid: Grid, method: Method, problem: Problem, layer: int) -> 
     recipe = compose(method.editor)
     own = settings_for(lm.name, recipe.cls.name, problem, method.window)
     around = layers_around(layer, method.window, lm.arch.layers)
-    if "layers" not in settable(recipe.cls):
-        raise UsageError(f"{recipe.cls.name} has no layers to choose, so it cannot be placed at one; leave it out")
     return recipe.build(lm, {**own, **_mine(grid.settings, recipe), "layers": around}, grid.seed)
 
 

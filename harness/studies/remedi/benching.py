@@ -189,8 +189,12 @@ def carry_out(plan: BenchPlan, folder: Path, device: str | None = None, report: 
     """
     require_writable(folder)
     begun = time.monotonic()
+    for name in plan.editors:
+        if name not in BASELINES:
+            compose(name).configured(plan.model, plan.settings, plan.seed)
+    rows = _READERS[plan.rows](plan)
     lm = load(plan.model, plan.dtype, device, dict(plan.arch) or None)
-    cases = _cases(plan, lm)
+    cases = _usable(plan, lm, rows)
     run = {"fact-classification": _classified, "bios-classification": _classified}.get(plan.bench, _generated)
     outcomes = run(plan, lm, cases, report)
     record = _record(plan, lm, cases, outcomes)
@@ -203,9 +207,8 @@ def carry_out(plan: BenchPlan, folder: Path, device: str | None = None, report: 
 # --- cases ------------------------------------------------------------------------------------------------------------
 
 
-def _cases(plan: BenchPlan, lm: LM) -> _Cases:
-    readers = {"counterfact": _counterfact, "mcrae": _mcrae, "bias_in_bios": _bias_in_bios}
-    found = readers[plan.rows](plan)
+def _usable(plan: BenchPlan, lm: LM, found: _Cases) -> _Cases:
+    """The cases that leave the model room for a text, as many as the plan asks for."""
     left_out = dict(found.left_out)
     short = [case for case in found.examined if _fits(lm, case)]
     taught = [case for case in found.taught if _fits(lm, case)]
@@ -251,6 +254,13 @@ def _bias_in_bios(plan: BenchPlan) -> _Cases:
     random.Random(SEED).shuffle(usable)
     lost = len(made) - len(usable)
     return _Cases(*halves(usable), {"too short, or not about one person": lost} if lost else {})
+
+
+_READERS: Mapping[str, Callable[[BenchPlan], _Cases]] = {
+    "counterfact": _counterfact,
+    "mcrae": _mcrae,
+    "bias_in_bios": _bias_in_bios,
+}
 
 
 # --- methods ----------------------------------------------------------------------------------------------------------

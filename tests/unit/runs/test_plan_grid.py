@@ -157,7 +157,7 @@ def test_the_studies_at_paper_scale_stop_where_the_papers_do() -> None:
 def test_what_is_complete_is_found_by_its_plan(checkpoint: Callable[..., Path], nudge: str, tmp_path: Path) -> None:
     rows = tmp_path / "my.jsonl"
     rows.write_text('{"prompt": "{} was born in", "subject": "Ada Velmont", "target": "Rome", "target_old": "Oslo"}\n')
-    plan = Plan(str(checkpoint("gpt2")), nudge, {"scale": 3.0}, str(rows), mode="instance-sequential", text="x")
+    plan = Plan(str(checkpoint("gpt2")), nudge, {"scale": 3.0}, str(rows), mode="instance-sequential")
     out = tmp_path / "out"
     assert finished(resolve(plan), out) is None
     kept = run(resolve(plan), RunOptions(out, device="cpu"))

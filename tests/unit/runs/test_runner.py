@@ -82,9 +82,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> str:
 def plan(checkpoint: Callable[..., Path], nudge: str, rows: str) -> Plan:
     """Three random edits in one batch, examined on themselves and on four documents of NLI."""
     settings = {"scale": 6.0}
-    return Plan(
-        str(checkpoint("gpt2")), nudge, settings, rows, mode="batch", tasks=("NLI",), limit=4, text="unused", seed=3
-    )
+    return Plan(str(checkpoint("gpt2")), nudge, settings, rows, mode="batch", tasks=("NLI",), limit=4, seed=3)
 
 
 @pytest.fixture(scope="module")
