@@ -93,7 +93,8 @@ class ExecutionOptions:
 @click.command()
 @opt.taken(PlanOptions, ExecutionOptions)
 @opt.SEEDS
-def run(plan: PlanOptions, execution: ExecutionOptions, seeds: str | None) -> None:
+@opt.DRY_RUN
+def run(plan: PlanOptions, execution: ExecutionOptions, seeds: str | None, dry_run: bool) -> None:
     """Edit a model, and measure it before and after.
 
     A run that was stopped, even killed, goes on where it was when the same command is given again. Of several runs
@@ -101,11 +102,23 @@ def run(plan: PlanOptions, execution: ExecutionOptions, seeds: str | None) -> No
     """
     from harness.runs.several import run_each
 
+    if dry_run:
+        _show_plans(plan.plans(seeds), execution.output)
+        return
     kept = []
     for done in run_each(plan.plans(seeds), execution.options(), terminal.watched):
         _show_outcome(done)
         kept += [done.record] if done.record else []
     _show_seeds(kept)
+
+
+def _show_plans(plans: Sequence[Plan], folder: Path) -> None:
+    """What would be run, and whether its record is there; all names are looked up before the first is shown."""
+    from harness.reports.plan_table import plan_table
+    from harness.runs.resolve import resolve
+
+    for one in [resolve(plan) for plan in plans]:
+        terminal.show(plan_table(one, folder))
 
 
 def _show_outcome(done: Outcome) -> None:

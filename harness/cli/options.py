@@ -26,6 +26,7 @@ __all__ = [
     "COUNT",
     "DATA_DIR",
     "DEVICE",
+    "DRY_RUN",
     "DTYPE",
     "EDITOR",
     "EDITS",
@@ -254,6 +255,7 @@ DEVICE = Option("--device", "Where the model goes; 'auto' spreads it.", otherwis
 ROWS = Option("--rows", "Rows of one forward pass.", COUNT, default=32)
 NO_CACHE = Option("--no-cache", "Measure the unedited model again.", flag=True)
 NO_SAVE_EDITS = Option("--no-save-edits", "Do not keep the edits that were made as a file.", flag=True)
+DRY_RUN = Option("--dry-run", "Say what would be run; no model is loaded, nothing is written.", flag=True)
 FRESH = Option("--fresh", "Start anew where an earlier run of the same plan was stopped.", flag=True)
 TO = Option("--to", "The folder of the checkpoint.", PATH, parameter="folder", required=True)
 

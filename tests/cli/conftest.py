@@ -11,6 +11,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+import transformers
 from cli_calls import ROWS, Outcome
 
 from harness import cli
@@ -83,3 +84,14 @@ def mini() -> str:
     """The name of the shipped model; the test fails where the package does not hold it."""
     assert {"mini", "mini-llama"} <= set(shipped()), "harness/mini lacks the shipped models; run scripts/make_mini.py"
     return "mini"
+
+
+@pytest.fixture
+def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever opens a checkpoint fails."""
+
+    def fail(source: str, **_: object) -> None:
+        raise AssertionError(f"{source} was opened")
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", fail)
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", fail)

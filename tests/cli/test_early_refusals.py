@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import transformers
 from filelock import FileLock
 
 CALLS: list[tuple[str, str]] = [
@@ -65,17 +64,6 @@ CALLS: list[tuple[str, str]] = [
     ("cov make --device nope", "device 'nope' cannot be used"),
     ("cov verify nowhere.safetensors", "nowhere.safetensors: "),
 ]
-
-
-@pytest.fixture
-def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever opens a checkpoint fails."""
-
-    def fail(source: str, **_: object) -> None:
-        raise AssertionError(f"{source} was opened")
-
-    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", fail)
-    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", fail)
 
 
 @pytest.mark.usefixtures("no_model", "small_index")

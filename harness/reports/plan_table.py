@@ -1,0 +1,92 @@
+"""A plan with what it names, before it is run, as a table for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from harness.editing.editor import Editor
+from harness.runs.resolve import Resolved
+from harness.runs.runner import finished
+
+__all__ = ["plan_table"]
+
+_SHOWN = 3  # edits that are written out
+
+
+def plan_table(resolved: Resolved, folder: Path) -> RenderableType:
+    """What would be run: the model, the editor, the edits, where it is measured, on what, and the record.
+
+    Args:
+        resolved: the plan, and what it names.
+        folder: where its record lies or would lie.
+
+    Raises:
+        DataError: a record that lies there cannot be read.
+    """
+    plan = resolved.plan
+    title = f"{resolved.recipe.name if not plan.patch else plan.patch} on {plan.model}"
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, show_header=False, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in _rows(resolved, folder):
+        table.add_row(name, Text(value))
+    return table
+
+
+def _rows(resolved: Resolved, folder: Path) -> Iterator[tuple[str, str]]:
+    plan = resolved.plan
+    yield "model", ", ".join([plan.model, plan.dtype, *_pairs(plan.arch)])
+    yield from _editor(resolved)
+    yield from _edits(resolved)
+    yield "measured after", ", ".join(map(str, resolved.stops)) + " edits"
+    if plan.stop_on_collapse:
+        yield "ends early", "where the model has collapsed"
+    yield "tasks", ", ".join([resolved.plan.edits, *plan.tasks])
+    yield "documents", "all" if plan.limit is None else f"at most {plan.limit} of each task"
+    yield "rows from", plan.data_dir
+    yield "plain text", resolved.text or "the model's default"
+    yield "seed", str(plan.seed)
+    yield "id", resolved.id
+    yield "record", _record(resolved, folder)
+
+
+def _editor(resolved: Resolved) -> Iterator[tuple[str, str]]:
+    """The method and its wrappers, with their hyperparameters as far as they are known without the model."""
+    plan = resolved.plan
+    if plan.patch:
+        yield "saved edits", plan.patch
+        return
+    editor: Editor = resolved.editor or resolved.recipe.configured(plan.model, plan.settings, plan.seed)
+    yield "editor", editor.label()
+    yield "hyperparameters", ", ".join(_pairs(editor.hyperparameters())) or "none"
+    if plan.fitted:
+        yield "learned", plan.fitted
+
+
+def _edits(resolved: Resolved) -> Iterator[tuple[str, str]]:
+    plan, edits = resolved.plan, resolved.edits
+    size = f", {plan.batch_size} at a time" if plan.batch_size is not None else ""
+    yield "edits", f"{len(edits)} of {plan.edits} ({plan.split}), order: {plan.order}"
+    yield "mode", f"{resolved.mode}{size}"
+    if resolved.edits_any:
+        said = [f"{edit.text} ->{edit.continuation}" for edit in edits[:_SHOWN]]
+        yield "the first", "; ".join(said)
+
+
+def _record(resolved: Resolved, folder: Path) -> str:
+    """Whether there is one."""
+    kept = finished(resolved, folder)
+    if kept is not None:
+        (path,) = folder.glob(f"*--{kept.id[:8]}.json")
+        return f"complete: {path}"
+    begun = sorted(folder.glob(f"*--{resolved.id[:8]}.partial.json"))
+    return f"begun, goes on: {begun[0]}" if begun else f"none yet in {folder}"
+
+
+def _pairs(values: Mapping[str, object]) -> list[str]:
+    return [f"{name}={value}" for name, value in values.items()]
