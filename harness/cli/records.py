@@ -137,6 +137,6 @@ def _compared(kept: Record, again: Record, tolerance: float | None) -> Sequence[
     from harness.reports.regressions import regressions
     from harness.runs.record import record_name
 
-    moved = regressions(kept, again) if tolerance is None else regressions(kept, again, tolerance)
+    moved = regressions(kept, again) if tolerance is None else regressions(kept, again, tolerance=tolerance)
     terminal.say(f"{f'[red]{len(moved)} moved[/]' if moved else '[green]ok[/]'} {record_name(kept)}")
     return moved

@@ -25,7 +25,7 @@ class Moved:
     allowed: float = 0.0
 
 
-def regressions(baseline: Record, new: Record, tolerance: float = 1e-3, documents: float = 1.0) -> list[Moved]:
+def regressions(baseline: Record, new: Record, *, tolerance: float = 1e-3, documents: float = 1.0) -> list[Moved]:
     """What moved from a committed record to a new one of the same plan, in either direction.
 
     A value may move by ``tolerance`` (relative where it is above 1: rounding differs between machines) and by what
@@ -44,13 +44,12 @@ def regressions(baseline: Record, new: Record, tolerance: float = 1e-3, document
         for task, measures in point["tasks"].items():
             found = new.tasks(edits).get(task, {})
             for metric, before in measures.items():
-                moved += _moved(
-                    Moved(edits, task, metric, "value", None, None), before, found.get(metric), tolerance, documents
-                )
+                at = Moved(edits, task, metric, "value", None, None)
+                moved += _moved(at, before, found.get(metric), tolerance=tolerance, documents=documents)
     return moved
 
 
-def _moved(at: Moved, before: Json, after: Json | None, tolerance: float, documents: float) -> list[Moved]:
+def _moved(at: Moved, before: Json, after: Json | None, *, tolerance: float, documents: float) -> list[Moved]:
     old, value = before["value"], None if after is None else after["value"]
     if (old is None) != (value is None) or after is None:
         return [Moved(at.edits, at.task, at.metric, "missing", old, value)]

@@ -165,8 +165,8 @@ def _refused(trials: Sequence[Trial], balls: Sequence[float]) -> tuple[Table, ..
         heads = heading(
             "task", *(f"{method} {ball:g}" for ball in balls for method in methods), *(f"{m} best" for m in methods)
         )
-        rows = [_refused_row(task, mine, [task], methods, balls) for task in tasks]
-        total = _refused_row("all", mine, tasks, methods, balls)
+        rows = [_refused_row(task, mine, tasks=[task], methods=methods, balls=balls) for task in tasks]
+        total = _refused_row("all", mine, tasks=tasks, methods=methods, balls=balls)
         tables.append(Table(model, heads, (*rows, Row(total.cells, "total"))))
     return tuple(tables)
 
@@ -175,7 +175,7 @@ Trained = Mapping[tuple[str, str], Sequence[Trial]]
 
 
 def _refused_row(
-    label: str, found: Trained, tasks: Sequence[str], methods: Sequence[str], balls: Sequence[float]
+    label: str, found: Trained, *, tasks: Sequence[str], methods: Sequence[str], balls: Sequence[float]
 ) -> Row:
     return Row(words([label, *_inside(found, tasks, methods, balls), *_bests(found, tasks, methods)]))
 

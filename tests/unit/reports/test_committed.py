@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from harness.reports.leaderboard import leaderboard
 from harness.reports.registry import find_format
+from harness.runs.record_file import read_records
 from harness.studies.localization.localize import Study
 from harness.studies.localization.localize_report import localize_page, rows_of
 from harness.studies.sweeps.swept import tables
@@ -16,6 +18,11 @@ from harness.studies.sweeps.trial import read_all
 
 RESULTS = Path(__file__).parents[3] / "results"
 STUDIES = sorted((RESULTS / "localize").glob("*.json.gz"))
+
+
+def test_the_leaderboard() -> None:
+    found = leaderboard(read_records(RESULTS / "records", values=True), "md")
+    assert found == (RESULTS / "LEADERBOARD.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("folder", ["sweeps", "real/canonical"])
