@@ -8,7 +8,8 @@ from typing import Any
 
 from harness.exam.numbers import summarise
 from harness.exam.statistics import Ratio
-from harness.runs.record import Record, identity
+from harness.runs.identity import digest
+from harness.runs.record import Record
 from harness.runs.writer import RecordWriter
 
 HEADLINES = {
@@ -40,7 +41,7 @@ def record(
     chosen = {"model": model, "editor": editor, "edits": "counterfact", "num_edits": counts[-1], "mode": mode}
     full = {**chosen, "batch_size": None, "data_dir": "mini", "limit": None, "seed": seed, "tasks": list(tasks), **plan}
     made = Record(
-        id=identity(full),
+        id=digest(full),
         plan=full,
         status="complete",
         model={

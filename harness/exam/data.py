@@ -51,7 +51,9 @@ __all__ = [
     "Provenance",
     "Source",
     "Status",
+    "file_sha256",
     "find",
+    "find_one",
     "functions",
     "load",
     "module",
@@ -213,12 +215,17 @@ def _source(path: Path, split: str, entry: object) -> Source:
     return Source(entry["path"], sha256, entry.get("url"), entry.get("published_sha256", sha256))
 
 
-def _named(name: str, root: Path) -> Dataset:
+def find_one(name: str, root: Path = TASKS) -> Dataset | None:
+    """The data set of a name, None where there is none."""
     # Only the YAMLs of that name are parsed: a load must not cost the parsing of every task.
-    known = _collect(path for path in sorted(root.rglob("*.yaml")) if path.stem == name)
-    if name not in known:
+    return _collect(path for path in sorted(root.rglob("*.yaml")) if path.stem == name).get(name)
+
+
+def _named(name: str, root: Path) -> Dataset:
+    found = find_one(name, root)
+    if found is None:
         raise UsageError(f"no data set {name!r}{near(name, find(root))}")
-    return known[name]
+    return found
 
 
 def functions(dataset: Dataset) -> ModuleType | None:
@@ -273,6 +280,11 @@ def provenance(dataset: str, split: str = "test", data_dir: str | Path | None = 
     sha256 = _sha256(place.file)
     verified = place.source == MINI or (place.sha256 is not None and sha256 == place.sha256)
     return Provenance(place.source, place.label, sha256, len(_rows(described, place)), verified)
+
+
+def file_sha256(dataset: Dataset, split: str = "test", data_dir: str | Path | None = None) -> str:
+    """The hash of the file that :func:`load` reads of a data set; raises what it raises."""
+    return _sha256(_locate(dataset, split, data_dir).file)
 
 
 def splits(dataset: str, data_dir: str | Path | None = None, split: str = "test") -> dict[str, datasets.Dataset]:

@@ -16,6 +16,7 @@ from typing import Any
 import lm_eval
 import torch
 
+from harness import __version__
 from harness.editing.schedule import Stop
 from harness.exam import numbers, statistics, text_metrics
 from harness.exam.adapter import EditedLM
@@ -41,7 +42,9 @@ __all__ = [
 ]
 
 
+_PACKAGE = Path(__file__).parents[1]
 _DECISIVE = ("models", "patches", "exam")
+"""The rooms whose code decides the numbers of an unedited model."""
 
 
 @dataclass(eq=False)
@@ -194,12 +197,13 @@ def base_key(
         provenance: which file the rows come from.
         device: where the model is.
     """
-    if task.template is None:
+    if task.folder is None:
         return None
     parts = {
         "model": fingerprint,
         "task": task.name,
-        "template": task.template,
+        "identity": task.identity,
+        "functions": _code_sha256([task.folder]),
         "metadata": {k: v for k, v in task.metadata.items() if k in ("records", "data_dir", "file", "target", "split")},
         "data": provenance,
         "documents": _sha256(list(task.task.eval_docs)),
@@ -208,8 +212,8 @@ def base_key(
         "batch": batch_size,
         "device": device,
         "threads": torch.get_num_threads(),
-        "code": _code_hash(),
-        "versions": [version(name) for name in ("torch", "transformers", "lm_eval", "tokenizers")],
+        "code": _code_sha256([_PACKAGE / room for room in _DECISIVE]),
+        "versions": [__version__, *(version(name) for name in ("torch", "transformers", "lm_eval", "tokenizers"))],
     }
     return _sha256(parts)
 
@@ -239,11 +243,12 @@ def _sha256(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _code_hash() -> str:
-    """Over the folders whose code decides the numbers of an unedited model."""
-    root, digest = Path(__file__).parents[1], hashlib.sha256()
-    for path in sorted(path for room in _DECISIVE for path in (root / room).rglob("*.py")):
-        digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+def _code_sha256(folders: Sequence[Path]) -> str:
+    """Over the names and the bytes of all Python files of some folders."""
+    digest = hashlib.sha256()
+    for folder in folders:
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(path.relative_to(folder.parent).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()
 
 

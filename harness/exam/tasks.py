@@ -10,7 +10,7 @@ import functools
 import hashlib
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from transformers import PreTrainedTokenizerBase
 from harness.editing.edit import Edit, Example
 from harness.errors import DataError, HarnessError, UsageError, near
 from harness.exam import data, statistics
+from harness.exam.task_identity import of_task, rows_sha256
 
 __all__ = [
     "OWN",
@@ -78,18 +79,24 @@ class Task:
         name: lm-eval's name.
         shown: the name under which its numbers are reported; the members of an edit set share one.
         task: lm-eval's object.
-        template: the sha256 of the files that define it, None for lm-eval's own.
+        identity: the sha256 of what its YAML says and of its rows, see :mod:`harness.exam.task_identity`.
     """
 
     name: str
     shown: str
     task: Any
-    template: str | None
+    identity: str
 
     @property
     def metadata(self) -> Mapping[str, Any]:
         """The metadata of its YAML."""
         return self.task.config.metadata or {}
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of its files; None where they are not this project's."""
+        source = self.metadata.get("config_source")
+        return Path(source).parent if source and Path(source).is_relative_to(data.TASKS) else None
 
     @property
     def headline(self) -> str | None:
@@ -229,11 +236,12 @@ def load(
     found: dict[str, Task] = {}
     if edit_set is not None:
         mine = _manager({"data_dir": data_dir, "records": list(records or ()), "file": own_file, "split": split})
-        found |= {t.name: t for t in _build(mine, edit_set)}
+        found |= {t.name: t for t in _build(mine, edit_set, lambda shown: _rows_of(shown, split, data_dir, own_file))}
     others = [name for name in names if name != edit_set]
     manager = _manager({"data_dir": data_dir}, others)
     for name in others:
-        found |= {t.name: t for t in _build(manager, name) if t.name not in found}
+        built = _build(manager, name, lambda shown: _rows_of(shown, "test", data_dir, None))
+        found |= {t.name: t for t in built if t.name not in found}
     for task in found.values():
         if hasattr(task.task, "bind"):
             task.task.bind(tokenizer)
@@ -271,33 +279,34 @@ def _every_task(folder: str, metadata: tuple[tuple[str, Any], ...]) -> TaskManag
     return TaskManager(include_path=folder, include_defaults=True, metadata=dict(metadata))
 
 
-def _build(manager: TaskManager, name: str) -> list[Task]:
+def _rows_of(shown: str, split: str, data_dir: str, own_file: str | None) -> str | None:
+    """The hash of the file that the rows of a reported name come from; None where they come from elsewhere."""
+    if shown == OWN and own_file is not None:
+        return hashlib.sha256(Path(own_file).read_bytes()).hexdigest()
+    found = data.find_one(shown)
+    return None if found is None else data.file_sha256(found, split, data_dir)
+
+
+def _build(manager: TaskManager, name: str, rows_of: Callable[[str], str | None]) -> list[Task]:
+    """The tasks of a name; ``rows_of`` gives the hash of the file that a reported name's rows come from, if any."""
     try:
         built = manager.load([name])
     except HarnessError:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"task '{name}' cannot be built ({' '.join(str(error).split())[:300]})") from error
-    sets = [*edit_sets(), OWN]
-    return [Task(leaf, name if name in sets else leaf, task, _template(task)) for leaf, task in built["tasks"].items()]
+    sets, found = [*edit_sets(), OWN], []
+    for leaf, task in built["tasks"].items():
+        shown = name if name in sets else leaf
+        rows = rows_of(shown) or rows_sha256(task.eval_docs)
+        found.append(Task(leaf, shown, task, of_task(task, rows)))
+    return found
 
 
 def _members(manager: TaskManager, name: str) -> list[str]:
     config = manager.task_index[name].cfg if name in manager.task_index else None
     listed = (config or {}).get("task", [])
     return [member for member in listed if isinstance(member, str)] if isinstance(listed, list) else []
-
-
-def _template(task: Any) -> str | None:
-    """The sha256 over the YAML and Python files of the folder that a task comes from."""
-    source = (task.config.metadata or {}).get("config_source")
-    if source is None or not Path(source).is_relative_to(data.TASKS):
-        return None
-    digest = hashlib.sha256()
-    for path in sorted(Path(source).parent.iterdir()):
-        if path.suffix in (".yaml", ".py"):
-            digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()
 
 
 def values_of(task: Task, samples: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, statistics.Ratio]]:

@@ -21,7 +21,8 @@ from harness.exam.numbers import TaskValues, summarise
 from harness.exam.statistics import Ratio, Values
 from harness.reports.cells import BoardRow, MeasuredSection
 from harness.reports.table import MISSING
-from harness.runs.record import PointValues, Record, identity
+from harness.runs.identity import digest
+from harness.runs.record import PointValues, Record
 
 __all__ = ["Stability", "order_notes", "pool", "stability"]
 
@@ -161,7 +162,8 @@ def _pooled(group: Sequence[Record], shown: Shown | None) -> Record:
             base = values[0].get(task) if point["edits"] else None
             point["tasks"][task] = _numbers(group, point["edits"], task, wanted=wanted, means=means, base=base)
     cost = [{"phase": "mean over seeds", **_cost(group)}]
-    return replace(first, id=identity(plan), plan=plan, points=points, values=values, cost=cost)
+    name = digest({"seeds": [record.id for record in group]})
+    return replace(first, id=name, plan=plan, points=points, values=values, cost=cost)
 
 
 def _means(group: Sequence[Record], edits: int, task: str, wanted: Sequence[str]) -> dict[str, dict[str, Ratio]]:

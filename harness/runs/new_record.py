@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from harness.editing import learned_file
+from harness.editing.directions import LIKELIHOOD
 from harness.editing.edit import Edit
 from harness.exam import data, tasks
-from harness.runs import record
+from harness.runs.identity import differing, digest
 from harness.runs.prepare import Prepared
 from harness.runs.record import Record
 from harness.runs.versions import versions
 
 __all__ = ["edits_sha256", "new_record"]
 
+_PLAIN = ("id", "prompt", "subject", "target", "target_old", "relation")
 _DIRECTED = ("direction", "against")  # the fields of an edit that a plain one leaves at their defaults
 
 
@@ -45,7 +47,7 @@ def new_record(ready: Prepared, weights: str) -> Record:
         headlines=_headlines(ready.suite),
         derived=_derived(ready.suite),
         data=_sources_of_rows(ready),
-        templates={t.name: t.template for t in ready.suite.tasks},
+        templates={t.name: t.identity for t in ready.suite.tasks},
         versions=versions(),
         seed=plan.seed,
     )
@@ -78,13 +80,13 @@ def _edits(ready: Prepared) -> dict[str, Any]:
 
 def edits_sha256(edits: Sequence[Edit]) -> str:
     """The hash that names some edits in their order."""
-    return record.identity({"edits": [_facts(edit) for edit in edits]})
+    return digest({"edits": [_facts(edit) for edit in edits]})
 
 
 def _facts(edit: Edit) -> dict[str, Any]:
-    """What names an edit; a plain one has the name that it had before there were directions."""
-    given = asdict(edit)
-    return given if edit.direction != "likelihood" else {k: v for k, v in given.items() if k not in _DIRECTED}
+    """What names an edit: a field that is added with a default renames none."""
+    always = _PLAIN if edit.direction in LIKELIHOOD else (*_PLAIN, *_DIRECTED)
+    return {name: getattr(edit, name) for name in always} | differing(edit)
 
 
 def _headlines(suite: tasks.Suite) -> dict[str, str]:

@@ -1,12 +1,10 @@
 """A run, as one frozen value: what is edited with what, how, and what is examined.
 
-The sha256 of its canonical JSON names the record. Where results go, and how fast, is not part of a plan.
+What differs from the defaults names the record. Where results go, and how fast, is not part of a plan.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any
 import yaml
 
 from harness.errors import UsageError, near
+from harness.runs.identity import record_id
 
 __all__ = ["Plan", "parse_edits"]
 
@@ -80,10 +79,9 @@ class Plan:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     @property
-    def sha256(self) -> str:
-        """The hash of the canonical JSON."""
-        text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-        return hashlib.sha256(text.encode()).hexdigest()
+    def id(self) -> str:
+        """The id of its record, where it leaves nothing open."""
+        return record_id(self)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any], where: str = "plan") -> Plan:

@@ -79,7 +79,7 @@ def plans(
     found = [_plan(one, options or {}, where) for one in expand(values, where)]
     if seeds is not None:
         found = [replace(plan, seed=seed) for plan in found for seed in seeds]
-    return list({plan.sha256: plan for plan in found}.values())
+    return list({plan.id: plan for plan in found}.values())
 
 
 def _plan(values: dict[str, Any], options: Mapping[str, Any], where: str) -> Plan:

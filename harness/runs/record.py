@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -11,15 +9,14 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from harness.errors import UsageError
 from harness.exam.numbers import Json, TaskValues
+from harness.runs.identity import SCHEMA
 
 if TYPE_CHECKING:
     import pandas
 
-__all__ = ["SCHEMA", "PointValues", "Record", "identity", "record_name"]
+__all__ = ["PointValues", "Record", "record_name"]
 
-SCHEMA = 1
 
 PointValues: TypeAlias = dict[int, dict[str, TaskValues]]
 """Number of edits -> task -> metric -> document id -> contribution."""
@@ -87,19 +84,6 @@ class Record:
 
 _FIELDS = [f.name for f in fields(Record) if f.name != "values"]
 _ORDER = ["schema", *(key for key in _FIELDS if key != "schema")]
-
-
-def identity(plan: Mapping[str, Any]) -> str:
-    """The id of the record of a plan: the first 16 hex digits of the sha256 of its canonical JSON.
-
-    Raises:
-        UsageError: a number in it is not finite.
-    """
-    try:
-        text = json.dumps(plan, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    except ValueError as error:
-        raise UsageError("a plan holds a NaN or an infinity, which no record can keep; give finite numbers") from error
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def record_name(record: Record) -> str:

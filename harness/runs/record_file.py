@@ -18,7 +18,8 @@ from harness.exam.numbers import Json
 from harness.exam.statistics import Ratio, Values
 from harness.io.collector import without_collector
 from harness.io.files import packed, rounded, text, unpacked, values_path, write_whole
-from harness.runs.record import SCHEMA, PointValues, Record
+from harness.runs.identity import MIGRATE, SCHEMA
+from harness.runs.record import PointValues, Record
 
 __all__ = ["read_record", "read_records", "record_paths", "write_record"]
 
@@ -36,7 +37,9 @@ def read_record(path: str | Path, values: bool = False) -> Record:
             f"{path}: not a record (expected an object with schema, id, plan, points); give the JSON of a run"
         )
     if data["schema"] != SCHEMA:
-        raise DataError(f"{path}: record schema {data['schema']}, this version reads {SCHEMA}; repeat the run")
+        old = isinstance(data["schema"], int) and data["schema"] < SCHEMA
+        cure = f"rewrite it with: {MIGRATE} {path.parent}" if old else "install a newer version, or repeat the run"
+        raise DataError(f"{path}: record schema {data['schema']}, this version reads {SCHEMA}; {cure}")
     if not (isinstance(data["plan"], dict) and isinstance(data["points"], list) and all(map(_whole, data["points"]))):
         raise DataError(f"{path}: its plan or its points are not what a run writes; repeat the run")
     record = Record.from_json(data)

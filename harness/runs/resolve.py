@@ -18,7 +18,6 @@ from harness.editing.registry import Recipe, compose
 from harness.errors import UsageError
 from harness.exam import tasks
 from harness.models.lm import LM, require_dtype, shipped
-from harness.runs import record
 from harness.runs.plan import Plan
 
 __all__ = ["Resolved", "resolve"]
@@ -53,7 +52,7 @@ class Resolved:
     @property
     def id(self) -> str:
         """The id of the plan's record."""
-        return record.identity(self.plan.to_json())
+        return self.plan.id
 
     @property
     def mode(self) -> str:

@@ -9,10 +9,10 @@ from pathlib import Path
 from harness.editing import schedule
 from harness.io.hashes import combined_sha256
 from harness.models.lm import require_device
-from harness.runs import record as records
 from harness.runs.changed_weights import note_change, note_restored
 from harness.runs.clock import Clock
 from harness.runs.folder import exclusive
+from harness.runs.identity import digest
 from harness.runs.measuring import Measuring, neutral_texts
 from harness.runs.new_record import edits_sha256, new_record
 from harness.runs.options import RunOptions
@@ -73,7 +73,7 @@ def run(resolved: Resolved, options: RunOptions) -> Record:
             resumed = not options.fresh and writer.resume()
             clock.take_over(record.cost)
             record.cost = clock.cost
-            state = Checkpoint(writer.path.with_suffix(".state"), records.identity(record.plan | record.versions))
+            state = Checkpoint(writer.path.with_suffix(".state"), digest({"id": record.id, **record.versions}))
             measuring = Measuring(ready, options, writer, texts)
             under_way = _Run(ready, options, writer, clock, hashes, state, measuring)
             under_way.go(state.read() if resumed else None)

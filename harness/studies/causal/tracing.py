@@ -31,7 +31,7 @@ from harness.models.lm import LM, load
 from harness.patches.delta import double
 from harness.reports.cells import brackets, number
 from harness.reports.table import MISSING
-from harness.runs.record import identity
+from harness.runs.identity import MIGRATE, record_id
 from harness.runs.versions import versions
 from harness.studies.causal.facts import Fact, Skipped, read
 from harness.studies.causal.trace import (
@@ -60,7 +60,7 @@ __all__ = [
     "summarise_traces",
 ]
 
-SCHEMA = 1
+SCHEMA = 2
 KNOWN_1000 = "known_1000"
 """The facts of Meng et al.: ``counterfact/known_1000.json`` of a data folder."""
 
@@ -251,7 +251,7 @@ def _new(plan: TracePlan, lm: LM, facts: Sequence[Fact], chosen: Selection) -> J
     return {
         "study": "trace",
         "schema": SCHEMA,
-        "id": identity(asdict(plan)),
+        "id": record_id(plan, SCHEMA),
         "status": "interrupted",
         "plan": asdict(plan),
         "model": {
@@ -424,6 +424,9 @@ def read_study(path: Path) -> Study:
         ) from error
     if not isinstance(record, dict) or record.get("study") != "trace":
         raise DataError(f"{path}: not a record of `harness trace`; give one")
+    if record.get("schema") == 1:
+        cure = f"rewrite it with: {MIGRATE} {path.parent}"
+        raise DataError(f"{path}: record schema 1, this version reads {SCHEMA}; {cure}")
     if record.get("schema") != SCHEMA or values.get("id") != record["id"]:
         raise DataError(f"{path}: of another version, or not of the values beside it; repeat the study")
     return Study(record, tuple(_from_row(row) for row in values["facts"]))

@@ -36,7 +36,7 @@ from harness.methods.descent import TokenisedEdit
 from harness.methods.locate_then_edit import LocateThenEdit, with_hyperparameters
 from harness.models.lm import LM, load
 from harness.patches.patch import Patch, RowPatches, patched, patched_rows, shareable
-from harness.runs import record
+from harness.runs.identity import digest, record_id
 from harness.runs.versions import versions
 from harness.studies.causal import trace
 from harness.studies.localization.problems import (
@@ -56,6 +56,8 @@ from harness.studies.localization.success import essence_score, mean, neighborho
 
 __all__ = ["EFFECTS", "KINDS", "METHODS", "SCORES", "Grid", "Method", "Study", "localize", "open_study", "required"]
 
+SCHEMA = 2
+"""Of the files of studies: how their names are made."""
 METHODS = ("ft_l@1", "ft_l@5", "rome@1", "memit@5")
 """The paper's four: fine-tuning of one layer and of five, ROME, and MEMIT over five."""
 
@@ -153,7 +155,7 @@ class Grid:
     @property
     def id(self) -> str:
         """The hash that names its file."""
-        return record.identity(self.to_json())
+        return record_id(self, SCHEMA)
 
 
 @dataclass(eq=False)
@@ -263,7 +265,7 @@ def localize(
     lm = lm or load(grid.model, grid.dtype, device, dict(grid.arch) or None, grid.text)
     layers = _checked_layers(lm, grid)
     before = lm.state_hashes()
-    rows = record.identity({"rows": [asdict(one) for one in examples]})
+    rows = digest({"rows": [asdict(one) for one in examples]})
     _require_same(study, grid, combined_sha256(before), rows)
     if study.complete:
         return study

@@ -34,7 +34,7 @@ from harness.models.lm import LM, load
 from harness.patches.patch import Patch
 from harness.reports.cells import brackets, number, signed
 from harness.reports.table import MISSING
-from harness.runs.record import identity
+from harness.runs.identity import record_id
 from harness.runs.versions import versions
 from harness.studies.remedi.bench import (
     BASELINES,
@@ -69,7 +69,7 @@ from harness.studies.remedi.norms import SEED, concepts, samples
 
 __all__ = ["BENCHMARKS", "BenchPlan", "bench_name", "bench_table", "carry_out", "usual"]
 
-SCHEMA = 1
+SCHEMA = 2
 Json = dict[str, Any]
 Report = Callable[[str, int, int], None]
 
@@ -399,7 +399,7 @@ def _record(plan: BenchPlan, lm: LM, cases: _Cases, outcomes: Mapping[str, Outco
     return {
         "study": "bench",
         "schema": SCHEMA,
-        "id": identity(settled),
+        "id": record_id(plan, SCHEMA),
         "plan": settled,
         "model": {
             "name": lm.name,

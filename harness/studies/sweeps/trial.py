@@ -33,13 +33,15 @@ from harness.io.hashes import combined_sha256
 from harness.methods.logit_ensemble import largest_beta
 from harness.models.lm import LM, load
 from harness.patches.patch import Patch
-from harness.runs import record
+from harness.runs.identity import digest, record_id
 from harness.runs.versions import versions
 from harness.studies.sweeps.ball import Epoch
 from harness.studies.sweeps.trial_paths import trial_paths
 
 __all__ = ["Job", "Trial", "read", "read_all", "train", "write"]
 
+SCHEMA = 2
+"""Of the records of jobs: how their names are made."""
 BALL = "ball"
 COMPANION = "companion"  # the editor of a large model that examines what another one has learned
 _MEASURED = ("hard_negative", "hard_negative_released", "text_nll")
@@ -78,7 +80,7 @@ class Job:
     @property
     def configuration(self) -> str:
         """What is the same for all splits, balls and seeds of one configuration."""
-        return record.identity({k: v for k, v in asdict(self).items() if k not in ("split", "ball", "seed")})
+        return record_id(self, SCHEMA, leave_out=("split", "ball", "seed"))
 
     @property
     def shown(self) -> str:
@@ -94,7 +96,7 @@ class Job:
     def name(self) -> str:
         """The name of its record."""
         model = Path(self.shown).name
-        return f"{model}--{self.task}--{self.method}--{self.split}--{record.identity(asdict(self))[:12]}"
+        return f"{model}--{self.task}--{self.method}--{self.split}--{record_id(self, SCHEMA)[:12]}"
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ class Trial:
             "reason": self.reason,
             "seconds": round(self.seconds, 2),
             "versions": versions(),
-            "schema": 1,
+            "schema": SCHEMA,
         }
 
 
@@ -261,7 +263,7 @@ def _regulariser(data_dir: str) -> Path:
     """A file with the regulariser's text of a data source."""
     functions: Any = data.functions(data.find()[BALL])
     texts = functions.texts(data_dir, "regularisation")
-    path = cache.cache_folder() / "corpora" / f"{record.identity({'texts': texts})[:16]}.jsonl"
+    path = cache.cache_folder() / "corpora" / f"{digest({'texts': texts})}.jsonl"
     return path if path.is_file() else general_text.write(path, texts)
 
 

@@ -300,8 +300,8 @@ class Snippets:
 def snippets(data_dir: str | None) -> Snippets | None:
     """The reference texts of a source: the shipped ones, ``attribute_snippets.json`` in a folder, or None."""
     if data_dir in (None, "mini"):
-        path = Path(__file__).parent / "mini_snippets.json"
-        return Snippets(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+        shipped = Path(__file__).parent / "mini_snippets.json"
+        return Snippets(json.loads(shipped.read_text(encoding="utf-8"))) if shipped.is_file() else None
     places = [Path(str(data_dir)) / part / "attribute_snippets.json" for part in (NAME, ".")]
     path = next((place for place in places if place.is_file()), None)
     if path is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import logging
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 from tokenizers import processors
 
 from harness.editing.schedule import Stop
-from harness.exam import measure, tasks
+from harness.exam import data, measure, tasks
 from harness.exam.adapter import EditedLM
 from harness.exam.measure import Measured
 from harness.exam.statistics import Ratio
@@ -23,16 +24,18 @@ from harness.exam.tasks import Task
 from harness.models.lm import LM
 from harness.patches.patch import Patch
 
+NLI = data.TASKS / "general" / "NLI" / "NLI.yaml"
 
-def task(name: str = "NLI", template: str | None = "0" * 64, **metadata: Any) -> Task:
-    """A task with these metadata and nothing else."""
+
+def task(name: str = "NLI", identity: str = "0" * 64, source: Path | None = NLI, **metadata: Any) -> Task:
+    """A task with these metadata, whose YAML lies somewhere, and nothing else."""
     built = SimpleNamespace(
-        config=SimpleNamespace(metadata=metadata),
+        config=SimpleNamespace(metadata={**metadata, "config_source": str(source)} if source else metadata),
         higher_is_better=lambda: {"accuracy": True, "invalid_rate": False, "unsaid": None},
         eval_docs=[{"text": "a"}],
         aggregation=lambda: {},
     )
-    return Task(name, name, built, template)
+    return Task(name, name, built, identity)
 
 
 def request(doc_id: int, **doc: Any) -> Any:
@@ -150,7 +153,7 @@ def test_the_key_changes_with_everything_the_numbers_depend_on(monkeypatch: pyte
         key(provenance={"sha256": "e"}),
         key(device="cuda"),
         key(task=task("NER", data_dir="mini", records=["1"])),
-        key(task=task(template="1" * 64, data_dir="mini", records=["1"])),
+        key(task=task(identity="1" * 64, data_dir="mini", records=["1"])),
         key(task=task(data_dir="mini", records=["1", "2"])),
         key(task=task(data_dir="mini", records=["1"], split="train")),
         key(task=task(data_dir="other", records=["1"])),
@@ -162,11 +165,51 @@ def test_the_key_changes_with_everything_the_numbers_depend_on(monkeypatch: pyte
     monkeypatch.setattr(measure, "version", lambda name: "9.9")
     keys.append(key())
     monkeypatch.undo()
-    monkeypatch.setattr(measure, "_code_hash", lambda: "other code")
+    monkeypatch.setattr(measure, "__version__", "9.9")
     keys.append(key())
     monkeypatch.undo()
     assert len(set(keys)) == len(keys) == 15
     assert key() == keys[0]
+
+
+PACKAGE = Path(measure.__file__).parents[1]
+DECISIVE = [
+    path.relative_to(PACKAGE).as_posix()
+    for room in ("models", "patches", "exam")
+    for path in sorted((PACKAGE / room).rglob("*.py"))
+]
+
+
+def test_a_line_more_in_any_file_of_the_decisive_rooms_is_another_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "harness"
+    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("mini", "__pycache__"))
+    before = key()
+    monkeypatch.setattr(measure, "_PACKAGE", copy)
+    assert key() == before  # what counts is what the files say, not where they lie
+    seen = {before}
+    for name in DECISIVE:
+        with (copy / name).open("a") as file:
+            file.write("# a line more\n")
+        seen.add(key())
+    assert len(seen) == len(DECISIVE) + 1 > 20
+    (copy / "reports" / "curves.py").write_text("# a page is no number")
+    assert key() in seen
+    (copy / "exam" / "anew.py").write_text("")
+    assert key() not in seen
+
+
+def test_a_line_more_in_a_tasks_functions_is_another_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "general" / "NLI"
+    shutil.copytree(NLI.parent, folder)
+    before = key()
+    monkeypatch.setattr(data, "TASKS", tmp_path)
+    copied = task(source=folder / "NLI.yaml", data_dir="mini", records=["1"])
+    assert key(task=copied) == before
+    with (folder / "functions.py").open("a") as file:
+        file.write("# a line more\n")
+    assert key(task=copied) != before
 
 
 def test_a_file_that_a_metric_needs_reaches_the_key_when_it_comes(tmp_path: Path) -> None:
@@ -188,7 +231,8 @@ def test_a_model_is_more_than_its_weights(fresh: Callable[..., LM]) -> None:
 
 
 def test_tasks_of_others_are_measured_every_time() -> None:
-    assert key(task=task(template=None)) is None
+    assert key(task=task(source=None)) is None
+    assert key(task=task(source=Path("/elsewhere/NLI.yaml"))) is None
     assert measure.load_base(None) is None
     measure.save_base(None, Measured())  # nothing is written, nothing fails
 
@@ -223,6 +267,6 @@ def test_a_damaged_cache_is_measured_again(content: bytes) -> None:
     assert measure.load_base("c" * 64) is None
 
 
-def test_a_change_of_the_template_reaches_the_key(tiny: Callable[[str], LM]) -> None:
+def test_another_identity_of_a_task_reaches_the_key(tiny: Callable[[str], LM]) -> None:
     (nli,) = tasks.load(["NLI"], None, None, "mini", tiny("gpt2").tokenizer).tasks
-    assert key(task=nli) != key(task=replace(nli, template="1" * 64))
+    assert key(task=nli) != key(task=replace(nli, identity="1" * 64))

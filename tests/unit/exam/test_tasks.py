@@ -13,7 +13,7 @@ import pytest
 from harness.editing.hyperparameters import settable
 from harness.editing.registry import find
 from harness.errors import DataError, UsageError
-from harness.exam import data, tasks
+from harness.exam import data, task_identity, tasks
 from harness.exam.canonical import SETS
 from harness.exam.statistics import Ratio
 from harness.models.lm import LM
@@ -85,26 +85,92 @@ def test_a_task_says_what_a_record_needs(tiny: Callable[[str], LM]) -> None:
         "accuracy": True, "invalid_rate": False, "accuracy_released": True, "accuracy_answered": True,
     }  # fmt: skip
     assert all(nli.per_document(metric) for metric in nli.directions)
-    assert nli.template is not None
-    assert len(nli.template) == 64
+    assert len(nli.identity) == 64
+    assert nli.folder == data.TASKS / "general" / "NLI"
 
 
-def test_the_template_is_the_hash_of_the_yaml_and_the_code(
+def test_a_task_is_known_by_its_yaml_and_its_rows(
     tiny: Callable[[str], LM], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copytree(data.TASKS / "general" / "NLI", tmp_path / "general" / "NLI")
+    folder = tmp_path / "general" / "NLI"
+    shutil.copytree(data.TASKS / "general" / "NLI", folder)
     (before,) = suite(tiny, "NLI").tasks
     monkeypatch.setattr(data, "TASKS", tmp_path)
-    (copied,) = suite(tiny, "NLI").tasks
-    assert copied.template == before.template  # what counts is what the files say, not where they lie
-    seen = {copied.template}
-    for name, old, new in (("NLI.yaml", "True or False?", "Yes or no?"), ("functions.py", '"true"', '"yes"')):
-        path = tmp_path / "general" / "NLI" / name
-        path.write_text(path.read_text().replace(old, new))
-        seen.add(suite(tiny, "NLI").tasks[0].template)
+
+    def identity() -> str:
+        return suite(tiny, "NLI").tasks[0].identity
+
+    assert identity() == before.identity  # what counts is what the files say, not where they lie
+    (folder / "README.md").write_text("a card is no part of a task")
+    (folder / "NLI.yaml").write_text("# nor is a comment\n" + (folder / "NLI.yaml").read_text())
+    (folder / "functions.py").write_text((folder / "functions.py").read_text().replace('"true"', '"yes"'))
+    assert identity() == before.identity
+    seen = {before.identity}
+    for old, new in (("True or False?", "Yes or no?"), ("version: 1.0", "version: 1.1")):
+        text = (folder / "NLI.yaml").read_text()
+        assert old in text
+        (folder / "NLI.yaml").write_text(text.replace(old, new))
+        seen.add(identity())
     assert len(seen) == 3
-    (tmp_path / "general" / "NLI" / "README.md").write_text("a card is no part of a task")
-    assert suite(tiny, "NLI").tasks[0].template in seen
+
+
+def test_other_rows_are_another_task(tiny: Callable[[str], LM], tmp_path: Path) -> None:
+    found = data.find()["counterfact"]
+    rows = (found.folder / "mini.jsonl").read_text().splitlines(keepends=True)
+    path = tmp_path / found.files["test"].path
+    path.parent.mkdir(parents=True)
+    seen = []
+    for some in (rows, rows[:-1], rows):
+        path.write_text("".join(some))
+        built = tasks.load([], "counterfact", ["0"], str(tmp_path), tiny("gpt2").tokenizer).tasks
+        seen.append([task.identity for task in built])
+    assert seen[0] == seen[2]
+    assert not set(seen[0]) & set(seen[1])
+
+
+def test_the_edits_that_are_examined_are_no_part_of_the_task(tiny: Callable[[str], LM]) -> None:
+    """Their hash stands beside it: a curve over ever more edits stays in one column."""
+    few, more = (
+        suite(tiny, edit_set="zsre", records=[edit.id for edit in tasks.read_edits("zsre", "mini", count=n)]).tasks
+        for n in (2, 5)
+    )
+    assert [task.identity for task in few] == [task.identity for task in more]
+    assert tasks._rows_of("zsre", "train", "mini", None) != tasks._rows_of("zsre", "test", "mini", None)
+
+
+PLAIN = """
+task: plain
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {file}}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{text}}}}"
+doc_to_choice: ["no", "yes"]
+doc_to_target: 1
+"""
+
+
+def test_rows_that_come_by_a_plain_path_name_their_task(
+    tiny: Callable[[str], LM], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = tmp_path / "rows.json"
+    monkeypatch.setattr(data, "TASKS", tmp_path)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "plain.yaml").write_text(PLAIN.format(file=rows))
+    seen = []
+    for text in ("a", "b", "a"):
+        rows.write_text(json.dumps({"text": text}) + "\n")
+        seen.append(suite(tiny, "plain").tasks[0].identity)
+    assert seen[0] == seen[2] != seen[1]
+
+
+def test_a_definition_is_what_the_yaml_says_with_what_it_includes(tmp_path: Path) -> None:
+    (tmp_path / "below.yaml").write_text("a: 1\nb: !function functions.b\n")
+    (tmp_path / "above.yaml").write_text("include: below.yaml\na: 2  # a comment\n")
+    assert task_identity.definition(tmp_path / "above.yaml") == {"a": 2, "b": "functions.b"}
+    (tmp_path / "below.yaml").write_text("include: [above.yaml]\n")
+    with pytest.raises(DataError, match="includes itself"):
+        task_identity.definition(tmp_path / "above.yaml")
 
 
 def test_values_of_samples(tiny: Callable[[str], LM]) -> None:
@@ -261,7 +327,7 @@ def test_the_committed_records_were_measured_with_the_task_files_as_they_are(tin
     found = [read_record(path) for part in ("records", "studies") for path in record_paths(folder / part)]
     said = {(name, sha256) for kept in found for name, sha256 in kept.templates.items()}
     now = {
-        (task.name, task.template)
+        (task.name, task.identity)
         for edits in ("counterfact", "zsre")
         for task in suite(
             tiny, "general", edit_set=edits, records=[edit.id for edit in tasks.read_edits(edits, "mini", count=2)]

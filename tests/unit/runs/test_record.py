@@ -17,8 +17,8 @@ from harness.errors import DataError, UsageError
 from harness.exam.numbers import summarise
 from harness.exam.statistics import Ratio, difference, estimate, harmonic_difference
 from harness.io.files import unpacked, values_path
-from harness.runs import record as records
 from harness.runs.folder import exclusive
+from harness.runs.identity import SCHEMA, digest
 from harness.runs.record import Record, record_name
 from harness.runs.record_file import read_record, read_records
 from harness.runs.versions import versions
@@ -29,7 +29,7 @@ PLAN = {"model": "mini", "editor": "memit", "edits": "counterfact", "num_edits":
 
 def make(**changes: object) -> Record:
     record = Record(
-        id=records.identity(PLAN),
+        id=digest(PLAN),
         plan=dict(PLAN),
         model={
             "name": "mini",
@@ -63,18 +63,11 @@ def write(folder: Path, record: Record) -> Path:
         return writer.complete()
 
 
-# --- identity and name ------------------------------------------------------------------------------------------------
-
-
-def test_identity_does_not_depend_on_the_order_of_keys() -> None:
-    assert records.identity({"a": 1, "b": [2]}) == records.identity({"b": [2], "a": 1})
-    assert records.identity({"a": 1}) != records.identity({"a": 2})
-    # printf '{"a":1}' | sha256sum
-    assert records.identity({"a": 1}) == "015abd7f5cc57a2d"
+# --- name -------------------------------------------------------------------------------------------------------------
 
 
 def test_the_name_says_what_the_run_was() -> None:
-    assert record_name(make()) == f"mini--memit--counterfact-50--batch--{records.identity(PLAN)[:8]}"
+    assert record_name(make()) == f"mini--memit--counterfact-50--batch--{digest(PLAN)[:8]}"
 
 
 @pytest.mark.parametrize(
@@ -149,7 +142,7 @@ def test_a_record_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     found = read_record(path, values=True)
     assert found == written
     assert found.values == written.values == {0: {"NLI": accuracies(15)}, 50: {"NLI": accuracies(9)}}
-    assert (found.status, found.schema) == ("complete", 1)
+    assert (found.status, found.schema) == ("complete", SCHEMA)
     assert read_record(path).values is None
 
 
@@ -243,10 +236,14 @@ def test_a_record_of_another_layout_is_named(change: dict[str, object], tmp_path
         read_record(path)
 
 
-def test_another_schema_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("schema", "cure"),
+    [("1", r"rewrite it with: python scripts/migrate_records\.py /"), ("3", "install a newer"), ('"x"', "install")],
+)
+def test_another_schema_is_named(tmp_path: Path, schema: str, cure: str) -> None:
     path = write(tmp_path, make())
-    path.write_text(path.read_text().replace('"schema": 1', '"schema": 2'))
-    with pytest.raises(DataError, match="record schema 2, this version reads 1"):
+    path.write_text(path.read_text().replace('"schema": 2', f'"schema": {schema}'))
+    with pytest.raises(DataError, match=rf"record schema {json.loads(schema)}, this version reads 2; {cure}"):
         read_record(path)
 
 

@@ -20,7 +20,7 @@ from harness.errors import HarnessError, ModelError, RestoreError, UsageError
 from harness.exam import measure, statistics, tasks
 from harness.models import lm as loading
 from harness.patches.patch import Patch
-from harness.runs import record, runner
+from harness.runs import runner
 from harness.runs.clock import Clock
 from harness.runs.options import RunOptions
 from harness.runs.plan import Plan
@@ -119,7 +119,7 @@ def test_the_record_is_complete(done: tuple[Path, Record], plan: Plan, rows: str
     assert written(folder).to_json() == kept.to_json()
     assert (kept.status, kept.reason) == ("complete", None)
     assert Plan.from_json(kept.plan) == replace(plan, num_edits=3)
-    assert kept.id == record.identity(kept.plan)
+    assert kept.id == Plan.from_json(kept.plan).id
     assert kept.headlines == {"own": "efficacy_accuracy", "NLI": "accuracy"}
     assert (kept.edits["count"], kept.edits["ids"], kept.edits["dataset"]) == (3, ["1", "2", "3"], "my.jsonl")
     assert kept.editor["name"] == "nudge"
