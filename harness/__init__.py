@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from harness.api import edit, evaluate, fit, leaderboard, load, localize, read_records, run, sweep, trace
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["edit", "evaluate", "fit", "leaderboard", "load", "localize", "read_records", "run", "sweep", "trace"]
 
 

@@ -14,10 +14,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PICTURE = ROOT / "docs/images/rooms.svg"
 ROOMS = {
-    "cli": (-0.5, "what a person types"),
-    "api": (0.5, "what a program calls"),
-    "tasks": (1.5, "one data set, one folder"),
-    "task_kit": (1.5, "what a task imports"),
+    "cli": (0, "what a person types"),
+    "api": (0, "what a program calls"),
+    "tasks": (1, "one data set, one folder"),
+    "task_kit": (1, "what a task imports"),
     "studies": (0, "tracing, localisation, sweeps"),
     "reports": (0, "records to tables and curves"),
     "runs": (0, "plan to record"),
@@ -118,9 +118,15 @@ _HEAD = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}
 
 
 def _arrow(start: tuple[float, float], end: tuple[float, float]) -> str:
-    (x, y), (to_x, to_y) = (start[0], start[1] + HEIGHT), end
-    middle = (y + to_y) / 2
-    path = f"M{x:g},{y:g} C{x:g},{middle:g} {to_x:g},{middle:g} {to_x:g},{to_y:g}"
+    """From the lower edge of a box to the upper one of another; around the boxes where floors lie between them."""
+    (x, y), (to_x, to_y) = start, end
+    if to_y - y > HEIGHT + RISE:
+        side, height = x - WIDTH / 2, y + HEIGHT / 2
+        path = f"M{side:g},{height:g} C{to_x:g},{height:g} {to_x:g},{height + RISE:g} {to_x:g},{to_y:g}"
+    else:
+        y += HEIGHT
+        middle = (y + to_y) / 2
+        path = f"M{x:g},{y:g} C{x:g},{middle:g} {to_x:g},{middle:g} {to_x:g},{to_y:g}"
     return f'<path d="{path}" fill="none" stroke="#7986cb" stroke-width="1.5" marker-end="url(#tip)"/>'
 
 

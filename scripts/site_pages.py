@@ -32,7 +32,7 @@ MIRRORED = (
     "CHANGELOG.md",
 )
 ROLE = re.compile(r":(?:attr|class|data|exc|func|meth|mod):(?=<code>)")
-FENCE = re.compile(r"^( *```\w+) skip.*$", re.MULTILINE)
+FENCE = re.compile(r"^( *```\w+) (?:skip|clone).*$", re.MULTILINE)
 LINK = re.compile(r"\[([^\]]*)\]\(([^)#\s]+)(#[^)\s]*)?\)")
 
 
@@ -203,7 +203,7 @@ def _cell(cell: dict[str, object]) -> Iterator[str]:
     for output in cell["outputs"]:  # type: ignore[attr-defined]
         data = output.get("data", {})
         if "text/html" in data:
-            yield "".join(data["text/html"])
+            yield re.sub(r"<table [^>]*>", "<table>", "".join(data["text/html"]))
         elif "image/png" in data:
             yield f"![figure](data:image/png;base64,{''.join(data['image/png'])})"
         else:

@@ -361,6 +361,7 @@ def _from_cache(path: Path, manifest: Manifest, lm: LM) -> Moment | None:
 
 
 def read_cached_header(path: Path) -> CachedMoment:
+    """What the head of a cached file says, its tensors unread."""
     try:
         with safe_open(path, "pt") as file:
             said = file.metadata() or {}
