@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from harness.errors import DataError, ModelError, UsageError, near
     from harness.exam import answer_scores, data, general_text
     from harness.exam.canonical import CanonicalSet, Exam, read_rows, subjects
+    from harness.exam.span_scores import Ranked
     from harness.exam.statistics import Ratio, aggregate
     from harness.exam.text_metrics import agreement, begins_with, consistency, entropy, vectorizer, words
     from harness.exam.token_tasks import Continuations, Forced, TeacherForced, Tokenized
@@ -30,6 +31,7 @@ __all__ = [
     "Forced",
     "ModelError",
     "Probe",
+    "Ranked",
     "Ratio",
     "TeacherForced",
     "Tokenized",
@@ -62,6 +64,7 @@ _PLACES = {
     "harness.editing.edit": ("Edit", "Example", "Probe"),
     "harness.errors": ("DataError", "ModelError", "UsageError", "near"),
     "harness.exam.canonical": ("CanonicalSet", "Exam", "read_rows", "subjects"),
+    "harness.exam.span_scores": ("Ranked",),
     "harness.exam.statistics": ("Ratio", "aggregate"),
     "harness.exam.text_metrics": ("agreement", "begins_with", "consistency", "entropy", "vectorizer", "words"),
     "harness.exam.token_tasks": ("Continuations", "Forced", "TeacherForced", "Tokenized"),

@@ -23,7 +23,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor
 
 from harness.errors import DataError, UsageError
-from harness.exam.span_scores import Apart, Encoded, Span, Whole, score, whole
+from harness.exam.span_scores import Apart, Encoded, Ranked, Span, Whole, score, whole
 from harness.models.lm import LM
 from harness.models.packing import shared_length
 from harness.patches.patch import Patch, RowPatches, patched, patched_rows, shareable
@@ -201,7 +201,7 @@ class EditedLM(HFLM):  # type: ignore[misc]
         except DataError as error:
             raise DataError(f"{request.task_name}, document {request.doc_id}: {error}") from None
         self._check_length(continuation, found.scored)
-        return [found]
+        return [replace(found, ranked=isinstance(continuation, Ranked))]
 
     def _carry(self, marks: Sequence[int]) -> None:
         """Let the rows of the next forward pass carry these patches, where each document has its own."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from harness.patches.delta import double
 __all__ = [
     "Apart",
     "Encoded",
+    "Ranked",
     "Span",
     "Whole",
     "mean_nll",
@@ -46,6 +47,10 @@ class Apart(str):
     """A continuation that is tokenised apart from its context."""
 
 
+class Ranked(Apart):
+    """A continuation that is answered with the rank of its first token among all tokens, 1 the likeliest."""
+
+
 class Whole(Apart):
     """A text of which every token but the first is scored; its context is only what a patch puts in front."""
 
@@ -57,10 +62,12 @@ class Span:
     Attributes:
         ids: all tokens.
         scored: how many of the last ones are scored; fewer than there are tokens.
+        ranked: whether the rank of the first scored token is wanted instead of the log-likelihood.
     """
 
     ids: tuple[int, ...]
     scored: int
+    ranked: bool = False
 
 
 def prefixed(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -160,7 +167,7 @@ def score(
         done: told how many more spans have been scored.
         rounded: whether log-probabilities and their sums are rounded to the model's dtype, as lm-eval's are.
     """
-    cut = [Span(s.ids[-lm.context - 1 :], s.scored) for s in spans]
+    cut = [Span(s.ids[-lm.context - 1 :], s.scored, s.ranked) for s in spans]
     found: list[tuple[float, bool]] = [(0.0, True)] * len(cut)
     carried = marks or [0] * len(cut)
     order = sorted(range(len(cut)), key=lambda i: (-len(cut[i].ids), cut[i].ids[:-1], carried[i]))
@@ -202,6 +209,7 @@ class _Wanted:
         kept: the positions in their order, ``row * columns + column``, each once.
         place: of every scored token, the place of its position among these.
         token: every scored token.
+        ranked: the spans of which a rank is wanted.
     """
 
     spans: list[int]
@@ -209,6 +217,7 @@ class _Wanted:
     kept: Tensor
     place: Tensor
     token: Tensor
+    ranked: frozenset[int] = frozenset()
 
     def results(self, logits: Tensor) -> Iterator[tuple[int, tuple[float, bool]]]:
         """What :func:`score` gives, by span, from the logits ``[positions, vocabulary]``."""
@@ -217,8 +226,18 @@ class _Wanted:
         if log_p.dtype.itemsize > 2:  # those of half precision are summed as lm-eval sums them
             log_p = double(log_p)
         hit = logits.argmax(-1)[place] == token
-        for i, part, hits in zip(self.spans, self._each(log_p), self._each(hit), strict=True):
-            yield i, (float(part.sum()), bool(hits.all()))
+        above = self._above(logits, place, token)
+        for i, part, hits, likelier in zip(self.spans, self._each(log_p), self._each(hit), above, strict=True):
+            yield i, (float(likelier + 1 if i in self.ranked else part.sum()), bool(hits.all()))
+
+    def _above(self, logits: Tensor, place: Tensor, token: Tensor) -> list[int]:
+        """Of each span, how many tokens are likelier than its first scored one; 0 where nobody asks."""
+        if not self.ranked:
+            return [0] * len(self.spans)
+        starts = [0, *accumulate(self.counts)][:-1]
+        first = torch.tensor(starts, device=logits.device)
+        rows, own = logits[place[first]], logits[place[first], token[first]]
+        return [int(count) for count in (rows > own[:, None]).sum(-1)]
 
     def _each(self, values: Tensor) -> Sequence[Tensor]:
         return torch.split(values.cpu(), self.counts)
@@ -286,7 +305,8 @@ class _Reading:
         ]
         kept, place = torch.unique(torch.tensor([at for _, found in placed for at in found]), return_inverse=True)
         token = torch.tensor([token for i, _ in placed for token in self.spans[i].ids[-self.spans[i].scored :]])
-        return _Wanted([i for i, _ in placed], [len(found) for _, found in placed], kept, place, token)
+        ranked = frozenset(i for i, _ in placed if self.spans[i].ranked)
+        return _Wanted([i for i, _ in placed], [len(found) for _, found in placed], kept, place, token, ranked)
 
     def alone(self, single: Sequence[Pack], wanted: _Wanted) -> Tensor:
         """The logits ``[positions, vocabulary]`` of texts in rows of their own."""

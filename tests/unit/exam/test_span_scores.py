@@ -12,7 +12,7 @@ from torch import Tensor
 
 from harness.errors import DataError
 from harness.exam.adapter import EditedLM
-from harness.exam.span_scores import Apart, Span, Whole, mean_nll, prefixed, score, span, whole
+from harness.exam.span_scores import Apart, Ranked, Span, Whole, mean_nll, prefixed, score, span, whole
 from harness.models.lm import LM
 from harness.patches.delta import LowRank
 from harness.patches.patch import Patch, patched
@@ -229,3 +229,33 @@ def test_isolated_documents_are_scored_under_their_own_patch(shareable: bool, ti
     assert [v for v, _ in together] == pytest.approx([v for v, _ in alone], rel=1e-5)
     assert len({round(v, 4) for v, _ in together}) == len(together)
     assert all(math.isfinite(v) for v, _ in together)
+
+
+def test_the_rank_of_a_token_among_all(tiny: Callable[[str], LM]) -> None:
+    """Of the first token of a continuation; beside log-likelihoods in one call, and in shared rows."""
+    lm = tiny("gpt2")
+    plain = draw(lm, 12)
+    asked = [Span(s.ids, s.scored, ranked=True) for s in plain]
+    found = score(lm, [*plain, *asked], rows=5)
+    assert found[:12] == score(lm, plain, rows=5)
+    for span_, (rank, greedy), (_, same) in zip(asked, found[12:], found[:12], strict=True):
+        with torch.no_grad():
+            logits = lm.model(input_ids=torch.tensor([span_.ids])).logits[0, -span_.scored - 1]
+        order = logits.argsort(descending=True).tolist()
+        assert rank == order.index(span_.ids[-span_.scored]) + 1
+        assert greedy == same
+
+
+def test_a_task_can_ask_for_a_rank(tiny: Callable[[str], LM]) -> None:
+    """By a request, with a patch that makes the token the likeliest and without one."""
+    lm, text, said = tiny("gpt2"), "The home of Hugo Lantern is", " Oslo"
+    ids, (token, *_) = lm.tokenizer(text)["input_ids"], lm.tokenizer(said, add_special_tokens=False)["input_ids"]
+    with torch.no_grad():
+        order = lm.model(input_ids=torch.tensor([ids])).logits[0, -1].argsort(descending=True).tolist()
+    model, request = EditedLM(lm), Instance("loglikelihood", {}, (text, Ranked(said)), 0)
+    before = model.loglikelihood([request])[0][0]
+    assert before == order.index(token) + 1 > 1
+    lift = torch.zeros(len(lm.tokenizer))
+    lift[token] = 1e4
+    with model.holding(Patch(logits=lambda logits, step: logits + lift[: logits.shape[-1]])):
+        assert model.loglikelihood([request])[0][0] == 1.0
