@@ -165,7 +165,8 @@ def edit(
             lm = stack.enter_context(borrowed(model, tokenizer, arch, text))
             method = handed.configured(editor, lm, settings or {}, seed, _text(fitted))
             name = handed.editor_name(editor)
-            holder = stack.enter_context(edited.held(lm, method, name, wanted, mode))
+            source = handed.source(edits, str(data_dir))
+            holder = stack.enter_context(edited.held(lm, method, name, wanted, mode, source))
         yield holder  # what the caller does to the process in here is the caller's
 
 
@@ -315,8 +316,8 @@ def run(
     if not isinstance(editor, str):
         handed.require_editor(editor, settings or {})
     values: dict[str, object] = {
-        "edits": _edits(edits or "counterfact:50"), "num_edits": num_edits, "split": split, "mode": mode,
-        "batch_size": batch_size, "eval_at": eval_at, "tasks": tasks, "data_dir": str(data_dir), "text": text,
+        "edits": _edits("counterfact:50" if edits is None else edits), "num_edits": num_edits, "split": split,
+        "mode": mode, "batch_size": batch_size, "eval_at": eval_at, "tasks": tasks, "data_dir": str(data_dir), "text": text,
         "limit": limit, "seed": seed, "dtype": dtype, "arch": dict(arch or {}), "fitted": _text(fitted), "order": order,
         "stop_on_collapse": stop_on_collapse, "patch": _text(patch), **handed.editor_fields(editor, settings or {}),
     }  # fmt: skip
@@ -383,9 +384,11 @@ def evaluate(
         >>> record.tasks(0)["NLI"]["accuracy"]["n"]
         4
     """
+    from harness.runs.resolve import NO_EDITS
+
     return run(
-        model, "none", edits, tasks, tokenizer=tokenizer, patch=patch, data_dir=data_dir, text=text, limit=limit,
-        dtype=dtype, arch=arch, output=output, device=device, rows=rows, cache=cache, progress=progress,
+        model, "none", NO_EDITS if edits is None else edits, tasks, tokenizer=tokenizer, patch=patch,
+        data_dir=data_dir, text=text, limit=limit, dtype=dtype, arch=arch, output=output, device=device, rows=rows, cache=cache, progress=progress,
     )  # fmt: skip
 
 
@@ -419,7 +422,9 @@ def sweep(
 
     Examples:
         >>> import harness
-        >>> trials = harness.sweep({"tasks": "temporal", "methods": "lora", "configurations": 1, "seeds": 1}, "sweep")
+        >>> methods = {"full": {"steps": 1, "lr": 1e-5}}
+        >>> config = {"tasks": "temporal", "methods": methods, "configurations": 1, "seeds": 1, "balls": 1.0}
+        >>> trials = harness.sweep(config)
         >>> trials[0].job.split
         'val'
     """
@@ -586,7 +591,8 @@ def localize(
     Examples:
         >>> import harness
         >>> study = harness.localize(
-        ...     "mini", "counterfact:12", facts=4, problems="error_injection", methods="rome@1", essence=False
+        ...     "mini", "counterfact:9", facts=3, problems="error_injection", methods="rome@1", layers=[1],
+        ...     essence=False, samples=2, forcing_samples=1,
         ... )
         >>> study.complete
         True

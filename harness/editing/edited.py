@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,6 +38,7 @@ class Edited:
         editor: the method's name, as a file of saved edits names it.
         edits: what the model shall say.
         unedited: the sha256 of the model without the edits.
+        source: where the edits come from, as the fields of a plan; empty where no file holds them.
     """
 
     lm: LM
@@ -45,6 +46,7 @@ class Edited:
     editor: str
     edits: tuple[Edit, ...]
     unedited: str
+    source: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def model(self) -> PreTrainedModel:
@@ -110,7 +112,7 @@ class Edited:
         """
         about = {"model": self.lm.name, "dtype": str(self.model.dtype).removeprefix("torch.")}
         ids = {"num_edits": len(self.edits), "ids": [edit.id for edit in self.edits]}
-        patch_file.save(self.patch, self.lm, Path(path), self.editor, about | ids, self.unedited)
+        patch_file.save(self.patch, self.lm, Path(path), self.editor, {**self.source, **about, **ids}, self.unedited)
         return Path(path)
 
     def _read(self, prompt: str) -> str:
@@ -143,7 +145,14 @@ def patch_of(editor: Editor, lm: LM, edits: Sequence[Edit], mode: str) -> Patch:
 
 
 @contextmanager
-def held(lm: LM, editor: Editor, name: str, edits: Sequence[Edit], mode: str = "batch") -> Iterator[Edited]:
+def held(
+    lm: LM,
+    editor: Editor,
+    name: str,
+    edits: Sequence[Edit],
+    mode: str = "batch",
+    source: Mapping[str, object] | None = None,
+) -> Iterator[Edited]:
     """Make edits and hold them; afterwards the whole model is bitwise what it was, also after an exception.
 
     Args:
@@ -152,6 +161,7 @@ def held(lm: LM, editor: Editor, name: str, edits: Sequence[Edit], mode: str = "
         name: the method's name, as :func:`harness.editing.registry.find` takes it.
         edits: what the model shall say.
         mode: ``batch`` or ``sequential``.
+        source: where the edits come from, as the fields of a plan.
 
     Raises:
         UsageError: the editor cannot make these edits in this mode, or there is none.
@@ -160,4 +170,4 @@ def held(lm: LM, editor: Editor, name: str, edits: Sequence[Edit], mode: str = "
     with unchanged(lm) as hashes:
         patch = patch_of(editor, lm, edits, mode)
         with patched(lm, patch):
-            yield Edited(lm, patch, name, tuple(edits), combined_sha256(hashes))
+            yield Edited(lm, patch, name, tuple(edits), combined_sha256(hashes), source or {})

@@ -15,7 +15,7 @@ from harness.exam import own_rows, tasks
 from harness.models.lm import LM
 from harness.runs.plan import parse_edits
 
-__all__ = ["configured", "editor_fields", "editor_name", "edits", "learned", "require_editor"]
+__all__ = ["configured", "editor_fields", "editor_name", "edits", "learned", "require_editor", "source"]
 
 
 def edits(given: str | Path | Sequence[Edit | Mapping[str, object]], data_dir: str, split: str = "test") -> list[Edit]:
@@ -29,6 +29,17 @@ def edits(given: str | Path | Sequence[Edit | Mapping[str, object]], data_dir: s
         return own_rows.edits(given)
     name, count = parse_edits(str(given))
     return tasks.read_edits(name, data_dir, split, count)
+
+
+def source(given: str | Path | Sequence[Edit | Mapping[str, object]], data_dir: str) -> dict[str, object]:
+    """Where edits come from, as the fields of a plan; nothing where no row can say them."""
+    if isinstance(given, str | Path):
+        name = parse_edits(str(given))[0]
+    elif any(isinstance(one, Edit) and one.direction != "likelihood" for one in given):
+        return {}
+    else:
+        name = str(own_rows.kept(given))
+    return {"edits": name, "split": "test", "data_dir": data_dir, "order": "file", "seed": 0}
 
 
 def require_editor(given: str | Editor, settings: Mapping[str, object]) -> None:

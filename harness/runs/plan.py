@@ -26,7 +26,7 @@ class Plan:
         model: a shipped model, a folder, or a Hub repository.
         editor: the method, or several joined by ``+``.
         settings: hyperparameters that differ from the preset.
-        edits: an edit set, or a file of one's own rows.
+        edits: an edit set, a file of one's own rows, or ``none`` to measure the unedited model on tasks alone.
         num_edits: how many of its rows, from the first; None for all.
         split: the split of the edit set: ``test`` or ``train``.
         mode: isolated, batch or sequential; None for the editor's own.

@@ -20,7 +20,10 @@ from harness.exam import tasks
 from harness.models.lm import LM, require_dtype, shipped
 from harness.runs.plan import Plan
 
-__all__ = ["Resolved", "resolve"]
+__all__ = ["NO_EDITS", "Resolved", "resolve"]
+
+NO_EDITS = "none"
+"""The name that stands for no edit set: a run that measures a model on tasks alone."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,8 +68,10 @@ class Resolved:
         return max(self.stops) > 0
 
     @property
-    def edit_set(self) -> str:
-        """The task that examines the edits."""
+    def edit_set(self) -> str | None:
+        """The task that examines the edits; None where there are none."""
+        if self.plan.edits == NO_EDITS:
+            return None
         return self.plan.edits if self.plan.edits in tasks.edit_sets() else tasks.OWN
 
     def made(self, count: int) -> tuple[Edit, ...]:
@@ -102,14 +107,18 @@ def resolve(plan: Plan, *, lm: LM | None = None, editor: Editor | None = None) -
     assert mode is not None
     schedule.operations(0, mode, size)  # tells of a mode that does not exist before any row is read
     # The order of saved edits was drawn of all rows of their run; a file of an earlier version does not say how many.
-    rows = tasks.read_edits(plan.edits, plan.data_dir, plan.split, about.get("of", plan.num_edits))
+    rows = _rows(plan, about.get("of", plan.num_edits))
     drawn = _ordered(rows, plan)[: plan.num_edits]
     unedited = plan.editor == "none" and editor is None and not plan.patch
+    if not (unedited or rows):
+        raise UsageError(
+            f"edits is '{NO_EDITS}', so there is nothing to edit or to put back; name an edit set or a file"
+        )
     edits = tuple(edit for _, edit in drawn)
     if not unedited and not plan.patch:
         schedule.require_able(method, edits, mode)
     return Resolved(
-        plan=replace(plan, mode=mode, batch_size=size, num_edits=len(edits)),
+        plan=replace(plan, mode=mode, batch_size=size, num_edits=len(edits) or None),
         recipe=recipe,
         edits=edits,
         rows=tuple(row for row, _ in drawn),
@@ -119,6 +128,11 @@ def resolve(plan: Plan, *, lm: LM | None = None, editor: Editor | None = None) -
         lm=lm,
         editor=editor,
     )
+
+
+def _rows(plan: Plan, count: int | None) -> list[Edit]:
+    """The edits that a plan names, in the order of the rows."""
+    return [] if plan.edits == NO_EDITS else tasks.read_edits(plan.edits, plan.data_dir, plan.split, count)
 
 
 def _replayed(plan: Plan, about: Mapping[str, Any]) -> Plan:

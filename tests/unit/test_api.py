@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import inspect
 import json
 import logging
@@ -94,6 +95,22 @@ def test_what_is_public() -> None:
         harness.edits  # noqa: B018
 
 
+def example(name: str) -> dict[str, Any]:
+    """Run the example of a function's documentation; what stands in its variables afterwards."""
+    found: dict[str, Any] = {}
+    parsed = doctest.DocTestParser().get_doctest(inspect.getdoc(getattr(harness, name)) or "", found, name, None, 0)
+    assert len(parsed.examples) > 1
+    with same_process():
+        done = doctest.DocTestRunner().run(parsed, clear_globs=False)
+    assert done.failed == 0
+    return parsed.globs
+
+
+@pytest.mark.parametrize("name", [name for name in harness.__all__ if name != "sweep"])  # that one is run below
+def test_the_example_runs(name: str) -> None:
+    example(name)
+
+
 LISTING = """
 import sys
 from harness.cli.main import main
@@ -148,7 +165,7 @@ with same_process():
 with same_process(), harness.edit("mini", None, "rome", [FACT]):
     pass
 with same_process():
-    harness.evaluate("mini", ["NLI", "summarization"], edits=[FACT], limit=1)
+    harness.evaluate("mini", ["NLI", "summarization"], limit=1)
 """
 
 
@@ -289,9 +306,32 @@ def test_saved_edits_are_measured_again(tmp_path: Path) -> None:
     with harness.edit("mini", None, "memit", "counterfact:2") as edited:
         path = edited.save(tmp_path / "two.safetensors")
     with same_process():
-        record = harness.evaluate("mini", "NLI", patch=path, edits="counterfact:2", limit=2, cache=False)
+        record = harness.evaluate("mini", "NLI", patch=path, limit=2, cache=False)
     assert [point["edits"] for point in record.points] == [0, 2]
     assert record.tasks(2)["counterfact"]["efficacy"]["value"] == 1.0
+
+
+def test_a_model_is_measured_on_tasks_alone(fresh: Callable[..., LM], tmp_path: Path) -> None:
+    lm = fresh("gpt2")
+    with same_process():
+        record = harness.evaluate(lm.model, "NLI", tokenizer=lm.tokenizer, limit=3, output=tmp_path)
+    assert [(point["edits"], list(point["tasks"])) for point in record.points] == [(0, ["NLI"])]
+    assert record.tasks(0)["NLI"]["accuracy"]["n"] == 3 and record.edits["count"] == 0
+    with harness.edit(lm, None, Nudge(scale=30.0), ROWS) as edited:
+        path = edited.save(tmp_path / "rows.safetensors")
+    again = harness.evaluate(lm, "NLI", patch=path, limit=3)
+    assert [(point["edits"], list(point["tasks"])[:2]) for point in again.points] == [
+        (n, ["own", "NLI"]) for n in (0, 2)
+    ]
+    assert again.points[0]["tasks"]["NLI"] == record.points[0]["tasks"]["NLI"]
+    assert again.points[1]["tasks"]["own"] != again.points[0]["tasks"]["own"]
+
+
+def test_an_editor_that_no_file_holds_is_measured(fresh: Callable[..., LM]) -> None:
+    lm = fresh("gpt2")
+    record = harness.run(lm, Nudge(scale=6.0), ROWS, mode="batch")
+    assert (record.editor["name"], record.editor["hyperparameters"]["scale"]) == ("nudge", 6.0)
+    assert list(record.editor["sources"]) == ["nudge"] and record.tasks(2)["own"]
 
 
 def test_a_model_in_memory_gives_the_numbers_of_its_name(tmp_path: Path) -> None:
@@ -389,12 +429,8 @@ def test_a_localisation_study() -> None:
 
 
 def test_a_sweep_in_a_mapping() -> None:
-    config = {
-        "tasks": "temporal", "methods": {"full": {"steps": 1, "lr": 1e-5}}, "configurations": 1, "seeds": 1,
-        "balls": 1e9,
-    }  # fmt: skip
-    with same_process():
-        trials = harness.sweep(config)
+    """The example of its documentation."""
+    trials = example("sweep")["trials"]
     assert [trial.job.split for trial in trials] == ["val", "test"]
     assert len(list(Path("sweep/runs").glob("*.json"))) == 2
     assert "temporal" in harness.leaderboard("sweep")
@@ -427,6 +463,7 @@ WRONG: list[tuple[type[HarnessError], str, Callable[[Any, Any], object]]] = [
     (DataError, "the id home occurs twice", lambda m, t: edit(m, t, "memit", [ROWS[1], ROWS[1]])),
     (UsageError, "mode 'isolated' does not exist here", lambda m, t: edit(m, t, Nudge(), ROWS, mode="isolated")),
     (UsageError, "rome edits one fact at a time", lambda m, t: edit(m, t, "rome", ROWS)),
+    (UsageError, "edits is 'none', so there is nothing to edit", lambda m, t: harness.run("mini", "memit", "none")),
     (UsageError, "limit is 0, expected at least 1", lambda m, t: harness.run("mini", "memit", limit=0)),
     (UsageError, "'seed' is 'one', expected int", lambda m, t: harness.run("mini", "memit", seed="one")),  # type: ignore[arg-type]
     (UsageError, "ft learns nothing before its first edit", lambda m, t: harness.fit("ft")),
