@@ -317,7 +317,8 @@ def run(
         handed.require_editor(editor, settings or {})
     values: dict[str, object] = {
         "edits": _edits("counterfact:50" if edits is None else edits), "num_edits": num_edits, "split": split,
-        "mode": mode, "batch_size": batch_size, "eval_at": eval_at, "tasks": tasks, "data_dir": str(data_dir), "text": text,
+        "mode": mode, "batch_size": batch_size, "eval_at": eval_at, "tasks": tasks, "data_dir": str(data_dir),
+        "text": text,
         "limit": limit, "seed": seed, "dtype": dtype, "arch": dict(arch or {}), "fitted": _text(fitted), "order": order,
         "stop_on_collapse": stop_on_collapse, "patch": _text(patch), **handed.editor_fields(editor, settings or {}),
     }  # fmt: skip
@@ -388,7 +389,8 @@ def evaluate(
 
     return run(
         model, "none", NO_EDITS if edits is None else edits, tasks, tokenizer=tokenizer, patch=patch,
-        data_dir=data_dir, text=text, limit=limit, dtype=dtype, arch=arch, output=output, device=device, rows=rows, cache=cache, progress=progress,
+        data_dir=data_dir, text=text, limit=limit, dtype=dtype, arch=arch, output=output,
+        device=device, rows=rows, cache=cache, progress=progress,
     )  # fmt: skip
 
 
