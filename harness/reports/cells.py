@@ -195,7 +195,7 @@ class MeasuredSection:
 
 
 def shown_metrics(record: Record, task: str, measures: Mapping[str, Json]) -> list[str]:
-    """The metrics of a task that a leaderboard shows: those of edits, or its headline.
+    """The metrics of a task that a leaderboard shows: those of edits, or its headline, and what its YAML names.
 
     Args:
         record: what was measured.
@@ -203,7 +203,7 @@ def shown_metrics(record: Record, task: str, measures: Mapping[str, Json]) -> li
         measures: metric -> numbers, of that task.
     """
     wanted = EDIT_METRICS if "efficacy" in measures else (record.headlines.get(task, ""),)
-    return [metric for metric in wanted if metric in measures]
+    return [metric for metric in (*wanted, *record.shown.get(task, ())) if metric in measures]
 
 
 def variant(record: Record, task: str) -> str:

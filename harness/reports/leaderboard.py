@@ -124,6 +124,11 @@ def _section(protocol: Json, members: Sequence[Member]) -> MeasuredSection:
     return MeasuredSection(protocol, metrics, [base, *rows])
 
 
+def _place(metric: str) -> tuple[int, str]:
+    """Where a metric of edits stands: the usual ones in their order, then those that a task names."""
+    return (EDIT_METRICS.index(metric) if metric in EDIT_METRICS else len(EDIT_METRICS), metric)
+
+
 def _metrics(members: Sequence[Member]) -> list[Metric]:
     """Edit metrics first, then the headline of every other task, each in the order of first appearance."""
     exams: dict[tuple[str, str, str], Metric] = {}
@@ -135,7 +140,7 @@ def _metrics(members: Sequence[Member]) -> list[Metric]:
                 found = Metric(*key, measures[metric].get("higher_is_better"))
                 (exams if "efficacy" in measures else others).setdefault(key, found)
     ordered = sorted(others.values(), key=lambda m: (m.task.lower(), m.metric, m.variant))
-    return [*sorted(exams.values(), key=lambda m: (m.task, EDIT_METRICS.index(m.metric), m.variant)), *ordered]
+    return [*sorted(exams.values(), key=lambda m: (m.task, _place(m.metric), m.variant)), *ordered]
 
 
 def _names(members: Sequence[Member]) -> list[str]:

@@ -108,6 +108,7 @@ def _add_task(table: Table, record: Record, task: str, last: int, everything: bo
     exam = "efficacy" in present
     headline = record.headlines.get(task)
     shown = [m for m in EXAM if m in present] if exam else [m for m in present if m == headline]
+    shown += [m for m in record.shown.get(task, ()) if m in present and m not in shown]
     if everything:
         shown += [m for m in present if m not in shown]
     if not shown:

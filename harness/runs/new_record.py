@@ -46,6 +46,7 @@ def new_record(ready: Prepared, weights: str) -> Record:
         edits=_edits(ready),
         headlines=_headlines(ready.suite),
         derived=_derived(ready.suite),
+        shown=_shown(ready.suite),
         data=_sources_of_rows(ready),
         templates={t.name: t.identity for t in ready.suite.tasks},
         versions=versions(),
@@ -103,6 +104,15 @@ def _derived(suite: tasks.Suite) -> dict[str, dict[str, list[str]]]:
     for task in suite.tasks:
         for score, rule in (task.metadata.get("derived") or {}).items():
             found.setdefault(task.shown, {})[score] = list(rule["harmonic"])
+    return found
+
+
+def _shown(suite: tasks.Suite) -> dict[str, list[str]]:
+    """What the YAML of a task names under ``metadata.shown``."""
+    found: dict[str, list[str]] = {}
+    for task in suite.tasks:
+        for metric in task.metadata.get("shown") or ():
+            found.setdefault(task.shown, []).append(str(metric))
     return found
 
 

@@ -43,6 +43,8 @@ class Record:
     headlines: dict[str, str] = field(default_factory=dict)
     derived: dict[str, dict[str, list[str]]] = field(default_factory=dict)
     """Task -> score -> the metrics whose harmonic mean it is."""
+    shown: dict[str, list[str]] = field(default_factory=dict)
+    """Task -> the metrics that its YAML wants tables to show besides the usual ones."""
     points: list[Json] = field(default_factory=list)
     collapse: dict[str, int] = field(default_factory=dict)
     weights: Json = field(default_factory=dict)

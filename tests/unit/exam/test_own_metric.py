@@ -1,0 +1,79 @@
+"""A metric of one data set is measured and shown by files of that data set's folder alone."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from harness.exam import data
+from harness.reports.leaderboard import leaderboard
+from harness.reports.terminal_tables import run_table
+from harness.runs.options import RunOptions
+from harness.runs.plan import Plan
+from harness.runs.resolve import resolve
+from harness.runs.runner import run
+
+YAML = """
+task: counterfact_rank
+class: !function functions.RankOfTarget
+custom_dataset: !function functions.rank_dataset
+output_type: multiple_choice
+test_split: test
+doc_to_text: prompt
+doc_to_choice: !function functions.choices
+doc_to_target: 0
+process_results: !function functions.rank
+metric_list:
+  - {metric: target_rank, aggregation: !function harness.task_kit.aggregate, higher_is_better: false}
+metadata: {version: 1.0, headline: target_rank, shown: [target_rank], source: counterfact}
+"""
+CODE = '''
+
+from lm_eval.api.instance import Instance
+from harness.task_kit import Ranked, Tokenized
+
+
+class RankOfTarget(Tokenized):
+    """Asks for the rank of the new target's first token."""
+
+    def construct_requests(self, doc, ctx, **kwargs):
+        for key in ("apply_chat_template", "chat_template"):
+            kwargs.pop(key, None)
+        return [Instance("loglikelihood", doc, (ctx, Ranked(" " + doc["target_new"])), 0, **kwargs)]
+
+    def process_results(self, doc, results):
+        return {"target_rank": Ratio(results[0][0], 1.0, doc["case"])}
+
+
+def rank_dataset(**options):
+    return dataset(kinds=["rewrite"], **options)
+
+
+def rank(doc, results):
+    return {}
+'''
+
+
+def test_the_rank_of_the_target_is_measured_and_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(data.TASKS, tmp_path / "tasks")
+    folder = tmp_path / "tasks" / "edits" / "counterfact"
+    (folder / "counterfact_rank.yaml").write_text(YAML)
+    with (folder / "functions.py").open("a") as file:
+        file.write(CODE)
+    group, last = (folder / "counterfact.yaml").read_text(), "- counterfact_text\n"
+    (folder / "counterfact.yaml").write_text(group.replace(last, f"{last}  - counterfact_rank\n"))
+    monkeypatch.setattr(data, "TASKS", tmp_path / "tasks")
+    plan = Plan(editor="rome", num_edits=2, mode="isolated")
+    kept = run(resolve(plan), RunOptions(output=tmp_path / "out", device="cpu"))
+    before, after = (kept.tasks(count)["counterfact"]["target_rank"] for count in (0, 2))
+    assert (before["n"], after["n"], after["higher_is_better"]) == (2, 2, False)
+    assert 1 <= after["value"] < before["value"]
+    assert kept.shown == {"counterfact": ["target_rank"]}
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(run_table(kept))
+    assert "target_rank" in console.export_text()
+    assert "target_rank" in leaderboard([kept], "csv")
