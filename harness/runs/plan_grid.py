@@ -79,7 +79,8 @@ def plans(
     found = [_plan(one, options or {}, where) for one in expand(values, where)]
     if seeds is not None:
         found = [replace(plan, seed=seed) for plan in found for seed in seeds]
-    return list({plan.id: plan for plan in found}.values())
+    # Compared as plans, not by their ids: a number that no id can hold is told later, with the name of its field.
+    return [plan for place, plan in enumerate(found) if plan not in found[:place]]
 
 
 def _plan(values: dict[str, Any], options: Mapping[str, Any], where: str) -> Plan:

@@ -109,7 +109,7 @@ EDITORS = [
     ("rome", "v_lr=.nan", "rome: 'v_lr' is nan, expected above 0"),
     ("rome", "layers=[]", "rome: 'layers' is an empty list, expected at least one; leave it out for the default"),
     ("rome", "v_lr=fast", "rome: 'v_lr' is 'fast', expected float above 0; for example --set v_lr=VALUE"),
-    ("rome", "layers=[3]", "layer 3: the model has layers 0 to 2; choose one of them"),
+    ("memit", "layers=[3]", "layer 3: the model has layers 0 to 2; choose one of them"),
     ("memit", "layers=[-1]", "layer -1: the model has layers 0 to 2; choose one of them"),
     ("memit", "v_lrr=3", "memit has no hyperparameter 'v_lrr' (did you mean v_lr"),
     ("memit+rect", "rct.seed=1", "'rct.seed': memit+rect has no part 'rct' (did you mean rect?)"),
@@ -132,6 +132,10 @@ def test_a_mistake_about_an_editor(
 
 def test_a_number_that_no_record_can_keep(harness: Callable[..., Any], arguments: list[str], tmp_path: Path) -> None:
     found = harness(*arguments, "--set", "scale=.nan", "--seeds", "0,1", "--output", tmp_path / "out")
+    assert_told(found, "nudge: 'scale' is nan, expected a finite number")
+    config = tmp_path / "plan.yaml"
+    config.write_text("arch: {blocks: .nan}\n")  # what is no hyperparameter of the editor
+    found = harness(*arguments, "--config", config, "--seeds", "0,1", "--output", tmp_path / "out")
     assert_told(found, "a plan holds a NaN or an infinity, which no record can keep; give finite numbers")
 
 
