@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 
-from plans import carry_out, identity
+from plans import identity, run_plans
 
 from harness.editing.editor import Editor, Wrapper
 from harness.editing.registry import compose, find, names
@@ -84,7 +84,7 @@ def main() -> None:
         print("\n".join(shown(plan) for plan in wanted))
         return
     os.environ["OMP_NUM_THREADS"] = "1"  # the numbers of an optimisation depend on it in the last digits
-    failed = carry_out(wanted, folder, "cpu", arguments.jobs)
+    failed = run_plans(wanted, folder, "cpu", arguments.jobs)
     board = [sys.executable, "-m", "harness.cli", "leaderboard", str(folder), "--format", "md"]
     subprocess.run([*board, "--output", str(arguments.results / "LEADERBOARD.md")], check=True)
     sys.exit(1 if failed else 0)

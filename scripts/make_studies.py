@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
-from plans import call, carry_out, identity
+from plans import call, identity, run_plans
 
 from harness.runs import plan_grid
 from harness.runs.plan import Plan
@@ -46,7 +46,7 @@ def main() -> None:
     if arguments.list:
         print("\n".join(shown(plan) for plan in chosen))
         return
-    failed = carry_out(chosen, folder, arguments.device, arguments.jobs)
+    failed = run_plans(chosen, folder, arguments.device, arguments.jobs)
     drawn: set[frozenset[str]] = set()
     for name, found in plans.items():
         draw(name, found, folder, arguments.results / "figures", drawn)

@@ -24,7 +24,7 @@ from harness.models.lm import load
 from harness.runs.plan import Plan
 from harness.runs.resolve import resolve
 
-__all__ = ["call", "carry_out", "identity"]
+__all__ = ["call", "identity", "run_plans"]
 
 
 def identity(plan: Plan) -> str:
@@ -32,7 +32,7 @@ def identity(plan: Plan) -> str:
     return resolve(plan).id
 
 
-def carry_out(plans: Sequence[Plan], folder: Path, device: str, jobs: int) -> int:
+def run_plans(plans: Sequence[Plan], folder: Path, device: str, jobs: int) -> int:
     """Run plans, some at a time, each on one thread; their editors learn first.
 
     Returns:

@@ -60,7 +60,17 @@ class RecordWriter:
         return self.folder / f"{record_name(self.record)}{'' if self._done else PARTIAL}.json"
 
     def measured(self, edits: int, task: str, numbers: Mapping[str, Json], values: TaskValues) -> None:
-        """Adds what one task gave after so many edits, in nine significant digits, and saves."""
+        """Adds what one task gave after so many edits, in nine significant digits, and saves.
+
+        Args:
+            edits: how many edits had been made.
+            task: the name under which the numbers are reported.
+            numbers: metric -> value, n, interval and difference, as :func:`harness.exam.numbers.summarise` gives them.
+            values: metric -> document -> what it contributes.
+
+        Raises:
+            UsageError: the record cannot be written.
+        """
         record = self.record
         self._point(edits)["tasks"][task] = rounded(numbers)
         record.values = record.values if record.values is not None else {}

@@ -9,7 +9,7 @@ The trainings run side by side (:mod:`harness.studies.sweeps.crew`).  One whose 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,10 @@ import yaml
 
 from harness.editing.registry import configure, find
 from harness.errors import UsageError, near
-from harness.exam import tasks
 from harness.exam.canonical import SETS
 from harness.models.lm import load
+from harness.runs.plan import Plan
+from harness.runs.resolve import resolve
 from harness.studies.sweeps import trial
 from harness.studies.sweeps.ball import TOLERANCES
 from harness.studies.sweeps.crew import Cluster, carry_out
@@ -217,13 +218,21 @@ def run(sweep: Sweep, folder: Path, cluster: Cluster, progress: Progress) -> tup
     Raises:
         HarnessError: something that the sweep names cannot be used; what was finished stays.
     """
-    for task in sweep.tasks:
-        tasks.read_edits(task, sweep.data_dir, "val")  # cheap mistakes first
+    for plan in _plans(sweep):
+        resolve(plan)  # what does not exist is told before a model is loaded
     layers = load(sweep.model, sweep.dtype, "cpu").arch.layers
     jobs = validation_jobs(sweep, layers)
     validated = _finished(jobs, folder, cluster, lambda done, total: progress("validation", done, total))
     jobs = test_jobs(sweep, validated)
     return validated, _finished(jobs, folder, cluster, lambda done, total: progress("test", done, total))
+
+
+def _plans(sweep: Sweep) -> Iterator[Plan]:
+    """Each method on each set, with the settings of none of its configurations yet."""
+    for name, changed in sweep.methods.items():
+        for task in sweep.tasks:
+            editor = method(name, task, changed).editor
+            yield Plan(sweep.model, editor, edits=task, split="val", data_dir=sweep.data_dir, dtype=sweep.dtype)
 
 
 def _finished(jobs: Sequence[Job], folder: Path, cluster: Cluster, progress: Callable[[int, int], None]) -> list[Trial]:

@@ -21,9 +21,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from harness.editing.editor import Editor
 from harness.editing.hyperparameters import settable
-from harness.editing.registry import compose, find
+from harness.editing.registry import find
 from harness.errors import DataError, NumericalError
 from harness.exam import data, general_text, measure, tasks
 from harness.exam.adapter import EditedLM
@@ -34,6 +33,8 @@ from harness.methods.logit_ensemble import largest_beta
 from harness.models.lm import LM, load
 from harness.patches.patch import Patch
 from harness.runs.identity import digest, record_id
+from harness.runs.plan import Plan
+from harness.runs.resolve import resolve
 from harness.runs.versions import versions
 from harness.studies.sweeps.ball import Epoch
 from harness.studies.sweeps.trial_paths import trial_paths
@@ -91,6 +92,23 @@ class Job:
     def examined(self) -> str:
         """The model that is measured."""
         return self.shown if self.split == "test" else self.model
+
+    @property
+    def plan(self) -> Plan:
+        """What trains, as a plan: a companion that is examined beside the large model is that one's editor."""
+        editor, settings = self.editor, _settings(self)
+        if self.examined != self.model:
+            editor, settings = COMPANION, {**settings, "model": self.model}
+        return Plan(
+            model=self.examined,
+            editor=editor,
+            settings=settings,
+            edits=self.task,
+            split=self.split,
+            data_dir=self.data_dir,
+            seed=self.seed,
+            dtype=self.dtype,
+        )
 
     @property
     def name(self) -> str:
@@ -253,10 +271,10 @@ def _hashes(lm: LM) -> dict[str, str]:
 
 def _settings(job: Job) -> dict[str, Any]:
     """The settings, with the regulariser's text of the data source where the editor reads one and none is named."""
-    chosen = dict(job.settings)
-    if "kl_text" not in chosen and "kl_text" in settable(find(job.editor.partition("+")[0])):
-        chosen["kl_text"] = str(_regulariser(job.data_dir))
-    return chosen
+    settings = dict(job.settings)
+    if "kl_text" not in settings and "kl_text" in settable(find(job.editor.partition("+")[0])):
+        settings["kl_text"] = str(_regulariser(job.data_dir))
+    return settings
 
 
 def _regulariser(data_dir: str) -> Path:
@@ -267,14 +285,6 @@ def _regulariser(data_dir: str) -> Path:
     return path if path.is_file() else general_text.write(path, texts)
 
 
-def _editor(job: Job, lm: LM) -> Editor:
-    """What trains; a companion that is examined beside the large model, as that one's editor."""
-    settings = _settings(job)
-    if job.examined == job.model:
-        return compose(job.editor).build(lm, settings, job.seed)
-    return compose(COMPANION).build(lm, {**settings, "model": job.model}, job.seed)
-
-
 def train(job: Job) -> Trial:
     """Carry out a job, on an accelerator where there is one.
 
@@ -282,15 +292,15 @@ def train(job: Job) -> Trial:
         HarnessError: something that the job names does not exist or cannot be used.
     """
     started = time.perf_counter()
+    resolved = resolve(job.plan)
     exam = _exam(job)
     lm = exam.model.lm
-    editor = _editor(job, lm)
-    edits = tasks.read_edits(job.task, job.data_dir, job.split)
+    editor = resolved.recipe.build(lm, resolved.plan.settings, job.seed)
     seen, reason = [exam.look(Patch(), None)], None
     if not math.isfinite(seen[0][0].general):
         raise DataError(f"{job.examined}: the unedited model's general loss is no number; use another --dtype")
     try:
-        for done in editor.passes(lm, edits):  # one by one: what was measured before a break-down is kept
+        for done in editor.passes(lm, resolved.edits):  # one by one: what was measured before a break-down is kept
             patch = editor.finish(lm, done.patch)
             seen.append(exam.look(patch, done.loss) if job.ball is None else exam.weighed(patch, done.loss, job.ball))
     except NumericalError as error:

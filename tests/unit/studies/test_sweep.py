@@ -27,6 +27,8 @@ from harness.exam.statistics import Ratio
 from harness.models.lm import LM
 from harness.patches.delta import Dense
 from harness.patches.patch import Patch, patched
+from harness.runs.plan import Plan
+from harness.runs.resolve import Resolved, resolve
 from harness.studies.sweeps import sweep as sweeps
 from harness.studies.sweeps import trial
 from harness.studies.sweeps.ball import Epoch
@@ -234,7 +236,10 @@ def learning(monkeypatch: pytest.MonkeyPatch, editor: Editor) -> None:
         def build(self, *_: Any) -> Editor:
             return editor
 
-    monkeypatch.setattr(trial, "compose", lambda name: Recipe())
+    def made(plan: Plan) -> Resolved:
+        return replace(resolve(replace(plan, settings={})), recipe=Recipe())  # type: ignore[arg-type]
+
+    monkeypatch.setattr(trial, "resolve", made)
 
 
 def test_a_state_that_was_measured_is_not_measured_again(seen: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
