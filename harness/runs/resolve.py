@@ -17,6 +17,7 @@ from harness.editing.editor import Editor
 from harness.editing.registry import Recipe, compose
 from harness.errors import UsageError
 from harness.exam import tasks
+from harness.io import plain_text
 from harness.models.lm import LM, require_dtype, shipped
 from harness.runs.plan import Plan
 
@@ -97,6 +98,8 @@ def resolve(plan: Plan, *, lm: LM | None = None, editor: Editor | None = None) -
         DataError: a file or a row cannot be used.
     """
     require_dtype(plan.dtype)
+    if plan.text is not None:
+        plain_text.require(plan.text)
     about = patch_file.manifest(Path(plan.patch))["about"] if plan.patch else {}
     plan = _replayed(plan, about) if plan.patch else plan
     recipe = Recipe.of(editor) if editor else compose(plan.editor)

@@ -25,7 +25,7 @@ from harness.runs.resolve import resolve
 from harness.runs.runner import finished, run
 from harness.runs.several import run_each
 
-PLAN = Plan(editor="memit+rect", num_edits=5, tasks=("NLI",), text="unused")
+PLAN = Plan(editor="memit+rect", num_edits=5, tasks=("NLI",), text="mini")
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_what_a_plan_leaves_open_is_filled_in() -> None:
     assert found.plan == replace(PLAN, mode="batch")
     assert [cls.name for cls in found.recipe.parts] == ["memit", "rect"]
     assert list(found.edits) == tasks.read_edits("counterfact", "mini", count=5)
-    assert (found.rows, found.stops, found.text, found.about) == ((0, 1, 2, 3, 4), (0, 5), "unused", {})
+    assert (found.rows, found.stops, found.text, found.about) == ((0, 1, 2, 3, 4), (0, 5), "mini", {})
     assert resolve(found.plan).id == found.id  # a plan that is whole stands for itself
     every = resolve(replace(PLAN, num_edits=None))
     assert every.plan.num_edits == len(every.edits) == len(tasks.read_edits("counterfact", "mini"))
@@ -68,7 +68,7 @@ def test_text_that_lies_beside_the_rows_is_found(checkpoint: Callable[..., Path]
     plan = Plan("elsewhere/model", "ft", edits=str(rows), data_dir=str(tmp_path))
     assert resolve(plan).text == str(tmp_path / "text")
     assert resolve(replace(plan, model="mini")).text is None  # a shipped model brings its own
-    assert resolve(replace(plan, text="mine")).text == "mine"
+    assert resolve(replace(plan, text="wikitext")).text == "wikitext"
 
 
 @pytest.mark.parametrize(
@@ -86,6 +86,7 @@ def test_text_that_lies_beside_the_rows_is_found(checkpoint: Callable[..., Path]
         ({"editor": "rome", "mode": "batch"}, "rome edits one fact at a time"),
         ({"eval_at": "6"}, "--eval-at 6: there are only 5 edits"),
         ({"num_edits": 100_000}, "100000 were asked for"),
+        ({"text": "no.txt"}, "no.txt: no such text"),
         ({"dtype": "fp32"}, "dtype 'fp32' does not exist (did you mean float32"),
         ({"fitted": "no.safetensors"}, "memit learns nothing before its first edit"),
         ({"editor": "mend", "fitted": "no.safetensors"}, "no.safetensors: not a readable fitted editor"),
@@ -126,7 +127,7 @@ def small(checkpoint: Callable[..., Path], nudge: str, tmp_path: Path) -> Plan:
     """One edit by an editor that is quick."""
     rows = tmp_path / "my.jsonl"
     rows.write_text(ROW)
-    return Plan(str(checkpoint("gpt2")), nudge, {"scale": 3.0}, str(rows), mode="batch", text="unused")
+    return Plan(str(checkpoint("gpt2")), nudge, {"scale": 3.0}, str(rows), mode="batch", text="mini")
 
 
 @pytest.fixture
