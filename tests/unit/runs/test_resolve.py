@@ -193,7 +193,7 @@ def test_a_device_is_looked_for_before_the_model_is_loaded(small: Plan, tmp_path
 
 
 def test_a_model_and_an_editor_in_memory_are_run_as_they_are(small: Plan, nudge: str, tmp_path: Path) -> None:
-    lm = load(small.model, device="cpu")
+    lm = load(small.model, device="cpu", text="mini")
     made = compose(nudge).build(lm, {"scale": 3.0}, 0)
     named = run(resolve(small), RunOptions(tmp_path / "named", device="cpu", cache=False))
     given = resolve(replace(small, editor="nudge", settings=made.hyperparameters()), lm=lm, editor=made)
