@@ -18,7 +18,7 @@ def study(checkpoint: Callable[..., Path], nudge: str, own_rows: str, tmp_path: 
     path = tmp_path / "study.yaml"
     fields = {"model": str(checkpoint("gpt2")), "editor": nudge, "edits": own_rows, "mode": "sequential"}
     runs = [{"settings": [{"scale": 2.0}, {"scale": 4.0}], "seed": [0, 1]}]
-    path.write_text(yaml.safe_dump({**fields, "eval_at": "1,final", "text": "x", "runs": runs}))
+    path.write_text(yaml.safe_dump({**fields, "eval_at": "1,final", "runs": runs}))
     return path
 
 
