@@ -73,11 +73,25 @@ class Codebook(Part):
 
     @classmethod
     def empty(cls, key: int, width: int, eps: float, device: torch.device) -> Codebook:
-        """A codebook without edits, for queries of size ``key`` and values of size ``width``."""
+        """A codebook without edits, for queries of size ``key`` and values of size ``width``.
+
+        Args:
+            key: numbers of a query.
+            width: numbers of a value.
+            eps: the radius of a new key, ``eps_init``.
+            device: where its tensors are.
+        """
         return cls((), (), torch.empty(0, key, device=device), torch.empty(0, width, device=device), eps, ())
 
     def added(self, name: str, label: str, query: Tensor, value: Tensor) -> Codebook:
-        """The codebook with one more edit: its id, its target, ``query [k]`` and ``value [d]``."""
+        """The codebook with one more edit: its id, its target, ``query [k]`` and ``value [d]``.
+
+        Args:
+            name: the edit's id.
+            label: its target.
+            query: what entered the layer at the last token of its prompt, ``[k]``.
+            value: what shall leave it, ``[d]``.
+        """
         queries = torch.cat([self.queries, query[None].to(self.queries)])
         values = torch.cat([self.values, value[None].to(self.values)])
         labels = (*self.labels, label)
@@ -125,7 +139,13 @@ class Codebook(Part):
         return index.reshape(shape), (distance <= self.radii[index]).reshape(shape)
 
     def replaced(self, hidden: Tensor, entered: Tensor, table: Tensor) -> Tensor:
-        """The layer's output ``[batch, new, d]`` where it stays, the nearest key's row of ``table [keys, d]`` else."""
+        """The layer's output ``[batch, new, d]`` where it stays, the nearest key's row of ``table [keys, d]`` else.
+
+        Args:
+            hidden: the layer's output, ``[batch, new, d]``.
+            entered: what entered the layer, ``[batch, new, k]``.
+            table: a value for each key, ``[keys, d]``.
+        """
         index, inside = self.nearest(entered.detach())
         values = table[index].to(hidden.device, hidden.dtype)
         return torch.where(inside[..., None].to(hidden.device), values, hidden)

@@ -100,7 +100,13 @@ class Ike(Learned):
         return Patch(prompt=Demonstrations(facts, shown, self.room, lm))
 
     def demonstrations(self, new: Fact, corpus: Sequence[_Row], near: Sequence[float]) -> tuple[Demonstration, ...]:
-        """What is shown for a fact, the nearest last; ``near`` says how near each row of the corpus is."""
+        """What is shown for a fact, the nearest last; ``near`` says how near each row of the corpus is.
+
+        Args:
+            new: the fact.
+            corpus: the rows to choose from.
+            near: how near each row of the corpus is, one number a row.
+        """
         draw = random.Random(f"{self.seed} {new.sentence}")
         order = list(islice(cycle(_PATTERN), self.k))
         draw.shuffle(order)

@@ -101,7 +101,13 @@ def _entering(lm: LM, name: str, *, rows: Tensor, length: int) -> Iterator[None]
 
 
 def greedy(lm: LM, ids: Sequence[int], count: int) -> list[int]:
-    """The next tokens that the model finds most probable, as many as fit into its context."""
+    """The next tokens that the model finds most probable, as many as fit into its context.
+
+    Args:
+        lm: the model.
+        ids: the tokens so far.
+        count: how many are wanted at most.
+    """
     grown = list(ids)
     while len(grown) < min(len(ids) + count, lm.context):
         with torch.no_grad():

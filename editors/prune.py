@@ -59,6 +59,15 @@ def pruned(delta: Delta, *, bound: float, reduce: Reduction = "log", cap: bool =
     """A change with restrained singular values, and those before and after; itself where none exceeds the bound.
 
     Where one does, what lies beyond the numerical rank is cut off, as in the authors' code.
+
+    Args:
+        delta: the change, a matrix ``[out, in]``.
+        bound: the largest singular value of the unedited matrix.
+        reduce: how a value above the bound is restrained.
+        cap: whether no value may grow.
+
+    Returns:
+        The restrained change, and its singular values before and after, ``[r]``, descending.
     """
     left, values, right = delta.svd()
     if not bool((values > bound).any()):

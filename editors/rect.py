@@ -43,7 +43,13 @@ def keep_largest(change: Tensor, weight: Tensor, count: int) -> Tensor:
 
 
 def keep_random(change: Tensor, count: int, seed: int) -> Tensor:
-    """A change in which all but ``count`` entries, drawn uniformly, are zero (the paper's Random)."""
+    """A change in which all but ``count`` entries, drawn uniformly, are zero (the paper's Random).
+
+    Args:
+        change: ``[out, in]``.
+        count: how many entries stay.
+        seed: the seed of the draw.
+    """
     order = torch.randperm(change.numel(), generator=torch.Generator().manual_seed(seed))
     return _only(change, order[:count].to(change.device))
 

@@ -157,7 +157,16 @@ class Remedi(Learned):
         return [Patch(hooks={block: every.of([i])}) for i in range(len(edits))]
 
     def loss(self, lm: LM, lessons: Sequence[_Lesson], learned: Mapping[str, Tensor]) -> Tensor:
-        """What is minimised, of one batch; differentiable in ``learned``."""
+        """What is minimised, of one batch; differentiable in ``learned``.
+
+        Args:
+            lm: the model.
+            lessons: the batch.
+            learned: ``weight [d, d]`` and ``bias [d]`` of the editor, by name.
+
+        Returns:
+            The loss, a scalar.
+        """
         weights = (self.lam_m, self.lam_u, self.lam_kl, self.lam_norm, self.lam_ess)
         terms = _terms(self, lm, lessons, learned=learned)
         return torch.stack([w * term for w, term in zip(weights, terms, strict=True) if w]).sum()

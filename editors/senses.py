@@ -156,13 +156,27 @@ def divergence(edited: Tensor, unedited: Tensor, variant: Variant = "paper") -> 
     """The divergence summed over positions, of log-probabilities ``[positions, vocabulary]``.
 
     ``paper``: ``KL(p || p0)`` (equation 4). ``released``: ``KL(p0 || p)``.
+
+    Args:
+        edited: ``log p``.
+        unedited: ``log p0``.
+        variant: which of the two.
+
+    Returns:
+        A scalar, in nats.
     """
     first, second = (edited, unedited) if variant == "paper" else (unedited, edited)
     return (first.exp() * (first - second)).sum()
 
 
 def gradients(order: Sequence[int], size: int, variant: Variant = "paper") -> list[list[int]]:
-    """The examples whose gradient each update of an epoch takes; ``released``: the last one of each full group."""
+    """The examples whose gradient each update of an epoch takes; ``released``: the last one of each full group.
+
+    Args:
+        order: the examples in the order of the epoch.
+        size: examples of one update.
+        variant: ``paper``: all of a group; ``released``: see above.
+    """
     groups = [list(order[i : i + size]) for i in range(0, len(order), size)]
     return groups if variant == "paper" else [group[-1:] for group in groups if len(group) == size]
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import checked_shapes  # noqa: F401  (first: what has been imported already is not checked)
+
+# isort: split
 import ast
 import os
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import jaxtyping
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -287,6 +291,14 @@ def is_test() -> Callable[[str], bool]:
         return wanted.startswith("test_") and wanted in known[file]
 
     return there
+
+
+@pytest.fixture
+def unchecked_shapes() -> Iterator[None]:
+    """Shapes are not checked on calls: for a test of what the code itself says of a wrong one."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture

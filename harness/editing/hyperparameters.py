@@ -87,7 +87,17 @@ def _bare(option: object) -> object:
 
 
 def require_range(editor: str, key: str, value: object, wanted: object) -> None:
-    """Refuse numbers outside the ranges in a field's type, also inside a tuple."""
+    """Refuse numbers outside the ranges in a field's type, also inside a tuple.
+
+    Args:
+        editor: the editor's name, for the error.
+        key: the field's name, for the error.
+        value: what it is set to.
+        wanted: the field's type.
+
+    Raises:
+        UsageError: a number is outside its range.
+    """
     for option in _options(wanted):
         if isinstance(value, tuple) and typing.get_origin(option) is tuple:
             for item in value:
@@ -98,7 +108,16 @@ def require_range(editor: str, key: str, value: object, wanted: object) -> None:
 
 
 def require_some(editor: str, key: str, value: object) -> None:
-    """Refuse what no default of a field can mean: a number without end, a list of nothing."""
+    """Refuse what no default of a field can mean: a number without end, a list of nothing.
+
+    Args:
+        editor: the editor's name, for the error.
+        key: the field's name, for the error.
+        value: what it is set to.
+
+    Raises:
+        UsageError: it is not finite, or an empty list.
+    """
     if isinstance(value, float) and not math.isfinite(value):
         raise UsageError(f"{editor}: '{key}' is {value!r}, expected a finite number")
     if value == ():
@@ -106,7 +125,17 @@ def require_some(editor: str, key: str, value: object) -> None:
 
 
 def cast(editor: str, key: str, value: object, wanted: object) -> object:
-    """The value as the field's type; a list becomes a tuple, an int a float, a lone value a tuple of one."""
+    """The value as the field's type; a list becomes a tuple, an int a float, a lone value a tuple of one.
+
+    Args:
+        editor: the editor's name, for the error.
+        key: the field's name, for the error.
+        value: what the user gave.
+        wanted: the field's type.
+
+    Raises:
+        UsageError: the value cannot be of that type.
+    """
     for option in map(_bare, _options(wanted)):
         if option is type(None) and value is None:
             return None

@@ -94,6 +94,11 @@ def save(editor: Learned, lm: LM, path: Path, trained: Mapping[str, Any]) -> Non
 def load(editor: Learned, lm: LM, path: Path) -> Learned:
     """The editor with what a file says it has learned.
 
+    Args:
+        editor: the editor, not fitted.
+        lm: the model that it was fitted to.
+        path: the file.
+
     Raises:
         DataError: the file is damaged, or of another editor, setting or model.
     """

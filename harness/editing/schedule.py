@@ -96,6 +96,11 @@ def default_mode(editor: type[Editor]) -> str:
 def operations(count: int, mode: str, batch_size: int | None) -> list[range]:
     """The positions of the edits of each operation.
 
+    Args:
+        count: how many edits there are.
+        mode: ``isolated``, ``batch`` or ``sequential``.
+        batch_size: edits of one operation in sequential mode; None for one.
+
     Raises:
         UsageError: the mode does not exist, or the batch size is not positive.
     """
@@ -237,6 +242,12 @@ def _one_after_another(
 def check(editor: Editor, lm: LM, edits: Sequence[Edit], mode: str) -> None:
     """See that an editor can make these edits in this mode.
 
+    Args:
+        editor: the editor.
+        lm: the model.
+        edits: what it is to make.
+        mode: ``isolated``, ``batch`` or ``sequential``.
+
     Raises:
         ModelError: the editor is made for another family of models.
         UsageError: it cannot; says why and what to do.
@@ -252,6 +263,11 @@ def check(editor: Editor, lm: LM, edits: Sequence[Edit], mode: str) -> None:
 
 def require_able(editor: Editor, edits: Sequence[Edit], mode: str) -> None:
     """See that an editor can make these edits in this mode, on whatever model.
+
+    Args:
+        editor: the editor.
+        edits: what it is to make.
+        mode: ``isolated``, ``batch`` or ``sequential``.
 
     Raises:
         UsageError: it cannot; says why and what to do.

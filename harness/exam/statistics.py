@@ -23,6 +23,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float64, Int
 from numpy.typing import NDArray
 from scipy import special
 
@@ -120,7 +121,7 @@ def significant(p: float | None, low: float | None, high: float | None) -> bool:
     return p < ALPHA and not low <= 0 <= high
 
 
-def aggregate(items: Iterable[float | Sequence[object]]) -> float:
+def aggregate(items: Iterable[float | Sequence[object] | None]) -> float:
     """The value of a metric, from numbers or :class:`Ratio` (or lists of their fields); NaN when nothing counts.
 
     This is what a task file names as its ``aggregation``.
@@ -161,7 +162,7 @@ def estimate(values: Values, seed: int, resamples: int = RESAMPLES) -> Estimate:
     kept, dropped = _finite(values)
     units = _Units.of([kept])
     value = _optional(units.values()[0])
-    n, clusters = sum(r.den > 0 for r in kept.values()), units.clusters
+    n, clusters = int(sum(r.den > 0 for r in kept.values())), units.clusters
     if value is None:
         return Estimate(None, 0, reason=_empty(values, kept))
     interval, why = _interval(units, seed, resamples)
@@ -192,7 +193,7 @@ def harmonic(components: Sequence[Values], seed: int, resamples: int = RESAMPLES
     if value is None:
         return Estimate(None, 0, reason="a component has no value")
     clusters = units.clusters
-    draws = _harmonic_mean(units.draw(seed, resamples))
+    draws = _harmonic_mean(units.resample(seed, resamples))
     if _constant(draws):
         interval, why = _constant_interval(units, value)
     else:
@@ -208,7 +209,7 @@ def harmonic_difference(
     units, k = _Units.of(pairs), len(base)
 
     def statistic(values: Array) -> Array:
-        return _harmonic_mean(values[..., k:]) - _harmonic_mean(values[..., :k])
+        return np.asarray(_harmonic_mean(values[..., k:]) - _harmonic_mean(values[..., :k]))
 
     return _noted(_bootstrap_difference(units, statistic, seed=seed, resamples=resamples), note)
 
@@ -249,10 +250,10 @@ class _Units:
     ``group``: ``[units]``, units are drawn within a group (a stratum, where no unit lies in two).
     """
 
-    num: Array
-    den: Array
-    component: NDArray[np.intp]
-    group: NDArray[np.intp]
+    num: Float64[Array, "units columns"]
+    den: Float64[Array, "units columns"]
+    component: Int[NDArray[np.intp], "columns"]
+    group: Int[NDArray[np.intp], "units"]
     components: int
     clustered: bool
 
@@ -296,11 +297,11 @@ class _Units:
         """Units less groups: the degrees of freedom of the interval."""
         return self.count - len(np.unique(self.group))
 
-    def values(self) -> Array:
+    def values(self) -> Float64[Array, "components"]:
         """The value of every component, ``[components]``; not a number where nothing counts."""
         return self._values(self.num.sum(axis=0), self.den.sum(axis=0))
 
-    def draw(self, seed: int, resamples: int) -> Array:
+    def resample(self, seed: int, resamples: int) -> Float64[Array, "{resamples} components"]:
         """The values of every component in every resample, ``[resamples, components]``.
 
         Equal units are drawn together (with their multiplicity), so that 0/1 outcomes cost next to nothing.
@@ -312,7 +313,9 @@ class _Units:
             sums[start : start + len(weights)] += weights @ found[place][0]
         return self._values(*np.hsplit(sums, 2))
 
-    def _values(self, num: Array, den: Array) -> Array:
+    def _values(
+        self, num: Float64[Array, "*resamples columns"], den: Float64[Array, "*resamples columns"]
+    ) -> Float64[Array, "*resamples components"]:
         """``num``, ``den`` of shape ``[..., columns]`` to ``[..., components]``: the mean over a component's strata."""
         ratio = np.divide(num, den, out=np.full_like(num, np.nan), where=den > 0)
         out = np.full((*num.shape[:-1], self.components), np.nan)
@@ -323,7 +326,7 @@ class _Units:
         return out
 
 
-def _groups(units: int, membership: Iterable[tuple[int, str | None]]) -> NDArray[np.intp]:
+def _groups(units: int, membership: Iterable[tuple[int, str | None]]) -> Int[NDArray[np.intp], "units"]:
     """The stratum of every unit, ``[units]``; one group for all of them where a unit lies in several strata."""
     strata: dict[int, str | None] = {}
     for unit, stratum in membership:
@@ -372,19 +375,19 @@ def _interval(units: _Units, seed: int, resamples: int) -> tuple[_Interval, str 
     """The interval of a single metric, or the reason why there is none."""
     if units.num.shape[1] == 1 and _is_binary(units.num, units.den):
         return wilson(float(units.num.sum()), units.count), None
-    draws = units.draw(seed, resamples)[:, 0]
+    draws = units.resample(seed, resamples)[:, 0]
     if _constant(draws):
         return _constant_interval(units, float(units.values()[0]))
     return _percentiles(draws, units.freedom), None
 
 
-def _is_binary(num: Array, den: Array) -> bool:
+def _is_binary(num: Float64[Array, "units columns"], den: Float64[Array, "units columns"]) -> bool:
     """Whether every unit that counts is a single 0 or 1."""
     counts = den > 0
     return bool(np.isin(num[counts], (0.0, 1.0)).all() and (den[counts] == 1).all() and (num[~counts] == 0).all())
 
 
-def _constant(draws: Array) -> bool:
+def _constant(draws: Float64[Array, "resamples"]) -> bool:
     """Whether resampling moves the value by no more than rounding does."""
     finite = draws[np.isfinite(draws)]
     return finite.size == 0 or float(np.ptp(finite)) <= 1e-12 * max(1.0, float(np.abs(finite).max()))
@@ -400,7 +403,7 @@ def _constant_interval(units: _Units, value: float) -> tuple[_Interval, str | No
     return (None, None), f"no interval: all {units.count} {what} have the same value"
 
 
-def _percentiles(draws: Array, freedom: int) -> tuple[float, float]:
+def _percentiles(draws: Float64[Array, "resamples"], freedom: int) -> tuple[float, float]:
     """The percentile interval of a bootstrap, expanded so that few units keep their coverage (Hesterberg 2015)."""
     tail = _expanded_tail(freedom)
     low, high = np.nanquantile(draws, [tail, 1 - tail])
@@ -431,9 +434,9 @@ def _paired(base: Sequence[Values], edited: Sequence[Values]) -> tuple[list[dict
     return before + after, f"{lost} of {total} documents have no value on both sides" if lost else None
 
 
-def _minus(values: Array) -> Array:
-    out: Array = values[..., 1] - values[..., 0]
-    return out
+def _minus(values: Float64[Array, "*resamples 2"]) -> Float64[Array, "*resamples"]:
+    # Of one pair of values numpy gives a number, not an array.
+    return np.asarray(values[..., 1] - values[..., 0])
 
 
 def _binary_difference(units: _Units) -> Difference | None:
@@ -483,7 +486,7 @@ def _bootstrap_difference(
     value = _optional(statistic(units.values()))
     if value is None:
         return Difference(None, 0, reason="no document has a value on both sides")
-    draws = statistic(units.draw(seed, resamples))
+    draws = statistic(units.resample(seed, resamples))
     if _constant(draws):
         return _constant_difference(units, value)
     low, high = _percentiles(draws, units.freedom)
@@ -501,7 +504,7 @@ def _constant_difference(units: _Units, value: float) -> Difference:
     return Difference(value, units.count, reason=f"no interval: all {units.count} {what} change by the same amount")
 
 
-def _bootstrap_p(draws: Array, freedom: int) -> float:
+def _bootstrap_p(draws: Float64[Array, "resamples"], freedom: int) -> float:
     """Two-sided: 1 less the confidence at which the expanded percentile interval just reaches zero.
 
     Where no resample reaches zero the tail is that of the normal distribution of the resamples: counting alone could
@@ -518,7 +521,7 @@ def _bootstrap_p(draws: Array, freedom: int) -> float:
     return min(1.0, 2 * float(special.stdtr(freedom, t)))
 
 
-def _harmonic_mean(values: Array) -> Array:
+def _harmonic_mean(values: Float64[Array, "*resamples components"]) -> Float64[Array, "*resamples"]:
     """Over the last axis; zero where a value is not positive, not a number where one is missing."""
     with np.errstate(divide="ignore"):
         inverse = 1.0 / np.where(values > 0, values, 0.0)

@@ -60,6 +60,11 @@ def write(path: Path, kind: str, version: int, manifest: Mapping[str, Any], tens
 def manifest(path: Path, kind: str, version: int) -> dict[str, Any]:
     """What a file says of itself.
 
+    Args:
+        path: the file.
+        kind: what it must hold.
+        version: the newest format that is understood.
+
     Raises:
         DataError: it is missing, damaged, of another kind, or of a newer format.
     """
@@ -83,6 +88,11 @@ def manifest(path: Path, kind: str, version: int) -> dict[str, Any]:
 
 def read(path: Path, kind: str, version: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The manifest and the tensors of a file.
+
+    Args:
+        path: the file.
+        kind: what it must hold.
+        version: the newest format that is understood.
 
     Raises:
         DataError: as :func:`manifest`, or the tensors are not what was written.

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from harness.errors import UsageError
@@ -59,7 +60,7 @@ def _sample(lm: LM, rows: Sequence[Sequence[int]], *, length: int, generator: to
     return [_clean(text) for text in lm.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
 
-def _draw(logits: Tensor, generator: torch.Generator) -> Tensor:
+def _draw(logits: Float[Tensor, "rows vocabulary"], generator: torch.Generator) -> Int[Tensor, "rows 1"]:
     # On the CPU, so that one seed gives one text on every device.
     values, tokens = logits.float().cpu().topk(min(_TOP, logits.shape[-1]))
     return tokens.gather(1, torch.multinomial(values.softmax(-1), 1, generator=generator))
@@ -72,7 +73,7 @@ def _clean(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKD", text).split())
 
 
-def template_weights(templates: Sequence[str], kind: TemplateKind) -> Tensor:
+def template_weights(templates: Sequence[str], kind: TemplateKind) -> Float64[Tensor, "templates"]:
     """How much each template counts in the mean key, ``[templates]``, float64, of sum 1.
 
     ``rome``: all the same. ``memit``: the bare prompt counts one half, the others share the other half (the mean of

@@ -20,7 +20,6 @@ from torch.func import functional_call
 from harness.editing.directions import Normalisation, floor, losses, nll
 from harness.editing.edit import Edit
 from harness.errors import DataError, ModelError, NumericalError
-from harness.methods.kl_regulariser import KLRegulariser
 from harness.models.activations import at_least_float32
 from harness.models.arch import is_matrix
 from harness.models.lm import LM
@@ -31,6 +30,7 @@ __all__ = [
     "Accumulation",
     "DescentSettings",
     "Loss",
+    "LossTerm",
     "TokenisedEdit",
     "Trained",
     "capture_gradients",
@@ -52,6 +52,9 @@ token."""
 
 Accumulation = Literal["fixed", "faithful"]
 """How the gradients of several batches become one step."""
+
+LossTerm = Callable[[LM, Mapping[str, Tensor]], Tensor]
+"""What is added to the loss of a batch, of the model with some parameters in place of its own; a scalar."""
 
 
 @dataclass(frozen=True)
@@ -220,9 +223,20 @@ def descend(
     parameters: Sequence[str],
     *,
     settings: DescentSettings,
-    prior: KLRegulariser | None = None,
+    prior: LossTerm | None = None,
 ) -> Trained:
-    """Train copies of some parameters until the model says the targets: the last of :func:`passes`, all losses."""
+    """Train copies of some parameters until the model says the targets: the last of :func:`passes`, all losses.
+
+    Args:
+        lm: the model, unchanged when this returns.
+        edits: what it shall say; edits need no subject.
+        parameters: the names of the parameters.
+        settings: how.
+        prior: a term that is added to the loss of each batch; None for none.
+
+    Raises:
+        DataError, ModelError, NumericalError: as :func:`passes`.
+    """
     record: list[float] = []
     for trained in passes(lm, edits, parameters, settings=settings, prior=prior):
         last = trained
@@ -236,7 +250,7 @@ def passes(
     parameters: Sequence[str],
     *,
     settings: DescentSettings,
-    prior: KLRegulariser | None = None,
+    prior: LossTerm | None = None,
 ) -> Iterator[Trained]:
     """Train copies of some parameters, and give what they have become after each pass over the edits.
 
@@ -295,7 +309,7 @@ class _Training:
     free: Mapping[str, Tensor]
     adam: torch.optim.Optimizer
     settings: DescentSettings
-    prior: KLRegulariser | None
+    prior: LossTerm | None
 
     def run(self, number: int, examples: Sequence[TokenisedEdit]) -> list[tuple[float, int]]:
         """One pass; of each batch its loss before the update, and its size."""
@@ -340,7 +354,16 @@ class _Training:
 
 
 def cosine_rate(lr: float, epoch: int, epochs: int) -> float:
-    """The learning rate of an epoch, counted from 0: a cosine that would be zero after the last."""
+    """The learning rate of an epoch, counted from 0: a cosine that would be zero after the last.
+
+    Args:
+        lr: the rate of the first epoch.
+        epoch: the epoch, from 0.
+        epochs: how many there are.
+
+    Returns:
+        ``lr (1 + cos(pi epoch / epochs)) / 2``.
+    """
     return lr * (1 + math.cos(math.pi * epoch / epochs)) / 2
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from harness.editing.edit import Edit
@@ -26,6 +27,7 @@ from harness.patches.patch import Patch, patched, patched_rows
 
 __all__ = [
     "FactToken",
+    "Solver",
     "Unedited",
     "find_fact_token",
     "layer_at_depth",
@@ -46,6 +48,10 @@ FactToken = Literal[
 As ROME's code reads them: ``subject_first_released`` is the token after those of the text in front of the subject and
 its space (a token of the space alone, where the tokenizer has one), ``last_released`` the last column of padded rows.
 """
+
+
+Solver = Callable[[int, Float[Tensor, "n f"], Float[Tensor, "n d"]], tuple[Float[Tensor, "d r"], Float[Tensor, "r f"]]]
+"""``(layer, K [n, f], R [n, d]) -> left [d, r], right [r, f]``: the change of one layer."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +102,14 @@ def take_unedited(
 
 
 def template_notes(lm: LM, kind: TemplateKind, *, seed: int, given: tuple[str, ...] | None) -> dict[str, object]:
-    """The context templates of an editor on the unedited model, as a record keeps them."""
+    """The context templates of an editor on the unedited model, as a record keeps them.
+
+    Args:
+        lm: the unedited model.
+        kind: whose templates.
+        seed: the seed of the templates.
+        given: templates to use instead of sampled ones.
+    """
     return {"contexts": list(given or context_templates.sample_templates(lm, kind, seed))}
 
 
@@ -188,7 +201,7 @@ def read_keys(
     fact_token: FactToken,
     kind: TemplateKind = "rome",
     outputs: bool = False,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Float[Tensor, "edits f"], Float[Tensor, "edits d"]]:
     """Keys and values of some edits, averaged over context templates.
 
     Args:
@@ -211,14 +224,21 @@ def read_keys(
     return _mean_over_templates(seen.inputs[down], share), _mean_over_templates(values, share)
 
 
-def _mean_over_templates(rows: Tensor, share: Tensor) -> Tensor:
+def _mean_over_templates(
+    rows: Float[Tensor, "edits_templates dim"], share: Float[Tensor, "templates"]
+) -> Float[Tensor, "edits dim"]:
     """Weighted means of successive groups of rows: ``[edits * templates, dim]`` to ``[edits, dim]``."""
     grouped = rows.reshape(len(rows) // len(share), len(share), rows.shape[1])
     return torch.einsum("etd,t->ed", grouped, share.to(rows))
 
 
 def rank_one_changes(
-    u: Tensor, *, key: Tensor, output: Tensor, value: Tensor, names: Sequence[str] = ("the edit",)
+    u: Float[Tensor, "edits f"],
+    *,
+    key: Float[Tensor, "edits f"],
+    output: Float[Tensor, "edits d"],
+    value: Float[Tensor, "edits d"],
+    names: Sequence[str] = ("the edit",),
 ) -> list[LowRank]:
     """The rank-one changes that map keys to values: ``right = u^T``, ``left = (v* - y) / (k . u)`` (ROME, equation 2).
 
@@ -246,11 +266,11 @@ def spread_residuals(
     lm: LM,
     groups: Sequence[Sequence[Edit]],
     *,
-    targets: Tensor,
+    targets: Float[Tensor, "edits d"],
     layers: Sequence[int],
     templates: Sequence[str],
     fact_token: FactToken,
-    solve: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]],
+    solve: Solver,
     site: Literal["block", "mlp"] = "block",
     divisor: Callable[[int], float] = float,
 ) -> list[Patch]:
@@ -304,7 +324,7 @@ def _keys_and_hidden_states(
     place: str,
     templates: Sequence[str],
     fact_token: FactToken,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Float[Tensor, "edits f"], Float[Tensor, "edits d"]]:
     """Keys at one layer and what leaves a module, each edit on the model that carries its own patch."""
     rows = [row for edit in edits for row in prompt_rows(lm, edit, templates, fact_token=fact_token)]
     bare = [row for edit in edits for row in prompt_rows(lm, edit, templates[:1], fact_token=fact_token)]

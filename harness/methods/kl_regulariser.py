@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.func import functional_call
 
@@ -26,7 +27,9 @@ _TEXTS = 3000
 """How many texts are drawn from, as published."""
 
 
-def summed_kl(before: Tensor, after: Tensor) -> Tensor:
+def summed_kl(
+    before: Float[Tensor, "positions vocabulary"], after: Float[Tensor, "positions vocabulary"]
+) -> Float[Tensor, ""]:
     """``sum over positions of KL(before || after)``, in nats, from logits ``[positions, vocabulary]``."""
     p, q = before.log_softmax(-1), after.log_softmax(-1)
     return (p.exp() * (p - q)).sum()

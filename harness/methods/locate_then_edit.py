@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from harness.editing.directions import DIRECTIONS
@@ -24,6 +25,7 @@ from harness.errors import ModelError, NumericalError, UsageError
 from harness.methods.context_templates import TemplateKind
 from harness.methods.keys import (
     FactToken,
+    Solver,
     Unedited,
     layer_at_depth,
     require_layers,
@@ -52,9 +54,6 @@ __all__ = [
     "with_hyperparameters",
     "woodbury",
 ]
-
-Solver = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""``(layer, K [n, f], R [n, d]) -> left [d, r], right [r, f]``: the change of one layer."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +124,11 @@ class LocateThenEdit(Editor):
     def prior(self, lm: LM, memory: object, layers: Sequence[int]) -> Unedited:
         """Templates, and the second moments of some layers, of the unedited model.
 
+        Args:
+            lm: the model; unedited if ``memory`` is None.
+            memory: what an earlier edit left, or None.
+            layers: where second moments are needed.
+
         Raises:
             ModelError: a weight that would be written is quantised.
         """
@@ -161,7 +165,7 @@ class SpreadMemory(Unedited):
         sums: layer -> ``sum k k^T`` over the keys of earlier edits, ``[f, f]``, float64.
     """
 
-    sums: Mapping[int, Tensor] = field(default_factory=dict)
+    sums: Mapping[int, Float64[Tensor, "_ _"]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -301,9 +305,9 @@ def require_additive(lm: LM, layers: Sequence[int], asker: str) -> None:
 class _Added:
     """A hook (:data:`harness.patches.patch.Hook`) that adds ``[rows, columns, d]``."""
 
-    vector: Tensor
+    vector: Float[Tensor, "rows columns d"]
 
-    def __call__(self, hidden: Tensor, step: Step) -> Tensor:
+    def __call__(self, hidden: Float[Tensor, "rows columns d"], step: Step) -> Float[Tensor, "rows columns d"]:
         return hidden + self.vector.to(hidden)
 
 
@@ -337,8 +341,8 @@ def with_hyperparameters(editor: Editor, asker: str, **settings: Any) -> Editor:
 
 
 def inverse_of_preserved(
-    moment: Moment, *, lam: float, norm_control: float = 0.0, earlier: Tensor | None = None
-) -> Callable[[Tensor], Tensor]:
+    moment: Moment, *, lam: float, norm_control: float = 0.0, earlier: Float64[Tensor, "f f"] | None = None
+) -> Callable[[Float[Tensor, "f n"]], Float64[Tensor, "f n"]]:
     """``right [f, n] -> G^-1 right`` with ``G = lam C + norm_control I + M``, in float64, factored once.
 
     Args:
@@ -367,7 +371,11 @@ def inverse_of_preserved(
 
 
 def ridge_solver(
-    prior: SpreadMemory, *, lam: float, norm_control: float = 0.0, sums: Mapping[int, Tensor] | None = None
+    prior: SpreadMemory,
+    *,
+    lam: float,
+    norm_control: float = 0.0,
+    sums: Mapping[int, Float64[Tensor, "_ _"]] | None = None,
 ) -> Solver:
     """``dW = R K^T G^-1`` with ``G = lam C + norm_control I + M + K K^T`` (MEMIT, equation 14), one factor a layer.
 
@@ -391,7 +399,7 @@ def ridge_solver(
     return solve
 
 
-def woodbury(whitened: Tensor, key: Tensor) -> Tensor:
+def woodbury(whitened: Float64[Tensor, "f n"], key: Float64[Tensor, "f n"]) -> Float64[Tensor, "f n"]:
     """``(G + K K^T)^-1 K``, ``[f, n]``, from ``X = G^-1 K``: ``X (I + K^T X)^-1``.
 
     Args:
@@ -405,7 +413,7 @@ def woodbury(whitened: Tensor, key: Tensor) -> Tensor:
     return found.T
 
 
-def ridge_adjoint(moment: Moment, keys: Tensor, lam: float) -> Tensor:
+def ridge_adjoint(moment: Moment, keys: Float[Tensor, "n f"], lam: float) -> Float64[Tensor, "f n"]:
     """``(lam C + K K^T)^-1 K`` in float64, ``[f, n]``, from one factor of ``C`` for all batches (Woodbury).
 
     Args:
@@ -417,7 +425,7 @@ def ridge_adjoint(moment: Moment, keys: Tensor, lam: float) -> Tensor:
     return woodbury(inverse_of_preserved(moment, lam=lam)(key), key)
 
 
-def sum_key_products(keys: Tensor, earlier: Tensor | None) -> Tensor:
+def sum_key_products(keys: Float[Tensor, "n f"], earlier: Float64[Tensor, "f f"] | None) -> Float64[Tensor, "f f"]:
     """``K K^T`` in float64, ``[f, f]``, and that of earlier edits.
 
     Args:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from jaxtyping import Float
 from torch import Tensor
 
 from harness.editing.edit import Edit
@@ -26,7 +27,7 @@ from harness.patches.patch import Patch, patched
 __all__ = ["RankOne", "update_direction"]
 
 
-def update_direction(keys: Tensor, moment: Moment | None) -> Tensor:
+def update_direction(keys: Float[Tensor, "edits f"], moment: Moment | None) -> Float[Tensor, "edits f"]:
     """``u = C^-1 k / ||C^-1 k||``, or ``k / ||k||`` where no moment is given.
 
     Args:
@@ -100,11 +101,24 @@ class RankOne(LocateThenEdit):
 
     @abstractmethod
     def changes(self, lm: LM, edits: Sequence[Edit], layer: int, prior: Unedited) -> list[LowRank]:
-        """The change of one layer for each of some independent edits."""
+        """The change of one layer for each of some independent edits.
+
+        Args:
+            lm: the model.
+            edits: independent edits.
+            layer: the layer that is written.
+            prior: templates and second moments of the unedited model.
+
+        Returns:
+            One change of rank one for each edit, ``left [d, 1]`` and ``right [1, f]``.
+
+        Raises:
+            NumericalError: the moment has no inverse, a loss is not finite, or ``k . u`` is zero.
+        """
 
     def seen(
         self, lm: LM, edits: Sequence[Edit], *, layer: int, templates: Sequence[str], values: Values
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Float[Tensor, "edits f"], Float[Tensor, "edits d"]]:
         """Keys ``[edits, f]`` and outputs ``[edits, d]`` of the bare prompt, or their means over all context templates.
 
         Args:

@@ -119,7 +119,13 @@ class Index:
 
 
 def fits_context(lm: LM, text: str, room: int) -> bool:
-    """Whether a model can read a text and write ``room`` tokens."""
+    """Whether a model can read a text and write ``room`` tokens.
+
+    Args:
+        lm: the model.
+        text: the text.
+        room: tokens that are to stay free behind it.
+    """
     return len(lm.encode(text)) + room <= lm.context
 
 

@@ -20,6 +20,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
+from jaxtyping import Float, Float64
 from rich.progress import Progress
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -63,13 +64,13 @@ class Moment:
         name: what an error calls it.
     """
 
-    matrix: Tensor
+    matrix: Float[Tensor, "f f"]
     count: int
     key: str = ""
     name: str = "a layer"
 
     @cached_property
-    def factor(self) -> Tensor:
+    def factor(self) -> Float64[Tensor, "f f"]:
         """The lower Cholesky factor of ``C`` in float64, ``[f, f]``; computed once.
 
         Raises:
@@ -88,13 +89,13 @@ class Moment:
         return lower
 
     @cached_property
-    def spectrum(self) -> tuple[Tensor, Tensor]:
+    def spectrum(self) -> tuple[Float64[Tensor, "f"], Float64[Tensor, "f f"]]:
         """The eigenvalues of ``C``, ascending, ``[f]``, and its eigenvectors ``[f, f]``, in float64; computed once."""
         require_finite_moment(self, self.name)
         values, vectors = torch.linalg.eigh(double(self.matrix))
         return values, vectors
 
-    def solve(self, right: Tensor) -> Tensor:
+    def solve(self, right: Float[Tensor, "f n"]) -> Float64[Tensor, "f n"]:
         """``C^-1 right`` in float64, ``[f, n]``."""
         return torch.cholesky_solve(double(right).to(self.factor.device), self.factor)
 
@@ -214,7 +215,7 @@ def accumulate_moments(
     return {layer: Moment(_mirrored(total) / count, count, name=f"layer {layer}") for layer, total in sums.items()}
 
 
-def _add_upper(total: Tensor, keys: Tensor) -> None:
+def _add_upper(total: Float64[Tensor, "f f"], keys: Float[Tensor, "n f"]) -> None:
     """Add the stripes of ``K K^T`` from the top to the diagonal, nearly half of the products, to their sum.
 
     Products of one batch are in working precision, their sum in float64: errors do not grow with the text.
@@ -228,7 +229,7 @@ def _add_upper(total: Tensor, keys: Tensor) -> None:
         total[: begin + _STRIPE, begin : begin + _STRIPE] += double(keys[:, : begin + _STRIPE].T @ stripe)
 
 
-def _mirrored(total: Tensor) -> Tensor:
+def _mirrored(total: Float64[Tensor, "f f"]) -> Float64[Tensor, "f f"]:
     """The symmetric matrix ``[f, f]`` of which the stripes from the top to the diagonal are given; they are kept."""
     for begin in range(_STRIPE, len(total), _STRIPE):
         total[begin : begin + _STRIPE, :begin] = total[:begin, begin : begin + _STRIPE].T

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from harness.editing.directions import floor, losses
@@ -47,16 +48,16 @@ class Values:
         outputs: ``[edits, 2, d]``, what it gives there; empty if not wanted.
     """
 
-    start: Tensor
-    delta: Tensor
-    losses: tuple[Tensor, ...]
-    written: Tensor
+    start: Float[Tensor, "edits d"]
+    delta: Float[Tensor, "edits d"]
+    losses: tuple[Float[Tensor, "_ 4"], ...]
+    written: Float[Tensor, "edits d"]
     anchor: float | None = None
-    keys: Tensor = field(default_factory=lambda: torch.empty(0))
-    outputs: Tensor = field(default_factory=lambda: torch.empty(0))
+    keys: Float[Tensor, "edits 2 f"] | Float[Tensor, "0"] = field(default_factory=lambda: torch.empty(0))
+    outputs: Float[Tensor, "edits 2 d"] | Float[Tensor, "0"] = field(default_factory=lambda: torch.empty(0))
 
     @property
-    def value(self) -> Tensor:
+    def value(self) -> Float[Tensor, "edits d"]:
         """The wanted hidden state ``[edits, d]``: ``h0 + delta``, with an anchor ``h0 - v0 + a v* / ||v*||``."""
         if self.anchor is None:
             return self.start + self.delta
@@ -113,7 +114,9 @@ def optimise(
     return Values(start, delta, tuple(part[2] for part in ordered), written, _anchor(objective, written), *seen)
 
 
-def _written(lm: LM, prepared: Sequence[PreparedEdit], *, start: Tensor, objective: Objective) -> Tensor:
+def _written(
+    lm: LM, prepared: Sequence[PreparedEdit], *, start: Float[Tensor, "edits d"], objective: Objective
+) -> Float[Tensor, "edits d"]:
     """What the edited layer's feed-forward module writes at the changed token of the bare prompts, ``[edits, d]``."""
     if objective.seam != "block":
         return start
@@ -121,7 +124,7 @@ def _written(lm: LM, prepared: Sequence[PreparedEdit], *, start: Tensor, objecti
     return read_activations(lm, [one.rows[0] for one in prepared], outputs=[name]).outputs[name].to(start)
 
 
-def _anchor(objective: Objective, written: Tensor) -> float | None:
+def _anchor(objective: Objective, written: Float[Tensor, "edits d"]) -> float | None:
     if objective.anchor == "none":
         return None
     if objective.anchor == "start":
@@ -156,7 +159,13 @@ def _budget(lm: LM) -> int:
 
 def _descend(
     lm: LM, prepared: Sequence[PreparedEdit], *, objective: Objective, runner: type[Forward]
-) -> tuple[Tensor, Tensor, list[Tensor], Tensor, Tensor]:
+) -> tuple[
+    Float[Tensor, "edits parts_d"],
+    Float[Tensor, "edits parts_d"],
+    list[Float[Tensor, "_ 4"]],
+    Float[Tensor, "edits 2 f"],
+    Float[Tensor, "edits 2 d"],
+]:
     """Adam on one row for each edit; an edit that has stopped keeps its row.
 
     Returns:
@@ -196,7 +205,7 @@ def _descend(
     return start, delta.detach(), [torch.stack(rows) for rows in losses], *seen
 
 
-def _norms(vectors: Tensor, width: int) -> Tensor:
+def _norms(vectors: Float[Tensor, "n parts_width"], width: int) -> Float[Tensor, "n parts 1"]:
     """The norms of the parts of some vectors, ``[n, parts * width] -> [n, parts, 1]``."""
     norms: Tensor = vectors.view(len(vectors), -1, width).norm(dim=2, keepdim=True)
     return norms
@@ -234,7 +243,12 @@ class _ActiveEdits:
         self.start = self.runner.start()
         self.unlike = torch.tensor([float(d != "likelihood") for d in self.directions], device=lm.device)
 
-    def losses(self, delta: Tensor, start: Tensor, reference: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def losses(
+        self,
+        delta: Float[Tensor, "edits parts_d"],
+        start: Float[Tensor, "edits parts_d"],
+        reference: Float[Tensor, "edits vocabulary"] | None,
+    ) -> tuple[Float[Tensor, "members 4"], Bool[Tensor, "members"], Float[Tensor, "edits vocabulary"]]:
         """One evaluation.
 
         Returns:
@@ -260,7 +274,9 @@ class _ActiveEdits:
         decay = ratio.sum((1, 2))
         return torch.stack([wanted + kl + decay, wanted, kl, decay], 1), wrong == 0, reference
 
-    def note(self, terms: Tensor, active: Tensor, losses: list[list[Tensor]]) -> None:
+    def note(
+        self, terms: Float[Tensor, "members 4"], active: Bool[Tensor, "edits"], losses: list[list[Tensor]]
+    ) -> None:
         """Keep the losses of the edits that have not stopped.
 
         Args:

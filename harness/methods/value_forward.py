@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from harness.methods.value_rows import Objective, PreparedEdit, positions, prefixes
@@ -44,9 +45,9 @@ class Forward:
         output: what it gives there, ``[rows, d]``, at least float32.
     """
 
-    seam: Sequence[Tensor]
-    key: Tensor
-    output: Tensor
+    seam: Sequence[Float[Tensor, "rows columns d"]]
+    key: Float[Tensor, "rows f"]
+    output: Float[Tensor, "rows d"]
 
     def __init__(
         self, lm: LM, prepared: Sequence[PreparedEdit], objective: Objective, *, front: PrefixCache | None = None
@@ -75,30 +76,34 @@ class Forward:
         self.key, self.output = (hidden_at(kept[self.down], self.places.at) for kept in (seen.inputs, seen.outputs))
         return seen
 
-    def seen(self) -> tuple[Tensor, Tensor]:
+    def seen(self) -> tuple[Float[Tensor, "edits 2 f"], Float[Tensor, "edits 2 d"]]:
         """Keys and outputs of every edit, ``[edits, 2, f]`` and ``[edits, 2, d]``, see :class:`Values`."""
         rows = self.places.first[:, None] + torch.arange(self.contexts, device=self.lm.device)
         each = (kept[rows.to(kept.device)].to(self.lm.device) for kept in (self.key, self.output))
         key, output = (torch.stack([part[:, 0], part.mean(1)], 1) for part in each)
         return key, output
 
-    def start(self) -> Tensor:
+    def start(self) -> Float[Tensor, "edits parts_d"]:
         """What is changed, at its position in the first row of every edit, ``[edits, parts * d]``."""
         rows = self.places.first
         found = [seam[rows.to(seam.device), self.places.at[rows].to(seam.device)] for seam in self.seam]
         return torch.cat([part.to(self.lm.device) for part in found], 1)
 
-    def logits(self, delta: Tensor) -> tuple[Tensor, Tensor]:
+    def logits(
+        self, delta: Float[Tensor, "edits parts_d"]
+    ) -> tuple[Float[Tensor, "p vocabulary"], Float[Tensor, "edits vocabulary"]]:
         """Logits at the supervised positions ``[p, vocabulary]`` and at the KL positions ``[edits, vocabulary]``."""
         raise NotImplementedError
 
-    def _decode(self, hidden: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    def _decode(
+        self, hidden: Float[Tensor, "rows columns d"], row: Int[Tensor, "p"], column: Int[Tensor, "p"]
+    ) -> Float[Tensor, "p vocabulary"]:
         norm = self.lm.arch.norm
         picked = hidden[row.to(hidden.device), column.to(hidden.device)]
         normed = self.lm.module(norm)(picked) if norm else picked
         return at_least_float32(self.lm.module(self.lm.arch.head)(normed)).to(self.lm.device)
 
-    def _moved(self, output: Tensor, delta: Tensor) -> Tensor:
+    def _moved(self, output: Float[Tensor, "*shape"], delta: Float[Tensor, "edits d"]) -> Float[Tensor, "*shape"]:
         """An output of the edited layer with each edit's change at its rows' positions."""
         hidden = output.reshape(*self.batch.ids.shape, -1)
         where = (torch.arange(len(hidden), device=hidden.device), self.places.at.to(hidden.device))
@@ -106,7 +111,7 @@ class Forward:
         return hidden.index_put(where, moved.to(hidden.dtype)).reshape(output.shape)
 
     @contextmanager
-    def _shifted(self, delta: Tensor) -> Iterator[None]:
+    def _shifted(self, delta: Float[Tensor, "edits parts_d"]) -> Iterator[None]:
         """Every pass carries the change, ``[edits, parts * d]``."""
 
         def shift(part: Tensor, output: Any) -> Any:
@@ -171,7 +176,9 @@ class BlocksAbove(Forward):
             args, kwargs = args[1:], {name: value for name, value in kwargs.items() if name != "hidden_states"}
         self.calls.append((args, kwargs))
 
-    def logits(self, delta: Tensor) -> tuple[Tensor, Tensor]:
+    def logits(
+        self, delta: Float[Tensor, "edits parts_d"]
+    ) -> tuple[Float[Tensor, "p vocabulary"], Float[Tensor, "edits vocabulary"]]:
         places = self.places
         with self._seen() as seen, self._wanted():
             hidden = seen["lens"] = self._given(delta)
@@ -182,7 +189,7 @@ class BlocksAbove(Forward):
         shown = seen["lens"] if self.lens else hidden
         return self._decode(shown, places.row, places.column), self._decode(hidden, places.kl_row, places.kl_column)
 
-    def _given(self, delta: Tensor) -> Tensor:
+    def _given(self, delta: Float[Tensor, "edits parts_d"]) -> Float[Tensor, "rows columns d"]:
         """What leaves the edited block with the change, ``[rows, columns, d]``."""
         return self._moved(self.given, delta)
 
@@ -199,7 +206,7 @@ class BlocksFrom(BlocksAbove):
 
     lowest = 0
 
-    def _given(self, delta: Tensor) -> Tensor:
+    def _given(self, delta: Float[Tensor, "edits parts_d"]) -> Float[Tensor, "rows columns d"]:
         args, kwargs = self.calls[0]
         with self._shifted(delta):
             return first_output(self.blocks[0](*args, **kwargs))
@@ -214,7 +221,9 @@ class WholeModel(Forward):
         super().__init__(lm, prepared, objective, front=front)
         self._see()
 
-    def logits(self, delta: Tensor) -> tuple[Tensor, Tensor]:
+    def logits(
+        self, delta: Float[Tensor, "edits parts_d"]
+    ) -> tuple[Float[Tensor, "p vocabulary"], Float[Tensor, "edits vocabulary"]]:
         places = self.places
         with self._shifted(delta), self._seen() as seen:
             full = self.lm.model(input_ids=self.batch.ids, attention_mask=self.batch.mask, use_cache=False).logits
@@ -232,6 +241,14 @@ def fastest_forward(
     """The fastest way that gives the model's own logits, and the rows for it: split, whole, or the whole model.
 
     Tried with a change at the seam, on rows with little and with much in front of it.
+
+    Args:
+        lm: the model.
+        prepared: the rows of each edit, whole.
+        objective: where the change stands.
+
+    Returns:
+        The class of the forward pass, and the rows as it takes them.
     """
     few = [_few(one) for one in dict.fromkeys((min(prepared, key=_reach), max(prepared, key=_reach)))]
     whole = WholeModel(lm, few, objective)
@@ -263,8 +280,8 @@ def _agrees(
     prepared: Sequence[PreparedEdit],
     *,
     objective: Objective,
-    change: Tensor,
-    wanted: tuple[Tensor, Tensor],
+    change: Float[Tensor, "edits parts_d"],
+    wanted: tuple[Float[Tensor, "p vocabulary"], Float[Tensor, "edits vocabulary"]],
 ) -> bool:
     """Whether running some blocks by themselves gives the logits of the whole model."""
     try:

@@ -7,6 +7,7 @@ from dataclasses import KW_ONLY, dataclass, replace
 from typing import Literal
 
 import torch
+from jaxtyping import Float64, Int
 from torch import Tensor
 
 from harness.editing.edit import Edit
@@ -147,16 +148,16 @@ class Positions:
         of: the edit of every row, ``[rows]``.
     """
 
-    row: Tensor
-    column: Tensor
-    token: Tensor
-    owner: Tensor
-    share: Tensor
-    first: Tensor
-    kl_row: Tensor
-    kl_column: Tensor
-    at: Tensor
-    of: Tensor
+    row: Int[Tensor, "p"]
+    column: Int[Tensor, "p"]
+    token: Int[Tensor, "p"]
+    owner: Int[Tensor, "p"]
+    share: Float64[Tensor, "p"]
+    first: Int[Tensor, "edits"]
+    kl_row: Int[Tensor, "edits"]
+    kl_column: Int[Tensor, "edits"]
+    at: Int[Tensor, "rows"]
+    of: Int[Tensor, "rows"]
 
 
 def positions(prepared: Sequence[PreparedEdit], device: torch.device) -> Positions:

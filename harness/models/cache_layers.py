@@ -52,6 +52,15 @@ class Filling(DynamicCache):
     ) -> tuple[Tensor, Tensor]:
         """Keep keys and values of a layer.
 
+        Args:
+            key_states: the keys that a layer adds, ``[rows, heads, columns, dim]``.
+            value_states: its values, the same.
+            layer_idx: the layer.
+            args, kwargs: what else transformers passes on.
+
+        Returns:
+            The keys and values of the layer so far.
+
         Raises:
             Exception: the one that was asked for, where the layer is the last.
         """

@@ -76,6 +76,12 @@ def borrowed(
 ) -> Iterator[LM]:
     """As :func:`wrapped`, and afterwards its modes, gradients and padding token are again as they were.
 
+    Args:
+        model: a model in memory, wrapped or not.
+        tokenizer: its tokenizer; None for a model that is wrapped.
+        arch: parts of the architecture named by hand.
+        text: plain text for second moments.
+
     Raises:
         UsageError, ModelError: as :func:`wrapped`.
     """

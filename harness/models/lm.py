@@ -75,7 +75,18 @@ class LM:
         names: Mapping[str, str] | None = None,
         text: str = "mini",
     ) -> LM:
-        """Wrap a loaded model; ``names`` overrides what :func:`harness.models.arch.resolve` finds."""
+        """Wrap a loaded model; ``names`` overrides what :func:`harness.models.arch.resolve` finds.
+
+        Args:
+            model: the model, on its device.
+            tokenizer: its tokenizer, a fast one.
+            name: what errors and records call the model.
+            names: parts of the architecture named by hand, which override what is found.
+            text: plain text for second moments.
+
+        Raises:
+            ModelError: the tokenizer is a slow one, or the architecture is not understood.
+        """
         if not tokenizer.is_fast:
             raise ModelError(
                 f"{name}: the tokenizer cannot say where its tokens stand; use a fast (tokenizers) tokenizer"

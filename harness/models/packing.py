@@ -49,7 +49,13 @@ class Pack:
         return cls(list(text), list(range(len(text))), list(range(-1, len(text) - 1)), {index: list(range(len(text)))})
 
     def add(self, index: int, text: Sequence[int], path: Sequence[int]) -> list[int]:
-        """Add a text whose first tokens are in the row already, and give the columns of all of them."""
+        """Add a text whose first tokens are in the row already, and give the columns of all of them.
+
+        Args:
+            index: which of the given texts it is.
+            text: its tokens.
+            path: the columns of its first tokens, which the row has already.
+        """
         columns = list(path)
         for depth in range(len(path), len(text)):
             self.after.append(columns[-1] if columns else -1)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from jaxtyping import Float, Float64, Shaped
 from torch import Tensor
 
 from harness.errors import DataError
@@ -22,7 +23,7 @@ from harness.errors import DataError
 __all__ = ["Delta", "Dense", "LowRank", "delta_from_tensors", "double", "numerical_rank"]
 
 
-def double(tensor: Tensor) -> Tensor:
+def double(tensor: Shaped[Tensor, "*shape"]) -> Float64[Tensor, "*shape"]:
     """The tensor in float64; on the processor where its device has none."""
     # Apple's GPUs have no float64.
     return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
@@ -37,7 +38,7 @@ class Delta(ABC):
         """The shape of the change, ``[out, in]`` for a matrix."""
 
     @abstractmethod
-    def dense(self) -> Tensor:
+    def dense(self) -> Float[Tensor, "*shape"]:
         """The change as one tensor."""
 
     @abstractmethod
@@ -57,11 +58,11 @@ class Delta(ABC):
         """The tensors that make up the change, by role."""
 
     @abstractmethod
-    def singular_values(self) -> Tensor:
+    def singular_values(self) -> Float64[Tensor, "r"]:
         """The non-trivial singular values, in descending order, in float64; shape ``[min(rank bound, out, in)]``."""
 
     @abstractmethod
-    def svd(self) -> tuple[Tensor, Tensor, Tensor]:
+    def svd(self) -> tuple[Float64[Tensor, "out r"], Float64[Tensor, "r"], Float64[Tensor, "r d_in"]]:
         """``U [out, r]``, the singular values ``[r]`` of :meth:`singular_values`, and ``V^T [r, in]``, of a matrix."""
 
     def norm(self) -> float:
@@ -82,8 +83,8 @@ class LowRank(Delta):
         right: ``[r, in]``.
     """
 
-    left: Tensor
-    right: Tensor
+    left: Float[Tensor, "out r"]
+    right: Float[Tensor, "r d_in"]
 
     def __post_init__(self) -> None:
         if self.left.dim() != 2 or self.right.dim() != 2 or self.left.shape[1] != self.right.shape[0]:
@@ -94,7 +95,7 @@ class LowRank(Delta):
     def shape(self) -> torch.Size:
         return torch.Size((self.left.shape[0], self.right.shape[1]))
 
-    def dense(self) -> Tensor:
+    def dense(self) -> Float[Tensor, "out d_in"]:
         product: Tensor = self.left @ self.right
         return product
 
@@ -114,19 +115,19 @@ class LowRank(Delta):
     def tensors(self) -> dict[str, Tensor]:
         return {"left": self.left, "right": self.right}
 
-    def singular_values(self) -> Tensor:
+    def singular_values(self) -> Float64[Tensor, "r"]:
         if self.left.shape[1] >= min(self.shape):
             return _svdvals(double(self.dense()))
         return _svdvals(self._core()[1])
 
-    def svd(self) -> tuple[Tensor, Tensor, Tensor]:
+    def svd(self) -> tuple[Float64[Tensor, "out r"], Float64[Tensor, "r"], Float64[Tensor, "r d_in"]]:
         if self.left.shape[1] >= min(self.shape):
             return _svd(double(self.left) @ double(self.right))
         rows, small, columns = self._core()
         left, values, right = _svd(small)
         return rows @ left, values, right @ columns
 
-    def _core(self) -> tuple[Tensor, Tensor, Tensor]:
+    def _core(self) -> tuple[Float64[Tensor, "out r"], Float64[Tensor, "r r"], Float64[Tensor, "r d_in"]]:
         """``left @ right = Q_left (R_left R_right^T) Q_right^T`` in float64, these three factors.
 
         The middle one, ``[r, r]``, has the same singular values, as the orthogonal factors of the two QRs change none.
@@ -139,13 +140,13 @@ class LowRank(Delta):
 class Dense(Delta):
     """A change of any shape (matrices as ``[out, in]``, biases as ``[out]``)."""
 
-    value: Tensor
+    value: Float[Tensor, "*shape"]
 
     @property
     def shape(self) -> torch.Size:
         return self.value.shape
 
-    def dense(self) -> Tensor:
+    def dense(self) -> Float[Tensor, "*shape"]:
         return self.value
 
     def __add__(self, other: Delta) -> Delta:
@@ -161,17 +162,17 @@ class Dense(Delta):
     def tensors(self) -> dict[str, Tensor]:
         return {"value": self.value}
 
-    def singular_values(self) -> Tensor:
+    def singular_values(self) -> Float64[Tensor, "r"]:
         if self.value.dim() < 2:
             length: Tensor = double(self.value).norm().reshape(1)
             return length
         return _svdvals(double(self.value))
 
-    def svd(self) -> tuple[Tensor, Tensor, Tensor]:
+    def svd(self) -> tuple[Float64[Tensor, "out r"], Float64[Tensor, "r"], Float64[Tensor, "r d_in"]]:
         return _svd(double(self.value))
 
 
-def numerical_rank(values: Tensor, shape: torch.Size) -> int:
+def numerical_rank(values: Float[Tensor, "r"], shape: torch.Size) -> int:
     """How many singular values, in descending order, are above ``s_max * max(shape) * eps(float32)``."""
     if values.numel() == 0:
         return 0
@@ -179,12 +180,14 @@ def numerical_rank(values: Tensor, shape: torch.Size) -> int:
     return int((values > cut).sum())
 
 
-def _svdvals(matrix: Tensor) -> Tensor:
+def _svdvals(matrix: Float64[Tensor, "out d_in"]) -> Float64[Tensor, "r"]:
     values: Tensor = torch.linalg.svdvals(matrix)
     return values
 
 
-def _svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _svd(
+    matrix: Float64[Tensor, "out d_in"],
+) -> tuple[Float64[Tensor, "out r"], Float64[Tensor, "r"], Float64[Tensor, "r d_in"]]:
     left, values, right = torch.linalg.svd(matrix, full_matrices=False)
     return left, values, right
 
@@ -196,6 +199,11 @@ def _same_shape(a: Delta, b: Delta) -> None:
 
 def delta_from_tensors(roles: Mapping[str, Tensor], path: Path, name: str) -> Delta:
     """A change from what :meth:`Delta.tensors` gave.
+
+    Args:
+        roles: the tensors by role: ``left [out, r]`` and ``right [r, in]``, or ``value``.
+        path: the file that they come from, for the error.
+        name: the parameter, for the error.
 
     Raises:
         DataError: the roles are not those of a change; names the file and the parameter.

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -48,16 +49,16 @@ class Step:
         entered: what entered the hooked module, ``[batch, new, width]``; None where that is no tensor.
     """
 
-    ids: Tensor
-    mask: Tensor
+    ids: Int[Tensor, "batch total"]
+    mask: Shaped[Tensor, "batch total"]
     new: int
-    entered: Tensor | None = None
+    entered: Float[Tensor, "batch new width"] | None = None
 
 
-Hook = Callable[[Tensor, Step], Tensor]
+Hook = Callable[[Float[Tensor, "batch new dim"], Step], Float[Tensor, "batch new dim"]]
 """Maps a module's output ``[batch, new, dim]`` to its replacement."""
 
-LogitRule = Callable[[Tensor, Step], Tensor]
+LogitRule = Callable[[Float[Tensor, "batch new vocabulary"], Step], Float[Tensor, "batch new vocabulary"]]
 """Maps logits ``[batch, new, vocabulary]`` to their replacement."""
 
 PromptRule = Callable[[str], str]
@@ -78,7 +79,16 @@ class Part(ABC):
     @classmethod
     @abstractmethod
     def restore(cls, lm: LM, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Part:
-        """The part again, from what :meth:`settings` and :meth:`tensors` gave."""
+        """The part again, from what :meth:`settings` and :meth:`tensors` gave.
+
+        Args:
+            lm: the model that the part is to change.
+            settings: what :meth:`settings` gave.
+            tensors: what :meth:`tensors` gave, by name.
+
+        Raises:
+            DataError: they are not those of such a part.
+        """
 
     @abstractmethod
     def joined(self, later: Any) -> Part:
@@ -190,7 +200,7 @@ def _changed(lm: LM, name: str, delta: Delta) -> Iterator[None]:
             raise RestoreError(f"'{name}' is not what it was before the edit; the model must be loaded again")
 
 
-def require_finite(name: str, change: Tensor) -> None:
+def require_finite(name: str, change: Float[Tensor, "*shape"]) -> None:
     """Refuse a change that is no number.
 
     Raises:
@@ -276,7 +286,7 @@ class RowPatches:
     """Which patch each row of the next forward pass carries; set ``index`` before the pass."""
 
     def __init__(self) -> None:
-        self.index: Tensor | None = None
+        self.index: Int[Tensor, "rows"] | None = None
 
 
 @contextmanager
@@ -304,7 +314,9 @@ def patched_rows(lm: LM, patches: Sequence[Patch]) -> Iterator[RowPatches]:
         yield rows
 
 
-def _stacked(lm: LM, name: str, deltas: Sequence[Delta | None]) -> tuple[Tensor, Tensor]:
+def _stacked(
+    lm: LM, name: str, deltas: Sequence[Delta | None]
+) -> tuple[Float[Tensor, "entries out r"], Float[Tensor, "entries r d_in"]]:
     """``left [patches + 1, out, r]``, ``right [patches + 1, r, in]``, zero-padded; the last entry changes nothing."""
     out, width = lm.matrix(name).shape
     weight = lm.parameter(name)
@@ -320,7 +332,9 @@ def _stacked(lm: LM, name: str, deltas: Sequence[Delta | None]) -> tuple[Tensor,
     return lefts, rights
 
 
-def _row_hook(rows: RowPatches, lefts: Tensor, rights: Tensor) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+def _row_hook(
+    rows: RowPatches, lefts: Float[Tensor, "entries out r"], rights: Float[Tensor, "entries r d_in"]
+) -> Callable[[nn.Module, Any, Tensor], Tensor]:
     def run(module: nn.Module, args: Any, output: Tensor) -> Tensor:
         if rows.index is None:
             return output

@@ -145,7 +145,7 @@ def trained(golden: Any, given: Any, task: str, rows: Any, precision: str) -> tu
         names,
         settings=DescentSettings(lr=1e-3, steps=3, batch_size=1, threshold=0.0, beta2=0.995),
         prior=watched,
-    )  # type: ignore[arg-type]
+    )
     return list(found.losses), [float(value.detach()) for value in seen], found.deltas
 
 

@@ -437,7 +437,7 @@ def test_the_anchor_of_a_call(tiny, edits, seam):
 def test_portions_hold_one_width_and_the_budget():
     def task(width, head):
         rows = [Row(tuple(range(width)), 0)] * 50
-        return PreparedEdit(Edit("a", "{}", "b", "c"), rows, [1], [(0,) * head] * 50)
+        return PreparedEdit(Edit("a", "{}", "b", "c"), rows, [[1]], [(0,) * head] * 50)
 
     tasks = [task(width, 16) for width in (3, 5, 3, 4, 3, 4, 5, 5)]
     # 50 rows of 3 columns and of heads that count 2: two edits are 500 tokens, above 256 a wider one starts anew.

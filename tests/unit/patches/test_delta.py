@@ -111,6 +111,7 @@ def test_a_bias_is_a_change_too():
     assert (bias + bias).dense().tolist() == [6.0, 8.0]
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_shapes_that_do_not_fit():
     with pytest.raises(ValueError, match="different shapes"):
         Dense(torch.zeros(2, 3)) + Dense(torch.zeros(3, 2))
