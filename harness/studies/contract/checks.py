@@ -24,6 +24,7 @@ from harness.editing.edit import Edit
 from harness.editing.editor import Editor, Wrapper
 from harness.editing.promises import kept
 from harness.models.lm import LM
+from harness.patches.delta import double
 from harness.patches.patch import Patch, patched
 
 __all__ = [
@@ -127,8 +128,9 @@ def log_likelihood(lm: LM, edit: Edit, patch: Patch | None = None) -> float:
     prompt, target = lm.encode(text), lm.continuation(text, edit.continuation)
     batch = lm.batch([prompt + target])
     with torch.no_grad():
-        log_p = lm.model(input_ids=batch.ids, attention_mask=batch.mask).logits.double().log_softmax(-1)
-    picked = log_p[0, :-1].gather(1, batch.ids[0, 1:, None])[:, 0]
+        logits = lm.model(input_ids=batch.ids, attention_mask=batch.mask).logits
+    log_p = double(logits).log_softmax(-1)
+    picked = log_p[0, :-1].gather(1, batch.ids[0, 1:, None].to(log_p.device))[:, 0]
     return float(picked[len(prompt) - 1 :].sum())
 
 
