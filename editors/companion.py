@@ -36,7 +36,7 @@ __all__ = ["Companion", "Ensemble", "Reader"]
 @functools.lru_cache(maxsize=1)
 def _opened(model: str, device: str, text: str) -> LM:
     """A companion, kept for the next edit; nothing changes it but for as long as a patch is held."""
-    return load(model, "float32", device, text=text)
+    return load(model, dtype="float32", device=device, text=text)
 
 
 class Reader:
@@ -163,7 +163,7 @@ class Ensemble(Part):
         companion = _opened(name, device, text)
         if companion.fingerprint() != settings["sha256"]:
             raise DataError(f"the companion {name} is not the model that was edited; give the same checkpoint")
-        change = patch_file.unpacked(Path(name), settings, tensors, companion)
+        change = patch_file.unpacked(Path(name), head=settings, flat=tensors, lm=companion)
         common = common_vocabulary(lm, companion)
         return cls(name, change, settings["beta"], common, device, text, settings["editor"], settings["fixed"])
 

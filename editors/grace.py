@@ -83,7 +83,7 @@ class Codebook(Part):
         """
         return cls((), (), torch.empty(0, key, device=device), torch.empty(0, width, device=device), eps, ())
 
-    def added(self, name: str, label: str, query: Tensor, value: Tensor) -> Codebook:
+    def added(self, name: str, *, label: str, query: Tensor, value: Tensor) -> Codebook:
         """The codebook with one more edit: its id, its target, ``query [k]`` and ``value [d]``.
 
         Args:
@@ -177,7 +177,7 @@ class Codebook(Part):
             return later
         grown = self
         for i, name in enumerate(later.ids):
-            grown = grown.added(name, later.labels[i], later.queries[i], later.values[i])
+            grown = grown.added(name, label=later.labels[i], query=later.queries[i], value=later.values[i])
         return grown
 
     def _replayed(self, kept: Sequence[int]) -> Codebook:
@@ -275,7 +275,7 @@ class Grace(Editor):
         rows = supervise_target(lm, edit)
         query, output = self._at_the_end(lm, rows)
         book = book or Codebook.empty(len(query), len(output), self.eps, query.device)
-        grown = book.added(edit.id, edit.target.strip(), query, output)
+        grown = book.added(edit.id, label=edit.target.strip(), query=query, value=output)
         cell = next(i for i, cell in enumerate(grown.cells) if cell.last == len(grown.ids) - 1)
         # A joined key goes on from the value that it has.
         start = book.table[cell] if cell < len(book.cells) else grown.values[-1]

@@ -253,7 +253,7 @@ class _Training:
         self.editor, self.lm, self.train, self.validation = editor, lm, train, validation
         shapes = editor.shapes(lm)
         self.names = list(shapes)
-        start = Hypernetwork.start(shapes, editor.rank, editor.depth, editor.alpha, editor.seed)
+        start = Hypernetwork.start(shapes, rank=editor.rank, depth=editor.depth, alpha=editor.alpha, seed=editor.seed)
         self.network = replace(start, tensors={n: t.to(lm.device) for n, t in start.tensors.items()})
         free = {name: tensor.requires_grad_() for name, tensor in self.network.trainable.items()}
         alphas = [self.network.alpha(name) for name in self.names]

@@ -29,7 +29,7 @@ class Rome(RankOne):
 
     name = "rome"
 
-    def changes(self, lm: LM, edits: Sequence[Edit], layer: int, prior: Unedited) -> list[LowRank]:
+    def changes(self, lm: LM, edits: Sequence[Edit], layer: int, *, prior: Unedited) -> list[LowRank]:
         """The rank-one change of one layer for each of some independent edits."""
         moment = self.moment(prior, layer)
         values = optimise(lm, edits, prior.contexts, objective=self.objective(layer), keys=True)

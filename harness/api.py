@@ -93,10 +93,10 @@ def load(
         from harness.models import lm
 
         _require_no_tokenizer(model, tokenizer)
-        return lm.load(str(model), dtype, device, arch, text)
+        return lm.load(str(model), dtype=dtype, device=device, names=arch, text=text)
     from harness.models.in_memory import wrapped
 
-    return wrapped(model, tokenizer, arch, text)
+    return wrapped(model, tokenizer, arch=arch, text=text)
 
 
 # --- editing ----------------------------------------------------------------------------------------------------------
@@ -162,11 +162,11 @@ def edit(
             wanted = handed.edits(edits, str(data_dir))
             if isinstance(model, str | Path):
                 model, tokenizer = load(model, tokenizer, dtype=dtype, device=device, arch=arch, text=text), None
-            lm = stack.enter_context(borrowed(model, tokenizer, arch, text))
-            method = handed.configured(editor, lm, settings or {}, seed, _text(fitted))
+            lm = stack.enter_context(borrowed(model, tokenizer, arch=arch, text=text))
+            method = handed.configured(editor, lm, settings=settings or {}, seed=seed, fitted=_text(fitted))
             name = handed.editor_name(editor)
             source = handed.source(edits, str(data_dir))
-            holder = stack.enter_context(edited.held(lm, method, name, wanted, mode, source))
+            holder = stack.enter_context(edited.held(lm, method, name=name, edits=wanted, mode=mode, source=source))
         yield holder  # what the caller does to the process in here is the caller's
 
 
@@ -220,10 +220,12 @@ def fit(
     from harness.runs import fitting
 
     chosen, path = dict(settings or {}), None if output is None else Path(output)
-    fitting.require_able(editor, str(model) if isinstance(model, str | Path) else "", chosen, seed, path)
+    fitting.require_able(
+        editor, str(model) if isinstance(model, str | Path) else "", settings=chosen, seed=seed, path=path
+    )
     rows = fitting.examples(_edits(edits), str(data_dir), split)
     lm = load(model, tokenizer, dtype=dtype, device=device, arch=arch, text=text)
-    return fitting.fit(editor, lm, rows, chosen, seed, path).path
+    return fitting.fit(editor, lm, rows, settings=chosen, seed=seed, path=path).path
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------
@@ -326,7 +328,7 @@ def run(
         values |= (
             {"model": called} if lm is None else {"model": called, "dtype": str(lm.model.dtype).removeprefix("torch.")}
         )
-        (plan,) = plans({}, values, where="run")
+        (plan,) = plans({}, options=values, where="run")
         kept = output is not None and save_edits
         given = None if isinstance(editor, str) else editor
         options = RunOptions(
@@ -439,7 +441,7 @@ def sweep(
     asked = config if isinstance(config, Sweep) else Sweep.of(config)
     files.require_writable(Path(output))
     cluster = Cluster(address, workers, asked.cpus, asked.gpus)
-    validated, tested = run(asked, Path(output) / "runs", cluster, progress or _silent)
+    validated, tested = run(asked, Path(output) / "runs", cluster=cluster, progress=progress or _silent)
     return [*validated, *tested]
 
 
@@ -520,7 +522,7 @@ def trace(
     report = progress or _silent
     with _model(model, tokenizer, arch, None) as (called, lm):
         plans = [TracePlan(one, called, name, count, split, str(data_dir), dtype, dict(arch or {})) for one in asked]
-        return list(carry_out(plans, Path(output), device, fresh, report, budget, lm))
+        return list(carry_out(plans, Path(output), device=device, fresh=fresh, report=report, budget=budget, lm=lm))
 
 
 @as_before()
@@ -612,7 +614,7 @@ def localize(
         )  # fmt: skip
         if only_done:
             return study.open_study(asked, Path(output))
-        return study.localize(asked, Path(output), device, fresh, progress or _silent, lm)
+        return study.localize(asked, Path(output), device=device, fresh=fresh, report=progress or _silent, lm=lm)
 
 
 # --- records ----------------------------------------------------------------------------------------------------------
@@ -697,7 +699,7 @@ def _model(
         return
     from harness.models.in_memory import borrowed, named
 
-    with borrowed(model, tokenizer, arch, text) as lm:
+    with borrowed(model, tokenizer, arch=arch, text=text) as lm:
         yield named(lm), lm
 
 

@@ -102,7 +102,7 @@ def main() -> None:
 def random(name: str) -> LM:
     """A random model that reads with the shipped tokenizer."""
     torch.manual_seed(0)
-    return LM.wrap(GPT2LMHeadModel(RANDOM[name]), load("mini").tokenizer, name)
+    return LM.wrap(GPT2LMHeadModel(RANDOM[name]), load("mini").tokenizer, name=name)
 
 
 def pairs(label: str, ours: Side, plain: Side, run: Run) -> None:
@@ -128,14 +128,14 @@ def seconds(side: Side, run: Run) -> float:
 def adapter(lm: LM, run: Run) -> None:
     """The unedited model through the harness and through plain lm-eval: equal numbers, nearly equal time."""
     for name in ("NLI", "SentimentAnalysis"):
-        suite = tasks.load([name], None, None, "mini", lm.tokenizer)
+        suite = tasks.load([name], edit_set=None, records=None, data_dir="mini", tokenizer=lm.tokenizer)
         task = suite.tasks[0]
         ours, plain = EditedLM(lm, 32), HFLM(pretrained=lm.model, tokenizer=lm.tokenizer, batch_size=32)
         load_ = {"tasks": {name: task.task}, "groups": {}, "group_map": {}}
 
         def through_harness(task: tasks.Task = task, ours: EditedLM = ours) -> object:
             with ours.holding(Patch()):
-                return measure_task(ours, task, None)
+                return measure_task(ours, task, limit=None)
 
         def through_lm_eval(load_: Mapping[str, object] = load_, plain: HFLM = plain) -> object:
             return evaluate(plain, load_, bootstrap_iters=0)
@@ -145,14 +145,14 @@ def adapter(lm: LM, run: Run) -> None:
 
 def edits_of(count: int) -> list[Edit]:
     """Edits of the shipped CounterFact set, evenly spread over it: its prompts are of many lengths."""
-    found = tasks.read_edits("counterfact", "mini")
+    found = tasks.read_edits("counterfact", data_dir="mini")
     return [found[i * len(found) // count] for i in range(count)]
 
 
 def rome(lm: LM, run: Run) -> Rome:
     """ROME with the model's own settings, and text enough for second moments that have an inverse."""
     steps = {"v_steps": run.steps} if run.steps else {}
-    editor = compose("rome").build(lm, {"cov_tokens": 10_000, **steps}, 0)
+    editor = compose("rome").build(lm, {"cov_tokens": 10_000, **steps}, seed=0)
     assert isinstance(editor, Rome)
     return editor
 
@@ -238,15 +238,15 @@ def isolated(lm: LM, run: Run) -> None:
     one_by_one: list[Measured] = []
 
     def ours() -> None:
-        patches = [Patch({lm.down(layer): change}) for change in editor.changes(lm, edits, layer, prior)]
-        with hold(model, Stop(len(edits), patches), [e.id for e in edits], "isolated"):
-            side_by_side[:] = [measure_task(model, task, None)]
+        patches = [Patch({lm.down(layer): change}) for change in editor.changes(lm, edits, layer, prior=prior)]
+        with hold(model, Stop(len(edits), patches), ids=[e.id for e in edits], mode="isolated"):
+            side_by_side[:] = [measure_task(model, task, limit=None)]
 
     def plain() -> None:
         one_by_one.clear()
         for edit, single in zip(edits, singles, strict=True):
             with model.holding(plain_rome(lm, editor, edit, prior)):
-                one_by_one.append(measure_task(model, single, None))
+                one_by_one.append(measure_task(model, single, limit=None))
 
     pairs(f"isolated: {len(edits)} records edited and scored, plain", ours, plain, run)
     worst = max(
@@ -269,7 +269,9 @@ def _apart(together: Measured, places: Sequence[int], alone: Measured) -> float:
 
 def probability_task(lm: LM, edits: Sequence[Edit]) -> tasks.Task:
     """The shipped CounterFact probes of some edits."""
-    found = tasks.load([], "counterfact", [e.id for e in edits], "mini", lm.tokenizer).tasks
+    found = tasks.load(
+        [], edit_set="counterfact", records=[e.id for e in edits], data_dir="mini", tokenizer=lm.tokenizer
+    ).tasks
     return next(task for task in found if task.name == "counterfact_probability")
 
 
@@ -387,7 +389,7 @@ def memory(lm: LM, run: Run) -> None:
     taken, model = _resident("VmHWM") - before, sum(p.nbytes for p in lm.model.parameters()) / 2**20
     with TemporaryDirectory() as folder:
         path = Path(folder) / "edit.safetensors"
-        patch_file.save(patch, lm, path, "rome")
+        patch_file.save(patch, lm, path, editor="rome")
         print(f"memory: one ROME edit on disk {path.stat().st_size / 1024:.1f} KiB")
     print(
         f"memory: one ROME edit took {taken:.0f} MiB at its height, {taken / model:.2f} of the model's {model:.0f} MiB"

@@ -57,7 +57,7 @@ def _lessons(plans: Sequence[Plan], device: str) -> list[list[str]]:
         if plan.fitted or not issubclass(recipe.cls, Learned):
             continue
         lm = loaded(plan.model, plan.dtype, device)
-        method = recipe.build(lm, plan.settings, plan.seed).root
+        method = recipe.build(lm, plan.settings, seed=plan.seed).root
         path = learned_file.default_path(method, lm)
         if not path.is_file():
             command = shlex.split(learned_file.command(method, lm))[1:]

@@ -38,8 +38,8 @@ def largest(change: Tensor, count: int) -> Tensor:
 def responses(model: str, editor: str) -> dict[tuple[int, str], Tensor]:
     """Layer and form -> medians of own, text, others, norm ``[4]``."""
     lm = load(model, device="cpu")
-    edits = tasks.read_edits("zsre", "mini", count=COUNT)
-    method = compose(editor).build(lm, {}, 0)
+    edits = tasks.read_edits("zsre", data_dir="mini", count=COUNT)
+    method = compose(editor).build(lm, {}, seed=0)
     patches = method.edit_each(lm, edits)
     layers = getattr(method, "layers", None) or [getattr(method, "layer")]  # noqa: B009
     moments = second_moments.moments(lm, layers, tokens=getattr(method, "cov_tokens"))  # noqa: B009

@@ -182,7 +182,7 @@ def fresh(make_tokenizer: Callable[[bool], PreTrainedTokenizerFast], text: str) 
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             model = AutoModelForCausalLM.from_config(_config(family, len(tokenizer)))
-        return LM.wrap(model.to(dtype), tokenizer, f"tiny-{family}", text=text)
+        return LM.wrap(model.to(dtype), tokenizer, name=f"tiny-{family}", text=text)
 
     return make
 

@@ -62,7 +62,9 @@ class PlanOptions:
         }
         given = {key: value for key, value in (vars(self) | read).items() if key != "config"}
         each = None if seeds is None else values.integers(seeds, "--seeds")
-        return plan_grid.plans(Plan.read(self.config) if self.config else {}, given, each, str(self.config or "plan"))
+        return plan_grid.plans(
+            Plan.read(self.config) if self.config else {}, options=given, seeds=each, where=str(self.config or "plan")
+        )
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ class ExecutionOptions:
 @opt.taken(PlanOptions, ExecutionOptions)
 @opt.SEEDS
 @opt.DRY_RUN
-def run(plan: PlanOptions, execution: ExecutionOptions, seeds: str | None, dry_run: bool) -> None:
+def run(plan: PlanOptions, execution: ExecutionOptions, *, seeds: str | None, dry_run: bool) -> None:
     """Edit a model, and measure it before and after.
 
     A run that was stopped, even killed, goes on where it was when the same command is given again. Of several runs
@@ -172,10 +174,10 @@ def fit(asked: FitOptions) -> None:
     from harness.runs import fitting
 
     settings = values.settings(asked.settings)
-    fitting.require_able(asked.editor, asked.model, settings, asked.seed, asked.output)
+    fitting.require_able(asked.editor, asked.model, settings=settings, seed=asked.seed, path=asked.output)
     train = fitting.examples(asked.edits, asked.data_dir, asked.split)
-    lm = load(asked.model, asked.dtype, asked.device, values.modules(asked.arch), asked.text)
-    done = fitting.fit(asked.editor, lm, train, settings, asked.seed, asked.output)
+    lm = load(asked.model, dtype=asked.dtype, device=asked.device, names=values.modules(asked.arch), text=asked.text)
+    done = fitting.fit(asked.editor, lm, train, settings=settings, seed=asked.seed, path=asked.output)
     what = f"{done.editor.name} to {asked.model} on {done.examples} examples"
     terminal.say_where(f"[green]fitted[/] {what}:", done.path)
 
@@ -185,13 +187,13 @@ def fit(asked: FitOptions) -> None:
 @opt.TO
 @opt.MODEL.but(help="The unedited model.", otherwise="that which the patch names")
 @opt.DTYPE.but(help="Of the checkpoint.", otherwise="that which the patch was made in")
-def apply(patch: Path, folder: Path, model: str | None, dtype: str | None) -> None:
+def apply(*, patch: Path, folder: Path, model: str | None, dtype: str | None) -> None:
     """Write the model with saved edits in its weights, as a checkpoint for transformers and lm_eval."""
     from harness.editing import patch_file
     from harness.editing.checkpoint import export
     from harness.models.lm import load
 
     about = patch_file.manifest(patch)["about"]
-    lm = load(model or str(about.get("model")), dtype or str(about.get("dtype", "float32")), "cpu")
+    lm = load(model or str(about.get("model")), dtype=dtype or str(about.get("dtype", "float32")), device="cpu")
     export(patch, lm, folder)
     terminal.say_where("[green]written[/]", folder, then=": load it with transformers, or lm_eval --model hf")

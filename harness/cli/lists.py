@@ -98,14 +98,14 @@ def cov() -> None:
 @opt.DEVICE
 @opt.ARCH
 def make(
-    model: str, layers: str, tokens: int, text: str | None, dtype: str, device: str | None, arch: Sequence[str]
+    *, model: str, layers: str, tokens: int, text: str | None, dtype: str, device: str | None, arch: Sequence[str]
 ) -> None:
     """Gather second moments of many layers in one pass over the text."""
     from harness.methods.second_moments import moments
     from harness.models.lm import load
 
     asked = None if layers == "all" else values.integers(layers, "--layers")
-    lm = load(model, dtype, device, values.modules(arch) or None, text)
+    lm = load(model, dtype=dtype, device=device, names=values.modules(arch) or None, text=text)
     chosen = list(range(lm.arch.layers)) if asked is None else asked
     with terminal.watched() as report:
         found = moments(lm, chosen, tokens=tokens, progress=lambda done, total: report("second moments", done, total))
@@ -136,5 +136,5 @@ def verify(path: Path, model: str, dtype: str) -> None:
     from harness.models.lm import load
 
     second_moments.read_cached_header(path)  # a mistake in the path is told before the model is loaded
-    second_moments.verify_cached(path, load(model, dtype))
+    second_moments.verify_cached(path, load(model, dtype=dtype))
     terminal.say_where("[green]ok[/]", path)

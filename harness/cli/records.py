@@ -81,7 +81,7 @@ def compare(first: Path, second: Path) -> None:
 @opt.TOLERANCE
 @opt.DEVICE
 @opt.ROWS
-def check(baseline: Path, only: str, tolerance: float | None, device: str | None, rows: int) -> None:
+def check(*, baseline: Path, only: str, tolerance: float | None, device: str | None, rows: int) -> None:
     """Run recorded plans again; exit 1, with a table of what moved, when a number leaves its tolerance."""
     from harness.errors import CheckFailed
     from harness.reports.terminal_tables import moved_table

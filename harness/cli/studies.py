@@ -112,13 +112,13 @@ class TraceOptions:
 @opt.BUDGET
 @opt.OUTPUT.but(default=Path("runs"))
 @opt.FRESH.but(help="Start anew where an earlier study of the same plan was stopped.")
-def trace(asked: TraceOptions, device: str | None, budget: int, output: Path, fresh: bool) -> None:
+def trace(asked: TraceOptions, *, device: str | None, budget: int, output: Path, fresh: bool) -> None:
     """Find where a model recalls facts: causal tracing."""
     from harness.studies.causal.tracing import carry_out, study_name, study_table
 
     plans = asked.plans()
     with terminal.watched() as report:
-        for study in carry_out(plans, output, device, fresh, report, budget):
+        for study in carry_out(plans, output, device=device, fresh=fresh, report=report, budget=budget):
             terminal.show(study_table(study.record))
             terminal.say_where("record:", output / f"{study_name(study.record)}.json")
 
@@ -128,12 +128,12 @@ def trace(asked: TraceOptions, device: str | None, budget: int, output: Path, fr
 @opt.WHAT
 @opt.FACT
 @opt.OUTPUT.but(help="The figure.", default=Path("trace.png"))
-def trace_plot(paths: Sequence[Path], what: str, fact: str | None, output: Path) -> None:
+def trace_plot(*, paths: Sequence[Path], what: str, fact: str | None, output: Path) -> None:
     """Draw records of `harness trace`: png, svg or pdf."""
     from harness.studies.causal.traceplot import draw
     from harness.studies.causal.tracing import read_study
 
-    draw([read_study(path) for path in paths], what if fact is None else "fact", output, fact)
+    draw([read_study(path) for path in paths], what if fact is None else "fact", path=output, fact=fact)
     terminal.say_where("figure:", output)
 
 
@@ -201,7 +201,7 @@ class LocalizeOptions:
 @opt.OUTPUT.but(help="Folder of the study.", default=Path("runs"))
 @opt.FRESH.but(help="Start anew where an earlier run of the same study was stopped.")
 def localize(
-    asked: LocalizeOptions, published: bool, tables: bool, device: str | None, output: Path, fresh: bool
+    asked: LocalizeOptions, *, published: bool, tables: bool, device: str | None, output: Path, fresh: bool
 ) -> None:
     """Edit every layer, and see whether tracing tells which (Hase et al. 2023).
 
@@ -216,7 +216,7 @@ def localize(
         kept = study.open_study(asked.grid(), output)
     else:
         with terminal.watched() as report:
-            kept = study.localize(asked.grid(), output, device, fresh, report)
+            kept = study.localize(asked.grid(), output, device=device, fresh=fresh, report=report)
     made = localize_report.write(kept, published)
     _say_fits(kept)
     terminal.say_where("study:", kept.path, *made)
@@ -239,7 +239,7 @@ def _say_fits(kept: Study) -> None:
 @opt.ADDRESS
 @opt.WORKERS
 @opt.FORMAT
-def sweep(path: Path, output: Path, address: str | None, workers: int, form: str) -> None:
+def sweep(*, path: Path, output: Path, address: str | None, workers: int, form: str) -> None:
     """Draw configurations, choose on the validation pairs, train anew on the test pairs, and print the tables.
 
     PATH is a YAML file; README.md shows one. What has a record in the output folder is never run again.
@@ -252,7 +252,9 @@ def sweep(path: Path, output: Path, address: str | None, workers: int, form: str
     asked = Sweep.read(path)
     files.require_writable(output)
     with terminal.watched() as report:
-        validated, tested = run(asked, output / "runs", Cluster(address, workers, asked.cpus, asked.gpus), report)
+        validated, tested = run(
+            asked, output / "runs", cluster=Cluster(address, workers, asked.cpus, asked.gpus), progress=report
+        )
     trials = [*validated, *tested]
     for name, kind in _TABLES.items():
         files.write_whole(output / name, tables(trials, kind, asked.balls).encode())
@@ -328,13 +330,13 @@ class BenchOptions:
 @opt.DEVICE
 @opt.PUBLISHED
 @opt.OUTPUT.but(default=Path("runs"))
-def bench(asked: BenchOptions, name: str, device: str | None, published: bool, output: Path) -> None:
+def bench(asked: BenchOptions, *, name: str, device: str | None, published: bool, output: Path) -> None:
     """REMEDI's benchmarks: does a model say what an edit entails, and can one tell beforehand?"""
     from harness.studies.remedi.benching import bench_name, bench_table, carry_out
 
     plan = asked.plan(name)
     with terminal.watched() as report:
-        record = carry_out(plan, output, device, report)
+        record = carry_out(plan, output, device=device, report=report)
     terminal.show(bench_table(record, published))
     terminal.say_where("record:", output / f"{bench_name(record)}.json")
 
@@ -366,7 +368,7 @@ def contract(asked: ContractOptions) -> None:
     from harness.studies.contract import contract as study
 
     recipe, settings = study.recipe_of(asked.editor), values.settings(asked.settings)
-    lm = load(asked.model, asked.dtype, asked.device, values.modules(asked.arch), asked.text)
+    lm = load(asked.model, dtype=asked.dtype, device=asked.device, names=values.modules(asked.arch), text=asked.text)
     with terminal.watched() as report:
         found = study.contract(
             recipe, lm, settings=settings, edits=asked.edits, data_dir=asked.data_dir, progress=report

@@ -55,7 +55,7 @@ PAIRED: frozenset[Direction] = frozenset({"balance", "contrast"})
 _UNBOUNDED = -50.0  # appendix D of Hewitt et al.: where value optimisation of an unbounded loss ends
 
 
-def nll(log_p: Tensor, owner: Tensor, count: int, normalisation: Normalisation = "mean") -> Tensor:
+def nll(log_p: Tensor, owner: Tensor, count: int, *, normalisation: Normalisation = "mean") -> Tensor:
     """The negative log-likelihood of each of some continuations, ``[count]``.
 
     Args:

@@ -112,7 +112,14 @@ class Edited:
         """
         about = {"model": self.lm.name, "dtype": str(self.model.dtype).removeprefix("torch.")}
         ids = {"num_edits": len(self.edits), "ids": [edit.id for edit in self.edits]}
-        patch_file.save(self.patch, self.lm, Path(path), self.editor, {**self.source, **about, **ids}, self.unedited)
+        patch_file.save(
+            self.patch,
+            self.lm,
+            Path(path),
+            editor=self.editor,
+            about={**self.source, **about, **ids},
+            unedited=self.unedited,
+        )
         return Path(path)
 
     def _read(self, prompt: str) -> str:
@@ -123,7 +130,7 @@ class Edited:
             raise UsageError(f"{tokens} tokens, but {self.lm.name} takes {self.lm.context}; give a shorter prompt")
 
 
-def patch_of(editor: Editor, lm: LM, edits: Sequence[Edit], mode: str) -> Patch:
+def patch_of(editor: Editor, lm: LM, edits: Sequence[Edit], *, mode: str) -> Patch:
     """The change that makes the model say all edits, in one operation or one on top of the other.
 
     Args:
@@ -140,7 +147,7 @@ def patch_of(editor: Editor, lm: LM, edits: Sequence[Edit], mode: str) -> Patch:
         raise UsageError(f"mode '{mode}' does not exist here; choose batch or sequential")
     if not edits:
         raise UsageError("there is no edit; give at least one row of prompt, subject and target")
-    *_, stop = schedule.walk(editor, lm, edits, mode, None, [len(edits)])
+    *_, stop = schedule.walk(editor, lm, edits, mode=mode, batch_size=None, at=[len(edits)])
     return stop.patches[0]
 
 
@@ -148,6 +155,7 @@ def patch_of(editor: Editor, lm: LM, edits: Sequence[Edit], mode: str) -> Patch:
 def held(
     lm: LM,
     editor: Editor,
+    *,
     name: str,
     edits: Sequence[Edit],
     mode: str = "batch",
@@ -168,6 +176,6 @@ def held(
         RestoreError: a parameter or buffer is not what it was.
     """
     with unchanged(lm) as hashes:
-        patch = patch_of(editor, lm, edits, mode)
+        patch = patch_of(editor, lm, edits, mode=mode)
         with patched(lm, patch):
             yield Edited(lm, patch, name, tuple(edits), combined_sha256(hashes), source or {})

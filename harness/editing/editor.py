@@ -68,7 +68,7 @@ class Editor(ABC):
     def __post_init__(self) -> None:
         for key, wanted in hints(type(self)).items():
             if key in settable(type(self)):
-                require_range(self.name, key, getattr(self, key), wanted)
+                require_range(self.name, key, getattr(self, key), wanted=wanted)
                 if getattr(self, key) != settable(type(self))[key].default:
                     require_some(self.name, key, getattr(self, key))
 

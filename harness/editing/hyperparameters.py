@@ -86,7 +86,7 @@ def _bare(option: object) -> object:
     return option.__origin__ if hasattr(option, "__metadata__") else option  # type: ignore[attr-defined]
 
 
-def require_range(editor: str, key: str, value: object, wanted: object) -> None:
+def require_range(editor: str, key: str, value: object, *, wanted: object) -> None:
     """Refuse numbers outside the ranges in a field's type, also inside a tuple.
 
     Args:
@@ -101,7 +101,7 @@ def require_range(editor: str, key: str, value: object, wanted: object) -> None:
     for option in _options(wanted):
         if isinstance(value, tuple) and typing.get_origin(option) is tuple:
             for item in value:
-                require_range(editor, key, item, typing.get_args(option)[0])
+                require_range(editor, key, item, wanted=typing.get_args(option)[0])
         for limit in getattr(option, "__metadata__", ()):
             if isinstance(limit, Range) and isinstance(value, int | float) and not limit.holds(value):
                 raise UsageError(f"{editor}: '{key}' is {value!r}, expected {limit}")
@@ -124,7 +124,7 @@ def require_some(editor: str, key: str, value: object) -> None:
         raise UsageError(f"{editor}: '{key}' is an empty list, expected at least one; leave it out for the default")
 
 
-def cast(editor: str, key: str, value: object, wanted: object) -> object:
+def cast(editor: str, key: str, value: object, *, wanted: object) -> object:
     """The value as the field's type; a list becomes a tuple, an int a float, a lone value a tuple of one.
 
     Args:
@@ -147,7 +147,7 @@ def cast(editor: str, key: str, value: object, wanted: object) -> object:
             item = typing.get_args(option)[0]
             values = value if isinstance(value, list | tuple) else [value]
             if all(v is not None for v in values):
-                return tuple(cast(editor, key, v, item) for v in values)
+                return tuple(cast(editor, key, v, wanted=item) for v in values)
         if typing.get_origin(option) is typing.Literal and value in typing.get_args(option):
             return value
     expected = " or ".join(map(_said, _options(wanted)))

@@ -68,7 +68,7 @@ def require_writable(path: Path) -> None:
         raise UsageError(f"{path}: cannot be written ({reason}); choose another place")
 
 
-def save(editor: Learned, lm: LM, path: Path, trained: Mapping[str, Any]) -> None:
+def save(editor: Learned, lm: LM, path: Path, *, trained: Mapping[str, Any]) -> None:
     """Write what was learned.
 
     Args:
@@ -88,7 +88,7 @@ def save(editor: Learned, lm: LM, path: Path, trained: Mapping[str, Any]) -> Non
         "dtype": _dtype(lm),
         "trained": dict(trained),
     }
-    write(path, KIND, FORMAT, about, editor.knowledge(lm))
+    write(path, kind=KIND, version=FORMAT, manifest=about, tensors=editor.knowledge(lm))
 
 
 def load(editor: Learned, lm: LM, path: Path) -> Learned:

@@ -36,6 +36,7 @@ def save(
     patch: Patch,
     lm: LM,
     path: Path,
+    *,
     editor: str,
     about: Mapping[str, Any] | None = None,
     unedited: str | None = None,
@@ -63,7 +64,7 @@ def save(
         "parts": parts,
         "about": dict(about or {}),
     }
-    tensor_file.write(path, KIND, FORMAT, head, tensors)
+    tensor_file.write(path, kind=KIND, version=FORMAT, manifest=head, tensors=tensors)
 
 
 def manifest(path: Path) -> dict[str, Any]:
@@ -89,7 +90,7 @@ def load(path: Path, lm: LM) -> Patch:
             f"{path}: changes the model '{head['model_name']}' ({head['model'][:12]}), not {lm.name} "
             f"({lm.fingerprint()[:12]}); give that model{f' with --dtype {dtype}' if dtype else ''}"
         )
-    return unpacked(path, head, flat, lm)
+    return unpacked(path, head=head, flat=flat, lm=lm)
 
 
 def packed(patch: Patch, editor: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -114,7 +115,7 @@ def packed(patch: Patch, editor: str) -> tuple[dict[str, Any], dict[str, Tensor]
     return parts, tensors
 
 
-def unpacked(path: Path, head: Mapping[str, Any], flat: Mapping[str, Tensor], lm: LM) -> Patch:
+def unpacked(path: Path, *, head: Mapping[str, Any], flat: Mapping[str, Tensor], lm: LM) -> Patch:
     """The patch of what :func:`packed` gave.
 
     Args:

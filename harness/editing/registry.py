@@ -64,7 +64,7 @@ def configure(cls: type[Editor], model: str, settings: Mapping[str, object], inn
     for key, value in chosen.items():
         if key not in known:
             raise UsageError(f"{cls.name} has no hyperparameter '{key}'{near(key, known)}")
-        chosen[key] = cast(cls.name, key, value, wanted[key])
+        chosen[key] = cast(cls.name, key, value, wanted=wanted[key])
     return cls(**chosen) if inner is None else cls(inner=inner, **chosen)  # type: ignore[call-arg]
 
 
@@ -109,6 +109,7 @@ class Recipe:
         self,
         lm: LM,
         settings: Mapping[str, object],
+        *,
         seed: int,
         prepare: Callable[[Editor], Editor] = lambda method: method,
     ) -> Editor:
@@ -123,12 +124,13 @@ class Recipe:
         Raises:
             UsageError: a setting does not exist, is of several parts, has the wrong type or is out of range.
         """
-        return self.configured(lm.name, settings, seed, prepare)
+        return self.configured(lm.name, settings, seed=seed, prepare=prepare)
 
     def configured(
         self,
         model: str,
         settings: Mapping[str, object],
+        *,
         seed: int,
         prepare: Callable[[Editor], Editor] = lambda method: method,
     ) -> Editor:

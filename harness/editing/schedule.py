@@ -114,7 +114,7 @@ def operations(count: int, mode: str, batch_size: int | None) -> list[range]:
     return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
 
-def stops(eval_at: str, count: int, mode: str, batch_size: int | None) -> list[int]:
+def stops(eval_at: str, count: int, *, mode: str, batch_size: int | None) -> list[int]:
     """The edit counts at which a run measures, in order; 0 is always among them.
 
     Args:
@@ -178,6 +178,7 @@ def walk(
     editor: Editor,
     lm: LM,
     edits: Sequence[Edit],
+    *,
     mode: str,
     batch_size: int | None,
     at: Sequence[int],
@@ -201,7 +202,7 @@ def walk(
         begun: where an earlier sequential walk was; its own last stop is yielded again.
         keep: given how far a sequential walk has come, after every operation.
     """
-    check(editor, lm, edits, mode)
+    check(editor, lm, edits, mode=mode)
     wanted = [count for count in at if count]
     if mode == "sequential":
         yield from _one_after_another(editor, lm, edits, batch_size, wanted, progress, begun or Begun(), keep)
@@ -239,7 +240,7 @@ def _one_after_another(
             yield Stop(portion.stop, [editor.finish(lm, state.total)], portion)
 
 
-def check(editor: Editor, lm: LM, edits: Sequence[Edit], mode: str) -> None:
+def check(editor: Editor, lm: LM, edits: Sequence[Edit], *, mode: str) -> None:
     """See that an editor can make these edits in this mode.
 
     Args:

@@ -160,7 +160,12 @@ class EditedLM(HFLM):  # type: ignore[misc]
         owners = [i for i, spans in enumerate(found) for _ in spans]
         marks = None if self._rows is None else [self._row_patches[i] for i in owners]
         scored = score(
-            self.lm, [s for spans in found for s in spans], self.batch_size, marks, self._carry, self._advance
+            self.lm,
+            [s for spans in found for s in spans],
+            rows=self.batch_size,
+            marks=marks,
+            before=self._carry,
+            done=self._advance,
         )
         results = [(0.0, True)] * len(requests)
         for i, (value, greedy) in zip(owners, scored, strict=True):
@@ -195,7 +200,7 @@ class EditedLM(HFLM):  # type: ignore[misc]
     def _spans(self, request: Instance, encoded: Encoded) -> list[Span]:
         context, continuation = request.args
         if isinstance(continuation, Whole):
-            return whole(self.lm.tokenizer, str(continuation), self.max_length, str(context))
+            return whole(self.lm.tokenizer, str(continuation), self.max_length, lead=str(context))
         try:
             found = encoded.span(str(context), str(continuation))
         except DataError as error:
@@ -223,7 +228,15 @@ class EditedLM(HFLM):  # type: ignore[misc]
             return scored
         # The base class sorts requests by their tokens and forgets whose they are; here rows keep their patch.
         spans = [Span((*context, *continuation), len(continuation)) for _, context, continuation in requests]
-        return score(self.lm, spans, self.batch_size, self._row_patches, self._carry, self._advance, rounded=True)
+        return score(
+            self.lm,
+            spans,
+            rows=self.batch_size,
+            marks=self._row_patches,
+            before=self._carry,
+            done=self._advance,
+            rounded=True,
+        )
 
     def _model_call(self, inps: Tensor, attn_mask: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
         logits: Tensor = super()._model_call(inps, attn_mask, labels)

@@ -45,7 +45,7 @@ def contains_span(text: str, answers: Collection[str]) -> bool:
     return any(answer and f" {answer} " in f" {text} " for answer in answers)
 
 
-def choice(text: str, gold: str, labels: Collection[str], fold_case: bool = True) -> dict[str, Ratio]:
+def choice(text: str, gold: str, labels: Collection[str], *, fold_case: bool = True) -> dict[str, Ratio]:
     """``accuracy`` and ``invalid_rate`` of one answer: its first word against the gold label; no label is wrong."""
     word = first_word(text)
     answer = word.lower() if fold_case else word
@@ -65,7 +65,7 @@ def two_way(correct: int, answered: int) -> dict[str, Ratio]:
     }
 
 
-def yes_no(text: str, yes: str, no: str, gold: bool) -> tuple[int, int]:
+def yes_no(text: str, yes: str, no: str, *, gold: bool) -> tuple[int, int]:
     """(correct, answered) where ``yes`` anywhere in the text wins over ``no`` anywhere in it."""
     folded = text.lower()
     if yes in folded:

@@ -256,7 +256,7 @@ def module(path: Path) -> ModuleType:
 # --- rows
 
 
-def load(dataset: str, split: str = "test", data_dir: str | Path | None = None, root: Path = TASKS) -> list[Row]:
+def load(dataset: str, split: str = "test", data_dir: str | Path | None = None, *, root: Path = TASKS) -> list[Row]:
     """The rows of a data set.
 
     Args:
@@ -273,7 +273,9 @@ def load(dataset: str, split: str = "test", data_dir: str | Path | None = None, 
     return _rows(described, place)
 
 
-def provenance(dataset: str, split: str = "test", data_dir: str | Path | None = None, root: Path = TASKS) -> Provenance:
+def provenance(
+    dataset: str, split: str = "test", data_dir: str | Path | None = None, *, root: Path = TASKS
+) -> Provenance:
     """Which bytes :func:`load` uses for the same arguments; raises what it raises."""
     described = _named(dataset, root)
     place = _locate(described, split, data_dir)

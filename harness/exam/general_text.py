@@ -45,7 +45,7 @@ def chunks(documents: Iterable[Sequence[int]], size: int = SIZE, count: int = CO
                 return
 
 
-def cut(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, size: int = SIZE, count: int = COUNT) -> list[str]:
+def cut(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, *, size: int = SIZE, count: int = COUNT) -> list[str]:
     """Documents as chunks of text, each document followed by the token that ends a text.
 
     Raises:
@@ -74,7 +74,7 @@ def build(folder: Path, size: int = SIZE, count: int = COUNT) -> list[Path]:
     halves = _openwebtext().train_test_split(test_size=_SHARE, seed=_SEED, shuffle=True)
     written = []
     for part, split in (("general", "test"), ("regularisation", "train")):
-        texts = cut((row["text"] for row in halves[split]), tokenizer, size, count)
+        texts = cut((row["text"] for row in halves[split]), tokenizer, size=size, count=count)
         if part == "general" and not texts[0].startswith(FIRST):
             raise DataError(f"OpenWebText: the cut begins '{texts[0][:60]}', expected '{FIRST}'; its revision differs")
         written.append(write(published(folder, part), texts))

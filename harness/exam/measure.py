@@ -71,7 +71,7 @@ class Measured:
         return [*self.values, *self.plain]
 
 
-def hold(model: EditedLM, stop: Stop | None, ids: Sequence[str], mode: str) -> AbstractContextManager[EditedLM]:
+def hold(model: EditedLM, stop: Stop | None, *, ids: Sequence[str], mode: str) -> AbstractContextManager[EditedLM]:
     """The context in which a stop is measured: no patch, one patch, or a patch for each document.
 
     In isolated editing a document of the edit set is scored under its own edit; document ``i`` of any other task under
@@ -90,7 +90,7 @@ def hold(model: EditedLM, stop: Stop | None, ids: Sequence[str], mode: str) -> A
     return model.isolated(stop.patches, patch_of)
 
 
-def measure_task(model: EditedLM, task: Task, limit: int | None, documents: Sequence[int] | None = None) -> Measured:
+def measure_task(model: EditedLM, task: Task, *, limit: int | None, documents: Sequence[int] | None = None) -> Measured:
     """Score one task with whatever the model holds.
 
     Args:
@@ -142,7 +142,7 @@ def agree(task: Task, edited: Measured, base: Measured) -> None:
 
 
 def summary(
-    tasks: Sequence[Task], measured: Mapping[str, Measured], base: Mapping[str, Measured] | None, seed: int
+    tasks: Sequence[Task], measured: Mapping[str, Measured], *, base: Mapping[str, Measured] | None, seed: int
 ) -> dict[str, dict[str, Any]]:
     """What is reported under one name: metric -> value, n, interval, reason, and the difference from unedited.
 
@@ -185,7 +185,7 @@ def contributions(tasks: Sequence[Task], measured: Mapping[str, Measured]) -> di
 
 
 def base_key(
-    fingerprint: str, task: Task, limit: int | None, batch_size: int, provenance: object, device: str
+    fingerprint: str, task: Task, *, limit: int | None, batch_size: int, provenance: object, device: str
 ) -> str | None:
     """What the numbers of the unedited model depend on, as a hash; None for tasks whose files are not ours to hash.
 

@@ -89,7 +89,7 @@ def _source(lm: LM) -> Iterator[str]:
     return iter((files("harness") / "mini" / "text_heldout.txt").read_text(encoding="utf-8").splitlines())
 
 
-def read(lm: LM, found: Texts, base: Reading | None, prompt: PromptRule | None = None) -> Reading:
+def read(lm: LM, found: Texts, base: Reading | None, *, prompt: PromptRule | None = None) -> Reading:
     """Read the texts with the model as it is now.
 
     Args:

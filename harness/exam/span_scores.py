@@ -125,7 +125,7 @@ def span(tokenizer: PreTrainedTokenizerBase, prefix: str, suffix: str) -> Span:
     return Encoded.of(tokenizer, [(prefix, suffix)]).span(prefix, suffix)
 
 
-def whole(tokenizer: PreTrainedTokenizerBase, text: str, context: int, lead: str = "") -> list[Span]:
+def whole(tokenizer: PreTrainedTokenizerBase, text: str, context: int, *, lead: str = "") -> list[Span]:
     """A whole text, of which every token but the first is scored; none for a text of one token.
 
     Args:
@@ -145,6 +145,7 @@ def whole(tokenizer: PreTrainedTokenizerBase, text: str, context: int, lead: str
 def score(
     lm: LM,
     spans: Sequence[Span],
+    *,
     rows: int = 32,
     marks: Sequence[int] | None = None,
     before: Callable[[Sequence[int]], None] = lambda _marks: None,
@@ -357,7 +358,7 @@ def _only(lm: LM, kept: Tensor) -> Iterator[bool]:
 def mean_nll(lm: LM, texts: Sequence[str], rows: int = 32) -> float:
     """The mean negative log-likelihood of a token over whole texts, weighted by tokens, in nats."""
     spans = [s for text in texts for s in whole(lm.tokenizer, text, lm.context)]
-    return -sum(value for value, _ in score(lm, spans, rows)) / sum(s.scored for s in spans)
+    return -sum(value for value, _ in score(lm, spans, rows=rows)) / sum(s.scored for s in spans)
 
 
 @contextmanager

@@ -148,7 +148,7 @@ def edit_sets() -> list[str]:
     return sorted(name for name, found in data.find().items() if hasattr(data.functions(found), "edits"))
 
 
-def read_edits(name: str, data_dir: str, split: str = "test", count: int | None = None) -> list[Edit]:
+def read_edits(name: str, *, data_dir: str, split: str = "test", count: int | None = None) -> list[Edit]:
     """The edits of a set, or of one's own JSONL file, in the order of the rows.
 
     Raises:
@@ -160,7 +160,7 @@ def read_edits(name: str, data_dir: str, split: str = "test", count: int | None 
     return _first(found, [edit.id for edit in found], name, count)
 
 
-def read_examples(name: str, data_dir: str, split: str = "train", count: int | None = None) -> list[Example]:
+def read_examples(name: str, *, data_dir: str, split: str = "train", count: int | None = None) -> list[Example]:
     """The edits of a set with their probes, for an editor to learn from.
 
     Raises:
@@ -211,6 +211,7 @@ def require_names(names: Iterable[str], data_dir: str) -> None:
 
 def load(
     names: Iterable[str],
+    *,
     edit_set: str | None,
     records: Sequence[str] | None,
     data_dir: str,

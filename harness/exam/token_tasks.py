@@ -58,7 +58,7 @@ class Piece(NamedTuple):
     tokens: int
 
 
-def pieces(tokenizer: Any, context: str, continuation: str, per_token: bool) -> list[Piece]:
+def pieces(tokenizer: Any, context: str, continuation: str, *, per_token: bool) -> list[Piece]:
     """The requests that rate a continuation: one for the whole, or one for each token.
 
     Tokens are those of the joined text, as lm-eval scores them.  A cut is made only where the text before it is encoded
@@ -152,7 +152,7 @@ class TeacherForced(Tokenized):
     def _cut(self, doc: Doc, ctx: str, delimiter: str) -> list[list[Piece]]:
         per_token = bool((self.config.metadata or {}).get("per_token", False))
         choices = [choice if choice.startswith(" ") else delimiter + choice for choice in self.doc_to_choice(doc)]
-        return [pieces(self.tokenizer, ctx, choice, per_token) for choice in choices]
+        return [pieces(self.tokenizer, ctx, choice, per_token=per_token) for choice in choices]
 
 
 def _join(cut: Sequence[Piece], answers: Sequence[tuple[float, bool]]) -> Forced:

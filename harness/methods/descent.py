@@ -388,7 +388,7 @@ def _loss(
     rows = [*examples, *(examples[i].rival for i in compared)]
     log_p = log_likelihood(lm, rows, loss=settings.loss, held=held)
     owner = torch.tensor([i for i, row in enumerate(rows) for _ in row.target], device=log_p.device)
-    each = nll(log_p, owner, len(rows), settings.normalisation)
+    each = nll(log_p, owner, len(rows), normalisation=settings.normalisation)
     target, places = each[: len(examples)], torch.tensor(compared, dtype=torch.long, device=each.device)
     against = torch.zeros_like(target).index_copy(0, places, each[len(examples) :])
     return losses(directions, target, against).mean()

@@ -44,7 +44,7 @@ class Hypernetwork:
     depth: int
 
     @classmethod
-    def start(cls, shapes: Mapping[str, Shape], rank: int, depth: int, alpha: float, seed: int) -> Hypernetwork:
+    def start(cls, shapes: Mapping[str, Shape], *, rank: int, depth: int, alpha: float, seed: int) -> Hypernetwork:
         """The network that changes no pair: ``U`` and ``bias`` are zero.
 
         Args:

@@ -82,7 +82,7 @@ class RankOne(LocateThenEdit):
         for edit in edits:
             for layer in self.edited_layers(lm):
                 with patched(lm, total):
-                    change = self.changes(lm, [edit], layer, prior)[0]
+                    change = self.changes(lm, [edit], layer, prior=prior)[0]
                 total = total + Patch({lm.down(layer): change}, memory=prior)
         return total
 
@@ -92,7 +92,7 @@ class RankOne(LocateThenEdit):
         prior = self._unedited(lm, None)
         if len(layers) > 1 or not edits:
             return [self.edit(lm, [edit], prior) for edit in edits]
-        changes = self.changes(lm, edits, layers[0], prior)
+        changes = self.changes(lm, edits, layers[0], prior=prior)
         return [Patch({lm.down(layers[0]): change}, memory=prior) for change in changes]
 
     def label(self) -> str:
@@ -100,7 +100,7 @@ class RankOne(LocateThenEdit):
         return self.name if self.covariance else f"{self.name}-nocov"
 
     @abstractmethod
-    def changes(self, lm: LM, edits: Sequence[Edit], layer: int, prior: Unedited) -> list[LowRank]:
+    def changes(self, lm: LM, edits: Sequence[Edit], layer: int, *, prior: Unedited) -> list[LowRank]:
         """The change of one layer for each of some independent edits.
 
         Args:

@@ -19,6 +19,7 @@ __all__ = ["borrowed", "called", "named", "unchanged", "wrapped"]
 def wrapped(
     model: PreTrainedModel | LM,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    *,
     arch: Mapping[str, str] | None = None,
     text: str | None = None,
 ) -> LM:
@@ -46,7 +47,9 @@ def wrapped(
         raise UsageError(f"a {type(model).__name__} in memory comes without its tokenizer; give tokenizer=...")
     if any(parameter.is_meta for parameter in model.parameters()):
         raise ModelError(f"{called(model)}: its weights are not in memory; load it without offloading")
-    lm = LM.wrap(model, tokenizer, called(model), arch, text or ("mini" if _ships(model) else "wikitext"))
+    lm = LM.wrap(
+        model, tokenizer, name=called(model), names=arch, text=text or ("mini" if _ships(model) else "wikitext")
+    )
     lm.check_finite()
     return lm
 
@@ -71,6 +74,7 @@ def _ships(model: PreTrainedModel) -> bool:
 def borrowed(
     model: PreTrainedModel | LM,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    *,
     arch: Mapping[str, str] | None = None,
     text: str | None = None,
 ) -> Iterator[LM]:
@@ -87,13 +91,13 @@ def borrowed(
     """
     bare, words = (model.model, model.tokenizer) if isinstance(model, LM) else (model, tokenizer)
     if not hasattr(bare, "modules") or words is None:
-        yield wrapped(model, tokenizer, arch, text)  # tells what is wrong
+        yield wrapped(model, tokenizer, arch=arch, text=text)  # tells what is wrong
         return
     training = {module: module.training for module in bare.modules()}
     asking = {parameter: parameter.requires_grad for parameter in bare.parameters()}
     pad = words.pad_token
     try:
-        yield wrapped(model, tokenizer, arch, text)
+        yield wrapped(model, tokenizer, arch=arch, text=text)
     finally:
         for module, mode in training.items():
             module.training = mode

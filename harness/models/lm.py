@@ -71,6 +71,7 @@ class LM:
         cls,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
+        *,
         name: str = "model",
         names: Mapping[str, str] | None = None,
         text: str = "mini",
@@ -284,6 +285,7 @@ def shipped() -> dict[str, Path]:
 
 def load(
     name: str,
+    *,
     dtype: str = "float32",
     device: str | None = None,
     names: Mapping[str, str] | None = None,
@@ -329,7 +331,7 @@ def load(
         raise ModelError(f"{name}: the checkpoint lacks {missing}, which would be random; use an intact checkpoint")
     if device != "auto":
         _place(model, device or _best_device())
-    lm = LM.wrap(model, tokenizer, name, names, text or ("mini" if inside else "wikitext"))
+    lm = LM.wrap(model, tokenizer, name=name, names=names, text=text or ("mini" if inside else "wikitext"))
     lm.check_finite()
     return lm
 

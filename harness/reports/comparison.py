@@ -9,7 +9,7 @@ __all__ = ["pair_difference"]
 
 
 def pair_difference(
-    first: tuple[Record, int], second: tuple[Record, int], task: str, metric: str, *, seed: int = 0
+    first: tuple[Record, int], second: tuple[Record, int], *, task: str, metric: str, seed: int = 0
 ) -> Difference | None:
     """Second minus first, paired by document; ``None`` where either has no values to pair.
 

@@ -195,7 +195,9 @@ def _mark_best(rows: Sequence[BoardRow], place: int, metric: Metric) -> None:
     (top, best), (runner_up, second) = ordered[:2]
     if top == runner_up or best.record is None or second.record is None:
         return
-    found = pair_difference((second.record, second.edits), (best.record, best.edits), metric.task, metric.metric)
+    found = pair_difference(
+        (second.record, second.edits), (best.record, best.edits), task=metric.task, metric=metric.metric
+    )
     best.cells[place].best = found is not None and found.significant
 
 

@@ -61,7 +61,7 @@ def _editor(resolved: Resolved) -> Iterator[tuple[str, str]]:
     if plan.patch:
         yield "saved edits", plan.patch
         return
-    editor: Editor = resolved.editor or resolved.recipe.configured(plan.model, plan.settings, plan.seed)
+    editor: Editor = resolved.editor or resolved.recipe.configured(plan.model, plan.settings, seed=plan.seed)
     yield "editor", editor.label()
     yield "hyperparameters", ", ".join(_pairs(editor.hyperparameters())) or "none"
     if plan.fitted:

@@ -339,7 +339,7 @@ def _comparisons(a: Record, b: Record, last: tuple[int, int], seed: int) -> Iter
     for task in (task for task in _tasks(a, last[0]) if task in first and task in second):
         for metric in (metric for metric in first[task] if metric in second[task]):
             x, y = first[task][metric], second[task][metric]
-            paired = pair_difference((a, last[0]), (b, last[1]), task, metric, seed=seed)
+            paired = pair_difference((a, last[0]), (b, last[1]), task=task, metric=metric, seed=seed)
             yield task, metric, x, y, _plain_difference(x, y) if paired is None else _as_json(paired)
 
 

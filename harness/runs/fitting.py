@@ -48,7 +48,7 @@ def examples(edits: str, data_dir: str, split: str) -> Training:
         DataError: a row cannot be used.
     """
     name, count = parse_edits(edits)
-    found = tasks.read_examples(name, data_dir, split, count)
+    found = tasks.read_examples(name, data_dir=data_dir, split=split, count=count)
     return Training(found, {"edits": name, "split": split, "count": len(found), "data_dir": data_dir})
 
 
@@ -65,7 +65,7 @@ def require_learner(editor: str | Editor) -> None:
 
 
 def require_able(
-    editor: str | Editor, model: str, settings: Mapping[str, object], seed: int, path: Path | None
+    editor: str | Editor, model: str, *, settings: Mapping[str, object], seed: int, path: Path | None
 ) -> None:
     """See, before a model is loaded, that an editor learns, has these hyperparameters, and has a place to keep it.
 
@@ -81,13 +81,13 @@ def require_able(
     """
     require_learner(editor)
     if isinstance(editor, str):
-        compose(editor).configured(model, settings, seed)
+        compose(editor).configured(model, settings, seed=seed)
     if path is not None:
         learned_file.require_writable(path)
 
 
 def fit(
-    editor: str | Editor, lm: LM, train: Training, settings: Mapping[str, object], seed: int, path: Path | None
+    editor: str | Editor, lm: LM, train: Training, *, settings: Mapping[str, object], seed: int, path: Path | None
 ) -> Fitted:
     """Let an editor learn, and write down what it learned.
 
@@ -103,10 +103,10 @@ def fit(
         UsageError: it learns nothing, a setting does not exist, or the file cannot be written.
     """
     require_learner(editor)
-    method = compose(editor).build(lm, settings, seed).root if isinstance(editor, str) else editor.root
+    method = compose(editor).build(lm, settings, seed=seed).root if isinstance(editor, str) else editor.root
     path = path or learned_file.default_path(method, lm)
     learned_file.require_writable(path)
     learned = method.fit(lm, train.examples).root
     assert isinstance(learned, Learned)
-    learned_file.save(learned, lm, path, train.about)
+    learned_file.save(learned, lm, path, trained=train.about)
     return Fitted(learned, path, len(train.examples))

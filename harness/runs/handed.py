@@ -28,7 +28,7 @@ def edits(given: str | Path | Sequence[Edit | Mapping[str, object]], data_dir: s
     if not isinstance(given, str | Path):
         return own_rows.edits(given)
     name, count = parse_edits(str(given))
-    return tasks.read_edits(name, data_dir, split, count)
+    return tasks.read_edits(name, data_dir=data_dir, split=split, count=count)
 
 
 def source(given: str | Path | Sequence[Edit | Mapping[str, object]], data_dir: str) -> dict[str, object]:
@@ -76,7 +76,7 @@ def editor_fields(given: str | Editor, settings: Mapping[str, object]) -> dict[s
 
 
 def configured(
-    given: str | Editor, lm: LM, settings: Mapping[str, object], seed: int, fitted: str | None = None
+    given: str | Editor, lm: LM, *, settings: Mapping[str, object], seed: int, fitted: str | None = None
 ) -> Editor:
     """The editor, with what it has learned.
 
@@ -92,7 +92,9 @@ def configured(
         DataError: what it has learned cannot be used.
     """
     if isinstance(given, str):
-        return compose(given).build(lm, settings, seed, lambda method: learned_file.require(method, lm, fitted))
+        return compose(given).build(
+            lm, settings, seed=seed, prepare=lambda method: learned_file.require(method, lm, fitted)
+        )
     return learned(given, lm, fitted)
 
 

@@ -68,7 +68,7 @@ class Measuring:
     def at(self, stop: Stop | None) -> None:
         """Score every task, and read the neutral texts, at a stop; None is the unedited model."""
         ids = [edit.id for edit in self.ready.resolved.edits]
-        with measure.hold(self._model, stop, ids, self.ready.resolved.mode):
+        with measure.hold(self._model, stop, ids=ids, mode=self.ready.resolved.mode):
             for shown in self.ready.suite.shown:
                 # An earlier run that was stopped may have come this far; the unedited model is what others are held to.
                 if stop is None or shown not in self.writer.record.tasks(stop.edits):
@@ -81,12 +81,12 @@ class Measuring:
         count = stop.edits if stop else 0
         members = [task for task in self.ready.suite.tasks if task.shown == shown]
         measured = {task.name: self._score(task, stop) for task in members}
-        table = measure.summary(members, measured, self.base if stop else None, self.ready.resolved.plan.seed)
+        table = measure.summary(members, measured, base=self.base if stop else None, seed=self.ready.resolved.plan.seed)
         if stop is None:
             self.base |= measured
         elif stop.latest.start and self._is_edit_set(shown):
             self._note_latest(shown, members, measured, stop)
-        self.writer.measured(count, shown, table, measure.contributions(members, measured))
+        self.writer.measured(count, shown, numbers=table, values=measure.contributions(members, measured))
         cut = sum(one.truncated for one in measured.values())
         if cut:
             earlier = self.writer.record.point(count).get("truncated", {})
@@ -103,7 +103,7 @@ class Measuring:
         """Of the edit set, the documents of the edits made so far alone."""
         made = {edit.id for edit in self.ready.resolved.made(stop.edits)}
         documents = measure.of_cases(task, made) if self._is_edit_set(task.shown) else None
-        found = measure.measure_task(self._model, task, limit, documents)
+        found = measure.measure_task(self._model, task, limit=limit, documents=documents)
         found.values = {metric: {} for metric in self.base[task.name].values} | found.values
         measure.agree(task, found, self.base[task.name])
         return found
@@ -111,10 +111,12 @@ class Measuring:
     def _score_unedited(self, task: tasks.Task, limit: int | None) -> Measured:
         """As an earlier run has kept it, or anew."""
         source, device = self.writer.record.data.get(task.shown), str(self.ready.lm.device)
-        key = measure.base_key(self._fingerprint, task, limit, self.options.rows, source, device)
+        key = measure.base_key(
+            self._fingerprint, task, limit=limit, batch_size=self.options.rows, provenance=source, device=device
+        )
         cached = measure.load_base(key) if self.options.cache else None
         if cached is None:
-            cached = measure.measure_task(self._model, task, limit)
+            cached = measure.measure_task(self._model, task, limit=limit)
             measure.save_base(key, cached)
         return cached
 
@@ -125,7 +127,7 @@ class Measuring:
         mine = {self.ready.resolved.edits[i].id for i in stop.latest}
         part = {name: _of_edits(one, mine) for name, one in measured.items()}
         if any(values for one in part.values() for values in one.values.values()):
-            table = measure.summary(members, part, None, self.ready.resolved.plan.seed)
+            table = measure.summary(members, part, base=None, seed=self.ready.resolved.plan.seed)
             self.writer.noted(stop.edits, latest={shown: table})
 
     def _read_neutral(self, texts: neutral_text.Texts, stop: Stop | None) -> None:
@@ -136,12 +138,12 @@ class Measuring:
             found = neutral_text.unedited(lm, texts, (self._fingerprint, str(lm.device)))
         else:
             with patched(lm, patch):
-                found = neutral_text.read(lm, texts, self.reading, patch.prompt)
+                found = neutral_text.read(lm, texts, self.reading, prompt=patch.prompt)
         before = self.reading.values if self.reading and stop else None
         self.reading = self.reading or found
         directions: dict[str, bool | None] = {"nll": False, "kl": False}
         table = numbers.summarise(found.values, before, directions, seed=0, plain={"repetition": found.repetition})
-        self.writer.measured(count, neutral_text.NAME, table, found.values)
+        self.writer.measured(count, neutral_text.NAME, numbers=table, values=found.values)
         if stop is None:
             return
         for name in collapse.fired(self.reading, found, self.writer.record.delta):

@@ -56,6 +56,7 @@ def _each(values: dict[str, Any], where: str) -> list[dict[str, Any]]:
 
 def plans(
     values: Mapping[str, Any],
+    *,
     options: Mapping[str, Any] | None = None,
     seeds: Sequence[int] | None = None,
     where: str = "plan",

@@ -50,16 +50,16 @@ def prepare(resolved: Resolved, device: str | None = None) -> Prepared:
     """
     require_device(device)
     plan = resolved.plan
-    lm = resolved.lm or load(plan.model, plan.dtype, device, plan.arch or None, resolved.text)
+    lm = resolved.lm or load(plan.model, dtype=plan.dtype, device=device, names=plan.arch or None, text=resolved.text)
     editor = _editor(resolved, lm)
     _require_layers(resolved, lm, editor)
-    schedule.check(editor, lm, resolved.edits, resolved.mode)
+    schedule.check(editor, lm, resolved.edits, mode=resolved.mode)
     suite = tasks.load(
         plan.tasks,
-        resolved.edit_set,
-        resolved.ids_in_order_of_rows(),
-        plan.data_dir,
-        lm.tokenizer,
+        edit_set=resolved.edit_set,
+        records=resolved.ids_in_order_of_rows(),
+        data_dir=plan.data_dir,
+        tokenizer=lm.tokenizer,
         own_file=plan.edits if resolved.edit_set == tasks.OWN else None,
         split=plan.split,
     )
@@ -74,7 +74,7 @@ def _editor(resolved: Resolved, lm: LM) -> Editor:
     if resolved.editor is not None:
         return handed.learned(resolved.editor, lm, plan.fitted)
     return resolved.recipe.build(
-        lm, plan.settings, plan.seed, lambda method: learned_file.require(method, lm, plan.fitted)
+        lm, plan.settings, seed=plan.seed, prepare=lambda method: learned_file.require(method, lm, plan.fitted)
     )
 
 

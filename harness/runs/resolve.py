@@ -103,7 +103,7 @@ def resolve(plan: Plan, *, lm: LM | None = None, editor: Editor | None = None) -
     about = patch_file.manifest(Path(plan.patch))["about"] if plan.patch else {}
     plan = _replayed(plan, about) if plan.patch else plan
     recipe = Recipe.of(editor) if editor else compose(plan.editor)
-    method = editor or recipe.configured(plan.model, plan.settings, plan.seed)
+    method = editor or recipe.configured(plan.model, plan.settings, seed=plan.seed)
     tasks.require_names(plan.tasks, plan.data_dir)
     learned_file.require_usable(method.root, plan.fitted)
     mode, size = schedule.plain_mode(plan.mode or schedule.default_mode(recipe.cls), plan.batch_size)
@@ -125,7 +125,7 @@ def resolve(plan: Plan, *, lm: LM | None = None, editor: Editor | None = None) -
         recipe=recipe,
         edits=edits,
         rows=tuple(row for row, _ in drawn),
-        stops=(0,) if unedited else tuple(schedule.stops(plan.eval_at, len(edits), mode, size)),
+        stops=(0,) if unedited else tuple(schedule.stops(plan.eval_at, len(edits), mode=mode, batch_size=size)),
         text=plan.text or _text_beside(plan),
         about=about,
         lm=lm,
@@ -135,7 +135,11 @@ def resolve(plan: Plan, *, lm: LM | None = None, editor: Editor | None = None) -
 
 def _rows(plan: Plan, count: int | None) -> list[Edit]:
     """The edits that a plan names, in the order of the rows."""
-    return [] if plan.edits == NO_EDITS else tasks.read_edits(plan.edits, plan.data_dir, plan.split, count)
+    return (
+        []
+        if plan.edits == NO_EDITS
+        else tasks.read_edits(plan.edits, data_dir=plan.data_dir, split=plan.split, count=count)
+    )
 
 
 def _replayed(plan: Plan, about: Mapping[str, Any]) -> Plan:

@@ -46,7 +46,11 @@ def save_edits(folder: Path, record: Record, *, ready: Prepared, stop: Stop) -> 
     }
     try:
         patch_file.save(
-            stop.patches[0], ready.lm, patch_path(folder, record, stop.edits), ready.resolved.recipe.method, about
+            stop.patches[0],
+            ready.lm,
+            patch_path(folder, record, stop.edits),
+            editor=ready.resolved.recipe.method,
+            about=about,
         )
     except ModelError as error:
         log.warning("%s", error)

@@ -59,7 +59,7 @@ class RecordWriter:
         """Where the record lies: while the run is under way beside the place where it will lie."""
         return self.folder / f"{record_name(self.record)}{'' if self._done else PARTIAL}.json"
 
-    def measured(self, edits: int, task: str, numbers: Mapping[str, Json], values: TaskValues) -> None:
+    def measured(self, edits: int, task: str, *, numbers: Mapping[str, Json], values: TaskValues) -> None:
         """Adds what one task gave after so many edits, in nine significant digits, and saves.
 
         Args:

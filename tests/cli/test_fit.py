@@ -148,10 +148,10 @@ def file(checkpoint: Callable[..., Path], rows: str, text: str, tmp_path_factory
     from harness.exam.tasks import read_examples
 
     lm = load(str(checkpoint("gpt2")), device="cpu", text=text)
-    editor = configure(find("mend"), lm.name, QUICK).fit(lm, read_examples(rows, "mini"))
+    editor = configure(find("mend"), lm.name, QUICK).fit(lm, read_examples(rows, data_dir="mini"))
     assert isinstance(editor, Learned)
     path = tmp_path_factory.mktemp("fitted") / "mend.safetensors"
-    learned_file.save(editor, lm, path, {"edits": rows})
+    learned_file.save(editor, lm, path, trained={"edits": rows})
     return path
 
 
@@ -200,7 +200,7 @@ def test_a_file_of_another_kind(run: Callable[..., Any], file: Path, tmp_path: P
         ("patch", {}, "holds no fitted editor but a patch; give another file"),
     ):
         path = tmp_path / "other.safetensors"
-        tensor_file.write(path, kind, 1, {**about, **changes}, tensors)
+        tensor_file.write(path, kind=kind, version=1, manifest={**about, **changes}, tensors=tensors)
         told(run(*SET, "--fitted", path), f"{path}: {message}")
 
 

@@ -187,7 +187,8 @@ def test_a_patch_that_cannot_be_put_back(
     changed.write_bytes(content)
     head, tensors = patch_file.tensor_file.read(patch, patch_file.KIND, patch_file.FORMAT)
     about = {key: value for key, value in head.items() if key not in {"kind", "format", "sha256"}}
-    patch_file.tensor_file.write(newer, patch_file.KIND, patch_file.FORMAT + 1, about, tensors)
+    version = patch_file.FORMAT + 1
+    patch_file.tensor_file.write(newer, kind=patch_file.KIND, version=version, manifest=about, tensors=tensors)
     a_file = tmp_path / "a file"
     a_file.touch()
     run = ("run", "--model", checkpoint("gpt2"), "--output", tmp_path / "again", "--patch")
@@ -229,9 +230,9 @@ def test_a_stop_costs_the_same_however_many_edits_were_made_but_for_their_own_ex
         passes[0] += type(self).__name__ == "GPT2LMHeadModel"
         return forward(self, *args, **kwargs)
 
-    def task(model: Any, one: Any, limit: int | None, documents: Any = None) -> Any:
+    def task(model: Any, one: Any, *, limit: int | None, documents: Any = None) -> Any:
         before = passes[0]
-        found = real(model, one, limit, documents)
+        found = real(model, one, limit=limit, documents=documents)
         asked.append((one.name, len(next(iter(found.values.values()))), passes[0] - before))
         return found
 
@@ -253,7 +254,9 @@ def walked(model: Path, rows: Path, editor: str, settings: dict[str, Any]) -> li
     """The change of the one edited matrix after each edit."""
     plan = Plan(str(model), editor, settings, str(rows), mode="sequential", eval_at="every:1")
     ready = prepare(resolve(plan), "cpu")
-    steps = schedule.walk(ready.editor, ready.lm, ready.resolved.edits, "sequential", None, ready.resolved.stops)
+    steps = schedule.walk(
+        ready.editor, ready.lm, ready.resolved.edits, mode="sequential", batch_size=None, at=ready.resolved.stops
+    )
     return [delta for stop in steps for delta in stop.patches[0].weights.values()]
 
 

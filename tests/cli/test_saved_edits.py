@@ -85,7 +85,9 @@ def test_an_applied_patch_is_a_checkpoint_that_others_load(
     plain, base = (AutoModelForCausalLM.from_pretrained(place) for place in (folder, model))
     changed = [name for name, tensor in plain.state_dict().items() if not torch.equal(tensor, base.state_dict()[name])]
     assert changed == ["transformer.h.1.mlp.c_proj.weight"]
-    suite = tasks.load(["NLI"], None, None, "mini", AutoTokenizer.from_pretrained(folder))
+    suite = tasks.load(
+        ["NLI"], edit_set=None, records=None, data_dir="mini", tokenizer=AutoTokenizer.from_pretrained(folder)
+    )
     found = lm_eval.evaluate(
         HFLM(pretrained=str(folder), device="cpu", batch_size=8),
         {"tasks": {"NLI": suite.tasks[0].task}, "groups": {}, "group_map": {}},

@@ -36,7 +36,7 @@ class Golden:
     def lm(self, name: str, precision: str) -> LM:
         if (name, precision) not in self.models:
             dtype = {"fp64": "float64", "fp32": "float32"}[precision]
-            self.models[name, precision] = loading.load(str(self.root / "models" / name), dtype, "cpu")
+            self.models[name, precision] = loading.load(str(self.root / "models" / name), dtype=dtype, device="cpu")
         return self.models[name, precision]
 
     def moments(self, name: str) -> dict[int, Moment]:

@@ -209,7 +209,7 @@ def test_greedy_texts_agree_as_far_as_a_text_goes(
     lm: HFLM, golden: Path, given: dict[str, Any], expected: dict[str, Any]
 ) -> None:
     """The authors' sampler goes on behind the end of a text and takes its mark away; here a text ends there."""
-    model = EditedLM(LM.wrap(lm.model, lm.tokenizer, "golden", text="x"))
+    model = EditedLM(LM.wrap(lm.model, lm.tokenizer, name="golden", text="x"))
     prompts, most = given["greedy_prompts"], given["greedy_max_out_len"]
     rooms = [most - len(lm.tokenizer(prompt)["input_ids"]) for prompt in prompts]
     requests = [

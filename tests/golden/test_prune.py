@@ -260,8 +260,8 @@ class Seen(Editor):
 def test_it_is_never_fed_back(tiny, edits):
     """Increments, and the memory that goes with them, are those of the plain editor; each stop has its own sum."""
     lm, plain, under = tiny("gpt2"), Seen(log=[]), Seen(log=[])
-    stops = list(walk(plain, lm, edits, "sequential", 1, [1, 2, 3]))
-    restrained_stops = list(walk(Prune(inner=under), lm, edits, "sequential", 1, [1, 2, 3]))
+    stops = list(walk(plain, lm, edits, mode="sequential", batch_size=1, at=[1, 2, 3]))
+    restrained_stops = list(walk(Prune(inner=under), lm, edits, mode="sequential", batch_size=1, at=[1, 2, 3]))
     assert [memory for _, memory in under.log] == [memory for _, memory in plain.log] == [None, 1, 2]
     assert all(torch.equal(a, b) for (a, _), (b, _) in zip(plain.log, under.log, strict=True))
     name = lm.down(1)

@@ -99,7 +99,7 @@ def test_representations_that_are_classified(golden, close, precision):
     """Of an entity that stands alone, and of the last token of an attribute, at the edited layer."""
     lm, theirs = golden.lm("tiny-gpt2", precision), expected(golden, precision)
     edits = [example.edit for example in train(golden)]
-    alone = [(str(edit.subject), mention(lm, str(edit.subject), str(edit.subject), 1)) for edit in edits]
+    alone = [(str(edit.subject), mention(lm, str(edit.subject), entity=str(edit.subject), which=1)) for edit in edits]
     close(hidden_states(lm, alone, 1), theirs["entity.entity.hiddens.1.last"], REL[precision], "h_e")
     stated = [stated_in(lm, edit) for edit in edits]
     last = [(f"{edit.text}{edit.continuation}", found.end - 1) for edit, found in zip(edits, stated, strict=True)]

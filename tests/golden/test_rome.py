@@ -52,7 +52,7 @@ def check_pieces(golden: Any, close: Any, precision: str, rome: Rome, edits: dic
     u = update_direction(mean, known.moments[layer] if rome.covariance else None)
     values = optimise(lm, few, known.contexts, objective=rome.objective(layer))
     k0, y0 = read_keys(lm, few, layer, templates=("{}",), fact_token=rome.fact_token, outputs=True)
-    changes = rome.changes(lm, few, layer, known)
+    changes = rome.changes(lm, few, layer, prior=known)
     for i, case in enumerate(edits):
         want = {
             name: theirs[f"{precision}/{stem}/{case}/{name}"]
@@ -88,7 +88,7 @@ def test_stored_change_and_log_probabilities(golden, close, precision):
     compared = 0
     name, edits = DOWN.format(1), golden.edits()
     for (case, edit), change in zip(
-        edits.items(), rome.changes(lm, list(edits.values()), 1, prior(golden)), strict=True
+        edits.items(), rome.changes(lm, list(edits.values()), 1, prior=prior(golden)), strict=True
     ):
         patch = Patch({name: change})
         if f"{stem}/{case}/delta_weight" in theirs:

@@ -183,7 +183,7 @@ def test_oddity_02_the_first_fact_of_kn_is_applied_once(
     monkeypatch.setattr(KnowledgeNeurons, "edit", edit)
     kn = KnowledgeNeurons(steps=2)
     mode, size = schedule.plain_mode("instance-sequential", None)
-    *_, last = schedule.walk(kn, tiny("gpt2"), edits[:3], str(mode), size, [3])
+    *_, last = schedule.walk(kn, tiny("gpt2"), edits[:3], mode=str(mode), batch_size=size, at=[3])
     assert asked == [edit.id for edit in edits[:3]]
     assert last.edits == 3
 
@@ -191,7 +191,7 @@ def test_oddity_02_the_first_fact_of_kn_is_applied_once(
 def test_oddity_03_a_batch_is_one_operation_whatever_the_default_size(tiny: Callable[[str], LM]) -> None:
     editor = Counter()
     mode, size = schedule.plain_mode("batch-single", None)
-    list(schedule.walk(editor, tiny("gpt2"), people(6), str(mode), size, [6]))
+    list(schedule.walk(editor, tiny("gpt2"), people(6), mode=str(mode), batch_size=size, at=[6]))
     assert editor.calls == [["0", "1", "2", "3", "4", "5"]]
 
 
@@ -216,7 +216,7 @@ def test_oddity_19_all_cases_count_not_the_first_twenty() -> None:
 def test_oddity_20_what_is_held_at_a_stop_has_the_last_edit_in_it(tiny: Callable[[str], LM]) -> None:
     lm = tiny("gpt2")
     start = float(lm.matrix(lm.down(0))[0, 0])
-    for stop in schedule.walk(Counter(), lm, people(4), "sequential", None, [1, 2, 4]):
+    for stop in schedule.walk(Counter(), lm, people(4), mode="sequential", batch_size=None, at=[1, 2, 4]):
         with patched(lm, stop.patches[0]):
             assert float(lm.matrix(lm.down(0))[0, 0]) == pytest.approx(start + stop.edits, abs=1e-4)
 
@@ -227,7 +227,7 @@ def test_oddity_21_a_target_is_what_follows_the_prompt_with_or_without_a_mark_in
     """No name of a model is asked: the mark is no token of the target, and where there is none no token is lost."""
     found = {}
     for mark in (False, True):
-        lm = LM.wrap(tiny("gpt2").model, make_tokenizer(mark), "Meta-Llama-3-8B", text="x")
+        lm = LM.wrap(tiny("gpt2").model, make_tokenizer(mark), name="Meta-Llama-3-8B", text="x")
         found[mark] = lm.continuation("Ada Velmont was born in", " Oslo")
         assert lm.encode("Ada Velmont was born in")[0] == 0 if mark else lm.encode("Ada Velmont was born in")[0] != 0
         assert lm.tokenizer.decode(found[mark]) == " Oslo"

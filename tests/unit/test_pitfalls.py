@@ -112,9 +112,9 @@ def done(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Looked:
     hashes: list[str] = []
     measure_task, folder = measure.measure_task, tmp_path_factory.mktemp("runs")
 
-    def look(model: Any, *rest: Any) -> Any:
+    def look(model: Any, *rest: Any, **options: Any) -> Any:
         hashes.append(model.lm.fingerprint())
-        return measure_task(model, *rest)
+        return measure_task(model, *rest, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measure, "measure_task", look)
@@ -229,7 +229,7 @@ def test_defect_7_every_operation_is_given_what_the_one_before_remembers(
     """Elsewhere the sequential loop calls the editor without its key cache, which is then None."""
     lm = tiny("gpt2")
     watched = Watched(configure(find(name), "any", QUICK))
-    list(schedule.walk(watched, lm, edits, "sequential", 1, [3]))
+    list(schedule.walk(watched, lm, edits, mode="sequential", batch_size=1, at=[3]))
     assert watched.given[0] is None
     assert all(memory is not None for memory in watched.returned)
     assert [id(memory) for memory in watched.given[1:]] == [id(memory) for memory in watched.returned[:-1]]

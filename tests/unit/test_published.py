@@ -121,7 +121,7 @@ def test_table_4_gpt_j(plots: Path, tables: Tables) -> None:
                 if name == "average":
                     assert same(means["gpt-j-6b", method, ball], value), (name, method, ball)
                     continue
-                cell = find(cells, "gpt-j-6b", name, method, ball)
+                cell = find(cells, model="gpt-j-6b", task=name, method=method, tolerance=ball)
                 assert cell is not None
                 assert same(cell.change, value), (name, method, ball, cell.change)
                 assert error is None or same(cell.error, error), (name, method, ball, cell.error)
@@ -150,7 +150,7 @@ def test_success_of_the_ensemble(plots: Path, tables: Tables) -> None:
     cells = gptj(plots)
     for ball, (_, *values) in zip(BALLS, tables["T6.2 success of the ensemble"], strict=True):
         for task, value in zip(ORDER, values, strict=True):
-            cell = find(cells, "gpt-j-6b", task, "ensemble", ball)
+            cell = find(cells, model="gpt-j-6b", task=task, method="ensemble", tolerance=ball)
             assert cell is not None
             assert same(cell.success, value), (task, ball, cell.success)
 
@@ -191,7 +191,7 @@ def test_table_8_hard_negatives_of_gpt_j(plots: Path, tables: Tables) -> None:
                 assert same(mean([last.get((task, ball), 0.0) for task in TASKS]), together), ball
                 continue
             for method, value in (("full", full), ("lora", lora)):
-                cell = find(cells, "gpt-j-6b", name, method, ball)
+                cell = find(cells, model="gpt-j-6b", task=name, method=method, tolerance=ball)
                 assert cell is not None
                 assert same(cell.hard_change, value), (name, method, ball, cell.hard_change)
                 checked += 1
@@ -213,12 +213,12 @@ def test_single_runs_of_the_ensemble_are_other_runs_than_the_printed_ones(plots:
     runs = ensemble_runs(plots / "workshop-gptj" / "gptj_intervene_results.jsonl")
     assert len(runs) == 17  # stereoset at 1e-5 is missing
     assert {cell.runs for cell in runs} == {4, 5}
-    country = find(runs, "gpt-j-6b", "country", "ensemble", 1e-3)
+    country = find(runs, model="gpt-j-6b", task="country", method="ensemble", tolerance=1e-3)
     assert country is not None
     assert (country.change, country.error) == pytest.approx((17.77015, 0.45666), abs=1e-5)
     means = {"stereoset": 7.72, "verb": 5.96, "company": 0.37}  # the raw means, where the paper prints a single run
     for task, value in means.items():
-        cell = find(runs, "gpt-j-6b", task, "ensemble", 1e-3)
+        cell = find(runs, model="gpt-j-6b", task=task, method="ensemble", tolerance=1e-3)
         assert cell is not None
         assert cell.hard_change == pytest.approx(value, abs=0.005)
 
@@ -239,12 +239,15 @@ def test_table_2_memit(plots: Path) -> None:
     for position, subject in enumerate(("standard", "oracle")):
         cells = memit(path, subject)  # type: ignore[arg-type]
         for task, values in TABLE_2.items():
-            cell = find(cells, "pythia-6.9b", task, f"memit-{subject}", 1e-4)
+            cell = find(cells, model="pythia-6.9b", task=task, method=f"memit-{subject}", tolerance=1e-4)
             assert cell is not None
             value = values[position]
             assert cell.change is None if value is None else same(cell.change, value), (task, subject, cell.change)
     # The paper prints 1.2 / -0.2 for verbs; the stored file has other numbers.
-    verbs = [find(memit(path, s), "pythia-6.9b", "verb", f"memit-{s}", 1e-4) for s in ("standard", "oracle")]  # type: ignore[arg-type]
+    verbs = [
+        find(memit(path, s), model="pythia-6.9b", task="verb", method=f"memit-{s}", tolerance=1e-4)
+        for s in ("standard", "oracle")
+    ]  # type: ignore[arg-type]
     assert all(same(cell and cell.change, value) for cell, value in zip(verbs, ("-0.3", "2.9"), strict=True))
 
 
@@ -254,7 +257,9 @@ def test_memit_on_the_backpack(plots: Path) -> None:
               "verb": ("0.0", "0.3"), "gender": ("0.3", "0.4"), "temporal": ("0.0", "0.0")}  # fmt: skip
     for task, values in wanted.items():
         for subject, value in zip(("standard", "oracle"), values, strict=True):
-            cell = find(memit(path, subject), "backpack-gpt2", task, f"memit-{subject}", 1e-4)  # type: ignore[arg-type]
+            cell = find(
+                memit(path, subject), model="backpack-gpt2", task=task, method=f"memit-{subject}", tolerance=1e-4
+            )  # type: ignore[arg-type]
             assert same(cell and cell.change, value), (task, subject, cell)
 
 
@@ -273,7 +278,10 @@ def test_tables_of_memit_on_pythia(ball: float, subject: str, plots: Path, table
         model = f"pythia-{size}"
         assert same(means[model, f"memit-{subject}", ball], mean)
         for task, text in zip(("country", "company", "stereoset", "verb", "gender", "temporal"), columns, strict=True):
-            cell, said = find(cells, model, task, f"memit-{subject}", ball), CELL.fullmatch(text)
+            cell, said = (
+                find(cells, model=model, task=task, method=f"memit-{subject}", tolerance=ball),
+                CELL.fullmatch(text),
+            )
             assert cell is not None and said is not None, text
             if said["none"]:
                 assert (cell.change, f"{cell.runs}/{cell.of}") == (None, said["none"])
@@ -287,7 +295,7 @@ def test_unedited_backpack_in_float32(plots: Path) -> None:
     wanted = {"country": 0.90051, "company": 0.97176, "stereoset": 0.23837, "verb": 0.43611, "gender": 0.91111,
               "temporal": 0.76955}  # fmt: skip
     for task, failure in wanted.items():
-        cell = find(cells, "backpack-gpt2", task, "none", None)
+        cell = find(cells, model="backpack-gpt2", task=task, method="none", tolerance=None)
         assert cell is not None and cell.success is not None
         assert 1 - cell.success / 100 == pytest.approx(failure, abs=1e-5)
 
@@ -307,7 +315,10 @@ def test_tables_of_finetuning_on_pythia(ball: float, plots: Path, tables: Tables
     for size, method, *columns, mean in found:
         assert same(means[f"pythia-{size}", method, ball], mean)
         for task, text in zip(ORDER, columns, strict=True):
-            cell, said = find(cells, f"pythia-{size}", task, method, ball), TRAINED.fullmatch(text)
+            cell, said = (
+                find(cells, model=f"pythia-{size}", task=task, method=method, tolerance=ball),
+                TRAINED.fullmatch(text),
+            )
             assert cell is not None and said is not None, text
             assert same(cell.success, said["success"]) and same(cell.change, said["change"]), (size, task, cell)
             assert same(cell.error, said["error"])
@@ -321,7 +332,7 @@ def test_tables_of_hard_negatives_on_pythia(plots: Path, tables: Tables) -> None
     for ball, method, size, *columns, mean in found:
         assert same(means[f"pythia-{size}", method, float(ball)], mean)
         for task, text in zip(ORDER, columns, strict=True):
-            cell = find(cells, f"pythia-{size}", task, method, float(ball))
+            cell = find(cells, model=f"pythia-{size}", task=task, method=method, tolerance=float(ball))
             assert cell is not None
             assert same(cell.hard_change, text), (size, task, ball, text, cell.hard_change)
 
@@ -380,7 +391,7 @@ def test_table_3_only_the_unedited_backpack_can_be_recomputed(plots: Path, table
     weights that were rounded to bfloat16: stereoset, gender and company differ by one to three tenths.
     """
     cells = unedited(plots / "workshop-pythia" / "memit_results.noedit.test.v2.json")
-    starts = {task: find(cells, "backpack-gpt2", task, "none", None) for task in TASKS}
+    starts = {task: find(cells, model="backpack-gpt2", task=task, method="none", tolerance=None) for task in TASKS}
     told = tables["T6.1 failure before editing"]
     constants = {task: 100 * (1 - float(failure)) for task, failure in told}
     *tasks, _ = tables["T6.1"]
@@ -396,7 +407,7 @@ def test_table_6_only_the_unedited_hard_negatives_of_the_backpack_can_be_recompu
     """Five of six cells of its first column; 51.97 of stereoset is printed as 51.9 (51.9456 in finetuning runs)."""
     cells = unedited(plots / "workshop-pythia" / "memit_results.noedit.test.v2.json")
     *tasks, last = tables["T6.1 hard negatives"]
-    starts = {task: find(cells, "backpack-gpt2", task, "none", None) for task in TASKS}
+    starts = {task: find(cells, model="backpack-gpt2", task=task, method="none", tolerance=None) for task in TASKS}
     assert {row[0] for row in tasks if (cell := starts[row[0]]) and same(cell.hard_initial, row[1])} == {
         "country", "company", "verb", "gender", "temporal",
     }  # fmt: skip

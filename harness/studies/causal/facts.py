@@ -145,7 +145,7 @@ def ask(lm: LM, fact: Fact) -> Asked | Skipped:
 
 
 def known(
-    lm: LM, asked: Sequence[Asked], which: Known, new_tokens: int, report: Report, budget: int = 4096
+    lm: LM, asked: Sequence[Asked], *, which: Known, new_tokens: int, report: Report, budget: int = 4096
 ) -> Iterator[Asked | Skipped]:
     """The facts that the model knows, and those that it does not, in their order.
 

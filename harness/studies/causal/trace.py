@@ -198,6 +198,7 @@ def trace(
     lm: LM,
     facts: Sequence[Fact | Edit],
     settings: TraceSettings = PRESETS["hase"],
+    *,
     progress: Report = _silent,
     budget: int = 4096,
 ) -> list[Traced]:
@@ -217,7 +218,7 @@ def trace(
         UsageError: the window is wider than the model.
         DataError: no fact can be looked at.
     """
-    return list(trace_each(lm, select(lm, facts, settings), settings, progress, budget))
+    return list(trace_each(lm, select(lm, facts, settings), settings, progress=progress, budget=budget))
 
 
 def check(lm: LM, settings: TraceSettings) -> None:
@@ -256,7 +257,7 @@ def layer_windows(width: int, layers: int) -> list[range]:
 
 
 def select(
-    lm: LM, facts: Sequence[Fact | Edit], settings: TraceSettings = PRESETS["hase"], progress: Report = _silent
+    lm: LM, facts: Sequence[Fact | Edit], settings: TraceSettings = PRESETS["hase"], *, progress: Report = _silent
 ) -> Selection:
     """Find the subjects, leave out what the model does not know, and decide how strong the noise is.
 
@@ -279,7 +280,7 @@ def select(
         raise DataError(f"none of {len(seen)} facts can be traced{why}; give facts with a subject and what is true")
     sigma = noise_scale(lm, settings, [str(one.fact.subject) for one in able])
     asked: list[Asked] = []
-    for one in known(lm, able, settings.known, settings.new_tokens, progress):
+    for one in known(lm, able, which=settings.known, new_tokens=settings.new_tokens, report=progress):
         wanted = _explained(lm, one, settings) if isinstance(one, Asked) else one
         if isinstance(wanted, Asked):
             asked.append(wanted)
@@ -333,6 +334,7 @@ def trace_each(
     lm: LM,
     selection: Selection,
     settings: TraceSettings,
+    *,
     progress: Report = _silent,
     budget: int = 4096,
     done: Collection[str] = (),

@@ -32,7 +32,7 @@ _LINES = {
 }
 
 
-def draw(studies: Sequence[Study], what: str, path: Path, fact: str | None = None) -> None:
+def draw(studies: Sequence[Study], what: str, *, path: Path, fact: str | None = None) -> None:
     """Draw studies of one model into a file.
 
     Args:

@@ -121,7 +121,10 @@ def facts_of(plan: TracePlan) -> list[Fact]:
     """
     path = _file(plan)
     if path is None:
-        return [Fact.of(edit) for edit in tasks.read_edits(plan.edits, plan.data_dir, plan.split, plan.num_edits)]
+        return [
+            Fact.of(edit)
+            for edit in tasks.read_edits(plan.edits, data_dir=plan.data_dir, split=plan.split, count=plan.num_edits)
+        ]
     found = read(path)
     if plan.num_edits is not None and plan.num_edits > len(found):
         raise UsageError(f"{path}: has {len(found)} facts, {plan.num_edits} were asked for; ask for fewer")
@@ -143,6 +146,7 @@ def _file(plan: TracePlan) -> Path | None:
 def carry_out(
     plans: Sequence[TracePlan],
     folder: Path,
+    *,
     device: str | None = None,
     fresh: bool = False,
     report: Report = lambda _what, _done, _total: None,
@@ -165,10 +169,12 @@ def carry_out(
     """
     require_writable(folder)
     facts, first = facts_of(plans[0]), plans[0]
-    lm = lm or load(first.model, first.dtype, device, dict(first.arch) or None)
+    lm = lm or load(first.model, dtype=first.dtype, device=device, names=dict(first.arch) or None)
     for plan in plans:
         check(lm, plan.settings)
-    chosen = select(lm, facts, first.settings, lambda done, total: report("which facts the model knows", done, total))
+    chosen = select(
+        lm, facts, first.settings, progress=lambda done, total: report("which facts the model knows", done, total)
+    )
     for plan in plans:
         yield _one(plan, lm, facts, chosen, folder, fresh, report, budget)
 

@@ -232,7 +232,7 @@ def saved(candidate: Candidate) -> None:
     lm, patch, edits = candidate.lm, candidate.patch, candidate.edits
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "patch.safetensors"
-        patch_file.save(patch, lm, path, candidate.method.root.name)
+        patch_file.save(patch, lm, path, editor=candidate.method.root.name)
         again = patch_file.load(path, lm)
     before, after = behaviour(lm, patch, edits), behaviour(lm, again, edits)
     _require(torch.equal(before, after), "the patch read from its file gives other logits")

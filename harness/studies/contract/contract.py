@@ -83,7 +83,7 @@ def contract(
         UsageError: a setting does not exist, or the editor cannot take the edits.
         ModelError: the editor is made for another family of models.
     """
-    lessons = read_examples(edits, data_dir) if issubclass(recipe.cls, Learned) else []
+    lessons = read_examples(edits, data_dir=data_dir) if issubclass(recipe.cls, Learned) else []
     candidate = Candidate(_builder(recipe, settings or {}, lessons), lm, _edits(edits, data_dir))
     candidate.method.require(lm)
     found = []
@@ -96,7 +96,7 @@ def contract(
 
 def _edits(edits: str, data_dir: str) -> Sequence[Edit]:
     found: dict[str | None, Edit] = {}
-    for example in read_examples(edits, data_dir, "test"):
+    for example in read_examples(edits, data_dir=data_dir, split="test"):
         found.setdefault(example.edit.subject, example.edit)
     if len(found) < 3:
         raise UsageError(f"{edits}: has edits of {len(found)} subjects, expected three; name another set with --edits")
@@ -115,7 +115,7 @@ def _builder(recipe: Recipe, settings: Mapping[str, object], lessons: Sequence[E
             learned[key] = learned_file.load(method, lm, path) if path.exists() else method.fit(lm, lessons)
         return learned[key]
 
-    return lambda lm: recipe.build(lm, settings, 0, lambda method: fitted(method, lm))
+    return lambda lm: recipe.build(lm, settings, seed=0, prepare=lambda method: fitted(method, lm))
 
 
 def _verdict(recipe: Recipe, candidate: Candidate, promise: str, meaning: str) -> Verdict:

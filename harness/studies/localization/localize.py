@@ -239,6 +239,7 @@ def _silent(phase: str, done: int, total: int) -> None:
 def localize(
     grid: Grid,
     output: Path,
+    *,
     device: str | None = None,
     fresh: bool = False,
     report: Report = _silent,
@@ -261,8 +262,8 @@ def localize(
     """
     study = open_study(grid, output, fresh)
     _require_names(grid)
-    examples = tasks.read_examples(grid.edits, grid.data_dir, grid.split, grid.look_at)
-    lm = lm or load(grid.model, grid.dtype, device, dict(grid.arch) or None, grid.text)
+    examples = tasks.read_examples(grid.edits, data_dir=grid.data_dir, split=grid.split, count=grid.look_at)
+    lm = lm or load(grid.model, dtype=grid.dtype, device=device, names=dict(grid.arch) or None, text=grid.text)
     layers = _checked_layers(lm, grid)
     before = lm.state_hashes()
     rows = digest({"rows": [asdict(one) for one in examples]})
@@ -278,7 +279,7 @@ def localize(
     study.save()
     texts = _texts(lm, [e.edit for e in examples], grid.seed, report) if grid.essence else {}
     for problem in grid.problems:
-        posed = pose(lm, examples, problem, grid.asked)
+        posed = pose(lm, examples, problem, settings=grid.asked)
         study.unposed[problem] = _counted(posed.skipped)
         _Problem(lm, grid, study, posed, layers, texts, report).go()
     changed = [name for name, digest in lm.state_hashes().items() if digest != before[name]]
@@ -310,7 +311,7 @@ def _require_names(grid: Grid) -> None:
     for recipe in recipes:
         if "layers" not in settable(recipe.cls):
             raise UsageError(f"{recipe.cls.name} has no layers to choose, so it cannot be placed at one; leave it out")
-        recipe.configured(grid.model, _mine(grid.settings, recipe), grid.seed)
+        recipe.configured(grid.model, _mine(grid.settings, recipe), seed=grid.seed)
     for key in grid.settings:
         part, dot, name = key.rpartition(".")
         owners = [find(part)] if dot else [cls for recipe in recipes for cls in recipe.parts]
@@ -325,15 +326,15 @@ def _check_editors(lm: LM, grid: Grid, examples: Sequence[Example]) -> None:
     for method, problem in itertools.product(grid.methods, grid.problems):
         editor = _built(lm, grid, method, problem, 0)
         direction: Direction = "erasure" if problem == "fact_erasure" else "likelihood"
-        schedule.check(editor, lm, [replace(e.edit, direction=direction) for e in examples[:1]], "isolated")
+        schedule.check(editor, lm, [replace(e.edit, direction=direction) for e in examples[:1]], mode="isolated")
 
 
 def _built(lm: LM, grid: Grid, method: Method, problem: Problem, layer: int) -> Editor:
     """The editor of one cell of the grid."""
     recipe = compose(method.editor)
-    own = settings_for(lm.name, recipe.cls.name, problem, method.window)
+    own = settings_for(lm.name, recipe.cls.name, problem=problem, window=method.window)
     around = layers_around(layer, method.window, lm.arch.layers)
-    return recipe.build(lm, {**own, **_mine(grid.settings, recipe), "layers": around}, grid.seed)
+    return recipe.build(lm, {**own, **_mine(grid.settings, recipe), "layers": around}, seed=grid.seed)
 
 
 def _mine(settings: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
@@ -353,10 +354,14 @@ def _traced(lm: LM, grid: Grid, examples: Sequence[Example], study: Study, repor
     by_id = {e.edit.id: e for e in examples}
     if not study.facts or not study.effects:
         facts = [e.edit for e in examples]
-        chosen = trace.select(lm, facts, grid.trace, lambda done, total: report("which facts are known", done, total))
+        chosen = trace.select(
+            lm, facts, grid.trace, progress=lambda done, total: report("which facts are known", done, total)
+        )
         study.skipped = _counted({one.fact.id: one.reason for one in chosen.skipped})
         chosen = replace(chosen, asked=chosen.asked[: grid.facts])
-        for found in trace.trace_each(lm, chosen, grid.trace, lambda done, total: report("trace", done, total)):
+        for found in trace.trace_each(
+            lm, chosen, grid.trace, progress=lambda done, total: report("trace", done, total)
+        ):
             study.facts[found.fact.id] = _known(found.layer_effect("max"))
             for name, effect in zip(EFFECTS, _others(found), strict=True):
                 study.effects.setdefault(name, {})[found.fact.id] = _known(effect)
@@ -511,7 +516,7 @@ class _Problem:
                     if isinstance(noise, SubjectNoise):
                         noise.owners = [owner[mine[i]] for i in chunk]
 
-                scored = log_probabilities(self.lm, [flat[i][2] for i in members], before)
+                scored = log_probabilities(self.lm, [flat[i][2] for i in members], before=before)
             for i, value in zip(members, scored, strict=True):
                 values[i] = value
         for (place, kind, _), value in zip(flat, values, strict=True):

@@ -219,7 +219,7 @@ class SubjectNoise:
             self._first.setdefault(spelling[0], []).append(spelling)
 
     @classmethod
-    def of(cls, lm: LM, edits: Sequence[Edit], sigma: float, seed: int) -> SubjectNoise:
+    def of(cls, lm: LM, edits: Sequence[Edit], *, sigma: float, seed: int) -> SubjectNoise:
         """The noise of some edits' subjects."""
         known: dict[tuple[int, ...], dict[int, tuple[int, int]]] = {}
         for i, edit in enumerate(edits):
@@ -272,7 +272,9 @@ class SubjectNoise:
 # --- posing a problem -------------------------------------------------------------------------------------------------
 
 
-def pose(lm: LM, examples: Sequence[Example], problem: Problem, settings: ProblemSettings = ProblemSettings()) -> Posed:
+def pose(
+    lm: LM, examples: Sequence[Example], problem: Problem, *, settings: ProblemSettings = ProblemSettings()
+) -> Posed:
     """What a problem asks of some facts.
 
     Args:
@@ -306,7 +308,9 @@ def pose(lm: LM, examples: Sequence[Example], problem: Problem, settings: Proble
     if problem != "fact_forcing":
         return Posed(problem, tuple(cases), skipped)
     assert noise is not None
-    return Posed(problem, tuple(cases), skipped, SubjectNoise.of(lm, [c.edit for c in cases], noise.sigma, noise.seed))
+    return Posed(
+        problem, tuple(cases), skipped, SubjectNoise.of(lm, [c.edit for c in cases], sigma=noise.sigma, seed=noise.seed)
+    )
 
 
 def _unfit(edit: Edit) -> str | None:
@@ -318,7 +322,7 @@ def _unfit(edit: Edit) -> str | None:
 def _noise_of(lm: LM, examples: Sequence[Example], settings: ProblemSettings) -> SubjectNoise:
     edits = [example.edit for example in examples]
     sigma = noise_scale(lm, TraceSettings(sigma=settings.sigma), [str(edit.subject) for edit in edits])
-    return SubjectNoise.of(lm, edits, sigma, settings.seed)
+    return SubjectNoise.of(lm, edits, sigma=sigma, seed=settings.seed)
 
 
 def _targets(
@@ -399,7 +403,11 @@ def _silent(portion: Sequence[int]) -> None:
 
 
 def log_probabilities(
-    lm: LM, answers: Sequence[TokenisedEdit], before: Callable[[Sequence[int]], None] = _silent, budget: int = _BUDGET
+    lm: LM,
+    answers: Sequence[TokenisedEdit],
+    *,
+    before: Callable[[Sequence[int]], None] = _silent,
+    budget: int = _BUDGET,
 ) -> list[float]:
     """``log p(target | prompt) = sum_t log p(y_t | x, y_<t)``, not divided by the length (Hase et al., section 3).
 
@@ -416,7 +424,7 @@ def log_probabilities(
         with wide_head(lm), torch.no_grad():
             log_p = double(log_likelihood(lm, mine))
         owner = torch.tensor([row for row, a in enumerate(mine) for _ in a.target], device=log_p.device)
-        for i, value in zip(portion, (-nll(log_p, owner, len(mine), "sum")).tolist(), strict=True):
+        for i, value in zip(portion, (-nll(log_p, owner, len(mine), normalisation="sum")).tolist(), strict=True):
             found[i] = value
     return found
 
@@ -461,7 +469,7 @@ _COMMON: dict[str, dict[str, object]] = {
 _MODELS = ("gpt-j-6b", "gpt2-xl")
 
 
-def settings_for(model: str, editor: str, problem: Problem, window: int) -> dict[str, object]:
+def settings_for(model: str, editor: str, *, problem: Problem, window: int) -> dict[str, object]:
     """The hyperparameters of Hase et al., section 4 and appendix A, for their models; for others only the loss.
 
     A bound that the paper does not give for a problem (GPT-2 XL) is that of Error Injection.

@@ -76,7 +76,7 @@ def target_log_p(lm: LM, questions: Sequence[Question], targets: Sequence[str]) 
     return [found[i] for i in range(len(questions))]
 
 
-def sampled(lm: LM, questions: Sequence[Question], length: int, seed: int) -> list[str]:
+def sampled(lm: LM, questions: Sequence[Question], *, length: int, seed: int) -> list[str]:
     """The texts of the questions, each continued by sampling from the five most probable tokens.
 
     Args:
@@ -139,7 +139,7 @@ def hidden_states(lm: LM, places: Sequence[tuple[str, int]], layer: int) -> Tens
     return read_activations(lm, rows, outputs=[block], budget=BUDGET).outputs[block]
 
 
-def mention(lm: LM, text: str, entity: str, which: int) -> int:
+def mention(lm: LM, text: str, *, entity: str, which: int) -> int:
     """The position of the last token of a mention of an entity.
 
     Raises:

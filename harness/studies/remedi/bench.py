@@ -101,6 +101,7 @@ def facts(
     lm: LM,
     method: Method,
     cases: Sequence[Case],
+    *,
     fitted: TfidfVectorizer,
     references: Mapping[str, Sequence[str]],
     essence: Mapping[str, str],
@@ -129,12 +130,14 @@ def facts(
     found: Found = {}
     _probabilities(lm, method, cases, patches, found)
     asked = [(case, patch, prompt) for case, patch in zip(cases, patches, strict=True) for prompt in _prompts(case)]
-    said = sampled(lm, [Question(method.text(case, prompt), patch) for case, patch, prompt in asked], length, seed)
+    said = sampled(
+        lm, [Question(method.text(case, prompt), patch) for case, patch, prompt in asked], length=length, seed=seed
+    )
     for (_, case), group in groupby(zip(asked, said, strict=True), key=lambda pair: (pair[0][0].id, pair[0][0])):
         texts = [text for _, text in group]
         _note(found, "fluency", case, _fluency(texts))
         _note(found, "consistency", case, consistency(fitted, texts, list(references.get(case.id, ()))))
-    for case, text in essences(lm, method, cases, patches, seed, length).items():
+    for case, text in essences(lm, method, cases, patches=patches, seed=seed, length=length).items():
         mine = next(one for one in cases if one.id == case)
         _note(found, "essence", mine, consistency(fitted, [text], [essence[case]]))
     return found
@@ -173,13 +176,13 @@ def _probabilities(lm: LM, method: Method, cases: Sequence[Case], patches: Seque
 
 
 def essences(
-    lm: LM, method: Method, cases: Sequence[Case], patches: Sequence[Patch], seed: int, length: int = FACT_TOKENS
+    lm: LM, method: Method, cases: Sequence[Case], *, patches: Sequence[Patch], seed: int, length: int = FACT_TOKENS
 ) -> dict[str, str]:
     """What is written about the entity of each case, by its id, without the prompt."""
     prompts = [ESSENCE.format(case.entity) for case in cases]
     texts = [method.text(case, prompt) for case, prompt in zip(cases, prompts, strict=True)]
     questions = [Question(text, patch) for text, patch in zip(texts, patches, strict=True)]
-    said = sampled(lm, questions, length, seed)
+    said = sampled(lm, questions, length=length, seed=seed)
     return {case.id: text.removeprefix(read) for case, text, read in zip(cases, said, texts, strict=True)}
 
 
@@ -210,7 +213,7 @@ def _rate(lm: LM, method: Method, cases: Sequence[Case]) -> list[Rated]:
     return found
 
 
-def features(lm: LM, method: Method, cases: Sequence[Case], before: Sequence[Rated]) -> Found:
+def features(lm: LM, method: Method, cases: Sequence[Case], *, before: Sequence[Rated]) -> Found:
     """Entailment on the McRae norms.
 
     ``entailment``: whether the answer that the sentence entails became likelier, and by how much (``_magnitude``).
@@ -267,7 +270,7 @@ SETTINGS = {"contextual": 2, "decontextual": 1}
 
 
 def label_log_p(
-    lm: LM, cases: Sequence[Case], patches: Sequence[Patch], labels: Sequence[str], setting: str, space: str = "\n\n"
+    lm: LM, cases: Sequence[Case], *, patches: Sequence[Patch], labels: Sequence[str], setting: str, space: str = "\n\n"
 ) -> list[list[float]]:
     """The log-probability of each label's first token, for each case."""
     texts = [_asked(case, setting, space) for case in cases]
@@ -280,7 +283,7 @@ def _asked(case: Case, setting: str, space: str = " ") -> str:
 
 
 def bios(
-    lm: LM, method: Method, cases: Sequence[Case], labels: Sequence[str], seed: int, length: int = BIO_TOKENS
+    lm: LM, method: Method, cases: Sequence[Case], *, labels: Sequence[str], seed: int, length: int = BIO_TOKENS
 ) -> Found:
     """Error correction on Bias in Bios, with the text in front (``contextual_``) and without it (``decontextual_``).
 
@@ -299,13 +302,15 @@ def bios(
     fitted, centres = _centres(cases)
     for setting, mention in SETTINGS.items():
         patches = method.patches(lm, cases, mention)
-        for case, row in zip(cases, label_log_p(lm, cases, patches, labels, setting), strict=True):
+        for case, row in zip(
+            cases, label_log_p(lm, cases, patches=patches, labels=labels, setting=setting), strict=True
+        ):
             best = _ranking(row)
             _note(found, f"{setting}_accuracy", case, float(labels[best[0]] == case.target))
             _note(found, f"{setting}_accuracy_top3", case, float(case.target in [labels[i] for i in best[:3]]))
         texts = [_asked(case, setting, "\n\n") for case in cases]
         questions = [Question(text, patch) for text, patch in zip(texts, patches, strict=True)]
-        for case, text in zip(cases, sampled(lm, questions, length, seed), strict=True):
+        for case, text in zip(cases, sampled(lm, questions, length=length, seed=seed), strict=True):
             _note(found, f"{setting}_fluency", case, _fluency([text]))
             said = fitted.transform([text]).toarray()[0]
             _note(found, f"{setting}_consistency", case, _cosine(said, centres[case.target]))

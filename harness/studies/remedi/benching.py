@@ -181,7 +181,7 @@ def usual(bench: str) -> tuple[str, ...]:
     return (*_BASELINES.get(bench, ()), "remedi")
 
 
-def carry_out(plan: BenchPlan, folder: Path, device: str | None = None, report: Report = lambda *_: None) -> Json:
+def carry_out(plan: BenchPlan, folder: Path, *, device: str | None = None, report: Report = lambda *_: None) -> Json:
     """Carry out a plan; its record is on disk when this returns.
 
     Raises:
@@ -191,9 +191,9 @@ def carry_out(plan: BenchPlan, folder: Path, device: str | None = None, report: 
     begun = time.monotonic()
     for name in plan.editors:
         if name not in BASELINES:
-            compose(name).configured(plan.model, plan.settings, plan.seed)
+            compose(name).configured(plan.model, plan.settings, seed=plan.seed)
     rows = _READERS[plan.rows](plan)
-    lm = load(plan.model, plan.dtype, device, dict(plan.arch) or None)
+    lm = load(plan.model, dtype=plan.dtype, device=device, names=dict(plan.arch) or None)
     cases = _usable(plan, lm, rows)
     run = {"fact-classification": _classified, "bios-classification": _classified}.get(plan.bench, _generated)
     outcomes = run(plan, lm, cases, report)
@@ -290,10 +290,10 @@ def _fitted(name: str, plan: BenchPlan, lm: LM, taught: Sequence[Case]) -> Edito
         learned = method.fit(lm, lessons).root
         assert isinstance(learned, Learned)
         learned_file.require_writable(path)
-        learned_file.save(learned, lm, path, {"benchmark": plan.bench, "count": len(lessons)})
+        learned_file.save(learned, lm, path, trained={"benchmark": plan.bench, "count": len(lessons)})
         return learned
 
-    return recipe.build(lm, settings, plan.seed, learn)
+    return recipe.build(lm, settings, seed=plan.seed, prepare=learn)
 
 
 def _lessons(plan: BenchPlan, taught: Sequence[Case]) -> list[Example]:
@@ -337,16 +337,18 @@ def _examiner(plan: BenchPlan, lm: LM, cases: _Cases) -> Callable[[Method], Foun
     length = {} if plan.tokens is None else {"length": plan.tokens}
     if plan.bench == "features":
         before = unedited_features(lm, examined)
-        return lambda method: features(lm, method, examined, before)
+        return lambda method: features(lm, method, examined, before=before)
     if plan.bench == "bios":
         labels = sorted({case.target for case in examined})
-        return lambda method: bios(lm, method, examined, labels, plan.seed, **length)
+        return lambda method: bios(lm, method, examined, labels=labels, seed=plan.seed, **length)
     if plan.bench == "mediation":
         return lambda method: mediation(lm, method, examined)
     none = Method("none")
-    essence = essences(lm, none, examined, [Patch()] * len(examined), plan.seed + 1, **length)
+    essence = essences(lm, none, examined, patches=[Patch()] * len(examined), seed=plan.seed + 1, **length)
     vectors, references = _references(plan, examined, essence)
-    return lambda method: facts(lm, method, examined, vectors, references, essence, plan.seed, **length)
+    return lambda method: facts(
+        lm, method, examined, fitted=vectors, references=references, essence=essence, seed=plan.seed, **length
+    )
 
 
 def _references(

@@ -143,7 +143,9 @@ def standardised(rows: Tensor) -> Tensor:
 # --- scores -----------------------------------------------------------------------------------------------------------
 
 
-def rated(prefix: str, cases: Sequence[Case], fails: Sequence[bool], predicted: Sequence[bool], seed: int) -> Outcome:
+def rated(
+    prefix: str, cases: Sequence[Case], *, fails: Sequence[bool], predicted: Sequence[bool], seed: int
+) -> Outcome:
     """F1 of *fails*, accuracy and Matthews correlation.
 
     Args:
@@ -234,7 +236,8 @@ def _entities(lm: LM, cases: Sequence[Case], setting: str, layer: int) -> Tensor
     """The representation of each entity at the mention that is looked at, ``[cases, d]``."""
     texts = [_text(case, setting) for case in cases]
     places = [
-        (text, mention(lm, text, case.entity, SETTINGS[setting])) for text, case in zip(texts, cases, strict=True)
+        (text, mention(lm, text, entity=case.entity, which=SETTINGS[setting]))
+        for text, case in zip(texts, cases, strict=True)
     ]
     return hidden_states(lm, places, layer)
 
@@ -254,7 +257,7 @@ def _shuffled(fails: Mapping[str, Sequence[bool]], seed: int) -> dict[str, list[
 def _both(
     cases: Sequence[Case], fails: Mapping[str, Sequence[bool]], predicted: Mapping[str, Sequence[bool]], seed: int
 ) -> Outcome:
-    return _joined([rated(f"{s}_", cases, fails[s], predicted[s], seed) for s in SETTINGS])
+    return _joined([rated(f"{s}_", cases, fails=fails[s], predicted=predicted[s], seed=seed) for s in SETTINGS])
 
 
 def _supervised(probes: Probes, taught: Sequence[Case], cases: Sequence[Case]) -> dict[str, list[bool]]:
@@ -322,7 +325,7 @@ def bios_classification(probes: Probes, cases: Sequence[Case], labels: Sequence[
         cases: biographies.
         labels: the occupations.
     """
-    rows = label_log_p(probes.lm, cases, [Patch()] * len(cases), labels, "contextual", " ")
+    rows = label_log_p(probes.lm, cases, patches=[Patch()] * len(cases), labels=labels, setting="contextual", space=" ")
     model = [sorted(range(len(labels)), key=lambda i, row=row: -row[i]) for row in rows]  # type: ignore[misc]
     truth = [labels.index(case.target) for case in cases]
     fails = [ranks[0] != right for ranks, right in zip(model, truth, strict=True)]
@@ -334,13 +337,13 @@ def bios_classification(probes: Probes, cases: Sequence[Case], labels: Sequence[
         recalls = {"probe_recall": ranks, "model_recall": model}
         found[name] = _joined(
             [
-                rated("", cases, fails, predicted, probes.seed),
+                rated("", cases, fails=fails, predicted=predicted, seed=probes.seed),
                 *(_recall(k, cases, r, truth) for k, r in recalls.items()),
             ]
         )
         if name == "remedi":
             shuffled = random.Random(probes.seed).sample(fails, len(fails))
-            found["control_task"] = rated("", cases, shuffled, predicted, probes.seed)
+            found["control_task"] = rated("", cases, fails=shuffled, predicted=predicted, seed=probes.seed)
     return found
 
 

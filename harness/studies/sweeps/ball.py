@@ -69,7 +69,7 @@ def cutoff(initial: float, tolerance: float) -> float:
     return initial * (1 + tolerance)
 
 
-def inside(general: float, initial: float, tolerance: float, strict: bool = True) -> bool:
+def inside(general: float, initial: float, tolerance: float, *, strict: bool = True) -> bool:
     """Whether a model is in the ball: strictly in validation, the edge included in the released test reports."""
     limit = cutoff(initial, tolerance)
     return general < limit if strict else general <= limit
@@ -86,7 +86,7 @@ def choose(log: Sequence[Epoch], tolerance: float, rule: Rule = "released") -> i
     return within[-1] if rule == "released" else min(within, key=lambda i: log[i].failure)
 
 
-def report(log: Sequence[Epoch], tolerance: float, chosen: int, rule: Rule = "released") -> int:
+def report(log: Sequence[Epoch], *, tolerance: float, chosen: int, rule: Rule = "released") -> int:
     """The epoch that is reported at test, from the one that validation chose.
 
     Raises:

@@ -70,7 +70,7 @@ def averages(
     return {key: average(values, empty_as_zero) for key, values in groups.items()}
 
 
-def find(cells: Iterable[Cell], model: str, task: str, method: str, tolerance: float | None) -> Cell | None:
+def find(cells: Iterable[Cell], *, model: str, task: str, method: str, tolerance: float | None) -> Cell | None:
     """The cell, None where there is none."""
     wanted = (model, task, method, tolerance)
     return next((c for c in cells if (c.model, c.task, c.method, c.tolerance) == wanted), None)
@@ -92,12 +92,15 @@ def _one(cells: Sequence[Cell], model: str, quantity: Quantity) -> Table:
     columns = sorted({(c.tolerance or 0.0, c.method) for c in cells}, key=lambda key: (-key[0], key[1]))
     rows, starts = [], []
     for task in tasks:
-        mine = [find(cells, model, task, method, tolerance or None) for tolerance, method in columns]
+        mine = [
+            find(cells, model=model, task=task, method=method, tolerance=tolerance or None)
+            for tolerance, method in columns
+        ]
         starts.append(_start(mine, quantity))
         rows.append(Row((Shown(task), _mean([starts[-1]]), *(_shown(cell, quantity) for cell in mine))))
     last = [_mean(starts)]
     for tolerance, method in columns:
-        found = [find(cells, model, task, method, tolerance or None) for task in tasks]
+        found = [find(cells, model=model, task=task, method=method, tolerance=tolerance or None) for task in tasks]
         last.append(_mean([_value(cell, quantity) for cell in found], signed=quantity != "success"))
     heads = heading("task", "unedited", *(f"{method} {tolerance:g}" for tolerance, method in columns))
     return Table(model, heads, (*rows, Row((Shown("average"), *last), "total")))

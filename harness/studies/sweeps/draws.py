@@ -113,7 +113,7 @@ def method(name: str, task: str, changed: Mapping[str, Any]) -> Method:
     return Method(str(settings.pop("editor", known.editor)), settings)
 
 
-def draw(settings: Mapping[str, Any], seed: object, layers: int, where: str) -> dict[str, Any]:
+def draw(settings: Mapping[str, Any], seed: object, layers: int, *, where: str) -> dict[str, Any]:
     """One configuration.
 
     Args:

@@ -175,7 +175,7 @@ def validation_jobs(sweep: Sweep, layers: int) -> list[Job]:
             known = method(name, task, changed)
             for number in range(sweep.configurations):
                 where = f"{sweep.seed} {name} {task} {number}"
-                settings = draw(known.settings, where, layers, f"method {name}")
+                settings = draw(known.settings, where, layers, where=f"method {name}")
                 job = Job(sweep.model, task, name, known.editor, settings)
                 job = replace(job, data_dir=sweep.data_dir, dtype=sweep.dtype, seed=sweep.seed)
                 job = _companion(job) if job.editor == trial.COMPANION else job
@@ -209,7 +209,7 @@ def test_jobs(sweep: Sweep, validated: Sequence[Trial]) -> list[Job]:
 # --- carrying out -----------------------------------------------------------------------------------------------------
 
 
-def run(sweep: Sweep, folder: Path, cluster: Cluster, progress: Progress) -> tuple[list[Trial], list[Trial]]:
+def run(sweep: Sweep, folder: Path, *, cluster: Cluster, progress: Progress) -> tuple[list[Trial], list[Trial]]:
     """Carry out a sweep; what has a record in the folder is not run again.
 
     Returns:
@@ -220,7 +220,7 @@ def run(sweep: Sweep, folder: Path, cluster: Cluster, progress: Progress) -> tup
     """
     for plan in _plans(sweep):
         resolve(plan)  # what does not exist is told before a model is loaded
-    layers = load(sweep.model, sweep.dtype, "cpu").arch.layers
+    layers = load(sweep.model, dtype=sweep.dtype, device="cpu").arch.layers
     jobs = validation_jobs(sweep, layers)
     validated = _finished(jobs, folder, cluster, lambda done, total: progress("validation", done, total))
     jobs = test_jobs(sweep, validated)

@@ -119,7 +119,7 @@ def _repetitions(best: Trial, epoch: int, tested: Sequence[Trial]) -> list[Trial
 def _cell(key: CellKey, tolerance: float, trials: Sequence[Trial], epoch: int, rule: Rule) -> Cell:
     if not trials:
         return Cell(*key, tolerance, runs=0, of=0)
-    reported = [report(one.log, tolerance, epoch, rule) for one in trials]
+    reported = [report(one.log, tolerance=tolerance, chosen=epoch, rule=rule) for one in trials]
     ends = [one.log[i] for one, i in zip(trials, reported, strict=True)]
     starts = [one.log[0] for one in trials]
     moved = change([e.failure for e in starts], [e.failure for e in ends])

@@ -215,7 +215,7 @@ class _Exam:
         if state is not None and (state, task.name) in self.known:
             return self.known[state, task.name]
         chosen = self.documents if task.name == self.task else None
-        found = measure.measure_task(self.model, task, None, chosen)
+        found = measure.measure_task(self.model, task, limit=None, documents=chosen)
         if state is not None:
             self.known[state, task.name] = found
         return found
@@ -239,7 +239,7 @@ Pair = tuple[str, str, str]
 @lru_cache(maxsize=1)
 def _loaded(model: str, dtype: str) -> tuple[EditedLM, dict[Pair, _Exam]]:
     """The model, and the exams that it has had; both go when another model comes."""
-    return EditedLM(load(model, dtype)), {}
+    return EditedLM(load(model, dtype=dtype)), {}
 
 
 def _exam(job: Job) -> _Exam:
@@ -253,7 +253,9 @@ def _exam(job: Job) -> _Exam:
 
 
 def _unedited(model: EditedLM, task: str, data_dir: str, split: str) -> _Exam:
-    suite = tasks.load([BALL], task, None, data_dir, model.lm.tokenizer, split=split)
+    suite = tasks.load(
+        [BALL], edit_set=task, records=None, data_dir=data_dir, tokenizer=model.lm.tokenizer, split=split
+    )
     exam = _Exam(model, suite, task, _chosen(suite, task) if split == "val" else None, _hashes(model.lm))
     exam.look(Patch(), None)
     return exam
@@ -295,7 +297,7 @@ def train(job: Job) -> Trial:
     resolved = resolve(job.plan)
     exam = _exam(job)
     lm = exam.model.lm
-    editor = resolved.recipe.build(lm, resolved.plan.settings, job.seed)
+    editor = resolved.recipe.build(lm, resolved.plan.settings, seed=job.seed)
     seen, reason = [exam.look(Patch(), None)], None
     if not math.isfinite(seen[0][0].general):
         raise DataError(f"{job.examined}: the unedited model's general loss is no number; use another --dtype")

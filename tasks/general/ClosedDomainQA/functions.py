@@ -23,7 +23,7 @@ def process_results(doc: dict[str, Any], results: list[str]) -> dict[str, Ratio]
     strict = answer_scores.two_way(*released_strict(text, gold))
     return (
         plain
-        | answer_scores.two_way(*answer_scores.yes_no(text, "yes", "no", gold))
+        | answer_scores.two_way(*answer_scores.yes_no(text, "yes", "no", gold=gold))
         | {"accuracy_released_strict": strict["accuracy_released"]}
     )
 

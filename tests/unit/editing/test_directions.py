@@ -72,7 +72,7 @@ def by_hand(lm: LM, edit: Edit, normalisation: str = "mean", contexts: Sequence[
 def test_nll_of_hand_made_tokens() -> None:
     owner = torch.tensor([0, 0, 1, 1])
     assert nll(LOG_P, owner, 2).tolist() == [1.0, 2.5]
-    assert nll(LOG_P, owner, 2, "sum").tolist() == [2.0, 5.0]
+    assert nll(LOG_P, owner, 2, normalisation="sum").tolist() == [2.0, 5.0]
 
 
 def test_the_loss_of_every_direction_side_by_side() -> None:
@@ -193,8 +193,8 @@ def test_an_editor_that_cannot_follow_a_direction_says_who_can(tiny, edits) -> N
     with pytest.raises(
         UsageError, match=r"edit a wants balance, which kn cannot follow; editors that can: .*memit.*rome"
     ):
-        check(find("kn")(), tiny("gpt2"), [asked], "isolated")
-    check(find("memit")(), tiny("gpt2"), [asked], "batch")
+        check(find("kn")(), tiny("gpt2"), [asked], mode="isolated")
+    check(find("memit")(), tiny("gpt2"), [asked], mode="batch")
 
 
 def test_who_follows_what() -> None:

@@ -180,8 +180,8 @@ def test_a_number_out_of_its_range_is_refused_wherever_it_comes_from(
         lambda: Method(**{key: value}),  # type: ignore[arg-type]
         lambda: replace(Method(), **{key: value}),
         lambda: configure(Method, "x", {key: value}),
-        lambda: RECIPE.build(tiny("gpt2"), {key: value}, 0),
-        lambda: RECIPE.build(tiny("gpt2"), {f"method.{key}": value}, 0),
+        lambda: RECIPE.build(tiny("gpt2"), {key: value}, seed=0),
+        lambda: RECIPE.build(tiny("gpt2"), {f"method.{key}": value}, seed=0),
     ):
         with pytest.raises(UsageError, match=message):
             make()
@@ -264,17 +264,17 @@ def test_a_value_of_another_type_is_refused(key: str, value: object, expected: s
 )
 def test_settings_that_no_part_has(tiny: Callable[[str], LM], settings: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=re.escape(message)):
-        RECIPE.build(tiny("gpt2"), settings, 0)
+        RECIPE.build(tiny("gpt2"), settings, seed=0)
 
 
 @pytest.mark.parametrize("key", ["inner", "scale.inner", "learned", "student.learned", "name", "presets"])
 def test_what_is_no_hyperparameter_cannot_be_set_and_is_not_shown(tiny: Callable[[str], LM], key: str) -> None:
     recipe = Recipe("student+scale", (Student, Scale))
     with pytest.raises(UsageError, match="has no hyperparameter '"):
-        recipe.build(tiny("gpt2"), {key: None}, 0)
+        recipe.build(tiny("gpt2"), {key: None}, seed=0)
     assert set(settable(Student)) == {"rate"}
     assert set(settable(Scale)) == {"factor", "seed"}
-    assert set(recipe.build(tiny("gpt2"), {}, 0).hyperparameters()) == {"rate", "scale.factor", "scale.seed"}
+    assert set(recipe.build(tiny("gpt2"), {}, seed=0).hyperparameters()) == {"rate", "scale.factor", "scale.seed"}
 
 
 # --- recipes ----------------------------------------------------------------------------------------------------------
@@ -282,7 +282,7 @@ def test_what_is_no_hyperparameter_cannot_be_set_and_is_not_shown(tiny: Callable
 
 def test_settings_reach_their_parts(tiny: Callable[[str], LM]) -> None:
     settings = {"lr": 0.1, "method.steps": 3, "scale.factor": 5, "shrink.factor": 0.25}
-    assert RECIPE.build(tiny("gpt2"), settings, 4).hyperparameters() == {
+    assert RECIPE.build(tiny("gpt2"), settings, seed=4).hyperparameters() == {
         "lr": 0.1, "decay": 0.0, "kept": 0.4, "steps": 3, "bound": None, "layers": None, "law": [], "form": "low",
         "how": None, "whiten": True, "text": None, "seed": 4,
         "scale.factor": 5.0, "scale.seed": 4, "shrink.factor": 0.25,
@@ -291,7 +291,7 @@ def test_settings_reach_their_parts(tiny: Callable[[str], LM]) -> None:
 
 def test_the_seed_is_everybodys_unless_a_setting_says_whose(tiny: Callable[[str], LM]) -> None:
     def seeds(settings: dict[str, object]) -> tuple[object, object]:
-        made = RECIPE.build(tiny("gpt2"), settings, 4).hyperparameters()
+        made = RECIPE.build(tiny("gpt2"), settings, seed=4).hyperparameters()
         return made["seed"], made["scale.seed"]
 
     assert seeds({}) == (4, 4)
@@ -301,7 +301,7 @@ def test_the_seed_is_everybodys_unless_a_setting_says_whose(tiny: Callable[[str]
 
 @pytest.mark.parametrize("model", ["gpt2-xl", "openai-community/gpt2-xl", "some/folder/GPT2-XL/"])
 def test_a_preset_is_found_by_the_last_part_of_the_models_name(tiny: Callable[[str], LM], model: str) -> None:
-    made = RECIPE.build(replace(tiny("gpt2"), name=model), {"layers": [3]}, 0).hyperparameters()
+    made = RECIPE.build(replace(tiny("gpt2"), name=model), {"layers": [3]}, seed=0).hyperparameters()
     assert (made["lr"], made["layers"], made["scale.factor"], made["shrink.factor"]) == (0.25, [3], 3.0, 0.5)
     assert configure(Method, "gpt2-xl-2", {}) == configure(Method, "x", {}) == Method()
 
@@ -313,7 +313,7 @@ def test_what_is_done_to_the_method_is_done_before_it_is_wrapped(tiny: Callable[
         seen.append(method)
         return replace(method, lr=0.125)  # type: ignore[call-arg]
 
-    built = RECIPE.build(tiny("gpt2"), {}, 0, prepare)
+    built = RECIPE.build(tiny("gpt2"), {}, seed=0, prepare=prepare)
     assert seen == [Method()]
     assert built.root == Method(lr=0.125)
 
@@ -322,7 +322,7 @@ def test_what_is_done_to_the_method_is_done_before_it_is_wrapped(tiny: Callable[
 
 
 def test_a_chain_knows_its_root_its_label_and_its_notes(tiny: Callable[[str], LM]) -> None:
-    built = RECIPE.build(tiny("gpt2"), {}, 3)
+    built = RECIPE.build(tiny("gpt2"), {}, seed=3)
     assert isinstance(built, Shrink)
     assert isinstance(built.inner, Scale)
     assert built.root is built.inner.inner
@@ -332,7 +332,7 @@ def test_a_chain_knows_its_root_its_label_and_its_notes(tiny: Callable[[str], LM
 
 def test_increments_and_sums_pass_through_the_chain_once(tiny: Callable[[str], LM], edits: list[Edit]) -> None:
     lm = tiny("gpt2")
-    built = RECIPE.build(lm, {"lr": 1.0, "scale.factor": 3.0, "shrink.factor": 0.5}, 0)
+    built = RECIPE.build(lm, {"lr": 1.0, "scale.factor": 3.0, "shrink.factor": 0.5}, seed=0)
     first = built.edit(lm, edits[:1])
     assert entry(lm, first) == 3.0  # the increment: scaled, neither shrunk nor finished
     second = built.edit(lm, edits[1:], first.memory)
@@ -344,7 +344,7 @@ def test_increments_and_sums_pass_through_the_chain_once(tiny: Callable[[str], L
 
 def test_a_wrapper_fits_what_it_wraps(tiny: Callable[[str], LM], edits: list[Edit]) -> None:
     lm = tiny("gpt2")
-    built = Recipe("student+scale", (Student, Scale)).build(lm, {}, 0)
+    built = Recipe("student+scale", (Student, Scale)).build(lm, {}, seed=0)
     with pytest.raises(UsageError, match="student must learn before its first edit; run `harness fit --editor student"):
         built.edit(lm, edits)
     fitted = built.fit(lm, [Example(edit) for edit in edits])
@@ -386,10 +386,10 @@ def test_files_can_be_composed_on_either_side(
     wrapper.write_text(WRAPPER)
     recipe = compose(f"{nudge}+{wrapper}")
     assert [cls.name for cls in recipe.parts] == ["nudge", "double"]
-    built = recipe.build(lm, {"double.factor": 4, "scale": 0.5}, 7)
+    built = recipe.build(lm, {"double.factor": 4, "scale": 0.5}, seed=7)
     assert built.label() == "nudge+double"
     assert built.hyperparameters() == {"scale": 0.5, "layer": 1, "form": "low", "seed": 7, "double.factor": 4.0}
-    alone = compose(nudge).build(lm, {"scale": 0.5}, 7).edit(lm, edits)
+    alone = compose(nudge).build(lm, {"scale": 0.5}, seed=7).edit(lm, edits)
     change = built.edit(lm, edits).weights[lm.down(1)].dense()
     assert torch.allclose(change, 4 * alone.weights[lm.down(1)].dense())
     assert [cls.name for cls in compose(f"none + {wrapper}").parts] == ["none", "double"]

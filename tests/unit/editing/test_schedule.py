@@ -57,7 +57,7 @@ class Single(Recorder):
 def walk(lm: LM, editor: Editor, count: int, mode: str, size: int | None, at: Sequence[int]) -> list[schedule.Stop]:
     """All stops, with the model as it was at each of them."""
     before, stops = lm.fingerprint(), []
-    for stop in schedule.walk(editor, lm, made(count), mode, size, at):
+    for stop in schedule.walk(editor, lm, made(count), mode=mode, batch_size=size, at=at):
         assert lm.fingerprint() == before  # the caller measures on the unedited model
         stops.append(stop)
     assert lm.fingerprint() == before
@@ -122,7 +122,7 @@ def test_operations_that_cannot_be(count: int, mode: str, size: int | None, mess
     ],
 )
 def test_stops(eval_at: str, count: int, mode: str, size: int | None, expected: list[int]) -> None:
-    assert schedule.stops(eval_at, count, mode, size) == expected
+    assert schedule.stops(eval_at, count, mode=mode, batch_size=size) == expected
 
 
 @pytest.mark.parametrize(
@@ -141,12 +141,12 @@ def test_stops(eval_at: str, count: int, mode: str, size: int | None, expected: 
 )
 def test_stops_that_cannot_be(eval_at: str, mode: str, size: int | None, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        schedule.stops(eval_at, 7, mode, size)
+        schedule.stops(eval_at, 7, mode=mode, batch_size=size)
 
 
 def test_a_long_list_of_operations_is_shortened() -> None:
     with pytest.raises(UsageError, match=r"operations end at 0, 2, 4, 6, 8, 10, \.\.\., 100$"):
-        schedule.stops("3", 100, "sequential", 2)
+        schedule.stops("3", 100, mode="sequential", batch_size=2)
 
 
 def test_the_mode_follows_the_method() -> None:
@@ -215,7 +215,13 @@ def test_isolated_edits_know_nothing_of_each_other(tiny: Callable[[str], LM]) ->
 def test_progress_is_told_after_each_operation(tiny: Callable[[str], LM]) -> None:
     told: list[tuple[int, int]] = []
     steps = schedule.walk(
-        Recorder(), tiny("gpt2"), made(5), "sequential", 2, [5], lambda done, total: told.append((done, total))
+        Recorder(),
+        tiny("gpt2"),
+        made(5),
+        mode="sequential",
+        batch_size=2,
+        at=[5],
+        progress=lambda done, total: told.append((done, total)),
     )
     list(steps)
     assert told == [(2, 5), (4, 5), (5, 5)]
@@ -242,8 +248,8 @@ def test_a_method_of_single_facts_refuses_a_batch(tiny: Callable[[str], LM]) -> 
 def test_a_method_of_subjects_refuses_a_plain_prefix(tiny: Callable[[str], LM]) -> None:
     plain = [*made(1), Edit("x", "It rains in", None, "Rome")]
     with pytest.raises(UsageError, match="edit x: single needs a subject; give rows of prompt, subject and target"):
-        schedule.check(Single(), tiny("gpt2"), plain, "isolated")
-    schedule.check(Recorder(), tiny("gpt2"), plain, "isolated")
+        schedule.check(Single(), tiny("gpt2"), plain, mode="isolated")
+    schedule.check(Recorder(), tiny("gpt2"), plain, mode="isolated")
 
 
 def test_a_prompt_longer_than_the_context_is_told_before_anything_is_edited(tiny: Callable[[str], LM]) -> None:
@@ -251,16 +257,16 @@ def test_a_prompt_longer_than_the_context_is_told_before_anything_is_edited(tiny
     long = Edit("7", "Oslo " * 95 + "and {} live in", "Ada Velmont", "Rome")
     tokens = len(lm.tokenizer(long.text + long.continuation)["input_ids"])
     with pytest.raises(UsageError, match=f"edit 7: {tokens} tokens, but tiny-gpt2 takes 96; shorten the prompt"):
-        list(schedule.walk(editor, lm, [*made(2), long], "batch", None, [3]))
+        list(schedule.walk(editor, lm, [*made(2), long], mode="batch", batch_size=None, at=[3]))
     assert editor.calls == []
 
 
 def test_a_prompt_that_just_fits_is_taken(tiny: Callable[[str], LM]) -> None:
     lm = tiny("gpt2")
     words = next(n for n in range(200) if _tokens(lm, n + 1) > lm.context)
-    schedule.check(Recorder(), lm, [_repeated(words)], "batch")
+    schedule.check(Recorder(), lm, [_repeated(words)], mode="batch")
     with pytest.raises(UsageError, match="shorten the prompt"):
-        schedule.check(Recorder(), lm, [_repeated(words + 1)], "batch")
+        schedule.check(Recorder(), lm, [_repeated(words + 1)], mode="batch")
 
 
 def _repeated(words: int) -> Edit:
@@ -340,7 +346,7 @@ def test_every_fact_is_edited_in_every_published_mode(tiny: Callable[[str], LM])
 
 def test_each_count_of_a_batch_is_an_operation_of_its_own(tiny: Callable[[str], LM]) -> None:
     editor = Recorder()
-    stops = walk(tiny("gpt2"), editor, 5, "batch", None, schedule.stops("2,final", 5, "batch", None))
+    stops = walk(tiny("gpt2"), editor, 5, "batch", None, schedule.stops("2,final", 5, mode="batch", batch_size=None))
     assert [stop.edits for stop in stops] == [2, 5]
     assert [(len(ids), memory) for ids, memory in editor.calls] == [(2, None), (5, None)]
     assert len(set(editor.seen)) == 1  # both on the unedited model
@@ -349,11 +355,11 @@ def test_each_count_of_a_batch_is_an_operation_of_its_own(tiny: Callable[[str], 
 def test_a_walk_goes_on_where_an_earlier_one_was(tiny: Callable[[str], LM]) -> None:
     lm, whole, second = tiny("gpt2"), Recorder(), Recorder()
     states: list[schedule.Begun] = []
-    ends = list(schedule.walk(whole, lm, made(7), "sequential", 2, [0, 4, 7], keep=states.append))
+    ends = list(schedule.walk(whole, lm, made(7), mode="sequential", batch_size=2, at=[0, 4, 7], keep=states.append))
     assert [(state.edits, state.latest) for state in states] == [
         (2, range(2)), (4, range(2, 4)), (6, range(4, 6)), (7, range(6, 7)),
     ]  # fmt: skip
-    again = list(schedule.walk(second, lm, made(7), "sequential", 2, [0, 4, 7], begun=states[1]))
+    again = list(schedule.walk(second, lm, made(7), mode="sequential", batch_size=2, at=[0, 4, 7], begun=states[1]))
     assert [ids for ids, _ in second.calls] == [["4", "5"], ["6"]]
     assert second.calls[0][1] == whole.calls[2][1]  # the memory goes on
     assert second.seen == whole.seen[2:]  # the earlier edits are in the weights

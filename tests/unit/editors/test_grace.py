@@ -19,7 +19,7 @@ def book(*edits: tuple[str, str, float, float], eps: float = 1.0) -> Codebook:
     """A codebook in one dimension: id, target, query, value of each edit."""
     made = Codebook.empty(1, 1, eps, CPU)
     for name, label, query, value in edits:
-        made = made.added(name, label, tensor([query]), tensor([value]))
+        made = made.added(name, label=label, query=tensor([query]), value=tensor([value]))
     return made
 
 
@@ -47,7 +47,7 @@ def test_defect_4_a_neighbour_with_the_same_target_widens_the_radius():
     assert made.cells[0].radius == 1.0
     assert made.cells[1].radius == pytest.approx(1.5, rel=2e-5)
     assert looked_up(made, 1.5, -1.5, 1.6) == [20.0, 20.0, None]
-    nearer = made.added("c", "Rome", tensor([0.3]), tensor([30.0]))
+    nearer = made.added("c", label="Rome", query=tensor([0.3]), value=tensor([30.0]))
     assert nearer.cells[1].radius == made.cells[1].radius
     assert looked_up(nearer, 1.5) == [30.0]
 
@@ -96,7 +96,7 @@ def test_random_edits_follow_the_rule_in_float64():
     radii: list[float] = []
     said: list[str] = []
     for i, query in enumerate(queries):
-        made = made.added(str(i), labels[i], query, tensor([float(i)]))
+        made = made.added(str(i), label=labels[i], query=query, value=tensor([float(i)]))
         distances = [float(((key.double() - query.double()) ** 2).sum() ** 0.5) for key in keys]
         d = min(distances, default=torch.inf)
         k = distances.index(d) if keys else -1
@@ -118,7 +118,7 @@ def test_the_nearest_key_is_that_of_float64_also_for_large_keys():
     keys = torch.randn(64, generator=generator) * 125 + torch.randn(40, 64, generator=generator) * 1e-2
     made = Codebook.empty(64, 1, 0.024, CPU)
     for i, key in enumerate(keys):
-        made = made.added(str(i), str(i), key, tensor([float(i)]))
+        made = made.added(str(i), label=str(i), query=key, value=tensor([float(i)]))
     chosen = torch.randint(0, 40, (7, 11), generator=generator)
     queries = keys[chosen] + 3e-3 * torch.randn(7, 11, 64, generator=generator)
     exact = (queries.double()[:, :, None] - made.keys.double()).norm(dim=-1)

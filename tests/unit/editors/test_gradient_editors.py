@@ -514,7 +514,7 @@ def test_ultraedit_shifts_layers_from_two_thirds_of_the_depth_to_the_last_but_on
     assert set(UltraEdit().edit(lm, many(3)).weights) == {f"{name}.weight" for name in into(lm, (1,))}
     config = copy.deepcopy(lm.model.config)
     config.num_hidden_layers = 28
-    deep = LM.wrap(type(lm.model)(config), lm.tokenizer, "deep")
+    deep = LM.wrap(type(lm.model)(config), lm.tokenizer, name="deep")
     shifted = UltraEdit().edit(deep, many(3)).weights
     assert sorted({int(name.split(".")[2]) for name in shifted}) == list(range(18, 27))  # as published for Qwen 2.5
 

@@ -47,7 +47,9 @@ def examples() -> list[Example]:
 
 def identity(lm: LM, editor: Mend, dtype: torch.dtype = torch.float64) -> Mend:
     """MEND with a network and statistics that change no pair."""
-    start = Hypernetwork.start(editor.shapes(lm), editor.rank, editor.depth, editor.alpha, 0).tensors
+    start = Hypernetwork.start(
+        editor.shapes(lm), rank=editor.rank, depth=editor.depth, alpha=editor.alpha, seed=0
+    ).tensors
     learned = {}
     for name, tensor in start.items():
         # A standard deviation that the published 1e-7 makes one.
@@ -80,7 +82,7 @@ def descent(lm: LM, edits: Sequence[Edit], names: Sequence[str]) -> dict[str, Te
 
 def test_running_statistics_are_those_of_all_rows_however_they_come() -> None:
     """The test vector of the specification, and random rows in portions."""
-    net = Hypernetwork.start({"w": (1, 1)}, 1, 1, 1.0, 0)
+    net = Hypernetwork.start({"w": (1, 1)}, rank=1, depth=1, alpha=1.0, seed=0)
     rows = torch.tensor([[1.0, 2.0], [3.0, 6.0], [5.0, 4.0]])
     for row in rows:
         net = net.observed(row[None, :1], row[None, 1:])
@@ -89,7 +91,7 @@ def test_running_statistics_are_those_of_all_rows_however_they_come() -> None:
     assert torch.allclose(net.normalised(rows[:, :1], rows[:, 1:]), (rows - torch.tensor([3.0, 4.0])) / (2 + 1e-7))
 
     many = torch.randn(50, 5, generator=torch.Generator().manual_seed(0)) * 3 + 7
-    net = Hypernetwork.start({"w": (2, 3)}, 1, 1, 1.0, 0)
+    net = Hypernetwork.start({"w": (2, 3)}, rank=1, depth=1, alpha=1.0, seed=0)
     for a, b in pairwise([0, 1, 1, 4, 31, 50]):
         net = net.observed(many[a:b, :2], many[a:b, 2:])
     assert torch.allclose(net.tensors["2x3/statistics/mean"], many.mean(0), rtol=1e-6)
@@ -98,7 +100,9 @@ def test_running_statistics_are_those_of_all_rows_however_they_come() -> None:
 
 
 def test_one_token_is_too_few_and_a_number_that_never_varied_is_only_centred() -> None:
-    net = Hypernetwork.start({"w": (1, 1)}, 1, 1, 1.0, 0).observed(torch.tensor([[5.0]]), torch.tensor([[1.0]]))
+    net = Hypernetwork.start({"w": (1, 1)}, rank=1, depth=1, alpha=1.0, seed=0).observed(
+        torch.tensor([[5.0]]), torch.tensor([[1.0]])
+    )
     with pytest.raises(DataError, match="1 tokens to normalise gradients by, expected two or more"):
         net.normalised(torch.ones(1, 1), torch.ones(1, 1))
     net = net.observed(torch.tensor([[5.0]]), torch.tensor([[3.0]]))
@@ -108,7 +112,7 @@ def test_one_token_is_too_few_and_a_number_that_never_varied_is_only_centred() -
 
 def test_each_layer_adds_what_its_formula_says() -> None:
     """``x + max(0, scale (U V x + bias) + shift)``, twice, for one matrix of two, number by number."""
-    net = Hypernetwork.start({"a": (2, 1), "b": (2, 1)}, 2, 2, 0.5, 0)
+    net = Hypernetwork.start({"a": (2, 1), "b": (2, 1)}, rank=2, depth=2, alpha=0.5, seed=0)
     draw = torch.Generator().manual_seed(1)
     tensors = {
         name: torch.randn(t.shape, generator=draw) for name, t in net.tensors.items() if "/statistics" not in name
@@ -140,9 +144,9 @@ def test_each_layer_adds_what_its_formula_says() -> None:
 
 def test_the_start_changes_nothing_and_yet_learns() -> None:
     """At zero the gradient of a rectifier may be zero; then no training would ever begin."""
-    net = Hypernetwork.start({"w": (3, 2)}, 1920, 2, 1e-4, 0)
+    net = Hypernetwork.start({"w": (3, 2)}, rank=1920, depth=2, alpha=1e-4, seed=0)
     assert net.tensors["3x2/0/V"].shape == (5, 5)  # never above the size of a pair
-    assert Hypernetwork.start({"w": (3, 2)}, 2, 1, 1e-4, 0).tensors["3x2/0/U"].shape == (5, 2)
+    assert Hypernetwork.start({"w": (3, 2)}, rank=2, depth=1, alpha=1e-4, seed=0).tensors["3x2/0/U"].shape == (5, 2)
     assert float(net.alpha("w")) == pytest.approx(1e-4)
     u, v = torch.randn(4, 3), torch.randn(4, 2)
     net = net.observed(u, v)
@@ -369,7 +373,9 @@ def test_network_and_step_sizes_have_their_own_learning_rates(
 ) -> None:
     lm = tiny("gpt2")
     editor = Mend(**{**SMALL, "steps": 2, frozen: 0.0, moving: 1e-2})
-    start = Hypernetwork.start(editor.shapes(lm), editor.rank, editor.depth, editor.alpha, editor.seed).trainable
+    start = Hypernetwork.start(
+        editor.shapes(lm), rank=editor.rank, depth=editor.depth, alpha=editor.alpha, seed=editor.seed
+    ).trainable
     found = editor.fit(lm, examples).knowledge(lm)
     moved = {name for name in start if not torch.equal(start[name], found[name])}
     sizes = {name for name in start if name.startswith("alpha/")}
@@ -419,7 +425,7 @@ def test_it_composes_with_wrappers(
 ) -> None:
     lm = tiny("gpt2")
     fitted = Mend(**SMALL).fit(lm, examples)
-    editor = compose(name).build(lm, SMALL, 0, lambda method: fitted)
+    editor = compose(name).build(lm, SMALL, seed=0, prepare=lambda method: fitted)
     assert editor.root is fitted
     inner = fitted.edit(lm, edits)
     patch = editor.finish(lm, editor.edit(lm, edits))

@@ -176,10 +176,10 @@ def test_rect_on_each_increment_then_prune_on_the_sum(fresh, edits, name, mode):
     editor = compose(name).build(lm, settings, seed=0)
     if mode == "batch" and not editor.root.batch:
         with pytest.raises(UsageError, match="edits one fact at a time"):
-            list(walk(editor, lm, edits, mode, None, [len(edits)]))
+            list(walk(editor, lm, edits, mode=mode, batch_size=None, at=[len(edits)]))
         return
     at = [1, 2, 3] if mode == "sequential" else [3]
-    stops = list(walk(editor, lm, edits, mode, 1 if mode == "sequential" else None, at))
+    stops = list(walk(editor, lm, edits, mode=mode, batch_size=1 if mode == "sequential" else None, at=at))
     patches = [patch for stop in stops for patch in stop.patches]
     expected = sums(editor.root, lm, edits, mode, reduced="rect" in name)
     assert len(patches) == len(expected)

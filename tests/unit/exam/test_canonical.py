@@ -95,7 +95,7 @@ def test_thresholds_are_those_of_the_paper_to_the_last_digit() -> None:
 def test_vector_14_training_means_over_tokens_and_evaluation_sums() -> None:
     log_p, owner = torch.tensor([-2.0, -4.0, -5.0]), torch.tensor([0, 0, 1])
     for kind, wanted in (("mean", (3.0, -3.0, -2.0, 2.0)), ("sum", (6.0, -6.0, 1.0, 1.0))):
-        target, other = nll(log_p, owner, 2, kind).split(1)  # type: ignore[arg-type]
+        target, other = nll(log_p, owner, 2, normalisation=kind).split(1)  # type: ignore[arg-type]
         directions = ("likelihood", "unlikelihood", "contrast", "balance")
         assert tuple(float(losses([d], target, other)) for d in directions) == wanted  # type: ignore[list-item]
     assert [loss(kind, 6.0, 5.0) for kind in ("good", "bad", "good-v-bad", "balance")] == [6.0, -6.0, 1.0, 1.0]
@@ -105,7 +105,11 @@ def test_vector_14_training_means_over_tokens_and_evaluation_sums() -> None:
 def exam(tiny: Callable[[str], LM]) -> Exam:
     """The task ``verb_conjugation`` with a tiny model's tokenizer."""
     lm = tiny("gpt2")
-    task = tasks.load(["verb_conjugation"], None, None, "mini", lm.tokenizer).tasks[0].task
+    task = (
+        tasks.load(["verb_conjugation"], edit_set=None, records=None, data_dir="mini", tokenizer=lm.tokenizer)
+        .tasks[0]
+        .task
+    )
     assert isinstance(task, Exam)
     return task
 
@@ -178,12 +182,12 @@ def folder_with(tmp_path: Path, name: str, **files: list[dict[str, Any]]) -> Pat
 def test_a_pair_set_with_one_continuation_is_refused(tmp_path: Path) -> None:
     folder = folder_with(tmp_path, "verb_conjugation", edits_test=[{"prefix": ". The dog", "suffix": " runs"}])
     with pytest.raises(DataError, match=r"verb_conjugation, edits, row 1: one continuation, but 'good-v-bad' compares"):
-        tasks.read_edits("verb_conjugation", str(folder))
+        tasks.read_edits("verb_conjugation", data_dir=str(folder))
 
 
 def test_a_split_that_does_not_exist_is_named() -> None:
     with pytest.raises(UsageError, match="country_capital has no split 'tests'"):
-        tasks.read_edits("country_capital", "mini", "tests")
+        tasks.read_edits("country_capital", data_dir="mini", split="tests")
 
 
 @pytest.mark.parametrize(
@@ -246,7 +250,7 @@ def test_examples_become_edits_that_say_what_is_wanted() -> None:
     assert tuple(sorted(wanted)) == tuple(sorted(SETS))
     for name, direction in wanted.items():
         rows = canonical(name).rows("edits", "mini", "test")
-        edits = tasks.read_edits(name, "mini")
+        edits = tasks.read_edits(name, data_dir="mini")
         assert {edit.direction for edit in edits} == {direction}
         for row, edit in zip(rows, edits, strict=True):
             assert (edit.text, edit.continuation, edit.rival) == (row["prefix"], row["suffix"], row.get("other"))
@@ -287,11 +291,11 @@ def test_the_task_scores_as_the_definition_says(tiny: Callable[[str], LM]) -> No
     lm = load("mini")
     found, task = (
         canonical("pronoun_gender_bias"),
-        tasks.load(["pronoun_gender_bias"], None, None, "mini", lm.tokenizer),
+        tasks.load(["pronoun_gender_bias"], edit_set=None, records=None, data_dir="mini", tokenizer=lm.tokenizer),
     )
     with EditedLM(lm).holding(Patch()) as model:
-        measured = measure.measure_task(model, task.tasks[0], None)
-    numbers = measure.summary(task.tasks, {"pronoun_gender_bias": measured}, None, 0)
+        measured = measure.measure_task(model, task.tasks[0], limit=None)
+    numbers = measure.summary(task.tasks, {"pronoun_gender_bias": measured}, base=None, seed=0)
 
     def alone(prefix: str, suffix: str) -> float:
         one = span(lm.tokenizer, prefix, suffix)
@@ -356,7 +360,7 @@ def test_chunks_are_cut_from_the_stream_and_the_rest_is_dropped() -> None:
 
 def test_documents_are_followed_by_the_end_of_text(tiny: Callable[[str], LM]) -> None:
     tokenizer = tiny("gpt2").tokenizer
-    found = cut(["Rome", "", "Paris"], tokenizer, 2, 99)
+    found = cut(["Rome", "", "Paris"], tokenizer, size=2, count=99)
     ids = [i for text in ("Rome<|end|>", "Paris<|end|>") for i in tokenizer(text)["input_ids"]]
     assert "".join(found) == tokenizer.decode(ids[: len(ids) // 2 * 2])
     with pytest.raises(DataError, match="shorter than one chunk of 500 tokens"):
@@ -402,7 +406,7 @@ def test_real_rows_of_every_file_are_read(shared: Path) -> None:
         found = canonical(name)
         parts = ("evaluation", "edits", "hard_negatives", "text")
         assert tuple(len(found.rows(part, str(shared / "data"), "test")) for part in parts) == expected
-    edits = {name: tasks.read_edits(name, str(shared / "data")) for name in SETS}
+    edits = {name: tasks.read_edits(name, data_dir=str(shared / "data")) for name in SETS}
     named = {name: sum(edit.prompt != "{}" for edit in found) for name, found in edits.items()}
     assert named["pronoun_gender_bias"] == 20
     assert named["verb_conjugation"] == 240

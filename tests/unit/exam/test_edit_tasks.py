@@ -342,7 +342,7 @@ def test_ratings_equal_a_direct_computation(
         assert rating.loglik == pytest.approx(loglik, abs=1e-4)
         assert rating.tokens == len(hits)
         assert rating.exact is all(hits)
-        cut = pieces(lm.tokenizer, docs[key]["prompt"], f" {choice}", per_token)
+        cut = pieces(lm.tokenizer, docs[key]["prompt"], f" {choice}", per_token=per_token)
         if per_token and all(piece.tokens == 1 for piece in cut):
             assert rating.hits == sum(hits)
     assert max(rating.tokens for rating in ratings.values()) > 2
@@ -351,7 +351,7 @@ def test_ratings_equal_a_direct_computation(
 def test_pieces_cover_the_target_and_reproduce_its_tokens(tiny: Callable[[str], LM]) -> None:
     tokenizer = tiny("llama").tokenizer
     for target in (" Rome", " Oslo, Norway", " Côte d'Ivoire 東京", "nospace", " two  spaces"):
-        cut = pieces(tokenizer, "The home of Ada Velmont is", target, True)
+        cut = pieces(tokenizer, "The home of Ada Velmont is", target, per_token=True)
         assert "".join(piece.text for piece in cut) == target
         text = "The home of Ada Velmont is"
         for piece in cut:
@@ -362,7 +362,7 @@ def test_pieces_cover_the_target_and_reproduce_its_tokens(tiny: Callable[[str], 
             tokenizer(t, add_special_tokens=False)["input_ids"] for t in (text, "The home of Ada Velmont is")
         )
         assert sum(piece.tokens for piece in cut) == len(whole) - len(start)
-    assert [piece.tokens for piece in pieces(tokenizer, "x", " 東", True)][-1] >= 3
+    assert [piece.tokens for piece in pieces(tokenizer, "x", " 東", per_token=True)][-1] >= 3
 
 
 def test_tokens_that_cannot_be_parted_are_right_or_wrong_together(tiny: Callable[[str], LM]) -> None:
@@ -370,7 +370,7 @@ def test_tokens_that_cannot_be_parted_are_right_or_wrong_together(tiny: Callable
     task.bind(tiny("gpt2").tokenizer)
     task.config.process_results = lambda doc, ratings: ratings[0]
     doc = {"id": "a", "kind": "rewrite", "prompt": "The home is", "target_new": "東 Rome", "target_true": ""}
-    cut = pieces(task.tokenizer, doc["prompt"], " 東 Rome", True)
+    cut = pieces(task.tokenizer, doc["prompt"], " 東 Rome", per_token=True)
     sizes = [piece.tokens for piece in cut]
     assert max(sizes) >= 3
     assert task.process_results(doc, [(-1.0, True)] * len(cut)) == (-len(cut), sum(sizes), sum(sizes))
@@ -379,7 +379,7 @@ def test_tokens_that_cannot_be_parted_are_right_or_wrong_together(tiny: Callable
 
 
 def test_spaces_at_the_end_of_a_prompt_belong_to_the_target(tiny: Callable[[str], LM]) -> None:
-    (piece,) = pieces(tiny("gpt2").tokenizer, "The home is ", "Rome", False)
+    (piece,) = pieces(tiny("gpt2").tokenizer, "The home is ", "Rome", per_token=False)
     assert (piece.context, piece.text) == ("The home is", " Rome")
 
 
@@ -404,7 +404,7 @@ def roomy(tiny: Callable[[str], LM]) -> LM:
         torch.manual_seed(0)
         size = {"vocab_size": len(tokenizer), "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}
         config = GPT2Config(**size, initializer_range=0.15, bos_token_id=0, eos_token_id=0)
-        return LM.wrap(GPT2LMHeadModel(config), tokenizer, "roomy")
+        return LM.wrap(GPT2LMHeadModel(config), tokenizer, name="roomy")
 
 
 def test_plain_lm_eval_gives_the_same_numbers(roomy: LM, tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_the_unedited_model_does_not_diverge_from_itself(lm: LM) -> None:
 def test_a_prompt_rule_is_read_but_only_the_documents_own_tokens_count(lm: LM) -> None:
     texts = neutral_text.texts(lm, 4)
     base = neutral_text.read(lm, texts, None)
-    now = neutral_text.read(lm, texts, base, lambda text: f"Nobody knows. {text}")
+    now = neutral_text.read(lm, texts, base, prompt=lambda text: f"Nobody knows. {text}")
     row = list(lm.encode("Nobody knows. " + texts.documents[0]))
     steps = len(texts.rows[0]) - 1
     with torch.no_grad():

@@ -40,7 +40,9 @@ def own(tmp_path: Path) -> Callable[..., Path]:
 def suite(tiny: Callable[[str], LM], *names: str, edit_set: str | None = None, **options: Any) -> tasks.Suite:
     """The tasks of these names on the shipped rows."""
     records = options.pop("records", None)
-    return tasks.load(names, edit_set, records, "mini", tiny("gpt2").tokenizer, **options)
+    return tasks.load(
+        names, edit_set=edit_set, records=records, data_dir="mini", tokenizer=tiny("gpt2").tokenizer, **options
+    )
 
 
 # --- what there is -------------------------------------------------------------------------------------------------
@@ -122,7 +124,9 @@ def test_other_rows_are_another_task(tiny: Callable[[str], LM], tmp_path: Path) 
     seen = []
     for some in (rows, rows[:-1], rows):
         path.write_text("".join(some))
-        built = tasks.load([], "counterfact", ["0"], str(tmp_path), tiny("gpt2").tokenizer).tasks
+        built = tasks.load(
+            [], edit_set="counterfact", records=["0"], data_dir=str(tmp_path), tokenizer=tiny("gpt2").tokenizer
+        ).tasks
         seen.append([task.identity for task in built])
     assert seen[0] == seen[2]
     assert not set(seen[0]) & set(seen[1])
@@ -131,7 +135,9 @@ def test_other_rows_are_another_task(tiny: Callable[[str], LM], tmp_path: Path) 
 def test_the_edits_that_are_examined_are_no_part_of_the_task(tiny: Callable[[str], LM]) -> None:
     """Their hash stands beside it: a curve over ever more edits stays in one column."""
     few, more = (
-        suite(tiny, edit_set="zsre", records=[edit.id for edit in tasks.read_edits("zsre", "mini", count=n)]).tasks
+        suite(
+            tiny, edit_set="zsre", records=[edit.id for edit in tasks.read_edits("zsre", data_dir="mini", count=n)]
+        ).tasks
         for n in (2, 5)
     )
     assert [task.identity for task in few] == [task.identity for task in more]
@@ -193,14 +199,14 @@ def test_values_of_samples(tiny: Callable[[str], LM]) -> None:
 
 @pytest.mark.parametrize("name", ["counterfact", "zsre"])
 def test_edits_come_in_the_order_of_the_rows(name: str) -> None:
-    all_of_them = tasks.read_edits(name, "mini")
-    assert tasks.read_edits(name, "mini", count=3) == all_of_them[:3]
+    all_of_them = tasks.read_edits(name, data_dir="mini")
+    assert tasks.read_edits(name, data_dir="mini", count=3) == all_of_them[:3]
     assert len({edit.id for edit in all_of_them}) == len(all_of_them) > 400
-    assert tasks.read_edits(name, "mini", "train", 3) != all_of_them[:3]
+    assert tasks.read_edits(name, data_dir="mini", split="train", count=3) != all_of_them[:3]
 
 
 def test_an_edit_set_is_examined_first_and_only_on_the_edited_records(tiny: Callable[[str], LM]) -> None:
-    ids = [edit.id for edit in tasks.read_edits("counterfact", "mini", count=3)]
+    ids = [edit.id for edit in tasks.read_edits("counterfact", data_dir="mini", count=3)]
     # A member that is named again does not bring back all its rows.
     found = suite(tiny, "NLI", "counterfact", "counterfact_text", edit_set="counterfact", records=ids)
     assert found.shown == ["counterfact", "NLI"]
@@ -214,9 +220,9 @@ def test_an_edit_set_is_examined_first_and_only_on_the_edited_records(tiny: Call
 
 
 def test_the_split_reaches_the_examination(tiny: Callable[[str], LM]) -> None:
-    ids = [edit.id for edit in tasks.read_edits("zsre", "mini", "train", 2)]
+    ids = [edit.id for edit in tasks.read_edits("zsre", data_dir="mini", split="train", count=2)]
     found = suite(tiny, edit_set="zsre", records=ids, split="train")
-    prompts = {edit.text for edit in tasks.read_edits("zsre", "mini", "train", 2)}
+    prompts = {edit.text for edit in tasks.read_edits("zsre", data_dir="mini", split="train", count=2)}
     docs = [doc for task in found.tasks for doc in task.task.eval_docs if doc["kind"] == "rewrite"]
     assert {doc["prompt"] for doc in docs} == prompts
 
@@ -226,18 +232,18 @@ def test_an_unknown_edit_set(tmp_path: Path) -> None:
         UsageError,
         match=r"edit set 'counterfct' does not exist \(did you mean counterfact, country_capital\?\); or give",
     ):
-        tasks.read_edits("counterfct", "mini")
+        tasks.read_edits("counterfct", data_dir="mini")
     with pytest.raises(DataError, match=r"no\.jsonl: no such file; give JSON lines"):
-        tasks.read_edits(str(tmp_path / "no.jsonl"), "mini")
+        tasks.read_edits(str(tmp_path / "no.jsonl"), data_dir="mini")
 
 
 def test_fewer_rows_than_asked_for(own: Callable[..., Path]) -> None:
     with pytest.raises(UsageError, match=r"zsre: has \d+ edits, 9999 were asked for; ask for fewer"):
-        tasks.read_edits("zsre", "mini", count=9999)
+        tasks.read_edits("zsre", data_dir="mini", count=9999)
     path = own(ROW, ROW)
     with pytest.raises(UsageError, match=r"my\.jsonl: has 2 edits, 3 were asked for"):
-        tasks.read_edits(str(path), "mini", count=3)
-    assert len(tasks.read_edits(str(path), "mini", count=2)) == 2
+        tasks.read_edits(str(path), data_dir="mini", count=3)
+    assert len(tasks.read_edits(str(path), data_dir="mini", count=2)) == 2
 
 
 # --- one's own rows -------------------------------------------------------------------------------------------------
@@ -251,7 +257,7 @@ def test_own_rows(own: Callable[..., Path]) -> None:
         "",
         {**ROW, "prompt": "The mother of Ada Velmont, Adaline, lives in", "target_old": "Paris"},
     )
-    a, b, c, d = tasks.read_edits(str(path), "mini")
+    a, b, c, d = tasks.read_edits(str(path), data_dir="mini")
     assert (a.id, a.prompt, a.subject, a.target) == ("1", "{} was born in", "Ada Velmont", "Rome")
     assert (b.id, b.prompt, b.target) == ("17", "{} was born in", "Oslo")
     assert (c.id, c.text, c.subject, c.target) == ("rain", "It rains in", None, "Bergen")
@@ -299,7 +305,7 @@ def test_a_row_that_cannot_be_used_is_named_by_file_and_line(own: Callable[..., 
     row, message = BAD[case]
     path = own(ROW, row)
     with pytest.raises(DataError) as caught:
-        tasks.read_edits(str(path), "mini")
+        tasks.read_edits(str(path), data_dir="mini")
     assert str(caught.value).startswith(f"{path}, {message}")
     assert "\n" not in str(caught.value)
 
@@ -308,17 +314,17 @@ def test_the_line_is_that_of_the_file(own: Callable[..., Path]) -> None:
     """Blank lines count, as in every text editor."""
     path = own(ROW, "", "", {**ROW, "target": ""})
     with pytest.raises(DataError, match=r"my\.jsonl, line 4: "):
-        tasks.read_edits(str(path), "mini")
+        tasks.read_edits(str(path), data_dir="mini")
 
 
 def test_an_empty_file(own: Callable[..., Path]) -> None:
     with pytest.raises(DataError, match=r"my\.jsonl: empty; expected one JSON object a line"):
-        tasks.read_edits(str(own()), "mini")
+        tasks.read_edits(str(own()), data_dir="mini")
 
 
 def test_one_id_for_two_rows(own: Callable[..., Path]) -> None:
     with pytest.raises(DataError, match=r"my\.jsonl: the id a occurs twice; give each row an id of its own"):
-        tasks.read_edits(str(own({**ROW, "id": "a"}, {**ROW, "id": "a"})), "mini")
+        tasks.read_edits(str(own({**ROW, "id": "a"}, {**ROW, "id": "a"})), data_dir="mini")
 
 
 def test_the_committed_records_were_measured_with_the_task_files_as_they_are(tiny: Callable[[str], LM]) -> None:
@@ -330,7 +336,10 @@ def test_the_committed_records_were_measured_with_the_task_files_as_they_are(tin
         (task.name, task.identity)
         for edits in ("counterfact", "zsre")
         for task in suite(
-            tiny, "general", edit_set=edits, records=[edit.id for edit in tasks.read_edits(edits, "mini", count=2)]
+            tiny,
+            "general",
+            edit_set=edits,
+            records=[edit.id for edit in tasks.read_edits(edits, data_dir="mini", count=2)],
         ).tasks
     }
     assert len(found) > 100

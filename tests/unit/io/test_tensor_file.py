@@ -33,7 +33,7 @@ def made() -> dict[str, torch.Tensor]:
 
 
 def write(path: Path, version: int = 1) -> None:
-    tensor_file.write(path, "patch", version, ABOUT, made())
+    tensor_file.write(path, kind="patch", version=version, manifest=ABOUT, tensors=made())
 
 
 def test_what_was_written_is_read(tmp_path: Path) -> None:
@@ -56,14 +56,16 @@ def test_the_same_content_is_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_a_manifest_cannot_say_another_kind_or_format(tmp_path: Path) -> None:
-    tensor_file.write(tmp_path / "f", "patch", 1, {"kind": "other", "format": 9, "sha256": ""}, {})
+    tensor_file.write(
+        tmp_path / "f", kind="patch", version=1, manifest={"kind": "other", "format": 9, "sha256": ""}, tensors={}
+    )
     assert tensor_file.read(tmp_path / "f", "patch", 1)[0]["format"] == 1
 
 
 def test_no_byte_can_change_unnoticed(tmp_path: Path) -> None:
     """One bit of each byte of the file in turn."""
     tensors = {name: tensor for name, tensor in made().items() if name in ("row", "column")}
-    tensor_file.write(tmp_path / "whole", "patch", 1, ABOUT, tensors)
+    tensor_file.write(tmp_path / "whole", kind="patch", version=1, manifest=ABOUT, tensors=tensors)
     whole = (tmp_path / "whole").read_bytes()
     changed = tmp_path / "changed"
     for at in range(len(whole)):
@@ -144,7 +146,7 @@ def test_a_write_that_fails_halfway_leaves_the_earlier_file_and_no_litter(
 
     monkeypatch.setattr(tensor_file, "save_file", half)
     with pytest.raises(raised, match=message):
-        tensor_file.write(path, "patch", 1, {}, {"w": torch.zeros(3)})
+        tensor_file.write(path, kind="patch", version=1, manifest={}, tensors={"w": torch.zeros(3)})
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
     assert path.read_bytes() == before
 

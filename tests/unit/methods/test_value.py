@@ -376,7 +376,7 @@ def says(lm, edit, delta):
 
 
 def test_argmax_stops_as_soon_as_every_context_says_the_target():
-    lm, edits = load("mini"), tasks.read_edits("counterfact", "mini", count=4)
+    lm, edits = load("mini"), tasks.read_edits("counterfact", data_dir="mini", count=4)
     objective = Objective(0, steps=25, lr=0.2, clamp=10.0, weight_decay=1e-3, threshold=0.0)
     free = optimise(lm, edits, CONTEXTS, objective=objective)
     found = optimise(lm, edits, CONTEXTS, objective=replace(objective, stop="argmax"))

@@ -70,7 +70,11 @@ def test_studies_need_no_float64_on_the_device(fresh: Callable[..., LM]) -> None
         assert noise_scale(lm, TraceSettings(sigma="s3"), ["Ada Velmont"]) > 0
         assert len(trace(lm, EDITS, TraceSettings(window=1, samples=2, known="all", threshold=1e-9))) == 2
         assert (
-            len(pose(lm, [Example(edit, ()) for edit in EDITS], "fact_erasure", ProblemSettings(least=0.0)).skipped)
+            len(
+                pose(
+                    lm, [Example(edit, ()) for edit in EDITS], "fact_erasure", settings=ProblemSettings(least=0.0)
+                ).skipped
+            )
             == 0
         )
         places = [("Ada Velmont was born in Rome", at) for at in range(3)]

@@ -97,10 +97,10 @@ def test_what_is_saved_is_loaded(fresh, tmp_path):
     lm = fresh("llama")
     lm.model.save_pretrained(tmp_path)
     lm.tokenizer.save_pretrained(tmp_path)
-    again = loading.load(str(tmp_path), "float32", "cpu")
+    again = loading.load(str(tmp_path), dtype="float32", device="cpu")
     assert again.fingerprint() == lm.fingerprint()
     assert again.encode("Ada Velmont") == lm.encode("Ada Velmont")
-    assert loading.load(str(tmp_path), "bfloat16", "cpu").matrix(lm.down(0)).dtype == torch.bfloat16
+    assert loading.load(str(tmp_path), dtype="bfloat16", device="cpu").matrix(lm.down(0)).dtype == torch.bfloat16
 
 
 def test_a_nan_in_the_weights_is_named(fresh, tmp_path):
@@ -110,14 +110,14 @@ def test_a_nan_in_the_weights_is_named(fresh, tmp_path):
     lm.model.save_pretrained(tmp_path)
     lm.tokenizer.save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=r"'transformer.h.1.mlp.c_proj.weight' holds a NaN"):
-        loading.load(str(tmp_path), "float32", "cpu")
+        loading.load(str(tmp_path), dtype="float32", device="cpu")
 
 
 def test_models_that_cannot_be_loaded(tmp_path):
     with pytest.raises(ModelError, match=r"no config.json there"):
         loading.load(str(tmp_path))
     with pytest.raises(ModelError, match=r"dtype 'float31' does not exist \(did you mean"):
-        loading.load(str(tmp_path), "float31")
+        loading.load(str(tmp_path), dtype="float31")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "unheard"}), encoding="utf-8")
     with pytest.raises(ModelError, match="cannot be loaded"):
         loading.load(str(tmp_path), device="cpu")
@@ -135,7 +135,7 @@ def test_texts_are_written_as_asked_for_and_not_as_a_checkpoint_recommends(fresh
     def written():
         prompt, about = "The home of Hugo Lantern is", Edit("1", "{} is in", "Hugo Lantern", "Rome")
         greedy = facts._greedy(lm, [tuple(lm.encode(prompt))], 20)
-        sampled = asking.sampled(lm, [asking.Question(prompt, Patch())] * 3, 40, seed=0)
+        sampled = asking.sampled(lm, [asking.Question(prompt, Patch())] * 3, length=40, seed=0)
         texts = localize._texts(lm, [about], 0, lambda *_: None)["1"]
         return greedy, sampled, [text.target for text in texts]
 

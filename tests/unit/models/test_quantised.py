@@ -81,7 +81,7 @@ def quantised(fresh: Callable[..., LM]) -> Callable[..., LM]:
             if type(module) is nn.Linear and name != lm.arch.head:
                 parent, _, leaf = name.rpartition(".")
                 setattr(lm.model.get_submodule(parent), leaf, form(module))
-        return LM.wrap(lm.model, lm.tokenizer, f"{family} in few bits", text=lm.text)
+        return LM.wrap(lm.model, lm.tokenizer, name=f"{family} in few bits", text=lm.text)
 
     return make
 
@@ -158,7 +158,7 @@ def test_what_writes_into_down_projections_is_refused_before_the_model_is_run(qu
     with pytest.raises(
         ModelError, match="^" + REFUSED.format(r"model\.layers\.\d\.mlp\.down_proj\.weight", "int8")
     ) as told:
-        list(walk(method, lm, edits, "isolated", None, [len(edits)]))
+        list(walk(method, lm, edits, mode="isolated", batch_size=None, at=[len(edits)]))
     assert not passes
     assert "\n" not in str(told.value)
 
@@ -166,7 +166,7 @@ def test_what_writes_into_down_projections_is_refused_before_the_model_is_run(qu
 @pytest.mark.parametrize("name", ["memit", "ft_l+prune"])
 @pytest.mark.parametrize(("form", "kind"), [(EightBit, "int8"), (FourBit, "uint8")])
 def test_a_run_is_refused_before_anything_is_measured_and_names_what_works(quantised, monkeypatch, name, form, kind):
-    monkeypatch.setattr(preparing, "load", lambda *args: quantised("llama", form))
+    monkeypatch.setattr(preparing, "load", lambda *args, **options: quantised("llama", form))
     monkeypatch.setattr(preparing.tasks, "load", lambda *args, **options: pytest.fail("went on to the tasks"))
     works = [n for n in names() if "weights" not in find(n).seams]
     assert works
@@ -181,7 +181,7 @@ def test_a_run_looks_at_the_layers_that_are_edited(quantised, fresh, monkeypatch
     for layer in (0, 1):
         parent = mixed.module(mixed.arch.mlp_of(layer))
         parent.down_proj = plain.module(plain.arch.down_of(layer))
-    monkeypatch.setattr(preparing, "load", lambda *args: mixed)
+    monkeypatch.setattr(preparing, "load", lambda *args, **options: mixed)
     assert prepare(resolve(Plan(editor="memit", settings={"layers": [0, 1]}, num_edits=2))).lm is mixed
     with pytest.raises(ModelError, match=REFUSED.format(r"model\.layers\.2\.mlp\.down_proj\.weight", "int8")):
         prepare(resolve(Plan(editor="memit", settings={"layers": [0, 2]}, num_edits=2)))
@@ -192,5 +192,5 @@ def test_a_run_without_a_change_of_weights_is_not_refused(quantised, monkeypatch
     path = tmp_path / "shifts.py"
     path.write_text(SHIFTS)
     lm = quantised("llama")
-    monkeypatch.setattr(preparing, "load", lambda *args: lm)
+    monkeypatch.setattr(preparing, "load", lambda *args, **options: lm)
     assert prepare(resolve(Plan(editor=name if name == "none" else str(path), num_edits=2))).lm is lm

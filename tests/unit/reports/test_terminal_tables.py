@@ -187,7 +187,7 @@ def test_show_tells_when_weights_were_not_restored() -> None:
 def test_compare_is_paired_and_turns_with_its_sides() -> None:
     good, bad = made("memit", 0.95), made("ft", 0.6)
     output = text(terminal_tables.comparison_table(good, bad))
-    change = pair_difference((good, 50), (bad, 50), "NLI", "accuracy")
+    change = pair_difference((good, 50), (bad, 50), task="NLI", metric="accuracy")
     assert change is not None and change.low is not None and change.high is not None
     shown = f"accuracy 100 0.880 0.780 -0.100 [{change.low:+.3f}, {change.high:+.3f}]"
     assert any(re.sub(r"\s+", " ", line).strip().startswith(shown) for line in output.splitlines())

@@ -114,7 +114,7 @@ def test_each_plan_of_a_study_names_what_exists(path: Path) -> None:
             assert configure(cls, plan.model, {name: value}, inner).hyperparameters()
         mode, size = plain_mode(plan.mode, plan.batch_size)
         assert plan.num_edits is not None
-        assert stops(plan.eval_at, plan.num_edits, str(mode), size)[-1] == plan.num_edits
+        assert stops(plan.eval_at, plan.num_edits, mode=str(mode), batch_size=size)[-1] == plan.num_edits
         assert set(plan.tasks) <= known
 
 

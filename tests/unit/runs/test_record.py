@@ -58,8 +58,8 @@ def numbers(values: dict[str, dict[str, Ratio]], base: dict[str, dict[str, Ratio
 
 def write(folder: Path, record: Record) -> Path:
     with RecordWriter(folder, record) as writer:
-        writer.measured(0, "NLI", numbers(accuracies(15)), accuracies(15))
-        writer.measured(50, "NLI", numbers(accuracies(9), accuracies(15)), accuracies(9))
+        writer.measured(0, "NLI", numbers=numbers(accuracies(15)), values=accuracies(15))
+        writer.measured(50, "NLI", numbers=numbers(accuracies(9), accuracies(15)), values=accuracies(9))
         return writer.complete()
 
 
@@ -160,7 +160,7 @@ def test_values_keep_every_field_and_what_is_missing(tmp_path: Path) -> None:
     rows = {"a": Ratio(0.300000001, 3.0, "c", "s"), "b": Ratio(math.nan, 1.0, None, "t"), "c": Ratio(1e-17)}
     values = {"f1": rows, "some": {"c": Ratio(1.0), "a": Ratio(0.0)}, "none": {}}
     with RecordWriter(tmp_path, make()) as writer:
-        writer.measured(0, "NER", {}, values)
+        writer.measured(0, "NER", numbers={}, values=values)
         path = writer.complete()
     found = read_record(path, values=True).values[0]["NER"]
     assert math.isnan(found["f1"].pop("b").num)
@@ -193,7 +193,7 @@ def test_a_record_of_twenty_tasks_is_small(tmp_path: Path) -> None:
     with RecordWriter(tmp_path, make()) as writer:
         for task in range(10):
             for edits in (0, 50):
-                writer.measured(edits, f"task{task}", summarise(values, values, {}, seed=0), values)
+                writer.measured(edits, f"task{task}", numbers=summarise(values, values, {}, seed=0), values=values)
         path = writer.complete()
     assert path.stat().st_size < 60_000
     assert values_path(path).stat().st_size < 20_000
@@ -294,7 +294,7 @@ def _empty(tmp_path: Path) -> Path:
 
 def test_every_measured_task_is_on_disk_at_once(tmp_path: Path) -> None:
     with RecordWriter(tmp_path, make()) as writer:
-        writer.measured(0, "NLI", numbers(accuracies(15)), accuracies(15))
+        writer.measured(0, "NLI", numbers=numbers(accuracies(15)), values=accuracies(15))
         found = read_record(writer.path, values=True)
         assert (found.status, found.tasks(0)["NLI"]["accuracy"]["value"]) == ("interrupted", 0.75)
         assert found.values == {0: {"NLI": accuracies(15)}}
@@ -305,7 +305,7 @@ def test_every_measured_task_is_on_disk_at_once(tmp_path: Path) -> None:
 def test_points_stand_in_order_whatever_was_measured_first(tmp_path: Path) -> None:
     with RecordWriter(tmp_path, make()) as writer:
         for edits in (50, 0, 10):
-            writer.measured(edits, "NLI", numbers(accuracies(9)), accuracies(9))
+            writer.measured(edits, "NLI", numbers=numbers(accuracies(9)), values=accuracies(9))
         assert [point["edits"] for point in read_record(writer.complete()).points] == [0, 10, 50]
 
 
@@ -320,7 +320,7 @@ def test_an_interruption_keeps_what_was_measured(
     tmp_path: Path, error: BaseException, status: str, reason: str
 ) -> None:
     with pytest.raises(type(error)), RecordWriter(tmp_path, make()) as writer:
-        writer.measured(0, "NLI", numbers(accuracies(15)), accuracies(15))
+        writer.measured(0, "NLI", numbers=numbers(accuracies(15)), values=accuracies(15))
         raise error
     (found,) = read_records(tmp_path, values=True)
     assert (found.status, found.reason) == (status, reason)
@@ -331,7 +331,7 @@ def test_an_interrupted_run_leaves_an_earlier_complete_record_alone(tmp_path: Pa
     path = write(tmp_path, make())
     before = path.read_bytes(), values_path(path).read_bytes()
     with pytest.raises(KeyboardInterrupt), RecordWriter(tmp_path, make()) as writer:
-        writer.measured(0, "NLI", numbers(accuracies(3)), accuracies(3))
+        writer.measured(0, "NLI", numbers=numbers(accuracies(3)), values=accuracies(3))
         raise KeyboardInterrupt
     assert (path.read_bytes(), values_path(path).read_bytes()) == before
     assert write(tmp_path, make()) == path

@@ -43,11 +43,11 @@ def test_what_a_plan_leaves_open_is_filled_in() -> None:
     found = resolve(PLAN)
     assert found.plan == replace(PLAN, mode="batch")
     assert [cls.name for cls in found.recipe.parts] == ["memit", "rect"]
-    assert list(found.edits) == tasks.read_edits("counterfact", "mini", count=5)
+    assert list(found.edits) == tasks.read_edits("counterfact", data_dir="mini", count=5)
     assert (found.rows, found.stops, found.text, found.about) == ((0, 1, 2, 3, 4), (0, 5), "mini", {})
     assert resolve(found.plan).id == found.id  # a plan that is whole stands for itself
     every = resolve(replace(PLAN, num_edits=None))
-    assert every.plan.num_edits == len(every.edits) == len(tasks.read_edits("counterfact", "mini"))
+    assert every.plan.num_edits == len(every.edits) == len(tasks.read_edits("counterfact", data_dir="mini"))
     one = resolve(replace(PLAN, editor="rome", mode="instance-sequential", eval_at="every:2"))
     assert (one.plan.mode, one.plan.batch_size, one.stops) == ("sequential", 1, (0, 2, 4, 5))
     assert resolve(Plan()).stops == (0,)  # the unedited model
@@ -55,7 +55,7 @@ def test_what_a_plan_leaves_open_is_filled_in() -> None:
 
 def test_a_random_order_says_which_row_each_edit_was() -> None:
     found = resolve(replace(PLAN, order="random", seed=1))
-    rows = tasks.read_edits("counterfact", "mini", count=5)
+    rows = tasks.read_edits("counterfact", data_dir="mini", count=5)
     assert list(found.edits) != rows
     assert [rows[row] for row in found.rows] == list(found.edits)
     assert found.ids_in_order_of_rows() == [edit.id for edit in rows]
@@ -109,7 +109,7 @@ def test_an_unknown_task_does_not_wait_for_the_index_of_lm_eval(monkeypatch: pyt
 
 def test_an_editor_at_hand_stands_for_its_name(nudge: str, tiny: Callable[[str], LM]) -> None:
     lm = tiny("gpt2")
-    made = compose(f"{nudge}+rect").build(lm, {"scale": 2.0}, 0)
+    made = compose(f"{nudge}+rect").build(lm, {"scale": 2.0}, seed=0)
     found = resolve(replace(PLAN, editor="nudge+rect", settings=made.hyperparameters()), lm=lm, editor=made)
     assert found.recipe.parts == (type(made.root), type(made))
     assert found.recipe.name == "nudge+rect"
@@ -194,7 +194,7 @@ def test_a_device_is_looked_for_before_the_model_is_loaded(small: Plan, tmp_path
 
 def test_a_model_and_an_editor_in_memory_are_run_as_they_are(small: Plan, nudge: str, tmp_path: Path) -> None:
     lm = load(small.model, device="cpu", text="mini")
-    made = compose(nudge).build(lm, {"scale": 3.0}, 0)
+    made = compose(nudge).build(lm, {"scale": 3.0}, seed=0)
     named = run(resolve(small), RunOptions(tmp_path / "named", device="cpu", cache=False))
     given = resolve(replace(small, editor="nudge", settings=made.hyperparameters()), lm=lm, editor=made)
     kept = run(given, RunOptions(tmp_path / "given", device="cpu", cache=False, save_edits=True))

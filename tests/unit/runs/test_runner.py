@@ -153,7 +153,7 @@ def test_every_number_has_what_a_reader_needs(done: tuple[Path, Record]) -> None
 def test_prompts_that_were_cut_are_counted(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading.LM, "context", 90)
     lm = loading.load(plan.model, device="cpu")
-    (nli,) = tasks.load(["NLI"], None, None, "mini", lm.tokenizer).tasks
+    (nli,) = tasks.load(["NLI"], edit_set=None, records=None, data_dir="mini", tokenizer=lm.tokenizer).tasks
     sizes = [len(lm.encode(nli.task.doc_to_text(row))) for row in list(nli.task.eval_docs)[:4]]
     room = 90 - nli.task.config.generation_kwargs["max_gen_toks"]
     kept = run(resolve(plan), options(tmp_path, cache=False))
@@ -282,7 +282,7 @@ def test_a_state_comes_back_on_the_devices_that_it_was_on(tmp_path: Path, monkey
 def test_documents_of_an_edit_set_stand_in_the_order_of_its_rows(plan: Plan) -> None:
     drawn = replace(plan, edits="counterfact", num_edits=4, order="random", tasks=())
     ready = prepare(resolve(drawn), "cpu")
-    rows = [edit.id for edit in tasks.read_edits("counterfact", "mini", "test", 4)]
+    rows = [edit.id for edit in tasks.read_edits("counterfact", data_dir="mini", split="test", count=4)]
     assert [edit.id for edit in ready.resolved.edits] != rows
     for task in ready.suite.tasks:
         assert list(dict.fromkeys(task.task.eval_docs["case"])) == rows
@@ -322,9 +322,9 @@ def test_the_unedited_model_is_measured_once_and_again_when_anything_changes(
     measured: list[str] = []
     measure_task = measure.measure_task
 
-    def spy(model: Any, task: Any, limit: int | None) -> Any:
+    def spy(model: Any, task: Any, *, limit: int | None) -> Any:
         measured.append(task.name)
-        return measure_task(model, task, limit)
+        return measure_task(model, task, limit=limit)
 
     monkeypatch.setattr(measure, "measure_task", spy)
     base = replace(plan, editor="none", settings={}, mode=None)

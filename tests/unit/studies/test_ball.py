@@ -27,8 +27,8 @@ def test_the_edge_is_out_in_validation_and_in_at_test() -> None:
     assert (inside(edge, 3.0, 1e-3), inside(edge, 3.0, 1e-3, strict=False)) == (False, True)
     log = [Epoch(3.0, 0.9), Epoch(edge, 0.5)]
     assert choose(log, 1e-3) == 0
-    assert report(log, 1e-3, 1) == 1
-    assert report(log, 1e-3, 1, "plain") == 0
+    assert report(log, tolerance=1e-3, chosen=1) == 1
+    assert report(log, tolerance=1e-3, chosen=1, rule="plain") == 0
 
 
 def test_vector_12_validation_takes_the_last_epoch_in_the_ball() -> None:
@@ -43,12 +43,12 @@ def test_the_plain_rule_takes_the_best_epoch_in_the_ball() -> None:
 
 
 def test_vector_13_test_reports_the_last_epoch_in_the_ball_up_to_the_chosen_one() -> None:
-    reported = [report(TEST, 1e-4, chosen) for chosen in (0, 1, 3)]
+    reported = [report(TEST, tolerance=1e-4, chosen=chosen) for chosen in (0, 1, 3)]
     assert [TEST[i].failure for i in reported] == [0.92, 0.88, 0.80]
 
 
 def test_the_plain_rule_reports_the_chosen_epoch_or_no_edit() -> None:
-    assert [report(TEST, 1e-4, chosen, "plain") for chosen in (0, 1, 2, 3)] == [0, 1, 2, 0]
+    assert [report(TEST, tolerance=1e-4, chosen=chosen, rule="plain") for chosen in (0, 1, 2, 3)] == [0, 1, 2, 0]
 
 
 def test_a_training_that_leaves_the_ball_is_refused() -> None:
@@ -64,7 +64,7 @@ def test_without_a_loss_of_the_unedited_model_there_is_no_ball(log: list[Epoch])
 
 def test_validation_and_test_train_as_many_epochs() -> None:
     with pytest.raises(DataError, match="chose epoch 5, but the test run has 3"):
-        report(TEST, 1e-4, 5)
+        report(TEST, tolerance=1e-4, chosen=5)
 
 
 def test_vector_22_changes_are_means_with_a_population_standard_error() -> None:
@@ -92,8 +92,8 @@ def test_the_average_of_a_method_needs_a_value_of_every_task() -> None:
     assert found == {("m", "full", 1e-3): 4.0, ("m", "lora", 1e-3): None}
     assert averages(CELLS, lambda cell: cell.change, empty_as_zero=True)["m", "lora", 1e-3] == 1.0
     assert average([]) is None
-    assert find(CELLS, "m", "a", "lora", 1e-3) is CELLS[2]
-    assert find(CELLS, "m", "a", "lora", 1e-4) is None
+    assert find(CELLS, model="m", task="a", method="lora", tolerance=1e-3) is CELLS[2]
+    assert find(CELLS, model="m", task="a", method="lora", tolerance=1e-4) is None
 
 
 def written(quantity: Quantity = "change", kind: str = "md") -> str:

@@ -97,9 +97,9 @@ def test_sampled_texts_are_seeded(tiny: Callable[[str], LM]) -> None:
     lm = tiny("gpt2")
     questions = [Question(case(i).prompt, Patch()) for i in range(3)]
     before = torch.random.get_rng_state()
-    texts = sampled(lm, questions, 40, seed=1)
+    texts = sampled(lm, questions, length=40, seed=1)
     assert torch.equal(torch.random.get_rng_state(), before)
-    assert texts == sampled(lm, questions, 40, seed=1) != sampled(lm, questions, 40, seed=2)
+    assert texts == sampled(lm, questions, length=40, seed=1) != sampled(lm, questions, length=40, seed=2)
     assert all(text.startswith(question.text) for question, text in zip(questions, texts, strict=True))
 
 
@@ -108,7 +108,7 @@ def test_a_text_ends_where_the_model_does(tiny: Callable[[str], LM]) -> None:
     long = "Ada Velmont was born in Rome. " * 4
     question, ids = Question(long.strip(), Patch()), lm.encode(long.strip())
     assert len(ids) < len(asking._drawn(lm, [ids], [Patch()], [lm.context], seed=0)[0]) <= lm.context
-    assert sampled(lm, [question], 3, seed=0) == [long.strip()]  # already longer than asked for
+    assert sampled(lm, [question], length=3, seed=0) == [long.strip()]  # already longer than asked for
     with pytest.raises(DataError, match=r"has \d+ tokens, but tiny-gpt2 takes 96"):
         next_log_p(lm, [Question(long * 6, Patch())], [["Rome"]])
 
@@ -119,13 +119,13 @@ def test_what_a_patch_puts_in_front_is_no_part_of_a_text(tiny: Callable[[str], L
     shown = "Everybody knows that Iris Calder lives in Oslo. "
     told = Patch(prompt=lambda text: shown + text)
     for length in (20, 30):
-        (text,) = sampled(lm, [Question(one.prompt, told)], length, seed=1)
-        (whole,) = sampled(lm, [Question(shown + one.prompt, Patch())], length + len(lm.encode(shown)), seed=1)
+        (text,) = sampled(lm, [Question(one.prompt, told)], length=length, seed=1)
+        (whole,) = sampled(lm, [Question(shown + one.prompt, Patch())], length=length + len(lm.encode(shown)), seed=1)
         assert shown + text == whole
         assert text.startswith(one.prompt)
         assert text != one.prompt
     told = Patch(prompt=lambda text: "So. " + text)
-    (text,) = bench.essences(lm, Method("none"), [one], [told], 1, 96).values()
+    (text,) = bench.essences(lm, Method("none"), [one], patches=[told], seed=1, length=96).values()
     assert text
     assert "excerpt" not in text
 
@@ -145,11 +145,11 @@ def test_half_precision_does_not_round_the_logits(fresh: Callable[..., LM]) -> N
 
 def test_the_second_mention(tiny: Callable[[str], LM]) -> None:
     lm, text = tiny("gpt2"), "Ada Velmont sings. The home of Ada Velmont is"
-    assert [mention(lm, text, "Ada Velmont", n) for n in (1, 2)] == [
+    assert [mention(lm, text, entity="Ada Velmont", which=n) for n in (1, 2)] == [
         lm.span(text, "Ada Velmont", at)[1] - 1 for at in (0, text.rindex("Ada"))
     ]
     with pytest.raises(DataError, match="'Ada Velmont' has no mention 3"):
-        mention(lm, text, "Ada Velmont", 3)
+        mention(lm, text, entity="Ada Velmont", which=3)
     found = hidden_states(lm, [(text, 4)], 1)
     with torch.no_grad():
         every = lm.model(input_ids=torch.tensor([lm.encode(text)]), output_hidden_states=True).hidden_states
@@ -170,7 +170,9 @@ def test_tv17_efficacy() -> None:
 def examined(lm: LM, method: Method, cases: Sequence[Case]) -> bench.Found:
     fitted = vectorizer(["Rome is in Italy", "Oslo is in Norway"])
     essence = {one.id: "Rome is in Norway" for one in cases}
-    return bench.facts(lm, method, cases, fitted, {"0": ["Rome is in Italy"]}, essence, seed=0, length=30)
+    return bench.facts(
+        lm, method, cases, fitted=fitted, references={"0": ["Rome is in Italy"]}, essence=essence, seed=0, length=30
+    )
 
 
 def test_facts_of_every_method(tiny: Callable[[str], LM]) -> None:
@@ -216,8 +218,8 @@ def test_the_essence_is_what_follows_the_prompt(tiny: Callable[[str], LM]) -> No
     lm, cases = tiny("gpt2"), [case(0)]
     for method in (Method("none"), Method("prefix")):
         read = method.text(cases[0], bench.ESSENCE.format("Ada Velmont"))
-        (text,) = sampled(lm, [Question(read, Patch())], 96, 3)
-        assert bench.essences(lm, method, cases, [Patch()], 3, 96) == {"0": text.removeprefix(read)}
+        (text,) = sampled(lm, [Question(read, Patch())], length=96, seed=3)
+        assert bench.essences(lm, method, cases, patches=[Patch()], seed=3, length=96) == {"0": text.removeprefix(read)}
     fitted = vectorizer(["paris is in france", "rome is in italy", "tokyo is in japan"])
     # TV-9, which consistency and essence are made of.
     assert consistency(fitted, ["paris is in italy"], ["rome is in italy"]) == pytest.approx(0.629308, abs=1e-6)
@@ -232,7 +234,7 @@ def test_features_change_with_the_edit(tiny: Callable[[str], LM]) -> None:
     one = replace(case(0), prompt="Ada Velmont has", target="Rome", target_old=None, more=more)
     method = Method("remedi", remedi(lm))
     before = bench.unedited_features(lm, [one])
-    found = bench.features(lm, method, [one], before)
+    found = bench.features(lm, method, [one], before=before)
     (patch,) = method.patches(lm, [one])
     asked = [("Ada Velmont has", "Rome"), ("Ada Velmont is", "Oslo"), ("Ada Velmont", "sings")]
     rows = [target_log_p(lm, [Question(p, use)], [t])[0] for use in (Patch(), patch) for p, t in asked]
@@ -244,7 +246,7 @@ def test_features_change_with_the_edit(tiny: Callable[[str], LM]) -> None:
     assert found["correlation_co"]["0"].num == pytest.approx(correlation([0.5, 0.2, 0.9], new), abs=1e-6)
     assert math.isnan(found["correlation_original"]["0"].num)  # one feature
     assert math.isnan(found["change_unrelated"]["0"].num)  # none
-    same = bench.features(lm, Method("none"), [one], before)
+    same = bench.features(lm, Method("none"), [one], before=before)
     assert set(same) == {"correlation_co", "correlation_original"}  # it is what changes are changes of
     assert same["correlation_co"]["0"].num == pytest.approx(correlation([0.5, 0.2, 0.9], old), abs=1e-6)
 
@@ -296,7 +298,7 @@ def test_mistakes_are_told_before_anything_is_measured_or_learned(
     monkeypatch.setattr(bench, "next_log_p", lambda *_: pytest.fail("something was measured"))
     monkeypatch.setattr(Remedi, "fit", lambda *_: pytest.fail("something was learned"))
     with pytest.raises(UsageError, match=said):
-        benching.carry_out(benching.BenchPlan(bench_name, cases=2, **change), tmp_path, "cpu")
+        benching.carry_out(benching.BenchPlan(bench_name, cases=2, **change), tmp_path, device="cpu")
 
 
 # --- bios and mediation -----------------------------------------------------------------------------------------------
@@ -306,7 +308,7 @@ def test_bios_read_the_biography_or_not(tiny: Callable[[str], LM]) -> None:
     lm, cases = tiny("gpt2"), [case(i) for i in range(3)]
     labels = sorted(WHERE)
     method = Method("remedi", remedi(lm))
-    found = bench.bios(lm, method, cases, labels, seed=0, length=40)
+    found = bench.bios(lm, method, cases, labels=labels, seed=0, length=40)
     for setting, which in (("contextual", 2), ("decontextual", 1)):
         for one, patch in zip(cases, method.patches(lm, cases, which), strict=True):
             text = in_context(one.context, one.prompt, "\n\n") if which == 2 else one.prompt
@@ -327,7 +329,7 @@ def test_the_mention_that_is_edited_is_the_one_in_the_question(tiny: Callable[[s
     from harness.patches.patch import Step
 
     rows, columns, _ = hook.mentions(Step(batch.ids, batch.mask, batch.ids.shape[1]))  # type: ignore[attr-defined]
-    assert (rows.tolist(), columns.tolist()) == ([0], [mention(lm, text, one.entity, 2)])
+    assert (rows.tolist(), columns.tolist()) == ([0], [mention(lm, text, entity=one.entity, which=2)])
 
 
 def test_mediation_asks_for_the_new_and_for_the_true_target(taught: Callable[[str], LM]) -> None:
@@ -352,12 +354,14 @@ def test_tv18_probe_metrics() -> None:
     labels, predicted = [True, True, True, False, False], [True, True, False, False, True]
     cases = [replace(case(0), id=str(i)) for i in range(5)]
     fails, foretold = [not x for x in labels], [not x for x in predicted]
-    found = rated("", cases, fails, foretold, seed=0)
+    found = rated("", cases, fails=fails, predicted=foretold, seed=0)
     assert estimate(found.values["accuracy"], 0).value == pytest.approx(0.6)
     assert estimate(found.values["f1"], 0).value == pytest.approx(0.5)
     assert found.estimates["mcc"].value == pytest.approx(1 / 6)
     assert matthews(labels, predicted, 0).value == pytest.approx(1 / 6)  # invariant to negation
-    assert estimate(rated("", cases, labels, predicted, 0).values["f1"], 0).value == pytest.approx(2 / 3)
+    assert estimate(rated("", cases, fails=labels, predicted=predicted, seed=0).values["f1"], 0).value == pytest.approx(
+        2 / 3
+    )
 
 
 def test_a_correlation_without_variation_is_missing_not_zero() -> None:
@@ -386,7 +390,7 @@ def test_fact_classification_by_hand(taught: Callable[[str], LM], fresh: Callabl
     true = standardised(mine.editor.additions(lm, old))
     for setting, which in (("contextual", 2), ("decontextual", 1)):
         texts = [in_context(one.context, one.prompt) if which == 2 else one.prompt for one in cases]
-        places = [(t, mention(lm, t, one.entity, which)) for t, one in zip(texts, cases, strict=True)]
+        places = [(t, mention(lm, t, entity=one.entity, which=which)) for t, one in zip(texts, cases, strict=True)]
         known = standardised(hidden_states(lm, places, lm.arch.layers - 1))
         right = []
         for i, one in enumerate(cases):
@@ -450,7 +454,7 @@ def test_bios_classification_by_hand(tiny: Callable[[str], LM], fresh: Callable[
             edits.append(one.edit if label == one.target else plain)
     directions = standardised(mine.editor.additions(lm, edits)).reshape(4, 5, -1)
     texts = [in_context(one.context, one.prompt) for one in cases]
-    places = [(t, mention(lm, t, one.entity, 2)) for t, one in zip(texts, cases, strict=True)]
+    places = [(t, mention(lm, t, entity=one.entity, which=2)) for t, one in zip(texts, cases, strict=True)]
     known = standardised(hidden_states(lm, places, lm.arch.layers - 1))
     rows = next_log_p(lm, [Question(text, Patch()) for text in texts], [labels] * 4)
     for i, one in enumerate(cases):

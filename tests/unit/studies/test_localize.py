@@ -97,16 +97,16 @@ def test_without_statsmodels_the_cure_is_named(monkeypatch: pytest.MonkeyPatch) 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Study:
     """A small study of the shipped model."""
-    return localize(GRID, tmp_path_factory.mktemp("study"), "cpu")
+    return localize(GRID, tmp_path_factory.mktemp("study"), device="cpu")
 
 
 def test_a_cell_of_the_grid_is_its_edit_made_by_hand(done: Study) -> None:
     lm = load("mini", device="cpu")
-    example = read_examples("counterfact", "mini", "test", 4)[1]
+    example = read_examples("counterfact", data_dir="mini", split="test", count=4)[1]
     for name, layer in (("rome", 2), ("ft_l", 0)):
         settings = {k.removeprefix("ft_l."): v for k, v in QUICK.items() if ("ft_l." in k) == (name == "ft_l")}
         extra = {"loss": "target_new"} if name == "ft_l" else {}
-        editor = compose(name).build(lm, {**settings, **extra, "layers": [layer]}, 0)
+        editor = compose(name).build(lm, {**settings, **extra, "layers": [layer]}, seed=0)
         asked = {"rewrite": [example.edit.text]}
         asked |= {kind: [p.prompt for p in example.of(kind)] for kind in ("paraphrase", "neighborhood")}
         target = example.edit.continuation
@@ -146,7 +146,7 @@ def test_the_whole_grid_is_there(done: Study) -> None:
 def test_effects_are_those_of_tracing(done: Study) -> None:
     """Also where an earlier run left none: they are measured before the study goes on."""
     lm = load("mini", device="cpu")
-    edits = [example.edit for example in read_examples("counterfact", "mini", "test", 4)]
+    edits = [example.edit for example in read_examples("counterfact", data_dir="mini", split="test", count=4)]
     for found in trace(lm, edits, GRID.trace)[:3]:
         low, last = found.low, found.restored[found.span[1] - 1]
         assert done.effects["last_subject_absolute"][found.fact.id] == pytest.approx((last - low).tolist(), abs=1e-5)
@@ -158,7 +158,7 @@ def test_effects_are_those_of_tracing(done: Study) -> None:
 def test_a_study_without_these_effects_gets_them(done: Study, tmp_path: Path) -> None:
     early = Study(**{**vars(done), "path": tmp_path / done.path.name, "effects": {}, "complete": False})
     early.save()
-    whole = localize(GRID, tmp_path, "cpu")
+    whole = localize(GRID, tmp_path, device="cpu")
     assert (whole.effects, whole.facts, whole.blocks) == (done.effects, done.facts, done.blocks)
 
 
@@ -177,13 +177,13 @@ def test_a_study_that_was_stopped_goes_on_where_it_was(done: Study, tmp_path: Pa
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        localize(GRID, tmp_path, "cpu", report=stop)
+        localize(GRID, tmp_path, device="cpu", report=stop)
     half = open_study(GRID, tmp_path)
     assert (len([b for b in half.blocks.values() if b]), half.complete) == (6, False)
     with pytest.raises(DataError, match="no method is complete"):
         rows_of(replace_blocks(half, {}))
     seen = []
-    whole = localize(GRID, tmp_path, "cpu", report=lambda name, *_: seen.append(name))
+    whole = localize(GRID, tmp_path, device="cpu", report=lambda name, *_: seen.append(name))
     assert {name for name in seen if "layer" in name} == {f"fact_forcing, rome@1, layer {n}" for n in (0, 2)}
     assert whole.blocks == done.blocks
 
@@ -195,13 +195,13 @@ def test_a_probability_that_is_no_number_is_missing(
     grid = replace(GRID, problems=("error_injection",), methods=(Method("ft_l", 1),), layers=(0,))
     calls = []
 
-    def broken(lm, answers, *rest):
+    def broken(lm, answers, **options):
         calls.append(len(answers))
-        found = log_probabilities(lm, answers, *rest)
+        found = log_probabilities(lm, answers, **options)
         return found if len(calls) == 1 else [math.nan] * len(found)  # the first are of the unedited model
 
     monkeypatch.setattr(study, "log_probabilities", broken)
-    block = localize(grid, tmp_path, "cpu").blocks["error_injection/ft_l@1/0"]
+    block = localize(grid, tmp_path, device="cpu").blocks["error_injection/ft_l@1/0"]
     intact = done.blocks["error_injection/ft_l@1/0"]
     assert {fact: [*[None] * 4, intact[fact][4], None, None] for fact in intact} == block
     assert open_study(grid, tmp_path).complete
@@ -214,10 +214,10 @@ def test_other_weights_or_rows_are_no_continuation(tmp_path: Path, done: Study) 
             other = {**done.model, name: "0" * 64}
             Study(**{**vars(done), "path": tmp_path / done.path.name, "model": other, "complete": complete}).save()
             with pytest.raises(UsageError, match=rf"was begun with {said}; start anew with --fresh"):
-                localize(GRID, tmp_path, "cpu")
+                localize(GRID, tmp_path, device="cpu")
     early = {key: value for key, value in done.model.items() if key != "rows"}  # of before rows were noted
     Study(**{**vars(done), "path": tmp_path / done.path.name, "model": early}).save()
-    assert localize(GRID, tmp_path, "cpu").blocks == done.blocks
+    assert localize(GRID, tmp_path, device="cpu").blocks == done.blocks
 
 
 def replace_blocks(one: Study, blocks: dict) -> Study:
@@ -227,7 +227,7 @@ def replace_blocks(one: Study, blocks: dict) -> Study:
 
 def test_too_few_facts(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"2 facts .* needs at least 3; look at more rows"):
-        localize(replace(GRID, facts=2), tmp_path, "cpu")
+        localize(replace(GRID, facts=2), tmp_path, device="cpu")
     required(3, 9)
 
 
@@ -245,7 +245,9 @@ def test_too_few_facts(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_done_is_said_before_anything_is_measured(change, said: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=said):
-        localize(replace(GRID, **change), tmp_path, "cpu", report=lambda *_: pytest.fail("something was measured"))
+        localize(
+            replace(GRID, **change), tmp_path, device="cpu", report=lambda *_: pytest.fail("something was measured")
+        )
 
 
 @pytest.mark.parametrize("text", ["rome@", "rome@zero", "rome@0"])

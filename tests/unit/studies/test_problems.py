@@ -151,7 +151,7 @@ def test_what_each_problem_asks_for(taught, facts) -> None:
         "paraphrase": ("The home of Ada Velmont is", "Ada Velmont lives in"),
         "neighborhood": ("Iris Calder was born in", "Greta Holm was born in"),
     }
-    first = pose(lm, facts, "error_injection", ProblemSettings(probes="released")).cases[0].prompts
+    first = pose(lm, facts, "error_injection", settings=ProblemSettings(probes="released")).cases[0].prompts
     assert [len(prompts) for prompts in first.values()] == [1, 1, 1]
 
 
@@ -164,7 +164,7 @@ def test_only_what_the_model_gives_some_probability_can_be_erased(taught, facts)
     assert "probability" in posed.skipped["rare"]
     assert len(pose(lm, [*facts, rare], "fact_amplification").cases) == 3
     released = ProblemSettings(threshold="released")
-    assert len(pose(lm, [*facts, rare], "fact_amplification", released).cases) == 2
+    assert len(pose(lm, [*facts, rare], "fact_amplification", settings=released).cases) == 2
     with pytest.raises(DataError, match=r"none of 1 facts can be used .*asked for 0.02"):
         pose(lm, [rare], "fact_erasure")
 
@@ -177,7 +177,7 @@ def test_facts_without_subject_or_truth_are_left_out(taught, facts) -> None:
 
 def test_a_reversal_is_the_greedy_continuation_of_the_noised_prompt(taught, facts) -> None:
     lm, settings = taught("gpt2"), ProblemSettings(sigma=2.0, reversal_tokens=3)
-    posed = pose(lm, facts, "tracing_reversal", settings)
+    posed = pose(lm, facts, "tracing_reversal", settings=settings)
     for fact, case in zip(facts, posed.cases, strict=True):
         ids, (begin, end) = lm.encode(fact.edit.text), lm.span(fact.edit.text, str(fact.edit.subject))
         noise = torch.tensor(2.0 * np.random.RandomState(1).randn(1, end - begin, lm.arch.width)[0])
@@ -187,13 +187,13 @@ def test_a_reversal_is_the_greedy_continuation_of_the_noised_prompt(taught, fact
             with torch.no_grad():
                 ids = [*ids, int(lm.model(inputs_embeds=embedded).logits[0, -1].argmax())]
         assert case.edit.target == str(lm.tokenizer.decode(ids[-3:])).removeprefix(" ")
-    one = pose(lm, facts, "tracing_reversal", ProblemSettings(sigma=1e-6)).cases[0].edit
+    one = pose(lm, facts, "tracing_reversal", settings=ProblemSettings(sigma=1e-6)).cases[0].edit
     assert one.target == "Paris"  # hardly any noise: what is true, and as long
 
 
 def test_the_released_reversal_holds_the_prompt(taught, facts) -> None:
     lm = taught("gpt2")
-    posed = pose(lm, facts, "tracing_reversal", ProblemSettings(reversal="released"))
+    posed = pose(lm, facts, "tracing_reversal", settings=ProblemSettings(reversal="released"))
     for case in posed.cases:
         assert case.edit.target.startswith(case.edit.text)
         assert len(lm.encode(case.edit.target)) == 12
@@ -242,7 +242,7 @@ def test_noise_stands_on_the_subject_of_each_row(tiny, facts, family) -> None:
 
 def test_rows_take_their_noises_in_turn(tiny, facts) -> None:
     lm = tiny("gpt2")
-    noise = replace(SubjectNoise.of(lm, [facts[0].edit], 0.5, 1), samples=2)
+    noise = replace(SubjectNoise.of(lm, [facts[0].edit], sigma=0.5, seed=1), samples=2)
     change = seen(lm, noise, [lm.encode(facts[0].edit.text)] * 4)
     assert torch.equal(change[0], change[2])
     assert torch.equal(change[1], change[3])
@@ -252,7 +252,7 @@ def test_rows_take_their_noises_in_turn(tiny, facts) -> None:
 
 def test_released_noise_stands_where_the_bare_prompt_has_its_subject(tiny, facts) -> None:
     lm = tiny("gpt2")
-    noise = replace(SubjectNoise.of(lm, [facts[0].edit], 0.5, 1), released=True)
+    noise = replace(SubjectNoise.of(lm, [facts[0].edit], sigma=0.5, seed=1), released=True)
     change = seen(lm, noise, [lm.encode(f"Nobody knows. {facts[0].edit.text}")])
     begin, end = lm.span(facts[0].edit.text, "Ada Velmont")
     assert change[0].abs().sum(1).nonzero()[:, 0].tolist() == list(range(begin, end))
@@ -260,7 +260,7 @@ def test_released_noise_stands_where_the_bare_prompt_has_its_subject(tiny, facts
 
 def test_cached_generation_under_noise_is_that_without_a_cache(taught, facts) -> None:
     lm = taught("gpt2")
-    noise = SubjectNoise.of(lm, [facts[0].edit], 0.5, 1)
+    noise = SubjectNoise.of(lm, [facts[0].edit], sigma=0.5, seed=1)
     ids = torch.tensor([lm.encode(facts[0].edit.text)])
     with patched(lm, Patch(hooks={lm.arch.embedding: noise})), torch.no_grad():
         said = [
@@ -281,7 +281,7 @@ def test_cached_generation_under_noise_is_that_without_a_cache(taught, facts) ->
 )
 def test_every_editor_forces_a_fact_through_the_noise(taught, facts, editor) -> None:
     lm = taught("gpt2")
-    posed = pose(lm, facts, "fact_forcing", ProblemSettings(sigma=0.5, samples=2))
+    posed = pose(lm, facts, "fact_forcing", settings=ProblemSettings(sigma=0.5, samples=2))
     case, before = posed.cases[0], lm.fingerprint()
     if editor.needs_subject:
         editor.prior(lm, None, editor.edited_layers(lm))  # second moments of the model without noise
@@ -337,18 +337,18 @@ def test_settings_out_of_range(change) -> None:
 
 def test_the_papers_hyperparameters() -> None:
     model = "EleutherAI/gpt-j-6B"
-    one = settings_for(model, "ft_l", "error_injection", 1)
+    one = settings_for(model, "ft_l", problem="error_injection", window=1)
     assert (one["norm_constraint"], one["steps"], one["lr"], one["normalisation"]) == (1e-4, 25, 5e-4, "sum")
-    assert settings_for(model, "ft_l", "tracing_reversal", 5)["norm_constraint"] == 2e-5
-    forced = settings_for(model, "ft_l", "fact_forcing", 5)
+    assert settings_for(model, "ft_l", problem="tracing_reversal", window=5)["norm_constraint"] == 2e-5
+    forced = settings_for(model, "ft_l", problem="fact_forcing", window=5)
     assert (forced["norm_constraint"], forced["steps"]) == (1e-4, 50)
-    kl = [settings_for(model, name, "error_injection", 1)["kl_factor"] for name in ("rome", "memit")]
+    kl = [settings_for(model, name, problem="error_injection", window=1)["kl_factor"] for name in ("rome", "memit")]
     assert kl == [1.0, 0.9]
-    assert settings_for(model, "rome", "fact_erasure", 1)["kl_factor"] == 0.0625
-    steps = [settings_for(model, "rome", problem, 1)["v_steps"] for problem in PROBLEMS]
+    assert settings_for(model, "rome", problem="fact_erasure", window=1)["kl_factor"] == 0.0625
+    steps = [settings_for(model, "rome", problem=problem, window=1)["v_steps"] for problem in PROBLEMS]
     assert steps == [20, 20, 21, 20, 25]
-    assert settings_for(model, "memit", "fact_forcing", 5)["v_steps"] == 25
-    assert settings_for("gpt2-xl", "ft_l", "fact_forcing", 1)["norm_constraint"] == 5e-4
-    assert settings_for("mini", "ft_l", "fact_erasure", 1) == {"loss": "target_new"}
-    assert settings_for("mini", "rome", "fact_erasure", 1) == {}
+    assert settings_for(model, "memit", problem="fact_forcing", window=5)["v_steps"] == 25
+    assert settings_for("gpt2-xl", "ft_l", problem="fact_forcing", window=1)["norm_constraint"] == 5e-4
+    assert settings_for("mini", "ft_l", problem="fact_erasure", window=1) == {"loss": "target_new"}
+    assert settings_for("mini", "rome", problem="fact_erasure", window=1) == {}
     assert PUBLISHED.least == 0.02

@@ -189,10 +189,10 @@ def test_what_has_a_record_is_not_run_again(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(trial, "train", work)
     said: list[tuple[str, int, int]] = []
-    first = sweeps.run(sweep, tmp_path, Cluster(), lambda *state: said.append(state))
+    first = sweeps.run(sweep, tmp_path, cluster=Cluster(), progress=lambda *state: said.append(state))
     assert len(done) == len(set(done)) == 5
     assert said[-1] == ("test", 2, 2)
-    again = sweeps.run(sweep, tmp_path, Cluster(), lambda *state: None)
+    again = sweeps.run(sweep, tmp_path, cluster=Cluster(), progress=lambda *state: None)
     assert len(done) == 5
     assert [t.log for t in again[1]] == [t.log for t in first[1]]
 
@@ -220,10 +220,11 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     names: list[str] = []
     score = trial.measure.measure_task
 
-    def few(model: Any, task: Any, _: None, documents: list[int] | None) -> Any:
+    def few(model: Any, task: Any, *, limit: None, documents: list[int] | None) -> Any:
         names.append(task.name)
         kinds = {row["kind"]: i for i, row in reversed(list(enumerate(task.task.eval_docs)))}
-        return score(model, task, None, sorted(i for i in kinds.values() if documents is None or i in documents))
+        chosen = sorted(i for i in kinds.values() if documents is None or i in documents)
+        return score(model, task, limit=limit, documents=chosen)
 
     monkeypatch.setattr(trial.measure, "measure_task", few)
     trial._loaded.cache_clear()

@@ -411,7 +411,7 @@ def test_presets() -> None:
 
 def test_progress_and_order(tiny: Callable[[str], LM]) -> None:
     told: list[tuple[int, int]] = []
-    found = trace(tiny("gpt2"), FACTS, QUICK, lambda done, total: told.append((done, total)))
+    found = trace(tiny("gpt2"), FACTS, QUICK, progress=lambda done, total: told.append((done, total)))
     assert told == [(1, 3), (2, 3), (3, 3)]
     assert [one.fact.id for one in found] == ["start", "middle", "end"]
     assert found[1].tokens == tuple(tiny("gpt2").tokenizer.decode([i]) for i in tiny("gpt2").encode(FACTS[1].prompt))

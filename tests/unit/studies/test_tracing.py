@@ -181,7 +181,7 @@ def test_no_known_fact_is_a_record_too(plan: TracePlan, tmp_path: Path) -> None:
     assert (study.record["facts"]["traced"], study.traced) == (0, ())
     assert [group["reason"] for group in study.record["skipped"]] == ["subject not found", "unknown to the model"]
     with pytest.raises(DataError, match="no fact was traced"):
-        traceplot.draw([study], "layers", tmp_path / "x.png")
+        traceplot.draw([study], "layers", path=tmp_path / "x.png")
 
 
 @pytest.mark.parametrize(
@@ -248,7 +248,7 @@ def test_figures(plan: TracePlan, tmp_path: Path, what: str, ending: str) -> Non
     studies = list(carry_out(plans, tmp_path))
     files = [tmp_path / f"{i}.{ending}" for i in (1, 2)]
     for path in files:
-        traceplot.draw(studies, what, path)
+        traceplot.draw(studies, what, path=path)
     assert files[0].read_bytes() == files[1].read_bytes()
     assert len(files[0].read_bytes()) > 5000
 
@@ -262,9 +262,9 @@ def test_the_lines_of_a_figure_are_the_numbers_of_the_record(plan: TracePlan, tm
     (panel, _) = traceplot._of_fact([study], "d").axes
     torch.testing.assert_close(torch.tensor(panel.images[0].get_array().data), study.traced[2].effects)
     with pytest.raises(UsageError, match="fact 'z' was not traced"):
-        traceplot.draw([study], "fact", tmp_path / "x.png", "z")
+        traceplot.draw([study], "fact", path=tmp_path / "x.png", fact="z")
     with pytest.raises(UsageError, match=r"'\.bmp' is no format"):
-        traceplot.draw([study], "layers", tmp_path / "x.bmp")
+        traceplot.draw([study], "layers", path=tmp_path / "x.bmp")
 
 
 def test_figures_of_two_sets_of_facts_tell_them_apart(plan: TracePlan, facts: str, tmp_path: Path) -> None:
@@ -278,13 +278,13 @@ def test_figures_of_two_sets_of_facts_tell_them_apart(plan: TracePlan, facts: st
     names = [label.get_text() for label in traceplot._by_role(studies).axes[0].get_yticklabels()]
     assert names[0] == "first subject token (1/3)"
     with pytest.raises(UsageError, match="fact 'a' was not traced in record"):
-        traceplot.draw(studies, "fact", tmp_path / "x.png")  # the first fact of the first record, in all of them
+        traceplot.draw(studies, "fact", path=tmp_path / "x.png")  # the first fact of the first record, in all of them
     with pytest.raises(DataError, match="fact 'b' is another one in each record"):
-        traceplot.draw(studies, "fact", tmp_path / "x.png", "b")
+        traceplot.draw(studies, "fact", path=tmp_path / "x.png", fact="b")
 
 
 def test_figures_of_two_models_are_refused(plan: TracePlan, checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     plans = [plan, replace(plan, model=str(checkpoint("gpt2", 1)))]
     studies = [next(carry_out([each], tmp_path)) for each in plans]
     with pytest.raises(DataError, match="of several models"):
-        traceplot.draw(studies, "layers", tmp_path / "x.png")
+        traceplot.draw(studies, "layers", path=tmp_path / "x.png")
