@@ -56,7 +56,7 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
     What the tests read behind the language of a block of code is left out.
     """
     here = page.file.src_uri
-    source = here if page.file.generated_by else f"docs/{here}"
+    source = here if (ROOT / here).is_file() else f"docs/{here}"
 
     def moved(found: re.Match[str]) -> str:
         text, link, anchor = found[1], found[2], found[3] or ""

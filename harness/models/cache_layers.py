@@ -56,7 +56,8 @@ class Filling(DynamicCache):
             key_states: the keys that a layer adds, ``[rows, heads, columns, dim]``.
             value_states: its values, the same.
             layer_idx: the layer.
-            args, kwargs: what else transformers passes on.
+            *args: what else transformers passes on.
+            **kwargs: the same, by keyword.
 
         Returns:
             The keys and values of the layer so far.

@@ -26,12 +26,12 @@ MINUTES = 3
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The built site; a warning of the builder fails the test."""
+    """The built site; a warning of the builder fails the test (and with --quiet none would be counted)."""
     folder = tmp_path_factory.mktemp("site")
     env = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(ROOT)}
-    called = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    called = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
     done = subprocess.run(called, cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=60 * MINUTES)
-    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stdout + done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
 
