@@ -259,7 +259,7 @@ DRY_RUN = Option("--dry-run", "Say what would be run; no model is loaded, nothin
 FRESH = Option("--fresh", "Start anew where an earlier run of the same plan was stopped.", flag=True)
 TO = Option("--to", "The folder of the checkpoint.", PATH, parameter="folder", required=True)
 
-FORMAT = Option("--format", kind=TableFormat([]), default="md", parameter="form")
+FORMAT = Option("--format", "How the table is written.", kind=TableFormat([]), default="md", parameter="form")
 BASELINE = Option("--baseline", "A record, or a folder of records.", PATH, required=True)
 ONLY = Option("--only", "A pattern of record names, for example '*--memit--*'.", default="*")
 TOLERANCE = Option("--tolerance", "Largest difference of a value that still counts as equal.", float)

@@ -59,7 +59,13 @@ def fail(message: str, code: int) -> NoReturn:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> RenderableType:
-    """A plain table under a title."""
+    """A plain table under a title.
+
+    Args:
+        title: what stands above it.
+        columns: the heading of each column.
+        rows: the cells of each line.
+    """
     from rich.table import Table
 
     drawn = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))

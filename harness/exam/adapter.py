@@ -253,7 +253,13 @@ class EditedLM(HFLM):  # type: ignore[misc]
         return tokens
 
     def tok_encode(self, string: str, *given: Any, **options: Any) -> list[int]:
-        """The tokens of a text; each context comes again with other continuations, and all of them at every stop."""
+        """The tokens of a text; each context comes again with other continuations, and all of them at every stop.
+
+        Args:
+            string: the text.
+            *given: as lm-eval's adapter of Hugging Face models takes them.
+            **options: as there.
+        """
         return list(self._encoded(str(string), *given, **options))
 
     @functools.cached_property
@@ -267,7 +273,17 @@ class EditedLM(HFLM):  # type: ignore[misc]
         left_truncate_len: int | None = None,
         truncation: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Encode contexts; count those that are cut, and in isolated editing note whose rows the passes compute."""
+        """Encode contexts; count those that are cut, and in isolated editing note whose rows the passes compute.
+
+        Args:
+            strings: the contexts of one batch.
+            padding_side: where the shorter ones are filled up, ``left`` or ``right``.
+            left_truncate_len: how many tokens of each are kept, counted from its end; None keeps all.
+            truncation: whether the tokenizer cuts at its own limit.
+
+        Returns:
+            the token ids and the mask of those that are no padding, both ``[text, position]``.
+        """
         if self._rows is not None:
             self._rows.index = torch.tensor([s.patch for s in strings if isinstance(s, _Marked)])
         plain = [str(s) for s in strings]

@@ -46,7 +46,14 @@ def contains_span(text: str, answers: Collection[str]) -> bool:
 
 
 def choice(text: str, gold: str, labels: Collection[str], *, fold_case: bool = True) -> dict[str, Ratio]:
-    """``accuracy`` and ``invalid_rate`` of one answer: its first word against the gold label; no label is wrong."""
+    """``accuracy`` and ``invalid_rate`` of one answer: its first word against the gold label; no label is wrong.
+
+    Args:
+        text: what the model answered.
+        gold: the right label.
+        labels: every label that counts as an answer.
+        fold_case: whether the answer is looked at in lower case; labels are then lower case too.
+    """
     word = first_word(text)
     answer = word.lower() if fold_case else word
     return {"accuracy": Ratio(float(answer == gold)), "invalid_rate": Ratio(float(answer not in labels))}
@@ -66,7 +73,14 @@ def two_way(correct: int, answered: int) -> dict[str, Ratio]:
 
 
 def yes_no(text: str, yes: str, no: str, *, gold: bool) -> tuple[int, int]:
-    """(correct, answered) where ``yes`` anywhere in the text wins over ``no`` anywhere in it."""
+    """(correct, answered) where ``yes`` anywhere in the text wins over ``no`` anywhere in it.
+
+    Args:
+        text: what the model answered.
+        yes: the word that means yes, in lower case.
+        no: the word that means no, in lower case.
+        gold: whether yes is right.
+    """
     folded = text.lower()
     if yes in folded:
         return int(gold), 1

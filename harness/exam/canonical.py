@@ -165,7 +165,13 @@ class CanonicalSet:
         return cls(folder.name, kind, float(threshold))
 
     def source(self, data_dir: str | None = None, split: str = "test", count: int = 0) -> list[Row]:  # noqa: ARG002
-        """The canonical examples of a split, which are what is learned."""
+        """The canonical examples of a split, which are what is learned.
+
+        Args:
+            data_dir: where the rows are, as :func:`harness.exam.data.load` takes it.
+            split: ``val`` or ``test``.
+            count: how many are asked for; all are given whatever it is, since these sets are small.
+        """
         return self.rows("edits", data_dir, split)
 
     def rows(self, kind: str, data_dir: str | None, split: str) -> list[Row]:
@@ -271,7 +277,13 @@ class Exam(Tokenized):
     """The lm-eval task of a set: each continuation after its prefix, both in tokens of their own."""
 
     def construct_requests(self, doc: Doc, ctx: str, **kwargs: Any) -> list[Instance]:  # noqa: ARG002  # lm-eval's names
-        """One log-likelihood request for each continuation."""
+        """One log-likelihood request for each continuation.
+
+        Args:
+            doc: a row of an exam.
+            ctx: the prompt as lm-eval put it together; not used, since the row says what is read.
+            **kwargs: lm-eval's bookkeeping, handed on to the request.
+        """
         kwargs.pop("apply_chat_template", None)
         kwargs.pop("chat_template", None)
         texts = [doc["suffix"], *filter(None, [doc["other"]])]

@@ -263,6 +263,7 @@ def load(dataset: str, split: str = "test", data_dir: str | Path | None = None, 
         dataset: name of a folder below ``root`` (``NLI``, ``counterfact``, ...).
         split: ``test``, or another split that the data set has.
         data_dir: None or "mini", a folder, or "hub" (see the module's text).
+        root: the folder in which data sets lie.
 
     Raises:
         UsageError: no such data set or split.
@@ -276,7 +277,14 @@ def load(dataset: str, split: str = "test", data_dir: str | Path | None = None, 
 def provenance(
     dataset: str, split: str = "test", data_dir: str | Path | None = None, *, root: Path = TASKS
 ) -> Provenance:
-    """Which bytes :func:`load` uses for the same arguments; raises what it raises."""
+    """Which bytes :func:`load` uses for the same arguments; raises what it raises.
+
+    Args:
+        dataset: name of a folder below ``root``.
+        split: ``test``, or another split that the data set has.
+        data_dir: None or "mini", a folder, or "hub".
+        root: the folder in which data sets lie.
+    """
     described = _named(dataset, root)
     place = _locate(described, split, data_dir)
     sha256 = _sha256(place.file)
@@ -285,12 +293,24 @@ def provenance(
 
 
 def file_sha256(dataset: Dataset, split: str = "test", data_dir: str | Path | None = None) -> str:
-    """The hash of the file that :func:`load` reads of a data set; raises what it raises."""
+    """The hash of the file that :func:`load` reads of a data set; raises what it raises.
+
+    Args:
+        dataset: the data set, as :func:`find` describes it.
+        split: ``test``, or another split that the data set has.
+        data_dir: None or "mini", a folder, or "hub".
+    """
     return _sha256(_locate(dataset, split, data_dir).file)
 
 
 def splits(dataset: str, data_dir: str | Path | None = None, split: str = "test") -> dict[str, datasets.Dataset]:
-    """One split as lm-eval's ``custom_dataset`` must return it."""
+    """One split as lm-eval's ``custom_dataset`` must return it.
+
+    Args:
+        dataset: name of a data set.
+        data_dir: None or "mini", a folder, or "hub".
+        split: ``test``, or another split that the data set has.
+    """
     import datasets
 
     return {split: datasets.Dataset.from_list(load(dataset, split, data_dir))}
@@ -460,6 +480,11 @@ def read_table(path: Path, fields: Sequence[str], delimiter: str = "\t") -> list
     """The rows of a delimited file with a header line, each with the named fields.
 
     Quoting is that of Python's ``csv``: a field that starts with a double quote is unquoted.
+
+    Args:
+        path: the file.
+        fields: the columns that are wanted.
+        delimiter: what stands between two columns.
 
     Raises:
         DataError: a header without a field, a line with another number of columns; names the file and the line.

@@ -32,7 +32,13 @@ _SHARE, _SEED = 0.0005, 2357
 
 
 def chunks(documents: Iterable[Sequence[int]], size: int = SIZE, count: int = COUNT) -> Iterator[list[int]]:
-    """The first chunks of a stream of tokens; a rest that fills no chunk is dropped."""
+    """The first chunks of a stream of tokens; a rest that fills no chunk is dropped.
+
+    Args:
+        documents: the tokens of each document.
+        size: tokens of a chunk.
+        count: chunks at most.
+    """
     held: list[int] = []
     made = 0
     for document in documents:
@@ -47,6 +53,12 @@ def chunks(documents: Iterable[Sequence[int]], size: int = SIZE, count: int = CO
 
 def cut(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, *, size: int = SIZE, count: int = COUNT) -> list[str]:
     """Documents as chunks of text, each document followed by the token that ends a text.
+
+    Args:
+        texts: the documents; empty ones are passed over.
+        tokenizer: whose tokens are counted, and whose end-of-text token ends each document.
+        size: tokens of a chunk.
+        count: chunks at most.
 
     Raises:
         DataError: there is less text than one chunk.
@@ -66,6 +78,14 @@ def published(folder: str | Path, part: str) -> Path:
 
 def build(folder: Path, size: int = SIZE, count: int = COUNT) -> list[Path]:
     """Make both published corpora from OpenWebText on the Hub (54 GB), and write them into a data folder.
+
+    Args:
+        folder: the data folder.
+        size: tokens of a chunk.
+        count: chunks of each corpus.
+
+    Returns:
+        the files that were written.
 
     Raises:
         DataError: the Hub cannot be reached, or what comes out does not begin as the published text does.

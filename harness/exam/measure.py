@@ -76,6 +76,12 @@ def hold(model: EditedLM, stop: Stop | None, *, ids: Sequence[str], mode: str) -
 
     In isolated editing a document of the edit set is scored under its own edit; document ``i`` of any other task under
     edit ``i mod n``, so that its value estimates the mean over single edits at the price of one pass.
+
+    Args:
+        model: what is measured.
+        stop: where the edits have come to; None is the unedited model.
+        ids: the ids of all edits, in the order of the stop's patches.
+        mode: ``isolated``, ``batch`` or ``sequential``.
     """
     if stop is None:
         return model.holding(Patch())
@@ -132,7 +138,13 @@ def measure_task(model: EditedLM, task: Task, *, limit: int | None, documents: S
 
 
 def agree(task: Task, edited: Measured, base: Measured) -> None:
-    """Add the metrics of agreement with the unedited model (locality without a gold answer)."""
+    """Add the metrics of agreement with the unedited model (locality without a gold answer).
+
+    Args:
+        task: whose YAML says which metrics of agreement there are, and for which kind of probe.
+        edited: what the edited model gave; the metrics are added to it.
+        base: what the unedited model gave.
+    """
     for metric, rule in (task.metadata.get("agreement") or {}).items():
         edited.values[metric] = {
             document: text_metrics.agreement(row, edited.answers[document], base.answers[document])

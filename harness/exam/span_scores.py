@@ -119,6 +119,11 @@ class Encoded:
 def span(tokenizer: PreTrainedTokenizerBase, prefix: str, suffix: str) -> Span:
     """The tokens of one prefix and one suffix, see :class:`Encoded`.
 
+    Args:
+        tokenizer: whose tokens.
+        prefix: the text in front, which is read but not scored.
+        suffix: the text that is scored.
+
     Raises:
         DataError: the prefix or the suffix has no token.
     """
@@ -356,7 +361,13 @@ def _only(lm: LM, kept: Tensor) -> Iterator[bool]:
 
 
 def mean_nll(lm: LM, texts: Sequence[str], rows: int = 32) -> float:
-    """The mean negative log-likelihood of a token over whole texts, weighted by tokens, in nats."""
+    """The mean negative log-likelihood of a token over whole texts, weighted by tokens, in nats.
+
+    Args:
+        lm: the model.
+        texts: whole texts; each is cut into windows of the model's context.
+        rows: rows of a forward pass.
+    """
     spans = [s for text in texts for s in whole(lm.tokenizer, text, lm.context)]
     return -sum(value for value, _ in score(lm, spans, rows=rows)) / sum(s.scored for s in spans)
 

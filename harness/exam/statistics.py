@@ -158,6 +158,11 @@ def estimate(values: Values, seed: int, resamples: int = RESAMPLES) -> Estimate:
     Outcomes of 0 or 1: Wilson's interval.  Anything else: the bootstrap over documents (over clusters where given,
     within strata), percentile interval expanded for few units.  Where every unit has the same value the bootstrap would
     claim certainty: 0 and 1 then get Wilson's interval, other values none, with the reason.
+
+    Args:
+        values: document -> what it contributes.
+        seed: of the bootstrap's draws.
+        resamples: how many draws.
     """
     kept, dropped = _finite(values)
     units = _Units.of([kept])
@@ -173,6 +178,12 @@ def difference(base: Values, edited: Values, *, seed: int, resamples: int = RESA
     """Edited minus unedited over the documents that both have, paired.
 
     Outcomes of 0 or 1: McNemar's exact test and the interval of Bonett and Price.  Anything else: the paired bootstrap.
+
+    Args:
+        base: document -> what it contributes on the unedited model.
+        edited: the same on the edited model.
+        seed: of the bootstrap's draws.
+        resamples: how many draws.
     """
     pairs, note = _paired([base], [edited])
     units = _Units.of(pairs)
@@ -186,6 +197,11 @@ def harmonic(components: Sequence[Values], seed: int, resamples: int = RESAMPLES
     """The harmonic mean of several metrics, resampled jointly: one draw of clusters serves all of them.
 
     A component of zero makes the mean zero; a component without a value leaves the mean without one.
+
+    Args:
+        components: for each metric, document -> what it contributes.
+        seed: of the bootstrap's draws.
+        resamples: how many draws.
     """
     kept = [_finite(component)[0] for component in components]
     units = _Units.of(kept)
@@ -204,7 +220,14 @@ def harmonic(components: Sequence[Values], seed: int, resamples: int = RESAMPLES
 def harmonic_difference(
     base: Sequence[Values], edited: Sequence[Values], *, seed: int, resamples: int = RESAMPLES
 ) -> Difference:
-    """Edited minus unedited of the harmonic mean of several metrics, paired and resampled jointly."""
+    """Edited minus unedited of the harmonic mean of several metrics, paired and resampled jointly.
+
+    Args:
+        base: for each metric, document -> what it contributes on the unedited model.
+        edited: the same on the edited model, in the same order of metrics.
+        seed: of the bootstrap's draws.
+        resamples: how many draws.
+    """
     pairs, note = _paired(base, edited)
     units, k = _Units.of(pairs), len(base)
 

@@ -32,7 +32,16 @@ def of_task(task: Any, rows: str) -> str:
 
 
 def identity(said: Mapping[str, Any], rows: str, num_fewshot: int = 0) -> str:
-    """The identity of a task whose YAML says this, asked with so many examples before each question."""
+    """The identity of a task whose YAML says this, asked with so many examples before each question.
+
+    Args:
+        said: the normalised YAML.
+        rows: the hash of the rows.
+        num_fewshot: how many solved examples stand before each question.
+
+    Returns:
+        the SHA-256 of the three, in hexadecimal digits.
+    """
     return _sha256({"definition": said, "num_fewshot": num_fewshot, "rows": rows})
 
 

@@ -151,6 +151,12 @@ def edit_sets() -> list[str]:
 def read_edits(name: str, *, data_dir: str, split: str = "test", count: int | None = None) -> list[Edit]:
     """The edits of a set, or of one's own JSONL file, in the order of the rows.
 
+    Args:
+        name: an edit set (``counterfact``, ``zsre``, ...) or a file of one's own.
+        data_dir: where the rows are, as :func:`harness.exam.data.load` takes it.
+        split: which rows of the set.
+        count: how many from the beginning; None is all of them.
+
     Raises:
         UsageError: there is no such set, or it has fewer rows than asked for.
         DataError: a row cannot be used.
@@ -162,6 +168,12 @@ def read_edits(name: str, *, data_dir: str, split: str = "test", count: int | No
 
 def read_examples(name: str, *, data_dir: str, split: str = "train", count: int | None = None) -> list[Example]:
     """The edits of a set with their probes, for an editor to learn from.
+
+    Args:
+        name: an edit set or a file of one's own.
+        data_dir: where the rows are, as :func:`harness.exam.data.load` takes it.
+        split: which rows of the set.
+        count: how many from the beginning; None is all of them.
 
     Raises:
         UsageError, DataError: as :func:`read_edits`.

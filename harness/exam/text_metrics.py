@@ -98,6 +98,11 @@ def consistency(fitted: TfidfVectorizer, generations: Sequence[str], references:
     """Cosine between the TF-IDF vectors of the joined generations and the joined references (ROME's RS).
 
     Not a number when there is no reference.
+
+    Args:
+        fitted: the TF-IDF weights of words, learned on the data set's reference texts.
+        generations: what the model wrote about one subject.
+        references: what is known to be true of what the subject was edited to.
     """
     if not references:
         return math.nan

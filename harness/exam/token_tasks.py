@@ -134,7 +134,13 @@ class TeacherForced(Tokenized):
         super().__init__(config)
 
     def construct_requests(self, doc: Doc, ctx: str, **kwargs: Any) -> list[Instance]:
-        """One log-likelihood request for each piece of each choice."""
+        """One log-likelihood request for each piece of each choice.
+
+        Args:
+            doc: a row of the task.
+            ctx: what lm-eval puts in front of the question: solved examples and the chat template.
+            **kwargs: lm-eval's bookkeeping, handed on to the request.
+        """
         delimiter = "" if kwargs.pop("apply_chat_template", False) else " "
         kwargs.pop("chat_template", None)
         cut = self._cut(doc, ctx, delimiter)
@@ -168,7 +174,13 @@ class Continuations(Tokenized):
     """
 
     def construct_requests(self, doc: Doc, ctx: str, **kwargs: Any) -> list[Instance]:  # noqa: ARG002  # lm-eval's names
-        """One generation request for each prompt."""
+        """One generation request for each prompt.
+
+        Args:
+            doc: a row of the task, whose ``prompts`` are continued.
+            ctx: the prompt as lm-eval put it together; not used, since the row holds several.
+            **kwargs: lm-eval's bookkeeping, handed on to the request.
+        """
         kwargs.pop("apply_chat_template", None)
         kwargs.pop("chat_template", None)
         options = self.config.generation_kwargs

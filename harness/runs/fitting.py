@@ -43,6 +43,11 @@ class Fitted:
 def examples(edits: str, data_dir: str, split: str) -> Training:
     """The rows of an edit set, ``NAME``, ``NAME:N`` or a file, to learn from.
 
+    Args:
+        edits: ``NAME``, ``NAME:N`` or a file.
+        data_dir: where the rows are, as :func:`harness.exam.data.load` takes it.
+        split: which rows of the set.
+
     Raises:
         UsageError: there is no such set, or it has fewer rows than asked for.
         DataError: a row cannot be used.

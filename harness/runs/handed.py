@@ -21,6 +21,11 @@ __all__ = ["configured", "editor_fields", "editor_name", "edits", "learned", "re
 def edits(given: str | Path | Sequence[Edit | Mapping[str, object]], data_dir: str, split: str = "test") -> list[Edit]:
     """The edits of a set (``NAME`` or ``NAME:N``), of a file, or of a list.
 
+    Args:
+        given: ``NAME``, ``NAME:N``, a file, or the edits themselves, as :class:`Edit` or as rows.
+        data_dir: where the rows of a set are.
+        split: which rows of a set.
+
     Raises:
         UsageError: there is no such set, or it has fewer rows than asked for.
         DataError: a row cannot be used.
@@ -99,7 +104,16 @@ def configured(
 
 
 def learned(editor: Editor, lm: LM, fitted: str | None = None) -> Editor:
-    """A configured editor with what it has learned, which it may bring itself."""
+    """A configured editor with what it has learned, which it may bring itself.
+
+    Args:
+        editor: the editor, also one with wrappers around it.
+        lm: the model that is to be edited.
+        fitted: the file of what it learned; None where it learned nothing, or brings it.
+
+    Raises:
+        UsageError: the editor must learn first, and nothing says what it learned.
+    """
     root = editor.root
     if fitted is None and isinstance(root, Learned) and root.learned is not None:
         return editor

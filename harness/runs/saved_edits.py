@@ -19,7 +19,13 @@ _FROM_PLAN = ("edits", "split", "data_dir", "order", "seed", "mode", "model", "d
 
 
 def patch_path(folder: Path, record: Record, edits: int) -> Path:
-    """Where the change after so many edits lies."""
+    """Where the change after so many edits lies.
+
+    Args:
+        folder: where the record lies.
+        record: of the run.
+        edits: how many edits had been made.
+    """
     return folder / f"{record_name(record)}.edits-{edits}.safetensors"
 
 

@@ -237,6 +237,11 @@ def layer_window(layer: int, width: int, layers: int) -> range:
     """The layers around one: ``l - floor(w / 2)`` to ``l + ceil(w / 2) - 1``, as far as they exist.
 
     Ten layers are five below and four above, as in the published programs.
+
+    Args:
+        layer: the layer ``l`` in the middle.
+        width: how many layers together, ``w``.
+        layers: how many layers the model has.
     """
     return range(max(0, layer - width // 2), min(layers, layer + (width + 1) // 2))
 

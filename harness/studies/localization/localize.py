@@ -194,12 +194,23 @@ class Study:
         files.write_whole(self.path, gzip.compress(content, mtime=0))
 
     def block(self, problem: str, method: Method, layer: int) -> dict[str, list[float | None]]:
-        """The scores of one cell of the grid, by fact."""
+        """The scores of one cell of the grid, by fact.
+
+        Args:
+            problem: the name of the problem.
+            method: how a layer is edited.
+            layer: which layer.
+        """
         return self.blocks.setdefault(f"{problem}/{method}/{layer}", {})
 
 
 def open_study(grid: Grid, output: Path, fresh: bool = False) -> Study:
     """The file of a study: as far as an earlier run came, or empty.
+
+    Args:
+        grid: what is asked; its hash is in the file's name.
+        output: the folder of studies.
+        fresh: whether what an earlier run found is left aside.
 
     Raises:
         UsageError: the folder cannot be written to.

@@ -175,6 +175,11 @@ def layers_around(layer: int, width: int, layers: int) -> tuple[int, ...]:
     """The layers that are edited together around one, clipped at the ends
     (:func:`harness.studies.causal.trace.layer_windows`).
 
+    Args:
+        layer: the layer in the middle.
+        width: how many layers together.
+        layers: how many layers the model has.
+
     Raises:
         UsageError: every layer's window would be the whole model, so that no layer can be told from another.
     """
@@ -220,7 +225,14 @@ class SubjectNoise:
 
     @classmethod
     def of(cls, lm: LM, edits: Sequence[Edit], *, sigma: float, seed: int) -> SubjectNoise:
-        """The noise of some edits' subjects."""
+        """The noise of some edits' subjects.
+
+        Args:
+            lm: whose tokens the subjects are found by.
+            edits: the edits; each has a subject.
+            sigma: the standard deviation of the noise, on the scale of the embeddings.
+            seed: of the noise.
+        """
         known: dict[tuple[int, ...], dict[int, tuple[int, int]]] = {}
         for i, edit in enumerate(edits):
             subject, begins = str(edit.subject), edit.prompt.index("{}")

@@ -61,6 +61,14 @@ def next_log_p(lm: LM, questions: Sequence[Question], wanted: Sequence[Sequence[
 def target_log_p(lm: LM, questions: Sequence[Question], targets: Sequence[str]) -> list[float]:
     """The log-probability of the whole of a continuation, each token after the right ones; arguments as above.
 
+    Args:
+        lm: the model.
+        questions: what is read before the continuations.
+        targets: a continuation for each question.
+
+    Returns:
+        natural logarithms, in the order of the questions.
+
     Raises:
         DataError: a question with its target is longer than the model's context.
     """
@@ -141,6 +149,12 @@ def hidden_states(lm: LM, places: Sequence[tuple[str, int]], layer: int) -> Tens
 
 def mention(lm: LM, text: str, *, entity: str, which: int) -> int:
     """The position of the last token of a mention of an entity.
+
+    Args:
+        lm: whose tokens are counted.
+        text: the text.
+        entity: the name that is looked for.
+        which: 1 is the first mention.
 
     Raises:
         DataError: the text has fewer mentions.

@@ -74,7 +74,13 @@ class Method:
         return [case for case in cases if self.name != "replace" or self.stand_ins.get(case.id)]
 
     def patches(self, lm: LM, cases: Sequence[Case], mention: int = 1) -> list[Patch]:
-        """The patch of each case; an editor that can choose edits that mention of the entity."""
+        """The patch of each case; an editor that can choose edits that mention of the entity.
+
+        Args:
+            lm: the model.
+            cases: the cases, each with its edit.
+            mention: which mention of the entity is edited, 1 for the first.
+        """
         if self.editor is None:
             return [Patch()] * len(cases)
         chosen = self.editor
@@ -90,7 +96,13 @@ class Method:
 
 
 def compared(new: float, true: float, cluster: str) -> dict[str, Ratio]:
-    """Success ``1[p_new > p_true]`` and magnitude ``p_new - p_true`` of one question of a record."""
+    """Success ``1[p_new > p_true]`` and magnitude ``p_new - p_true`` of one question of a record.
+
+    Args:
+        new: the probability of the edit's target.
+        true: the probability of what was true before.
+        cluster: the record to which the question belongs; intervals are drawn over records.
+    """
     return {"": Ratio(float(new > true), 1.0, cluster), "_magnitude": Ratio(new - true, 1.0, cluster)}
 
 
@@ -178,7 +190,16 @@ def _probabilities(lm: LM, method: Method, cases: Sequence[Case], patches: Seque
 def essences(
     lm: LM, method: Method, cases: Sequence[Case], *, patches: Sequence[Patch], seed: int, length: int = FACT_TOKENS
 ) -> dict[str, str]:
-    """What is written about the entity of each case, by its id, without the prompt."""
+    """What is written about the entity of each case, by its id, without the prompt.
+
+    Args:
+        lm: the model.
+        method: what is put in front of the prompt where a method does that.
+        cases: whose entities are written about.
+        patches: the patch of each case.
+        seed: of the sampling.
+        length: tokens that are written.
+    """
     prompts = [ESSENCE.format(case.entity) for case in cases]
     texts = [method.text(case, prompt) for case, prompt in zip(cases, prompts, strict=True)]
     questions = [Question(text, patch) for text, patch in zip(texts, patches, strict=True)]
@@ -272,7 +293,19 @@ SETTINGS = {"contextual": 2, "decontextual": 1}
 def label_log_p(
     lm: LM, cases: Sequence[Case], *, patches: Sequence[Patch], labels: Sequence[str], setting: str, space: str = "\n\n"
 ) -> list[list[float]]:
-    """The log-probability of each label's first token, for each case."""
+    """The log-probability of each label's first token, for each case.
+
+    Args:
+        lm: the model.
+        cases: the cases.
+        patches: the patch of each case.
+        labels: all labels; each has a first token of its own.
+        setting: ``contextual`` puts the sentence in front of the question, ``decontextual`` does not.
+        space: what stands between the sentence and the question.
+
+    Returns:
+        natural logarithms, ``[case][label]``.
+    """
     texts = [_asked(case, setting, space) for case in cases]
     questions = [Question(text, patch) for text, patch in zip(texts, patches, strict=True)]
     return next_log_p(lm, questions, [labels] * len(cases))
@@ -348,6 +381,11 @@ def mediation(lm: LM, method: Method, cases: Sequence[Case]) -> Found:
 
     ``contextual_accuracy``: the new target after the sentence and the question; ``decontextual_accuracy``: the true one
     after the bare question.  An edited model should lose the second: what it is edited to say is the new target.
+
+    Args:
+        lm: the model.
+        method: an editor or a baseline.
+        cases: the records of CounterFact.
     """
     found: Found = {}
     for setting, mention in SETTINGS.items():

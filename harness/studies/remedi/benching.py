@@ -184,6 +184,15 @@ def usual(bench: str) -> tuple[str, ...]:
 def carry_out(plan: BenchPlan, folder: Path, *, device: str | None = None, report: Report = lambda *_: None) -> Json:
     """Carry out a plan; its record is on disk when this returns.
 
+    Args:
+        plan: the benchmark, the model and the editors.
+        folder: where the record is written.
+        device: where the model runs; None is what there is.
+        report: called with what is being done, how much of it is done, and how much there is.
+
+    Returns:
+        the record.
+
     Raises:
         HarnessError: it cannot be carried out.
     """

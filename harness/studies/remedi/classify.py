@@ -163,7 +163,13 @@ def rated(
 
 
 def matthews(labels: Sequence[bool], predicted: Sequence[bool], seed: int) -> Estimate:
-    """The Matthews correlation with its 95 % bootstrap interval; no value where labels or predictions are all equal."""
+    """The Matthews correlation with its 95 % bootstrap interval; no value where labels or predictions are all equal.
+
+    Args:
+        labels: what is true of each case.
+        predicted: what was predicted of it.
+        seed: of the bootstrap's draws.
+    """
     table = np.array([labels, predicted], dtype=float).reshape(2, -1)
     value, n = _phi(table), table.shape[1]
     if math.isnan(value):

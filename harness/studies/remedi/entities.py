@@ -71,7 +71,13 @@ class Case:
 
 
 def in_context(context: str, prompt: str, space: str = " ") -> str:
-    """A question with the sentence in front, which then ends in one full stop."""
+    """A question with the sentence in front, which then ends in one full stop.
+
+    Args:
+        context: the sentence.
+        prompt: the question.
+        space: what stands between the two.
+    """
     return f"{context.rstrip('. ')}.{space}{prompt}"
 
 

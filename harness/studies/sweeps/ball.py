@@ -70,13 +70,25 @@ def cutoff(initial: float, tolerance: float) -> float:
 
 
 def inside(general: float, initial: float, tolerance: float, *, strict: bool = True) -> bool:
-    """Whether a model is in the ball: strictly in validation, the edge included in the released test reports."""
+    """Whether a model is in the ball: strictly in validation, the edge included in the released test reports.
+
+    Args:
+        general: the loss on general text, in nats a token.
+        initial: the loss of the unedited model on it.
+        tolerance: by how much of it the loss may rise, as a share.
+        strict: whether the edge is outside.
+    """
     limit = cutoff(initial, tolerance)
     return general < limit if strict else general <= limit
 
 
 def choose(log: Sequence[Epoch], tolerance: float, rule: Rule = "released") -> int:
     """The epoch that validation chooses; 0, the unedited model, always qualifies.
+
+    Args:
+        log: the epochs of a training on the validation pairs; the first is the unedited model.
+        tolerance: the size of the ball, as a share of the initial loss.
+        rule: ``released`` takes the last epoch inside the ball, ``plain`` the one that fails least.
 
     Raises:
         DataError: the log is empty, or its first loss is not a positive number.
@@ -88,6 +100,12 @@ def choose(log: Sequence[Epoch], tolerance: float, rule: Rule = "released") -> i
 
 def report(log: Sequence[Epoch], *, tolerance: float, chosen: int, rule: Rule = "released") -> int:
     """The epoch that is reported at test, from the one that validation chose.
+
+    Args:
+        log: the epochs of the training on the test pairs; the first is the unedited model.
+        tolerance: the size of the ball, as a share of the initial loss.
+        chosen: the epoch that validation chose.
+        rule: ``released`` goes back to the last epoch inside the ball, ``plain`` to the unedited model.
 
     Raises:
         DataError: as :func:`choose`; or the log has no such epoch.

@@ -63,7 +63,16 @@ def average(values: Sequence[float | None], empty_as_zero: bool = False) -> floa
 def averages(
     cells: Iterable[Cell], value: Callable[[Cell], float | None], empty_as_zero: bool = False
 ) -> dict[tuple[str, str, float | None], float | None]:
-    """The average over tasks of each model, method and ball."""
+    """The average over tasks of each model, method and ball.
+
+    Args:
+        cells: the cells of a table.
+        value: what is averaged of a cell; None is missing.
+        empty_as_zero: whether a missing value counts as zero, as in the published tables.
+
+    Returns:
+        (model, method, size of the ball) -> average.
+    """
     groups: dict[tuple[str, str, float | None], list[float | None]] = {}
     for cell in cells:
         groups.setdefault((cell.model, cell.method, cell.tolerance), []).append(value(cell))
@@ -71,7 +80,15 @@ def averages(
 
 
 def find(cells: Iterable[Cell], *, model: str, task: str, method: str, tolerance: float | None) -> Cell | None:
-    """The cell, None where there is none."""
+    """The cell, None where there is none.
+
+    Args:
+        cells: where it is looked for.
+        model: the name of the model.
+        task: the name of the task.
+        method: the name of the method.
+        tolerance: the size of the ball; None is the unedited model.
+    """
     wanted = (model, task, method, tolerance)
     return next((c for c in cells if (c.model, c.task, c.method, c.tolerance) == wanted), None)
 

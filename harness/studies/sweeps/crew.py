@@ -44,6 +44,11 @@ class Cluster:
 def carry_out(jobs: Sequence[Job], work: Callable[[Job], Done], cluster: Cluster) -> Iterator[Done]:
     """Do the jobs, and give each result as soon as it is there.
 
+    Args:
+        jobs: what is to be done.
+        work: what does one job; with Ray it runs in another process.
+        cluster: where, and how many at once.
+
     Raises:
         UsageError: Ray is not installed, its address does not answer, or this machine has too few accelerators.
         HarnessError: what a job raised.

@@ -212,6 +212,12 @@ def test_jobs(sweep: Sweep, validated: Sequence[Trial]) -> list[Job]:
 def run(sweep: Sweep, folder: Path, *, cluster: Cluster, progress: Progress) -> tuple[list[Trial], list[Trial]]:
     """Carry out a sweep; what has a record in the folder is not run again.
 
+    Args:
+        sweep: what is asked.
+        folder: the records of single trainings.
+        cluster: where the trainings run, and how many at once.
+        progress: called with the part (``validation``, ``test``), how many trainings are done, and how many there are.
+
     Returns:
         the trials of the validation pairs, and of the test pairs.
 

@@ -72,6 +72,11 @@ def winner(trials: Sequence[Trial], tolerance: float, rule: Rule) -> tuple[Trial
     """The configuration that gains most inside a ball, and its epoch.
 
     Of equals the one that leaves general text better off, then the one whose hash is smaller.
+
+    Args:
+        trials: the configurations of one method on one validation pair.
+        tolerance: the size of the ball, as a share of the initial loss.
+        rule: how an epoch is chosen, see :func:`harness.studies.sweeps.ball.choose`.
     """
 
     def rank(pair: tuple[Trial, int]) -> tuple[float, float, str]:
@@ -98,6 +103,11 @@ def cells(trials: Iterable[Trial], rule: Rule, balls: Sequence[float] = TOLERANC
     """A cell for each model, task, method and ball: what the configuration chosen on the validation pair gains at test.
 
     A cell whose configuration was not trained on the test pair has no values.
+
+    Args:
+        trials: the trainings of a sweep, of both splits.
+        rule: how an epoch is chosen and reported.
+        balls: the sizes of the balls, as shares of the initial loss.
     """
     found = []
     for key, members in groups(trials).items():

@@ -53,6 +53,11 @@ def bars(trials: Sequence[Trial], balls: Sequence[float] = TOLERANCES) -> dict[s
 def draw(trials: Sequence[Trial], path: Path, balls: Sequence[float] = TOLERANCES) -> None:
     """Draw what a sweep gained into a file.
 
+    Args:
+        trials: the trainings of a sweep, of both splits.
+        path: the file; its ending is the format.
+        balls: the sizes of the balls, as shares of the initial loss.
+
     Raises:
         UsageError: the file's ending is no format, it cannot be written, or matplotlib is not installed.
         DataError: as :func:`bars`.
