@@ -50,10 +50,6 @@ class Reader:
         self._step: Step | None = None
         self._cache: Cache | None = None
 
-    def __getstate__(self) -> dict[str, None]:
-        """What was read is not kept on disk."""
-        return {"_step": None, "_cache": None}
-
     def logits(self, lm: LM, step: Step) -> Tensor:
         """The logits of the new columns, ``[batch, new, vocabulary]``."""
         known = self._known(step)
@@ -106,8 +102,8 @@ class Ensemble(Part):
     text: str
     editor: str = "senses"
     fixed: bool = False
-    base: Reader = field(default_factory=Reader, repr=False)
-    tuned: Reader = field(default_factory=Reader, repr=False)
+    base: Reader = field(default_factory=Reader, repr=False, metadata={"kept": False})
+    tuned: Reader = field(default_factory=Reader, repr=False, metadata={"kept": False})
 
     @property
     def lm(self) -> LM:

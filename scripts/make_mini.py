@@ -50,6 +50,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from harness.io import tensor_file
+from harness.io.plain_objects import flatten, rebuild
 from harness.models.backpack import BackpackConfig, BackpackForCausalLM, register
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -424,9 +426,10 @@ def train(name: str, world: World, steps: int, work: Path) -> None:
     groups = [{"params": decay, "weight_decay": 0.03}, {"params": rest, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=PEAK[name], betas=(0.9, 0.98), fused=True)
     errors, first, stage = dict.fromkeys((*TASKS, "fact"), 1.0), 0, 0
-    saved = work / f"{name}.pt"
+    saved = work / f"{name}.safetensors"
     if saved.exists():
-        state = torch.load(saved)
+        head, tensors = tensor_file.read(saved, "training", 1)
+        state = rebuild(head["state"], tensors, packages=())
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         first, errors, stage = state["step"], state["errors"], state["stage"]
@@ -455,8 +458,8 @@ def train(name: str, world: World, steps: int, work: Path) -> None:
             print(f"{step + 1} stage {stage} sum {total:.1f} {pace * 1000:.0f} ms {line}", flush=True)
             total = 0.0
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
-            torch.save(state | {"errors": errors, "stage": stage}, work / f"{name}.part")
-            (work / f"{name}.part").replace(saved)
+            tree, tensors = flatten(state | {"errors": errors, "stage": stage})
+            tensor_file.write(saved, kind="training", version=1, manifest={"state": tree}, tensors=tensors)
     save(model, MINI / name)
 
 

@@ -1,40 +1,54 @@
 """How far a run has come, on disk, so that a run that was killed goes on where it was.
 
-The file holds the accumulated change with the editor's memory, exactly; it lies beside the record under way and goes
-when the record is complete. It is read by the same program on the same machine, and holds pickled objects.
+The file holds the accumulated change with the editor's memory, exactly, as tensors and JSON; it lies beside the record
+under way and goes when the record is complete. It is taken only if it is bitwise what was written and if all that it
+depends on is the same; otherwise edits are made again from the first.
 """
 
 from __future__ import annotations
 
-import io
 import logging
-import pickle
 import time
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
-import torch
-
+from harness.editing.editor import Editor, Wrapper
 from harness.editing.schedule import Begun
-from harness.io.files import write_whole
+from harness.errors import DataError
+from harness.io import tensor_file
+from harness.io.plain_objects import flatten, rebuild
+from harness.patches.patch import Patch
 
-__all__ = ["Checkpoint"]
+__all__ = ["Checkpoint", "packages_of"]
 
 log = logging.getLogger(__name__)
+
+KIND = "state of a run"
+FORMAT = 1
+PACKAGES = ("harness", "editors")
+"""Whose dataclasses a state may hold, besides those of the editor's own package."""
+
+
+def packages_of(editor: Editor) -> set[str]:
+    """The top-level names of the modules that an editor and what it wraps come from."""
+    found = {type(editor).__module__.partition(".")[0]}
+    return found | packages_of(editor.inner) if isinstance(editor, Wrapper) else found
 
 
 class Checkpoint:
     """The file of one run's state."""
 
-    def __init__(self, path: Path, key: str, every: float = 20.0) -> None:
+    def __init__(self, path: Path, key: str, packages: Collection[str] = (), every: float = 20.0) -> None:
         """A checkpoint.
 
         Args:
             path: the file.
-            key: what the state depends on (plan, model, versions); another key is another run.
+            key: the identity of all that the state depends on; another key is another run.
+            packages: whose dataclasses it may hold besides ours.
             every: seconds between two writings, but for :meth:`now`.
         """
         self.path, self.key, self._every = path, key, every
+        self._packages = {*PACKAGES, *packages}
         self._last = time.monotonic()
         self._newest: Begun | None = None
 
@@ -52,24 +66,39 @@ class Checkpoint:
         """
         if self._newest is None:
             return
-        content = io.BytesIO()
         try:
-            torch.save({"key": self.key, "state": self._newest}, content)
-        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            tree, tensors = flatten(self._newest)
+        except (TypeError, RecursionError) as error:
             log.warning("this editor's state cannot be kept (%s): a run that is killed begins anew", error)
         else:
-            write_whole(self.path, content.getvalue())
+            about = {"key": self.key, "state": tree}
+            tensor_file.write(self.path, kind=KIND, version=FORMAT, manifest=about, tensors=tensors)
         self._last, self._newest = time.monotonic(), None
 
     def read(self) -> Begun | None:
-        """The state of an earlier run of the same key; None where there is none that can be read."""
-        try:
-            # Each tensor comes back where it was: an editor's memory meets new keys there.
-            found: dict[str, Any] = torch.load(self.path, weights_only=False)
-        except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, AttributeError, ModuleNotFoundError):
+        """The state of an earlier run of the same key; None where there is none that can be used, and a line says why.
+
+        Each tensor comes back where it was: an editor's memory meets new keys there.
+        """
+        if not self.path.is_file():
             return None
-        state = found.get("state")
-        return state if found.get("key") == self.key and isinstance(state, Begun) else None
+        try:
+            return self._read()
+        except (DataError, ValueError, KeyError) as error:
+            log.warning("%s; the edits are made again from the first", str(error).partition("; ")[0])
+            return None
+
+    def _read(self) -> Begun:
+        head, tensors = tensor_file.read(self.path, KIND, FORMAT)
+        if head["key"] != self.key:
+            raise DataError(f"{self.path}: is of a run of something else")
+        try:
+            state = rebuild(head["state"], tensors, self._packages)
+        except ValueError as error:
+            raise DataError(f"{self.path}: cannot be used ({error})") from error
+        if not (isinstance(state, Begun) and isinstance(state.edits, int) and isinstance(state.total, Patch)):
+            raise DataError(f"{self.path}: holds no state of a run")
+        return state
 
     def remove(self) -> None:
         """Delete the file; the run is complete."""

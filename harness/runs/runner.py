@@ -20,10 +20,10 @@ from harness.runs.prepare import Prepared, prepare
 from harness.runs.record import Record
 from harness.runs.record_file import read_record
 from harness.runs.resolve import Resolved
-from harness.runs.resume import Checkpoint
+from harness.runs.resume import Checkpoint, packages_of
 from harness.runs.saved_edits import save_edits
 from harness.runs.threads import one_thread_if_small
-from harness.runs.writer import RecordWriter
+from harness.runs.writer import RecordWriter, depends_on
 
 __all__ = ["finished", "run"]
 
@@ -73,7 +73,8 @@ def run(resolved: Resolved, options: RunOptions) -> Record:
             resumed = not options.fresh and writer.resume()
             clock.take_over(record.cost)
             record.cost = clock.cost
-            state = Checkpoint(writer.path.with_suffix(".state"), digest({"id": record.id, **record.versions}))
+            key = digest(depends_on(record))
+            state = Checkpoint(writer.path.with_suffix(".state"), key, packages_of(ready.editor))
             measuring = Measuring(ready, options, writer, texts)
             under_way = _Run(ready, options, writer, clock, hashes, state, measuring)
             under_way.go(state.read() if resumed else None)

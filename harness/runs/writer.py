@@ -7,6 +7,7 @@ the new one is complete.  Files appear whole or not at all.
 from __future__ import annotations
 
 import glob
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -17,9 +18,30 @@ from harness.io.files import require_writable, rounded, values_path
 from harness.runs.record import Record, record_name
 from harness.runs.record_file import read_record, write_record
 
-__all__ = ["RecordWriter"]
+__all__ = ["RecordWriter", "depends_on"]
+
+log = logging.getLogger(__name__)
 
 PARTIAL = ".partial"
+
+_DEPENDS_ON = {
+    "id": "plan",
+    "plan": "plan",
+    "model": "model",
+    "editor": "editor",
+    "edits": "edits",
+    "data": "rows or text",
+    "templates": "tasks",
+    "versions": "versions",
+    "seed": "seed",
+}
+"""The fields of a record that say what its numbers depend on, and how a person is told of them."""
+
+
+def depends_on(record: Record) -> Json:
+    """All that the numbers of a run depend on, as far as it is known before the first: hashes, settings, versions."""
+    whole = record.to_json()
+    return {key: whole[key] for key in _DEPENDS_ON}
 
 
 class RecordWriter:
@@ -97,9 +119,11 @@ class RecordWriter:
             known = read_record(self.path, values=True)
         except DataError:
             return False
-        same = ("id", "plan", "model", "editor", "edits", "data", "templates", "versions", "seed")
-        mine, theirs = self.record.to_json(), known.to_json()
-        if any(mine[key] != theirs[key] for key in same) or known.values is None:
+        mine, theirs = depends_on(self.record), depends_on(known)
+        changed = list(dict.fromkeys(said for key, said in _DEPENDS_ON.items() if mine[key] != theirs[key]))
+        if changed or known.values is None:
+            what = f"another {' and another '.join(changed)}" if changed else "no values of documents"
+            log.warning("%s: an earlier run that was stopped had %s; this one begins anew", self.path, what)
             return False
         for key in ("points", "collapse", "weights", "delta", "cost", "values"):
             setattr(self.record, key, getattr(known, key))

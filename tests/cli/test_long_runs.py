@@ -43,11 +43,15 @@ def rows(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def call(harness: Harness, checkpoint: Callable[..., Path], nudge: str, rows: Path) -> Callable[..., Outcome]:
-    """A sequential run of four edits, measured after each."""
+def call(
+    harness: Harness, checkpoint: Callable[..., Path], nudge: str, rows: Path, tmp_path: Path
+) -> Callable[..., Outcome]:
+    """A sequential run of four edits, measured after each, without text that no edit is about."""
+    text = tmp_path / "text.txt"
+    text.write_text("x\n")
 
     def run(output: Path, editor: str = nudge, *more: object) -> Outcome:
-        model = ["--model", checkpoint("gpt2"), "--edits", rows, "--text", "x", "--device", "cpu"]
+        model = ["--model", checkpoint("gpt2"), "--edits", rows, "--text", text, "--device", "cpu"]
         return harness(
             "run", *model, "--editor", editor, "--mode", "sequential", "--eval-at", "every:1", *more, "--output", output
         )

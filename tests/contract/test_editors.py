@@ -13,9 +13,11 @@ from harness.editing import promises, registry
 from harness.editing.edit import Edit, Example, Probe
 from harness.editing.editor import Editor, Learned, Wrapper
 from harness.editing.hyperparameters import settable
+from harness.editing.schedule import Begun
 from harness.errors import ModelError
 from harness.models.lm import LM
 from harness.patches.patch import patched, patched_rows, shareable
+from harness.runs.resume import Checkpoint, packages_of
 from harness.studies.contract import checks
 from harness.studies.contract.checks import Candidate
 
@@ -206,6 +208,23 @@ def test_side_by_side_is_one_by_one_and_leaves_no_trace(untaught, name, family):
 @one_family("sequential")
 def test_a_second_operation_stands_on_the_first(candidate, name):
     checks.sequential(candidate(name, home(name, "gpt2")))
+
+
+@one_family("sequential")
+def test_a_run_that_was_killed_goes_on_bitwise(candidate, name, tmp_path):
+    """What is kept of the first operation is all that the second needs."""
+    tried = candidate(name, home(name, "gpt2"))
+    first = Begun(1, tried.method.edit(tried.lm, tried.edits[:1]), range(1))
+    state = Checkpoint(tmp_path / "x.state", "key", packages_of(tried.method), every=0)
+    state.keep(first)
+    again = state.read()
+    assert again is not None
+    seconds = []
+    for begun in (first, again):
+        with patched(tried.lm, begun.total):
+            second = tried.method.edit(tried.lm, tried.edits[1:2], begun.total.memory)
+        seconds.append(checks.behaviour(tried.lm, begun.total + second, tried.edits))
+    assert torch.equal(*seconds)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

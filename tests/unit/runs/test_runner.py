@@ -15,11 +15,9 @@ import torch
 from filelock import FileLock
 from transformers import AutoModelForCausalLM
 
-from harness.editing.schedule import Begun
 from harness.errors import HarnessError, ModelError, RestoreError, UsageError
 from harness.exam import measure, statistics, tasks
 from harness.models import lm as loading
-from harness.patches.patch import Patch
 from harness.runs import runner
 from harness.runs.clock import Clock
 from harness.runs.options import RunOptions
@@ -28,7 +26,6 @@ from harness.runs.prepare import prepare
 from harness.runs.record import Record, record_name
 from harness.runs.record_file import read_record
 from harness.runs.resolve import resolve
-from harness.runs.resume import Checkpoint
 from harness.runs.runner import run
 
 ROWS = [
@@ -266,17 +263,6 @@ def test_peak_memory_is_of_the_device_that_the_run_is_on(device: str | None, mon
     with clock.phase("load"):
         pass
     assert clock.cost[0]["peak_memory_mib"] > 10
-
-
-def test_a_state_comes_back_on_the_devices_that_it_was_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    state, real, asked = Checkpoint(tmp_path / "x.state", "key"), torch.load, []
-    state.keep(Begun(2, Patch(memory=torch.ones(3)), range(1, 2)))
-    state.now()
-    monkeypatch.setattr(torch, "load", lambda path, **how: asked.append(how) or real(path, **how))
-    found = state.read()
-    assert found is not None
-    assert found.edits == 2
-    assert "map_location" not in asked[0]  # an editor adds the keys of the next edits to those of its memory
 
 
 def test_documents_of_an_edit_set_stand_in_the_order_of_its_rows(plan: Plan) -> None:

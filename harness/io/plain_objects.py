@@ -1,0 +1,141 @@
+"""Objects of a program as JSON and tensors, and back: what is kept of a run under way, without pickle.
+
+Reading makes nothing but numbers, texts, tensors, the plain containers, and dataclasses (or named tuples) of packages
+that the caller names and that are imported already: no content of a file can run code or import a module.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["flatten", "rebuild"]
+
+Tree: TypeAlias = Any
+"""What JSON can hold; what is no plain number or text is an object with the field ``kind``."""
+
+
+def flatten(value: object) -> tuple[Tree, dict[str, Tensor]]:
+    """An object as a tree and the tensors that it names.
+
+    A field of a dataclass whose metadata says ``kept=False`` is left out and must have a default; so is what a frozen
+    dataclass caches.
+
+    Raises:
+        TypeError: something in it is neither plain data nor a tensor nor a dataclass; says what.
+    """
+    tensors: dict[int, tuple[str, Tensor]] = {}
+    tree = _flat(value, tensors)
+    return tree, dict(tensors.values())
+
+
+def rebuild(tree: Tree, tensors: Mapping[str, Tensor], packages: Collection[str]) -> Any:
+    """The object that :func:`flatten` took apart, each tensor on the device where it was.
+
+    Args:
+        tree: the tree.
+        tensors: the tensors that it names.
+        packages: the top-level names of the modules whose dataclasses may be made.
+
+    Raises:
+        ValueError: the tree is not what :func:`flatten` writes, or names another class.
+    """
+    try:
+        return _Rebuilding(tensors, packages).value(tree)
+    except (LookupError, TypeError, AttributeError, RecursionError, OverflowError, RuntimeError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+
+
+def _flat(value: object, tensors: dict[int, tuple[str, Tensor]]) -> Tree:
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or type(value) in (bool, int, str) or (type(value) is float and math.isfinite(value)):
+        return value
+    if isinstance(value, Tensor):
+        return _flat_tensor(value, tensors)
+    if isinstance(value, Mapping):
+        return {"kind": "mapping", "items": [[_flat(k, tensors), _flat(v, tensors)] for k, v in value.items()]}
+    items = _items(value)
+    if items is None:
+        return _flat_dataclass(value, tensors)
+    return {"kind": type(value).__name__.lower(), "items": [_flat(one, tensors) for one in items]}
+
+
+def _items(value: object) -> Sequence[object] | None:
+    """What a plain sequence, a range or a number without end holds; None for others."""
+    if type(value) is float:
+        return [repr(value)]
+    if type(value) is range:
+        return [value.start, value.stop, value.step]
+    return value if isinstance(value, list | tuple) and type(value) in (list, tuple, torch.Size) else None
+
+
+def _flat_tensor(tensor: Tensor, tensors: dict[int, tuple[str, Tensor]]) -> Tree:
+    """Once for all places where it stands, with the order of its strides, by which products round."""
+    order = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
+    if not tensor.permute(order).is_contiguous():
+        order = list(range(tensor.dim()))
+    name, _ = tensors.setdefault(id(tensor), (str(len(tensors)), tensor.permute(order)))
+    return {"kind": "tensor", "name": name, "order": order, "device": str(tensor.device)}
+
+
+def _flat_dataclass(value: object, tensors: dict[int, tuple[str, Tensor]]) -> Tree:
+    cls = type(value)
+    if not _has_fields(cls) or _class(cls.__module__, cls.__qualname__) is not cls:
+        raise TypeError(f"a {cls.__module__}.{cls.__qualname__} is neither plain data nor a dataclass")
+    kept = {name: _flat(getattr(value, name), tensors) for name in _kept_fields(cls)}
+    return {"kind": "dataclass", "module": cls.__module__, "class": cls.__qualname__, "fields": kept}
+
+
+def _has_fields(cls: type) -> bool:
+    """Whether it is a dataclass or a named tuple."""
+    return is_dataclass(cls) or (issubclass(cls, tuple) and hasattr(cls, "_fields"))
+
+
+def _kept_fields(cls: Any) -> list[str]:
+    return [f.name for f in fields(cls) if f.metadata.get("kept", True)] if is_dataclass(cls) else list(cls._fields)
+
+
+def _class(module: str, name: str) -> object:
+    """A class of a module that is imported; nothing is imported for it."""
+    return vars(sys.modules[module]).get(name) if module in sys.modules else None
+
+
+class _Rebuilding:
+    """Makes values from nodes of a tree."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], packages: Collection[str]) -> None:
+        self._tensors, self._packages = tensors, packages
+
+    def value(self, node: Tree) -> Any:
+        if not isinstance(node, dict):
+            return node
+        makers: dict[str, Callable[[dict[str, Any]], Any]] = {
+            "float": lambda node: float(*node["items"]),
+            "tensor": self._tensor,
+            "list": lambda node: [self.value(one) for one in node["items"]],
+            "tuple": lambda node: tuple(self.value(one) for one in node["items"]),
+            "range": lambda node: range(*node["items"]),
+            "size": lambda node: torch.Size(node["items"]),
+            "mapping": lambda node: {self.value(key): self.value(one) for key, one in node["items"]},
+            "dataclass": self._dataclass,
+        }
+        return makers[node["kind"]](node)
+
+    def _tensor(self, node: dict[str, Any]) -> Tensor:
+        back = sorted(range(len(node["order"])), key=node["order"].__getitem__)
+        return self._tensors[node["name"]].to(torch.device(node["device"])).permute(back)
+
+    def _dataclass(self, node: dict[str, Any]) -> Any:
+        cls = _class(node["module"], node["class"])
+        allowed = str(node["module"]).partition(".")[0] in self._packages
+        if not (allowed and isinstance(cls, type) and _has_fields(cls) and cls.__module__ == node["module"]):
+            raise ValueError(f"{node['module']}.{node['class']} is no dataclass that may be made here")
+        return cls(**{name: self.value(one) for name, one in node["fields"].items()})
