@@ -434,14 +434,14 @@ def sweep(
     """
     from harness.io import files
     from harness.studies.sweeps.crew import Cluster
-    from harness.studies.sweeps.sweep import Sweep, run
+    from harness.studies.sweeps.sweep import Sweep, run_sweep
 
     if isinstance(config, str | Path):
         config = Sweep.read(Path(config))
     asked = config if isinstance(config, Sweep) else Sweep.of(config)
     files.require_writable(Path(output))
     cluster = Cluster(address, workers, asked.cpus, asked.gpus)
-    validated, tested = run(asked, Path(output) / "runs", cluster=cluster, progress=progress or _silent)
+    validated, tested = run_sweep(asked, Path(output) / "runs", cluster=cluster, progress=progress or _silent)
     return [*validated, *tested]
 
 
@@ -511,7 +511,7 @@ def trace(
         >>> study.traced[0].restored.shape[1]
         4
     """
-    from harness.studies.causal.tracing import TracePlan, carry_out
+    from harness.studies.causal.tracing import TracePlan, run_traces
     from harness.studies.causal.variants import trace_settings
 
     asked = trace_settings(
@@ -522,7 +522,7 @@ def trace(
     report = progress or _silent
     with _model(model, tokenizer, arch, None) as (called, lm):
         plans = [TracePlan(one, called, name, count, split, str(data_dir), dtype, dict(arch or {})) for one in asked]
-        return list(carry_out(plans, Path(output), device=device, fresh=fresh, report=report, budget=budget, lm=lm))
+        return list(run_traces(plans, Path(output), device=device, fresh=fresh, report=report, budget=budget, lm=lm))
 
 
 @as_before()
@@ -614,7 +614,7 @@ def localize(
         )  # fmt: skip
         if only_done:
             return study.open_study(asked, Path(output))
-        return study.localize(asked, Path(output), device=device, fresh=fresh, report=progress or _silent, lm=lm)
+        return study.run_grid(asked, Path(output), device=device, fresh=fresh, report=progress or _silent, lm=lm)
 
 
 # --- records ----------------------------------------------------------------------------------------------------------

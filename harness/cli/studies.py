@@ -114,11 +114,11 @@ class TraceOptions:
 @opt.FRESH.but(help="Start anew where an earlier study of the same plan was stopped.")
 def trace(asked: TraceOptions, *, device: str | None, budget: int, output: Path, fresh: bool) -> None:
     """Find where a model recalls facts: causal tracing."""
-    from harness.studies.causal.tracing import carry_out, study_name, study_table
+    from harness.studies.causal.tracing import run_traces, study_name, study_table
 
     plans = asked.plans()
     with terminal.watched() as report:
-        for study in carry_out(plans, output, device=device, fresh=fresh, report=report, budget=budget):
+        for study in run_traces(plans, output, device=device, fresh=fresh, report=report, budget=budget):
             terminal.show(study_table(study.record))
             terminal.say_where("record:", output / f"{study_name(study.record)}.json")
 
@@ -216,7 +216,7 @@ def localize(
         kept = study.open_study(asked.grid(), output)
     else:
         with terminal.watched() as report:
-            kept = study.localize(asked.grid(), output, device=device, fresh=fresh, report=report)
+            kept = study.run_grid(asked.grid(), output, device=device, fresh=fresh, report=report)
     made = localize_report.write(kept, published)
     _say_fits(kept)
     terminal.say_where("study:", kept.path, *made)
@@ -246,13 +246,13 @@ def sweep(*, path: Path, output: Path, address: str | None, workers: int, form: 
     """
     from harness.io import files
     from harness.studies.sweeps.crew import Cluster
-    from harness.studies.sweeps.sweep import Sweep, run
+    from harness.studies.sweeps.sweep import Sweep, run_sweep
     from harness.studies.sweeps.swept import tables
 
     asked = Sweep.read(path)
     files.require_writable(output)
     with terminal.watched() as report:
-        validated, tested = run(
+        validated, tested = run_sweep(
             asked, output / "runs", cluster=Cluster(address, workers, asked.cpus, asked.gpus), progress=report
         )
     trials = [*validated, *tested]
@@ -332,11 +332,11 @@ class BenchOptions:
 @opt.OUTPUT.but(default=Path("runs"))
 def bench(asked: BenchOptions, *, name: str, device: str | None, published: bool, output: Path) -> None:
     """REMEDI's benchmarks: does a model say what an edit entails, and can one tell beforehand?"""
-    from harness.studies.remedi.benching import bench_name, bench_table, carry_out
+    from harness.studies.remedi.benching import bench_name, bench_table, run_bench
 
     plan = asked.plan(name)
     with terminal.watched() as report:
-        record = carry_out(plan, output, device=device, report=report)
+        record = run_bench(plan, output, device=device, report=report)
     terminal.show(bench_table(record, published))
     terminal.say_where("record:", output / f"{bench_name(record)}.json")
 
@@ -370,7 +370,7 @@ def contract(asked: ContractOptions) -> None:
     recipe, settings = study.recipe_of(asked.editor), values.settings(asked.settings)
     lm = load(asked.model, dtype=asked.dtype, device=asked.device, names=values.modules(asked.arch), text=asked.text)
     with terminal.watched() as report:
-        found = study.contract(
+        found = study.run_contract(
             recipe, lm, settings=settings, edits=asked.edits, data_dir=asked.data_dir, progress=report
         )
     terminal.show(terminal.table(f"{recipe.name} on {asked.model}", study.COLUMNS, [one.row for one in found]))

@@ -30,7 +30,7 @@ def test_plans_are_run_by_workers_that_stay(
     ]
     folder = tmp_path / "records"
     folder.mkdir()
-    assert plans.carry_out(wanted, folder, "cpu", jobs=2) == 1
+    assert plans.run_plans(wanted, folder, "cpu", jobs=2) == 1
     made = read_records(folder)
     assert sorted(one.plan["editor"] for one in made) == ["ft_l", "ike"]
     assert all(one.status == "complete" for one in made)

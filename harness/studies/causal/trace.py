@@ -42,8 +42,8 @@ __all__ = [
     "preset",
     "roles",
     "select",
-    "trace",
     "trace_each",
+    "trace_facts",
 ]
 
 CONSTANTS: dict[str, dict[str, float]] = {
@@ -194,7 +194,7 @@ class Selection:
     sigma: float
 
 
-def trace(
+def trace_facts(
     lm: LM,
     facts: Sequence[Fact | Edit],
     settings: TraceSettings = PRESETS["hase"],

@@ -52,9 +52,9 @@ __all__ = [
     "SCHEMA",
     "Study",
     "TracePlan",
-    "carry_out",
     "facts_of",
     "read_study",
+    "run_traces",
     "study_name",
     "study_table",
     "summarise_traces",
@@ -143,7 +143,7 @@ def _file(plan: TracePlan) -> Path | None:
     return Path(plan.data_dir) / "counterfact" / f"{KNOWN_1000}.json"
 
 
-def carry_out(
+def run_traces(
     plans: Sequence[TracePlan],
     folder: Path,
     *,

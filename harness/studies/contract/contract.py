@@ -18,7 +18,7 @@ from harness.exam.tasks import read_examples
 from harness.models.lm import LM
 from harness.studies.contract.checks import CHECKS, BrokenPromiseError, Candidate
 
-__all__ = ["COLUMNS", "Verdict", "contract", "recipe_of"]
+__all__ = ["COLUMNS", "Verdict", "recipe_of", "run_contract"]
 
 COLUMNS = ("promise", "what it means", "outcome")
 """Of a table of verdicts."""
@@ -60,7 +60,7 @@ def recipe_of(name: str) -> Recipe:
     return compose(f"{_INNER}+{name}" if alone and issubclass(find(name), Wrapper) else name)
 
 
-def contract(
+def run_contract(
     recipe: Recipe,
     lm: LM,
     *,

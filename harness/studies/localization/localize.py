@@ -54,7 +54,7 @@ from harness.studies.localization.problems import (
 )
 from harness.studies.localization.success import essence_score, mean, neighborhood_score, perplexity, rewrite_score
 
-__all__ = ["EFFECTS", "KINDS", "METHODS", "SCORES", "Grid", "Method", "Study", "localize", "open_study", "required"]
+__all__ = ["EFFECTS", "KINDS", "METHODS", "SCORES", "Grid", "Method", "Study", "open_study", "required", "run_grid"]
 
 SCHEMA = 2
 """Of the files of studies: how their names are made."""
@@ -247,7 +247,7 @@ def _silent(phase: str, done: int, total: int) -> None:
     """Tell nobody."""
 
 
-def localize(
+def run_grid(
     grid: Grid,
     output: Path,
     *,

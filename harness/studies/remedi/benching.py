@@ -67,7 +67,7 @@ from harness.studies.remedi.entities import (
 )
 from harness.studies.remedi.norms import SEED, concepts, samples
 
-__all__ = ["BENCHMARKS", "BenchPlan", "bench_name", "bench_table", "carry_out", "usual"]
+__all__ = ["BENCHMARKS", "BenchPlan", "bench_name", "bench_table", "run_bench", "usual"]
 
 SCHEMA = 2
 Json = dict[str, Any]
@@ -181,7 +181,7 @@ def usual(bench: str) -> tuple[str, ...]:
     return (*_BASELINES.get(bench, ()), "remedi")
 
 
-def carry_out(plan: BenchPlan, folder: Path, *, device: str | None = None, report: Report = lambda *_: None) -> Json:
+def run_bench(plan: BenchPlan, folder: Path, *, device: str | None = None, report: Report = lambda *_: None) -> Json:
     """Carry out a plan; its record is on disk when this returns.
 
     Args:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from harness.errors import HarnessError, UsageError
 
-__all__ = ["Cluster", "carry_out"]
+__all__ = ["Cluster", "run_jobs"]
 
 Job = TypeVar("Job")
 Done = TypeVar("Done")
@@ -41,7 +41,7 @@ class Cluster:
     gpus: float = 0
 
 
-def carry_out(jobs: Sequence[Job], work: Callable[[Job], Done], cluster: Cluster) -> Iterator[Done]:
+def run_jobs(jobs: Sequence[Job], work: Callable[[Job], Done], cluster: Cluster) -> Iterator[Done]:
     """Do the jobs, and give each result as soon as it is there.
 
     Args:

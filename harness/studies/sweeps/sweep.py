@@ -24,12 +24,12 @@ from harness.runs.plan import Plan
 from harness.runs.resolve import resolve
 from harness.studies.sweeps import trial
 from harness.studies.sweeps.ball import TOLERANCES
-from harness.studies.sweeps.crew import Cluster, carry_out
+from harness.studies.sweeps.crew import Cluster, run_jobs
 from harness.studies.sweeps.draws import PUBLISHED, draw, method
 from harness.studies.sweeps.swept import chosen, groups
 from harness.studies.sweeps.trial import Job, Trial
 
-__all__ = ["Sweep", "run", "test_jobs", "validation_jobs"]
+__all__ = ["Sweep", "run_sweep", "test_jobs", "validation_jobs"]
 
 Progress = Callable[[str, int, int], None]
 
@@ -209,7 +209,7 @@ def test_jobs(sweep: Sweep, validated: Sequence[Trial]) -> list[Job]:
 # --- carrying out -----------------------------------------------------------------------------------------------------
 
 
-def run(sweep: Sweep, folder: Path, *, cluster: Cluster, progress: Progress) -> tuple[list[Trial], list[Trial]]:
+def run_sweep(sweep: Sweep, folder: Path, *, cluster: Cluster, progress: Progress) -> tuple[list[Trial], list[Trial]]:
     """Carry out a sweep; what has a record in the folder is not run again.
 
     Args:
@@ -245,7 +245,7 @@ def _finished(jobs: Sequence[Job], folder: Path, cluster: Cluster, progress: Cal
     missing = [job for job in jobs if not (folder / f"{job.name}.json").is_file()]
     done = len(jobs) - len(missing)
     progress(done, len(jobs))
-    for one in carry_out(missing, trial.train, cluster):
+    for one in run_jobs(missing, trial.train, cluster):
         trial.write(folder, one)
         done += 1
         progress(done, len(jobs))

@@ -16,7 +16,7 @@ from harness.editing.edit import Edit, Example
 from harness.exam.span_scores import score, span
 from harness.models.lm import LM
 from harness.patches.delta import double
-from harness.studies.causal.trace import TraceSettings, noise_scale, trace
+from harness.studies.causal.trace import TraceSettings, noise_scale, trace_facts
 from harness.studies.localization.problems import ProblemSettings, pose
 from harness.studies.remedi.asking import hidden_states
 from harness.studies.remedi.classify import standardised
@@ -68,7 +68,7 @@ def test_studies_need_no_float64_on_the_device(fresh: Callable[..., LM]) -> None
     lm = fresh("gpt2")
     with Apple(lm):
         assert noise_scale(lm, TraceSettings(sigma="s3"), ["Ada Velmont"]) > 0
-        assert len(trace(lm, EDITS, TraceSettings(window=1, samples=2, known="all", threshold=1e-9))) == 2
+        assert len(trace_facts(lm, EDITS, TraceSettings(window=1, samples=2, known="all", threshold=1e-9))) == 2
         assert (
             len(
                 pose(

@@ -298,7 +298,7 @@ def test_mistakes_are_told_before_anything_is_measured_or_learned(
     monkeypatch.setattr(bench, "next_log_p", lambda *_: pytest.fail("something was measured"))
     monkeypatch.setattr(Remedi, "fit", lambda *_: pytest.fail("something was learned"))
     with pytest.raises(UsageError, match=said):
-        benching.carry_out(benching.BenchPlan(bench_name, cases=2, **change), tmp_path, device="cpu")
+        benching.run_bench(benching.BenchPlan(bench_name, cases=2, **change), tmp_path, device="cpu")
 
 
 # --- bios and mediation -----------------------------------------------------------------------------------------------

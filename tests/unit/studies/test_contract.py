@@ -19,7 +19,7 @@ from harness.models.lm import LM, load
 from harness.patches.delta import Dense
 from harness.patches.patch import Patch, Step
 from harness.studies.contract.checks import CHECKS, BrokenPromiseError, Candidate
-from harness.studies.contract.contract import contract, recipe_of
+from harness.studies.contract.contract import recipe_of, run_contract
 
 CALLS = count()
 """What no editor may keep: state of the process."""
@@ -172,7 +172,7 @@ class Faulty(Editor):
 def test_an_error_of_the_editors_own_is_a_broken_promise_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "faulty.py"
     path.write_text(FAULTY)
-    found = {v.promise: v for v in contract(recipe_of(str(path)), load("mini"))}
+    found = {v.promise: v for v in run_contract(recipe_of(str(path)), load("mini"))}
     assert found["target"].outcome == "broken"
     assert found["target"].reason == f"KeyError in {path}:10: 'change'"
     assert (found["cache"].outcome, found["cache"].reason) == ("excepted", "its cache is the size of a moon")
@@ -187,6 +187,6 @@ def test_a_wrapper_named_alone_stands_around_memit() -> None:
 
 def test_a_shipped_editor_keeps_all_on_the_shipped_model() -> None:
     told: list[str] = []
-    found = contract(recipe_of("ft_m"), load("mini"), progress=lambda phase, done, total: told.append(phase))
+    found = run_contract(recipe_of("ft_m"), load("mini"), progress=lambda phase, done, total: told.append(phase))
     assert [v.promise for v in found if v.outcome != "kept"] == sorted(recipe_of("ft_m").cls.exceptions)
     assert told == list(PROMISES)

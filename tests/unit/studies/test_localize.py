@@ -19,9 +19,9 @@ from harness.exam.tasks import read_examples
 from harness.models.lm import load
 from harness.patches.patch import patched
 from harness.reports.registry import find_format
-from harness.studies.causal.trace import TraceSettings, trace
+from harness.studies.causal.trace import TraceSettings, trace_facts
 from harness.studies.localization import localize as study
-from harness.studies.localization.localize import Grid, Method, Study, localize, open_study, required
+from harness.studies.localization.localize import Grid, Method, Study, open_study, required, run_grid
 from harness.studies.localization.localize_report import PAPER, VIEWS, Row, few_layers, localize_page, rows_of, write
 from harness.studies.localization.problems import ProblemSettings, log_probabilities
 from harness.studies.localization.regression import regress
@@ -97,7 +97,7 @@ def test_without_statsmodels_the_cure_is_named(monkeypatch: pytest.MonkeyPatch) 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Study:
     """A small study of the shipped model."""
-    return localize(GRID, tmp_path_factory.mktemp("study"), device="cpu")
+    return run_grid(GRID, tmp_path_factory.mktemp("study"), device="cpu")
 
 
 def test_a_cell_of_the_grid_is_its_edit_made_by_hand(done: Study) -> None:
@@ -147,7 +147,7 @@ def test_effects_are_those_of_tracing(done: Study) -> None:
     """Also where an earlier run left none: they are measured before the study goes on."""
     lm = load("mini", device="cpu")
     edits = [example.edit for example in read_examples("counterfact", data_dir="mini", split="test", count=4)]
-    for found in trace(lm, edits, GRID.trace)[:3]:
+    for found in trace_facts(lm, edits, GRID.trace)[:3]:
         low, last = found.low, found.restored[found.span[1] - 1]
         assert done.effects["last_subject_absolute"][found.fact.id] == pytest.approx((last - low).tolist(), abs=1e-5)
         fractions = (last - low) / abs(low - found.clean)
@@ -158,7 +158,7 @@ def test_effects_are_those_of_tracing(done: Study) -> None:
 def test_a_study_without_these_effects_gets_them(done: Study, tmp_path: Path) -> None:
     early = Study(**{**vars(done), "path": tmp_path / done.path.name, "effects": {}, "complete": False})
     early.save()
-    whole = localize(GRID, tmp_path, device="cpu")
+    whole = run_grid(GRID, tmp_path, device="cpu")
     assert (whole.effects, whole.facts, whole.blocks) == (done.effects, done.facts, done.blocks)
 
 
@@ -177,13 +177,13 @@ def test_a_study_that_was_stopped_goes_on_where_it_was(done: Study, tmp_path: Pa
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        localize(GRID, tmp_path, device="cpu", report=stop)
+        run_grid(GRID, tmp_path, device="cpu", report=stop)
     half = open_study(GRID, tmp_path)
     assert (len([b for b in half.blocks.values() if b]), half.complete) == (6, False)
     with pytest.raises(DataError, match="no method is complete"):
         rows_of(replace_blocks(half, {}))
     seen = []
-    whole = localize(GRID, tmp_path, device="cpu", report=lambda name, *_: seen.append(name))
+    whole = run_grid(GRID, tmp_path, device="cpu", report=lambda name, *_: seen.append(name))
     assert {name for name in seen if "layer" in name} == {f"fact_forcing, rome@1, layer {n}" for n in (0, 2)}
     assert whole.blocks == done.blocks
 
@@ -201,7 +201,7 @@ def test_a_probability_that_is_no_number_is_missing(
         return found if len(calls) == 1 else [math.nan] * len(found)  # the first are of the unedited model
 
     monkeypatch.setattr(study, "log_probabilities", broken)
-    block = localize(grid, tmp_path, device="cpu").blocks["error_injection/ft_l@1/0"]
+    block = run_grid(grid, tmp_path, device="cpu").blocks["error_injection/ft_l@1/0"]
     intact = done.blocks["error_injection/ft_l@1/0"]
     assert {fact: [*[None] * 4, intact[fact][4], None, None] for fact in intact} == block
     assert open_study(grid, tmp_path).complete
@@ -214,10 +214,10 @@ def test_other_weights_or_rows_are_no_continuation(tmp_path: Path, done: Study) 
             other = {**done.model, name: "0" * 64}
             Study(**{**vars(done), "path": tmp_path / done.path.name, "model": other, "complete": complete}).save()
             with pytest.raises(UsageError, match=rf"was begun with {said}; start anew with --fresh"):
-                localize(GRID, tmp_path, device="cpu")
+                run_grid(GRID, tmp_path, device="cpu")
     early = {key: value for key, value in done.model.items() if key != "rows"}  # of before rows were noted
     Study(**{**vars(done), "path": tmp_path / done.path.name, "model": early}).save()
-    assert localize(GRID, tmp_path, device="cpu").blocks == done.blocks
+    assert run_grid(GRID, tmp_path, device="cpu").blocks == done.blocks
 
 
 def replace_blocks(one: Study, blocks: dict) -> Study:
@@ -227,7 +227,7 @@ def replace_blocks(one: Study, blocks: dict) -> Study:
 
 def test_too_few_facts(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"2 facts .* needs at least 3; look at more rows"):
-        localize(replace(GRID, facts=2), tmp_path, device="cpu")
+        run_grid(replace(GRID, facts=2), tmp_path, device="cpu")
     required(3, 9)
 
 
@@ -245,7 +245,7 @@ def test_too_few_facts(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_done_is_said_before_anything_is_measured(change, said: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=said):
-        localize(
+        run_grid(
             replace(GRID, **change), tmp_path, device="cpu", report=lambda *_: pytest.fail("something was measured")
         )
 

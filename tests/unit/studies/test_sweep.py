@@ -32,7 +32,7 @@ from harness.runs.resolve import Resolved, resolve
 from harness.studies.sweeps import sweep as sweeps
 from harness.studies.sweeps import trial
 from harness.studies.sweeps.ball import Epoch
-from harness.studies.sweeps.crew import Cluster, carry_out
+from harness.studies.sweeps.crew import Cluster, run_jobs
 from harness.studies.sweeps.sweep import Sweep, test_jobs, validation_jobs
 from harness.studies.sweeps.trial import Job, Trial
 
@@ -189,10 +189,10 @@ def test_what_has_a_record_is_not_run_again(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(trial, "train", work)
     said: list[tuple[str, int, int]] = []
-    first = sweeps.run(sweep, tmp_path, cluster=Cluster(), progress=lambda *state: said.append(state))
+    first = sweeps.run_sweep(sweep, tmp_path, cluster=Cluster(), progress=lambda *state: said.append(state))
     assert len(done) == len(set(done)) == 5
     assert said[-1] == ("test", 2, 2)
-    again = sweeps.run(sweep, tmp_path, cluster=Cluster(), progress=lambda *state: None)
+    again = sweeps.run_sweep(sweep, tmp_path, cluster=Cluster(), progress=lambda *state: None)
     assert len(done) == 5
     assert [t.log for t in again[1]] == [t.log for t in first[1]]
 
@@ -405,18 +405,18 @@ def test_the_text_of_the_regulariser_is_read_only_where_none_is_named(monkeypatc
 def test_an_address_that_does_not_answer_is_one_line(address: str, message: str) -> None:
     pytest.importorskip("ray", reason="Ray is not installed")
     with pytest.raises(UsageError, match=message):
-        list(carry_out([Job("m", "t", "x", "none")], lambda job: Trial(job, ()), Cluster(address)))
+        list(run_jobs([Job("m", "t", "x", "none")], lambda job: Trial(job, ()), Cluster(address)))
 
 
 def test_without_ray_the_cure_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UsageError, match=r"need Ray: pip install 'lm-edit-harness\[sweep\]'; or use --workers 1"):
-        list(carry_out([Job("m", "t", "x", "none")], lambda job: Trial(job, ()), Cluster(workers=2)))
+        list(run_jobs([Job("m", "t", "x", "none")], lambda job: Trial(job, ()), Cluster(workers=2)))
 
 
 KILL = """
 import collections, json, os, pathlib, signal, sys, threading, time
-from harness.studies.sweeps.crew import Cluster, carry_out
+from harness.studies.sweeps.crew import Cluster, run_jobs
 from harness.patches.delta import Dense
 
 folder = pathlib.Path(sys.argv[1])
@@ -436,7 +436,7 @@ def kill():
 
 killer = threading.Thread(target=kill)
 killer.start()
-for job in carry_out(range(40), work, Cluster(workers=2)):
+for job in run_jobs(range(40), work, Cluster(workers=2)):
     (records / f"{job}.json").open("x").write("{}")  # a second record of one job would be an error
 killer.join()
 times = collections.Counter(path.name.split("-")[0] for path in started.iterdir())

@@ -28,8 +28,8 @@ from harness.studies.causal.trace import (
     preset,
     roles,
     select,
-    trace,
     trace_each,
+    trace_facts,
 )
 
 FACTS = [
@@ -101,7 +101,7 @@ def test_it_is_one_forward_pass_for_each_restoration(
     tiny: Callable[[str], LM], family: str, kind: str, window: int
 ) -> None:
     lm, settings = tiny(family), replace(QUICK, kind=kind, window=window)
-    for fact, found in zip(FACTS, trace(lm, FACTS, settings), strict=True):
+    for fact, found in zip(FACTS, trace_facts(lm, FACTS, settings), strict=True):
         clean, low, restored, removed = plain(lm, fact, settings)
         assert (found.clean, found.low) == pytest.approx((clean, low), rel=1e-5)
         torch.testing.assert_close(found.restored, restored, rtol=1e-5, atol=1e-12)
@@ -120,7 +120,7 @@ def test_facts_of_one_shape_go_side_by_side(tiny: Callable[[str], LM], family: s
     chosen = select(lm, facts, settings)
     shapes = {(len(one.prompt), len(one.target), one.span) for one in chosen.asked}
     assert len(shapes) < len(facts)
-    found = trace(lm, facts, settings, budget=100_000)
+    found = trace_facts(lm, facts, settings, budget=100_000)
     assert [one.fact for one in found] == facts
     for fact, one in zip(facts, found, strict=True):
         clean, low, restored, removed = plain(lm, fact, settings)
@@ -178,12 +178,12 @@ def test_a_patch_that_follows_tokens_is_run_with_the_whole_model(tiny: Callable[
 @pytest.mark.parametrize("budget", [1, 50, 100_000])
 def test_the_budget_changes_no_number(tiny: Callable[[str], LM], budget: int) -> None:
     lm = tiny("llama")
-    for one, other in zip(trace(lm, FACTS, QUICK), trace(lm, FACTS, QUICK, budget=budget), strict=True):
+    for one, other in zip(trace_facts(lm, FACTS, QUICK), trace_facts(lm, FACTS, QUICK, budget=budget), strict=True):
         torch.testing.assert_close(one.restored, other.restored, rtol=1e-5, atol=0)
 
 
 def test_half_precision(fresh: Callable[..., LM]) -> None:
-    whole, half = (trace(fresh("llama", dtype=dtype), FACTS, QUICK) for dtype in (torch.float32, torch.bfloat16))
+    whole, half = (trace_facts(fresh("llama", dtype=dtype), FACTS, QUICK) for dtype in (torch.float32, torch.bfloat16))
     for one, other in zip(whole, half, strict=True):
         assert other.restored.dtype == torch.float64
         torch.testing.assert_close(other.restored, one.restored, rtol=0.3, atol=1e-4)
@@ -192,11 +192,11 @@ def test_half_precision(fresh: Callable[..., LM]) -> None:
 def test_half_precision_does_not_round_the_logits(fresh: Callable[..., LM]) -> None:
     """A hundred more for every token is no change of any probability; at a hundred bfloat16 knows half numbers."""
     lm = fresh("gptj", dtype=torch.bfloat16)
-    plain = trace(lm, FACTS, QUICK)
+    plain = trace_facts(lm, FACTS, QUICK)
     bias = lm.parameter(f"{lm.arch.head}.bias")
     with torch.no_grad():
         bias.copy_(torch.full_like(bias, 100.0))
-    for one, other in zip(plain, trace(lm, FACTS, QUICK), strict=True):
+    for one, other in zip(plain, trace_facts(lm, FACTS, QUICK), strict=True):
         assert other.clean == pytest.approx(one.clean, rel=1e-2)
         torch.testing.assert_close(other.restored, one.restored, rtol=1e-2, atol=1e-6)
 
@@ -204,7 +204,7 @@ def test_half_precision_does_not_round_the_logits(fresh: Callable[..., LM]) -> N
 def test_the_model_is_what_it_was(tiny: Callable[[str], LM]) -> None:
     lm = tiny("neox")
     before = lm.fingerprint()
-    trace(lm, FACTS, QUICK)
+    trace_facts(lm, FACTS, QUICK)
     assert lm.fingerprint() == before
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in lm.model.modules())
 
@@ -265,10 +265,12 @@ def test_roles_of_tokens() -> None:
 
 def test_high_is_the_clean_probability_or_the_greatest(tiny: Callable[[str], LM]) -> None:
     lm = tiny("gpt2")
-    for plainly, released in zip(trace(lm, FACTS, QUICK), trace(lm, FACTS, replace(QUICK, high="max")), strict=True):
+    for plainly, released in zip(
+        trace_facts(lm, FACTS, QUICK), trace_facts(lm, FACTS, replace(QUICK, high="max")), strict=True
+    ):
         assert plainly.high == plainly.clean
         assert released.high == max(plainly.clean, float(plainly.restored.max()))
-    assert any(one.restored.max() > one.clean for one in trace(lm, FACTS, QUICK))
+    assert any(one.restored.max() > one.clean for one in trace_facts(lm, FACTS, QUICK))
 
 
 # --- noise ------------------------------------------------------------------------------------------------------------
@@ -290,12 +292,12 @@ def test_the_noise_is_that_of_the_published_programs(tiny: Callable[[str], LM]) 
 
 def test_seeds(tiny: Callable[[str], LM]) -> None:
     lm = tiny("neox")
-    one, again, other = (trace(lm, FACTS, replace(QUICK, seed=seed)) for seed in (1, 1, 2))
+    one, again, other = (trace_facts(lm, FACTS, replace(QUICK, seed=seed)) for seed in (1, 1, 2))
     for a, b, c in zip(one, again, other, strict=True):
         assert torch.equal(a.restored, b.restored)
         assert a.low == b.low != c.low
         assert a.clean == b.clean == c.clean
-    assert torch.equal(trace(lm, FACTS[::-1], QUICK)[0].restored, one[-1].restored)  # no fact depends on another
+    assert torch.equal(trace_facts(lm, FACTS[::-1], QUICK)[0].restored, one[-1].restored)  # no fact depends on another
 
 
 def test_how_strong_the_noise_is(tiny: Callable[[str], LM]) -> None:
@@ -328,7 +330,7 @@ def test_facts_that_the_model_does_not_know_are_left_out_and_named(taught: Calla
     said = {one.fact.id for one in found.asked}, [(one.fact.id, one.reason) for one in found.skipped]
     assert said == ({"known", "folded"}, [("unknown", "unknown to the model")])
     assert "expected 'Rome', it says" in found.skipped[0].detail
-    assert len(trace(lm, facts, replace(QUICK, known="all"))) == 3
+    assert len(trace_facts(lm, facts, replace(QUICK, known="all"))) == 3
     strict = select(lm, facts, replace(QUICK, known="prediction"))
     assert {one.fact.id for one in strict.asked} <= {"known"}  # ROME's compares case and looks at one token
 
@@ -337,7 +339,7 @@ def test_the_models_own_prediction_is_explained(taught: Callable[[str], LM]) -> 
     lm, wrong = taught("gpt2"), Fact("x", "Ada Velmont was born in", "Ada Velmont", "Oslo")
     batch = lm.batch([lm.encode(wrong.prompt)])
     log_p = lm.model(input_ids=batch.ids).logits[0, -1].log_softmax(-1)
-    (found,) = trace(lm, [wrong], replace(QUICK, answer="prediction"))
+    (found,) = trace_facts(lm, [wrong], replace(QUICK, answer="prediction"))
     assert found.clean == pytest.approx(float(log_p.max().exp()), rel=1e-5)
     assert found.answer == lm.tokenizer.decode([int(log_p.argmax())])
 
@@ -366,7 +368,7 @@ def test_what_cannot_be_traced_says_why(tiny: Callable[[str], LM]) -> None:
 
 def test_edits_are_facts(tiny: Callable[[str], LM]) -> None:
     edit = Edit("start", "{} was born in", "Ada Velmont", "Rome", target_old="Paris")
-    (of_edit,), (of_fact,) = trace(tiny("gpt2"), [edit], QUICK), trace(tiny("gpt2"), FACTS[:1], QUICK)
+    (of_edit,), (of_fact,) = trace_facts(tiny("gpt2"), [edit], QUICK), trace_facts(tiny("gpt2"), FACTS[:1], QUICK)
     assert torch.equal(of_edit.restored, of_fact.restored)
     twice = Fact.of(Edit("x", "Rome, and {}", "Rome", "a", target_old="b"))
     assert twice.start == 10  # the slot, not the first occurrence
@@ -390,16 +392,16 @@ def test_settings_out_of_range(change: dict[str, float], message: str) -> None:
 
 def test_a_window_wider_than_the_model(tiny: Callable[[str], LM]) -> None:
     with pytest.raises(UsageError, match=r"window 5 is wider than the model: around each of its 3 layers .* at most 4"):
-        trace(tiny("gpt2"), FACTS, replace(QUICK, window=5))
-    assert trace(tiny("gpt2"), FACTS[:1], replace(QUICK, window=4))
+        trace_facts(tiny("gpt2"), FACTS, replace(QUICK, window=5))
+    assert trace_facts(tiny("gpt2"), FACTS[:1], replace(QUICK, window=4))
 
 
 def test_blocks_without_a_single_attention_module(tiny: Callable[[str], LM]) -> None:
     lm = tiny("gpt2")
     without = replace(lm, arch=replace(lm.arch, attn=None))
     with pytest.raises(ModelError, match="--arch attn="):
-        trace(without, FACTS, replace(QUICK, kind="attn"))
-    assert trace(without, FACTS[:1], QUICK)
+        trace_facts(without, FACTS, replace(QUICK, kind="attn"))
+    assert trace_facts(without, FACTS[:1], QUICK)
 
 
 def test_presets() -> None:
@@ -411,7 +413,7 @@ def test_presets() -> None:
 
 def test_progress_and_order(tiny: Callable[[str], LM]) -> None:
     told: list[tuple[int, int]] = []
-    found = trace(tiny("gpt2"), FACTS, QUICK, progress=lambda done, total: told.append((done, total)))
+    found = trace_facts(tiny("gpt2"), FACTS, QUICK, progress=lambda done, total: told.append((done, total)))
     assert told == [(1, 3), (2, 3), (3, 3)]
     assert [one.fact.id for one in found] == ["start", "middle", "end"]
     assert found[1].tokens == tuple(tiny("gpt2").tokenizer.decode([i]) for i in tiny("gpt2").encode(FACTS[1].prompt))

@@ -17,7 +17,7 @@ from harness.models.lm import LM
 from harness.studies.causal import traceplot, tracing
 from harness.studies.causal.facts import Fact, read
 from harness.studies.causal.trace import Selection, Traced, TraceSettings
-from harness.studies.causal.tracing import TracePlan, carry_out, facts_of, read_study, study_name, summarise_traces
+from harness.studies.causal.tracing import TracePlan, facts_of, read_study, run_traces, study_name, summarise_traces
 
 ROWS = [
     {"id": "a", "prompt": "{} was born in", "subject": "Ada Velmont", "attribute": "Paris"},
@@ -104,7 +104,7 @@ def test_a_greatest_effect_that_several_layers_have_is_shared() -> None:
 
 
 def test_a_record_says_what_it_depends_on_and_who_was_left_out(plan: TracePlan, tmp_path: Path) -> None:
-    (study,) = carry_out([plan], tmp_path)
+    (study,) = run_traces([plan], tmp_path)
     record = study.record
     assert record["status"] == "complete"
     assert (record["facts"]["asked"], record["facts"]["traced"]) == (4, 3)
@@ -127,10 +127,10 @@ def test_a_record_says_what_it_depends_on_and_who_was_left_out(plan: TracePlan, 
 def test_equal_plans_give_equal_records(plan: TracePlan, tmp_path: Path) -> None:
     records = []
     for name in ("one", "two"):
-        (study,) = carry_out([plan], tmp_path / name)
+        (study,) = run_traces([plan], tmp_path / name)
         records.append({key: value for key, value in study.record.items() if key != "seconds"})
     assert records[0] == records[1]
-    (other,) = carry_out([replace(plan, settings=replace(plan.settings, seed=2))], tmp_path / "one")
+    (other,) = run_traces([replace(plan, settings=replace(plan.settings, seed=2))], tmp_path / "one")
     assert other.record["id"] != records[0]["id"]
     assert other.record["probability"]["low"] != records[0]["probability"]["low"]
 
@@ -138,7 +138,7 @@ def test_equal_plans_give_equal_records(plan: TracePlan, tmp_path: Path) -> None
 def test_a_study_that_was_stopped_goes_on_where_it_was(
     plan: TracePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (whole,) = carry_out([plan], tmp_path / "whole")
+    (whole,) = run_traces([plan], tmp_path / "whole")
     counted: list[str] = []
     trace_each = tracing.trace_each
 
@@ -152,11 +152,11 @@ def test_a_study_that_was_stopped_goes_on_where_it_was(
 
     monkeypatch.setattr(tracing, "trace_each", stopping)
     with pytest.raises(KeyboardInterrupt):
-        list(carry_out([plan], tmp_path / "parts"))
+        list(run_traces([plan], tmp_path / "parts"))
     (partial,) = (tmp_path / "parts").glob("*.partial.json")
     known = json.loads(partial.read_text())
     assert (known["status"], known["facts"]["traced"]) == ("interrupted", 2)
-    (resumed,) = carry_out([plan], tmp_path / "parts")
+    (resumed,) = run_traces([plan], tmp_path / "parts")
     assert counted == ["a", "b", "stop", "d"]
     assert not list((tmp_path / "parts").glob("*.partial*"))
     assert {**resumed.record, "seconds": 0} == {**whole.record, "seconds": 0}
@@ -165,7 +165,7 @@ def test_a_study_that_was_stopped_goes_on_where_it_was(
 def test_another_model_or_fresh_does_not_resume(
     plan: TracePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (study,) = carry_out([plan], tmp_path)
+    (study,) = run_traces([plan], tmp_path)
     path = tmp_path / f"{study_name(study.record)}.json"
     packed = path.with_name(path.stem + ".values.json.xz").read_bytes()
     for change in ({}, {"noise": {"sigma": 0.5}}):
@@ -177,7 +177,7 @@ def test_another_model_or_fresh_does_not_resume(
 
 
 def test_no_known_fact_is_a_record_too(plan: TracePlan, tmp_path: Path) -> None:
-    (study,) = carry_out([replace(plan, settings=replace(plan.settings, known="prediction"))], tmp_path)
+    (study,) = run_traces([replace(plan, settings=replace(plan.settings, known="prediction"))], tmp_path)
     assert (study.record["facts"]["traced"], study.traced) == (0, ())
     assert [group["reason"] for group in study.record["skipped"]] == ["subject not found", "unknown to the model"]
     with pytest.raises(DataError, match="no fact was traced"):
@@ -245,7 +245,7 @@ def test_known_1000_needs_a_folder(shared: Path) -> None:
 @pytest.mark.parametrize(("what", "ending"), [("layers", "svg"), ("roles", "png"), ("fact", "svg")])
 def test_figures(plan: TracePlan, tmp_path: Path, what: str, ending: str) -> None:
     plans = [replace(plan, settings=replace(plan.settings, kind=kind, window=1)) for kind in ("mlp", "block")]
-    studies = list(carry_out(plans, tmp_path))
+    studies = list(run_traces(plans, tmp_path))
     files = [tmp_path / f"{i}.{ending}" for i in (1, 2)]
     for path in files:
         traceplot.draw(studies, what, path=path)
@@ -254,7 +254,7 @@ def test_figures(plan: TracePlan, tmp_path: Path, what: str, ending: str) -> Non
 
 
 def test_the_lines_of_a_figure_are_the_numbers_of_the_record(plan: TracePlan, tmp_path: Path) -> None:
-    (study,) = carry_out([plan], tmp_path)
+    (study,) = run_traces([plan], tmp_path)
     figure = traceplot._by_layer([study])
     for axis, key in zip(figure.axes, traceplot._LINES, strict=True):
         drawn = axis.lines[0].get_ydata()
@@ -271,7 +271,7 @@ def test_figures_of_two_sets_of_facts_tell_them_apart(plan: TracePlan, facts: st
     """Records of one folder need not be of the same facts; ids are only unique within a set."""
     other = tmp_path / "other.jsonl"
     other.write_text(Path(facts).read_text().replace("Hugo Lantern", "Jonas Wick").splitlines()[1] + "\n")
-    studies = [next(carry_out([each], tmp_path)) for each in (plan, replace(plan, edits=str(other)))]
+    studies = [next(run_traces([each], tmp_path)) for each in (plan, replace(plan, edits=str(other)))]
     figure = traceplot._by_layer(studies)
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert [label.rpartition(", ")[2] for label in labels] == ["3 facts of facts.jsonl", "1 facts of other.jsonl"]
@@ -285,6 +285,6 @@ def test_figures_of_two_sets_of_facts_tell_them_apart(plan: TracePlan, facts: st
 
 def test_figures_of_two_models_are_refused(plan: TracePlan, checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     plans = [plan, replace(plan, model=str(checkpoint("gpt2", 1)))]
-    studies = [next(carry_out([each], tmp_path)) for each in plans]
+    studies = [next(run_traces([each], tmp_path)) for each in plans]
     with pytest.raises(DataError, match="of several models"):
         traceplot.draw(studies, "layers", path=tmp_path / "x.png")
