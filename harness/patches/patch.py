@@ -52,7 +52,7 @@ class Step:
     ids: Int[Tensor, "batch total"]
     mask: Shaped[Tensor, "batch total"]
     new: int
-    entered: Float[Tensor, "batch new width"] | None = None
+    entered: Shaped[Tensor, "batch new width"] | None = None
 
 
 Hook = Callable[[Float[Tensor, "batch new dim"], Step], Float[Tensor, "batch new dim"]]

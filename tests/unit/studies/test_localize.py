@@ -192,7 +192,8 @@ def test_a_probability_that_is_no_number_is_missing(
     done: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The study goes on, and its file can be written."""
-    grid = replace(GRID, problems=("error_injection",), methods=(Method("ft_l", 1),), layers=(0,))
+    quick = {"ft_l.steps": QUICK["ft_l.steps"]}
+    grid = replace(GRID, problems=("error_injection",), methods=(Method("ft_l", 1),), layers=(0,), settings=quick)
     calls = []
 
     def broken(lm, answers, **options):
@@ -235,7 +236,7 @@ def test_too_few_facts(tmp_path: Path) -> None:
     ("change", "said"),
     [
         (
-            {"methods": (Method("ultraedit", 1),), "problems": ("fact_erasure",)},
+            {"methods": (Method("ultraedit", 1),), "problems": ("fact_erasure",), "settings": {}},
             "wants erasure, which ultraedit cannot",
         ),
         ({"methods": (Method("ike", 1),)}, "ike has no layers to choose"),
