@@ -46,7 +46,8 @@ class Step:
         ids: all tokens so far, ``[batch, total]``, those in the key-value cache included.
         mask: 1 where a token is real, ``[batch, total]``; padding may stand on either side.
         new: the number of columns that this pass computes; they are the last ones of ``ids``.
-        entered: what entered the hooked module, ``[batch, new, width]``; None where that is no tensor.
+        entered: what entered the hooked module, ``[batch, new, width]``, token ids where that is an
+            embedding; None where it is no tensor.
     """
 
     ids: Int[Tensor, "batch total"]

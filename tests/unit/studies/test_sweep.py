@@ -234,7 +234,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 def learning(monkeypatch: pytest.MonkeyPatch, editor: Editor) -> None:
     class Recipe:
-        def build(self, *_: Any) -> Editor:
+        def build(self, *_: Any, **options: Any) -> Editor:
             return editor
 
     def made(plan: Plan) -> Resolved:
