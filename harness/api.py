@@ -586,7 +586,7 @@ def localize(
         progress: told what is done, how far it is, and how much there is.
 
     Returns:
-        The study; :func:`harness.studies.localization.localize_report.write` makes its tables and figures.
+        The study; :func:`harness.studies.localization.localize_report.write_report` makes its tables and figures.
 
     Raises:
         HarnessError: something does not exist or cannot be used; what was done stays.
@@ -677,9 +677,9 @@ def leaderboard(records: str | Path | Sequence[Record], format: str = "md") -> s
         return form.write([leaderboard_page(records)])
     pages = []
     if trial_paths(Path(records)):
-        from harness.studies.sweeps import swept, trial
+        from harness.studies.sweeps import sweep_tables, trial
 
-        pages.append(swept.sweep_page(trial.read_all(Path(records))))
+        pages.append(sweep_tables.sweep_page(trial.read_trials(Path(records))))
     if not pages or record_file.record_paths(records):
         pages.insert(0, leaderboard_page(record_file.read_records(records, values=True)))
     return form.write(pages)

@@ -312,7 +312,7 @@ def plain_moment(lm: LM, layer: int, texts: Sequence[str]) -> Tensor:
 def trace(lm: LM, run: Run) -> None:
     """All restorations of facts side by side, against one forward pass each; all probabilities must agree."""
     settings = replace(tracing.PRESETS["hase"], known="all")
-    chosen = tracing.select(lm, edits_of(run.edits or 32), settings)
+    chosen = tracing.select_facts(lm, edits_of(run.edits or 32), settings)
     ahead = [len(asked.ids) * asked.span[0] for asked in chosen.asked]
     share = sum(ahead) / sum(len(asked.ids) * len(asked.prompt) for asked in chosen.asked)
     print(f"trace: tokens in front of the subject, where nothing is to restore, take {share:.0%} of the plain side")

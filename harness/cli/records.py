@@ -44,11 +44,11 @@ def plot(paths: Sequence[Path], output: Path) -> None:
     """Draw records (files or folders): what is left after so many edits, or what a sweep gained; png, svg or pdf."""
     from harness.reports import curves
     from harness.runs.record_file import read_records
-    from harness.studies.sweeps import sweptplot, trial
+    from harness.studies.sweeps import sweep_figures, trial
 
-    trials = [one for path in paths for one in trial.read_all(path)]
+    trials = [one for path in paths for one in trial.read_trials(path)]
     if trials:
-        sweptplot.draw(trials, output)
+        sweep_figures.draw_sweep(trials, output)
     else:
         curves.draw_curves([kept for path in paths for kept in read_records(path, values=True)], output)
     terminal.say_where("figure:", output)

@@ -130,10 +130,10 @@ def trace(asked: TraceOptions, *, device: str | None, budget: int, output: Path,
 @opt.OUTPUT.but(help="The figure.", default=Path("trace.png"))
 def trace_plot(*, paths: Sequence[Path], what: str, fact: str | None, output: Path) -> None:
     """Draw records of `harness trace`: png, svg or pdf."""
-    from harness.studies.causal.traceplot import draw
+    from harness.studies.causal.trace_figures import draw_traces
     from harness.studies.causal.tracing import read_study
 
-    draw([read_study(path) for path in paths], what if fact is None else "fact", path=output, fact=fact)
+    draw_traces([read_study(path) for path in paths], what if fact is None else "fact", path=output, fact=fact)
     terminal.say_where("figure:", output)
 
 
@@ -217,7 +217,7 @@ def localize(
     else:
         with terminal.watched() as report:
             kept = study.run_grid(asked.grid(), output, device=device, fresh=fresh, report=report)
-    made = localize_report.write(kept, published)
+    made = localize_report.write_report(kept, published)
     _say_fits(kept)
     terminal.say_where("study:", kept.path, *made)
 
@@ -247,7 +247,7 @@ def sweep(*, path: Path, output: Path, address: str | None, workers: int, form: 
     from harness.io import files
     from harness.studies.sweeps.crew import Cluster
     from harness.studies.sweeps.sweep import Sweep, run_sweep
-    from harness.studies.sweeps.swept import tables
+    from harness.studies.sweeps.sweep_tables import format_tables
 
     asked = Sweep.read(path)
     files.require_writable(output)
@@ -257,8 +257,8 @@ def sweep(*, path: Path, output: Path, address: str | None, workers: int, form: 
         )
     trials = [*validated, *tested]
     for name, kind in _TABLES.items():
-        files.write_whole(output / name, tables(trials, kind, asked.balls).encode())
-    click.echo(tables(trials, form, asked.balls), nl=False)
+        files.write_whole(output / name, format_tables(trials, kind, asked.balls).encode())
+    click.echo(format_tables(trials, form, asked.balls), nl=False)
 
 
 @dataclass(frozen=True)

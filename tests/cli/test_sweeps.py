@@ -11,7 +11,7 @@ import pytest
 
 from harness.studies.sweeps import trial
 from harness.studies.sweeps.ball import Epoch
-from harness.studies.sweeps.swept import tables
+from harness.studies.sweeps.sweep_tables import format_tables
 from harness.studies.sweeps.trial import Job, Trial
 
 
@@ -22,7 +22,7 @@ def swept(tmp_path: Path) -> tuple[Path, list[Trial]]:
     one = Trial(Job("mini", "temporal", "full", "full", {"lr": 1e-4}), log)
     trials = [one, replace(one, job=replace(one.job, split="test"))]
     for found in trials:
-        trial.write(tmp_path / "sweep" / "runs", found)
+        trial.write_trial(tmp_path / "sweep" / "runs", found)
     return tmp_path / "sweep", trials
 
 
@@ -30,11 +30,11 @@ def test_a_leaderboard_of_a_sweep(harness: Callable[..., Any], swept: tuple[Path
     folder, trials = swept
     for place in (folder, folder / "runs", folder.parent):
         found = harness("leaderboard", place)
-        assert (found.code, found.err, found.out) == (0, "", tables(trials))
+        assert (found.code, found.err, found.out) == (0, "", format_tables(trials))
     assert "| temporal | 10.0 | +20.0 ± 0.0 | +20.0 ± 0.0 | +0.0 ± 0.0 (0/1) |" in found.out
-    assert harness("leaderboard", folder, "--format", "csv").out == tables(trials, "csv")
-    assert harness("leaderboard", folder, "--format", "latex").out == tables(trials, "latex")
-    assert harness("leaderboard", folder, "--format", "html").out == tables(trials, "html")
+    assert harness("leaderboard", folder, "--format", "csv").out == format_tables(trials, "csv")
+    assert harness("leaderboard", folder, "--format", "latex").out == format_tables(trials, "latex")
+    assert harness("leaderboard", folder, "--format", "html").out == format_tables(trials, "html")
 
 
 def test_runs_and_a_sweep_in_one_folder_are_both_shown(
@@ -46,7 +46,7 @@ def test_runs_and_a_sweep_in_one_folder_are_both_shown(
         (folder / path.name).write_bytes(path.read_bytes())
     for path in records["weak"].parent.glob("*.xz"):
         (folder / path.name).write_bytes(path.read_bytes())
-    assert harness("leaderboard", folder).out == f"{board}\n{tables(trials)}"
+    assert harness("leaderboard", folder).out == f"{board}\n{format_tables(trials)}"
 
 
 def test_a_figure_of_a_sweep(harness: Callable[..., Any], swept: tuple[Path, list[Trial]], tmp_path: Path) -> None:

@@ -16,10 +16,17 @@ from editors.senses import Senses
 from harness.exam import data
 from harness.exam.canonical import CanonicalSet
 from harness.methods.finetuning import CANONICAL
-from harness.studies.sweeps.ball import inside
-from harness.studies.sweeps.cells import Cell, average, averages, find, model_tables
+from harness.studies.sweeps.ball import in_ball
+from harness.studies.sweeps.cells import Cell, average, averages, find_cell, model_tables
 from harness.studies.sweeps.draws import PUBLISHED, block
-from harness.studies.sweeps.published import ensemble, ensemble_runs, finetuned, last_hard_negatives, memit, unedited
+from harness.studies.sweeps.published import (
+    ensemble,
+    ensemble_runs,
+    finetuned,
+    last_hard_negatives,
+    memit,
+    unedited_cells,
+)
 
 TASKS = ("stereoset", "country", "company", "gender", "verb", "temporal")
 BALLS = (1e-3, 1e-4, 1e-5)
@@ -121,7 +128,7 @@ def test_table_4_gpt_j(plots: Path, tables: Tables) -> None:
                 if name == "average":
                     assert same(means["gpt-j-6b", method, ball], value), (name, method, ball)
                     continue
-                cell = find(cells, model="gpt-j-6b", task=name, method=method, tolerance=ball)
+                cell = find_cell(cells, model="gpt-j-6b", task=name, method=method, tolerance=ball)
                 assert cell is not None
                 assert same(cell.change, value), (name, method, ball, cell.change)
                 assert error is None or same(cell.error, error), (name, method, ball, cell.error)
@@ -150,7 +157,7 @@ def test_success_of_the_ensemble(plots: Path, tables: Tables) -> None:
     cells = gptj(plots)
     for ball, (_, *values) in zip(BALLS, tables["T6.2 success of the ensemble"], strict=True):
         for task, value in zip(ORDER, values, strict=True):
-            cell = find(cells, model="gpt-j-6b", task=task, method="ensemble", tolerance=ball)
+            cell = find_cell(cells, model="gpt-j-6b", task=task, method="ensemble", tolerance=ball)
             assert cell is not None
             assert same(cell.success, value), (task, ball, cell.success)
 
@@ -166,7 +173,7 @@ def test_every_run_of_the_ensemble_is_in_its_ball(plots: Path, tables: Tables) -
         assert (min(losses), max(losses)) == pytest.approx((float(low), float(high)), abs=5e-6)
         mine = [row for row in rows if float(row["config"]["league"]) == float(name)]
         assert mine
-        assert all(inside(row["general"], row["initial"]["general"], float(name)) for row in mine)
+        assert all(in_ball(row["general"], row["initial"]["general"], float(name)) for row in mine)
     lowered = [(row["config"]["task"], float(row["config"]["league"])) for row in rows if row["weight"] != 1.0]
     assert {round(row["weight"], 6) for row in rows} == {1.0, 0.9}
     assert len(lowered) == 8
@@ -191,7 +198,7 @@ def test_table_8_hard_negatives_of_gpt_j(plots: Path, tables: Tables) -> None:
                 assert same(mean([last.get((task, ball), 0.0) for task in TASKS]), together), ball
                 continue
             for method, value in (("full", full), ("lora", lora)):
-                cell = find(cells, model="gpt-j-6b", task=name, method=method, tolerance=ball)
+                cell = find_cell(cells, model="gpt-j-6b", task=name, method=method, tolerance=ball)
                 assert cell is not None
                 assert same(cell.hard_change, value), (name, method, ball, cell.hard_change)
                 checked += 1
@@ -213,12 +220,12 @@ def test_single_runs_of_the_ensemble_are_other_runs_than_the_printed_ones(plots:
     runs = ensemble_runs(plots / "workshop-gptj" / "gptj_intervene_results.jsonl")
     assert len(runs) == 17  # stereoset at 1e-5 is missing
     assert {cell.runs for cell in runs} == {4, 5}
-    country = find(runs, model="gpt-j-6b", task="country", method="ensemble", tolerance=1e-3)
+    country = find_cell(runs, model="gpt-j-6b", task="country", method="ensemble", tolerance=1e-3)
     assert country is not None
     assert (country.change, country.error) == pytest.approx((17.77015, 0.45666), abs=1e-5)
     means = {"stereoset": 7.72, "verb": 5.96, "company": 0.37}  # the raw means, where the paper prints a single run
     for task, value in means.items():
-        cell = find(runs, model="gpt-j-6b", task=task, method="ensemble", tolerance=1e-3)
+        cell = find_cell(runs, model="gpt-j-6b", task=task, method="ensemble", tolerance=1e-3)
         assert cell is not None
         assert cell.hard_change == pytest.approx(value, abs=0.005)
 
@@ -239,13 +246,13 @@ def test_table_2_memit(plots: Path) -> None:
     for position, subject in enumerate(("standard", "oracle")):
         cells = memit(path, subject)  # type: ignore[arg-type]
         for task, values in TABLE_2.items():
-            cell = find(cells, model="pythia-6.9b", task=task, method=f"memit-{subject}", tolerance=1e-4)
+            cell = find_cell(cells, model="pythia-6.9b", task=task, method=f"memit-{subject}", tolerance=1e-4)
             assert cell is not None
             value = values[position]
             assert cell.change is None if value is None else same(cell.change, value), (task, subject, cell.change)
     # The paper prints 1.2 / -0.2 for verbs; the stored file has other numbers.
     verbs = [
-        find(memit(path, s), model="pythia-6.9b", task="verb", method=f"memit-{s}", tolerance=1e-4)
+        find_cell(memit(path, s), model="pythia-6.9b", task="verb", method=f"memit-{s}", tolerance=1e-4)
         for s in ("standard", "oracle")
     ]  # type: ignore[arg-type]
     assert all(same(cell and cell.change, value) for cell, value in zip(verbs, ("-0.3", "2.9"), strict=True))
@@ -257,7 +264,7 @@ def test_memit_on_the_backpack(plots: Path) -> None:
               "verb": ("0.0", "0.3"), "gender": ("0.3", "0.4"), "temporal": ("0.0", "0.0")}  # fmt: skip
     for task, values in wanted.items():
         for subject, value in zip(("standard", "oracle"), values, strict=True):
-            cell = find(
+            cell = find_cell(
                 memit(path, subject), model="backpack-gpt2", task=task, method=f"memit-{subject}", tolerance=1e-4
             )  # type: ignore[arg-type]
             assert same(cell and cell.change, value), (task, subject, cell)
@@ -279,7 +286,7 @@ def test_tables_of_memit_on_pythia(ball: float, subject: str, plots: Path, table
         assert same(means[model, f"memit-{subject}", ball], mean)
         for task, text in zip(("country", "company", "stereoset", "verb", "gender", "temporal"), columns, strict=True):
             cell, said = (
-                find(cells, model=model, task=task, method=f"memit-{subject}", tolerance=ball),
+                find_cell(cells, model=model, task=task, method=f"memit-{subject}", tolerance=ball),
                 CELL.fullmatch(text),
             )
             assert cell is not None and said is not None, text
@@ -291,11 +298,11 @@ def test_tables_of_memit_on_pythia(ball: float, subject: str, plots: Path, table
 
 
 def test_unedited_backpack_in_float32(plots: Path) -> None:
-    cells = unedited(plots / "workshop-pythia" / "memit_results.noedit.test.v2.json")
+    cells = unedited_cells(plots / "workshop-pythia" / "memit_results.noedit.test.v2.json")
     wanted = {"country": 0.90051, "company": 0.97176, "stereoset": 0.23837, "verb": 0.43611, "gender": 0.91111,
               "temporal": 0.76955}  # fmt: skip
     for task, failure in wanted.items():
-        cell = find(cells, model="backpack-gpt2", task=task, method="none", tolerance=None)
+        cell = find_cell(cells, model="backpack-gpt2", task=task, method="none", tolerance=None)
         assert cell is not None and cell.success is not None
         assert 1 - cell.success / 100 == pytest.approx(failure, abs=1e-5)
 
@@ -316,7 +323,7 @@ def test_tables_of_finetuning_on_pythia(ball: float, plots: Path, tables: Tables
         assert same(means[f"pythia-{size}", method, ball], mean)
         for task, text in zip(ORDER, columns, strict=True):
             cell, said = (
-                find(cells, model=f"pythia-{size}", task=task, method=method, tolerance=ball),
+                find_cell(cells, model=f"pythia-{size}", task=task, method=method, tolerance=ball),
                 TRAINED.fullmatch(text),
             )
             assert cell is not None and said is not None, text
@@ -332,7 +339,7 @@ def test_tables_of_hard_negatives_on_pythia(plots: Path, tables: Tables) -> None
     for ball, method, size, *columns, mean in found:
         assert same(means[f"pythia-{size}", method, float(ball)], mean)
         for task, text in zip(ORDER, columns, strict=True):
-            cell = find(cells, model=f"pythia-{size}", task=task, method=method, tolerance=float(ball))
+            cell = find_cell(cells, model=f"pythia-{size}", task=task, method=method, tolerance=float(ball))
             assert cell is not None
             assert same(cell.hard_change, text), (size, task, ball, text, cell.hard_change)
 
@@ -390,8 +397,8 @@ def test_table_3_only_the_unedited_backpack_can_be_recomputed(plots: Path, table
     The file is of a run in float32.  The paper prints one constant for each task, of finetuning runs, which begin with
     weights that were rounded to bfloat16: stereoset, gender and company differ by one to three tenths.
     """
-    cells = unedited(plots / "workshop-pythia" / "memit_results.noedit.test.v2.json")
-    starts = {task: find(cells, model="backpack-gpt2", task=task, method="none", tolerance=None) for task in TASKS}
+    cells = unedited_cells(plots / "workshop-pythia" / "memit_results.noedit.test.v2.json")
+    starts = {task: find_cell(cells, model="backpack-gpt2", task=task, method="none", tolerance=None) for task in TASKS}
     told = tables["T6.1 failure before editing"]
     constants = {task: 100 * (1 - float(failure)) for task, failure in told}
     *tasks, _ = tables["T6.1"]
@@ -405,9 +412,9 @@ def test_table_6_only_the_unedited_hard_negatives_of_the_backpack_can_be_recompu
     plots: Path, tables: Tables
 ) -> None:
     """Five of six cells of its first column; 51.97 of stereoset is printed as 51.9 (51.9456 in finetuning runs)."""
-    cells = unedited(plots / "workshop-pythia" / "memit_results.noedit.test.v2.json")
+    cells = unedited_cells(plots / "workshop-pythia" / "memit_results.noedit.test.v2.json")
     *tasks, last = tables["T6.1 hard negatives"]
-    starts = {task: find(cells, model="backpack-gpt2", task=task, method="none", tolerance=None) for task in TASKS}
+    starts = {task: find_cell(cells, model="backpack-gpt2", task=task, method="none", tolerance=None) for task in TASKS}
     assert {row[0] for row in tasks if (cell := starts[row[0]]) and same(cell.hard_initial, row[1])} == {
         "country", "company", "verb", "gender", "temporal",
     }  # fmt: skip

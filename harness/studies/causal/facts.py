@@ -20,7 +20,7 @@ from harness.exam import data
 from harness.models.activations import chunks
 from harness.models.lm import LM
 
-__all__ = ["Asked", "Fact", "Known", "Report", "Skipped", "ask", "known", "read"]
+__all__ = ["Asked", "Fact", "Known", "Report", "Skipped", "known_facts", "read_facts", "tokenise_fact"]
 
 Known = Literal["continuation", "prediction", "all"]
 """Which facts are looked at: those whose object is in the greedy continuation (Hase et al.), those whose object is the
@@ -92,11 +92,11 @@ class Skipped:
     detail: str
 
 
-def read(path: Path) -> list[Fact]:
+def read_facts(path: Path) -> list[Fact]:
     """The facts of a file: a JSON array or JSON lines, such as ROME's ``known_1000.json``.
 
     Rows hold ``prompt`` (with ``{}`` or the subject written out), ``subject`` and ``attribute`` (or ``target_old``);
-    ``known_id`` or ``id`` names them. A row that lacks one is kept: :func:`ask` says why it cannot be used.
+    ``known_id`` or ``id`` names them. A row that lacks one is kept: :func:`tokenise_fact` says why it cannot be used.
 
     Raises:
         DataError: the file cannot be read, holds no rows, or two of one id.
@@ -127,7 +127,7 @@ def _fact(row: dict[str, Any], place: int) -> Fact:
     return Fact(identity, whole, subject, answer.strip() if answer else None, start)
 
 
-def ask(lm: LM, fact: Fact) -> Asked | Skipped:
+def tokenise_fact(lm: LM, fact: Fact) -> Asked | Skipped:
     """A fact in the model's tokens, prompt and object tokenised apart, or why that cannot be."""
     if not fact.subject:
         return Skipped(fact, "no subject", "the row names no subject")
@@ -144,7 +144,7 @@ def ask(lm: LM, fact: Fact) -> Asked | Skipped:
     return asked
 
 
-def known(
+def known_facts(
     lm: LM, asked: Sequence[Asked], *, which: Known, new_tokens: int, report: Report, budget: int = 4096
 ) -> Iterator[Asked | Skipped]:
     """The facts that the model knows, and those that it does not, in their order.

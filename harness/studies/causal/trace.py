@@ -24,7 +24,7 @@ from harness.errors import DataError, UsageError, near
 from harness.exam.span_scores import wide_head
 from harness.models.lm import LM
 from harness.patches.delta import double
-from harness.studies.causal.facts import Asked, Fact, Known, Report, Skipped, ask, known
+from harness.studies.causal.facts import Asked, Fact, Known, Report, Skipped, known_facts, tokenise_fact
 from harness.studies.causal.restore import Kind, Overwriting, Pass, Restorer
 
 __all__ = [
@@ -34,14 +34,14 @@ __all__ = [
     "Selection",
     "TraceSettings",
     "Traced",
-    "check",
     "concentrated",
     "layer_window",
     "layer_windows",
     "noise_scale",
     "preset",
+    "require_traceable",
     "roles",
-    "select",
+    "select_facts",
     "trace_each",
     "trace_facts",
 ]
@@ -212,16 +212,16 @@ def trace_facts(
         budget: tokens that go through a block at once.
 
     Returns:
-        One entry for each fact that was traced, in order; :func:`select` says why others are not.
+        One entry for each fact that was traced, in order; :func:`select_facts` says why others are not.
 
     Raises:
         UsageError: the window is wider than the model.
         DataError: no fact can be looked at.
     """
-    return list(trace_each(lm, select(lm, facts, settings), settings, progress=progress, budget=budget))
+    return list(trace_each(lm, select_facts(lm, facts, settings), settings, progress=progress, budget=budget))
 
 
-def check(lm: LM, settings: TraceSettings) -> None:
+def require_traceable(lm: LM, settings: TraceSettings) -> None:
     """See that a window tells layers apart.
 
     Raises:
@@ -261,7 +261,7 @@ def layer_windows(width: int, layers: int) -> list[range]:
     return windows
 
 
-def select(
+def select_facts(
     lm: LM, facts: Sequence[Fact | Edit], settings: TraceSettings = PRESETS["hase"], *, progress: Report = _silent
 ) -> Selection:
     """Find the subjects, leave out what the model does not know, and decide how strong the noise is.
@@ -276,8 +276,8 @@ def select(
         UsageError: the window is wider than the model.
         DataError: no fact can be looked at; says why not.
     """
-    check(lm, settings)
-    seen = [ask(lm, Fact.of(fact) if isinstance(fact, Edit) else fact) for fact in facts]
+    require_traceable(lm, settings)
+    seen = [tokenise_fact(lm, Fact.of(fact) if isinstance(fact, Edit) else fact) for fact in facts]
     able = [one for one in seen if isinstance(one, Asked)]
     skipped = [one for one in seen if isinstance(one, Skipped)]
     if not able:
@@ -285,7 +285,7 @@ def select(
         raise DataError(f"none of {len(seen)} facts can be traced{why}; give facts with a subject and what is true")
     sigma = noise_scale(lm, settings, [str(one.fact.subject) for one in able])
     asked: list[Asked] = []
-    for one in known(lm, able, which=settings.known, new_tokens=settings.new_tokens, report=progress):
+    for one in known_facts(lm, able, which=settings.known, new_tokens=settings.new_tokens, report=progress):
         wanted = _explained(lm, one, settings) if isinstance(one, Asked) else one
         if isinstance(wanted, Asked):
             asked.append(wanted)

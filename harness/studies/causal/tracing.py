@@ -33,17 +33,17 @@ from harness.reports.cells import brackets, number
 from harness.reports.table import MISSING
 from harness.runs.identity import MIGRATE, record_id
 from harness.runs.versions import versions
-from harness.studies.causal.facts import Fact, Skipped, read
+from harness.studies.causal.facts import Fact, Skipped, read_facts
 from harness.studies.causal.trace import (
     ROLES,
     Selection,
     Traced,
     TraceSettings,
-    check,
     concentrated,
     layer_window,
+    require_traceable,
     roles,
-    select,
+    select_facts,
     trace_each,
 )
 
@@ -125,7 +125,7 @@ def facts_of(plan: TracePlan) -> list[Fact]:
             Fact.of(edit)
             for edit in tasks.read_edits(plan.edits, data_dir=plan.data_dir, split=plan.split, count=plan.num_edits)
         ]
-    found = read(path)
+    found = read_facts(path)
     if plan.num_edits is not None and plan.num_edits > len(found):
         raise UsageError(f"{path}: has {len(found)} facts, {plan.num_edits} were asked for; ask for fewer")
     return found[: plan.num_edits]
@@ -171,8 +171,8 @@ def run_traces(
     facts, first = facts_of(plans[0]), plans[0]
     lm = lm or load(first.model, dtype=first.dtype, device=device, names=dict(first.arch) or None)
     for plan in plans:
-        check(lm, plan.settings)
-    chosen = select(
+        require_traceable(lm, plan.settings)
+    chosen = select_facts(
         lm, facts, first.settings, progress=lambda done, total: report("which facts the model knows", done, total)
     )
     for plan in plans:

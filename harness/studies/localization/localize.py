@@ -54,7 +54,18 @@ from harness.studies.localization.problems import (
 )
 from harness.studies.localization.success import essence_score, mean, neighborhood_score, perplexity, rewrite_score
 
-__all__ = ["EFFECTS", "KINDS", "METHODS", "SCORES", "Grid", "Method", "Study", "open_study", "required", "run_grid"]
+__all__ = [
+    "EFFECTS",
+    "KINDS",
+    "METHODS",
+    "SCORES",
+    "Grid",
+    "Method",
+    "Study",
+    "open_study",
+    "require_enough_facts",
+    "run_grid",
+]
 
 SCHEMA = 2
 """Of the files of studies: how their names are made."""
@@ -227,7 +238,7 @@ def open_study(grid: Grid, output: Path, fresh: bool = False) -> Study:
         raise DataError(f"{path}: cannot be read ({error}); start anew with --fresh") from error
 
 
-def required(facts: int, layers: int) -> None:
+def require_enough_facts(facts: int, layers: int) -> None:
     """See that there are enough facts for a regression on layers and effects.
 
     Raises:
@@ -283,7 +294,7 @@ def run_grid(
         return study
     _check_editors(lm, grid, examples)
     examples = _traced(lm, grid, examples, study, report)
-    required(sum(effect is not None for effect in study.facts.values()), lm.arch.layers)
+    require_enough_facts(sum(effect is not None for effect in study.facts.values()), lm.arch.layers)
     study.model = {"name": grid.model, "sha256": combined_sha256(before), "layers": lm.arch.layers, "edited": layers}
     study.model["rows"] = rows
     study.versions = versions()
@@ -312,7 +323,7 @@ def _checked_layers(lm: LM, grid: Grid) -> list[int]:
     layers = list(range(lm.arch.layers)) if grid.layers is None else sorted(set(grid.layers))
     for layer in layers:
         lm.arch.down_of(layer)
-    trace.check(lm, grid.trace)
+    trace.require_traceable(lm, grid.trace)
     return layers
 
 
@@ -365,7 +376,7 @@ def _traced(lm: LM, grid: Grid, examples: Sequence[Example], study: Study, repor
     by_id = {e.edit.id: e for e in examples}
     if not study.facts or not study.effects:
         facts = [e.edit for e in examples]
-        chosen = trace.select(
+        chosen = trace.select_facts(
             lm, facts, grid.trace, progress=lambda done, total: report("which facts are known", done, total)
         )
         study.skipped = _counted({one.fact.id: one.reason for one in chosen.skipped})

@@ -20,7 +20,7 @@ from harness.reports.registry import find_format
 from harness.reports.table import Column, Data, Page, Section, Table, words
 from harness.reports.table import Row as TableRow
 from harness.studies.causal.trace import concentrated
-from harness.studies.localization.localize import KINDS, SCORES, Study, required
+from harness.studies.localization.localize import KINDS, SCORES, Study, require_enough_facts
 from harness.studies.localization.regression import Correlation, Fit, regress
 from harness.studies.localization.success import overall
 
@@ -28,7 +28,18 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["METRICS", "PAPER", "VIEWS", "Row", "View", "draw", "few_layers", "localize_page", "rows_of", "write"]
+__all__ = [
+    "METRICS",
+    "PAPER",
+    "VIEWS",
+    "Row",
+    "View",
+    "draw_localization",
+    "few_layers",
+    "localize_page",
+    "rows_of",
+    "write_report",
+]
 
 METRICS = ("rewrite", "paraphrase", "neighborhood", "essence", "overall", "overall_essence", "overall_harmonic")
 """What is explained. ``overall`` is the mean of the first three, as published; ``overall_essence`` of all four."""
@@ -182,7 +193,7 @@ def rows_of(study: Study) -> list[Row]:
         DataError: too few facts, or nothing is complete.
         UsageError: statsmodels is not installed.
     """
-    required(sum(effect is not None for effect in study.facts.values()), int(study.model.get("layers", 0)))
+    require_enough_facts(sum(effect is not None for effect in study.facts.values()), int(study.model.get("layers", 0)))
     found = [
         row
         for view in VIEWS
@@ -360,7 +371,7 @@ def _introduction(study: Study) -> list[str]:
 # --- figures ----------------------------------------------------------------------------------------------------------
 
 
-def draw(study: Study, folder: Path) -> list[Path]:
+def draw_localization(study: Study, folder: Path) -> list[Path]:
     """The score by layer, and the score beside the tracing effect, as two files.
 
     Raises:
@@ -451,11 +462,11 @@ def _stem(study: Study) -> str:
     return study.path.name.removesuffix(".json.gz")
 
 
-def write(study: Study, published: bool = False) -> list[Path]:
+def write_report(study: Study, published: bool = False) -> list[Path]:
     """Tables and figures beside the study's file.
 
     Raises:
-        DataError, UsageError: as :func:`rows_of` and :func:`draw`.
+        DataError, UsageError: as :func:`rows_of` and :func:`draw_localization`.
     """
     rows, folder = rows_of(study), study.path.parent
     page, made = localize_page(study, rows, published), []
@@ -463,4 +474,4 @@ def write(study: Study, published: bool = False) -> list[Path]:
         path = folder / f"{_stem(study)}{form.ending}"
         write_whole(path, form.write([page]).encode())
         made.append(path)
-    return [*made, *draw(study, folder)]
+    return [*made, *draw_localization(study, folder)]

@@ -27,7 +27,7 @@ from harness.models.lm import LM
 from harness.patches.patch import Patch
 from harness.studies.remedi.asking import Question, next_log_p, sampled, target_log_p
 from harness.studies.remedi.entities import Case, in_context
-from harness.studies.remedi.norms import ask
+from harness.studies.remedi.norms import feature_question
 
 __all__ = [
     "BASELINES",
@@ -220,7 +220,7 @@ def unedited_features(lm: LM, cases: Sequence[Case]) -> list[Rated]:
 
 def _rate(lm: LM, method: Method, cases: Sequence[Case]) -> list[Rated]:
     asked = [
-        (number, group, *ask(case.entity, feature))
+        (number, group, *feature_question(case.entity, feature))
         for number, case in enumerate(cases)
         for group in GROUPS
         for feature in case.more[group]

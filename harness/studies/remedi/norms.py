@@ -16,7 +16,7 @@ from typing import Any
 from harness.editing.edit import SLOT, Edit
 from harness.studies.remedi.entities import Case
 
-__all__ = ["ask", "concepts", "cooccurrence", "fluent", "samples", "with_article"]
+__all__ = ["concepts", "cooccurrence", "feature_question", "fluent", "samples", "with_article"]
 
 Norms = Mapping[str, Mapping[str, float]]
 """Concept -> feature -> ``P(f|c)``."""
@@ -68,7 +68,7 @@ def with_article(concept: str) -> str:
     return f"{'An' if concept[:1] in 'aeiou' else 'A'} {concept}"
 
 
-def ask(concept: str, feature: str) -> tuple[str, str]:
+def feature_question(concept: str, feature: str) -> tuple[str, str]:
     """The question that a feature answers, and the answer: ``An accordion is a``, ``musical instrument``."""
     for prefix in _PREFIXES:
         rest = feature.removeprefix(f"{prefix} ")
@@ -137,5 +137,5 @@ def _sample(
         "unrelated": dict.fromkeys(rng.sample(others, min(UNRELATED, len(others))), 0.0),
     }
     edit = Edit(str(number), f"{article}{SLOT}", concept, fluent(f))
-    prompt, target = ask(concept, g)
+    prompt, target = feature_question(concept, g)
     return Case(str(number), edit, prompt, target, None, more)

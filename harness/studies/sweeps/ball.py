@@ -19,7 +19,18 @@ from typing import Literal
 
 from harness.errors import DataError
 
-__all__ = ["TOLERANCES", "Change", "Epoch", "Rule", "change", "choose", "cutoff", "inside", "mean_change", "report"]
+__all__ = [
+    "TOLERANCES",
+    "Change",
+    "Epoch",
+    "Rule",
+    "change",
+    "chosen_epoch",
+    "cutoff",
+    "in_ball",
+    "mean_change",
+    "reported_epoch",
+]
 
 TOLERANCES = (1e-3, 1e-4, 1e-5)
 
@@ -69,7 +80,7 @@ def cutoff(initial: float, tolerance: float) -> float:
     return initial * (1 + tolerance)
 
 
-def inside(general: float, initial: float, tolerance: float, *, strict: bool = True) -> bool:
+def in_ball(general: float, initial: float, tolerance: float, *, strict: bool = True) -> bool:
     """Whether a model is in the ball: strictly in validation, the edge included in the released test reports.
 
     Args:
@@ -82,7 +93,7 @@ def inside(general: float, initial: float, tolerance: float, *, strict: bool = T
     return general < limit if strict else general <= limit
 
 
-def choose(log: Sequence[Epoch], tolerance: float, rule: Rule = "released") -> int:
+def chosen_epoch(log: Sequence[Epoch], tolerance: float, rule: Rule = "released") -> int:
     """The epoch that validation chooses; 0, the unedited model, always qualifies.
 
     Args:
@@ -94,11 +105,11 @@ def choose(log: Sequence[Epoch], tolerance: float, rule: Rule = "released") -> i
         DataError: the log is empty, or its first loss is not a positive number.
     """
     initial = _initial(log)
-    within = [0, *(i for i in range(1, len(log)) if inside(log[i].general, initial, tolerance))]
+    within = [0, *(i for i in range(1, len(log)) if in_ball(log[i].general, initial, tolerance))]
     return within[-1] if rule == "released" else min(within, key=lambda i: log[i].failure)
 
 
-def report(log: Sequence[Epoch], *, tolerance: float, chosen: int, rule: Rule = "released") -> int:
+def reported_epoch(log: Sequence[Epoch], *, tolerance: float, chosen: int, rule: Rule = "released") -> int:
     """The epoch that is reported at test, from the one that validation chose.
 
     Args:
@@ -108,14 +119,14 @@ def report(log: Sequence[Epoch], *, tolerance: float, chosen: int, rule: Rule = 
         rule: ``released`` goes back to the last epoch inside the ball, ``plain`` to the unedited model.
 
     Raises:
-        DataError: as :func:`choose`; or the log has no such epoch.
+        DataError: as :func:`chosen_epoch`; or the log has no such epoch.
     """
     initial = _initial(log)
     if not 0 <= chosen < len(log):
         raise DataError(f"validation chose epoch {chosen}, but the test run has {len(log) - 1}; train as many epochs")
     if rule == "released":
-        return max(i for i in range(chosen + 1) if not i or inside(log[i].general, initial, tolerance, strict=False))
-    return chosen if inside(log[chosen].general, initial, tolerance) else 0
+        return max(i for i in range(chosen + 1) if not i or in_ball(log[i].general, initial, tolerance, strict=False))
+    return chosen if in_ball(log[chosen].general, initial, tolerance) else 0
 
 
 def _initial(log: Sequence[Epoch]) -> float:

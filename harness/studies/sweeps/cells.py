@@ -14,7 +14,7 @@ from typing import Literal
 from harness.reports.table import Cell as Shown
 from harness.reports.table import Column, Row, Table
 
-__all__ = ["Cell", "Quantity", "average", "averages", "find", "heading", "model_tables"]
+__all__ = ["Cell", "Quantity", "average", "averages", "find_cell", "heading", "model_tables"]
 
 Quantity = Literal["change", "hard_negative", "success"]
 _DASH = "-"
@@ -79,7 +79,7 @@ def averages(
     return {key: average(values, empty_as_zero) for key, values in groups.items()}
 
 
-def find(cells: Iterable[Cell], *, model: str, task: str, method: str, tolerance: float | None) -> Cell | None:
+def find_cell(cells: Iterable[Cell], *, model: str, task: str, method: str, tolerance: float | None) -> Cell | None:
     """The cell, None where there is none.
 
     Args:
@@ -110,14 +110,14 @@ def _one(cells: Sequence[Cell], model: str, quantity: Quantity) -> Table:
     rows, starts = [], []
     for task in tasks:
         mine = [
-            find(cells, model=model, task=task, method=method, tolerance=tolerance or None)
+            find_cell(cells, model=model, task=task, method=method, tolerance=tolerance or None)
             for tolerance, method in columns
         ]
         starts.append(_start(mine, quantity))
         rows.append(Row((Shown(task), _mean([starts[-1]]), *(_shown(cell, quantity) for cell in mine))))
     last = [_mean(starts)]
     for tolerance, method in columns:
-        found = [find(cells, model=model, task=task, method=method, tolerance=tolerance or None) for task in tasks]
+        found = [find_cell(cells, model=model, task=task, method=method, tolerance=tolerance or None) for task in tasks]
         last.append(_mean([_value(cell, quantity) for cell in found], signed=quantity != "success"))
     heads = heading("task", "unedited", *(f"{method} {tolerance:g}" for tolerance, method in columns))
     return Table(model, heads, (*rows, Row((Shown("average"), *last), "total")))

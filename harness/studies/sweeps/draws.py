@@ -23,7 +23,7 @@ from typing import Any
 from harness.errors import UsageError, near
 from harness.methods.finetuning import CANONICAL
 
-__all__ = ["PUBLISHED", "Method", "block", "draw", "method"]
+__all__ = ["PUBLISHED", "Method", "block", "draw_settings", "method_named"]
 
 
 def block(layers: int, share: float) -> tuple[int, int]:
@@ -100,7 +100,7 @@ PUBLISHED: Mapping[str, Method] = {
 """The methods of the paper, by the name under which its tables show them."""
 
 
-def method(name: str, task: str, changed: Mapping[str, Any]) -> Method:
+def method_named(name: str, task: str, changed: Mapping[str, Any]) -> Method:
     """A published method, or any editor, with some distributions replaced.
 
     Args:
@@ -113,7 +113,7 @@ def method(name: str, task: str, changed: Mapping[str, Any]) -> Method:
     return Method(str(settings.pop("editor", known.editor)), settings)
 
 
-def draw(settings: Mapping[str, Any], seed: object, layers: int, *, where: str) -> dict[str, Any]:
+def draw_settings(settings: Mapping[str, Any], seed: object, layers: int, *, where: str) -> dict[str, Any]:
     """One configuration.
 
     Args:

@@ -26,7 +26,7 @@ from harness.exam import data
 from harness.studies.sweeps.ball import change, mean_change
 from harness.studies.sweeps.cells import Cell
 
-__all__ = ["ensemble", "ensemble_runs", "finetuned", "last_hard_negatives", "memit", "unedited"]
+__all__ = ["ensemble", "ensemble_runs", "finetuned", "last_hard_negatives", "memit", "unedited_cells"]
 
 Row = Mapping[str, Any]
 
@@ -147,7 +147,7 @@ def _memit_cell(model: str, task: str, method: str, tolerance: float, entry: Row
     )
 
 
-def unedited(path: Path) -> list[Cell]:
+def unedited_cells(path: Path) -> list[Cell]:
     """What MEMIT's unedited models score (``memit_results.noedit.test*.json``)."""
     found = []
     for model, tasks in _json(path).items():

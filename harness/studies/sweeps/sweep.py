@@ -2,7 +2,7 @@
 
 Protocol of Hewitt et al. 2024, "Model Editing with Canonical Examples", arXiv 2402.06155, section 4: in each cell (a
 model, a task, a method) some configurations are drawn and trained on the validation pair; for each ball the one that
-gains most inside it is trained again on the test pair, several times (:mod:`harness.studies.sweeps.swept`).
+gains most inside it is trained again on the test pair, several times (:mod:`harness.studies.sweeps.sweep_tables`).
 
 The trainings run side by side (:mod:`harness.studies.sweeps.crew`).  One whose record is there is never run again.
 """
@@ -25,8 +25,8 @@ from harness.runs.resolve import resolve
 from harness.studies.sweeps import trial
 from harness.studies.sweeps.ball import TOLERANCES
 from harness.studies.sweeps.crew import Cluster, run_jobs
-from harness.studies.sweeps.draws import PUBLISHED, draw, method
-from harness.studies.sweeps.swept import chosen, groups
+from harness.studies.sweeps.draws import PUBLISHED, draw_settings, method_named
+from harness.studies.sweeps.sweep_tables import chosen_trials, groups
 from harness.studies.sweeps.trial import Job, Trial
 
 __all__ = ["Sweep", "run_sweep", "test_jobs", "validation_jobs"]
@@ -172,10 +172,10 @@ def validation_jobs(sweep: Sweep, layers: int) -> list[Job]:
     found: dict[str, Job] = {}
     for name, changed in sweep.methods.items():
         for task in sweep.tasks:
-            known = method(name, task, changed)
+            known = method_named(name, task, changed)
             for number in range(sweep.configurations):
                 where = f"{sweep.seed} {name} {task} {number}"
-                settings = draw(known.settings, where, layers, where=f"method {name}")
+                settings = draw_settings(known.settings, where, layers, where=f"method {name}")
                 job = Job(sweep.model, task, name, known.editor, settings)
                 job = replace(job, data_dir=sweep.data_dir, dtype=sweep.dtype, seed=sweep.seed)
                 job = _companion(job) if job.editor == trial.COMPANION else job
@@ -200,9 +200,9 @@ def test_jobs(sweep: Sweep, validated: Sequence[Trial]) -> list[Job]:
     picks = []
     for trials in groups(validated).values():
         if trials[0].job.beside is None:
-            picks += [one.job for one in chosen(trials, sweep.balls)]
+            picks += [one.job for one in chosen_trials(trials, sweep.balls)]
         else:
-            picks += [replace(one.job, ball=ball) for ball in sweep.balls for one in chosen(trials, [ball])]
+            picks += [replace(one.job, ball=ball) for ball in sweep.balls for one in chosen_trials(trials, [ball])]
     return [replace(job, split="test", seed=seed) for job in picks for seed in range(sweep.seeds)]
 
 
@@ -237,7 +237,7 @@ def _plans(sweep: Sweep) -> Iterator[Plan]:
     """Each method on each set, with the settings of none of its configurations yet."""
     for name, changed in sweep.methods.items():
         for task in sweep.tasks:
-            editor = method(name, task, changed).editor
+            editor = method_named(name, task, changed).editor
             yield Plan(sweep.model, editor, edits=task, split="val", data_dir=sweep.data_dir, dtype=sweep.dtype)
 
 
@@ -246,8 +246,8 @@ def _finished(jobs: Sequence[Job], folder: Path, cluster: Cluster, progress: Cal
     done = len(jobs) - len(missing)
     progress(done, len(jobs))
     for one in run_jobs(missing, trial.train, cluster):
-        trial.write(folder, one)
+        trial.write_trial(folder, one)
         done += 1
         progress(done, len(jobs))
-    found = [trial.read(folder, job) for job in jobs]
+    found = [trial.read_trial(folder, job) for job in jobs]
     return [one for one in found if one is not None]

@@ -39,7 +39,7 @@ from harness.runs.versions import versions
 from harness.studies.sweeps.ball import Epoch
 from harness.studies.sweeps.trial_paths import trial_paths
 
-__all__ = ["Job", "Trial", "read", "read_all", "train", "write"]
+__all__ = ["Job", "Trial", "read_trial", "read_trials", "train", "write_trial"]
 
 SCHEMA = 2
 """Of the records of jobs: how their names are made."""
@@ -318,7 +318,7 @@ def train(job: Job) -> Trial:
     return Trial(job, tuple(log), values, reason, time.perf_counter() - started)
 
 
-def write(folder: Path, trial: Trial) -> Path:
+def write_trial(folder: Path, trial: Trial) -> Path:
     """Write the record of a trial, whole or not at all, and beside it the values of single documents."""
     files.require_writable(folder)
     path = folder / f"{trial.job.name}.json"
@@ -328,7 +328,7 @@ def write(folder: Path, trial: Trial) -> Path:
     return path
 
 
-def read(folder: Path, job: Job) -> Trial | None:
+def read_trial(folder: Path, job: Job) -> Trial | None:
     """The trial of a job, where its record lies in a folder; None where it does not.
 
     Raises:
@@ -338,7 +338,7 @@ def read(folder: Path, job: Job) -> Trial | None:
     return _read(path) if path.is_file() else None
 
 
-def read_all(folder: Path) -> list[Trial]:
+def read_trials(folder: Path) -> list[Trial]:
     """The trials whose records lie in a folder, its ``runs``, or the ``runs`` of its folders; other files are left.
 
     Raises:

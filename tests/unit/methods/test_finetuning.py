@@ -23,7 +23,7 @@ from harness.methods.finetuning import CANONICAL
 from harness.methods.kl_regulariser import KLRegulariser, kl_regulariser, summed_kl
 from harness.models.lm import LM
 from harness.patches.patch import Patch, patched
-from harness.studies.sweeps.draws import PUBLISHED, block, draw, method
+from harness.studies.sweeps.draws import PUBLISHED, block, draw_settings, method_named
 
 
 def edits(count: int) -> list[Edit]:
@@ -115,7 +115,7 @@ def test_vector_18_the_block_of_layers_of_lora() -> None:
     wanted = {(12, .5): (3, 9), (12, .3): (4, 8), (12, .4): (4, 9), (12, .9): (1, 12), (6, .9): (0, 6),
               (32, .1): (14, 18), (28, .55): (6, 22), (24, .9): (1, 23)}  # fmt: skip
     assert {key: block(*key) for key in wanted} == wanted
-    assert draw({"layers": {"block": [0.9, 0.9]}}, 0, 12, where="x")["layers"] == list(
+    assert draw_settings({"layers": {"block": [0.9, 0.9]}}, 0, 12, where="x")["layers"] == list(
         range(1, 12)
     )  # 12 does not exist
 
@@ -244,47 +244,49 @@ def test_the_standard_subject_of_memit_is_the_prompt(tiny: Callable[[str], LM], 
 
 
 def test_drawn_settings_lie_in_the_published_ranges() -> None:
-    found = [draw(PUBLISHED["lora"].settings, i, 12, where="lora") for i in range(200)]
+    found = [draw_settings(PUBLISHED["lora"].settings, i, 12, where="lora") for i in range(200)]
     assert all(10**-6.5 <= s["lr"] <= 1e-2 and 0.1 <= s["kl"] <= 1 and 1 <= s["rank"] <= 256 for s in found)
     assert all(set(s["layers"]) <= set(range(12)) and s["alpha"] == 8 for s in found)
     assert {s["accumulate"] for s in found} == {5}
     assert len({s["lr"] for s in found}) == 200
-    assert found[0] == draw(PUBLISHED["lora"].settings, 0, 12, where="lora")
-    full = [draw(PUBLISHED["full"].settings, i, 12, where="full") for i in range(200)]
+    assert found[0] == draw_settings(PUBLISHED["lora"].settings, 0, 12, where="lora")
+    full = [draw_settings(PUBLISHED["full"].settings, i, 12, where="full") for i in range(200)]
     assert all(10**-8.5 <= s["lr"] <= 1e-4 for s in full)
-    memit = [draw(PUBLISHED["memit-oracle"].settings, i, 12, where="memit") for i in range(200)]
+    memit = [draw_settings(PUBLISHED["memit-oracle"].settings, i, 12, where="memit") for i in range(200)]
     assert all(
         10**-1.35 <= s["clamp"] <= 1 and 9000 <= s["lam"] <= 75000 and 0.001 <= s["kl_factor"] <= 0.1 for s in memit
     )
-    senses = [draw(method("senses", "country_capital", {}).settings, i, 12, where="s") for i in range(100)]
+    senses = [
+        draw_settings(method_named("senses", "country_capital", {}).settings, i, 12, where="s") for i in range(100)
+    ]
     assert all(100 <= s["unusual"] <= 3162 and isinstance(s["unusual"], int) and 5 <= s["k"] <= 11 for s in senses)
-    assert method("senses", "temporal", {}).settings["unusual"] == 1000.0
+    assert method_named("senses", "temporal", {}).settings["unusual"] == 1000.0
 
 
 def test_published_methods_can_be_built_with_what_was_drawn(tiny: Callable[[str], LM]) -> None:
     for name in ("full", "lora", "memit-standard", "memit-oracle"):
-        found = method(name, "country_capital", {})
-        built = compose(found.editor).build(tiny("gpt2"), draw(found.settings, 3, 3, where=name), seed=7)
+        found = method_named(name, "country_capital", {})
+        built = compose(found.editor).build(tiny("gpt2"), draw_settings(found.settings, 3, 3, where=name), seed=7)
         assert getattr(built.root, "seed", 7) == 7
     for name in ("senses", "ensemble"):
-        found = method(name, "country_capital", {})
-        built = compose(found.editor).build(tiny("backpack"), draw(found.settings, 3, 3, where=name), seed=7)
+        found = method_named(name, "country_capital", {})
+        built = compose(found.editor).build(tiny("backpack"), draw_settings(found.settings, 3, 3, where=name), seed=7)
         assert (built.name, getattr(built, "seed", 7)) == ({"ensemble": "companion"}.get(name, name), 7)
-    assert method("ensemble", "temporal", {}).settings == method("senses", "temporal", {}).settings
+    assert method_named("ensemble", "temporal", {}).settings == method_named("senses", "temporal", {}).settings
     assert CANONICAL["beta2"] == 0.995
 
 
 def test_distributions_can_be_replaced_and_mistakes_are_named() -> None:
-    found = method("full", "x", {"lr": {"choice": [1e-3]}, "editor": "ft_m"})
+    found = method_named("full", "x", {"lr": {"choice": [1e-3]}, "editor": "ft_m"})
     assert (found.editor, found.settings["lr"], found.settings["steps"]) == ("ft_m", {"choice": [1e-3]}, 10)
-    assert method("rome+rect", "x", {}).editor == "rome+rect"
+    assert method_named("rome+rect", "x", {}).editor == "rome+rect"
     with pytest.raises(UsageError, match=r"full, lr: 'log' is not a distribution \(did you mean log10, block"):
-        draw({"lr": {"log": [1, 2]}}, 0, 4, where="full")
+        draw_settings({"lr": {"log": [1, 2]}}, 0, 4, where="full")
     with pytest.raises(UsageError, match=r"full, lr: log10 of \[1\]; write for example"):
-        draw({"lr": {"log10": [1]}}, 0, 4, where="full")
+        draw_settings({"lr": {"log10": [1]}}, 0, 4, where="full")
     for value in ("full", {"full": 1}):  # a text is no list of letters, a mapping none of its keys
         with pytest.raises(UsageError, match=r"full, lr: choice of .*; write for example"):
-            draw({"lr": {"choice": value}}, 0, 4, where="full")
+            draw_settings({"lr": {"choice": value}}, 0, 4, where="full")
 
 
 def test_an_order_is_drawn_anew_each_pass(tiny: Callable[[str], LM]) -> None:

@@ -13,8 +13,8 @@ from harness.reports.registry import find_format
 from harness.runs.record_file import read_records
 from harness.studies.localization.localize import Study
 from harness.studies.localization.localize_report import localize_page, rows_of
-from harness.studies.sweeps.swept import tables
-from harness.studies.sweeps.trial import read_all
+from harness.studies.sweeps.sweep_tables import format_tables
+from harness.studies.sweeps.trial import read_trials
 
 RESULTS = Path(__file__).parents[3] / "results"
 STUDIES = sorted((RESULTS / "localize").glob("*.json.gz"))
@@ -28,9 +28,9 @@ def test_the_leaderboard() -> None:
 @pytest.mark.parametrize("folder", ["sweeps", "real/canonical"])
 @pytest.mark.parametrize(("name", "kind"), [("TABLES.md", "md"), ("tables.tex", "latex")])
 def test_the_tables_of_sweeps(folder: str, name: str, kind: str) -> None:
-    trials = read_all(RESULTS / folder)
+    trials = read_trials(RESULTS / folder)
     assert len(trials) >= 4
-    assert tables(trials, kind) == (RESULTS / folder / name).read_text(encoding="utf-8")
+    assert format_tables(trials, kind) == (RESULTS / folder / name).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.name)

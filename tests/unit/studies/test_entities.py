@@ -152,7 +152,7 @@ def test_a_feature_in_plain_words() -> None:
 )
 def test_how_a_feature_is_said_and_asked(concept: str, feature: str, said: str, prompt: str, target: str) -> None:
     assert norms.fluent(feature) == said
-    assert norms.ask(concept, feature) == (prompt, target)
+    assert norms.feature_question(concept, feature) == (prompt, target)
 
 
 def test_a_sample_gives_a_concept_a_feature_that_it_does_not_have() -> None:
@@ -167,7 +167,7 @@ def test_a_sample_gives_a_concept_a_feature_that_it_does_not_have() -> None:
     assert len({case.id for case in found}) == len(found)
     for case in found:
         said = next(f for f in together if norms.fluent(f) == case.edit.target)
-        asked = next(g for g in together[said] if norms.ask(case.entity, g) == (case.prompt, case.target))
+        asked = next(g for g in together[said] if norms.feature_question(case.entity, g) == (case.prompt, case.target))
         assert together[said][asked] >= norms.LEAST
         assert not {said, asked} & set(known[case.entity])
         assert case.more["co"] == {g: round(p, 2) for g, p in together[said].items()}

@@ -21,8 +21,16 @@ from harness.patches.patch import patched
 from harness.reports.registry import find_format
 from harness.studies.causal.trace import TraceSettings, trace_facts
 from harness.studies.localization import localize as study
-from harness.studies.localization.localize import Grid, Method, Study, open_study, required, run_grid
-from harness.studies.localization.localize_report import PAPER, VIEWS, Row, few_layers, localize_page, rows_of, write
+from harness.studies.localization.localize import Grid, Method, Study, open_study, require_enough_facts, run_grid
+from harness.studies.localization.localize_report import (
+    PAPER,
+    VIEWS,
+    Row,
+    few_layers,
+    localize_page,
+    rows_of,
+    write_report,
+)
 from harness.studies.localization.problems import ProblemSettings, log_probabilities
 from harness.studies.localization.regression import regress
 from harness.studies.localization.success import neighborhood_score, rewrite_score
@@ -229,7 +237,7 @@ def replace_blocks(one: Study, blocks: dict) -> Study:
 def test_too_few_facts(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"2 facts .* needs at least 3; look at more rows"):
         run_grid(replace(GRID, facts=2), tmp_path, device="cpu")
-    required(3, 9)
+    require_enough_facts(3, 9)
 
 
 @pytest.mark.parametrize(
@@ -395,7 +403,7 @@ def test_the_published_numbers() -> None:
 
 
 def test_files_lie_beside_the_study(tmp_path: Path) -> None:
-    paths = write(made_up(tmp_path))
+    paths = write_report(made_up(tmp_path))
     assert [path.name.removeprefix("localize--mini--1") for path in paths] == [
         ".md",
         ".tex",

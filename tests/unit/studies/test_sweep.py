@@ -168,15 +168,15 @@ def test_a_companion_is_chosen_alone_and_examined_beside_the_model_for_each_ball
 
 def test_a_record_comes_back_and_a_damaged_one_is_told(tmp_path: Path) -> None:
     one = replace(trials(log((3.0, 0.9), (math.inf, 1.0)))[0], reason="lower lr", values={"loss": [[1.0, 2.0]]})
-    path = trial.write(tmp_path, one)
-    back = trial.read(tmp_path, one.job)
+    path = trial.write_trial(tmp_path, one)
+    back = trial.read_trial(tmp_path, one.job)
     assert back is not None
     assert (back.log, back.reason) == (one.log, "lower lr")
     assert json.loads(path.read_text())["log"][1]["general"] is None
-    assert trial.read(tmp_path, replace(one.job, seed=5)) is None
+    assert trial.read_trial(tmp_path, replace(one.job, seed=5)) is None
     path.write_text("{")
     with pytest.raises(DataError, match=r"a damaged record .*; remove it"):
-        trial.read(tmp_path, one.job)
+        trial.read_trial(tmp_path, one.job)
 
 
 def test_what_has_a_record_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from harness.editing.edit import Edit
 from harness.errors import DataError, ModelError, UsageError
 from harness.models.lm import LM
 from harness.patches.patch import Patch, patched
-from harness.studies.causal.facts import Asked, Fact, ask
+from harness.studies.causal.facts import Asked, Fact, tokenise_fact
 from harness.studies.causal.restore import Overwriting, Restorer
 from harness.studies.causal.trace import (
     PRESETS,
@@ -27,7 +27,7 @@ from harness.studies.causal.trace import (
     noise_scale,
     preset,
     roles,
-    select,
+    select_facts,
     trace_each,
     trace_facts,
 )
@@ -117,7 +117,7 @@ def test_facts_of_one_shape_go_side_by_side(tiny: Callable[[str], LM], family: s
         for who in ("Ada Velmont", "Hugo Lantern", "Elena Marsh")
         for where in ("Rome", "Paris", "Lisbon, Portugal")
     ]
-    chosen = select(lm, facts, settings)
+    chosen = select_facts(lm, facts, settings)
     shapes = {(len(one.prompt), len(one.target), one.span) for one in chosen.asked}
     assert len(shapes) < len(facts)
     found = trace_facts(lm, facts, settings, budget=100_000)
@@ -132,7 +132,7 @@ def test_facts_of_one_shape_go_side_by_side(tiny: Callable[[str], LM], family: s
 def test_facts_that_are_left_keep_their_numbers(tiny: Callable[[str], LM]) -> None:
     lm = tiny("gpt2")
     facts = [Fact(where, "Ada Velmont was born in", "Ada Velmont", where) for where in ("Rome", "Paris", "Oslo")]
-    chosen = select(lm, facts, QUICK)
+    chosen = select_facts(lm, facts, QUICK)
     every = {one.fact.id: one for one in trace_each(lm, chosen, QUICK, budget=100_000)}
     left = list(trace_each(lm, chosen, QUICK, budget=100_000, done=("Paris",)))
     assert {one.fact.id for one in left} == {"Rome", "Oslo"}
@@ -140,7 +140,7 @@ def test_facts_that_are_left_keep_their_numbers(tiny: Callable[[str], LM]) -> No
 
 
 def question(lm: LM, fact: Fact) -> Asked:
-    asked = ask(lm, fact)
+    asked = tokenise_fact(lm, fact)
     assert isinstance(asked, Asked)
     return asked
 
@@ -326,12 +326,12 @@ def test_facts_that_the_model_does_not_know_are_left_out_and_named(taught: Calla
         Fact("unknown", "Hugo Lantern was born in", "Hugo Lantern", "Rome"),
         Fact("folded", "The home of Elena Marsh is", "Elena Marsh", "PRAGUE"),
     ]
-    found = select(lm, facts, replace(QUICK, known="continuation"))
+    found = select_facts(lm, facts, replace(QUICK, known="continuation"))
     said = {one.fact.id for one in found.asked}, [(one.fact.id, one.reason) for one in found.skipped]
     assert said == ({"known", "folded"}, [("unknown", "unknown to the model")])
     assert "expected 'Rome', it says" in found.skipped[0].detail
     assert len(trace_facts(lm, facts, replace(QUICK, known="all"))) == 3
-    strict = select(lm, facts, replace(QUICK, known="prediction"))
+    strict = select_facts(lm, facts, replace(QUICK, known="prediction"))
     assert {one.fact.id for one in strict.asked} <= {"known"}  # ROME's compares case and looks at one token
 
 
@@ -346,7 +346,9 @@ def test_the_models_own_prediction_is_explained(taught: Callable[[str], LM]) -> 
 
 def test_improbable_facts_can_be_left_out(taught: Callable[[str], LM]) -> None:
     lm = taught("gpt2")
-    found = select(lm, [FACTS[0], Fact("no", FACTS[0].prompt, FACTS[0].subject, "Rome")], replace(QUICK, threshold=0.5))
+    found = select_facts(
+        lm, [FACTS[0], Fact("no", FACTS[0].prompt, FACTS[0].subject, "Rome")], replace(QUICK, threshold=0.5)
+    )
     assert [one.fact.id for one in found.asked] == ["start"]
     assert [(one.fact.id, one.reason) for one in found.skipped] == [("no", "improbable")]
 
@@ -359,11 +361,11 @@ def test_what_cannot_be_traced_says_why(tiny: Callable[[str], LM]) -> None:
         "subject not found": Fact("c", "She was born in", "Ada Velmont", "Rome"),
         "too long": Fact("d", "Ada Velmont " + "and on " * 90, "Ada Velmont", "Rome"),
     }
-    found = select(lm, [*rows.values(), FACTS[0]], QUICK)
+    found = select_facts(lm, [*rows.values(), FACTS[0]], QUICK)
     assert [(one.fact.id, one.reason) for one in found.skipped] == [(fact.id, why) for why, fact in rows.items()]
     assert [one.fact.id for one in found.asked] == ["start"]
     with pytest.raises(DataError, match="none of 4 facts can be traced"):
-        select(lm, list(rows.values()), QUICK)
+        select_facts(lm, list(rows.values()), QUICK)
 
 
 def test_edits_are_facts(tiny: Callable[[str], LM]) -> None:

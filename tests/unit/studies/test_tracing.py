@@ -14,8 +14,8 @@ import torch
 from harness.errors import DataError, UsageError
 from harness.io.files import packed
 from harness.models.lm import LM
-from harness.studies.causal import traceplot, tracing
-from harness.studies.causal.facts import Fact, read
+from harness.studies.causal import trace_figures, tracing
+from harness.studies.causal.facts import Fact, read_facts
 from harness.studies.causal.trace import Selection, Traced, TraceSettings
 from harness.studies.causal.tracing import TracePlan, facts_of, read_study, run_traces, study_name, summarise_traces
 
@@ -181,7 +181,7 @@ def test_no_known_fact_is_a_record_too(plan: TracePlan, tmp_path: Path) -> None:
     assert (study.record["facts"]["traced"], study.traced) == (0, ())
     assert [group["reason"] for group in study.record["skipped"]] == ["subject not found", "unknown to the model"]
     with pytest.raises(DataError, match="no fact was traced"):
-        traceplot.draw([study], "layers", path=tmp_path / "x.png")
+        trace_figures.draw_traces([study], "layers", path=tmp_path / "x.png")
 
 
 @pytest.mark.parametrize(
@@ -205,12 +205,12 @@ def test_what_is_no_record(tmp_path: Path, content: str, message: str) -> None:
 
 
 def test_facts_of_a_file(facts: str, tmp_path: Path) -> None:
-    found = read(Path(facts))
+    found = read_facts(Path(facts))
     assert found[0] == Fact("a", "Ada Velmont was born in", "Ada Velmont", "Paris", 0)
     assert found[1] == Fact("b", "The home of Hugo Lantern is", "Hugo Lantern", "Lisbon", None)
     array = tmp_path / "known.json"
     array.write_text(json.dumps([{"known_id": 7, "prompt": "x y", "subject": "x", "attribute": "z"}]))
-    assert read(array) == [Fact("7", "x y", "x", "z")]
+    assert read_facts(array) == [Fact("7", "x y", "x", "z")]
     assert facts_of(TracePlan(edits=facts, num_edits=2)) == found[:2]
     with pytest.raises(UsageError, match="has 4 facts, 5 were asked for"):
         facts_of(TracePlan(edits=facts, num_edits=5))
@@ -228,7 +228,7 @@ def test_facts_of_a_file(facts: str, tmp_path: Path) -> None:
 def test_files_that_hold_no_facts(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "x.json").write_text(content)
     with pytest.raises(DataError, match=message):
-        read(tmp_path / "x.json")
+        read_facts(tmp_path / "x.json")
 
 
 def test_known_1000_needs_a_folder(shared: Path) -> None:
@@ -248,23 +248,23 @@ def test_figures(plan: TracePlan, tmp_path: Path, what: str, ending: str) -> Non
     studies = list(run_traces(plans, tmp_path))
     files = [tmp_path / f"{i}.{ending}" for i in (1, 2)]
     for path in files:
-        traceplot.draw(studies, what, path=path)
+        trace_figures.draw_traces(studies, what, path=path)
     assert files[0].read_bytes() == files[1].read_bytes()
     assert len(files[0].read_bytes()) > 5000
 
 
 def test_the_lines_of_a_figure_are_the_numbers_of_the_record(plan: TracePlan, tmp_path: Path) -> None:
     (study,) = run_traces([plan], tmp_path)
-    figure = traceplot._by_layer([study])
-    for axis, key in zip(figure.axes, traceplot._LINES, strict=True):
+    figure = trace_figures._by_layer([study])
+    for axis, key in zip(figure.axes, trace_figures._LINES, strict=True):
         drawn = axis.lines[0].get_ydata()
         assert list(drawn) == [layer["value"] for layer in study.record["layers"][key]]
-    (panel, _) = traceplot._of_fact([study], "d").axes
+    (panel, _) = trace_figures._of_fact([study], "d").axes
     torch.testing.assert_close(torch.tensor(panel.images[0].get_array().data), study.traced[2].effects)
     with pytest.raises(UsageError, match="fact 'z' was not traced"):
-        traceplot.draw([study], "fact", path=tmp_path / "x.png", fact="z")
+        trace_figures.draw_traces([study], "fact", path=tmp_path / "x.png", fact="z")
     with pytest.raises(UsageError, match=r"'\.bmp' is no format"):
-        traceplot.draw([study], "layers", path=tmp_path / "x.bmp")
+        trace_figures.draw_traces([study], "layers", path=tmp_path / "x.bmp")
 
 
 def test_figures_of_two_sets_of_facts_tell_them_apart(plan: TracePlan, facts: str, tmp_path: Path) -> None:
@@ -272,19 +272,21 @@ def test_figures_of_two_sets_of_facts_tell_them_apart(plan: TracePlan, facts: st
     other = tmp_path / "other.jsonl"
     other.write_text(Path(facts).read_text().replace("Hugo Lantern", "Jonas Wick").splitlines()[1] + "\n")
     studies = [next(run_traces([each], tmp_path)) for each in (plan, replace(plan, edits=str(other)))]
-    figure = traceplot._by_layer(studies)
+    figure = trace_figures._by_layer(studies)
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert [label.rpartition(", ")[2] for label in labels] == ["3 facts of facts.jsonl", "1 facts of other.jsonl"]
-    names = [label.get_text() for label in traceplot._by_role(studies).axes[0].get_yticklabels()]
+    names = [label.get_text() for label in trace_figures._by_role(studies).axes[0].get_yticklabels()]
     assert names[0] == "first subject token (1/3)"
     with pytest.raises(UsageError, match="fact 'a' was not traced in record"):
-        traceplot.draw(studies, "fact", path=tmp_path / "x.png")  # the first fact of the first record, in all of them
+        trace_figures.draw_traces(
+            studies, "fact", path=tmp_path / "x.png"
+        )  # the first fact of the first record, in all of them
     with pytest.raises(DataError, match="fact 'b' is another one in each record"):
-        traceplot.draw(studies, "fact", path=tmp_path / "x.png", fact="b")
+        trace_figures.draw_traces(studies, "fact", path=tmp_path / "x.png", fact="b")
 
 
 def test_figures_of_two_models_are_refused(plan: TracePlan, checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     plans = [plan, replace(plan, model=str(checkpoint("gpt2", 1)))]
     studies = [next(run_traces([each], tmp_path)) for each in plans]
     with pytest.raises(DataError, match="of several models"):
-        traceplot.draw(studies, "layers", path=tmp_path / "x.png")
+        trace_figures.draw_traces(studies, "layers", path=tmp_path / "x.png")

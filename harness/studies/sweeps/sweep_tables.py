@@ -18,11 +18,21 @@ from typing import get_args
 from harness.exam.canonical import SETS
 from harness.reports.registry import find_format
 from harness.reports.table import Data, Page, Row, Section, Table, words
-from harness.studies.sweeps.ball import TOLERANCES, Rule, change, choose, inside, mean_change, report
+from harness.studies.sweeps.ball import TOLERANCES, Rule, change, chosen_epoch, in_ball, mean_change, reported_epoch
 from harness.studies.sweeps.cells import Cell, Quantity, heading, model_tables
 from harness.studies.sweeps.trial import Trial
 
-__all__ = ["RULES", "best_anywhere", "cells", "chosen", "groups", "states", "sweep_page", "tables", "winner"]
+__all__ = [
+    "RULES",
+    "best_anywhere",
+    "best_configuration",
+    "cells",
+    "chosen_trials",
+    "format_tables",
+    "groups",
+    "states",
+    "sweep_page",
+]
 
 RULES: tuple[Rule, ...] = get_args(Rule)
 
@@ -68,7 +78,7 @@ def _models(trials: Sequence[Trial]) -> dict[tuple[str, str, str], str]:
 # --- choosing ---------------------------------------------------------------------------------------------------------
 
 
-def winner(trials: Sequence[Trial], tolerance: float, rule: Rule) -> tuple[Trial, int]:
+def best_configuration(trials: Sequence[Trial], tolerance: float, rule: Rule) -> tuple[Trial, int]:
     """The configuration that gains most inside a ball, and its epoch.
 
     Of equals the one that leaves general text better off, then the one whose hash is smaller.
@@ -76,22 +86,22 @@ def winner(trials: Sequence[Trial], tolerance: float, rule: Rule) -> tuple[Trial
     Args:
         trials: the configurations of one method on one validation pair.
         tolerance: the size of the ball, as a share of the initial loss.
-        rule: how an epoch is chosen, see :func:`harness.studies.sweeps.ball.choose`.
+        rule: how an epoch is chosen, see :func:`harness.studies.sweeps.ball.chosen_epoch`.
     """
 
     def rank(pair: tuple[Trial, int]) -> tuple[float, float, str]:
         one, epoch = pair
         return one.log[epoch].failure - one.log[0].failure, one.log[epoch].general, one.job.configuration
 
-    return min(((one, choose(one.log, tolerance, rule)) for one in trials), key=rank)
+    return min(((one, chosen_epoch(one.log, tolerance, rule)) for one in trials), key=rank)
 
 
-def chosen(trials: Sequence[Trial], balls: Sequence[float]) -> list[Trial]:
+def chosen_trials(trials: Sequence[Trial], balls: Sequence[float]) -> list[Trial]:
     """The configurations of one cell that some ball and rule has chosen, each once.
 
     Where a ball leaves the unedited model, any training reports no change, so that this choice needs none of its own.
     """
-    picks = [winner(trials, tolerance, rule) for tolerance in balls for rule in RULES]
+    picks = [best_configuration(trials, tolerance, rule) for tolerance in balls for rule in RULES]
     edited = [one for one, epoch in picks if epoch] or [picks[0][0]]
     return list({one.job.configuration: one for one in edited}.values())
 
@@ -114,7 +124,7 @@ def cells(trials: Iterable[Trial], rule: Rule, balls: Sequence[float] = TOLERANC
         validated = [one for one in members if one.job.split == "val"]
         tested = [one for one in members if one.job.split == "test"]
         for tolerance in balls if validated else ():
-            best, epoch = winner(validated, tolerance, rule)
+            best, epoch = best_configuration(validated, tolerance, rule)
             repetitions = _repetitions(best, epoch, [one for one in tested if one.job.ball in (None, tolerance)])
             found.append(_cell(key, tolerance, repetitions, epoch, rule))
     return found
@@ -129,7 +139,7 @@ def _repetitions(best: Trial, epoch: int, tested: Sequence[Trial]) -> list[Trial
 def _cell(key: CellKey, tolerance: float, trials: Sequence[Trial], epoch: int, rule: Rule) -> Cell:
     if not trials:
         return Cell(*key, tolerance, runs=0, of=0)
-    reported = [report(one.log, tolerance=tolerance, chosen=epoch, rule=rule) for one in trials]
+    reported = [reported_epoch(one.log, tolerance=tolerance, chosen=epoch, rule=rule) for one in trials]
     ends = [one.log[i] for one, i in zip(trials, reported, strict=True)]
     starts = [one.log[0] for one in trials]
     moved = change([e.failure for e in starts], [e.failure for e in ends])
@@ -155,7 +165,7 @@ def _cell(key: CellKey, tolerance: float, trials: Sequence[Trial], epoch: int, r
 
 def states(trials: Sequence[Trial], tolerance: float) -> tuple[int, int]:
     """How many epochs of the trainings of one cell lie in a ball, and how many there are; the unedited one is none."""
-    within = [inside(epoch.general, one.log[0].general, tolerance) for one in trials for epoch in one.log[1:]]
+    within = [in_ball(epoch.general, one.log[0].general, tolerance) for one in trials for epoch in one.log[1:]]
     return sum(within), len(within)
 
 
@@ -208,7 +218,7 @@ def _of(found: Trained, tasks: Sequence[str], method: str) -> list[Trial]:
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 
-def tables(trials: Sequence[Trial], kind: str = "md", balls: Sequence[float] = TOLERANCES) -> str:
+def format_tables(trials: Sequence[Trial], kind: str = "md", balls: Sequence[float] = TOLERANCES) -> str:
     """The paper's tables in a format.
 
     Args:

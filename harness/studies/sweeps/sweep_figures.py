@@ -16,14 +16,14 @@ from harness.errors import DataError
 from harness.reports.curves import COLOURS, save
 from harness.studies.sweeps.ball import TOLERANCES
 from harness.studies.sweeps.cells import Cell
-from harness.studies.sweeps.swept import cells
+from harness.studies.sweeps.sweep_tables import cells
 from harness.studies.sweeps.trial import Trial
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["bars", "draw"]
+__all__ = ["bars", "draw_sweep"]
 
 _COLUMNS = 3
 _HATCHES = ("", "///", "...", "xx", "\\\\\\", "--", "oo")
@@ -50,7 +50,7 @@ def bars(trials: Sequence[Trial], balls: Sequence[float] = TOLERANCES) -> dict[s
     return found
 
 
-def draw(trials: Sequence[Trial], path: Path, balls: Sequence[float] = TOLERANCES) -> None:
+def draw_sweep(trials: Sequence[Trial], path: Path, balls: Sequence[float] = TOLERANCES) -> None:
     """Draw what a sweep gained into a file.
 
     Args:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["draw"]
+__all__ = ["draw_traces"]
 
 _NAMES = {"mlp": "feed-forward output", "attn": "attention output", "block": "hidden state"}
 _MAPS = {"mlp": "Greens", "attn": "Reds", "block": "Purples"}
@@ -32,7 +32,7 @@ _LINES = {
 }
 
 
-def draw(studies: Sequence[Study], what: str, *, path: Path, fact: str | None = None) -> None:
+def draw_traces(studies: Sequence[Study], what: str, *, path: Path, fact: str | None = None) -> None:
     """Draw studies of one model into a file.
 
     Args:

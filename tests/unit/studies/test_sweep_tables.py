@@ -16,9 +16,18 @@ import pytest
 from harness.errors import DataError
 from harness.exam.canonical import SETS
 from harness.reports.registry import format_names
-from harness.studies.sweeps import sweptplot, trial
+from harness.studies.sweeps import sweep_figures, trial
 from harness.studies.sweeps.ball import Epoch
-from harness.studies.sweeps.swept import RULES, best_anywhere, cells, chosen, groups, states, tables, winner
+from harness.studies.sweeps.sweep_tables import (
+    RULES,
+    best_anywhere,
+    best_configuration,
+    cells,
+    chosen_trials,
+    format_tables,
+    groups,
+    states,
+)
 from harness.studies.sweeps.trial import Job, Trial
 
 BALLS = (1e-3, 1e-5)
@@ -58,20 +67,22 @@ def test_the_winner_gains_most_inside_the_ball() -> None:
         log((3.0, 0.9), (3.0200, 0.5)),
         log((3.0, 0.9), (3.0002, 0.7), (3.0001, 0.75)),
     )
-    assert [(one.job.settings["lr"], epoch) for one, epoch in (winner(found, 1e-3, rule) for rule in RULES)] == [
+    assert [
+        (one.job.settings["lr"], epoch) for one, epoch in (best_configuration(found, 1e-3, rule) for rule in RULES)
+    ] == [
         (2, 2),
         (2, 1),
     ]
-    assert winner(found, 1e-5, "released")[1] == 0  # whatever leaves the ball is refused
-    assert winner(found, 1.0, "released")[0].job.settings["lr"] == 0
+    assert best_configuration(found, 1e-5, "released")[1] == 0  # whatever leaves the ball is refused
+    assert best_configuration(found, 1.0, "released")[0].job.settings["lr"] == 0
 
 
 def test_equals_are_told_apart_by_general_text_and_then_by_name() -> None:
     better = made(log((3.0, 0.9), (3.0002, 0.7)), log((3.0, 0.9), (3.0001, 0.7)))
-    assert winner(better, 1e-3, "plain")[0].job.settings["lr"] == 1
+    assert best_configuration(better, 1e-3, "plain")[0].job.settings["lr"] == 1
     alike = made(*[log((3.0, 0.9), (3.0001, 0.7))] * 5)
-    first = winner(alike, 1e-3, "plain")[0]
-    assert all(winner(random.Random(i).sample(alike, 5), 1e-3, "plain")[0] is first for i in range(9))
+    first = best_configuration(alike, 1e-3, "plain")[0]
+    assert all(best_configuration(random.Random(i).sample(alike, 5), 1e-3, "plain")[0] is first for i in range(9))
 
 
 def test_chosen_are_the_winners_of_all_balls_and_rules_that_are_edited() -> None:
@@ -81,11 +92,11 @@ def test_chosen_are_the_winners_of_all_balls_and_rules_that_are_edited() -> None
         log((3.0, 0.9), (3.00001, 0.85)),  # the narrow ball
         log((3.0, 0.9), (3.0, 0.9)),
     )
-    assert {one.job.settings["lr"] for one in chosen(found, BALLS)} == {0, 1, 2}
-    assert {one.job.settings["lr"] for one in chosen(found, [1e-9])} == {
-        winner(found, 1e-9, "plain")[0].job.settings["lr"]
+    assert {one.job.settings["lr"] for one in chosen_trials(found, BALLS)} == {0, 1, 2}
+    assert {one.job.settings["lr"] for one in chosen_trials(found, [1e-9])} == {
+        best_configuration(found, 1e-9, "plain")[0].job.settings["lr"]
     }
-    assert len(chosen(found[3:], BALLS)) == 1
+    assert len(chosen_trials(found[3:], BALLS)) == 1
 
 
 # --- cells ------------------------------------------------------------------------------------------------------------
@@ -108,7 +119,7 @@ def test_a_configuration_that_was_not_trained_at_test_has_no_value(sweep: list[T
     validated = [one for one in sweep if one.job.split == "val"]
     for cell in cells(validated, "plain", BALLS):
         assert (cell.change, cell.success, cell.runs, cell.of) == (None, None, 0, 0)
-    assert "| temporal | - | - (0/0) | - (0/0) |" in tables(validated, "md", BALLS)
+    assert "| temporal | - | - (0/0) | - (0/0) |" in format_tables(validated, "md", BALLS)
     better = made(*[log((3.0, 0.9), (3.0, 0.5))] * 3)[2:]
     wide, narrow = cells([*sweep, *better], "plain", BALLS)
     assert (wide.change, wide.of, narrow.change, narrow.of) == (None, 0, None, 0)
@@ -164,7 +175,7 @@ def board(sweep: list[Trial]) -> list[Trial]:
 
 
 def test_the_tables_in_markdown(sweep: list[Trial]) -> None:
-    parts = re.split(r"^## ", tables(board(sweep), "md", BALLS), flags=re.MULTILINE)
+    parts = re.split(r"^## ", format_tables(board(sweep), "md", BALLS), flags=re.MULTILINE)
     change = parts[1]
     assert change.startswith("Change in success, percentage points (released)\n")
     assert "| task | unedited | full 0.001 | lora 0.001 | full 1e-05 | lora 1e-05 |" in change
@@ -189,11 +200,11 @@ def test_the_order_of_the_trials_does_not_matter(sweep: list[Trial]) -> None:
     trials = board(sweep)
     for kind in format_names():
         shuffled = random.Random(1).sample(trials, len(trials))
-        assert tables(shuffled, kind, BALLS) == tables(trials, kind, BALLS)
+        assert format_tables(shuffled, kind, BALLS) == format_tables(trials, kind, BALLS)
 
 
 def test_the_tables_as_values(sweep: list[Trial]) -> None:
-    rows = list(csv.DictReader(io.StringIO(tables(board(sweep), "csv", BALLS))))
+    rows = list(csv.DictReader(io.StringIO(format_tables(board(sweep), "csv", BALLS))))
     assert len(rows) == len(RULES) * (4 + 1) * len(BALLS)
     (row,) = [
         r
@@ -208,11 +219,11 @@ def test_the_tables_as_values(sweep: list[Trial]) -> None:
 
 
 def test_the_tables_in_latex_and_html(sweep: list[Trial]) -> None:
-    text = tables(board(sweep), "latex", BALLS)
+    text = format_tables(board(sweep), "latex", BALLS)
     assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 2 * 5
     assert r"temporal & $8.0$ & $+14.0 \pm 4.2$ & $+10.0 \pm 0.0$ & $+0.0 \pm 0.0 (0/2)$ & $+10.0 \pm 0.0$ \\" in text
     assert r"\caption{Change in success, percentage points (plain): mini-backpack}" in text
-    page = tables(board(sweep), "html", BALLS)
+    page = format_tables(board(sweep), "html", BALLS)
     assert page.count("<table>") == page.count("</table>") == 2 * 5
     row = re.search(r"<tr>(<td[^>]*>temporal.*)</tr>", page)
     assert row is not None
@@ -222,11 +233,11 @@ def test_the_tables_in_latex_and_html(sweep: list[Trial]) -> None:
 
 def test_records_are_found_wherever_a_sweep_puts_them(sweep: list[Trial], tmp_path: Path) -> None:
     for one in sweep:
-        trial.write(tmp_path / "one" / "runs", one)
+        trial.write_trial(tmp_path / "one" / "runs", one)
     (tmp_path / "one" / "other.json").write_text('{"schema": 1}')
     for place in (tmp_path, tmp_path / "one", tmp_path / "one" / "runs"):
-        assert tables(trial.read_all(place)) == tables(sweep)
-    assert trial.read_all(tmp_path / "one" / "runs" / "deeper") == []
+        assert format_tables(trial.read_trials(place)) == format_tables(sweep)
+    assert trial.read_trials(tmp_path / "one" / "runs" / "deeper") == []
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------
@@ -234,7 +245,7 @@ def test_records_are_found_wherever_a_sweep_puts_them(sweep: list[Trial], tmp_pa
 
 def test_bars_are_the_changes_and_lines_their_standard_errors(sweep: list[Trial]) -> None:
     trials = board(sweep)
-    figure = sweptplot._figure(sweptplot.bars(trials, BALLS), BALLS)
+    figure = sweep_figures._figure(sweep_figures.bars(trials, BALLS), BALLS)
     panels = [axis for axis in figure.axes if axis.get_title("left")]
     assert [axis.get_title("left") for axis in panels] == [
         "temporal\nunedited: mini 8.0 %, mini-backpack 0.0 %",
@@ -261,7 +272,7 @@ def half_lengths(group: Any) -> list[float]:
 
 def test_bars_are_told_apart_without_colour(sweep: list[Trial]) -> None:
     many = [replace(one, job=replace(one.job, method=f"m{i}")) for i in range(7) for one in sweep]
-    figure = sweptplot._figure(sweptplot.bars(many, BALLS), BALLS)
+    figure = sweep_figures._figure(sweep_figures.bars(many, BALLS), BALLS)
     (axis,) = figure.axes
     looks = {
         (bar.get_hatch(), str(bar.get_facecolor()))
@@ -275,11 +286,11 @@ def test_bars_are_told_apart_without_colour(sweep: list[Trial]) -> None:
 @pytest.mark.parametrize("ending", [".png", ".svg"])
 def test_the_same_trials_give_the_same_file(sweep: list[Trial], ending: str, tmp_path: Path) -> None:
     for name in ("a", "b"):
-        sweptplot.draw(sweep, tmp_path / f"{name}{ending}", BALLS)
+        sweep_figures.draw_sweep(sweep, tmp_path / f"{name}{ending}", BALLS)
     first, second = ((tmp_path / f"{name}{ending}").read_bytes() for name in ("a", "b"))
     assert first == second
 
 
 def test_a_sweep_that_has_not_come_to_the_test_pairs_has_no_figure(sweep: list[Trial]) -> None:
     with pytest.raises(DataError, match="no training was on a test pair; let `harness sweep` come to its end"):
-        sweptplot.bars([one for one in sweep if one.job.split == "val"])
+        sweep_figures.bars([one for one in sweep if one.job.split == "val"])
