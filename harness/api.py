@@ -659,7 +659,8 @@ def leaderboard(records: str | Path | Sequence[Record], format: str = "md") -> s
 
     Raises:
         UsageError: there is no such format.
-        DataError: the folder holds no record, or one that cannot be read.
+        DataError: the folder holds no record, one that cannot be read, or one whose numbers are not those that its
+            documents give.
 
     Examples:
         >>> import harness
@@ -667,9 +668,10 @@ def leaderboard(records: str | Path | Sequence[Record], format: str = "md") -> s
         >>> harness.leaderboard([kept], "csv").count("memit") > 0
         True
     """
-    from harness.reports.leaderboard import leaderboard_page
+    from harness.reports.leaderboard import leaderboard_page, shown_and_headline
     from harness.reports.registry import find_format
     from harness.runs import record_file
+    from harness.runs.ties import require_tied
     from harness.studies.sweeps.trial_paths import trial_paths
 
     form = find_format(format)
@@ -681,7 +683,9 @@ def leaderboard(records: str | Path | Sequence[Record], format: str = "md") -> s
 
         pages.append(sweep_tables.sweep_page(trial.read_trials(Path(records))))
     if not pages or record_file.record_paths(records):
-        pages.insert(0, leaderboard_page(record_file.read_records(records, values=True)))
+        kept = record_file.read_records(records, values=True)
+        require_tied(kept, shown_and_headline)
+        pages.insert(0, leaderboard_page(kept))
     return form.write(pages)
 
 

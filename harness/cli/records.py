@@ -59,9 +59,8 @@ def plot(paths: Sequence[Path], output: Path) -> None:
 def show(path: Path) -> None:
     """Show one record whole: every metric, the plan, hashes and cost."""
     from harness.reports import terminal_tables
-    from harness.runs.record_file import read_record
 
-    terminal.show(terminal_tables.record_table(read_record(path)))
+    terminal.show(terminal_tables.record_table(*_tied(path)))
 
 
 @click.command()
@@ -70,9 +69,19 @@ def show(path: Path) -> None:
 def compare(first: Path, second: Path) -> None:
     """Compare two records, document by document."""
     from harness.reports import terminal_tables
-    from harness.runs.record_file import read_record
 
-    terminal.show(terminal_tables.comparison_table(read_record(first, values=True), read_record(second, values=True)))
+    one, other = _tied(first, second)
+    terminal.show(terminal_tables.comparison_table(one, other))
+
+
+def _tied(*paths: Path) -> list[Record]:
+    """Records whose numbers are those of their documents."""
+    from harness.runs.record_file import read_record
+    from harness.runs.ties import require_tied
+
+    records = [read_record(path, values=True) for path in paths]
+    require_tied(records)
+    return records
 
 
 @click.command()
@@ -104,8 +113,10 @@ def _asked(baseline: Path, only: str) -> list[Record]:
     from harness.errors import DataError
     from harness.runs.record import record_name
     from harness.runs.record_file import read_records
+    from harness.runs.ties import require_tied
 
-    found = [kept for kept in read_records(baseline) if fnmatch(record_name(kept), only)]
+    found = [kept for kept in read_records(baseline, values=True) if fnmatch(record_name(kept), only)]
+    require_tied(found)
     if not found:
         raise DataError(
             f"{baseline}: no record is named '{only}'; names look like mini--memit--counterfact-50--batch--1a2b3c4d"

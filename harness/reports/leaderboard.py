@@ -31,7 +31,7 @@ from harness.reports.seeds import order_notes, pool
 from harness.reports.table import Data, Page, Section, Table
 from harness.runs.record import Record, record_name
 
-__all__ = ["leaderboard", "leaderboard_page"]
+__all__ = ["leaderboard", "leaderboard_page", "shown_and_headline"]
 
 Json = dict[str, Any]
 Member = tuple[Record, int]
@@ -61,13 +61,13 @@ def leaderboard_page(records: Sequence[Record]) -> Page:
     whole = sorted((r for r in records if r.status == "complete"), key=lambda r: (record_name(r), r.id))
     left_out = sorted(f"{record_name(r)} is left out: {r.status}" for r in records if r.status != "complete")
     with without_collector():
-        sections = _sections(pool(whole, _needed))
+        sections = _sections(pool(whole, shown_and_headline))
     split = any(" @" in label for section in sections for label in section.labels)
     introduction = (*LEGEND, *([VARIANTS] if split else []), *left_out)
     return Page("Leaderboard", introduction, tuple(map(_shown, sections)), data=_data(sections))
 
 
-def _needed(record: Record, task: str, measures: Mapping[str, Json]) -> list[str]:
+def shown_and_headline(record: Record, task: str, measures: Mapping[str, Json]) -> list[str]:
     """What is shown of a task, and its headline, whose deviation over seeds is told."""
     headline = [metric for metric in measures if metric == record.headlines.get(task)]
     return list(dict.fromkeys([*shown_metrics(record, task, measures), *headline]))

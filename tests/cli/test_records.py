@@ -133,3 +133,35 @@ def test_check_of_chosen_records(harness: Callable[..., Any], records: dict[str,
     one = harness("check", "--baseline", folder, "--only", records["weak"].stem, "--device", "cpu")
     assert (one.code, one.err) == (0, "")
     assert "ok 1 records" in one.out
+
+
+# --- numbers that were changed by hand --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def changed(records: dict[str, Path], tmp_path: Path) -> Path:
+    """A copy of a record in which one value was written by hand."""
+    source = records["strong"]
+    for path in source.parent.glob(f"{source.stem}*"):
+        shutil.copy(path, tmp_path)
+    path = tmp_path / source.name
+    data = json.loads(path.read_bytes())
+    measure = data["points"][1]["tasks"]["NLI"]["accuracy"]
+    measure["value"] = 0.999 if measure["value"] != 0.999 else 0.5
+    path.write_text(json.dumps(data))
+    return path
+
+
+@pytest.mark.parametrize("command", ["show", "compare", "leaderboard", "check"])
+def test_a_number_that_was_changed_by_hand_is_told(
+    harness: Callable[..., Any], records: dict[str, Path], changed: Path, command: str
+) -> None:
+    words: dict[str, list[object]] = {
+        "show": ["show", changed],
+        "compare": ["compare", records["weak"], changed],
+        "leaderboard": ["leaderboard", changed.parent],
+        "check": ["check", "--baseline", changed.parent],
+    }
+    found = harness(*words[command])
+    assert (found.code, found.out, len(found.err.splitlines())) == (2, "", 1), found.err
+    assert "NLI accuracy after 2 edits, the value is 0.999, but its documents give" in found.err

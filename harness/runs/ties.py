@@ -1,0 +1,162 @@
+"""Whether the numbers of a record are those that its documents give.
+
+A record says what came out, and what every document contributed lies beside it. Values, counts and differences are
+computed from the latter again; where they are not what the record says, one of the two was changed by hand.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Any
+
+from harness.errors import DataError
+from harness.exam.numbers import TaskValues
+from harness.exam.statistics import Values
+from harness.runs.record import Record, record_name
+
+__all__ = ["require_tied", "untied"]
+
+Json = dict[str, Any]
+Wanted = Callable[[Record, str, Mapping[str, Json]], Collection[str]]
+"""The metrics, of a record's task and its numbers, that are looked at."""
+
+TOLERANCE = 1e-6
+"""Relative above 1: both are kept in nine significant digits."""
+
+
+def require_tied(records: Iterable[Record], wanted: Wanted | None = None) -> None:
+    """See that records say what their documents give.
+
+    Args:
+        records: records that were read with their values; one without them says nothing against itself.
+        wanted: which metrics are looked at; by default all.
+
+    Raises:
+        DataError: a number is another one; names the first.
+    """
+    for record in records:
+        for found in untied(record, wanted):
+            raise DataError(
+                f"{record_name(record)}: {found}: the record or its values were changed after the run; repeat the run"
+            )
+
+
+def untied(record: Record, wanted: Wanted | None = None) -> Iterator[str]:
+    """What a record says otherwise than its documents do, number by number.
+
+    Args:
+        record: a record with its values.
+        wanted: which metrics are looked at; by default all.
+    """
+    values, known = record.values or {}, _Known()
+    for point in record.points:
+        for task, measures in point["tasks"].items():
+            mine = values.get(point["edits"], {}).get(task, {})
+            base = values.get(0, {}).get(task, {}) if point["edits"] else None
+            derived = record.derived.get(task, {})
+            for metric in measures if wanted is None else wanted(record, task, measures):
+                parts = derived.get(metric, [metric])
+                if metric in measures and all(part in mine for part in parts):
+                    where = f"{task} {metric} after {point['edits']} edits"
+                    for what, said, given in _pairs(measures[metric], parts, mine, base, known):
+                        if not _agree(said, given):
+                            yield f"{where}, the {what} is {_said(said)}, but its documents give {_said(given)}"
+
+
+class _Known:
+    """The values of samples, each computed once."""
+
+    def __init__(self) -> None:
+        self._found: dict[int, tuple[Values, float | None]] = {}
+
+    def __call__(self, values: Values) -> float | None:
+        """The value of a sample; it is kept with it, so that no other sample takes its place in memory."""
+        if id(values) not in self._found:
+            self._found[id(values)] = values, _value(values)
+        return self._found[id(values)][1]
+
+
+def _pairs(
+    measure: Json, parts: Collection[str], mine: TaskValues, base: TaskValues | None, known: _Known
+) -> Iterator[tuple[str, float | None, float | None]]:
+    """What a number is, what the record says of it, and what the documents give."""
+    yield "value", measure["value"], _harmonic([known(mine[part]) for part in parts])
+    if len(parts) == 1:
+        yield "n", measure["n"], _count(mine[next(iter(parts))]) if measure["value"] is not None else 0
+    change = measure.get("difference")
+    if base is None or not isinstance(change, dict) or change.get("value") is None:
+        return
+    pairs = [_shared(base.get(part, {}), mine[part]) for part in parts]
+    before, after = (_harmonic([known(pair[side]) for pair in pairs]) for side in (0, 1))
+    yield "difference", change["value"], None if before is None or after is None else after - before
+
+
+def _agree(said: float | None, given: float | None) -> bool:
+    if said is None or given is None:
+        return said is given
+    return abs(said - given) <= TOLERANCE * max(1.0, abs(given))
+
+
+def _said(number: float | None) -> str:
+    return "nothing" if number is None else f"{number:.6g}"
+
+
+def _counts(num: float, den: float) -> bool:
+    return math.isfinite(num) and math.isfinite(den) and den >= 0
+
+
+def _count(values: Values) -> int:
+    return sum(_counts(row[0], row[1]) and row[1] > 0 for row in values.values())
+
+
+def _shared(base: Values, edited: Values) -> tuple[Values, Values]:
+    """Both sides, restricted to the documents that are numbers in both."""
+    if base.keys() == edited.keys() and _whole(base) and _whole(edited):
+        return base, edited
+    both = [doc for doc, row in base.items() if _counts(row[0], row[1]) and doc in edited]
+    both = [doc for doc in both if _counts(edited[doc][0], edited[doc][1])]
+    return {doc: base[doc] for doc in both}, {doc: edited[doc] for doc in both}
+
+
+def _whole(values: Values) -> bool:
+    return math.isfinite(sum(row[0] + row[1] for row in values.values()))
+
+
+def _value(values: Values) -> float | None:
+    """The mean over strata of the ratio of sums, where the documents of a cluster are averaged first.
+
+    As :mod:`harness.exam.statistics` has it, without what only intervals need: this is asked of every number of
+    hundreds of records.
+    """
+    nums, dens, clusters, strata = zip(*values.values(), strict=True) if values else ((), (), (), ())
+    if set(strata) == {None} and set(clusters) == {None} and _whole(values) and min(dens) >= 0:
+        return sum(nums) / den if (den := sum(dens)) > 0 else None
+    return _over_strata(values, clustered=set(clusters) != {None})
+
+
+def _over_strata(values: Values, clustered: bool) -> float | None:
+    sums: dict[str | None, dict[object, list[float]]] = {}
+    for doc, (num, den, cluster, stratum) in values.items():
+        if _counts(num, den):
+            total = sums.setdefault(stratum, {}).setdefault(doc if cluster is None else (cluster,), [0.0, 0.0])
+            total[0] += num
+            total[1] += den
+    ratios = []
+    for units in sums.values():
+        rows = [row for row in units.values() if row[1] > 0] if clustered else list(units.values())
+        num = sum(row[0] / row[1] if clustered else row[0] for row in rows)
+        den = len(rows) if clustered else sum(row[1] for row in rows)
+        ratios += [num / den] if den > 0 else []
+    return statistics.fmean(ratios) if ratios else None
+
+
+def _harmonic(values: Collection[float | None]) -> float | None:
+    """The value itself where there is one; of several the harmonic mean, zero where one is not positive."""
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return None
+    if len(known) == 1:
+        return known[0]
+    return len(known) / math.fsum(1 / value for value in known) if min(known) > 0 else 0.0
