@@ -23,6 +23,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor
 
 from harness.errors import DataError, UsageError
+from harness.exam.quiet import quiet_lm_eval
 from harness.exam.span_scores import Apart, Encoded, Ranked, Span, Whole, score, whole
 from harness.models.lm import LM
 from harness.models.packing import shared_length
@@ -60,7 +61,8 @@ class EditedLM(HFLM):  # type: ignore[misc]
             batch_size: rows of one forward pass.
             progress: told how many requests are done.
         """
-        super().__init__(pretrained=lm.model, tokenizer=lm.tokenizer, batch_size=batch_size, max_length=lm.context)
+        with quiet_lm_eval():
+            super().__init__(pretrained=lm.model, tokenizer=lm.tokenizer, batch_size=batch_size, max_length=lm.context)
         self.lm = lm
         self.progress = progress
         self.truncated = 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import logging
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from harness import __version__
 from harness.editing.schedule import Stop
 from harness.exam import numbers, statistics, text_metrics
 from harness.exam.adapter import EditedLM
+from harness.exam.quiet import quiet_lm_eval
 from harness.exam.statistics import Ratio, Values
 from harness.exam.tasks import Task, templates_once, values_of
 from harness.io import files
@@ -108,20 +108,15 @@ def measure_task(model: EditedLM, task: Task, *, limit: int | None, documents: S
     if documents is not None and not documents:  # lm-eval would take no positions for all of them
         return Measured()
     chosen = None if documents is None else {task.name: list(documents)}
-    level = logging.getLogger("lm_eval").level
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
     cut = model.truncated
-    try:
-        with templates_once():
-            found = lm_eval.evaluate(
-                model,
-                {"tasks": {task.name: task.task}, "groups": {}, "group_map": {}},
-                limit=limit if chosen is None else None,
-                samples=chosen,
-                bootstrap_iters=0,
-            )
-    finally:
-        logging.getLogger("lm_eval").setLevel(level)
+    with quiet_lm_eval(), templates_once():
+        found = lm_eval.evaluate(
+            model,
+            {"tasks": {task.name: task.task}, "groups": {}, "group_map": {}},
+            limit=limit if chosen is None else None,
+            samples=chosen,
+            bootstrap_iters=0,
+        )
     samples = found["samples"][task.name]
     measured = Measured(values=values_of(task, samples), truncated=model.truncated - cut)
     for key, value in found["results"][task.name].items():

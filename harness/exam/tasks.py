@@ -25,6 +25,7 @@ from transformers import PreTrainedTokenizerBase
 from harness.editing.edit import Edit, Example
 from harness.errors import DataError, HarnessError, UsageError, near
 from harness.exam import data, statistics
+from harness.exam.quiet import quiet_lm_eval
 from harness.exam.task_identity import of_task, rows_sha256
 
 __all__ = [
@@ -303,7 +304,8 @@ def _rows_of(shown: str, split: str, data_dir: str, own_file: str | None) -> str
 def _build(manager: TaskManager, name: str, rows_of: Callable[[str], str | None]) -> list[Task]:
     """The tasks of a name; ``rows_of`` gives the hash of the file that a reported name's rows come from, if any."""
     try:
-        built = manager.load([name])
+        with quiet_lm_eval():
+            built = manager.load([name])
     except HarnessError:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -490,3 +490,14 @@ def test_a_mistake_is_one_line(
     with same_process(), pytest.raises(kind, match=message) as caught:
         call(lm.model, lm.tokenizer)
     assert type(caught.value) is kind and "\n" not in str(caught.value)
+
+
+def test_a_measurement_writes_nothing_on_the_terminal() -> None:
+    """Of lm-eval's hints and bars, which come from the first use in a process."""
+    code = "import harness; lm = harness.load('mini'); print('from here', flush=True)\n"
+    code += "import sys; sys.stderr.write('from here\\n'); harness.evaluate(lm, ['NLI'], limit=2)"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False, env=dict(os.environ)
+    )
+    assert done.stdout == "from here\n"
+    assert done.stderr.partition("from here\n")[2] == ""
