@@ -133,7 +133,7 @@ class Ensemble(Part):
 
     def tensors(self) -> dict[str, Tensor]:
         """Those of the companion's change."""
-        return patch_file.packed(self.change, self.editor)[1]
+        return patch_file.pack_patch(self.change, self.editor)[1]
 
     def settings(self) -> dict[str, Any]:
         """The companion with the hash of its weights, and what else changes it."""
@@ -145,7 +145,7 @@ class Ensemble(Part):
             "fixed": self.fixed,
             "editor": self.editor,
             "version": patch_file.VERSION,
-            "parts": patch_file.packed(self.change, self.editor)[0],
+            "parts": patch_file.pack_patch(self.change, self.editor)[0],
         }
 
     @classmethod
@@ -159,7 +159,7 @@ class Ensemble(Part):
         companion = _opened(name, device, text)
         if companion.fingerprint() != settings["sha256"]:
             raise DataError(f"the companion {name} is not the model that was edited; give the same checkpoint")
-        change = patch_file.unpacked(Path(name), head=settings, flat=tensors, lm=companion)
+        change = patch_file.unpack_patch(Path(name), head=settings, flat=tensors, lm=companion)
         common = common_vocabulary(lm, companion)
         return cls(name, change, settings["beta"], common, device, text, settings["editor"], settings["fixed"])
 
@@ -232,13 +232,13 @@ class Companion(Editor):
         small = _opened(self.model, str(lm.device), lm.text)
         if self.patch is not None:
             path = Path(self.patch)
-            change = patch_file.load(path, small)
+            change = patch_file.load_patch(path, small)
             if change.prompt is not None:
                 raise ModelError(
                     f"{path}: changes the prompt, but a companion reads what the model reads; give a change of its "
                     "weights, activations or logits"
                 )
-            return self._felt(lm, small, change, patch_file.manifest(path)["editor"])
+            return self._felt(lm, small, change, patch_file.patch_manifest(path)["editor"])
         before = memory or _Memory(Patch(), None)
         with patched(small, before.change):
             change = self._method(small).edit(small, edits, before.inner)
@@ -265,7 +265,7 @@ class Companion(Editor):
         """The companion with the hash of its weights, and what is changed in it."""
         small = _opened(self.model, str(lm.device), lm.text)
         if self.patch is not None:
-            return {"companion": small.fingerprint(), "patch": patch_file.manifest(Path(self.patch))["sha256"]}
+            return {"companion": small.fingerprint(), "patch": patch_file.patch_manifest(Path(self.patch))["sha256"]}
         return {"companion": small.fingerprint(), "method": self._method(small).hyperparameters()}
 
     def _method(self, small: LM) -> Editor:

@@ -278,7 +278,7 @@ def probability_task(lm: LM, edits: Sequence[Edit]) -> tasks.Task:
 def moments(lm: LM, run: Run) -> None:
     """Second moments of up to five layers in one pass that ends early, against one whole pass a layer."""
     layers = list(range(min(5, lm.arch.layers)))
-    texts = list(plain_text.documents(lm.text))[: run.edits or 200]
+    texts = list(plain_text.read_documents(lm.text))[: run.edits or 200]
     found: dict[int, Tensor] = {}
     ours = {layer: moment.matrix for layer, moment in second_moments.accumulate_moments(lm, layers, texts).items()}
 
@@ -389,7 +389,7 @@ def memory(lm: LM, run: Run) -> None:
     taken, model = _resident("VmHWM") - before, sum(p.nbytes for p in lm.model.parameters()) / 2**20
     with TemporaryDirectory() as folder:
         path = Path(folder) / "edit.safetensors"
-        patch_file.save(patch, lm, path, editor="rome")
+        patch_file.save_patch(patch, lm, path, editor="rome")
         print(f"memory: one ROME edit on disk {path.stat().st_size / 1024:.1f} KiB")
     print(
         f"memory: one ROME edit took {taken:.0f} MiB at its height, {taken / model:.2f} of the model's {model:.0f} MiB"

@@ -428,7 +428,7 @@ def train(name: str, world: World, steps: int, work: Path) -> None:
     errors, first, stage = dict.fromkeys((*TASKS, "fact"), 1.0), 0, 0
     saved = work / f"{name}.safetensors"
     if saved.exists():
-        head, tensors = tensor_file.read(saved, "training", 1)
+        head, tensors = tensor_file.read_tensors(saved, "training", 1)
         state = rebuild(head["state"], tensors, packages=())
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
@@ -459,7 +459,7 @@ def train(name: str, world: World, steps: int, work: Path) -> None:
             total = 0.0
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
             tree, tensors = flatten(state | {"errors": errors, "stage": stage})
-            tensor_file.write(saved, kind="training", version=1, manifest={"state": tree}, tensors=tensors)
+            tensor_file.write_tensors(saved, kind="training", version=1, manifest={"state": tree}, tensors=tensors)
     save(model, MINI / name)
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from plans import identity, run_plans
 
 from harness.editing.editor import Editor, Wrapper
-from harness.editing.registry import compose, find, names
+from harness.editing.registry import compose, find, editor_names
 from harness.runs.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,7 +49,7 @@ def _on_backpack(seed: int) -> Iterator[Plan]:
 
 
 def _of(model: str, seed: int) -> Iterator[Plan]:
-    editors = [name for name in names() if not issubclass(find(name), Wrapper) and not find(name).family]
+    editors = [name for name in editor_names() if not issubclass(find(name), Wrapper) and not find(name).family]
     for editor in (*editors, *COMPOSED):
         method = compose(editor).cls
         if seed and not method.random:

@@ -30,7 +30,7 @@ from typing import Any
 from harness.errors import HarnessError
 from harness.exam import data
 from harness.exam.task_identity import definition, identity
-from harness.io.files import packed, text, unpacked, values_path, write_whole
+from harness.io.files import pack_json, json_text, unpack_json, values_path, write_whole
 from harness.runs.identity import SCHEMA, digest, record_id
 from harness.runs.plan import Plan
 from harness.runs.record import Record, record_name
@@ -200,10 +200,10 @@ def _values(new: Rewritten, before: bytes) -> bytes:
     """The values beside a record, which name it."""
     if not new.old_id:
         return before
-    old = unpacked(before)
+    old = unpack_json(before)
     _require(old["id"] == new.old_id, "the values beside it are of another record")
-    after = packed({**old, "schema": new.content["schema"], "id": new.content["id"]})
-    _require(_file(_rest(unpacked(after))) == _file(_rest(old)), "more than the identity of its values would change")
+    after = pack_json({**old, "schema": new.content["schema"], "id": new.content["id"]})
+    _require(_file(_rest(unpack_json(after))) == _file(_rest(old)), "more than the identity of its values would change")
     return after
 
 
@@ -212,7 +212,7 @@ def _rest(record: Json) -> Json:
 
 
 def _file(record: Json) -> bytes:
-    return (text(record) + "\n").encode()
+    return (json_text(record) + "\n").encode()
 
 
 def _require(proved: bool, otherwise: str) -> None:

@@ -60,7 +60,7 @@ def _lessons(plans: Sequence[Plan], device: str) -> list[list[str]]:
         method = recipe.build(lm, plan.settings, seed=plan.seed).root
         path = learned_file.default_path(method, lm)
         if not path.is_file():
-            command = shlex.split(learned_file.command(method, lm))[1:]
+            command = shlex.split(learned_file.fit_command(method, lm))[1:]
             missing[path] = [*command, "--edits", plan.edits, "--data-dir", plan.data_dir, "--device", device]
     return list(missing.values())
 

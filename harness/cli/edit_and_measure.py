@@ -193,7 +193,7 @@ def apply(*, patch: Path, folder: Path, model: str | None, dtype: str | None) ->
     from harness.editing.checkpoint import export
     from harness.models.lm import load
 
-    about = patch_file.manifest(patch)["about"]
+    about = patch_file.patch_manifest(patch)["about"]
     lm = load(model or str(about.get("model")), dtype=dtype or str(about.get("dtype", "float32")), device="cpu")
     export(patch, lm, folder)
     terminal.say_where("[green]written[/]", folder, then=": load it with transformers, or lm_eval --model hf")

@@ -19,15 +19,15 @@ def editors(form: str) -> None:
     """List the editors: what they do, at which seam they change a model, and their hyperparameters."""
     from harness.editing import promises
     from harness.editing.hyperparameters import settable
-    from harness.editing.registry import find, names
+    from harness.editing.registry import find, editor_names
 
     if form == "md":
-        click.echo(promises.table(), nl=False)
+        click.echo(promises.promises_table(), nl=False)
         return
     rows = []
-    for name, cls in ((name, find(name)) for name in names()):
+    for name, cls in ((name, find(name)) for name in editor_names()):
         settings = ", ".join(f"{field.name}={field.default}" for field in settable(cls).values())
-        rows.append((name, promises.summary(cls), promises.changes(cls), settings))
+        rows.append((name, promises.editor_summary(cls), promises.changes(cls), settings))
     columns = ("name", "what it does", "changes", "hyperparameters (--set)")
     terminal.show(terminal.table("editors", columns, rows))
 

@@ -27,7 +27,7 @@ def export(path: Path, lm: LM, folder: Path) -> None:
         ModelError: the patch changes another seam than weights, which no checkpoint can hold.
         UsageError: the folder is a file, holds something, or cannot be written to.
     """
-    patch = patch_file.load(path, lm)
+    patch = patch_file.load_patch(path, lm)
     if not patch.only_weights:
         where = ", ".join(filter(None, [*patch.hooks, patch.prompt and "the prompt", patch.logits and "the logits"]))
         raise ModelError(

@@ -112,7 +112,7 @@ class Edited:
         """
         about = {"model": self.lm.name, "dtype": str(self.model.dtype).removeprefix("torch.")}
         ids = {"num_edits": len(self.edits), "ids": [edit.id for edit in self.edits]}
-        patch_file.save(
+        patch_file.save_patch(
             self.patch,
             self.lm,
             Path(path),

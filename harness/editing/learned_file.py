@@ -15,10 +15,10 @@ from harness.editing.editor import Editor, Learned
 from harness.editing.registry import configure
 from harness.errors import DataError, UsageError
 from harness.io.cache import cache_folder
-from harness.io.tensor_file import content_sha256, manifest, read, write
+from harness.io.tensor_file import content_sha256, read_manifest, read_tensors, write_tensors
 from harness.models.lm import LM
 
-__all__ = ["command", "default_path", "digest", "load", "require", "require_usable", "require_writable", "save"]
+__all__ = ["fit_command", "default_path", "learned_digest", "load_learned", "require_learned", "require_usable", "require_writable_file", "save_learned"]
 
 FORMAT = 1
 KIND = "fitted editor"
@@ -31,7 +31,7 @@ def default_path(editor: Editor, lm: LM) -> Path:
     return cache_folder() / "fitted" / f"{editor.name}-{key[:24]}.safetensors"
 
 
-def command(editor: Editor, lm: LM) -> str:
+def fit_command(editor: Editor, lm: LM) -> str:
     """The call of ``harness fit`` that makes what an editor needs, with all settings that are not its preset."""
     usual, seed = configure(type(editor), lm.name, {}).hyperparameters(), editor.hyperparameters().get("seed", 0)
     words = ["harness", "fit", "--editor", editor.name, "--model", lm.name]
@@ -47,13 +47,13 @@ def _dtype(lm: LM) -> str:
     return str(lm.parameter(lm.down(0)).dtype).removeprefix("torch.")
 
 
-def digest(editor: Editor) -> str | None:
+def learned_digest(editor: Editor) -> str | None:
     """The sha256 of what was learned; None for editors that learn nothing."""
     known = editor.learned if isinstance(editor, Learned) else None
     return None if known is None else content_sha256(known)
 
 
-def require_writable(path: Path) -> None:
+def require_writable_file(path: Path) -> None:
     """See that a file can be written before hours are spent on what it shall hold.
 
     Raises:
@@ -68,7 +68,7 @@ def require_writable(path: Path) -> None:
         raise UsageError(f"{path}: cannot be written ({reason}); choose another place")
 
 
-def save(editor: Learned, lm: LM, path: Path, *, trained: Mapping[str, Any]) -> None:
+def save_learned(editor: Learned, lm: LM, path: Path, *, trained: Mapping[str, Any]) -> None:
     """Write what was learned.
 
     Args:
@@ -88,10 +88,10 @@ def save(editor: Learned, lm: LM, path: Path, *, trained: Mapping[str, Any]) -> 
         "dtype": _dtype(lm),
         "trained": dict(trained),
     }
-    write(path, kind=KIND, version=FORMAT, manifest=about, tensors=editor.knowledge(lm))
+    write_tensors(path, kind=KIND, version=FORMAT, manifest=about, tensors=editor.knowledge(lm))
 
 
-def load(editor: Learned, lm: LM, path: Path) -> Learned:
+def load_learned(editor: Learned, lm: LM, path: Path) -> Learned:
     """The editor with what a file says it has learned.
 
     Args:
@@ -102,13 +102,13 @@ def load(editor: Learned, lm: LM, path: Path) -> Learned:
     Raises:
         DataError: the file is damaged, or of another editor, setting or model.
     """
-    head, tensors = read(path, KIND, FORMAT)
+    head, tensors = read_tensors(path, KIND, FORMAT)
     if head["editor"] != editor.name:
         raise DataError(f"{path}: holds what {head['editor']} learned, not {editor.name}; give another file")
     if head["model"] != lm.fingerprint():
         raise DataError(
             f"{path}: was fitted to the model '{head['model_name']}' in {head['dtype']} ({head['model'][:12]}), not to "
-            f"{lm.name} in {_dtype(lm)} ({lm.fingerprint()[:12]}); run `{command(editor, lm)}`"
+            f"{lm.name} in {_dtype(lm)} ({lm.fingerprint()[:12]}); run `{fit_command(editor, lm)}`"
         )
     for key, value in editor.hyperparameters().items():
         known = head["hyperparameters"].get(key)
@@ -128,10 +128,10 @@ def require_usable(editor: Editor, path: str | None) -> None:
     if path is not None and not isinstance(editor, Learned):
         raise UsageError(f"{editor.name} learns nothing before its first edit; leave out --fitted")
     if path is not None:
-        manifest(Path(path), KIND, FORMAT)
+        read_manifest(Path(path), KIND, FORMAT)
 
 
-def require(editor: Editor, lm: LM, path: str | None) -> Editor:
+def require_learned(editor: Editor, lm: LM, path: str | None) -> Editor:
     """The editor with what it has learned; editors that learn nothing as they are.
 
     Args:
@@ -148,5 +148,5 @@ def require(editor: Editor, lm: LM, path: str | None) -> Editor:
         return editor
     file = Path(path) if path else default_path(editor, lm)
     if path is None and not file.is_file():
-        raise UsageError(f"{editor.name} must learn before its first edit; run `{command(editor, lm)}`")
-    return load(editor, lm, file)
+        raise UsageError(f"{editor.name} must learn before its first edit; run `{fit_command(editor, lm)}`")
+    return load_learned(editor, lm, file)

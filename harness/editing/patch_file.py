@@ -23,7 +23,7 @@ from harness.models.lm import LM
 from harness.patches.delta import Delta, delta_from_tensors
 from harness.patches.patch import Part, Patch
 
-__all__ = ["VERSION", "digest", "load", "manifest", "packed", "save", "unpacked"]
+__all__ = ["VERSION", "patch_digest", "load_patch", "patch_manifest", "pack_patch", "save_patch", "unpack_patch"]
 
 VERSION = __version__
 """What saves patches; a patch that cannot be put back says it, so that one knows what to install."""
@@ -32,7 +32,7 @@ FORMAT = 1
 KIND = "patch"
 
 
-def save(
+def save_patch(
     patch: Patch,
     lm: LM,
     path: Path,
@@ -55,7 +55,7 @@ def save(
         ModelError: a hook or rule is no :class:`harness.patches.patch.Part`.
         UsageError: the file cannot be written.
     """
-    parts, tensors = packed(patch, editor)
+    parts, tensors = pack_patch(patch, editor)
     head = {
         "editor": editor,
         "model": unedited or lm.fingerprint(),
@@ -64,36 +64,36 @@ def save(
         "parts": parts,
         "about": dict(about or {}),
     }
-    tensor_file.write(path, kind=KIND, version=FORMAT, manifest=head, tensors=tensors)
+    tensor_file.write_tensors(path, kind=KIND, version=FORMAT, manifest=head, tensors=tensors)
 
 
-def manifest(path: Path) -> dict[str, Any]:
+def patch_manifest(path: Path) -> dict[str, Any]:
     """What a file says of itself, without its tensors.
 
     Raises:
         DataError: the file is damaged, no patch, or of a newer format.
     """
-    return tensor_file.manifest(path, KIND, FORMAT)
+    return tensor_file.read_manifest(path, KIND, FORMAT)
 
 
-def load(path: Path, lm: LM) -> Patch:
+def load_patch(path: Path, lm: LM) -> Patch:
     """The patch of a file.
 
     Raises:
         DataError: the file is damaged, of a newer format, of another model, or of an editor that is not there or no
             longer has the part.
     """
-    head, flat = tensor_file.read(path, KIND, FORMAT)
+    head, flat = tensor_file.read_tensors(path, KIND, FORMAT)
     if head["model"] != lm.fingerprint():
         dtype = head["about"].get("dtype")
         raise DataError(
             f"{path}: changes the model '{head['model_name']}' ({head['model'][:12]}), not {lm.name} "
             f"({lm.fingerprint()[:12]}); give that model{f' with --dtype {dtype}' if dtype else ''}"
         )
-    return unpacked(path, head=head, flat=flat, lm=lm)
+    return unpack_patch(path, head=head, flat=flat, lm=lm)
 
 
-def packed(patch: Patch, editor: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def pack_patch(patch: Patch, editor: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """What a patch holds: its parts, as values that JSON can write, and its tensors by name.
 
     Args:
@@ -115,8 +115,8 @@ def packed(patch: Patch, editor: str) -> tuple[dict[str, Any], dict[str, Tensor]
     return parts, tensors
 
 
-def unpacked(path: Path, *, head: Mapping[str, Any], flat: Mapping[str, Tensor], lm: LM) -> Patch:
-    """The patch of what :func:`packed` gave.
+def unpack_patch(path: Path, *, head: Mapping[str, Any], flat: Mapping[str, Tensor], lm: LM) -> Patch:
+    """The patch of what :func:`pack_patch` gave.
 
     Args:
         path: where it was, for errors.
@@ -132,9 +132,9 @@ def unpacked(path: Path, *, head: Mapping[str, Any], flat: Mapping[str, Tensor],
     return Patch(_weights(path, flat), hooks, parts.get("prompt"), parts.get("logits"))
 
 
-def digest(patch: Patch) -> str:
-    """One sha256 over all that a patch changes, at every seam; as :func:`packed`."""
-    parts, tensors = packed(patch, "a saved edit")
+def patch_digest(patch: Patch) -> str:
+    """One sha256 over all that a patch changes, at every seam; as :func:`pack_patch`."""
+    parts, tensors = pack_patch(patch, "a saved edit")
     own = {name: tensor for name, tensor in tensors.items() if not name.startswith("weights/")}
     # A change is the same whether its factors are kept or their product.
     dense = {f"weights/{name}": delta.dense() for name, delta in patch.weights.items()}

@@ -1,7 +1,7 @@
 """What every editor promises, and which editors cannot promise what.
 
 The contract tests hold each editor to each promise. One that cannot keep a promise by its nature says so, with the
-reason, in ``Editor.exceptions``; :func:`table` shows both.
+reason, in ``Editor.exceptions``; :func:`promises_table` shows both.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import inspect
 
 from harness.editing.directions import DIRECTIONS
 from harness.editing.editor import Editor, Learned, Wrapper
-from harness.editing.registry import find, names
+from harness.editing.registry import find, editor_names
 
-__all__ = ["PROMISES", "changes", "kept", "summary", "table"]
+__all__ = ["PROMISES", "changes", "keeps_promise", "editor_summary", "promises_table"]
 
 PROMISES = {
     "target": "raises the probability of the target",
@@ -39,19 +39,19 @@ direction of `harness/objectives.py` (likelihood, unlikelihood, erasure, balance
 """
 
 
-def kept(cls: type[Editor], promise: str) -> bool:
+def keeps_promise(cls: type[Editor], promise: str) -> bool:
     """Whether an editor makes a promise."""
     return promise not in cls.exceptions
 
 
-def table() -> str:
+def promises_table() -> str:
     """How to read it, the promises, and a row for each editor, as a page of Markdown."""
     promised = [f"* **{name}**: {meaning}" for name, meaning in PROMISES.items()]
     head = [
         "| editor | what it does | seam | modes | needs | wants | cannot promise |",
         "|---|---|---|---|---|---|---|",
     ]
-    rows = [_row(name, find(name)) for name in names()]
+    rows = [_row(name, find(name)) for name in editor_names()]
     return "\n".join([_INTRODUCTION, *promised, "", *head, *rows]) + "\n"
 
 
@@ -65,7 +65,7 @@ def _row(name: str, cls: type[Editor]) -> str:
     )
     cells = (
         f"`{name}`",
-        summary(cls),
+        editor_summary(cls),
         changes(cls),
         f"after a `+`: `memit+{name}`" if wrapper else modes,
         ", ".join(needs) or "nothing",
@@ -87,7 +87,7 @@ def changes(cls: type[Editor]) -> str:
     return "the inner editor's" if issubclass(cls, Wrapper) else ", ".join(sorted(cls.seams))
 
 
-def summary(cls: type[Editor]) -> str:
+def editor_summary(cls: type[Editor]) -> str:
     """The first line of what is written above an editor's file, or above its class; without the method's name."""
     module = inspect.getmodule(cls)
     text = (inspect.getdoc(module) if module else None) or inspect.getdoc(cls) or ""

@@ -19,10 +19,10 @@ from harness.editing.hyperparameters import cast, hints, settable
 from harness.errors import UsageError, near
 from harness.models.lm import LM
 
-__all__ = ["Recipe", "compose", "configure", "find", "names"]
+__all__ = ["Recipe", "compose", "configure", "find", "editor_names"]
 
 
-def names() -> list[str]:
+def editor_names() -> list[str]:
     """The editors that can be named: those that ship, and those of installed packages."""
     return sorted(_shipped() | {point.name for point in entry_points(group="harness.editors")})
 
@@ -43,7 +43,7 @@ def find(name: str) -> type[Editor]:
     if points:
         return _loaded(points[0])
     if not shipped:
-        raise UsageError(f"editor '{name}' does not exist{near(name, names())}; `harness editors` lists them")
+        raise UsageError(f"editor '{name}' does not exist{near(name, editor_names())}; `harness editors` lists them")
     return _only_editor(importlib.import_module(f"editors.{name}"), name)
 
 
@@ -189,7 +189,7 @@ def compose(name: str) -> Recipe:
         )
     for cls in found[1:]:
         if not issubclass(cls, Wrapper):
-            wrappers = ", ".join(n for n in names() if issubclass(find(n), Wrapper))
+            wrappers = ", ".join(n for n in editor_names() if issubclass(find(n), Wrapper))
             raise UsageError(f"{cls.name} cannot wrap {found[0].name}; what can stand after a + is {wrappers}")
     if len({cls.name for cls in found}) < len(found):
         raise UsageError(f"'{name}' names a part twice; name each once")

@@ -45,7 +45,7 @@ class Replay(Editor):
 
     def notes(self, lm: LM) -> Mapping[str, object]:  # noqa: ARG002
         """The hash of what was put back, at every seam."""
-        return {"patch_sha256": patch_file.digest(self.patch)}
+        return {"patch_sha256": patch_file.patch_digest(self.patch)}
 
 
 def replay(path: Path, lm: LM) -> Replay:
@@ -54,6 +54,6 @@ def replay(path: Path, lm: LM) -> Replay:
     Raises:
         DataError: the file cannot be used, or is of another model.
     """
-    about = patch_file.manifest(path)["about"]
-    patch = patch_file.load(path, lm)
+    about = patch_file.patch_manifest(path)["about"]
+    patch = patch_file.load_patch(path, lm)
     return Replay(patch=patch, shown=str(about.get("label", "saved")), made=about.get("hyperparameters", {}))

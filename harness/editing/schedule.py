@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from harness.editing.edit import Edit
 from harness.editing.editor import Editor, Wrapper
-from harness.editing.registry import find, names
+from harness.editing.registry import find, editor_names
 from harness.errors import UsageError
 from harness.models.lm import LM
 from harness.patches.patch import Patch, patched
@@ -25,7 +25,7 @@ __all__ = [
     "PUBLISHED",
     "Begun",
     "Stop",
-    "check",
+    "require_editable",
     "default_mode",
     "duplicates",
     "operations",
@@ -202,7 +202,7 @@ def walk(
         begun: where an earlier sequential walk was; its own last stop is yielded again.
         keep: given how far a sequential walk has come, after every operation.
     """
-    check(editor, lm, edits, mode=mode)
+    require_editable(editor, lm, edits, mode=mode)
     wanted = [count for count in at if count]
     if mode == "sequential":
         yield from _one_after_another(editor, lm, edits, batch_size, wanted, progress, begun or Begun(), keep)
@@ -240,7 +240,7 @@ def _one_after_another(
             yield Stop(portion.stop, [editor.finish(lm, state.total)], portion)
 
 
-def check(editor: Editor, lm: LM, edits: Sequence[Edit], *, mode: str) -> None:
+def require_editable(editor: Editor, lm: LM, edits: Sequence[Edit], *, mode: str) -> None:
     """See that an editor can make these edits in this mode.
 
     Args:
@@ -279,7 +279,7 @@ def require_able(editor: Editor, edits: Sequence[Edit], mode: str) -> None:
         if editor.root.needs_subject and edit.subject is None:
             raise UsageError(f"edit {edit.id}: {editor.name} needs a subject; give rows of prompt, subject and target")
         if edit.direction not in editor.root.directions:
-            able = ", ".join(name for name in names() if _follows(find(name), edit))
+            able = ", ".join(name for name in editor_names() if _follows(find(name), edit))
             raise UsageError(
                 f"edit {edit.id} wants {edit.direction}, which {editor.root.name} cannot follow; editors that can: "
                 f"{able or 'none'}"

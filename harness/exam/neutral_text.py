@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from harness.exam.statistics import Ratio
-from harness.io.plain_text import documents
+from harness.io.plain_text import read_documents
 from harness.models.lm import LM
 from harness.patches.delta import double
 from harness.patches.patch import PromptRule
@@ -85,7 +85,7 @@ def texts(lm: LM, count: int = 100) -> Texts:
 def _source(lm: LM) -> Iterator[str]:
     """The documents of the model's plain text, or the held-out ones that ship."""
     if lm.text != "mini":
-        return documents(lm.text)
+        return read_documents(lm.text)
     return iter((files("harness") / "mini" / "text_heldout.txt").read_text(encoding="utf-8").splitlines())
 
 

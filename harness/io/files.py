@@ -18,13 +18,13 @@ from typing import Any
 
 from harness.errors import UsageError
 
-__all__ = ["packed", "require_writable", "rounded", "text", "unpacked", "values_path", "write_whole"]
+__all__ = ["pack_json", "require_writable", "rounded", "json_text", "unpack_json", "values_path", "write_whole"]
 
 LINE = 400  # characters: a metric with its interval and its difference stands on one line
 DIGITS = 9  # significant: as many as a float32 holds
 
 
-def text(data: Any, _depth: int = 1) -> str:
+def json_text(data: Any, _depth: int = 1) -> str:
     """The value as JSON: what fits on a line of :data:`LINE` characters on one, else one item a line.
 
     Raises:
@@ -34,14 +34,14 @@ def text(data: Any, _depth: int = 1) -> str:
     if len(flat) <= LINE or not data or not isinstance(data, Mapping | list):
         return flat
     if isinstance(data, Mapping):
-        parts = [f"{json.dumps(str(key), ensure_ascii=False)}: {text(item, _depth + 1)}" for key, item in data.items()]
+        parts = [f"{json.dumps(str(key), ensure_ascii=False)}: {json_text(item, _depth + 1)}" for key, item in data.items()]
     else:
-        parts = [text(item, _depth + 1) for item in data]
+        parts = [json_text(item, _depth + 1) for item in data]
     opened, closed = "{}" if isinstance(data, Mapping) else "[]"
     return f"{opened}\n" + ",\n".join(" " * _depth + part for part in parts) + f"\n{' ' * (_depth - 1)}{closed}"
 
 
-def packed(data: Any, small: bool = True) -> bytes:
+def pack_json(data: Any, small: bool = True) -> bytes:
     """The value as packed JSON, the same bytes each time; ``small`` takes longer.
 
     Raises:
@@ -51,8 +51,8 @@ def packed(data: Any, small: bool = True) -> bytes:
     return lzma.compress(content, preset=6 if small else 1)
 
 
-def unpacked(content: bytes) -> Any:
-    """The value that :func:`packed` packed.
+def unpack_json(content: bytes) -> Any:
+    """The value that :func:`pack_json` packed.
 
     Raises:
         ValueError: the content is not whole, or of another kind.

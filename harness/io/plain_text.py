@@ -10,7 +10,7 @@ from pathlib import Path
 
 from harness.errors import DataError, near
 
-__all__ = ["documents", "require"]
+__all__ = ["read_documents", "require_text"]
 
 
 # A commit of each data set, so that its name stands for one text and can be part of a cache key without a network.
@@ -20,7 +20,7 @@ _HUB = {
 }
 
 
-def documents(source: str) -> Iterator[str]:
+def read_documents(source: str) -> Iterator[str]:
     """The documents of a text source.
 
     Args:
@@ -39,7 +39,7 @@ def documents(source: str) -> Iterator[str]:
         yield from _lines(path)
 
 
-def require(source: str) -> None:
+def require_text(source: str) -> None:
     """See that a text source is there; of a Hub data set no more than that its name is one is seen.
 
     Raises:

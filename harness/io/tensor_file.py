@@ -17,7 +17,7 @@ from torch import Tensor
 from harness.errors import DataError, UsageError
 from harness.io.hashes import combined_sha256, tensor_sha256
 
-__all__ = ["content_sha256", "manifest", "read", "write"]
+__all__ = ["content_sha256", "read_manifest", "read_tensors", "write_tensors"]
 
 
 def content_sha256(tensors: Mapping[str, Tensor]) -> str:
@@ -25,7 +25,7 @@ def content_sha256(tensors: Mapping[str, Tensor]) -> str:
     return combined_sha256({name: tensor_sha256(tensor) for name, tensor in tensors.items()})
 
 
-def write(path: Path, *, kind: str, version: int, manifest: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+def write_tensors(path: Path, *, kind: str, version: int, manifest: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Write a file; what stood at the path before survives a failure, an interruption and a power cut.
 
     Args:
@@ -57,7 +57,7 @@ def write(path: Path, *, kind: str, version: int, manifest: Mapping[str, Any], t
             partial.unlink(missing_ok=True)
 
 
-def manifest(path: Path, kind: str, version: int) -> dict[str, Any]:
+def read_manifest(path: Path, kind: str, version: int) -> dict[str, Any]:
     """What a file says of itself.
 
     Args:
@@ -86,7 +86,7 @@ def manifest(path: Path, kind: str, version: int) -> dict[str, Any]:
     return head
 
 
-def read(path: Path, kind: str, version: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read_tensors(path: Path, kind: str, version: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The manifest and the tensors of a file.
 
     Args:
@@ -95,9 +95,9 @@ def read(path: Path, kind: str, version: int) -> tuple[dict[str, Any], dict[str,
         version: the newest format that is understood.
 
     Raises:
-        DataError: as :func:`manifest`, or the tensors are not what was written.
+        DataError: as :func:`read_manifest`, or the tensors are not what was written.
     """
-    head = manifest(path, kind, version)
+    head = read_manifest(path, kind, version)
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

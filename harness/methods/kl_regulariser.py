@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from harness.errors import DataError
-from harness.io.plain_text import documents
+from harness.io.plain_text import read_documents
 from harness.models.activations import at_least_float32
 from harness.models.lm import LM
 
@@ -72,7 +72,7 @@ def kl_regulariser(lm: LM, *, weight: float, source: str | None, seed: int) -> K
     if not weight:
         return None
     place = source or lm.text
-    encoded = (lm.encode(text)[: lm.context] for text in islice(documents(place), _TEXTS))
+    encoded = (lm.encode(text)[: lm.context] for text in islice(read_documents(place), _TEXTS))
     texts = [ids for ids in encoded if len(ids) > 1]
     if not texts:
         raise DataError(f"{place}: no text of two tokens; give texts for the divergence with --set kl_text=FILE")

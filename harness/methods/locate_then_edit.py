@@ -20,7 +20,7 @@ from harness.editing.directions import DIRECTIONS
 from harness.editing.edit import Edit
 from harness.editing.editor import Editor, Wrapper
 from harness.editing.hyperparameters import Count, NotNegative, Positive, Range, settable
-from harness.editing.registry import find, names
+from harness.editing.registry import find, editor_names
 from harness.errors import ModelError, NumericalError, UsageError
 from harness.methods.context_templates import TemplateKind
 from harness.methods.keys import (
@@ -327,7 +327,7 @@ def with_hyperparameters(editor: Editor, asker: str, **settings: Any) -> Editor:
         return replace(editor, inner=with_hyperparameters(editor.inner, asker, **settings))
     missing = settings.keys() - settable(type(editor)).keys()
     if missing:
-        able = ", ".join(name for name in names() if settings.keys() <= settable(find(name)).keys())
+        able = ", ".join(name for name in editor_names() if settings.keys() <= settable(find(name)).keys())
         raise UsageError(
             f"{asker} cannot wrap {editor.name}, which has no {' and no '.join(sorted(missing))}; it can wrap {able}"
         )

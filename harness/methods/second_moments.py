@@ -28,7 +28,7 @@ from torch import Tensor
 
 from harness.errors import DataError, NumericalError
 from harness.io.hashes import tensor_sha256
-from harness.io.plain_text import _files, _hub_parts, documents
+from harness.io.plain_text import _files, _hub_parts, read_documents
 from harness.io.progress import progress_console
 from harness.models.activations import capture_activations, fused_gelu
 from harness.models.lm import LM
@@ -169,7 +169,7 @@ def moments(
     found = {layer: _from_cache(folder / f"{m.key}.safetensors", m, lm) for layer, m in wanted.items()}
     missing = [layer for layer, moment in found.items() if moment is None]
     if missing:
-        made = accumulate_moments(lm, missing, documents(lm.text), tokens=tokens, progress=progress)
+        made = accumulate_moments(lm, missing, read_documents(lm.text), tokens=tokens, progress=progress)
         for layer, moment in made.items():
             require_finite_moment(moment, moment.name)
             found[layer] = _write_moment(folder, wanted[layer], moment)

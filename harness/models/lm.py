@@ -123,8 +123,8 @@ class LM:
         return self.model.cache_layers if _senses(self.model) else self.arch.layers
 
     def documents(self, source: str | None = None) -> Iterator[str]:
-        """The documents of the model's plain text, or of another source, as :func:`harness.io.plain_text.documents`."""
-        return plain_text.documents(self.text if source is None else source)
+        """The documents of the model's plain text, or of another source, as :func:`harness.io.plain_text.read_documents`."""
+        return plain_text.read_documents(self.text if source is None else source)
 
     def module(self, name: str) -> nn.Module:
         """A module by name."""
@@ -308,7 +308,7 @@ def load(
     require_dtype(dtype)
     require_device(device)
     if text is not None:
-        plain_text.require(text)
+        plain_text.require_text(text)
     inside = shipped().get(name)
     source = str(inside or name)
     if (

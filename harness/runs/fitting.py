@@ -88,7 +88,7 @@ def require_able(
     if isinstance(editor, str):
         compose(editor).configured(model, settings, seed=seed)
     if path is not None:
-        learned_file.require_writable(path)
+        learned_file.require_writable_file(path)
 
 
 def fit(
@@ -110,8 +110,8 @@ def fit(
     require_learner(editor)
     method = compose(editor).build(lm, settings, seed=seed).root if isinstance(editor, str) else editor.root
     path = path or learned_file.default_path(method, lm)
-    learned_file.require_writable(path)
+    learned_file.require_writable_file(path)
     learned = method.fit(lm, train.examples).root
     assert isinstance(learned, Learned)
-    learned_file.save(learned, lm, path, trained=train.about)
+    learned_file.save_learned(learned, lm, path, trained=train.about)
     return Fitted(learned, path, len(train.examples))

@@ -98,7 +98,7 @@ def configured(
     """
     if isinstance(given, str):
         return compose(given).build(
-            lm, settings, seed=seed, prepare=lambda method: learned_file.require(method, lm, fitted)
+            lm, settings, seed=seed, prepare=lambda method: learned_file.require_learned(method, lm, fitted)
         )
     return learned(given, lm, fitted)
 
@@ -117,7 +117,7 @@ def learned(editor: Editor, lm: LM, fitted: str | None = None) -> Editor:
     root = editor.root
     if fitted is None and isinstance(root, Learned) and root.learned is not None:
         return editor
-    return _with_root(editor, learned_file.require(root, lm, fitted))
+    return _with_root(editor, learned_file.require_learned(root, lm, fitted))
 
 
 def _with_root(editor: Editor, root: Editor) -> Editor:

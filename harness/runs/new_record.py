@@ -60,7 +60,7 @@ def _editor(ready: Prepared) -> dict[str, Any]:
         "name": editor.label(),
         "hyperparameters": editor.hyperparameters(),
         "notes": editor.notes(ready.lm),
-        "learned": learned_file.digest(editor.root),
+        "learned": learned_file.learned_digest(editor.root),
         "sources": ready.resolved.recipe.sources,
     }
 

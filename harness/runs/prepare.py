@@ -7,7 +7,7 @@ from pathlib import Path
 
 from harness.editing import learned_file, schedule
 from harness.editing.editor import Editor
-from harness.editing.registry import find, names
+from harness.editing.registry import find, editor_names
 from harness.editing.replay import replay
 from harness.errors import ModelError
 from harness.exam import tasks
@@ -53,7 +53,7 @@ def prepare(resolved: Resolved, device: str | None = None) -> Prepared:
     lm = resolved.lm or load(plan.model, dtype=plan.dtype, device=device, names=plan.arch or None, text=resolved.text)
     editor = _editor(resolved, lm)
     _require_layers(resolved, lm, editor)
-    schedule.check(editor, lm, resolved.edits, mode=resolved.mode)
+    schedule.require_editable(editor, lm, resolved.edits, mode=resolved.mode)
     suite = tasks.load(
         plan.tasks,
         edit_set=resolved.edit_set,
@@ -74,7 +74,7 @@ def _editor(resolved: Resolved, lm: LM) -> Editor:
     if resolved.editor is not None:
         return handed.learned(resolved.editor, lm, plan.fitted)
     return resolved.recipe.build(
-        lm, plan.settings, seed=plan.seed, prepare=lambda method: learned_file.require(method, lm, plan.fitted)
+        lm, plan.settings, seed=plan.seed, prepare=lambda method: learned_file.require_learned(method, lm, plan.fitted)
     )
 
 
@@ -93,5 +93,5 @@ def _require_plain(lm: LM, layers: range | tuple[int, ...]) -> None:
         for layer in layers:
             require_plain(lm, lm.down(layer))
     except ModelError as error:
-        others = ", ".join(name for name in names() if "weights" not in find(name).seams)
+        others = ", ".join(name for name in editor_names() if "weights" not in find(name).seams)
         raise ModelError(f"{error}: {others}") from error

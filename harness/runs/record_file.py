@@ -17,7 +17,7 @@ from harness.errors import DataError
 from harness.exam.numbers import Json
 from harness.exam.statistics import Ratio, Values
 from harness.io.collector import without_collector
-from harness.io.files import packed, rounded, text, unpacked, values_path, write_whole
+from harness.io.files import pack_json, rounded, json_text, unpack_json, values_path, write_whole
 from harness.runs.identity import MIGRATE, SCHEMA
 from harness.runs.record import PointValues, Record
 
@@ -111,7 +111,7 @@ def _json(path: Path, content: bytes) -> Any:
 
 def _read_values(path: Path, owner: str) -> PointValues:
     try:
-        data = unpacked(_bytes(path))
+        data = unpack_json(_bytes(path))
     except ValueError as error:
         raise DataError(f"{path}: not whole; repeat the run, or delete it to do without paired statistics") from error
     if not isinstance(data, dict) or data.get("schema") != SCHEMA or data.get("id") != owner:
@@ -138,7 +138,7 @@ def write_record(path: Path, record: Record, small: bool) -> None:
     # The values first: a record whose values are missing is worse than values whose record is missing.
     if record.values is not None:
         write_whole(values_path(path), _packed_values(record, small))
-    write_whole(path, (text(record.to_json()) + "\n").encode())
+    write_whole(path, (json_text(record.to_json()) + "\n").encode())
 
 
 def _packed_values(record: Record, small: bool) -> bytes:
@@ -146,7 +146,7 @@ def _packed_values(record: Record, small: bool) -> bytes:
         str(edits): {task: _pack(metrics) for task, metrics in measured.items()}
         for edits, measured in (record.values or {}).items()
     }
-    return packed({"schema": SCHEMA, "id": record.id, "points": points}, small)
+    return pack_json({"schema": SCHEMA, "id": record.id, "points": points}, small)
 
 
 # --- values, by column ------------------------------------------------------------------------------------------------

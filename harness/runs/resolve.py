@@ -99,8 +99,8 @@ def resolve(plan: Plan, *, lm: LM | None = None, editor: Editor | None = None) -
     """
     require_dtype(plan.dtype)
     if plan.text is not None:
-        plain_text.require(plan.text)
-    about = patch_file.manifest(Path(plan.patch))["about"] if plan.patch else {}
+        plain_text.require_text(plan.text)
+    about = patch_file.patch_manifest(Path(plan.patch))["about"] if plan.patch else {}
     plan = _replayed(plan, about) if plan.patch else plan
     recipe = Recipe.of(editor) if editor else compose(plan.editor)
     method = editor or recipe.configured(plan.model, plan.settings, seed=plan.seed)

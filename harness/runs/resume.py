@@ -72,7 +72,7 @@ class Checkpoint:
             log.warning("this editor's state cannot be kept (%s): a run that is killed begins anew", error)
         else:
             about = {"key": self.key, "state": tree}
-            tensor_file.write(self.path, kind=KIND, version=FORMAT, manifest=about, tensors=tensors)
+            tensor_file.write_tensors(self.path, kind=KIND, version=FORMAT, manifest=about, tensors=tensors)
         self._last, self._newest = time.monotonic(), None
 
     def read(self) -> Begun | None:
@@ -89,7 +89,7 @@ class Checkpoint:
             return None
 
     def _read(self) -> Begun:
-        head, tensors = tensor_file.read(self.path, KIND, FORMAT)
+        head, tensors = tensor_file.read_tensors(self.path, KIND, FORMAT)
         if head["key"] != self.key:
             raise DataError(f"{self.path}: is of a run of something else")
         try:

@@ -51,7 +51,7 @@ def save_edits(folder: Path, record: Record, *, ready: Prepared, stop: Stop) -> 
         "hyperparameters": ready.editor.hyperparameters(),
     }
     try:
-        patch_file.save(
+        patch_file.save_patch(
             stop.patches[0],
             ready.lm,
             patch_path(folder, record, stop.edits),

@@ -113,7 +113,7 @@ def test_the_command_that_is_said_makes_what_was_missing(
     assert not learned_file.default_path(editor, lm).exists()
     assert fit("--seed", 9).code == 0
     assert learned_file.default_path(editor, lm).exists()
-    known = learned_file.require(editor, lm, None)
+    known = learned_file.require_learned(editor, lm, None)
     assert isinstance(known, Learned)
     assert known.knowledge(lm)["32x64/0/V"].shape == (4, 96)
 
@@ -151,7 +151,7 @@ def file(checkpoint: Callable[..., Path], rows: str, text: str, tmp_path_factory
     editor = configure(find("mend"), lm.name, QUICK).fit(lm, read_examples(rows, data_dir="mini"))
     assert isinstance(editor, Learned)
     path = tmp_path_factory.mktemp("fitted") / "mend.safetensors"
-    learned_file.save(editor, lm, path, trained={"edits": rows})
+    learned_file.save_learned(editor, lm, path, trained={"edits": rows})
     return path
 
 
@@ -192,15 +192,15 @@ def test_a_damaged_file(run: Callable[..., Any], file: Path, tmp_path: Path) -> 
 def test_a_file_of_another_kind(run: Callable[..., Any], file: Path, tmp_path: Path) -> None:
     from harness.io import tensor_file
 
-    head = tensor_file.manifest(file, "fitted editor", 1)
+    head = tensor_file.read_manifest(file, "fitted editor", 1)
     about = {key: value for key, value in head.items() if key not in ("kind", "format", "sha256")}
-    _, tensors = tensor_file.read(file, "fitted editor", 1)
+    _, tensors = tensor_file.read_tensors(file, "fitted editor", 1)
     for kind, changes, message in (
         ("fitted editor", {"editor": "remedi"}, "holds what remedi learned, not mend; give another file"),
         ("patch", {}, "holds no fitted editor but a patch; give another file"),
     ):
         path = tmp_path / "other.safetensors"
-        tensor_file.write(path, kind=kind, version=1, manifest={**about, **changes}, tensors=tensors)
+        tensor_file.write_tensors(path, kind=kind, version=1, manifest={**about, **changes}, tensors=tensors)
         told(run(*SET, "--fitted", path), f"{path}: {message}")
 
 

@@ -176,7 +176,7 @@ def test_a_path_with_a_plus_saves_edits_that_can_be_put_back(
     assert compose(f"{mine}+rect").method == str(mine)
     assert call(tmp_path / "out", f"{mine}+rect", "--set", "keep=1.0").code == 0
     (patch,) = (tmp_path / "out").glob("*edits-4.safetensors")
-    assert patch_file.manifest(patch)["editor"] == str(mine)
+    assert patch_file.patch_manifest(patch)["editor"] == str(mine)
 
 
 def test_a_patch_that_cannot_be_put_back(
@@ -289,7 +289,7 @@ def test_prune_restrains_a_copy_at_each_stop_and_warns_where_it_enlarges(
         expected, before, after = pruned(total, bound=bound, reduce=reduce)  # type: ignore[arg-type]
         assert bool((after > before * (1 + 1e-6)).any()) == (reduce != "linear")
         (path,) = out.glob(f"*edits-{count}.safetensors")
-        (restrained,) = patch_file.load(path, lm).weights.values()
+        (restrained,) = patch_file.load_patch(path, lm).weights.values()
         # Of the plain sum: were the copy of an earlier stop fed back, the second stop would already differ.
         assert torch.allclose(restrained.dense(), expected.dense(), atol=1e-6)
         assert not torch.allclose(restrained.dense(), total.dense(), atol=1e-3)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from harness import __version__
-from harness.editing.registry import names
+from harness.editing.registry import editor_names
 
 
 def test_without_arguments_it_shows_help(harness: Callable[..., Any]) -> None:
@@ -32,7 +32,7 @@ def test_editors(harness: Callable[..., Any]) -> None:
     found = harness("editors")
     assert (found.code, found.err) == (0, "")
     listed = [line.split()[0] for line in found.out.splitlines()[2:] if line[:1].strip()]
-    assert listed == names()
+    assert listed == editor_names()
 
 
 def test_tasks(harness: Callable[..., Any]) -> None:

@@ -135,7 +135,7 @@ def test_an_editor_of_every_seam_runs_and_its_patch_can_be_kept(
     assert after != before
     lm = load(arguments[arguments.index("--model") + 1], device="cpu")
     (path,) = (tmp_path / "out").glob("*.safetensors")
-    patch = patch_file.load(path, lm)
+    patch = patch_file.load_patch(path, lm)
     assert patch.prompt is not None
     assert "Ada Velmont" in patch.prompt("")
     assert torch.equal(patch.hooks["transformer.h.0"].amounts[0], torch.linspace(-1, 1, 32))  # type: ignore[attr-defined]

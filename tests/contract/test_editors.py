@@ -127,7 +127,7 @@ def untaught(
 
 def keeping(promise: str, *, changing: bool = False, families: Sequence[str] = FAMILIES) -> Any:
     """Every editor that makes a promise, on every family; one that is made for a single family, on that."""
-    names = [n for n in registry.names() if promises.kept(registry.find(n), promise) and not (changing and n == "none")]
+    names = [n for n in registry.editor_names() if promises.keeps_promise(registry.find(n), promise) and not (changing and n == "none")]
     weighed = [n for n in names if n in ON_BACKPACK - ({"memit"} if promise == "target" else set())]
     bound = [(n, home(n, "")) for n in names if home(n, "")]
     free = [(n, f) for f in families for n in names if not home(n, "")]
@@ -138,15 +138,15 @@ def keeping(promise: str, *, changing: bool = False, families: Sequence[str] = F
 def one_family(promise: str) -> Any:
     """Every editor that makes a promise and changes something."""
     return pytest.mark.parametrize(
-        "name", [n for n in registry.names() if n != "none" and promises.kept(registry.find(n), promise)]
+        "name", [n for n in registry.editor_names() if n != "none" and promises.keeps_promise(registry.find(n), promise)]
     )
 
 
 def test_the_matrix_is_not_empty():
-    assert set(registry.names()) >= FIRST
+    assert set(registry.editor_names()) >= FIRST
 
 
-@pytest.mark.parametrize("name", registry.names())
+@pytest.mark.parametrize("name", registry.editor_names())
 def test_exceptions_are_promises_with_a_reason(name):
     found = registry.find(name).exceptions
     assert set(found) <= set(promises.PROMISES)
@@ -261,7 +261,7 @@ def test_memory_keeps_what_was_taken_from_the_unedited_model(tiny, edits, name):
     assert not torch.equal(*(next(iter(p.weights.values())).dense() for p in (first, second)))
 
 
-@pytest.mark.parametrize("name", registry.names())
+@pytest.mark.parametrize("name", registry.editor_names())
 def test_no_edits_change_nothing(tiny, train, name):
     lm = tiny(home(name, "gpt2"))
     method = quick(name, lm, train)
@@ -270,6 +270,6 @@ def test_no_edits_change_nothing(tiny, train, name):
 
 
 def test_an_editor_of_one_family_says_so_on_another(tiny, edits):
-    for name in [n for n in registry.names() if home(n, "")]:
+    for name in [n for n in registry.editor_names() if home(n, "")]:
         with pytest.raises(ModelError, match=f"^{name} edits {home(name, '')} models, and tiny-gpt2 is a gpt2; give"):
             quick(name, tiny("gpt2")).edit(tiny("gpt2"), edits)

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from harness.editing.hyperparameters import plain, settable
-from harness.editing.registry import find, names
+from harness.editing.registry import find, editor_names
 
 TABLE = Path(__file__).with_name("data") / "published_constants.csv"
 PUBLISHED = r"[\w.-]+/[\w.-]+( @ [0-9a-f]{7})?: \S|arXiv \d{4}\.\d{5}, "
@@ -26,7 +26,7 @@ def rows() -> list[dict[str, str]]:
 def constants() -> dict[Place, object]:
     """What the code says, as JSON has it."""
     found: dict[Place, object] = {}
-    for name in names():
+    for name in editor_names():
         editor = find(name)
         if editor.__module__.startswith("editors."):
             models = {"default": {key: field.default for key, field in settable(editor).items()}, **editor.presets}

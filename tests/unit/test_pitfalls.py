@@ -40,7 +40,7 @@ from harness.runs.resolve import resolve
 from harness.runs.runner import run
 
 ROOT = Path(__file__).parents[2]
-SHIPPED = [name for name in registry.names() if (ROOT / "editors" / f"{name}.py").is_file()]
+SHIPPED = [name for name in registry.editor_names() if (ROOT / "editors" / f"{name}.py").is_file()]
 QUICK = {"v_steps": 4, "cov_tokens": 4000, "layers": (0,), "contexts": ("{}", "Nobody knows. {}")}
 
 OVERWRITER = '''

@@ -10,7 +10,7 @@ import click
 import yaml
 
 from harness.cli.group import harness as command
-from harness.editing.registry import names
+from harness.editing.registry import editor_names
 from harness.runs.record_file import record_paths
 
 ROOT = Path(__file__).parents[2]
@@ -30,7 +30,7 @@ def test_every_step_that_runs_a_file_of_ours_finds_it() -> None:
 def test_the_example_to_copy_names_commands_an_editor_and_records_that_exist() -> None:
     text = (ROOT / ".github" / "workflows" / "edit-check.yml").read_text(encoding="utf-8")
     env = yaml.safe_load(text)["env"]
-    assert env["EDITOR"] in names()
+    assert env["EDITOR"] in editor_names()
     assert any(fnmatch(path.stem, env["ONLY"]) for path in record_paths(ROOT / env["BASELINE"]))
     for name, options in re.findall(r"run: harness (\w+)(.*)", text):
         found = command.get_command(click.Context(command), name)

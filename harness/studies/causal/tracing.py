@@ -26,7 +26,7 @@ from rich.text import Text
 from harness.errors import DataError, UsageError
 from harness.exam import tasks
 from harness.exam.statistics import Estimate, Ratio, estimate
-from harness.io.files import packed, require_writable, text, unpacked, values_path, write_whole
+from harness.io.files import pack_json, require_writable, json_text, unpack_json, values_path, write_whole
 from harness.models.lm import LM, load
 from harness.patches.delta import double
 from harness.reports.cells import brackets, number
@@ -228,9 +228,9 @@ class _Writer:
         skipped = [_skipped(one) for one in self.chosen.skipped]
         values = {"study": "trace", "schema": SCHEMA, "id": self.record["id"], "facts": rows, "skipped": skipped}
         path = self.path if complete else _partial(self.path)
-        content = packed(values, small=complete)
+        content = pack_json(values, small=complete)
         write_whole(values_path(path), content)
-        write_whole(path, (text(self.record) + "\n").encode())
+        write_whole(path, (json_text(self.record) + "\n").encode())
         if complete:
             for leftover in (_partial(self.path), values_path(_partial(self.path))):
                 leftover.unlink(missing_ok=True)
@@ -298,7 +298,7 @@ def _resumed(path: Path, record: Json) -> dict[str, Json]:
     """What an earlier study of the same plan, model, facts and versions found before it was stopped."""
     try:
         known = _json(_partial(path), _partial(path).read_bytes())
-        rows = unpacked(values_path(_partial(path)).read_bytes())["facts"]
+        rows = unpack_json(values_path(_partial(path)).read_bytes())["facts"]
     except (OSError, ValueError, DataError, KeyError, TypeError):
         return {}
     same = ("id", "plan", "model", "noise", "versions")
@@ -422,7 +422,7 @@ def read_study(path: Path) -> Study:
     """
     try:
         record = _json(path, path.read_bytes())
-        values = unpacked(values_path(path).read_bytes())
+        values = unpack_json(values_path(path).read_bytes())
     except (OSError, ValueError) as error:
         reason, where = getattr(error, "strerror", None) or "not whole", getattr(error, "filename", None) or path
         raise DataError(

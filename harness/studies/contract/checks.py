@@ -22,7 +22,7 @@ from torch import Tensor
 from harness.editing import patch_file
 from harness.editing.edit import Edit
 from harness.editing.editor import Editor, Wrapper
-from harness.editing.promises import kept
+from harness.editing.promises import keeps_promise
 from harness.models.lm import LM
 from harness.patches.delta import double
 from harness.patches.patch import Patch, patched
@@ -92,7 +92,7 @@ class Candidate:
     @property
     def changes_nothing(self) -> bool:
         """Whether the editor is the one that leaves the model alone, and says so."""
-        return self.patch.empty and not kept(type(self.method.root), "target")
+        return self.patch.empty and not keeps_promise(type(self.method.root), "target")
 
     def same_model(self) -> LM:
         """The model anew."""
@@ -232,8 +232,8 @@ def saved(candidate: Candidate) -> None:
     lm, patch, edits = candidate.lm, candidate.patch, candidate.edits
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "patch.safetensors"
-        patch_file.save(patch, lm, path, editor=candidate.method.root.name)
-        again = patch_file.load(path, lm)
+        patch_file.save_patch(patch, lm, path, editor=candidate.method.root.name)
+        again = patch_file.load_patch(path, lm)
     before, after = behaviour(lm, patch, edits), behaviour(lm, again, edits)
     _require(torch.equal(before, after), "the patch read from its file gives other logits")
     if not candidate.changes_nothing and candidate.method.root.seams != {"prompt"}:
@@ -345,7 +345,7 @@ def sequential(candidate: Candidate) -> None:
     same = torch.equal(behaviour(lm, first, edits), behaviour(lm, total, edits))
     _require(not same, "the second operation changes nothing")
     # A wrapper may take from the second edit more than it gained.
-    if kept(type(method.root), "target") and not isinstance(method, Wrapper):
+    if keeps_promise(type(method.root), "target") and not isinstance(method, Wrapper):
         with patched(lm, total):
             after = log_likelihood(lm, edits[1], total)
         seen = f"the second operation takes its target from {before:.2f} to {after:.2f}; expected a gain"

@@ -11,7 +11,7 @@ from typing import Literal
 from harness.editing import learned_file
 from harness.editing.edit import Edit, Example
 from harness.editing.editor import Editor, Learned, Wrapper
-from harness.editing.promises import PROMISES, kept
+from harness.editing.promises import PROMISES, keeps_promise
 from harness.editing.registry import Recipe, compose, find
 from harness.errors import HarnessError, UsageError
 from harness.exam.tasks import read_examples
@@ -112,14 +112,14 @@ def _builder(recipe: Recipe, settings: Mapping[str, object], lessons: Sequence[E
             return method
         path, key = learned_file.default_path(method, lm), lm.fingerprint()
         if key not in learned:
-            learned[key] = learned_file.load(method, lm, path) if path.exists() else method.fit(lm, lessons)
+            learned[key] = learned_file.load_learned(method, lm, path) if path.exists() else method.fit(lm, lessons)
         return learned[key]
 
     return lambda lm: recipe.build(lm, settings, seed=0, prepare=lambda method: fitted(method, lm))
 
 
 def _verdict(recipe: Recipe, candidate: Candidate, promise: str, meaning: str) -> Verdict:
-    excepted = next((part for part in recipe.parts if not kept(part, promise)), None)
+    excepted = next((part for part in recipe.parts if not keeps_promise(part, promise)), None)
     if excepted is not None:
         return Verdict(promise, meaning, "excepted", excepted.exceptions[promise])
     try:

@@ -29,7 +29,7 @@ from harness.errors import DataError, UsageError, near
 from harness.exam import data
 from harness.exam.statistics import Estimate, difference, estimate
 from harness.exam.text_metrics import vectorizer
-from harness.io.files import require_writable, text, write_whole
+from harness.io.files import require_writable, json_text, write_whole
 from harness.models.lm import LM, load
 from harness.patches.patch import Patch
 from harness.reports.cells import brackets, number, signed
@@ -209,7 +209,7 @@ def run_bench(plan: BenchPlan, folder: Path, *, device: str | None = None, repor
     record = _record(plan, lm, cases, outcomes)
     record["seconds"] = round(time.monotonic() - begun, 1)
     path = folder / f"{bench_name(record)}.json"
-    write_whole(path, (text(record) + "\n").encode())
+    write_whole(path, (json_text(record) + "\n").encode())
     return record
 
 
@@ -295,11 +295,11 @@ def _fitted(name: str, plan: BenchPlan, lm: LM, taught: Sequence[Case]) -> Edito
         lessons = _lessons(plan, taught)
         path = _kept(method, lm, lessons)
         if path.is_file():
-            return learned_file.load(method, lm, path)
+            return learned_file.load_learned(method, lm, path)
         learned = method.fit(lm, lessons).root
         assert isinstance(learned, Learned)
-        learned_file.require_writable(path)
-        learned_file.save(learned, lm, path, trained={"benchmark": plan.bench, "count": len(lessons)})
+        learned_file.require_writable_file(path)
+        learned_file.save_learned(learned, lm, path, trained={"benchmark": plan.bench, "count": len(lessons)})
         return learned
 
     return recipe.build(lm, settings, seed=plan.seed, prepare=learn)

@@ -323,8 +323,8 @@ def write_trial(folder: Path, trial: Trial) -> Path:
     files.require_writable(folder)
     path = folder / f"{trial.job.name}.json"
     rounded = {m: [[round(v, 5) for v in row] for row in rows] for m, rows in trial.values.items()}
-    files.write_whole(files.values_path(path), files.packed(rounded))
-    files.write_whole(path, (files.text(trial.to_json()) + "\n").encode())
+    files.write_whole(files.values_path(path), files.pack_json(rounded))
+    files.write_whole(path, (files.json_text(trial.to_json()) + "\n").encode())
     return path
 
 

@@ -19,8 +19,8 @@ from editors.rome import Rome
 from harness.editing.directions import DIRECTIONS, LIKELIHOOD, PAIRED, floor, losses, nll
 from harness.editing.edit import Edit
 from harness.editing.editor import Editor
-from harness.editing.registry import find, names
-from harness.editing.schedule import check, duplicates
+from harness.editing.registry import find, editor_names
+from harness.editing.schedule import require_editable, duplicates
 from harness.errors import DataError, UsageError
 from harness.methods.descent import DescentSettings, descend, tokenise
 from harness.methods.value import optimise
@@ -193,15 +193,15 @@ def test_an_editor_that_cannot_follow_a_direction_says_who_can(tiny, edits) -> N
     with pytest.raises(
         UsageError, match=r"edit a wants balance, which kn cannot follow; editors that can: .*memit.*rome"
     ):
-        check(find("kn")(), tiny("gpt2"), [asked], mode="isolated")
-    check(find("memit")(), tiny("gpt2"), [asked], mode="batch")
+        require_editable(find("kn")(), tiny("gpt2"), [asked], mode="isolated")
+    require_editable(find("memit")(), tiny("gpt2"), [asked], mode="batch")
 
 
 def test_who_follows_what() -> None:
-    able = {name for name in names() if find(name).directions == DIRECTIONS}
+    able = {name for name in editor_names() if find(name).directions == DIRECTIONS}
     assert {"alphaedit", "emmet", "ft", "ft_l", "ft_m", "locft", "lora", "memit", "none", "r_rome", "rome"} <= able
     assert not able & {"grace", "ike", "kn", "mend", "rag", "remedi", "ultraedit", "wise"}
-    assert all(find(name).directions == LIKELIHOOD for name in set(names()) - able)
+    assert all(find(name).directions == LIKELIHOOD for name in set(editor_names()) - able)
 
 
 def test_what_is_wanted_tells_edits_of_one_prompt_apart(edits) -> None:

@@ -17,7 +17,7 @@ from harness.editing import registry
 from harness.editing.edit import Edit, Example, Probe
 from harness.editing.editor import Editor, Learned, Wrapper
 from harness.editing.hyperparameters import Count, NotNegative, Positive, Range, Share, settable
-from harness.editing.registry import Recipe, compose, configure, find, names
+from harness.editing.registry import Recipe, compose, configure, find, editor_names
 from harness.errors import DataError, UsageError
 from harness.models.lm import LM
 from harness.patches.delta import LowRank
@@ -472,7 +472,7 @@ def test_entry_points_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> No
         ),
     ):
         install(name, value)
-        assert name in names()
+        assert name in editor_names()
         with pytest.raises(UsageError, match=re.escape(message)):
             find(name)
 
@@ -480,7 +480,7 @@ def test_entry_points_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> No
 # --- what ships -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", editor_names())
 def test_what_ships_can_be_configured_for_every_model_that_it_has_a_preset_for(name: str) -> None:
     cls = find(name)
     assert cls.name == name

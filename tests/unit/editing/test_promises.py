@@ -14,7 +14,7 @@ from harness.editing import promises, registry
 from harness.editing.directions import DIRECTIONS
 from harness.editing.edit import Edit
 from harness.editing.editor import Editor, Learned, Wrapper
-from harness.editing.registry import find, names
+from harness.editing.registry import find, editor_names
 from harness.models.lm import LM
 from harness.patches.patch import Patch
 
@@ -68,7 +68,7 @@ def test_a_row_says_where_how_and_what_not(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(promises, "names", lambda: sorted(made))
     monkeypatch.setattr(promises, "find", made.get)
     monkeypatch.setattr(promises.inspect, "getmodule", lambda cls: None)
-    assert rows(promises.table()) == {
+    assert rows(promises.promises_table()) == {
         "bare": [
             "with a colon. And no more.", "activations, prompt", "isolated, sequential", "a subject", "likelihood",
             r"isolated: it \| remembers; cache: it forgets at once",
@@ -78,12 +78,12 @@ def test_a_row_says_where_how_and_what_not(monkeypatch: pytest.MonkeyPatch) -> N
         ],
         "pupil": ["Learns.", "weights", "isolated, batch, sequential", "`harness fit` first", "any", "nothing"],
     }  # fmt: skip
-    assert (promises.kept(Bare, "isolated"), promises.kept(Bare, "saved")) == (False, True)
+    assert (promises.keeps_promise(Bare, "isolated"), promises.keeps_promise(Bare, "saved")) == (False, True)
 
 
 def test_the_page_lists_every_promise_and_every_editor() -> None:
-    page = promises.table()
-    assert list(rows(page)) == names()
+    page = promises.promises_table()
+    assert list(rows(page)) == editor_names()
     for name, meaning in promises.PROMISES.items():
         assert f"* **{name}**: {meaning}\n" in page
     assert page.endswith(" |\n")
@@ -91,9 +91,9 @@ def test_the_page_lists_every_promise_and_every_editor() -> None:
     assert columns == {8}
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", editor_names())
 def test_the_first_line_of_an_editors_file_says_what_it_does(name: str) -> None:
-    line = promises.summary(find(name))
+    line = promises.editor_summary(find(name))
     assert line.endswith(".")
     assert len(line) < 110
     assert find(name).seams <= {"weights", "activations", "prompt", "logits"}
@@ -102,4 +102,4 @@ def test_the_first_line_of_an_editors_file_says_what_it_does(name: str) -> None:
 def test_the_committed_page_is_the_generated_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "entry_points", lambda group: [])  # what others installed is not ours to list
     committed = (ROOT / "editors" / "README.md").read_text(encoding="utf-8")
-    assert committed == promises.table(), "write `harness editors --format md > editors/README.md`"
+    assert committed == promises.promises_table(), "write `harness editors --format md > editors/README.md`"

@@ -248,8 +248,8 @@ def test_a_method_of_single_facts_refuses_a_batch(tiny: Callable[[str], LM]) -> 
 def test_a_method_of_subjects_refuses_a_plain_prefix(tiny: Callable[[str], LM]) -> None:
     plain = [*made(1), Edit("x", "It rains in", None, "Rome")]
     with pytest.raises(UsageError, match="edit x: single needs a subject; give rows of prompt, subject and target"):
-        schedule.check(Single(), tiny("gpt2"), plain, mode="isolated")
-    schedule.check(Recorder(), tiny("gpt2"), plain, mode="isolated")
+        schedule.require_editable(Single(), tiny("gpt2"), plain, mode="isolated")
+    schedule.require_editable(Recorder(), tiny("gpt2"), plain, mode="isolated")
 
 
 def test_a_prompt_longer_than_the_context_is_told_before_anything_is_edited(tiny: Callable[[str], LM]) -> None:
@@ -264,9 +264,9 @@ def test_a_prompt_longer_than_the_context_is_told_before_anything_is_edited(tiny
 def test_a_prompt_that_just_fits_is_taken(tiny: Callable[[str], LM]) -> None:
     lm = tiny("gpt2")
     words = next(n for n in range(200) if _tokens(lm, n + 1) > lm.context)
-    schedule.check(Recorder(), lm, [_repeated(words)], mode="batch")
+    schedule.require_editable(Recorder(), lm, [_repeated(words)], mode="batch")
     with pytest.raises(UsageError, match="shorten the prompt"):
-        schedule.check(Recorder(), lm, [_repeated(words + 1)], mode="batch")
+        schedule.require_editable(Recorder(), lm, [_repeated(words + 1)], mode="batch")
 
 
 def _repeated(words: int) -> Edit:

@@ -20,7 +20,7 @@ from editors.rome import Rome
 from harness.editing.edit import Edit
 from harness.editing.registry import compose
 from harness.errors import ModelError, NumericalError, UsageError
-from harness.io.plain_text import documents
+from harness.io.plain_text import read_documents
 from harness.methods import keys as facts
 from harness.methods.keys import Unedited
 from harness.methods.locate_then_edit import SpreadMemory, inverse_of_preserved, require_additive, ridge_adjoint
@@ -157,7 +157,7 @@ def test_defect_3_a_projector_belongs_to_one_model_and_its_covariance(fresh, edi
 
     def made(seed: int) -> tuple[LM, dict[int, Moment]]:
         lm = fresh("gpt2", seed)
-        return lm, accumulate_moments(lm, [0], documents(lm.text), tokens=4000)
+        return lm, accumulate_moments(lm, [0], read_documents(lm.text), tokens=4000)
 
     (one, first), (two, second) = made(1), made(2)
     threshold = float(torch.stack([m[0].spectrum[0][40] for m in (first, second)]).mean())

@@ -182,7 +182,7 @@ def test_another_tokenizer_is_refused(tiny, make_tokenizer) -> None:
 
 
 def test_a_saved_change_of_the_companion(tiny, small, change, edits, tmp_path) -> None:
-    patch_file.save(change, small, tmp_path / "small.safetensors", editor="senses")
+    patch_file.save_patch(change, small, tmp_path / "small.safetensors", editor="senses")
     lm = tiny("gpt2")
     method = Companion(model=small.name, patch=str(tmp_path / "small.safetensors"), beta=0.5)
     first, second = method.edit(lm, edits[:1]), method.edit(lm, edits[1:])
@@ -190,16 +190,16 @@ def test_a_saved_change_of_the_companion(tiny, small, change, edits, tmp_path) -
     wanted = logits_of(lm, Patch(logits=rule(small, change, 0.5)), batch.ids, batch.mask)
     assert torch.equal(logits_of(lm, first, batch.ids, batch.mask), wanted)
     assert torch.equal(logits_of(lm, first + second, batch.ids, batch.mask), wanted)
-    patch_file.save(first, lm, tmp_path / "both.safetensors", editor="companion")
-    again = patch_file.load(tmp_path / "both.safetensors", lm)
+    patch_file.save_patch(first, lm, tmp_path / "both.safetensors", editor="companion")
+    again = patch_file.load_patch(tmp_path / "both.safetensors", lm)
     assert torch.equal(logits_of(lm, again, batch.ids, batch.mask), wanted)
     notes = method.notes(lm)
-    assert notes == {"companion": small.fingerprint(), "patch": patch_file.manifest(Path(method.patch))["sha256"]}
+    assert notes == {"companion": small.fingerprint(), "patch": patch_file.patch_manifest(Path(method.patch))["sha256"]}
     assert Companion(model=small.name, lr=0.5).notes(lm)["method"]["lr"] == 0.5
 
 
 def test_a_saved_change_of_the_prompt_is_refused(tiny, small, edits, tmp_path) -> None:
-    patch_file.save(Rag().edit(small, edits), small, tmp_path / "facts.safetensors", editor="rag")
+    patch_file.save_patch(Rag().edit(small, edits), small, tmp_path / "facts.safetensors", editor="rag")
     method = Companion(model=small.name, patch=str(tmp_path / "facts.safetensors"))
     with pytest.raises(ModelError, match=r"facts\.safetensors: changes the prompt, but a companion reads what"):
         method.edit(tiny("gpt2"), edits)

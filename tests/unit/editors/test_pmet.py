@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from editors.memit import Memit
 from editors.pmet import Pmet
 from harness.editing.edit import Edit
-from harness.io.plain_text import documents
+from harness.io.plain_text import read_documents
 from harness.methods import keys as facts
 from harness.methods.second_moments import accumulate_moments
 from harness.methods.value import optimise
@@ -115,7 +115,7 @@ def test_the_change_is_spread_by_square_roots_of_what_the_feed_forward_part_lack
     lm = tiny(family)
     method = Pmet(layers=(0, 1), contexts=("{}",), lam=7.0, **QUICK)
     wanted = optimise(lm, edits, ("{}",), objective=method.objective(1)).value
-    moments = accumulate_moments(lm, (0, 1), documents(lm.text), tokens=4000)
+    moments = accumulate_moments(lm, (0, 1), read_documents(lm.text), tokens=4000)
     ours, done = method.edit(lm, edits), Patch()
     for i, layer in enumerate((0, 1)):
         with patched(lm, done):

@@ -23,7 +23,7 @@ from editors.senses import (
 )
 from harness.editing.edit import Edit
 from harness.errors import DataError, NumericalError, UsageError
-from harness.io.plain_text import documents
+from harness.io.plain_text import read_documents
 from harness.methods.descent import cosine_rate
 from harness.models.lm import LM
 from harness.patches.patch import Patch, patched
@@ -103,7 +103,7 @@ def test_what_an_example_weighs_is_the_sum_over_its_predictions(tiny) -> None:
 
 def test_ordinary_text_is_weighed_chunk_by_chunk(tiny) -> None:
     lm = tiny("backpack")
-    held = [token for text in islice(documents(lm.text), 40) for token in [*lm.encode(text), 0]]
+    held = [token for text in islice(read_documents(lm.text), 40) for token in [*lm.encode(text), 0]]
     chunks = [held[i * 20 : (i + 1) * 20] for i in range(9)]
     found = background(lm, chunks=9, columns=20)
     assert found.chunks.tolist() == chunks
@@ -225,7 +225,7 @@ def test_training_is_the_loop_of_the_method_on_a_table_of_all_senses(tiny, varia
 
 def test_ordinary_text_may_be_another_than_the_models(tiny, edits, tmp_path) -> None:
     lm, path = tiny("backpack"), tmp_path / "other.txt"
-    path.write_text("".join(f"{text}\n" for text in reversed(list(islice(documents(lm.text), 40)))))
+    path.write_text("".join(f"{text}\n" for text in reversed(list(islice(read_documents(lm.text), 40)))))
     other = background(lm, chunks=6, columns=24, source=str(path))
     assert not torch.equal(other.chunks, background(lm, chunks=6, columns=24).chunks)
     found = Senses(**{**QUICK, "kl_text": str(path)}).edit(lm, edits)

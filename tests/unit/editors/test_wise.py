@@ -13,7 +13,7 @@ import editors.wise
 from editors.wise import SideMemories, Wise, margins, ties
 from harness.editing.edit import Edit
 from harness.errors import NumericalError, UsageError
-from harness.io.plain_text import documents
+from harness.io.plain_text import read_documents
 from harness.methods.supervised_tokens import SupervisedTokens, supervise_target
 from harness.patches.patch import Patch, Step, patched
 
@@ -132,7 +132,7 @@ def edited_nll(lm, layer: int, rows, delta: Tensor) -> Tensor:
 
 def unrelated(lm, count: int) -> SupervisedTokens:
     """All tokens of the three documents that are drawn for an edit, with seed 0."""
-    texts = list(documents(lm.text))[:512]
+    texts = list(read_documents(lm.text))[:512]
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(count))[:3]
     batch = lm.batch([lm.encode(texts[i]) for i in order])
     row, column = batch.mask.bool().nonzero(as_tuple=True)

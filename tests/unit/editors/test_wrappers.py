@@ -17,7 +17,7 @@ from editors.rome import Rome
 from harness.editing.edit import Edit
 from harness.editing.editor import Editor, Wrapper
 from harness.editing.hyperparameters import Positive
-from harness.editing.registry import Recipe, compose, find, names
+from harness.editing.registry import Recipe, compose, find, editor_names
 from harness.editing.schedule import walk
 from harness.errors import UsageError
 from harness.models.lm import LM
@@ -194,7 +194,7 @@ def test_rect_on_each_increment_then_prune_on_the_sum(fresh, edits, name, mode):
         assert all(isinstance(delta, LowRank) for patch in patches for delta in patch.weights.values())
 
 
-@pytest.mark.parametrize("name", [name for name in names() if issubclass(find(name), Wrapper)])
+@pytest.mark.parametrize("name", [name for name in editor_names() if issubclass(find(name), Wrapper)])
 def test_the_last_pass_of_a_wrapper_is_its_edit(fresh, edits, name):
     """What is measured after each pass is the composed editor, and not what it wraps."""
     lm = fresh("gpt2")

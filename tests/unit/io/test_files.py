@@ -30,30 +30,30 @@ from harness.studies.sweeps import trial
     ],
 )
 def test_text_reads_back(data: object) -> None:
-    assert json.loads(files.text(data)) == data
+    assert json.loads(files.json_text(data)) == data
 
 
 def test_what_fits_stands_on_one_line() -> None:
     row = {"value": 0.5, "n": 50, "interval": [0.4, 0.6]}
-    lines = files.text({"tasks": {f"task{i}": row for i in range(20)}}).splitlines()
+    lines = files.json_text({"tasks": {f"task{i}": row for i in range(20)}}).splitlines()
     assert f'  "task3": {json.dumps(row)},' in lines
     assert len(lines) == 24
-    assert files.text({"layers": [0, 1]}) == '{"layers": [0, 1]}'
+    assert files.json_text({"layers": [0, 1]}) == '{"layers": [0, 1]}'
 
 
 def test_packed_reads_back_and_is_the_same_bytes() -> None:
     data = {"ids": [f"doc/{i}" for i in range(500)], "num": [i / 3 for i in range(500)]}
     for small in (True, False):
-        assert files.unpacked(files.packed(data, small)) == data
-        assert files.packed(data, small) == files.packed(data, small)
-    assert len(files.packed(data)) < len(json.dumps(data)) / 3
+        assert files.unpack_json(files.pack_json(data, small)) == data
+        assert files.pack_json(data, small) == files.pack_json(data, small)
+    assert len(files.pack_json(data)) < len(json.dumps(data)) / 3
 
 
 @pytest.mark.parametrize("damage", [lambda c: c[:-9], lambda c: b"", lambda c: c[:20] + b"?" + c[21:], lambda c: b"{}"])
 def test_damage_is_seen(damage: object) -> None:
-    content = files.packed({"a": list(range(200))})
+    content = files.pack_json({"a": list(range(200))})
     with pytest.raises(ValueError, match="not whole xz"):
-        files.unpacked(damage(content))  # type: ignore[operator]
+        files.unpack_json(damage(content))  # type: ignore[operator]
 
 
 def test_nine_digits_hold_a_float32() -> None:
@@ -66,7 +66,7 @@ def test_nine_digits_hold_a_float32() -> None:
 
 
 def test_what_is_not_finite_is_refused() -> None:
-    for write in (files.text, files.packed):
+    for write in (files.json_text, files.pack_json):
         with pytest.raises(ValueError, match="not JSON compliant"):
             write({"a": math.inf})
 

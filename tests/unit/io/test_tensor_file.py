@@ -33,15 +33,15 @@ def made() -> dict[str, torch.Tensor]:
 
 
 def write(path: Path, version: int = 1) -> None:
-    tensor_file.write(path, kind="patch", version=version, manifest=ABOUT, tensors=made())
+    tensor_file.write_tensors(path, kind="patch", version=version, manifest=ABOUT, tensors=made())
 
 
 def test_what_was_written_is_read(tmp_path: Path) -> None:
     path = tmp_path / "new" / "folder" / "file.safetensors"
     write(path)
-    head, tensors = tensor_file.read(path, "patch", 1)
+    head, tensors = tensor_file.read_tensors(path, "patch", 1)
     assert head == {**ABOUT, "kind": "patch", "format": 1, "sha256": tensor_file.content_sha256(made())}
-    assert head == tensor_file.manifest(path, "patch", 1)
+    assert head == tensor_file.read_manifest(path, "patch", 1)
     assert set(tensors) == set(made())
     for name, tensor in made().items():
         assert tensors[name].dtype == tensor.dtype
@@ -56,22 +56,22 @@ def test_the_same_content_is_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_a_manifest_cannot_say_another_kind_or_format(tmp_path: Path) -> None:
-    tensor_file.write(
+    tensor_file.write_tensors(
         tmp_path / "f", kind="patch", version=1, manifest={"kind": "other", "format": 9, "sha256": ""}, tensors={}
     )
-    assert tensor_file.read(tmp_path / "f", "patch", 1)[0]["format"] == 1
+    assert tensor_file.read_tensors(tmp_path / "f", "patch", 1)[0]["format"] == 1
 
 
 def test_no_byte_can_change_unnoticed(tmp_path: Path) -> None:
     """One bit of each byte of the file in turn."""
     tensors = {name: tensor for name, tensor in made().items() if name in ("row", "column")}
-    tensor_file.write(tmp_path / "whole", kind="patch", version=1, manifest=ABOUT, tensors=tensors)
+    tensor_file.write_tensors(tmp_path / "whole", kind="patch", version=1, manifest=ABOUT, tensors=tensors)
     whole = (tmp_path / "whole").read_bytes()
     changed = tmp_path / "changed"
     for at in range(len(whole)):
         changed.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
         with pytest.raises(DataError) as caught:
-            tensor_file.read(changed, "patch", 1)
+            tensor_file.read_tensors(changed, "patch", 1)
         assert str(caught.value).startswith(f"{changed}: "), at
 
 
@@ -82,13 +82,13 @@ def test_a_file_that_is_cut_short(tmp_path: Path, share: float) -> None:
     whole = path.read_bytes()
     path.write_bytes(whole[: int(share * len(whole))])
     with pytest.raises(DataError, match=r"cut: not a readable patch \(.*\); make it again or give another file"):
-        tensor_file.read(path, "patch", 1)
+        tensor_file.read_tensors(path, "patch", 1)
 
 
 def test_a_file_that_is_not_there_or_a_folder(tmp_path: Path) -> None:
     for path in (tmp_path / "absent", tmp_path):
         with pytest.raises(DataError, match=f"{path}: not a readable patch"):
-            tensor_file.manifest(path, "patch", 1)
+            tensor_file.read_manifest(path, "patch", 1)
 
 
 def test_another_kind_is_named(tmp_path: Path) -> None:
@@ -97,25 +97,25 @@ def test_another_kind_is_named(tmp_path: Path) -> None:
     save_file({"w": torch.ones(1)}, tmp_path / "model", metadata={"format": "pt"})
     for name, held in (("patch", "a patch"), ("plain", "plain tensors"), ("model", "plain tensors")):
         with pytest.raises(DataError, match=f"{name}: holds no fitted editor but {held}; give another file"):
-            tensor_file.read(tmp_path / name, "fitted editor", 1)
+            tensor_file.read_tensors(tmp_path / name, "fitted editor", 1)
 
 
 def test_a_newer_format_is_named_and_an_older_one_is_read(tmp_path: Path) -> None:
     write(tmp_path / "new", version=3)
     with pytest.raises(DataError, match="new: has format 3, this program reads up to 2; install a newer one"):
-        tensor_file.read(tmp_path / "new", "patch", 2)
+        tensor_file.read_tensors(tmp_path / "new", "patch", 2)
     write(tmp_path / "old", version=1)
-    assert tensor_file.read(tmp_path / "old", "patch", 2)[0]["format"] == 1
+    assert tensor_file.read_tensors(tmp_path / "old", "patch", 2)[0]["format"] == 1
 
 
 def test_a_manifest_that_was_edited_by_hand(tmp_path: Path) -> None:
     path = tmp_path / "edited"
     head = json.dumps({"kind": "patch", "format": 1, "sha256": tensor_file.content_sha256({}), "settings": {}})
     save_file({}, path, metadata={"manifest": f"{hashlib.sha256(head.encode()).hexdigest()} {head}"})
-    assert tensor_file.manifest(path, "patch", 1)["settings"] == {}
+    assert tensor_file.read_manifest(path, "patch", 1)["settings"] == {}
     save_file({}, path, metadata={"manifest": f"{hashlib.sha256(b'another').hexdigest()} {head}"})
     with pytest.raises(DataError, match="edited: its manifest is not what was written; make it again"):
-        tensor_file.manifest(path, "patch", 1)
+        tensor_file.read_manifest(path, "patch", 1)
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
@@ -146,7 +146,7 @@ def test_a_write_that_fails_halfway_leaves_the_earlier_file_and_no_litter(
 
     monkeypatch.setattr(tensor_file, "save_file", half)
     with pytest.raises(raised, match=message):
-        tensor_file.write(path, kind="patch", version=1, manifest={}, tensors={"w": torch.zeros(3)})
+        tensor_file.write_tensors(path, kind="patch", version=1, manifest={}, tensors={"w": torch.zeros(3)})
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
     assert path.read_bytes() == before
 

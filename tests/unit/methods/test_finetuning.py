@@ -16,7 +16,7 @@ from editors.lora import Lora
 from harness.editing.edit import Edit
 from harness.editing.editor import Wrapper
 from harness.editing.registry import compose
-from harness.editing.schedule import check
+from harness.editing.schedule import require_editable
 from harness.errors import DataError, UsageError
 from harness.methods.descent import DescentSettings, descend, passes
 from harness.methods.finetuning import CANONICAL
@@ -295,4 +295,4 @@ def test_an_order_is_drawn_anew_each_pass(tiny: Callable[[str], LM]) -> None:
     losses = [tuple(t.losses) for t in passes(lm, edits(6), [lm.down(1)], settings=quick.settings())]
     assert len(set(losses)) == 3
     assert len({tuple(sorted(round(x, 3) for x in row)) for row in losses}) == 1
-    check(quick, lm, edits(6), mode="batch")
+    require_editable(quick, lm, edits(6), mode="batch")

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from editors.memit import Memit
 from editors.rome import Rome
 from harness.errors import DataError, NumericalError
-from harness.io.plain_text import documents
+from harness.io.plain_text import read_documents
 from harness.methods import second_moments
 from harness.methods.second_moments import Moment, accumulate_moments, cached_moments, moments, verify_cached
 
@@ -84,7 +84,7 @@ def test_the_pass_stops_after_the_last_layer(tiny, sentences):
 def test_exactly_as_many_tokens_as_asked_for(tiny, tokens):
     told = []
     made = accumulate_moments(
-        tiny("gpt2"), [0], documents(tiny("gpt2").text), tokens=tokens, progress=lambda *x: told.append(x)
+        tiny("gpt2"), [0], read_documents(tiny("gpt2").text), tokens=tokens, progress=lambda *x: told.append(x)
     )
     assert made[0].count == tokens
     assert told[-1] == (tokens, tokens)
@@ -199,20 +199,20 @@ def test_texts_of_every_kind(tmp_path):
     with gzip.open(tmp_path / "b.jsonl.gz", "wt", encoding="utf-8") as file:
         file.write(json.dumps({"text": "three\nlines"}) + "\n")
     (tmp_path / "notes.md").write_text("not text", encoding="utf-8")
-    assert list(documents(str(tmp_path / "a.txt"))) == ["one", "two"]
-    assert list(documents(str(tmp_path))) == ["one", "two", "three\nlines"]
-    assert len(list(documents("mini"))) > 100
+    assert list(read_documents(str(tmp_path / "a.txt"))) == ["one", "two"]
+    assert list(read_documents(str(tmp_path))) == ["one", "two", "three\nlines"]
+    assert len(list(read_documents("mini"))) > 100
 
 
 def test_texts_that_cannot_be_read(tmp_path, tiny):
     (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n{"txt": "b"}\n', encoding="utf-8")
     with pytest.raises(DataError, match=r"bad.jsonl:2: expected a JSON object with the key 'text'"):
-        list(documents(str(tmp_path / "bad.jsonl")))
+        list(read_documents(str(tmp_path / "bad.jsonl")))
     with pytest.raises(DataError, match="no such text"):
-        list(documents(str(tmp_path / "absent.txt")))
+        list(read_documents(str(tmp_path / "absent.txt")))
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"no .txt or .jsonl file in there"):
-        list(documents(str(tmp_path / "empty")))
+        list(read_documents(str(tmp_path / "empty")))
     (tmp_path / "empty.txt").write_text("\n", encoding="utf-8")
     with pytest.raises(DataError, match="holds no text"):
         moments(replace(tiny("gpt2"), text=str(tmp_path / "empty.txt")), [0], tokens=10, folder=tmp_path / "c")
@@ -220,7 +220,7 @@ def test_texts_that_cannot_be_read(tmp_path, tiny):
         moments(tiny("gpt2"), [0], tokens=0, folder=tmp_path / "c")
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
     with pytest.raises(DataError, match="cannot be read as UTF-8"):
-        list(documents(str(tmp_path / "latin.txt")))
+        list(read_documents(str(tmp_path / "latin.txt")))
 
 
 @pytest.mark.parametrize("source", ["wikitext", "wikipedia", "owner/name@abc"])
@@ -232,7 +232,7 @@ def test_without_a_network_the_error_says_what_to_give(monkeypatch, source):
 
     monkeypatch.setattr(datasets, "load_dataset", offline)
     with pytest.raises(DataError, match=r"Offline mode is enabled.*give a text with --text FILE"):
-        list(documents(source))
+        list(read_documents(source))
 
 
 def test_hub_texts_are_read_at_a_fixed_commit(monkeypatch):
@@ -245,7 +245,7 @@ def test_hub_texts_are_read_at_a_fixed_commit(monkeypatch):
         return [{"text": " A text. "}, {"text": "  "}]
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    assert list(documents("wikitext")) == ["A text."]
+    assert list(read_documents("wikitext")) == ["A text."]
     assert asked["streaming"] is True
     assert (asked["name"], asked["config"]) == ("Salesforce/wikitext", "wikitext-103-raw-v1")
     assert len(asked["revision"]) == 40

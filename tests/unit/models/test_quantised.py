@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from harness.editing.editor import Editor, Learned, Wrapper
 from harness.editing.hyperparameters import settable
-from harness.editing.registry import compose, configure, find, names
+from harness.editing.registry import compose, configure, find, editor_names
 from harness.editing.schedule import walk
 from harness.errors import ModelError
 from harness.models.lm import LM
@@ -23,7 +23,7 @@ from harness.runs.resolve import resolve
 FAMILIES = ["llama", "neox"]
 OF_WEIGHTS = [
     name
-    for name in names()
+    for name in editor_names()
     if "weights" in find(name).seams and not issubclass(find(name), Wrapper | Learned) and name != "none"
 ]
 QUICK = {"cov_tokens": 4000, "v_steps": 3, "steps": 3}
@@ -168,7 +168,7 @@ def test_what_writes_into_down_projections_is_refused_before_the_model_is_run(qu
 def test_a_run_is_refused_before_anything_is_measured_and_names_what_works(quantised, monkeypatch, name, form, kind):
     monkeypatch.setattr(preparing, "load", lambda *args, **options: quantised("llama", form))
     monkeypatch.setattr(preparing.tasks, "load", lambda *args, **options: pytest.fail("went on to the tasks"))
-    works = [n for n in names() if "weights" not in find(n).seams]
+    works = [n for n in editor_names() if "weights" not in find(n).seams]
     assert works
     with pytest.raises(ModelError, match=REFUSED.format(r"model\.layers\.0\.mlp\.down_proj\.weight", kind)) as told:
         prepare(resolve(Plan(editor=name, num_edits=2)))

@@ -16,7 +16,7 @@ import pytest
 from harness.errors import DataError, UsageError
 from harness.exam.numbers import summarise
 from harness.exam.statistics import Ratio, difference, estimate, harmonic_difference
-from harness.io.files import unpacked, values_path
+from harness.io.files import unpack_json, values_path
 from harness.runs.folder import exclusive
 from harness.runs.identity import SCHEMA, digest
 from harness.runs.record import Record, record_name
@@ -171,7 +171,7 @@ def test_values_keep_every_field_and_what_is_missing(tmp_path: Path) -> None:
 def test_the_values_file_is_the_same_bytes_every_time(tmp_path: Path) -> None:
     first = values_path(write(tmp_path / "a", make())).read_bytes()
     assert values_path(write(tmp_path / "b", make())).read_bytes() == first
-    assert unpacked(first)["points"]["0"]["NLI"]["metrics"]["accuracy"].keys() == {"num"}
+    assert unpack_json(first)["points"]["0"]["NLI"]["metrics"]["accuracy"].keys() == {"num"}
 
 
 def test_numbers_that_are_not_finite_become_null(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from harness.errors import DataError, UsageError
-from harness.io.files import packed
+from harness.io.files import pack_json
 from harness.models.lm import LM
 from harness.studies.causal import trace_figures, tracing
 from harness.studies.causal.facts import Fact, read_facts
@@ -194,7 +194,7 @@ def test_no_known_fact_is_a_record_too(plan: TracePlan, tmp_path: Path) -> None:
 )
 def test_what_is_no_record(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "x.json").write_text(content)
-    (tmp_path / "x.values.json.xz").write_bytes(packed({"id": "x", "facts": []}))
+    (tmp_path / "x.values.json.xz").write_bytes(pack_json({"id": "x", "facts": []}))
     with pytest.raises(DataError, match=message):
         read_study(tmp_path / "x.json")
     with pytest.raises(DataError, match="cannot be read"):
