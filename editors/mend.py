@@ -25,7 +25,7 @@ from harness.errors import DataError, NumericalError, UsageError
 from harness.methods.descent import TokenisedEdit, capture_gradients, feed_forward_matrices, log_likelihood, tokenise
 from harness.methods.hypernetwork import Hypernetwork, Pair, Shape
 from harness.methods.keys import require_layers
-from harness.models.activations import at_least_float32, chunks
+from harness.models.activations import at_least_float32, row_portions
 from harness.models.lm import LM
 from harness.patches.delta import Delta, Dense, LowRank
 from harness.patches.patch import Patch, require_plain
@@ -193,7 +193,7 @@ def _pairs(lm: LM, said: Sequence[TokenisedEdit], names: Sequence[str]) -> list[
     Tokens without a gradient (padding) or without an input are left out; the others are at least float32.
     """
     found: dict[int, dict[str, Pair]] = {}
-    for chunk in chunks([[len(answer.prompt) + len(answer.target)] for answer in said], _BUDGET):
+    for chunk in row_portions([[len(answer.prompt) + len(answer.target)] for answer in said], _BUDGET):
         found |= dict(zip(chunk, _backward(lm, [said[i] for i in chunk], names), strict=True))
     return [found[i] for i in range(len(said))]
 

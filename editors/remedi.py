@@ -23,7 +23,7 @@ from harness.editing.editor import Learned
 from harness.editing.hyperparameters import Count, NotNegative, Positive, Range, Share
 from harness.errors import DataError, NumericalError, UsageError
 from harness.methods.keys import layer_at_depth, require_layers
-from harness.models.activations import at_least_float32, capture_activations, chunks
+from harness.models.activations import at_least_float32, capture_activations, row_portions
 from harness.models.lm import LM, Batch
 from harness.patches.patch import Part, Patch, Step, patched
 
@@ -395,7 +395,7 @@ def _representations(lm: LM, stated: Sequence[_Stated], layer: int) -> Tensor:
     """``h_attr [n, d]``, at least in float32: means over the attributes' tokens of what a block writes."""
     block = lm.arch.block(layer)
     found: dict[int, Tensor] = {}
-    for chunk in chunks([[len(s.ids)] for s in stated], _BUDGET):
+    for chunk in row_portions([[len(s.ids)] for s in stated], _BUDGET):
         hidden = capture_activations(lm, lm.batch([stated[i].ids for i in chunk]), outputs=[block]).outputs[block]
         hidden = at_least_float32(hidden)
         found |= {i: hidden[row, stated[i].begin : stated[i].end].mean(0) for row, i in enumerate(chunk)}

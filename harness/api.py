@@ -159,13 +159,13 @@ def edit(
             from harness.runs import handed
 
             handed.require_editor(editor, settings or {})
-            wanted = handed.edits(edits, str(data_dir))
+            wanted = handed.given_edits(edits, str(data_dir))
             if isinstance(model, str | Path):
                 model, tokenizer = load(model, tokenizer, dtype=dtype, device=device, arch=arch, text=text), None
             lm = stack.enter_context(borrowed(model, tokenizer, arch=arch, text=text))
-            method = handed.configured(editor, lm, settings=settings or {}, seed=seed, fitted=_text(fitted))
+            method = handed.configured_editor(editor, lm, settings=settings or {}, seed=seed, fitted=_text(fitted))
             name = handed.editor_name(editor)
-            source = handed.source(edits, str(data_dir))
+            source = handed.edits_source(edits, str(data_dir))
             holder = stack.enter_context(edited.held(lm, method, name=name, edits=wanted, mode=mode, source=source))
         yield holder  # what the caller does to the process in here is the caller's
 
@@ -220,12 +220,12 @@ def fit(
     from harness.runs import fitting
 
     chosen, path = dict(settings or {}), None if output is None else Path(output)
-    fitting.require_able(
+    fitting.require_fittable(
         editor, str(model) if isinstance(model, str | Path) else "", settings=chosen, seed=seed, path=path
     )
-    rows = fitting.examples(_edits(edits), str(data_dir), split)
+    rows = fitting.read_training(_edits(edits), str(data_dir), split)
     lm = load(model, tokenizer, dtype=dtype, device=device, arch=arch, text=text)
-    return fitting.fit(editor, lm, rows, settings=chosen, seed=seed, path=path).path
+    return fitting.fit_editor(editor, lm, rows, settings=chosen, seed=seed, path=path).path
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------
@@ -334,7 +334,7 @@ def run(
         options = RunOptions(
             folder, device=device, rows=rows, cache=cache, save_edits=kept, fresh=fresh, report=progress or _silent
         )
-        return runner.run(resolve(plan, lm=lm, editor=given), options)
+        return runner.run_plan(resolve(plan, lm=lm, editor=given), options)
 
 
 @as_before()
@@ -725,7 +725,7 @@ def _edits(edits: EditsLike) -> str:
         return str(edits)
     from harness.exam import own_rows
 
-    return str(own_rows.kept(edits))
+    return str(own_rows.keep_rows(edits))
 
 
 def _text(path: str | Path | None) -> str | None:

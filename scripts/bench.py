@@ -52,7 +52,7 @@ from harness.methods.keys import Unedited, find_fact_token, prompt_rows, rank_on
 from harness.methods.rank_one import update_direction
 from harness.methods.value import optimise
 from harness.methods.value_rows import Objective
-from harness.models.activations import Row, chunks
+from harness.models.activations import Row, row_portions
 from harness.models.lm import LM, load
 from harness.patches.patch import Patch, patched
 from harness.studies.causal import trace as tracing
@@ -128,7 +128,7 @@ def seconds(side: Side, run: Run) -> float:
 def adapter(lm: LM, run: Run) -> None:
     """The unedited model through the harness and through plain lm-eval: equal numbers, nearly equal time."""
     for name in ("NLI", "SentimentAnalysis"):
-        suite = tasks.load([name], edit_set=None, records=None, data_dir="mini", tokenizer=lm.tokenizer)
+        suite = tasks.load_suite([name], edit_set=None, records=None, data_dir="mini", tokenizer=lm.tokenizer)
         task = suite.tasks[0]
         ours, plain = EditedLM(lm, 32), HFLM(pretrained=lm.model, tokenizer=lm.tokenizer, batch_size=32)
         load_ = {"tasks": {name: task.task}, "groups": {}, "group_map": {}}
@@ -269,7 +269,7 @@ def _apart(together: Measured, places: Sequence[int], alone: Measured) -> float:
 
 def probability_task(lm: LM, edits: Sequence[Edit]) -> tasks.Task:
     """The shipped CounterFact probes of some edits."""
-    found = tasks.load(
+    found = tasks.load_suite(
         [], edit_set="counterfact", records=[e.id for e in edits], data_dir="mini", tokenizer=lm.tokenizer
     ).tasks
     return next(task for task in found if task.name == "counterfact_probability")
@@ -298,7 +298,7 @@ def plain_moment(lm: LM, layer: int, texts: Sequence[str]) -> Tensor:
     total, count, seen = torch.zeros(lm.arch.inner, lm.arch.inner), 0, []
     handle = lm.module(lm.arch.down_of(layer)).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     rows = sorted((lm.encode(text)[: lm.context] for text in texts), key=len)
-    for chunk in chunks([[len(row)] for row in rows], 4096):
+    for chunk in row_portions([[len(row)] for row in rows], 4096):
         batch = lm.batch([rows[i] for i in chunk])
         with torch.no_grad():
             lm.model(input_ids=batch.ids, attention_mask=batch.mask)

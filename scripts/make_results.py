@@ -21,7 +21,7 @@ from pathlib import Path
 from plans import identity, run_plans
 
 from harness.editing.editor import Editor, Wrapper
-from harness.editing.registry import compose, find, editor_names
+from harness.editing.registry import compose, editor_names, find
 from harness.runs.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -30,7 +30,7 @@ from typing import Any
 from harness.errors import HarnessError
 from harness.exam import data
 from harness.exam.task_identity import definition, identity
-from harness.io.files import pack_json, json_text, unpack_json, values_path, write_whole
+from harness.io.files import json_text, pack_json, unpack_json, values_path, write_whole
 from harness.runs.identity import SCHEMA, digest, record_id
 from harness.runs.plan import Plan
 from harness.runs.record import Record, record_name

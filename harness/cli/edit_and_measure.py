@@ -120,7 +120,7 @@ def _show_plans(plans: Sequence[Plan], folder: Path) -> None:
     from harness.runs.resolve import resolve
 
     for one in [resolve(plan) for plan in plans]:
-        terminal.show(plan_table(one, folder))
+        terminal.write_table(plan_table(one, folder))
 
 
 def _show_outcome(done: Outcome) -> None:
@@ -132,7 +132,7 @@ def _show_outcome(done: Outcome) -> None:
     if done.record is None or done.path is None:
         return
     if not done.known:
-        terminal.show(run_table(done.record))
+        terminal.write_table(run_table(done.record))
     terminal.say_where("complete:" if done.known else "record:", done.path)
 
 
@@ -143,7 +143,7 @@ def _show_seeds(kept: Sequence[Record]) -> None:
 
     for whole in pool(kept):
         if "seeds" in whole.plan:
-            terminal.show(run_table(whole))
+            terminal.write_table(run_table(whole))
 
 
 @dataclass(frozen=True)
@@ -174,10 +174,10 @@ def fit(asked: FitOptions) -> None:
     from harness.runs import fitting
 
     settings = values.settings(asked.settings)
-    fitting.require_able(asked.editor, asked.model, settings=settings, seed=asked.seed, path=asked.output)
-    train = fitting.examples(asked.edits, asked.data_dir, asked.split)
+    fitting.require_fittable(asked.editor, asked.model, settings=settings, seed=asked.seed, path=asked.output)
+    train = fitting.read_training(asked.edits, asked.data_dir, asked.split)
     lm = load(asked.model, dtype=asked.dtype, device=asked.device, names=values.modules(asked.arch), text=asked.text)
-    done = fitting.fit(asked.editor, lm, train, settings=settings, seed=asked.seed, path=asked.output)
+    done = fitting.fit_editor(asked.editor, lm, train, settings=settings, seed=asked.seed, path=asked.output)
     what = f"{done.editor.name} to {asked.model} on {done.examples} examples"
     terminal.say_where(f"[green]fitted[/] {what}:", done.path)
 

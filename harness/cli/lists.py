@@ -19,7 +19,7 @@ def editors(form: str) -> None:
     """List the editors: what they do, at which seam they change a model, and their hyperparameters."""
     from harness.editing import promises
     from harness.editing.hyperparameters import settable
-    from harness.editing.registry import find, editor_names
+    from harness.editing.registry import editor_names, find
 
     if form == "md":
         click.echo(promises.promises_table(), nl=False)
@@ -29,7 +29,7 @@ def editors(form: str) -> None:
         settings = ", ".join(f"{field.name}={field.default}" for field in settable(cls).values())
         rows.append((name, promises.editor_summary(cls), promises.changes(cls), settings))
     columns = ("name", "what it does", "changes", "hyperparameters (--set)")
-    terminal.show(terminal.table("editors", columns, rows))
+    terminal.write_table(terminal.plain_table("editors", columns, rows))
 
 
 @click.command()
@@ -40,7 +40,7 @@ def tasks() -> None:
 
     counts = {row.name: row.mini for row in status() if row.split == "test"}
     rows = [(name, kind, _or(counts.get(name), "")) for name, kind in catalogue().items()]
-    terminal.show(terminal.table("tasks", ("name", "kind", "shipped rows"), rows))
+    terminal.write_table(terminal.plain_table("tasks", ("name", "kind", "shipped rows"), rows))
 
 
 @click.command()
@@ -55,7 +55,7 @@ def models() -> None:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         size = (folder / "model.safetensors").stat().st_size / 2**20
         rows.append((name, str(config.get("model_type", "")), f"{size:.1f} MiB"))
-    terminal.show(terminal.table("shipped models", ("name", "architecture", "size"), rows))
+    terminal.write_table(terminal.plain_table("shipped models", ("name", "architecture", "size"), rows))
 
 
 @click.command()
@@ -69,7 +69,7 @@ def data(data_dir: str | None) -> None:
         for row in status(data_dir)
     ]
     columns = ("name", "split", "shipped", "folder", "published", "licence")
-    terminal.show(terminal.table("data", columns, rows))
+    terminal.write_table(terminal.plain_table("data", columns, rows))
 
 
 def _or(value: object, missing: str = "-") -> str:
@@ -110,7 +110,7 @@ def make(
     with terminal.watched() as report:
         found = moments(lm, chosen, tokens=tokens, progress=lambda done, total: report("second moments", done, total))
     rows = [(str(layer), f"{moment.count:,}", moment.key[:16]) for layer, moment in found.items()]
-    terminal.show(terminal.table(f"second moments of {model}", ("layer", "tokens", "key"), rows))
+    terminal.write_table(terminal.plain_table(f"second moments of {model}", ("layer", "tokens", "key"), rows))
 
 
 @cov.command("list")
@@ -123,7 +123,7 @@ def list_() -> None:
         made = entry.manifest
         rows.append((made.model[:12], made.module, f"{entry.count:,}", made.text[:12], made.dtype, str(entry.path)))
     columns = ("model", "module", "tokens", "text", "dtype", "file")
-    terminal.show(terminal.table("second moments", columns, rows))
+    terminal.write_table(terminal.plain_table("second moments", columns, rows))
 
 
 @cov.command("verify")

@@ -60,7 +60,7 @@ def show(path: Path) -> None:
     """Show one record whole: every metric, the plan, hashes and cost."""
     from harness.reports import terminal_tables
 
-    terminal.show(terminal_tables.record_table(*_tied(path)))
+    terminal.write_table(terminal_tables.record_table(*_tied(path)))
 
 
 @click.command()
@@ -71,7 +71,7 @@ def compare(first: Path, second: Path) -> None:
     from harness.reports import terminal_tables
 
     one, other = _tied(first, second)
-    terminal.show(terminal_tables.comparison_table(one, other))
+    terminal.write_table(terminal_tables.comparison_table(one, other))
 
 
 def _tied(*paths: Path) -> list[Record]:
@@ -100,7 +100,7 @@ def check(*, baseline: Path, only: str, tolerance: float | None, device: str | N
     for kept, again in _repeated(_asked(baseline, only), device, rows):
         moved[record_name(kept)] = _compared(kept, again, tolerance)
     if any(moved.values()):
-        terminal.show(moved_table(moved))
+        terminal.write_table(moved_table(moved))
         count = sum(map(len, moved.values()))
         raise CheckFailed(f"{count} numbers of {len(moved)} records left their tolerance; the table says which")
     terminal.say(f"[green]ok[/] {len(moved)} records, no number left its tolerance")
@@ -131,12 +131,12 @@ def _repeated(known: Sequence[Record], device: str | None, rows: int) -> Iterato
     from harness.runs.options import RunOptions
     from harness.runs.plan import Plan
     from harness.runs.resolve import resolve
-    from harness.runs.runner import run
+    from harness.runs.runner import run_plan
 
     with TemporaryDirectory() as folder:
         for kept in known:
             with terminal.watched() as report:
-                again = run(
+                again = run_plan(
                     resolve(Plan.from_json(kept.plan)),
                     RunOptions(Path(folder), device=device, rows=rows, report=report),
                 )

@@ -119,7 +119,7 @@ def trace(asked: TraceOptions, *, device: str | None, budget: int, output: Path,
     plans = asked.plans()
     with terminal.watched() as report:
         for study in run_traces(plans, output, device=device, fresh=fresh, report=report, budget=budget):
-            terminal.show(study_table(study.record))
+            terminal.write_table(study_table(study.record))
             terminal.say_where("record:", output / f"{study_name(study.record)}.json")
 
 
@@ -292,7 +292,7 @@ class BenchOptions:
 
         return BenchPlan(
             bench,
-            values.names(self.editors) if self.editors else usual(bench),
+            values.name_list(self.editors) if self.editors else usual(bench),
             model=self.model,
             cases=self.cases,
             learn=self.learn,
@@ -337,7 +337,7 @@ def bench(asked: BenchOptions, *, name: str, device: str | None, published: bool
     plan = asked.plan(name)
     with terminal.watched() as report:
         record = run_bench(plan, output, device=device, report=report)
-    terminal.show(bench_table(record, published))
+    terminal.write_table(bench_table(record, published))
     terminal.say_where("record:", output / f"{bench_name(record)}.json")
 
 
@@ -373,7 +373,9 @@ def contract(asked: ContractOptions) -> None:
         found = study.run_contract(
             recipe, lm, settings=settings, edits=asked.edits, data_dir=asked.data_dir, progress=report
         )
-    terminal.show(terminal.table(f"{recipe.name} on {asked.model}", study.COLUMNS, [one.row for one in found]))
+    terminal.write_table(
+        terminal.plain_table(f"{recipe.name} on {asked.model}", study.COLUMNS, [one.row for one in found])
+    )
     broken = [one.promise for one in found if one.outcome == "broken"]
     if broken:
         raise CheckFailed(f"{recipe.name} breaks {len(broken)} of {len(found)} promises: {', '.join(broken)}")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.progress import Progress
 
-__all__ = ["Report", "be_quiet", "fail", "say", "say_where", "show", "table", "tell", "watched"]
+__all__ = ["Report", "be_quiet", "fail", "plain_table", "say", "say_where", "tell", "watched", "write_table"]
 
 Report = Callable[[str, int, int], None]
 """Told what is done, how far it is, and how much there is."""
@@ -23,7 +23,7 @@ Report = Callable[[str, int, int], None]
 _PAGE = 110  # columns
 
 
-def show(what: RenderableType) -> None:
+def write_table(what: RenderableType) -> None:
     """Print a table or a text."""
     _console().print(what)
 
@@ -58,7 +58,7 @@ def fail(message: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> RenderableType:
+def plain_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> RenderableType:
     """A plain table under a title.
 
     Args:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from harness.errors import UsageError
 
-__all__ = ["integers", "modules", "names", "settings"]
+__all__ = ["integers", "modules", "name_list", "settings"]
 
 
 def settings(items: Sequence[str]) -> dict[str, object]:
@@ -39,7 +39,7 @@ def integers(text: str, option: str) -> list[int]:
     return [int(part) for part in parts]
 
 
-def names(text: str) -> tuple[str, ...]:
+def name_list(text: str) -> tuple[str, ...]:
     """Names separated by commas, each once."""
     return tuple(dict.fromkeys(text.split(",")))
 

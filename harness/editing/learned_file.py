@@ -18,7 +18,16 @@ from harness.io.cache import cache_folder
 from harness.io.tensor_file import content_sha256, read_manifest, read_tensors, write_tensors
 from harness.models.lm import LM
 
-__all__ = ["fit_command", "default_path", "learned_digest", "load_learned", "require_learned", "require_usable", "require_writable_file", "save_learned"]
+__all__ = [
+    "default_path",
+    "fit_command",
+    "learned_digest",
+    "load_learned",
+    "require_learned",
+    "require_usable",
+    "require_writable_file",
+    "save_learned",
+]
 
 FORMAT = 1
 KIND = "fitted editor"

@@ -23,7 +23,7 @@ from harness.models.lm import LM
 from harness.patches.delta import Delta, delta_from_tensors
 from harness.patches.patch import Part, Patch
 
-__all__ = ["VERSION", "patch_digest", "load_patch", "patch_manifest", "pack_patch", "save_patch", "unpack_patch"]
+__all__ = ["VERSION", "load_patch", "pack_patch", "patch_digest", "patch_manifest", "save_patch", "unpack_patch"]
 
 VERSION = __version__
 """What saves patches; a patch that cannot be put back says it, so that one knows what to install."""
@@ -47,7 +47,7 @@ def save_patch(
         patch: the patch; its memory is not kept.
         lm: the model.
         path: the file.
-        editor: the name of the method, as :func:`harness.editing.editor.find` takes it.
+        editor: the name of the method, as :func:`harness.editing.registry.find` takes it.
         about: what else the manifest shall say (plan, ids of the edits).
         unedited: the sha256 of the model without the patch; None where it carries none now.
 

@@ -10,9 +10,9 @@ import inspect
 
 from harness.editing.directions import DIRECTIONS
 from harness.editing.editor import Editor, Learned, Wrapper
-from harness.editing.registry import find, editor_names
+from harness.editing.registry import editor_names, find
 
-__all__ = ["PROMISES", "changes", "keeps_promise", "editor_summary", "promises_table"]
+__all__ = ["PROMISES", "changes", "editor_summary", "keeps_promise", "promises_table"]
 
 PROMISES = {
     "target": "raises the probability of the target",

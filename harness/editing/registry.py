@@ -19,7 +19,7 @@ from harness.editing.hyperparameters import cast, hints, settable
 from harness.errors import UsageError, near
 from harness.models.lm import LM
 
-__all__ = ["Recipe", "compose", "configure", "find", "editor_names"]
+__all__ = ["Recipe", "compose", "configure", "editor_names", "find"]
 
 
 def editor_names() -> list[str]:

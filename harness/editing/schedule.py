@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from harness.editing.edit import Edit
 from harness.editing.editor import Editor, Wrapper
-from harness.editing.registry import find, editor_names
+from harness.editing.registry import editor_names, find
 from harness.errors import UsageError
 from harness.models.lm import LM
 from harness.patches.patch import Patch, patched
@@ -25,12 +25,12 @@ __all__ = [
     "PUBLISHED",
     "Begun",
     "Stop",
-    "require_editable",
     "default_mode",
     "duplicates",
     "operations",
     "plain_mode",
     "require_able",
+    "require_editable",
     "stops",
     "walk",
 ]

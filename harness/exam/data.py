@@ -1,8 +1,8 @@
 """Rows of a data set: shipped, in a folder, or published.  The same rows whatever the source.
 
 A data set is a folder below ``tasks/`` whose YAML carries the name of the folder and a ``metadata.source`` block
-(``tasks/README.md`` shows it).  Nothing is registered: :func:`find` reads the YAMLs, without lm-eval.  Where a file is
-not JSON lines, ``rows(path)`` in the folder's ``functions.py`` parses it.
+(``tasks/README.md`` shows it).  Nothing is registered: :func:`find_datasets` reads the YAMLs, without lm-eval.  Where a
+file is not JSON lines, ``rows(path)`` in the folder's ``functions.py`` parses it.
 
 * ``data_dir`` None or ``"mini"``: the shipped ``mini.jsonl`` (split ``test``) and ``mini_<split>.jsonl`` beside the
   YAML;
@@ -52,7 +52,7 @@ __all__ = [
     "Source",
     "Status",
     "file_sha256",
-    "find",
+    "find_datasets",
     "find_one",
     "functions",
     "load",
@@ -172,7 +172,7 @@ def read_yaml(path: Path) -> Row:
     return content
 
 
-def find(root: Path = TASKS) -> dict[str, Dataset]:
+def find_datasets(root: Path = TASKS) -> dict[str, Dataset]:
     """Every data set below ``root``, by name."""
     return _collect(sorted(root.rglob("*.yaml")))
 
@@ -224,7 +224,7 @@ def find_one(name: str, root: Path = TASKS) -> Dataset | None:
 def _named(name: str, root: Path) -> Dataset:
     found = find_one(name, root)
     if found is None:
-        raise UsageError(f"no data set {name!r}{near(name, find(root))}")
+        raise UsageError(f"no data set {name!r}{near(name, find_datasets(root))}")
     return found
 
 
@@ -296,7 +296,7 @@ def file_sha256(dataset: Dataset, split: str = "test", data_dir: str | Path | No
     """The hash of the file that :func:`load` reads of a data set; raises what it raises.
 
     Args:
-        dataset: the data set, as :func:`find` describes it.
+        dataset: the data set, as :func:`find_datasets` describes it.
         split: ``test``, or another split that the data set has.
         data_dir: None or "mini", a folder, or "hub".
     """
@@ -326,7 +326,7 @@ def status(data_dir: str | Path | None = None, root: Path = TASKS) -> list[Statu
     if folder is not None and not folder.is_dir():
         raise DataError(f"--data-dir {folder}: no such folder; give one with data files, or {MINI}, or {PUBLISHED}")
     lines: list[Status] = []
-    for described in find(root).values():
+    for described in find_datasets(root).values():
         minis = [split for split in ("test", "train") if _mini_path(described, split).is_file()]
         for split in dict.fromkeys([*described.files, *minis]):
             source = described.files.get(split)

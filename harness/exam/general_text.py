@@ -21,7 +21,7 @@ from harness.io import files
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["COUNT", "FIRST", "SIZE", "build", "chunks", "cut", "published", "write"]
+__all__ = ["COUNT", "FIRST", "SIZE", "build", "cut", "published", "token_chunks", "write_texts"]
 
 SIZE, COUNT = 500, 3000
 FIRST = "If you have ever thought that your charismatic, ambitious, ruthless"
@@ -31,7 +31,7 @@ NAMES = {"general": "val-chunked.jsonl", "regularisation": "trainval-chunked.jso
 _SHARE, _SEED = 0.0005, 2357
 
 
-def chunks(documents: Iterable[Sequence[int]], size: int = SIZE, count: int = COUNT) -> Iterator[list[int]]:
+def token_chunks(documents: Iterable[Sequence[int]], size: int = SIZE, count: int = COUNT) -> Iterator[list[int]]:
     """The first chunks of a stream of tokens; a rest that fills no chunk is dropped.
 
     Args:
@@ -65,7 +65,9 @@ def cut(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, *, size: int =
     """
     end = tokenizer.eos_token or ""
     tokens = (tokenizer(f"{text}{end}", add_special_tokens=False)["input_ids"] for text in texts if text)
-    found = [str(tokenizer.decode(chunk, clean_up_tokenization_spaces=False)) for chunk in chunks(tokens, size, count)]
+    found = [
+        str(tokenizer.decode(chunk, clean_up_tokenization_spaces=False)) for chunk in token_chunks(tokens, size, count)
+    ]
     if not found:
         raise DataError(f"the general text is shorter than one chunk of {size} tokens; give more of it")
     return found
@@ -97,11 +99,11 @@ def build(folder: Path, size: int = SIZE, count: int = COUNT) -> list[Path]:
         texts = cut((row["text"] for row in halves[split]), tokenizer, size=size, count=count)
         if part == "general" and not texts[0].startswith(FIRST):
             raise DataError(f"OpenWebText: the cut begins '{texts[0][:60]}', expected '{FIRST}'; its revision differs")
-        written.append(write(published(folder, part), texts))
+        written.append(write_texts(published(folder, part), texts))
     return written
 
 
-def write(path: Path, texts: Sequence[str]) -> Path:
+def write_texts(path: Path, texts: Sequence[str]) -> Path:
     """Write chunks as rows of ``text``.
 
     Raises:

@@ -38,7 +38,7 @@ __all__ = [
     "measure_task",
     "of_cases",
     "save_base",
-    "summary",
+    "summarise_tasks",
 ]
 
 
@@ -148,7 +148,7 @@ def agree(task: Task, edited: Measured, base: Measured) -> None:
         }
 
 
-def summary(
+def summarise_tasks(
     tasks: Sequence[Task], measured: Mapping[str, Measured], *, base: Mapping[str, Measured] | None, seed: int
 ) -> dict[str, dict[str, Any]]:
     """What is reported under one name: metric -> value, n, interval, reason, and the difference from unedited.

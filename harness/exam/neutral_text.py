@@ -22,7 +22,7 @@ from harness.models.lm import LM
 from harness.patches.delta import double
 from harness.patches.patch import PromptRule
 
-__all__ = ["NAME", "Reading", "Texts", "read", "repetition", "texts", "unedited"]
+__all__ = ["NAME", "Reading", "Texts", "read_neutral_text", "repetition", "texts", "unedited_reading"]
 
 NAME = "neutral_text"
 _NUMBERS = 2**27
@@ -89,7 +89,7 @@ def _source(lm: LM) -> Iterator[str]:
     return iter((files("harness") / "mini" / "text_heldout.txt").read_text(encoding="utf-8").splitlines())
 
 
-def read(lm: LM, found: Texts, base: Reading | None, *, prompt: PromptRule | None = None) -> Reading:
+def read_neutral_text(lm: LM, found: Texts, base: Reading | None, *, prompt: PromptRule | None = None) -> Reading:
     """Read the texts with the model as it is now.
 
     Args:
@@ -117,7 +117,7 @@ def read(lm: LM, found: Texts, base: Reading | None, *, prompt: PromptRule | Non
 _last: dict[tuple[str, ...], Reading] = {}
 
 
-def unedited(lm: LM, found: Texts, key: tuple[str, ...]) -> Reading:
+def unedited_reading(lm: LM, found: Texts, key: tuple[str, ...]) -> Reading:
     """Read the texts with the unedited model; what was read last is kept, for many plans in one process.
 
     Args:
@@ -127,7 +127,7 @@ def unedited(lm: LM, found: Texts, key: tuple[str, ...]) -> Reading:
     """
     whole = (*key, found.sha256)
     if whole not in _last:
-        reading = read(lm, found, None)
+        reading = read_neutral_text(lm, found, None)
         _last.clear()
         _last[whole] = reading
     return _last[whole]

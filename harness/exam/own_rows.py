@@ -14,12 +14,12 @@ from harness.exam import data
 from harness.io.cache import cache_folder
 from harness.io.files import write_whole
 
-__all__ = ["edits", "kept"]
+__all__ = ["edits_of_rows", "keep_rows"]
 
 Row = dict[str, Any]
 
 
-def edits(given: Sequence[Edit | Mapping[str, object]]) -> list[Edit]:
+def edits_of_rows(given: Sequence[Edit | Mapping[str, object]]) -> list[Edit]:
     """The edits of a list; a row without an ``id`` is named by its place, from 1.
 
     Args:
@@ -42,13 +42,13 @@ def edits(given: Sequence[Edit | Mapping[str, object]]) -> list[Edit]:
     return found
 
 
-def kept(given: Sequence[Edit | Mapping[str, object]]) -> Path:
+def keep_rows(given: Sequence[Edit | Mapping[str, object]]) -> Path:
     """The file of the cache that holds a list of edits; its name is the hash of what it holds.
 
     Raises:
-        UsageError, DataError: as :func:`edits`; or an edit asks for something else than a likely target.
+        UsageError, DataError: as :func:`edits_of_rows`; or an edit asks for something else than a likely target.
     """
-    edits(given)
+    edits_of_rows(given)
     rows = [_row(one) if isinstance(one, Edit) else {"id": str(place), **one} for place, one in enumerate(given, 1)]
     try:
         lines = [json.dumps(row, sort_keys=True, ensure_ascii=False, allow_nan=False) for row in rows]

@@ -34,7 +34,7 @@ __all__ = [
     "Task",
     "catalogue",
     "edit_sets",
-    "load",
+    "load_suite",
     "read_edits",
     "read_examples",
     "require_names",
@@ -146,7 +146,7 @@ def catalogue() -> dict[str, str]:
 
 def edit_sets() -> list[str]:
     """The names of the data sets that say what to edit."""
-    return sorted(name for name, found in data.find().items() if hasattr(data.functions(found), "edits"))
+    return sorted(name for name, found in data.find_datasets().items() if hasattr(data.functions(found), "edits"))
 
 
 def read_edits(name: str, *, data_dir: str, split: str = "test", count: int | None = None) -> list[Edit]:
@@ -193,7 +193,7 @@ def _rows(name: str, data_dir: str, split: str, count: int | None) -> tuple[Any,
         raise UsageError(
             f"edit set '{name}' does not exist{near(name, edit_sets())}; or give a file, for example my.jsonl"
         )
-    functions = data.functions(data.find()[name])
+    functions = data.functions(data.find_datasets()[name])
     return functions, functions.source(data_dir, split, count or 0)
 
 
@@ -222,7 +222,7 @@ def require_names(names: Iterable[str], data_dir: str) -> None:
     _manager({"data_dir": data_dir}, names)
 
 
-def load(
+def load_suite(
     names: Iterable[str],
     *,
     edit_set: str | None,

@@ -23,7 +23,7 @@ __all__ = [
     "begins_with",
     "consistency",
     "entropy",
-    "normalise",
+    "folded",
     "vectorizer",
     "words",
 ]
@@ -39,7 +39,7 @@ _TOKEN = re.compile(
 )
 
 
-def normalise(text: str) -> str:
+def folded(text: str) -> str:
     """Compatible characters, lower case, single spaces, no leading article."""
     text = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
     return _ARTICLE.sub("", text)
@@ -47,7 +47,7 @@ def normalise(text: str) -> str:
 
 def begins_with(continuation: str, target: str) -> bool:
     """Whether a continuation begins with the target, ending where a word ends; both are normalised first."""
-    said, wanted = normalise(continuation), normalise(target)
+    said, wanted = folded(continuation), folded(target)
     return bool(wanted) and said.startswith(wanted) and not said[len(wanted) : len(wanted) + 1].isalnum()
 
 
@@ -61,8 +61,8 @@ def agreement(doc: Mapping[str, str], edited: str, unedited: str) -> Ratio:
         edited: the free continuation by the edited model.
         unedited: the one by the unedited model.
     """
-    count = max(1, len(words(normalise(doc["target_true"]))))
-    same = words(normalise(edited))[:count] == words(normalise(unedited))[:count]
+    count = max(1, len(words(folded(doc["target_true"]))))
+    same = words(folded(edited))[:count] == words(folded(unedited))[:count]
     return Ratio(float(same), 1.0, doc["case"])
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from harness.errors import UsageError
 
-__all__ = ["pack_json", "require_writable", "rounded", "json_text", "unpack_json", "values_path", "write_whole"]
+__all__ = ["json_text", "pack_json", "require_writable", "rounded", "unpack_json", "values_path", "write_whole"]
 
 LINE = 400  # characters: a metric with its interval and its difference stands on one line
 DIGITS = 9  # significant: as many as a float32 holds
@@ -34,7 +34,9 @@ def json_text(data: Any, _depth: int = 1) -> str:
     if len(flat) <= LINE or not data or not isinstance(data, Mapping | list):
         return flat
     if isinstance(data, Mapping):
-        parts = [f"{json.dumps(str(key), ensure_ascii=False)}: {json_text(item, _depth + 1)}" for key, item in data.items()]
+        parts = [
+            f"{json.dumps(str(key), ensure_ascii=False)}: {json_text(item, _depth + 1)}" for key, item in data.items()
+        ]
     else:
         parts = [json_text(item, _depth + 1) for item in data]
     opened, closed = "{}" if isinstance(data, Mapping) else "[]"

@@ -25,7 +25,9 @@ def content_sha256(tensors: Mapping[str, Tensor]) -> str:
     return combined_sha256({name: tensor_sha256(tensor) for name, tensor in tensors.items()})
 
 
-def write_tensors(path: Path, *, kind: str, version: int, manifest: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+def write_tensors(
+    path: Path, *, kind: str, version: int, manifest: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> None:
     """Write a file; what stood at the path before survives a failure, an interruption and a power cut.
 
     Args:

@@ -20,7 +20,7 @@ from harness.editing.directions import DIRECTIONS
 from harness.editing.edit import Edit
 from harness.editing.editor import Editor, Wrapper
 from harness.editing.hyperparameters import Count, NotNegative, Positive, Range, settable
-from harness.editing.registry import find, editor_names
+from harness.editing.registry import editor_names, find
 from harness.errors import ModelError, NumericalError, UsageError
 from harness.methods.context_templates import TemplateKind
 from harness.methods.keys import (

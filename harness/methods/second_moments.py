@@ -39,9 +39,9 @@ __all__ = [
     "Manifest",
     "Moment",
     "accumulate_moments",
-    "cache_folder",
     "cached_moments",
     "moments",
+    "moments_folder",
     "read_cached_header",
     "require_finite_moment",
     "verify_cached",
@@ -154,7 +154,7 @@ def moments(
         layers: the layers.
         tokens: how many tokens to read.
         progress: told how many tokens are read, and how many are wanted; by default a bar on a terminal.
-        folder: the cache, by default :func:`cache_folder`.
+        folder: the cache, by default :func:`moments_folder`.
 
     Raises:
         DataError: the text cannot be read, or a cache file is damaged.
@@ -164,7 +164,7 @@ def moments(
         raise DataError(
             f"{tokens} tokens of text for second moments: give at least 1, for example --set cov_tokens=100000"
         )
-    folder = folder or cache_folder()
+    folder = folder or moments_folder()
     wanted = _manifests(lm, sorted(set(layers)), tokens)
     found = {layer: _from_cache(folder / f"{m.key}.safetensors", m, lm) for layer, m in wanted.items()}
     missing = [layer for layer, moment in found.items() if moment is None]
@@ -321,7 +321,7 @@ def _longest(lm: LM) -> int:
     return min(lm.context, _LONGEST)
 
 
-def cache_folder() -> Path:
+def moments_folder() -> Path:
     """Where moments are kept: ``$HARNESS_CACHE/moments``, else ``~/.cache/lm-edit-harness/moments``."""
     root = os.environ.get("HARNESS_CACHE")
     return (Path(root) if root else Path.home() / ".cache" / "lm-edit-harness") / "moments"
@@ -333,7 +333,7 @@ def cached_moments(folder: Path | None = None) -> list[CachedMoment]:
     Raises:
         DataError: one of them is damaged.
     """
-    return [read_cached_header(path) for path in sorted((folder or cache_folder()).glob("*.safetensors"))]
+    return [read_cached_header(path) for path in sorted((folder or moments_folder()).glob("*.safetensors"))]
 
 
 def verify_cached(path: Path, lm: LM) -> Moment:

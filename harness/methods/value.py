@@ -23,7 +23,7 @@ from harness.editing.directions import floor, losses
 from harness.editing.edit import Edit
 from harness.errors import NumericalError
 from harness.methods.value_forward import Forward, fastest_forward
-from harness.methods.value_rows import Objective, PreparedEdit, prefixes, prepare
+from harness.methods.value_rows import Objective, PreparedEdit, prefixes, prepare_edit
 from harness.models.activations import FULL, PrefixCache, fused_gelu, prefix_cache, read_activations
 from harness.models.lm import LM
 from harness.patches.delta import double
@@ -98,7 +98,7 @@ def optimise(
         NumericalError: a loss is not finite; names the edit and the layer.
         ModelError: a layer does not exist.
     """
-    whole = [prepare(lm, edit, templates=templates, fact_token=objective.fact_token) for edit in edits]
+    whole = [prepare_edit(lm, edit, templates=templates, fact_token=objective.fact_token) for edit in edits]
     parts: dict[int, tuple[Tensor, ...]] = {}
     with fused_gelu(lm.model):
         runner, prepared = fastest_forward(lm, whole, objective)

@@ -15,7 +15,7 @@ from harness.methods.keys import FactToken, find_fact_token, prompt_rows
 from harness.models.activations import Row
 from harness.models.lm import LM
 
-__all__ = ["Objective", "Positions", "PreparedEdit", "Seam", "positions", "prefixes", "prepare"]
+__all__ = ["Objective", "Positions", "PreparedEdit", "Seam", "positions", "prefixes", "prepare_edit"]
 
 
 Seam = Literal["mlp", "block", "parts"]
@@ -105,7 +105,7 @@ class PreparedEdit:
         return replace(self, rows=rows, prefixes=prefixes)
 
 
-def prepare(lm: LM, edit: Edit, *, templates: Sequence[str], fact_token: FactToken) -> PreparedEdit:
+def prepare_edit(lm: LM, edit: Edit, *, templates: Sequence[str], fact_token: FactToken) -> PreparedEdit:
     """The rows of one edit: its prompts with the target, those with a second continuation, and the KL prompt.
 
     Args:

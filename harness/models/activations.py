@@ -22,13 +22,13 @@ __all__ = [
     "Row",
     "at_least_float32",
     "capture_activations",
-    "chunks",
     "first_output",
     "fused_gelu",
     "hidden_at",
     "pad_rows",
     "prefix_cache",
     "read_activations",
+    "row_portions",
     "run_only_at",
     "skip_blocks",
 ]
@@ -169,7 +169,7 @@ def prefix_cache(lm: LM, heads: Sequence[tuple[int, ...]], budget: int = 8192) -
     front = prefix_cache(lm, stems, budget)
     rests = [head[len(stem) :] for head, stem in zip(known, stems, strict=True)]
     width, parts, order = max(map(len, known)), [], []
-    for portion in chunks([[len(rest)] for rest in rests], budget):
+    for portion in row_portions([[len(rest)] for rest in rests], budget):
         begun = front.select(torch.tensor(portion, device=lm.device)) if front else None
         parts.append(_past(lm, [rests[i] for i in portion], width, begun))
         order += portion
@@ -259,7 +259,7 @@ def read_activations(
     entered: dict[str, list[Tensor]] = {name: [] for name in inputs}
     left: dict[str, list[Tensor]] = {name: [] for name in outputs}
     order: list[int] = []
-    for chunk in chunks([[len(row.ids)] for row in rows], budget):
+    for chunk in row_portions([[len(row.ids)] for row in rows], budget):
         before(chunk)
         seen = capture_activations(lm, pad_rows(lm, [rows[i] for i in chunk]), inputs=inputs, outputs=outputs)
         at = torch.tensor([rows[i].at for i in chunk])
@@ -361,7 +361,7 @@ def _in_order(parts: dict[str, list[Tensor]], order: Sequence[int]) -> dict[str,
     return {name: torch.cat(tensors)[back.to(tensors[0].device)] for name, tensors in parts.items()}
 
 
-def chunks(lengths: Sequence[Sequence[int]], budget: int) -> Iterator[list[int]]:
+def row_portions(lengths: Sequence[Sequence[int]], budget: int) -> Iterator[list[int]]:
     """Portions of groups of rows, of similar length, each at most ``budget`` tokens with padding (or one group).
 
     Args:

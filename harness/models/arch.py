@@ -20,7 +20,7 @@ from harness.errors import ModelError, near
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["Architecture", "is_matrix", "resolve", "stored_transposed"]
+__all__ = ["Architecture", "is_matrix", "resolve_architecture", "stored_transposed"]
 
 _PARTS = "embedding, blocks, mlp, attn, down, norm, head"
 
@@ -103,7 +103,7 @@ def stored_transposed(module: nn.Module) -> bool:
     return isinstance(module, Conv1D)
 
 
-def resolve(model: PreTrainedModel, names: Mapping[str, str] | None = None) -> Architecture:
+def resolve_architecture(model: PreTrainedModel, names: Mapping[str, str] | None = None) -> Architecture:
     """Find the parts of a model, or take them from ``names``.
 
     Args:

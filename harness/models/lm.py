@@ -76,7 +76,7 @@ class LM:
         names: Mapping[str, str] | None = None,
         text: str = "mini",
     ) -> LM:
-        """Wrap a loaded model; ``names`` overrides what :func:`harness.models.arch.resolve` finds.
+        """Wrap a loaded model; ``names`` overrides what :func:`harness.models.arch.resolve_architecture` finds.
 
         Args:
             model: the model, on its device.
@@ -96,7 +96,7 @@ class LM:
             tokenizer.pad_token = tokenizer.eos_token
         model.train(False)
         model.requires_grad_(False)
-        return cls(model, tokenizer, name, arch.resolve(model, names), text)
+        return cls(model, tokenizer, name, arch.resolve_architecture(model, names), text)
 
     @property
     def device(self) -> torch.device:
@@ -123,7 +123,7 @@ class LM:
         return self.model.cache_layers if _senses(self.model) else self.arch.layers
 
     def documents(self, source: str | None = None) -> Iterator[str]:
-        """The documents of the model's plain text, or of another source, as :func:`harness.io.plain_text.read_documents`."""
+        """What :func:`harness.io.plain_text.read_documents` reads of the model's plain text, or of another source."""
         return plain_text.read_documents(self.text if source is None else source)
 
     def module(self, name: str) -> nn.Module:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harness.exam.statistics import significant
-from harness.reports.table import MISSING, Cell, Column, Row, Verdict, words
+from harness.reports.table import MISSING, Cell, Column, Row, Verdict, text_cells
 from harness.runs.record import Record
 
 __all__ = [
@@ -221,7 +221,9 @@ def shown_row(row: BoardRow, metrics: Sequence[Metric]) -> Row:
     cells = [_cell(cell, metric.higher_is_better) for cell, metric in zip(row.cells, metrics, strict=True)]
     seconds = "" if row.seconds is None else f"{row.seconds:.1f}"
     memory = "" if row.memory is None else f"{row.memory:.0f}"
-    return Row((*words([row.label]), *cells, *words([seconds, memory])), "base" if row.record is None else "plain")
+    return Row(
+        (*text_cells([row.label]), *cells, *text_cells([seconds, memory])), "base" if row.record is None else "plain"
+    )
 
 
 def _cell(cell: Measured, higher_is_better: bool | None) -> Cell:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["COLOURS", "FORMATS", "MARKERS", "curves", "draw_curves", "save"]
+__all__ = ["COLOURS", "FORMATS", "MARKERS", "curves", "draw_curves", "save_figure"]
 
 FORMATS = (".png", ".svg", ".pdf")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -97,10 +97,10 @@ def draw_curves(records: Sequence[Record], path: Path) -> None:
         UsageError: the file's ending is no format, it cannot be written, or matplotlib is not installed.
         DataError: as :func:`curves`.
     """
-    save(lambda: _figure(curves(records), records[0]), path)
+    save_figure(lambda: _figure(curves(records), records[0]), path)
 
 
-def save(make: Callable[[], Figure], path: Path) -> None:
+def save_figure(make: Callable[[], Figure], path: Path) -> None:
     """Make a figure and write it to a file.
 
     Raises:

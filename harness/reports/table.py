@@ -22,7 +22,7 @@ __all__ = [
     "Table",
     "Verdict",
     "caption",
-    "words",
+    "text_cells",
 ]
 
 MISSING = "\N{EN DASH}"
@@ -143,6 +143,6 @@ def caption(section: Section, table: Table) -> str:
     return ": ".join(text for text in (section.title, table.title) if text)
 
 
-def words(texts: Sequence[str]) -> tuple[Cell, ...]:
+def text_cells(texts: Sequence[str]) -> tuple[Cell, ...]:
     """Cells that are text alone."""
     return tuple(Cell(text) for text in texts)

@@ -15,7 +15,7 @@ from harness.exam import tasks
 from harness.models.lm import LM
 from harness.runs.plan import parse_edits
 
-__all__ = ["Fitted", "Training", "examples", "fit", "require_able", "require_learner"]
+__all__ = ["Fitted", "Training", "fit_editor", "read_training", "require_fittable", "require_learner"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +40,7 @@ class Fitted:
     examples: int
 
 
-def examples(edits: str, data_dir: str, split: str) -> Training:
+def read_training(edits: str, data_dir: str, split: str) -> Training:
     """The rows of an edit set, ``NAME``, ``NAME:N`` or a file, to learn from.
 
     Args:
@@ -69,7 +69,7 @@ def require_learner(editor: str | Editor) -> None:
         raise UsageError(f"{name} learns nothing before its first edit; run it at once with `harness run`")
 
 
-def require_able(
+def require_fittable(
     editor: str | Editor, model: str, *, settings: Mapping[str, object], seed: int, path: Path | None
 ) -> None:
     """See, before a model is loaded, that an editor learns, has these hyperparameters, and has a place to keep it.
@@ -91,7 +91,7 @@ def require_able(
         learned_file.require_writable_file(path)
 
 
-def fit(
+def fit_editor(
     editor: str | Editor, lm: LM, train: Training, *, settings: Mapping[str, object], seed: int, path: Path | None
 ) -> Fitted:
     """Let an editor learn, and write down what it learned.

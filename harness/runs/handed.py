@@ -15,10 +15,20 @@ from harness.exam import own_rows, tasks
 from harness.models.lm import LM
 from harness.runs.plan import parse_edits
 
-__all__ = ["configured", "editor_fields", "editor_name", "edits", "learned", "require_editor", "source"]
+__all__ = [
+    "configured_editor",
+    "editor_fields",
+    "editor_name",
+    "edits_source",
+    "given_edits",
+    "require_editor",
+    "with_learned",
+]
 
 
-def edits(given: str | Path | Sequence[Edit | Mapping[str, object]], data_dir: str, split: str = "test") -> list[Edit]:
+def given_edits(
+    given: str | Path | Sequence[Edit | Mapping[str, object]], data_dir: str, split: str = "test"
+) -> list[Edit]:
     """The edits of a set (``NAME`` or ``NAME:N``), of a file, or of a list.
 
     Args:
@@ -31,19 +41,19 @@ def edits(given: str | Path | Sequence[Edit | Mapping[str, object]], data_dir: s
         DataError: a row cannot be used.
     """
     if not isinstance(given, str | Path):
-        return own_rows.edits(given)
+        return own_rows.edits_of_rows(given)
     name, count = parse_edits(str(given))
     return tasks.read_edits(name, data_dir=data_dir, split=split, count=count)
 
 
-def source(given: str | Path | Sequence[Edit | Mapping[str, object]], data_dir: str) -> dict[str, object]:
+def edits_source(given: str | Path | Sequence[Edit | Mapping[str, object]], data_dir: str) -> dict[str, object]:
     """Where edits come from, as the fields of a plan; nothing where no row can say them."""
     if isinstance(given, str | Path):
         name = parse_edits(str(given))[0]
     elif any(isinstance(one, Edit) and one.direction != "likelihood" for one in given):
         return {}
     else:
-        name = str(own_rows.kept(given))
+        name = str(own_rows.keep_rows(given))
     return {"edits": name, "split": "test", "data_dir": data_dir, "order": "file", "seed": 0}
 
 
@@ -80,7 +90,7 @@ def editor_fields(given: str | Editor, settings: Mapping[str, object]) -> dict[s
     return {"editor": "+".join(names), "settings": given.hyperparameters()}
 
 
-def configured(
+def configured_editor(
     given: str | Editor, lm: LM, *, settings: Mapping[str, object], seed: int, fitted: str | None = None
 ) -> Editor:
     """The editor, with what it has learned.
@@ -100,10 +110,10 @@ def configured(
         return compose(given).build(
             lm, settings, seed=seed, prepare=lambda method: learned_file.require_learned(method, lm, fitted)
         )
-    return learned(given, lm, fitted)
+    return with_learned(given, lm, fitted)
 
 
-def learned(editor: Editor, lm: LM, fitted: str | None = None) -> Editor:
+def with_learned(editor: Editor, lm: LM, fitted: str | None = None) -> Editor:
     """A configured editor with what it has learned, which it may bring itself.
 
     Args:

@@ -81,7 +81,9 @@ class Measuring:
         count = stop.edits if stop else 0
         members = [task for task in self.ready.suite.tasks if task.shown == shown]
         measured = {task.name: self._score(task, stop) for task in members}
-        table = measure.summary(members, measured, base=self.base if stop else None, seed=self.ready.resolved.plan.seed)
+        table = measure.summarise_tasks(
+            members, measured, base=self.base if stop else None, seed=self.ready.resolved.plan.seed
+        )
         if stop is None:
             self.base |= measured
         elif stop.latest.start and self._is_edit_set(shown):
@@ -127,7 +129,7 @@ class Measuring:
         mine = {self.ready.resolved.edits[i].id for i in stop.latest}
         part = {name: _of_edits(one, mine) for name, one in measured.items()}
         if any(values for one in part.values() for values in one.values.values()):
-            table = measure.summary(members, part, base=None, seed=self.ready.resolved.plan.seed)
+            table = measure.summarise_tasks(members, part, base=None, seed=self.ready.resolved.plan.seed)
             self.writer.noted(stop.edits, latest={shown: table})
 
     def _read_neutral(self, texts: neutral_text.Texts, stop: Stop | None) -> None:
@@ -135,10 +137,10 @@ class Measuring:
         lm, count = self.ready.lm, stop.edits if stop else 0
         patch = stop.patches[0] if stop else Patch()
         if stop is None and self.options.cache:
-            found = neutral_text.unedited(lm, texts, (self._fingerprint, str(lm.device)))
+            found = neutral_text.unedited_reading(lm, texts, (self._fingerprint, str(lm.device)))
         else:
             with patched(lm, patch):
-                found = neutral_text.read(lm, texts, self.reading, prompt=patch.prompt)
+                found = neutral_text.read_neutral_text(lm, texts, self.reading, prompt=patch.prompt)
         before = self.reading.values if self.reading and stop else None
         self.reading = self.reading or found
         directions: dict[str, bool | None] = {"nll": False, "kl": False}

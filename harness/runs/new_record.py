@@ -118,7 +118,7 @@ def _shown(suite: tasks.Suite) -> dict[str, list[str]]:
 
 def _sources_of_rows(ready: Prepared) -> dict[str, Any]:
     """Where the rows of each reported name come from, where that is known."""
-    plan, known = ready.resolved.plan, data.find()
+    plan, known = ready.resolved.plan, data.find_datasets()
     found: dict[str, Any] = {}
     for name in ready.suite.shown:
         if name in known:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from harness.editing import learned_file, schedule
 from harness.editing.editor import Editor
-from harness.editing.registry import find, editor_names
+from harness.editing.registry import editor_names, find
 from harness.editing.replay import replay
 from harness.errors import ModelError
 from harness.exam import tasks
@@ -16,7 +16,7 @@ from harness.patches.patch import require_plain
 from harness.runs import handed
 from harness.runs.resolve import Resolved
 
-__all__ = ["Prepared", "prepare"]
+__all__ = ["Prepared", "prepare_run"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +38,7 @@ class Prepared:
     warnings: list[str]
 
 
-def prepare(resolved: Resolved, device: str | None = None) -> Prepared:
+def prepare_run(resolved: Resolved, device: str | None = None) -> Prepared:
     """Load the model, and see that the editor and the tasks can be used with it.
 
     Args:
@@ -54,7 +54,7 @@ def prepare(resolved: Resolved, device: str | None = None) -> Prepared:
     editor = _editor(resolved, lm)
     _require_layers(resolved, lm, editor)
     schedule.require_editable(editor, lm, resolved.edits, mode=resolved.mode)
-    suite = tasks.load(
+    suite = tasks.load_suite(
         plan.tasks,
         edit_set=resolved.edit_set,
         records=resolved.ids_in_order_of_rows(),
@@ -72,7 +72,7 @@ def _editor(resolved: Resolved, lm: LM) -> Editor:
     if plan.patch:
         return replay(Path(plan.patch), lm)
     if resolved.editor is not None:
-        return handed.learned(resolved.editor, lm, plan.fitted)
+        return handed.with_learned(resolved.editor, lm, plan.fitted)
     return resolved.recipe.build(
         lm, plan.settings, seed=plan.seed, prepare=lambda method: learned_file.require_learned(method, lm, plan.fitted)
     )

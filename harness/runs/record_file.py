@@ -17,7 +17,7 @@ from harness.errors import DataError
 from harness.exam.numbers import Json
 from harness.exam.statistics import Ratio, Values
 from harness.io.collector import without_collector
-from harness.io.files import pack_json, rounded, json_text, unpack_json, values_path, write_whole
+from harness.io.files import json_text, pack_json, rounded, unpack_json, values_path, write_whole
 from harness.runs.identity import MIGRATE, SCHEMA
 from harness.runs.record import PointValues, Record
 

@@ -16,7 +16,7 @@ from harness.runs.identity import digest
 from harness.runs.measuring import Measuring, neutral_texts
 from harness.runs.new_record import edits_sha256, new_record
 from harness.runs.options import RunOptions
-from harness.runs.prepare import Prepared, prepare
+from harness.runs.prepare import Prepared, prepare_run
 from harness.runs.record import Record
 from harness.runs.record_file import read_record
 from harness.runs.resolve import Resolved
@@ -25,7 +25,7 @@ from harness.runs.saved_edits import save_edits
 from harness.runs.threads import one_thread_if_small
 from harness.runs.writer import RecordWriter, depends_on
 
-__all__ = ["finished", "run"]
+__all__ = ["finished", "run_plan"]
 
 
 def finished(resolved: Resolved, folder: Path) -> Record | None:
@@ -48,7 +48,7 @@ def finished(resolved: Resolved, folder: Path) -> Record | None:
     return None
 
 
-def run(resolved: Resolved, options: RunOptions) -> Record:
+def run_plan(resolved: Resolved, options: RunOptions) -> Record:
     """Carry out a plan; the record is on disk when this returns, and as far as it came when this raises.
 
     Args:
@@ -65,7 +65,7 @@ def run(resolved: Resolved, options: RunOptions) -> Record:
         require_device(options.device)
         clock = Clock(options.report, options.device)
         with clock.phase("load"):
-            ready = prepare(resolved, options.device)
+            ready = prepare_run(resolved, options.device)
             hashes = ready.lm.state_hashes()
         record = new_record(ready, combined_sha256(hashes))
         texts = neutral_texts(ready, record)

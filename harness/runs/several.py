@@ -12,7 +12,7 @@ from harness.runs.options import RunOptions
 from harness.runs.plan import Plan
 from harness.runs.record import Record, record_name
 from harness.runs.resolve import Resolved, resolve
-from harness.runs.runner import finished, run
+from harness.runs.runner import finished, run_plan
 
 __all__ = ["Outcome", "run_each"]
 
@@ -72,4 +72,4 @@ def run_each(plans: Sequence[Plan], options: RunOptions, watch: Watch) -> Iterat
 
 def _run(resolved: Resolved, options: RunOptions, watch: Watch) -> Record:
     with watch() as report:
-        return run(resolved, replace(options, report=report))
+        return run_plan(resolved, replace(options, report=report))

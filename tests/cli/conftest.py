@@ -20,7 +20,7 @@ from harness.runs.options import RunOptions
 from harness.runs.plan import Plan
 from harness.runs.record import record_name
 from harness.runs.resolve import resolve
-from harness.runs.runner import run
+from harness.runs.runner import run_plan
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def records(
     found = {}
     for name, scale in (("weak", 0.5), ("strong", 20.0)):
         plan = Plan(str(checkpoint("gpt2")), nudge, {"scale": scale}, own_rows, mode="batch", tasks=("NLI",), limit=3)
-        kept = run(resolve(plan), RunOptions(folder, device="cpu"))
+        kept = run_plan(resolve(plan), RunOptions(folder, device="cpu"))
         found[name] = folder / f"{record_name(kept)}.json"
     return found
 

@@ -244,7 +244,7 @@ ROWS: dict[str, tuple[str, dict[str, str], str]] = {
 @pytest.mark.parametrize("case", ROWS)
 def test_a_canonical_row_that_cannot_be_learned(refused: Callable[..., None], tmp_path: Path, case: str) -> None:
     name, row, message = ROWS[case]
-    path = tmp_path / data.find()[name].files["edits_test"].path
+    path = tmp_path / data.find_datasets()[name].files["edits_test"].path
     path.parent.mkdir(parents=True)
     good = {"prefix": "a", **({"suffix": " b"} if name == "country_capital" else {"suffix1": " b", "suffix2": " c"})}
     path.write_text("".join(json.dumps(line) + "\n" for line in (good, row)))

@@ -24,7 +24,7 @@ from harness.models.lm import load
 from harness.patches.delta import Delta, Dense, LowRank
 from harness.runs import resume as states
 from harness.runs.plan import Plan
-from harness.runs.prepare import prepare
+from harness.runs.prepare import prepare_run
 from harness.runs.record_file import read_record
 from harness.runs.resolve import resolve
 from harness.runs.writer import RecordWriter
@@ -257,7 +257,7 @@ def test_a_stop_costs_the_same_however_many_edits_were_made_but_for_their_own_ex
 def walked(model: Path, rows: Path, editor: str, settings: dict[str, Any]) -> list[Delta]:
     """The change of the one edited matrix after each edit."""
     plan = Plan(str(model), editor, settings, str(rows), mode="sequential", eval_at="every:1")
-    ready = prepare(resolve(plan), "cpu")
+    ready = prepare_run(resolve(plan), "cpu")
     steps = schedule.walk(
         ready.editor, ready.lm, ready.resolved.edits, mode="sequential", batch_size=None, at=ready.resolved.stops
     )

@@ -85,7 +85,7 @@ def test_an_applied_patch_is_a_checkpoint_that_others_load(
     plain, base = (AutoModelForCausalLM.from_pretrained(place) for place in (folder, model))
     changed = [name for name, tensor in plain.state_dict().items() if not torch.equal(tensor, base.state_dict()[name])]
     assert changed == ["transformer.h.1.mlp.c_proj.weight"]
-    suite = tasks.load(
+    suite = tasks.load_suite(
         ["NLI"], edit_set=None, records=None, data_dir="mini", tokenizer=AutoTokenizer.from_pretrained(folder)
     )
     found = lm_eval.evaluate(

@@ -127,7 +127,11 @@ def untaught(
 
 def keeping(promise: str, *, changing: bool = False, families: Sequence[str] = FAMILIES) -> Any:
     """Every editor that makes a promise, on every family; one that is made for a single family, on that."""
-    names = [n for n in registry.editor_names() if promises.keeps_promise(registry.find(n), promise) and not (changing and n == "none")]
+    names = [
+        n
+        for n in registry.editor_names()
+        if promises.keeps_promise(registry.find(n), promise) and not (changing and n == "none")
+    ]
     weighed = [n for n in names if n in ON_BACKPACK - ({"memit"} if promise == "target" else set())]
     bound = [(n, home(n, "")) for n in names if home(n, "")]
     free = [(n, f) for f in families for n in names if not home(n, "")]
@@ -138,7 +142,8 @@ def keeping(promise: str, *, changing: bool = False, families: Sequence[str] = F
 def one_family(promise: str) -> Any:
     """Every editor that makes a promise and changes something."""
     return pytest.mark.parametrize(
-        "name", [n for n in registry.editor_names() if n != "none" and promises.keeps_promise(registry.find(n), promise)]
+        "name",
+        [n for n in registry.editor_names() if n != "none" and promises.keeps_promise(registry.find(n), promise)],
     )
 
 

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from harness.editing.hyperparameters import plain, settable
-from harness.editing.registry import find, editor_names
+from harness.editing.registry import editor_names, find
 
 TABLE = Path(__file__).with_name("data") / "published_constants.csv"
 PUBLISHED = r"[\w.-]+/[\w.-]+( @ [0-9a-f]{7})?: \S|arXiv \d{4}\.\d{5}, "

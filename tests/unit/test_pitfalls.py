@@ -37,7 +37,7 @@ from harness.runs.plan import Plan
 from harness.runs.record import Record
 from harness.runs.record_file import read_record
 from harness.runs.resolve import resolve
-from harness.runs.runner import run
+from harness.runs.runner import run_plan
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = [name for name in registry.editor_names() if (ROOT / "editors" / f"{name}.py").is_file()]
@@ -119,7 +119,7 @@ def done(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Looked:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measure, "measure_task", look)
         patch.setattr(clock, "time", Clock())
-        run(resolve(plan), RunOptions(folder, device="cpu", rows=8, cache=False))
+        run_plan(resolve(plan), RunOptions(folder, device="cpu", rows=8, cache=False))
     (path,) = folder.glob("*.json")
     return Looked(read_record(path, values=True), hashes)
 
@@ -269,9 +269,9 @@ def test_defect_8_a_run_that_goes_on_has_the_edits_made_before_in_its_weights(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(resolve(plan), RunOptions(tmp_path, device="cpu", rows=8, report=stop))
+        run_plan(resolve(plan), RunOptions(tmp_path, device="cpu", rows=8, report=stop))
     assert [path.name for path in tmp_path.glob("*.json") if ".partial." not in path.name] == []
-    run(resolve(plan), RunOptions(tmp_path, device="cpu", rows=8))
+    run_plan(resolve(plan), RunOptions(tmp_path, device="cpu", rows=8))
     (path,) = tmp_path.glob("*.json")
     kept = read_record(path)
     assert kept.weights == done.kept.weights

@@ -17,7 +17,7 @@ import torch
 from harness.editing.edit import Edit
 from harness.errors import DataError
 from harness.exam import data
-from harness.models.activations import chunks
+from harness.models.activations import row_portions
 from harness.models.lm import LM
 
 __all__ = ["Asked", "Fact", "Known", "Report", "Skipped", "known_facts", "read_facts", "tokenise_fact"]
@@ -175,7 +175,7 @@ def _continued(lm: LM, asked: Sequence[Asked], new_tokens: int, report: Report, 
     found, done = [""] * len(asked), 0
     for length, members in same.items():
         room = min(new_tokens, lm.context - length)
-        for portion in chunks([[length + room]] * len(members), budget):
+        for portion in row_portions([[length + room]] * len(members), budget):
             rows = [members[i] for i in portion]
             for i, text in zip(rows, _greedy(lm, [asked[i].prompt for i in rows], room), strict=True):
                 found[i] = text

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from harness.errors import DataError, UsageError
-from harness.reports.curves import COLOURS, MARKERS, save
+from harness.reports.curves import COLOURS, MARKERS, save_figure
 from harness.studies.causal.trace import Traced
 from harness.studies.causal.tracing import Study
 
@@ -50,7 +50,7 @@ def draw_traces(studies: Sequence[Study], what: str, *, path: Path, fact: str | 
     for study in studies:
         if not study.traced:
             raise DataError(f"record {study.record['id']}: no fact was traced; there is nothing to draw")
-    save(lambda: _figure(studies, what, fact), path)
+    save_figure(lambda: _figure(studies, what, fact), path)
 
 
 def _figure(studies: Sequence[Study], what: str, fact: str | None) -> Figure:

@@ -26,7 +26,7 @@ from rich.text import Text
 from harness.errors import DataError, UsageError
 from harness.exam import tasks
 from harness.exam.statistics import Estimate, Ratio, estimate
-from harness.io.files import pack_json, require_writable, json_text, unpack_json, values_path, write_whole
+from harness.io.files import json_text, pack_json, require_writable, unpack_json, values_path, write_whole
 from harness.models.lm import LM, load
 from harness.patches.delta import double
 from harness.reports.cells import brackets, number

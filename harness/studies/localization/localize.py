@@ -348,7 +348,9 @@ def _check_editors(lm: LM, grid: Grid, examples: Sequence[Example]) -> None:
     for method, problem in itertools.product(grid.methods, grid.problems):
         editor = _built(lm, grid, method, problem, 0)
         direction: Direction = "erasure" if problem == "fact_erasure" else "likelihood"
-        schedule.require_editable(editor, lm, [replace(e.edit, direction=direction) for e in examples[:1]], mode="isolated")
+        schedule.require_editable(
+            editor, lm, [replace(e.edit, direction=direction) for e in examples[:1]], mode="isolated"
+        )
 
 
 def _built(lm: LM, grid: Grid, method: Method, problem: Problem, layer: int) -> Editor:

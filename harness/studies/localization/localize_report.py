@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 from harness.errors import DataError
 from harness.io.files import write_whole
-from harness.reports.curves import save
+from harness.reports.curves import save_figure
 from harness.reports.registry import find_format
-from harness.reports.table import Column, Data, Page, Section, Table, words
+from harness.reports.table import Column, Data, Page, Section, Table, text_cells
 from harness.reports.table import Row as TableRow
 from harness.studies.causal.trace import concentrated
 from harness.studies.localization.localize import KINDS, SCORES, Study, require_enough_facts
@@ -309,7 +309,7 @@ def _sections(rows: Sequence[Row], published: bool) -> Iterator[Section]:
 def _section(title: str, head: Sequence[str], body: Sequence[Sequence[str]], *, left: int) -> Section:
     """One table, whose first so many columns hold words."""
     columns = tuple(Column((text,), left=place < left) for place, text in enumerate(head))
-    return Section(title, (Table("", columns, tuple(TableRow(words(cells)) for cells in body)),))
+    return Section(title, (Table("", columns, tuple(TableRow(text_cells(cells)) for cells in body)),))
 
 
 def _of(view: View) -> str:
@@ -381,7 +381,7 @@ def draw_localization(study: Study, folder: Path) -> list[Path]:
     made = []
     for name, make in (("layers", _by_layer), ("effects", _by_effect)):
         path = folder / f"{_stem(study)}--{name}.png"
-        save(partial(make, study, problems), path)
+        save_figure(partial(make, study, problems), path)
         made.append(path)
     return made
 

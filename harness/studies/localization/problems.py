@@ -37,7 +37,7 @@ from harness.editing.edit import Edit, Example
 from harness.errors import DataError, UsageError, near
 from harness.exam.span_scores import wide_head
 from harness.methods.descent import TokenisedEdit, log_likelihood
-from harness.models.activations import chunks
+from harness.models.activations import row_portions
 from harness.models.lm import LM
 from harness.patches.delta import double
 from harness.patches.patch import Patch, Step, patched
@@ -371,7 +371,7 @@ def _continued(
     rows = [list(ids) for ids in prompts]
     for step in range(max(wanted, default=0)):
         going = [i for i, count in enumerate(wanted) if step < count]
-        for portion in chunks([[len(rows[i])] for i in going], 4096):
+        for portion in row_portions([[len(rows[i])] for i in going], 4096):
             chunk = [going[i] for i in portion]
             batch = lm.batch([rows[i] for i in chunk])
             mine = None if noise is None else replace(noise, owners=chunk)
@@ -430,7 +430,7 @@ def log_probabilities(
         budget: tokens of one forward pass, padding included.
     """
     found = [0.0] * len(answers)
-    for portion in chunks([[len(a.prompt) + len(a.target)] for a in answers], budget):
+    for portion in row_portions([[len(a.prompt) + len(a.target)] for a in answers], budget):
         before(portion)
         mine = [answers[i] for i in portion]
         with wide_head(lm), torch.no_grad():

@@ -16,7 +16,7 @@ from transformers import GenerationConfig
 
 from harness.errors import DataError
 from harness.exam.span_scores import wide_head
-from harness.models.activations import Row, at_least_float32, chunks, read_activations
+from harness.models.activations import Row, at_least_float32, read_activations, row_portions
 from harness.models.lm import LM
 from harness.patches.patch import Hook, Patch, Step, patched
 
@@ -202,7 +202,7 @@ def _portions(questions: Sequence[Question], lengths: Sequence[int]) -> Iterator
     for i, one in enumerate(questions):
         alike.setdefault(0 if _shares(one.patch) else id(one.patch), []).append(i)
     for members in alike.values():
-        for portion in chunks([[lengths[i]] for i in members], BUDGET):
+        for portion in row_portions([[lengths[i]] for i in members], BUDGET):
             yield [members[i] for i in portion]
 
 

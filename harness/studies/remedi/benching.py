@@ -29,7 +29,7 @@ from harness.errors import DataError, UsageError, near
 from harness.exam import data
 from harness.exam.statistics import Estimate, difference, estimate
 from harness.exam.text_metrics import vectorizer
-from harness.io.files import require_writable, json_text, write_whole
+from harness.io.files import json_text, require_writable, write_whole
 from harness.models.lm import LM, load
 from harness.patches.patch import Patch
 from harness.reports.cells import brackets, number, signed
@@ -237,7 +237,7 @@ def _fits(lm: LM, case: Case) -> bool:
 
 
 def _counterfact(plan: BenchPlan) -> _Cases:
-    functions: Any = data.functions(data.find()["counterfact"])
+    functions: Any = data.functions(data.find_datasets()["counterfact"])
     if plan.data_dir == "mini":
         taught, examined = (functions.source(plan.data_dir, split) for split in ("train", "test"))
     else:
@@ -308,7 +308,7 @@ def _fitted(name: str, plan: BenchPlan, lm: LM, taught: Sequence[Case]) -> Edito
 def _lessons(plan: BenchPlan, taught: Sequence[Case]) -> list[Example]:
     if plan.rows != "counterfact":
         return [example(case) for case in taught]
-    functions: Any = data.functions(data.find()["counterfact"])
+    functions: Any = data.functions(data.find_datasets()["counterfact"])
     split, chosen = ("train" if plan.data_dir == "mini" else "test"), {case.id for case in taught}
     rows = [row for row in functions.source(plan.data_dir, split, 10_000) if str(row["case_id"]) in chosen]
     return list(functions.examples(rows))
@@ -364,7 +364,7 @@ def _references(
     plan: BenchPlan, cases: Sequence[Case], essence: Mapping[str, str]
 ) -> tuple[TfidfVectorizer, dict[str, list[str]]]:
     """The TF-IDF and the texts about the new target of each case, where the source of the rows has such texts."""
-    functions: Any = data.functions(data.find()["counterfact"])
+    functions: Any = data.functions(data.find_datasets()["counterfact"])
     known = functions.snippets(plan.data_dir)
     if known is None:
         return vectorizer(list(essence.values())), {}

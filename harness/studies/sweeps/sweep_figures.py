@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import DataError
-from harness.reports.curves import COLOURS, save
+from harness.reports.curves import COLOURS, save_figure
 from harness.studies.sweeps.ball import TOLERANCES
 from harness.studies.sweeps.cells import Cell
 from harness.studies.sweeps.sweep_tables import cells
@@ -62,7 +62,7 @@ def draw_sweep(trials: Sequence[Trial], path: Path, balls: Sequence[float] = TOL
         UsageError: the file's ending is no format, it cannot be written, or matplotlib is not installed.
         DataError: as :func:`bars`.
     """
-    save(lambda: _figure(bars(trials, balls), balls), path)
+    save_figure(lambda: _figure(bars(trials, balls), balls), path)
 
 
 def _figure(found: Mapping[str, Panel], balls: Sequence[float]) -> Figure:

@@ -17,7 +17,7 @@ from typing import get_args
 
 from harness.exam.canonical import SETS
 from harness.reports.registry import find_format
-from harness.reports.table import Data, Page, Row, Section, Table, words
+from harness.reports.table import Data, Page, Row, Section, Table, text_cells
 from harness.studies.sweeps.ball import TOLERANCES, Rule, change, chosen_epoch, in_ball, mean_change, reported_epoch
 from harness.studies.sweeps.cells import Cell, Quantity, heading, model_tables
 from harness.studies.sweeps.trial import Trial
@@ -197,7 +197,7 @@ Trained = Mapping[tuple[str, str], Sequence[Trial]]
 def _refused_row(
     label: str, found: Trained, *, tasks: Sequence[str], methods: Sequence[str], balls: Sequence[float]
 ) -> Row:
-    return Row(words([label, *_inside(found, tasks, methods, balls), *_bests(found, tasks, methods)]))
+    return Row(text_cells([label, *_inside(found, tasks, methods, balls), *_bests(found, tasks, methods)]))
 
 
 def _inside(found: Trained, tasks: Sequence[str], methods: Sequence[str], balls: Sequence[float]) -> list[str]:

@@ -253,7 +253,7 @@ def _exam(job: Job) -> _Exam:
 
 
 def _unedited(model: EditedLM, task: str, data_dir: str, split: str) -> _Exam:
-    suite = tasks.load(
+    suite = tasks.load_suite(
         [BALL], edit_set=task, records=None, data_dir=data_dir, tokenizer=model.lm.tokenizer, split=split
     )
     exam = _Exam(model, suite, task, _chosen(suite, task) if split == "val" else None, _hashes(model.lm))
@@ -281,10 +281,10 @@ def _settings(job: Job) -> dict[str, Any]:
 
 def _regulariser(data_dir: str) -> Path:
     """A file with the regulariser's text of a data source."""
-    functions: Any = data.functions(data.find()[BALL])
+    functions: Any = data.functions(data.find_datasets()[BALL])
     texts = functions.texts(data_dir, "regularisation")
     path = cache.cache_folder() / "corpora" / f"{digest({'texts': texts})}.jsonl"
-    return path if path.is_file() else general_text.write(path, texts)
+    return path if path.is_file() else general_text.write_texts(path, texts)
 
 
 def train(job: Job) -> Trial:

@@ -19,8 +19,8 @@ from editors.rome import Rome
 from harness.editing.directions import DIRECTIONS, LIKELIHOOD, PAIRED, floor, losses, nll
 from harness.editing.edit import Edit
 from harness.editing.editor import Editor
-from harness.editing.registry import find, editor_names
-from harness.editing.schedule import require_editable, duplicates
+from harness.editing.registry import editor_names, find
+from harness.editing.schedule import duplicates, require_editable
 from harness.errors import DataError, UsageError
 from harness.methods.descent import DescentSettings, descend, tokenise
 from harness.methods.value import optimise

@@ -17,7 +17,7 @@ from harness.editing import registry
 from harness.editing.edit import Edit, Example, Probe
 from harness.editing.editor import Editor, Learned, Wrapper
 from harness.editing.hyperparameters import Count, NotNegative, Positive, Range, Share, settable
-from harness.editing.registry import Recipe, compose, configure, find, editor_names
+from harness.editing.registry import Recipe, compose, configure, editor_names, find
 from harness.errors import DataError, UsageError
 from harness.models.lm import LM
 from harness.patches.delta import LowRank

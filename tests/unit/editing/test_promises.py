@@ -14,7 +14,7 @@ from harness.editing import promises, registry
 from harness.editing.directions import DIRECTIONS
 from harness.editing.edit import Edit
 from harness.editing.editor import Editor, Learned, Wrapper
-from harness.editing.registry import find, editor_names
+from harness.editing.registry import editor_names, find
 from harness.models.lm import LM
 from harness.patches.patch import Patch
 
@@ -65,7 +65,7 @@ def rows(page: str) -> dict[str, list[str]]:
 
 def test_a_row_says_where_how_and_what_not(monkeypatch: pytest.MonkeyPatch) -> None:
     made = {cls.name: cls for cls in (Bare, Pupil, Coat)}
-    monkeypatch.setattr(promises, "names", lambda: sorted(made))
+    monkeypatch.setattr(promises, "editor_names", lambda: sorted(made))
     monkeypatch.setattr(promises, "find", made.get)
     monkeypatch.setattr(promises.inspect, "getmodule", lambda cls: None)
     assert rows(promises.promises_table()) == {

@@ -17,7 +17,7 @@ from editors.rome import Rome
 from harness.editing.edit import Edit
 from harness.editing.editor import Editor, Wrapper
 from harness.editing.hyperparameters import Positive
-from harness.editing.registry import Recipe, compose, find, editor_names
+from harness.editing.registry import Recipe, compose, editor_names, find
 from harness.editing.schedule import walk
 from harness.errors import UsageError
 from harness.models.lm import LM

@@ -16,7 +16,7 @@ from harness.errors import DataError, UsageError
 from harness.exam import data, measure, tasks
 from harness.exam.adapter import EditedLM
 from harness.exam.canonical import SETS, CanonicalSet, Exam, failed, loss, read_rows
-from harness.exam.general_text import build, chunks, cut, published, write
+from harness.exam.general_text import build, cut, published, token_chunks, write_texts
 from harness.exam.span_scores import Span, mean_nll, score, span
 from harness.exam.statistics import aggregate
 from harness.models.lm import LM, load
@@ -106,7 +106,7 @@ def exam(tiny: Callable[[str], LM]) -> Exam:
     """The task ``verb_conjugation`` with a tiny model's tokenizer."""
     lm = tiny("gpt2")
     task = (
-        tasks.load(["verb_conjugation"], edit_set=None, records=None, data_dir="mini", tokenizer=lm.tokenizer)
+        tasks.load_suite(["verb_conjugation"], edit_set=None, records=None, data_dir="mini", tokenizer=lm.tokenizer)
         .tasks[0]
         .task
     )
@@ -173,7 +173,7 @@ def test_a_row_that_cannot_be_scored_is_named(row: dict[str, Any], message: str,
 def folder_with(tmp_path: Path, name: str, **files: list[dict[str, Any]]) -> Path:
     """A data folder with some files of a set."""
     for split, rows in files.items():
-        path = tmp_path / data.find()[name].files[split].path
+        path = tmp_path / data.find_datasets()[name].files[split].path
         path.parent.mkdir(parents=True, exist_ok=True)
         write_rows(path, *rows)
     return tmp_path
@@ -291,11 +291,11 @@ def test_the_task_scores_as_the_definition_says(tiny: Callable[[str], LM]) -> No
     lm = load("mini")
     found, task = (
         canonical("pronoun_gender_bias"),
-        tasks.load(["pronoun_gender_bias"], edit_set=None, records=None, data_dir="mini", tokenizer=lm.tokenizer),
+        tasks.load_suite(["pronoun_gender_bias"], edit_set=None, records=None, data_dir="mini", tokenizer=lm.tokenizer),
     )
     with EditedLM(lm).holding(Patch()) as model:
         measured = measure.measure_task(model, task.tasks[0], limit=None)
-    numbers = measure.summary(task.tasks, {"pronoun_gender_bias": measured}, base=None, seed=0)
+    numbers = measure.summarise_tasks(task.tasks, {"pronoun_gender_bias": measured}, base=None, seed=0)
 
     def alone(prefix: str, suffix: str) -> float:
         one = span(lm.tokenizer, prefix, suffix)
@@ -354,8 +354,8 @@ def test_the_unedited_models_leave_room(model: str) -> None:
 
 def test_chunks_are_cut_from_the_stream_and_the_rest_is_dropped() -> None:
     documents = [[1, 2, 3], [], [4, 5], [6, 7, 8, 9]]
-    assert list(chunks(documents, 4, 10)) == [[1, 2, 3, 4], [5, 6, 7, 8]]
-    assert list(chunks(documents, 2, 3)) == [[1, 2], [3, 4], [5, 6]]
+    assert list(token_chunks(documents, 4, 10)) == [[1, 2, 3, 4], [5, 6, 7, 8]]
+    assert list(token_chunks(documents, 2, 3)) == [[1, 2], [3, 4], [5, 6]]
 
 
 def test_documents_are_followed_by_the_end_of_text(tiny: Callable[[str], LM]) -> None:
@@ -377,18 +377,18 @@ def test_where_the_hub_cannot_be_reached_building_says_so(tmp_path: Path, monkey
 
 
 def test_the_ball_reads_the_rebuilt_text_before_the_stand_in(tmp_path: Path) -> None:
-    functions = data.functions(data.find()["ball"])
+    functions = data.functions(data.find_datasets()["ball"])
     assert functions is not None
     path = tmp_path / "canonical" / "val100-val.jsonl"
-    write(path, [f"row {i}" for i in range(3005)])
+    write_texts(path, [f"row {i}" for i in range(3005)])
     general, rest = functions.texts(str(tmp_path)), functions.texts(str(tmp_path), "regularisation")
     assert (len(general), rest) == (3000, [f"row {i}" for i in range(3000, 3005)])
-    write(path, [f"row {i}" for i in range(3000)])
+    write_texts(path, [f"row {i}" for i in range(3000)])
     with pytest.raises(
         DataError, match="the general text has 3000 documents, and the first 3000 are the ball's; give mor"
     ):
         functions.texts(str(tmp_path), "regularisation")
-    write(published(tmp_path, "general"), ["rebuilt"])
+    write_texts(published(tmp_path, "general"), ["rebuilt"])
     assert functions.texts(str(tmp_path)) == ["rebuilt"]
     assert len(functions.texts("mini")) == len(functions.texts("mini", "regularisation")) == 48
 

@@ -211,7 +211,7 @@ def test_a_broken_yaml_is_named_not_passed_over(tmp_path: Path, content: str, pa
     place.mkdir(parents=True)
     (place / "broken.yaml").write_text(content)
     with pytest.raises(DataError, match=pattern) as caught:
-        data.find(tmp_path)
+        data.find_datasets(tmp_path)
     assert str(place / "broken.yaml") in str(caught.value)
 
 
@@ -221,11 +221,11 @@ def test_two_folders_of_one_name_are_an_error(make_root: Callable[..., Path]) ->
     twin.mkdir(parents=True)
     (twin / "toy.yaml").write_text((root / "own" / "toy" / "toy.yaml").read_text())
     with pytest.raises(DataError, match="toy is also in"):
-        data.find(root)
+        data.find_datasets(root)
 
 
 def test_a_new_task_folder_needs_no_registration(make_root: Callable[..., Path]) -> None:
-    found = data.find(make_root())["toy"]
+    found = data.find_datasets(make_root())["toy"]
     assert (found.licence, found.citation, dict(found.fields)) == ("CC0", "nobody", {"text": "str", "label": "int"})
     assert found.files["test"].published_sha256 == _sha(_lines(ROWS))
 
@@ -453,7 +453,7 @@ def test_real_rows_are_complete_and_the_same_from_the_published_address(
 
 
 def test_the_published_conll_file_gives_the_rows_of_the_folder(shared: Path) -> None:
-    described = data.find()["NER"]
+    described = data.find_datasets()["NER"]
     functions = data.functions(described)
     assert functions is not None
     published = shared / "data" / "general" / "conll2003" / "eng.testb"

@@ -28,7 +28,7 @@ GROUPS = ("counterfact", "zsre")
 
 
 def functions(name: str) -> Any:
-    return data.functions(data.find()[name])
+    return data.functions(data.find_datasets()[name])
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ TASKS = ("ClosedDomainQA", "dialogue", "NER", "NLI", "OpenDomainQA", "reasoning"
 
 @cache
 def _functions(name: str) -> ModuleType:
-    module = data.functions(data.find()[name])
+    module = data.functions(data.find_datasets()[name])
     assert module is not None
     return module
 
@@ -829,7 +829,7 @@ def test_no_shipped_prompt_is_cut_by_the_shipped_models(name: str, evaluated: di
 @pytest.mark.parametrize("name", TASKS)
 def test_shipped_rows_have_the_schema_of_the_real_ones(name: str, split: str) -> None:
     rows = data.load(name, split)
-    fields = data.find()[name].fields
+    fields = data.find_datasets()[name].fields
     assert len(rows) >= 100
     assert all(set(fields) <= set(row) for row in rows)
     distinct = {str(sorted(row.items())) for row in rows}

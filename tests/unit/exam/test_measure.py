@@ -71,7 +71,7 @@ def test_in_isolated_editing_each_document_has_its_own_edit(tiny: Callable[[str]
 
 def test_measuring_scores_every_document_and_stays_quiet(tiny: Callable[[str], LM]) -> None:
     lm = tiny("gpt2")
-    (nli,) = tasks.load(["NLI"], edit_set=None, records=None, data_dir="mini", tokenizer=lm.tokenizer).tasks
+    (nli,) = tasks.load_suite(["NLI"], edit_set=None, records=None, data_dir="mini", tokenizer=lm.tokenizer).tasks
     logging.getLogger("lm_eval").setLevel(logging.WARNING)
     found = measure.measure_task(EditedLM(lm, batch_size=4), nli, limit=5)
     assert logging.getLogger("lm_eval").level == logging.WARNING
@@ -82,7 +82,7 @@ def test_measuring_scores_every_document_and_stays_quiet(tiny: Callable[[str], L
 
 def test_chosen_documents_keep_their_numbers_and_no_document_is_not_all_of_them(tiny: Callable[[str], LM]) -> None:
     lm = tiny("gpt2")
-    (nli,) = tasks.load(["NLI"], edit_set=None, records=None, data_dir="mini", tokenizer=lm.tokenizer).tasks
+    (nli,) = tasks.load_suite(["NLI"], edit_set=None, records=None, data_dir="mini", tokenizer=lm.tokenizer).tasks
     found = measure.measure_task(EditedLM(lm, batch_size=4), nli, limit=None, documents=[2, 7])
     assert set(found.values["accuracy"]) == {"NLI/2", "NLI/7"}
     assert measure.measure_task(EditedLM(lm, batch_size=4), nli, limit=None, documents=[]).values == {}
@@ -90,12 +90,12 @@ def test_chosen_documents_keep_their_numbers_and_no_document_is_not_all_of_them(
 
 def test_a_metric_that_is_no_mean_is_taken_as_lm_eval_gives_it(tiny: Callable[[str], LM]) -> None:
     lm = tiny("gpt2")
-    (nli,) = tasks.load(["NLI"], edit_set=None, records=None, data_dir="mini", tokenizer=lm.tokenizer).tasks
+    (nli,) = tasks.load_suite(["NLI"], edit_set=None, records=None, data_dir="mini", tokenizer=lm.tokenizer).tasks
     nli.task._aggregation_list = {**nli.task._aggregation_list, "accuracy": lambda items: 42.0}
     found = measure.measure_task(EditedLM(lm, batch_size=4), nli, limit=3)
     assert "accuracy" not in found.values
     assert found.plain == {"accuracy": 42.0}
-    table = measure.summary([nli], {"NLI": found}, base=None, seed=0)
+    table = measure.summarise_tasks([nli], {"NLI": found}, base=None, seed=0)
     assert (table["accuracy"]["value"], table["accuracy"]["interval"]) == (42.0, None)
     assert "not a mean over documents" in table["accuracy"]["reason"]
 
@@ -104,19 +104,19 @@ def test_numbers_are_paired_with_the_unedited_model() -> None:
     edited = Measured({"accuracy": {f"NLI/{i}": Ratio(float(i < 3)) for i in range(10)}})
     base = Measured({"accuracy": {f"NLI/{i}": Ratio(float(i < 8)) for i in range(10)}})
     (nli,) = [task()]
-    assert measure.summary([nli], {"NLI": base}, base=None, seed=0)["accuracy"]["difference"] is None
-    table = measure.summary([nli], {"NLI": edited}, base={"NLI": base}, seed=0)
+    assert measure.summarise_tasks([nli], {"NLI": base}, base=None, seed=0)["accuracy"]["difference"] is None
+    table = measure.summarise_tasks([nli], {"NLI": edited}, base={"NLI": base}, seed=0)
     assert table["accuracy"]["value"] == pytest.approx(0.3)
     assert table["accuracy"]["n"] == 10
     assert table["accuracy"]["difference"]["value"] == pytest.approx(-0.5)
     assert table["accuracy"]["higher_is_better"] is True
     unsaid = Measured({"unsaid": {"NLI/0": Ratio(1.0)}})
-    assert measure.summary([nli], {"NLI": unsaid}, base=None, seed=0)["unsaid"]["higher_is_better"] is None
+    assert measure.summarise_tasks([nli], {"NLI": unsaid}, base=None, seed=0)["unsaid"]["higher_is_better"] is None
 
 
 def test_what_the_rows_lack_is_missing_with_its_reason() -> None:
     needy = task(needs={"reference_score": "attribute_snippets.json"})
-    table = measure.summary([needy], {"NLI": Measured({"accuracy": {"NLI/0": Ratio(1.0)}})}, base=None, seed=0)
+    table = measure.summarise_tasks([needy], {"NLI": Measured({"accuracy": {"NLI/0": Ratio(1.0)}})}, base=None, seed=0)
     assert table["reference_score"]["value"] is None
     assert table["reference_score"]["n"] == 0
     assert table["reference_score"]["reason"] == "the source of the rows has no attribute_snippets.json"
@@ -268,5 +268,7 @@ def test_a_damaged_cache_is_measured_again(content: bytes) -> None:
 
 
 def test_another_identity_of_a_task_reaches_the_key(tiny: Callable[[str], LM]) -> None:
-    (nli,) = tasks.load(["NLI"], edit_set=None, records=None, data_dir="mini", tokenizer=tiny("gpt2").tokenizer).tasks
+    (nli,) = tasks.load_suite(
+        ["NLI"], edit_set=None, records=None, data_dir="mini", tokenizer=tiny("gpt2").tokenizer
+    ).tasks
     assert key(task=nli) != key(task=replace(nli, identity="1" * 64))

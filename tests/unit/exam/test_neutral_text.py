@@ -35,9 +35,9 @@ def bump(lm: LM) -> Patch:
 
 def test_perplexity_and_divergence_are_those_of_the_plain_formulas(lm: LM, bump: Patch) -> None:
     texts = neutral_text.texts(lm, 5)
-    base = neutral_text.read(lm, texts, None)
+    base = neutral_text.read_neutral_text(lm, texts, None)
     with patched(lm, bump):
-        now = neutral_text.read(lm, texts, base)
+        now = neutral_text.read_neutral_text(lm, texts, base)
     for i, row in enumerate(texts.rows):
         ids = torch.tensor([row])
         with torch.no_grad():
@@ -53,16 +53,16 @@ def test_perplexity_and_divergence_are_those_of_the_plain_formulas(lm: LM, bump:
 
 def test_the_unedited_model_does_not_diverge_from_itself(lm: LM) -> None:
     texts = neutral_text.texts(lm, 5)
-    base = neutral_text.read(lm, texts, None)
-    again = neutral_text.read(lm, texts, base)
+    base = neutral_text.read_neutral_text(lm, texts, None)
+    again = neutral_text.read_neutral_text(lm, texts, base)
     assert all(ratio.num == 0 for ratio in again.values["kl"].values())
     assert again.log_p == ()  # kept of the unedited model alone
 
 
 def test_a_prompt_rule_is_read_but_only_the_documents_own_tokens_count(lm: LM) -> None:
     texts = neutral_text.texts(lm, 4)
-    base = neutral_text.read(lm, texts, None)
-    now = neutral_text.read(lm, texts, base, prompt=lambda text: f"Nobody knows. {text}")
+    base = neutral_text.read_neutral_text(lm, texts, None)
+    now = neutral_text.read_neutral_text(lm, texts, base, prompt=lambda text: f"Nobody knows. {text}")
     row = list(lm.encode("Nobody knows. " + texts.documents[0]))
     steps = len(texts.rows[0]) - 1
     with torch.no_grad():
@@ -120,9 +120,9 @@ def test_a_model_that_always_repeated_itself_has_not_collapsed() -> None:
 
 def test_the_unedited_model_is_read_once_for_many_plans(lm: LM, bump: Patch) -> None:
     texts = neutral_text.texts(lm, 5)
-    first = neutral_text.unedited(lm, texts, ("a",))
-    assert neutral_text.unedited(lm, texts, ("a",)) is first
-    assert neutral_text.unedited(lm, neutral_text.texts(lm, 4), ("a",)) is not first
+    first = neutral_text.unedited_reading(lm, texts, ("a",))
+    assert neutral_text.unedited_reading(lm, texts, ("a",)) is first
+    assert neutral_text.unedited_reading(lm, neutral_text.texts(lm, 4), ("a",)) is not first
     with patched(lm, bump):
-        other = neutral_text.unedited(lm, texts, ("b",))
-    assert other.values["nll"] == neutral_text.unedited(lm, texts, ("b",)).values["nll"] != first.values["nll"]
+        other = neutral_text.unedited_reading(lm, texts, ("b",))
+    assert other.values["nll"] == neutral_text.unedited_reading(lm, texts, ("b",)).values["nll"] != first.values["nll"]

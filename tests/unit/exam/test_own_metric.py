@@ -15,7 +15,7 @@ from harness.reports.terminal_tables import run_table
 from harness.runs.options import RunOptions
 from harness.runs.plan import Plan
 from harness.runs.resolve import resolve
-from harness.runs.runner import run
+from harness.runs.runner import run_plan
 
 YAML = """
 task: counterfact_rank
@@ -68,7 +68,7 @@ def test_the_rank_of_the_target_is_measured_and_shown(tmp_path: Path, monkeypatc
     (folder / "counterfact.yaml").write_text(group.replace(last, f"{last}  - counterfact_rank\n"))
     monkeypatch.setattr(data, "TASKS", tmp_path / "tasks")
     plan = Plan(editor="rome", num_edits=2, mode="isolated")
-    kept = run(resolve(plan), RunOptions(output=tmp_path / "out", device="cpu"))
+    kept = run_plan(resolve(plan), RunOptions(output=tmp_path / "out", device="cpu"))
     before, after = (kept.tasks(count)["counterfact"]["target_rank"] for count in (0, 2))
     assert (before["n"], after["n"], after["higher_is_better"]) == (2, 2, False)
     assert 1 <= after["value"] < before["value"]

@@ -15,7 +15,7 @@ import pytest
 from harness.exam import data
 
 YAMLS = sorted(data.TASKS.rglob("*.yaml"))
-SETS = sorted(data.find())
+SETS = sorted(data.find_datasets())
 HEX = re.compile(r"[0-9a-f]{64}")
 REVISION = re.compile(r"/[0-9a-f]{40}/")
 
@@ -107,7 +107,7 @@ def test_released_readings_are_no_headlines(path: Path) -> None:
 
 @pytest.mark.parametrize("name", SETS)
 def test_sources_are_exact(name: str) -> None:
-    described = data.find()[name]
+    described = data.find_datasets()[name]
     assert described.citation
     assert described.fields
     assert "test" in described.files
@@ -137,5 +137,5 @@ def test_a_card_names_every_metric(folder: Path) -> None:
 @pytest.mark.parametrize("name", SETS)
 def test_recorded_sha256_are_those_of_the_reference_data(name: str, shared: Path) -> None:
     states = {line.split: line.folder for line in data.status(shared / "data") if line.name == name}
-    described = data.find()[name]
+    described = data.find_datasets()[name]
     assert {split: states[split] for split in described.files} == dict.fromkeys(described.files, "present")

@@ -40,7 +40,7 @@ def own(tmp_path: Path) -> Callable[..., Path]:
 def suite(tiny: Callable[[str], LM], *names: str, edit_set: str | None = None, **options: Any) -> tasks.Suite:
     """The tasks of these names on the shipped rows."""
     records = options.pop("records", None)
-    return tasks.load(
+    return tasks.load_suite(
         names, edit_set=edit_set, records=records, data_dir="mini", tokenizer=tiny("gpt2").tokenizer, **options
     )
 
@@ -117,14 +117,14 @@ def test_a_task_is_known_by_its_yaml_and_its_rows(
 
 
 def test_other_rows_are_another_task(tiny: Callable[[str], LM], tmp_path: Path) -> None:
-    found = data.find()["counterfact"]
+    found = data.find_datasets()["counterfact"]
     rows = (found.folder / "mini.jsonl").read_text().splitlines(keepends=True)
     path = tmp_path / found.files["test"].path
     path.parent.mkdir(parents=True)
     seen = []
     for some in (rows, rows[:-1], rows):
         path.write_text("".join(some))
-        built = tasks.load(
+        built = tasks.load_suite(
             [], edit_set="counterfact", records=["0"], data_dir=str(tmp_path), tokenizer=tiny("gpt2").tokenizer
         ).tasks
         seen.append([task.identity for task in built])

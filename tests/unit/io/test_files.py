@@ -133,7 +133,7 @@ def test_a_full_disk_is_told_whatever_is_written(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("os.fsync", full)
     writers: dict[str, Callable[[], object]] = {
         "the numbers of the unedited model": lambda: measure.save_base("key", measure.Measured()),
-        "a corpus": lambda: general_text.write(tmp_path / "corpus.jsonl", ["a"]),
+        "a corpus": lambda: general_text.write_texts(tmp_path / "corpus.jsonl", ["a"]),
         "a trial of a sweep": lambda: trial.write_trial(
             tmp_path, trial.Trial(trial.Job("m", "temporal", "x", "x"), ())
         ),

@@ -23,7 +23,7 @@ from harness.methods.rank_one import update_direction
 from harness.methods.second_moments import Moment
 from harness.methods.value import Values, anchor_norm, optimise
 from harness.methods.value_forward import BlocksAbove, BlocksFrom, WholeModel, fastest_forward
-from harness.methods.value_rows import Objective, PreparedEdit, prefixes, prepare
+from harness.methods.value_rows import Objective, PreparedEdit, prefixes, prepare_edit
 from harness.models.activations import Row, fused_gelu, prefix_cache, read_activations, skip_blocks
 from harness.models.lm import load
 from harness.patches.patch import Patch, patched
@@ -89,7 +89,7 @@ def test_tv_13_the_pieces_of_the_loss(tiny, edits, monkeypatch):
     monkeypatch.setattr(BlocksAbove, "logits", given)
     lm = tiny("gpt2")
     objective = Objective(1, kl_factor=1.0, weight_decay=0.5)
-    task = prepare(lm, edits[0], templates=("{}",), fact_token="subject_last")
+    task = prepare_edit(lm, edits[0], templates=("{}",), fact_token="subject_last")
     stage = value._ActiveEdits(lm, [task], [0], objective=objective, runner=BlocksAbove, front=None)
     start = torch.zeros(1, 32, dtype=torch.float64)
     start[0, 0] = 4.0
@@ -256,7 +256,7 @@ def test_running_only_what_the_change_reaches_gives_the_models_logits(fresh, edi
     """Split rows and whole rows, from the edited block up, against the whole model; with their gradients."""
     lm = fresh(family, dtype=torch.float64)
     objective = Objective(1, seam=seam)
-    whole = [prepare(lm, edit, templates=CONTEXTS, fact_token="subject_last") for edit in edits]
+    whole = [prepare_edit(lm, edit, templates=CONTEXTS, fact_token="subject_last") for edit in edits]
     split = [task.split() for task in whole]
     assert any(task.prefixes != split[0].prefixes for task in split[1:])
     runner, chosen = fastest_forward(lm, whole, objective)
@@ -309,7 +309,7 @@ def test_what_several_rows_begin_with_is_computed_once(fresh, family):
 def test_only_the_edited_block_and_those_below_run_to_prepare_an_evaluation(fresh, edits):
     """The others are asked for their arguments alone, and are themselves again afterwards, also after a failure."""
     lm = fresh("llama")
-    split = [prepare(lm, edit, templates=CONTEXTS, fact_token="subject_last").split() for edit in edits]
+    split = [prepare_edit(lm, edit, templates=CONTEXTS, fact_token="subject_last").split() for edit in edits]
     ran: list[int] = []
     for layer in range(lm.arch.layers):
         inner = lm.module(lm.arch.attn_of(layer))
@@ -449,7 +449,7 @@ def test_portions_hold_one_width_and_the_budget():
 
 def test_rows_begin_where_the_change_is(tiny, edits):
     lm = tiny("gpt2")
-    whole = prepare(lm, edits[0], templates=CONTEXTS, fact_token="subject_last")
+    whole = prepare_edit(lm, edits[0], templates=CONTEXTS, fact_token="subject_last")
     split = whole.split()
     for row, part, head in zip(whole.rows, split.rows, split.prefixes, strict=True):
         assert head == row.ids[: row.at]
@@ -457,7 +457,7 @@ def test_rows_begin_where_the_change_is(tiny, edits):
     assert [len(part.ids) for part in split.rows[:-1]] == [len(row.ids) - row.at for row in whole.rows[:-1]]
     assert len(split.rows[-1].ids) == 1
     # The last column of padded rows: a row begins with the first logits that are wanted.
-    padded = prepare(lm, edits[0], templates=CONTEXTS, fact_token="last_released").split()
+    padded = prepare_edit(lm, edits[0], templates=CONTEXTS, fact_token="last_released").split()
     assert [len(row.ids) for row in padded.rows[:-1]] == [len(whole.said[0])] * len(CONTEXTS)
     assert all(
         row.at + len(head) == padded.rows[0].at + len(padded.prefixes[0])
@@ -468,7 +468,7 @@ def test_rows_begin_where_the_change_is(tiny, edits):
 def test_models_that_cannot_be_cut_are_run_whole(fresh, edits, monkeypatch):
     """A norm between seam and residual stream, a cache of another kind, blocks that cannot be called: same values."""
     lm, objective = fresh("gpt2", dtype=torch.float64), Objective(1, steps=4)
-    prepared = [prepare(lm, edit, templates=CONTEXTS, fact_token="subject_last") for edit in edits]
+    prepared = [prepare_edit(lm, edit, templates=CONTEXTS, fact_token="subject_last") for edit in edits]
 
     def refuse(*_args):
         raise ValueError("no cache")

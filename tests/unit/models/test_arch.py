@@ -90,15 +90,15 @@ def test_a_layer_that_is_not_there(tiny, layer):
 
 def test_names_by_hand(tiny):
     model = tiny("gpt2").model
-    by_hand = arch.resolve(model, {"down": "transformer.h.{}.attn.c_proj", "mlp": "transformer.h.{}.attn"})
+    by_hand = arch.resolve_architecture(model, {"down": "transformer.h.{}.attn.c_proj", "mlp": "transformer.h.{}.attn"})
     assert by_hand.down_of(1) == "transformer.h.1.attn.c_proj"
     assert by_hand.inner == 32
     with pytest.raises(ModelError, match=r"did you mean .*transformer"):
-        arch.resolve(model, {"down": "transformer.h.{}.mlp.c_prj"})
+        arch.resolve_architecture(model, {"down": "transformer.h.{}.mlp.c_prj"})
     with pytest.raises(ModelError, match="the parts are embedding, blocks"):
-        arch.resolve(model, {"downs": "transformer.h.{}.mlp.c_proj"})
+        arch.resolve_architecture(model, {"downs": "transformer.h.{}.mlp.c_proj"})
     with pytest.raises(ModelError, match="does not end in"):
-        arch.resolve(model, {"blocks": "transformer.h"})
+        arch.resolve_architecture(model, {"blocks": "transformer.h"})
 
 
 class _Strange(nn.Module):
@@ -118,4 +118,4 @@ class _Strange(nn.Module):
 
 def test_an_unknown_architecture_says_what_was_looked_for_and_how_to_name_it():
     with pytest.raises(ModelError, match=r"no down found \(looked for two or three matrices .* --arch blocks="):
-        arch.resolve(_Strange())  # type: ignore[arg-type]
+        arch.resolve_architecture(_Strange())  # type: ignore[arg-type]

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from harness.editing.editor import Editor, Learned, Wrapper
 from harness.editing.hyperparameters import settable
-from harness.editing.registry import compose, configure, find, editor_names
+from harness.editing.registry import compose, configure, editor_names, find
 from harness.editing.schedule import walk
 from harness.errors import ModelError
 from harness.models.lm import LM
 from harness.patches.patch import Patch, Step, patched
 from harness.runs import prepare as preparing
 from harness.runs.plan import Plan
-from harness.runs.prepare import prepare
+from harness.runs.prepare import prepare_run
 from harness.runs.resolve import resolve
 
 FAMILIES = ["llama", "neox"]
@@ -167,11 +167,11 @@ def test_what_writes_into_down_projections_is_refused_before_the_model_is_run(qu
 @pytest.mark.parametrize(("form", "kind"), [(EightBit, "int8"), (FourBit, "uint8")])
 def test_a_run_is_refused_before_anything_is_measured_and_names_what_works(quantised, monkeypatch, name, form, kind):
     monkeypatch.setattr(preparing, "load", lambda *args, **options: quantised("llama", form))
-    monkeypatch.setattr(preparing.tasks, "load", lambda *args, **options: pytest.fail("went on to the tasks"))
+    monkeypatch.setattr(preparing.tasks, "load_suite", lambda *args, **options: pytest.fail("went on to the tasks"))
     works = [n for n in editor_names() if "weights" not in find(n).seams]
     assert works
     with pytest.raises(ModelError, match=REFUSED.format(r"model\.layers\.0\.mlp\.down_proj\.weight", kind)) as told:
-        prepare(resolve(Plan(editor=name, num_edits=2)))
+        prepare_run(resolve(Plan(editor=name, num_edits=2)))
     assert str(told.value).endswith(f"(`harness editors` lists them): {', '.join(works)}")
 
 
@@ -182,9 +182,9 @@ def test_a_run_looks_at_the_layers_that_are_edited(quantised, fresh, monkeypatch
         parent = mixed.module(mixed.arch.mlp_of(layer))
         parent.down_proj = plain.module(plain.arch.down_of(layer))
     monkeypatch.setattr(preparing, "load", lambda *args, **options: mixed)
-    assert prepare(resolve(Plan(editor="memit", settings={"layers": [0, 1]}, num_edits=2))).lm is mixed
+    assert prepare_run(resolve(Plan(editor="memit", settings={"layers": [0, 1]}, num_edits=2))).lm is mixed
     with pytest.raises(ModelError, match=REFUSED.format(r"model\.layers\.2\.mlp\.down_proj\.weight", "int8")):
-        prepare(resolve(Plan(editor="memit", settings={"layers": [0, 2]}, num_edits=2)))
+        prepare_run(resolve(Plan(editor="memit", settings={"layers": [0, 2]}, num_edits=2)))
 
 
 @pytest.mark.parametrize("name", ["none", "shifts"])
@@ -193,4 +193,4 @@ def test_a_run_without_a_change_of_weights_is_not_refused(quantised, monkeypatch
     path.write_text(SHIFTS)
     lm = quantised("llama")
     monkeypatch.setattr(preparing, "load", lambda *args, **options: lm)
-    assert prepare(resolve(Plan(editor=name if name == "none" else str(path), num_edits=2))).lm is lm
+    assert prepare_run(resolve(Plan(editor=name if name == "none" else str(path), num_edits=2))).lm is lm

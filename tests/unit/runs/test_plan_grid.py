@@ -20,7 +20,7 @@ from harness.runs.plan import Plan
 from harness.runs.plan_grid import expand
 from harness.runs.record import record_name
 from harness.runs.resolve import resolve
-from harness.runs.runner import finished, run
+from harness.runs.runner import finished, run_plan
 
 STUDIES = sorted((Path(__file__).parents[3] / "scripts" / "studies").glob("*.yaml"))
 STOPS = [1, 5, 10, 20, 50, 100, 200, 500]
@@ -160,7 +160,7 @@ def test_what_is_complete_is_found_by_its_plan(checkpoint: Callable[..., Path], 
     plan = Plan(str(checkpoint("gpt2")), nudge, {"scale": 3.0}, str(rows), mode="instance-sequential")
     out = tmp_path / "out"
     assert finished(resolve(plan), out) is None
-    kept = run(resolve(plan), RunOptions(out, device="cpu"))
+    kept = run_plan(resolve(plan), RunOptions(out, device="cpu"))
     again = finished(resolve(plan), out)
     assert again is not None
     assert again == kept

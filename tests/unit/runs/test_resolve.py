@@ -22,7 +22,7 @@ from harness.runs.folder import exclusive
 from harness.runs.options import RunOptions
 from harness.runs.plan import Plan
 from harness.runs.resolve import resolve
-from harness.runs.runner import finished, run
+from harness.runs.runner import finished, run_plan
 from harness.runs.several import run_each
 
 PLAN = Plan(editor="memit+rect", num_edits=5, tasks=("NLI",), text="mini")
@@ -154,7 +154,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 def test_a_run_looks_up_what_its_plan_names_once(small: Plan, counted: dict[str, int], tmp_path: Path) -> None:
     resolved = resolve(small)
     assert finished(resolved, tmp_path / "out") is None
-    kept = run(resolved, RunOptions(tmp_path / "out", device="cpu", save_edits=True))
+    kept = run_plan(resolved, RunOptions(tmp_path / "out", device="cpu", save_edits=True))
     again = finished(resolved, tmp_path / "out")
     assert again is not None
     assert again.id == kept.id == resolved.id
@@ -183,21 +183,21 @@ def test_the_last_of_many_plans_is_looked_up_before_the_first_is_run(small: Plan
 @pytest.mark.usefixtures("no_model")
 def test_a_folder_in_use_is_refused_before_the_model_is_loaded(small: Plan, tmp_path: Path) -> None:
     with exclusive(tmp_path), pytest.raises(UsageError, match="another run is writing to this folder"):
-        run(resolve(small), RunOptions(tmp_path, device="cpu"))
+        run_plan(resolve(small), RunOptions(tmp_path, device="cpu"))
 
 
 @pytest.mark.usefixtures("no_model")
 def test_a_device_is_looked_for_before_the_model_is_loaded(small: Plan, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="device 'nope' cannot be used"):
-        run(resolve(small), RunOptions(tmp_path / "out", device="nope"))
+        run_plan(resolve(small), RunOptions(tmp_path / "out", device="nope"))
 
 
 def test_a_model_and_an_editor_in_memory_are_run_as_they_are(small: Plan, nudge: str, tmp_path: Path) -> None:
     lm = load(small.model, device="cpu", text="mini")
     made = compose(nudge).build(lm, {"scale": 3.0}, seed=0)
-    named = run(resolve(small), RunOptions(tmp_path / "named", device="cpu", cache=False))
+    named = run_plan(resolve(small), RunOptions(tmp_path / "named", device="cpu", cache=False))
     given = resolve(replace(small, editor="nudge", settings=made.hyperparameters()), lm=lm, editor=made)
-    kept = run(given, RunOptions(tmp_path / "given", device="cpu", cache=False, save_edits=True))
+    kept = run_plan(given, RunOptions(tmp_path / "given", device="cpu", cache=False, save_edits=True))
     assert kept.model["sha256"] == named.model["sha256"] == lm.fingerprint()
     assert kept.points == named.points
     assert kept.editor == named.editor
@@ -223,10 +223,10 @@ def test_a_new_hyperparameter_of_rome_reaches_the_record_from_its_one_file(small
     text = tmp_path / "text.txt"
     text.write_text("\n".join(f"The {word} of Ada stood in Rome near the river." for word in "abcdefgh") * 40)
     plan = replace(plan, text=str(text))
-    usual = run(resolve(plan), RunOptions(tmp_path / "usual", device="cpu"))
+    usual = run_plan(resolve(plan), RunOptions(tmp_path / "usual", device="cpu"))
     assert usual.editor["hyperparameters"]["warmth"] == 1.5
     set_by_hand = resolve(replace(plan, settings={**settings, "warmth": 2.5}))
-    kept = run(set_by_hand, RunOptions(tmp_path / "set", device="cpu"))
+    kept = run_plan(set_by_hand, RunOptions(tmp_path / "set", device="cpu"))
     assert kept.editor["hyperparameters"]["warmth"] == 2.5
     assert kept.plan["settings"]["warmth"] == 2.5
     with pytest.raises(UsageError, match="'warmth' is -1"):

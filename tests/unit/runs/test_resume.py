@@ -154,7 +154,9 @@ FORGED = [
 def test_a_forged_state_makes_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture, tree: object) -> None:
     path = tmp_path / "x.state"
     manifest = {"key": "key", "state": tree}
-    tensor_file.write_tensors(path, kind=resume.KIND, version=resume.FORMAT, manifest=manifest, tensors={"0": torch.ones(1)})
+    tensor_file.write_tensors(
+        path, kind=resume.KIND, version=resume.FORMAT, manifest=manifest, tensors={"0": torch.ones(1)}
+    )
     assert checkpoint(tmp_path).read() is None
     assert len(caplog.messages) == 1
 

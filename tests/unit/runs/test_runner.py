@@ -22,11 +22,11 @@ from harness.runs import runner
 from harness.runs.clock import Clock
 from harness.runs.options import RunOptions
 from harness.runs.plan import Plan
-from harness.runs.prepare import prepare
+from harness.runs.prepare import prepare_run
 from harness.runs.record import Record, record_name
 from harness.runs.record_file import read_record
 from harness.runs.resolve import resolve
-from harness.runs.runner import run
+from harness.runs.runner import run_plan
 
 ROWS = [
     {"prompt": "{} was born in", "subject": "Ada Velmont", "target": "Rome", "target_old": "Oslo"},
@@ -86,7 +86,7 @@ def plan(checkpoint: Callable[..., Path], nudge: str, rows: str) -> Plan:
 def done(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Record]:
     """The folder of a run, and the record that it returned."""
     folder = tmp_path_factory.mktemp("runs")
-    return folder, run(resolve(plan), options(folder))
+    return folder, run_plan(resolve(plan), options(folder))
 
 
 def options(folder: Path, **changes: Any) -> RunOptions:
@@ -150,10 +150,10 @@ def test_every_number_has_what_a_reader_needs(done: tuple[Path, Record]) -> None
 def test_prompts_that_were_cut_are_counted(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading.LM, "context", 90)
     lm = loading.load(plan.model, device="cpu")
-    (nli,) = tasks.load(["NLI"], edit_set=None, records=None, data_dir="mini", tokenizer=lm.tokenizer).tasks
+    (nli,) = tasks.load_suite(["NLI"], edit_set=None, records=None, data_dir="mini", tokenizer=lm.tokenizer).tasks
     sizes = [len(lm.encode(nli.task.doc_to_text(row))) for row in list(nli.task.eval_docs)[:4]]
     room = 90 - nli.task.config.generation_kwargs["max_gen_toks"]
-    kept = run(resolve(plan), options(tmp_path, cache=False))
+    kept = run_plan(resolve(plan), options(tmp_path, cache=False))
     assert 0 < sum(size > room for size in sizes) < 4
     assert [point.get("truncated") for point in kept.points] == [{"NLI": sum(size > room for size in sizes)}] * 2
 
@@ -195,7 +195,7 @@ def test_every_phase_has_its_cost(done: tuple[Path, Record]) -> None:
 def test_the_same_plan_gives_the_same_numbers_bit_for_bit(
     done: tuple[Path, Record], plan: Plan, tmp_path: Path
 ) -> None:
-    again = run(resolve(plan), options(tmp_path, cache=False))
+    again = run_plan(resolve(plan), options(tmp_path, cache=False))
     assert again.id == done[1].id
     assert again.points == done[1].points
     assert written(tmp_path).values == written(done[0]).values
@@ -203,7 +203,7 @@ def test_the_same_plan_gives_the_same_numbers_bit_for_bit(
 
 
 def test_no_edit_measures_the_unedited_model_only(done: tuple[Path, Record], plan: Plan, tmp_path: Path) -> None:
-    kept = run(resolve(replace(plan, editor="none", settings={}, mode=None)), options(tmp_path))
+    kept = run_plan(resolve(replace(plan, editor="none", settings={}, mode=None)), options(tmp_path))
     assert [point["edits"] for point in kept.points] == [0]
     assert (kept.weights, kept.delta, kept.edits["count"]) == ({"before": {}, "restored": {}}, {}, 0)
     assert kept.status == "complete"
@@ -212,7 +212,7 @@ def test_no_edit_measures_the_unedited_model_only(done: tuple[Path, Record], pla
 
 def test_sequential_edits_are_measured_where_asked(plan: Plan, tmp_path: Path) -> None:
     sequential = replace(plan, mode="sequential", batch_size=2, eval_at="every:2", tasks=())
-    kept = run(resolve(sequential), options(tmp_path))
+    kept = run_plan(resolve(sequential), options(tmp_path))
     assert [point["edits"] for point in kept.points] == [0, 2, 3]
     assert kept.delta["transformer.h.1.mlp.c_proj.weight"]["rank"] == 3
     assert [row["phase"] for row in kept.cost if "measure" in row["phase"]] == [
@@ -224,7 +224,7 @@ def test_a_document_is_the_same_one_at_every_stop_and_in_every_order(plan: Plan,
     orders, whose = set(), set()
     for seed in (0, 1, 2):
         drawn = replace(plan, mode="sequential", eval_at="1,final", tasks=(), order="random", seed=seed)
-        kept = run(resolve(drawn), options(tmp_path / str(seed)))
+        kept = run_plan(resolve(drawn), options(tmp_path / str(seed)))
         orders.add(tuple(kept.edits["ids"]))
         values = kept.values
         assert values is not None
@@ -242,7 +242,7 @@ def test_a_document_is_the_same_one_at_every_stop_and_in_every_order(plan: Plan,
 
 def test_the_latest_edits_are_those_of_the_edit_set_alone(plan: Plan, tmp_path: Path) -> None:
     """ZsRE names its records 0, 1, 2; one's own rows are named 1, 2, 3."""
-    kept = run(
+    kept = run_plan(
         resolve(replace(plan, mode="sequential", eval_at="2", batch_size=1, num_edits=2, tasks=("zsre",), limit=9)),
         RunOptions(tmp_path, device="cpu", rows=7),  # what it leaves in the cache is no other test's
     )
@@ -267,7 +267,7 @@ def test_peak_memory_is_of_the_device_that_the_run_is_on(device: str | None, mon
 
 def test_documents_of_an_edit_set_stand_in_the_order_of_its_rows(plan: Plan) -> None:
     drawn = replace(plan, edits="counterfact", num_edits=4, order="random", tasks=())
-    ready = prepare(resolve(drawn), "cpu")
+    ready = prepare_run(resolve(drawn), "cpu")
     rows = [edit.id for edit in tasks.read_edits("counterfact", data_dir="mini", split="test", count=4)]
     assert [edit.id for edit in ready.resolved.edits] != rows
     for task in ready.suite.tasks:
@@ -277,8 +277,8 @@ def test_documents_of_an_edit_set_stand_in_the_order_of_its_rows(plan: Plan) -> 
 @pytest.mark.parametrize("form", ["low", "dense"])
 def test_isolated_edits_are_each_measured_alone(plan: Plan, tmp_path: Path, form: str) -> None:
     settings = {**plan.settings, "form": form}
-    run(resolve(replace(plan, mode="isolated", settings=settings, tasks=())), options(tmp_path / "all"))
-    run(resolve(replace(plan, num_edits=1, settings=settings, tasks=())), options(tmp_path / "one"))
+    run_plan(resolve(replace(plan, mode="isolated", settings=settings, tasks=())), options(tmp_path / "all"))
+    run_plan(resolve(replace(plan, num_edits=1, settings=settings, tasks=())), options(tmp_path / "one"))
     together, alone = (written(tmp_path / folder).values for folder in ("all", "one"))
     assert together is not None
     assert alone is not None
@@ -290,7 +290,7 @@ def test_isolated_edits_are_each_measured_alone(plan: Plan, tmp_path: Path, form
 
 
 def test_bfloat16_is_edited_and_restored(plan: Plan, tmp_path: Path) -> None:
-    kept = run(resolve(replace(plan, dtype="bfloat16", tasks=())), options(tmp_path))
+    kept = run_plan(resolve(replace(plan, dtype="bfloat16", tasks=())), options(tmp_path))
     assert kept.model["dtype"] == "bfloat16"
     assert kept.weights["before"] == kept.weights["restored"] != kept.weights["edited"]
 
@@ -317,7 +317,7 @@ def test_the_unedited_model_is_measured_once_and_again_when_anything_changes(
 
     def scored(changed: Plan, folder: str, **how: Any) -> list[str]:
         measured.clear()
-        run(resolve(changed), options(tmp_path / folder, **how))
+        run_plan(resolve(changed), options(tmp_path / folder, **how))
         return sorted(measured)
 
     own = ["own_generation", "own_probability"]
@@ -338,7 +338,7 @@ def test_the_unedited_model_is_measured_once_and_again_when_anything_changes(
 def test_weights_that_are_not_restored_fail_the_run(plan: Plan, tmp_path: Path, weight: str, named: str) -> None:
     broken = replace(plan, editor=editor_file(tmp_path, BREAKS), settings={"weight": weight}, tasks=())
     with pytest.raises(RestoreError, match=named):
-        run(resolve(broken), options(tmp_path / "out"))
+        run_plan(resolve(broken), options(tmp_path / "out"))
     kept = written(tmp_path / "out")
     assert kept.status == "failed"
     assert str(kept.reason).startswith("RestoreError: ")
@@ -348,7 +348,7 @@ def test_weights_that_are_not_restored_fail_the_run(plan: Plan, tmp_path: Path, 
 
 def test_an_editor_that_fails_leaves_what_was_measured(plan: Plan, tmp_path: Path) -> None:
     with pytest.raises(ArithmeticError):
-        run(resolve(replace(plan, editor=editor_file(tmp_path, FAILS), settings={})), options(tmp_path / "out"))
+        run_plan(resolve(replace(plan, editor=editor_file(tmp_path, FAILS), settings={})), options(tmp_path / "out"))
     kept = written(tmp_path / "out")
     assert (kept.status, kept.reason) == ("failed", "ArithmeticError: no solution for these edits")
     assert [point["edits"] for point in kept.points] == [0]
@@ -359,14 +359,14 @@ def test_an_editor_that_fails_leaves_what_was_measured(plan: Plan, tmp_path: Pat
 def test_edits_that_change_nothing_are_an_error(plan: Plan, tmp_path: Path, mode: str, form: str) -> None:
     idle = replace(plan, mode=mode, settings={"scale": 0.0, "form": form}, tasks=())
     with pytest.raises(HarnessError, match="nudge: the edits changed nothing"):
-        run(resolve(idle), options(tmp_path))
+        run_plan(resolve(idle), options(tmp_path))
     assert written(tmp_path).status == "failed"
 
 
 def test_edits_lost_in_rounding_are_an_error(plan: Plan, tmp_path: Path) -> None:
     small = replace(plan, settings={"scale": 1e-9}, dtype="bfloat16", tasks=())
     with pytest.raises(HarnessError, match="nudge: the edits are too small for the weights' type; use --dtype float32"):
-        run(resolve(small), options(tmp_path))
+        run_plan(resolve(small), options(tmp_path))
 
 
 def test_an_interruption_keeps_what_was_measured(done: tuple[Path, Record], plan: Plan, tmp_path: Path) -> None:
@@ -375,7 +375,7 @@ def test_an_interruption_keeps_what_was_measured(done: tuple[Path, Record], plan
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(resolve(plan), options(tmp_path, report=stop))
+        run_plan(resolve(plan), options(tmp_path, report=stop))
     (path,) = tmp_path.glob("*.json")
     assert path.name.endswith(".partial.json")
     kept = written(tmp_path)
@@ -387,13 +387,13 @@ def test_an_interruption_keeps_what_was_measured(done: tuple[Path, Record], plan
     assert kept.values is not None
     assert set(kept.values[3]) == {"own"}
     assert [row["phase"] for row in kept.cost] == ["load", "measure unedited", "edit", "measure after 3 edits"]
-    run(resolve(plan), options(tmp_path))
+    run_plan(resolve(plan), options(tmp_path))
     assert [file.name for file in sorted(tmp_path.iterdir())] == [file.name for file in sorted(done[0].iterdir())]
 
 
 def test_a_second_run_in_one_folder_is_told(plan: Plan, tmp_path: Path) -> None:
     with FileLock(tmp_path / ".harness.lock"), pytest.raises(UsageError, match="another run is writing to this folder"):
-        run(resolve(plan), options(tmp_path))
+        run_plan(resolve(plan), options(tmp_path))
     assert list(tmp_path.glob("*.json")) == []
 
 
@@ -401,9 +401,9 @@ def test_a_folder_that_cannot_be_written_is_told_first(
     plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
-    monkeypatch.setattr(runner, "prepare", lambda *_: pytest.fail("the model was loaded first"))
+    monkeypatch.setattr(runner, "prepare_run", lambda *_: pytest.fail("the model was loaded first"))
     with pytest.raises(UsageError, match=r"file/out: cannot be written to \(.*\); choose another folder with --output"):
-        run(resolve(plan), options(tmp_path / "file" / "out"))
+        run_plan(resolve(plan), options(tmp_path / "file" / "out"))
 
 
 def test_a_nan_in_the_weights_is_told_by_name(plan: Plan, checkpoint: Callable[..., Path], tmp_path: Path) -> None:
@@ -415,7 +415,7 @@ def test_a_nan_in_the_weights_is_told_by_name(plan: Plan, checkpoint: Callable[.
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / "broken" / name).write_bytes((source / name).read_bytes())
     with pytest.raises(ModelError, match=r"the weight 'transformer\.h\.1\.mlp\.c_fc\.weight' holds a NaN"):
-        run(resolve(replace(plan, model=str(tmp_path / "broken"))), options(tmp_path / "out"))
+        run_plan(resolve(replace(plan, model=str(tmp_path / "broken"))), options(tmp_path / "out"))
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -424,12 +424,12 @@ def test_a_device_that_is_not_there(plan: Plan, tmp_path: Path, device: str) -> 
     with pytest.raises(
         UsageError, match=rf"device '{device}' cannot be used \(.*\); give cpu, cuda, mps or auto"
     ) as caught:
-        run(resolve(plan), RunOptions(tmp_path, device=device))
+        run_plan(resolve(plan), RunOptions(tmp_path, device=device))
     assert "\n" not in str(caught.value)
 
 
 def test_edits_that_contradict_each_other_are_warned_of(plan: Plan, tmp_path: Path) -> None:
     path = tmp_path / "twice.jsonl"
     path.write_text("".join(json.dumps({**ROWS[0], "target": target}) + "\n" for target in ("Rome", "Oslo")))
-    ready = prepare(resolve(replace(plan, edits=str(path), tasks=())), "cpu")
+    ready = prepare_run(resolve(replace(plan, edits=str(path), tasks=())), "cpu")
     assert ready.warnings == ["edit 2 contradicts edit 1: 'Ada Velmont was born in' -> 'Oslo', not 'Rome'"]
