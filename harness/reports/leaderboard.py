@@ -68,7 +68,13 @@ def leaderboard_page(records: Sequence[Record]) -> Page:
 
 
 def shown_and_headline(record: Record, task: str, measures: Mapping[str, Json]) -> list[str]:
-    """What is shown of a task, and its headline, whose deviation over seeds is told."""
+    """What is shown of a task, and its headline, whose deviation over seeds is told.
+
+    Args:
+        record: of a run.
+        task: the name of the task.
+        measures: metric -> its numbers.
+    """
     headline = [metric for metric in measures if metric == record.headlines.get(task)]
     return list(dict.fromkeys([*shown_metrics(record, task, measures), *headline]))
 
