@@ -16,7 +16,7 @@ from statistics import fmean
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from harness.editing.directions import DIRECTIONS
 from harness.editing.edit import Edit
@@ -27,6 +27,7 @@ from harness.methods.descent import Trained, descend, feed_forward_matrices, pas
 from harness.methods.finetuning import Finetuning
 from harness.methods.keys import require_layers
 from harness.models.arch import is_matrix, stored_transposed
+from harness.models.guard import same_modules
 from harness.models.lm import LM
 from harness.patches.delta import LowRank
 from harness.patches.patch import Patch
@@ -122,17 +123,13 @@ class Lora(Finetuning):
             fan_in_fan_out=any(stored_transposed(module) for module in before.values()),
         )
         torch.manual_seed(self.seed)
-        try:
-            inject_adapter_in_model(config, lm.model, ADAPTER)
+        # Not unload(): that misses modules where the injection itself was interrupted, or wrapped more than was meant.
+        with same_modules(lm.model):
+            # Of a mixture of experts that it knows by its configuration, peft would wrap all experts instead.
+            inject_adapter_in_model(config, nn.ModuleList([lm.model]), ADAPTER)
             for name in before:
                 lm.module(f"{name}.lora_dropout").train()
             yield {name: (f"{name}.lora_A.{ADAPTER}.weight", f"{name}.lora_B.{ADAPTER}.weight") for name in before}
-        finally:
-            # Not unload(): that misses modules where the injection itself was interrupted.
-            for name, module in before.items():
-                parent, _, leaf = name.rpartition(".")
-                setattr(lm.module(parent), leaf, module)
-            vars(lm.model).pop("peft_config", None)
 
     def _names(self, lm: LM) -> list[str]:
         """The modules that get an adapter."""

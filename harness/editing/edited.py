@@ -14,7 +14,7 @@ from torch import Tensor
 from harness.editing import patch_file, schedule
 from harness.errors import UsageError
 from harness.io.hashes import combined_sha256
-from harness.models.in_memory import unchanged
+from harness.models.guard import unchanged
 from harness.models.lm import LM
 from harness.patches.delta import double
 from harness.patches.patch import Patch, patched
@@ -173,9 +173,10 @@ def held(
 
     Raises:
         UsageError: the editor cannot make these edits in this mode, or there is none.
-        RestoreError: a parameter or buffer is not what it was.
+        RestoreError: the editor left something behind, or the model is not what it was.
     """
-    with unchanged(lm) as hashes:
+    with unchanged(lm) as guard:
         patch = patch_of(editor, lm, edits, mode=mode)
+        guard.require("load the model again", weights=False, before=f" before {editor.name} edited")
         with patched(lm, patch):
-            yield Edited(lm, patch, name, tuple(edits), combined_sha256(hashes), source or {})
+            yield Edited(lm, patch, name, tuple(edits), combined_sha256(guard.state), source or {})

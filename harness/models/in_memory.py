@@ -7,13 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.errors import ModelError, RestoreError, UsageError
+from harness.errors import ModelError, UsageError
 from harness.models.lm import LM, shipped
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["borrowed", "called", "named", "unchanged", "wrapped"]
+__all__ = ["borrowed", "called", "named", "wrapped"]
 
 
 def wrapped(
@@ -105,23 +105,3 @@ def borrowed(
             parameter.requires_grad_(asks)
         if words.pad_token != pad:
             words.pad_token = pad
-
-
-@contextmanager
-def unchanged(lm: LM) -> Iterator[dict[str, str]]:
-    """See that every parameter and buffer is bitwise the same afterwards, also after an exception.
-
-    Yields:
-        The sha256 of each, by name.
-
-    Raises:
-        RestoreError: one is not; names it.
-    """
-    before = lm.state_hashes()
-    try:
-        yield before
-    finally:
-        now = lm.state_hashes()
-        if now != before:
-            named = ", ".join(name for name in sorted(before.keys() | now) if before.get(name) != now.get(name))
-            raise RestoreError(f"{lm.name}: {named} is not bitwise what it was; load the model again")

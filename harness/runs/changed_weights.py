@@ -7,10 +7,12 @@ from typing import Any
 
 from harness.editing.editor import Editor
 from harness.editing.schedule import Stop
-from harness.errors import HarnessError, RestoreError
+from harness.errors import HarnessError
 from harness.exam import weight_change
+from harness.models.guard import Guard
 from harness.models.lm import LM
 from harness.patches.patch import Patch, patched
+from harness.runs.prepare import VOID
 from harness.runs.record import Record
 
 __all__ = ["note_change", "note_restored"]
@@ -40,22 +42,19 @@ def note_change(record: Record, *, lm: LM, editor: Editor, stop: Stop, hashes: M
         _require_written(editor, stop.patches[0], record.weights)
 
 
-def note_restored(record: Record, lm: LM, hashes: Mapping[str, str]) -> None:
+def note_restored(record: Record, guard: Guard) -> None:
     """Note in a record the hashes of the weights that were changed, now that they are what they were.
 
     Args:
         record: the record, which is changed.
-        lm: the model after the run.
-        hashes: the sha256 of every parameter and buffer before anything was edited.
+        guard: the model before the run.
 
     Raises:
-        RestoreError: a parameter or a buffer is not bitwise what it was.
+        RestoreError: something that decides the model's numbers is not what it was.
     """
-    now, before = lm.state_hashes(), record.weights.get("before", {})
-    record.weights = {**record.weights, "before": before, "restored": {name: now[name] for name in before}}
-    if now != hashes:
-        named = ", ".join(name for name, sha256 in hashes.items() if now.get(name) != sha256)
-        raise RestoreError(f"{lm.name}: {named} is not bitwise what it was; this run's numbers are void")
+    before = record.weights.get("before", {})
+    record.weights = {**record.weights, "before": before, "restored": guard.lm.hashes(before)}
+    guard.require(VOID)
 
 
 def _require_change(editor: Editor, stop: Stop) -> None:

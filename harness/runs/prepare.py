@@ -11,12 +11,15 @@ from harness.editing.registry import editor_names, find
 from harness.editing.replay import replay
 from harness.errors import ModelError
 from harness.exam import tasks
+from harness.models.guard import Guard
 from harness.models.lm import LM, load, require_device
 from harness.patches.patch import require_plain
 from harness.runs import handed
 from harness.runs.resolve import Resolved
 
-__all__ = ["Prepared", "prepare_run"]
+__all__ = ["VOID", "Prepared", "prepare_run"]
+
+VOID = "this run's numbers are void"
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +29,7 @@ class Prepared:
     Attributes:
         resolved: the plan, and what it names.
         lm: the unedited model.
+        guard: what it was before the editor saw it.
         editor: the configured editor, with what it has learned.
         suite: what is examined; the edits come first.
         warnings: what is said twice or in two ways in the edits.
@@ -33,6 +37,7 @@ class Prepared:
 
     resolved: Resolved
     lm: LM
+    guard: Guard
     editor: Editor
     suite: tasks.Suite
     warnings: list[str]
@@ -47,10 +52,12 @@ def prepare_run(resolved: Resolved, device: str | None = None) -> Prepared:
 
     Raises:
         HarnessError: something cannot be used.
+        RestoreError: the editor changed the model while it was configured.
     """
     require_device(device)
     plan = resolved.plan
     lm = resolved.lm or load(plan.model, dtype=plan.dtype, device=device, names=plan.arch or None, text=resolved.text)
+    guard = Guard.of(lm)
     editor = _editor(resolved, lm)
     _require_layers(resolved, lm, editor)
     schedule.require_editable(editor, lm, resolved.edits, mode=resolved.mode)
@@ -63,7 +70,8 @@ def prepare_run(resolved: Resolved, device: str | None = None) -> Prepared:
         own_file=plan.edits if resolved.edit_set == tasks.OWN else None,
         split=plan.split,
     )
-    return Prepared(resolved, lm, editor, suite, schedule.duplicates(resolved.edits))
+    guard.require(VOID, weights=False, before=f" before {editor.name} was configured")
+    return Prepared(resolved, lm, guard, editor, suite, schedule.duplicates(resolved.edits))
 
 
 def _editor(resolved: Resolved, lm: LM) -> Editor:

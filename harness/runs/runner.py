@@ -16,7 +16,7 @@ from harness.runs.identity import digest
 from harness.runs.measuring import Measuring, neutral_texts
 from harness.runs.new_record import edits_sha256, new_record
 from harness.runs.options import RunOptions
-from harness.runs.prepare import Prepared, prepare_run
+from harness.runs.prepare import VOID, Prepared, prepare_run
 from harness.runs.record import Record
 from harness.runs.record_file import read_record
 from harness.runs.resolve import Resolved
@@ -66,8 +66,7 @@ def run_plan(resolved: Resolved, options: RunOptions) -> Record:
         clock = Clock(options.report, options.device)
         with clock.phase("load"):
             ready = prepare_run(resolved, options.device)
-            hashes = ready.lm.state_hashes()
-        record = new_record(ready, combined_sha256(hashes))
+        record = new_record(ready, combined_sha256(ready.guard.state))
         texts = neutral_texts(ready, record)
         with RecordWriter(options.output, record) as writer, one_thread_if_small(ready.lm):
             resumed = not options.fresh and writer.resume()
@@ -76,7 +75,7 @@ def run_plan(resolved: Resolved, options: RunOptions) -> Record:
             key = digest(depends_on(record))
             state = Checkpoint(writer.path.with_suffix(".state"), key, packages_of(ready.editor))
             measuring = Measuring(ready, options, writer, texts)
-            under_way = _Run(ready, options, writer, clock, hashes, state, measuring)
+            under_way = _Run(ready, options, writer, clock, state, measuring)
             under_way.go(state.read() if resumed else None)
             writer.complete()
             state.remove()
@@ -85,13 +84,12 @@ def run_plan(resolved: Resolved, options: RunOptions) -> Record:
 
 @dataclass(eq=False)
 class _Run:
-    """The state of a run under way; ``hashes`` are of every parameter and buffer before anything was edited."""
+    """The state of a run under way."""
 
     ready: Prepared
     options: RunOptions
     writer: RecordWriter
     clock: Clock
-    hashes: dict[str, str]
     state: Checkpoint
     measuring: Measuring
 
@@ -102,7 +100,7 @@ class _Run:
         if self.ready.resolved.edits_any:
             self._edit(begun)
         with self.clock.phase("check"):
-            note_restored(self.writer.record, self.ready.lm, self.hashes)
+            note_restored(self.writer.record, self.ready.guard)
 
     def _edit(self, begun: schedule.Begun | None) -> None:
         """Make the edits, and measure at each stop."""
@@ -134,7 +132,9 @@ class _Run:
     def _note(self, stop: schedule.Stop) -> None:
         """Note what a stop changes, and keep the change where that is asked for."""
         ready, record = self.ready, self.writer.record
-        note_change(record, lm=ready.lm, editor=ready.editor, stop=stop, hashes=self.hashes)
+        # The weights themselves are looked at once, at the end: reading all of them takes long.
+        ready.guard.require(VOID, weights=False, before=f" before {ready.editor.name} edited")
+        note_change(record, lm=ready.lm, editor=ready.editor, stop=stop, hashes=ready.guard.state)
         self.writer.noted(stop.edits, weights=record.delta)
         # Edits that were put back from a file stand in it already.
         if self.options.save_edits and len(stop.patches) == 1 and not ready.resolved.plan.patch:

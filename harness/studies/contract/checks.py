@@ -23,6 +23,7 @@ from harness.editing import patch_file
 from harness.editing.edit import Edit
 from harness.editing.editor import Editor, Wrapper
 from harness.editing.promises import keeps_promise
+from harness.models.guard import Guard
 from harness.models.lm import LM
 from harness.patches.delta import double
 from harness.patches.patch import Patch, patched
@@ -79,14 +80,14 @@ class Candidate:
         return self.build(self.lm)
 
     @cached_property
-    def hashes(self) -> dict[str, str]:
-        """Of every parameter and buffer, before anything was edited."""
-        return self.lm.state_hashes()
+    def guard(self) -> Guard:
+        """The model before anything was edited."""
+        return Guard.of(self.lm)
 
     @cached_property
     def patch(self) -> Patch:
         """The finished change for all edits in one operation."""
-        assert self.hashes, "taken before the editor touches the model"
+        assert self.guard, "taken before the editor touches the model"
         return self.method.finish(self.lm, self.method.edit(self.lm, self.edits))
 
     @property
@@ -154,8 +155,8 @@ def _require(holds: bool, seen: str) -> None:
         raise BrokenPromiseError(seen)
 
 
-def _require_unchanged(found: Mapping[str, str], before: Mapping[str, str], when: str) -> None:
-    moved = [name for name, digest in before.items() if found.get(name) != digest]
+def _require_unchanged(guard: Guard, when: str) -> None:
+    moved = guard.differing()
     _require(not moved, f"{when} {', '.join(moved[:3])}{' and others' if len(moved) > 3 else ''} is not what it was")
 
 
@@ -180,25 +181,23 @@ def target(candidate: Candidate) -> None:
 
 
 def unchanged(candidate: Candidate) -> None:
-    """Editing alone leaves every parameter and buffer as it was."""
-    assert candidate.patch is not None
-    _require_unchanged(candidate.lm.state_hashes(), candidate.hashes, "after edit()")
+    """Editing alone leaves the model as it was: weights, buffers, hooks, attributes, modes, settings and tokenizer."""
+    assert candidate.guard and candidate.patch is not None
+    _require_unchanged(candidate.guard, "after edit()")
 
 
 def restored(candidate: Candidate) -> None:
     """A patch that is let go leaves no trace, also after an exception, and no hook stays."""
-    lm, patch, before = candidate.lm, candidate.patch, candidate.hashes
+    lm, guard, patch = candidate.lm, candidate.guard, candidate.patch
     with patched(lm, patch):
-        touched = lm.state_hashes() != before
+        touched = lm.state_hashes() != guard.state
     _require(touched == bool(patch.weights), "the patch changes weights that it does not name, or none that it names")
-    _require_unchanged(lm.state_hashes(), before, "after the patch was let go")
+    _require_unchanged(guard, "after the patch was let go")
     try:
         with patched(lm, patch):
             raise ZeroDivisionError
     except ZeroDivisionError:
-        _require_unchanged(lm.state_hashes(), before, "after an exception under the patch")
-    hooked = [name for name, m in lm.model.named_modules() if m._forward_hooks or m._forward_pre_hooks]
-    _require(not hooked, f"a hook stayed on {', '.join(hooked[:3])}")
+        _require_unchanged(guard, "after an exception under the patch")
 
 
 def seeded(candidate: Candidate) -> None:

@@ -28,12 +28,13 @@ from harness.editing.edit import Edit, Example
 from harness.editing.editor import Editor
 from harness.editing.hyperparameters import settable
 from harness.editing.registry import Recipe, compose, find
-from harness.errors import DataError, RestoreError, UsageError, near
+from harness.errors import DataError, UsageError, near
 from harness.exam import tasks
 from harness.io import files
 from harness.io.hashes import combined_sha256
 from harness.methods.descent import TokenisedEdit
 from harness.methods.locate_then_edit import LocateThenEdit, with_hyperparameters
+from harness.models.guard import Guard
 from harness.models.lm import LM, load
 from harness.patches.patch import Patch, RowPatches, patched, patched_rows, shareable
 from harness.runs.identity import digest, record_id
@@ -278,7 +279,7 @@ def run_grid(
         lm: the model that the grid names, where it is loaded already.
 
     Raises:
-        HarnessError: the study cannot be carried out; RestoreError if the model is not bitwise what it was.
+        HarnessError: the study cannot be carried out; RestoreError if the model is not what it was.
         UsageError: what is done of it was done with other weights, or with other rows.
         DataError: too few facts.
     """
@@ -287,15 +288,16 @@ def run_grid(
     examples = tasks.read_examples(grid.edits, data_dir=grid.data_dir, split=grid.split, count=grid.look_at)
     lm = lm or load(grid.model, dtype=grid.dtype, device=device, names=dict(grid.arch) or None, text=grid.text)
     layers = _checked_layers(lm, grid)
-    before = lm.state_hashes()
+    guard = Guard.of(lm)
     rows = digest({"rows": [asdict(one) for one in examples]})
-    _require_same(study, grid, combined_sha256(before), rows)
+    _require_same(study, grid, combined_sha256(guard.state), rows)
     if study.complete:
         return study
     _check_editors(lm, grid, examples)
     examples = _traced(lm, grid, examples, study, report)
     require_enough_facts(sum(effect is not None for effect in study.facts.values()), lm.arch.layers)
-    study.model = {"name": grid.model, "sha256": combined_sha256(before), "layers": lm.arch.layers, "edited": layers}
+    weights = combined_sha256(guard.state)
+    study.model = {"name": grid.model, "sha256": weights, "layers": lm.arch.layers, "edited": layers}
     study.model["rows"] = rows
     study.versions = versions()
     study.save()
@@ -304,9 +306,8 @@ def run_grid(
         posed = pose(lm, examples, problem, settings=grid.asked)
         study.unposed[problem] = _counted(posed.skipped)
         _Problem(lm, grid, study, posed, layers, texts, report).go()
-    changed = [name for name, digest in lm.state_hashes().items() if digest != before[name]]
-    if changed:
-        raise RestoreError(f"'{changed[0]}' is not what it was before the study, whose numbers cannot be trusted")
+        guard.require("the numbers of this study cannot be trusted", weights=False, before=f" before {problem}")
+    guard.require("the numbers of this study cannot be trusted", before=" before the study")
     study.complete = True
     study.save()
     return study

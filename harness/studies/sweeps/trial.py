@@ -23,13 +23,14 @@ from typing import Any
 
 from harness.editing.hyperparameters import settable
 from harness.editing.registry import find
-from harness.errors import DataError, NumericalError
+from harness.errors import DataError, NumericalError, RestoreError
 from harness.exam import data, general_text, measure, tasks
 from harness.exam.adapter import EditedLM
 from harness.exam.measure import Measured
 from harness.io import cache, files
 from harness.io.hashes import combined_sha256
 from harness.methods.logit_ensemble import largest_beta
+from harness.models.guard import Guard
 from harness.models.lm import LM, load
 from harness.patches.patch import Patch
 from harness.runs.identity import digest, record_id
@@ -292,21 +293,29 @@ def train(job: Job) -> Trial:
 
     Raises:
         HarnessError: something that the job names does not exist or cannot be used.
+        RestoreError: the editor left something behind in the model, which is loaded again for the next job.
     """
     started = time.perf_counter()
     resolved = resolve(job.plan)
     exam = _exam(job)
+<<<<<<< HEAD
     lm = exam.model.lm
     editor = resolved.recipe.build(lm, resolved.plan.settings, seed=job.seed)
+=======
+    lm, guard = exam.model.lm, Guard.of(exam.model.lm)
+    editor = resolved.recipe.build(lm, resolved.plan.settings, job.seed)
+>>>>>>> afcaf9e (What an editor leaves behind in a model is found and named: hooks, buffers, attributes, modes, settings, tokenizer)
     seen, reason = [exam.look(Patch(), None)], None
     if not math.isfinite(seen[0][0].general):
         raise DataError(f"{job.examined}: the unedited model's general loss is no number; use another --dtype")
     try:
         for done in editor.passes(lm, resolved.edits):  # one by one: what was measured before a break-down is kept
             patch = editor.finish(lm, done.patch)
+            _require(guard, job, weights=False)
             seen.append(exam.look(patch, done.loss) if job.ball is None else exam.weighed(patch, done.loss, job.ball))
     except NumericalError as error:
         reason = str(error)
+    _require(guard, job, weights=True)
     log = [epoch for epoch, _ in seen]
     # What comes after a training that broke down is outside of every ball.
     passes = int(job.settings.get("steps", job.settings.get("epochs", 1)))
@@ -318,7 +327,20 @@ def train(job: Job) -> Trial:
     return Trial(job, tuple(log), values, reason, time.perf_counter() - started)
 
 
+<<<<<<< HEAD
 def write_trial(folder: Path, trial: Trial) -> Path:
+=======
+def _require(guard: Guard, job: Job, weights: bool) -> None:
+    """See that training left nothing behind; a model in which it did is loaded anew for the next job."""
+    try:
+        guard.require("this training's numbers are void", weights=weights, before=f" before {job.editor} was trained")
+    except RestoreError:
+        _loaded.cache_clear()
+        raise
+
+
+def write(folder: Path, trial: Trial) -> Path:
+>>>>>>> afcaf9e (What an editor leaves behind in a model is found and named: hooks, buffers, attributes, modes, settings, tokenizer)
     """Write the record of a trial, whole or not at all, and beside it the values of single documents."""
     files.require_writable(folder)
     path = folder / f"{trial.job.name}.json"

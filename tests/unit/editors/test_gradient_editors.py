@@ -13,6 +13,7 @@ import pytest
 import torch
 from peft import LoraConfig, LoraModel
 from torch import Tensor
+from transformers import DeepseekV2Config, DeepseekV2ForCausalLM
 
 from editors.ft import FineTuning
 from editors.ft_l import BoundedFineTuning
@@ -268,6 +269,34 @@ def test_lora_leaves_no_trace_in_the_model(fresh, family):
     assert anatomy(lm) == before
     second = method.edit(lm, many(3))
     assert all(torch.equal(first.weights[name].dense(), second.weights[name].dense()) for name in first.weights)
+
+
+def test_lora_edits_a_mixture_of_experts_that_peft_would_wrap_otherwise(fresh):
+    """Told its configuration, peft takes a dense block's matrices for those of experts, and wraps these."""
+    config = DeepseekV2Config(
+        vocab_size=len(fresh("llama").tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        moe_intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        n_routed_experts=2,
+        num_experts_per_tok=1,
+        first_k_dense_replace=1,
+        n_group=1,
+        topk_group=1,
+        q_lora_rank=None,
+        kv_lora_rank=8,
+        qk_rope_head_dim=8,
+        qk_nope_head_dim=8,
+        v_head_dim=16,
+    )
+    lm = LM.wrap(DeepseekV2ForCausalLM(config), fresh("llama").tokenizer)
+    before = anatomy(lm)
+    patch = Lora(steps=2, layers=(0,)).edit(lm, many(2))
+    assert anatomy(lm) == before
+    assert set(patch.weights) == {f"model.layers.0.mlp.{part}_proj.weight" for part in ("gate", "up", "down")}
 
 
 def test_lora_leaves_no_trace_after_an_exception(fresh, monkeypatch):

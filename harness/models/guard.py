@@ -1,0 +1,209 @@
+"""What decides a model's numbers, noted before somebody works on the model and compared afterwards.
+
+An editor is given the model itself. What it may leave behind, and what then changes every later number, is more than
+weights: a hook, a buffer that no checkpoint holds, an attribute such as ``eps``, a module in training mode, another
+class of module, a setting of the configuration, of generation or of the tokenizer. All of it is compared here, in one
+place, for runs, sweeps, studies, the contract, and ``harness.edit``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import types
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as global_hooks
+
+from harness.errors import RestoreError
+from harness.io.hashes import tensor_sha256
+from harness.models.lm import LM
+
+__all__ = ["Guard", "same_modules", "unchanged"]
+
+_NAMED = 3
+"""How many of the things that differ a message names."""
+
+_LIBRARIES = ("transformers.", "accelerate.")
+"""Hooks of theirs are set when a model is first used, and belong to it."""
+
+_TOKENIZER = ("padding_side", "truncation_side", "model_max_length", "chat_template", "special_tokens_map")
+
+
+@dataclass(frozen=True, eq=False)
+class Guard:
+    """A model as it was when :meth:`of` was called.
+
+    Attributes:
+        lm: the model.
+        state: the sha256 of every parameter and of every buffer that a checkpoint holds, by name.
+        rest: everything else that decides its numbers, by what a message calls it.
+    """
+
+    lm: LM
+    state: Mapping[str, str]
+    rest: Mapping[str, str] = field(repr=False)
+
+    @classmethod
+    def of(cls, lm: LM) -> Guard:
+        """The model as it is now."""
+        return cls(lm, lm.state_hashes(), _rest(lm))
+
+    def differing(self, weights: bool = True) -> list[str]:
+        """What is not as it was, by name.
+
+        Args:
+            weights: whether parameters are looked at too, each of which is read whole.
+        """
+        found = _moved(self.state, self.lm.state_hashes()) if weights else []
+        return found + _moved(self.rest, _rest(self.lm))
+
+    def require(self, cure: str, *, weights: bool = True, before: str = "") -> None:
+        """See that the model is what it was.
+
+        Args:
+            cure: what is to be done otherwise.
+            weights: whether parameters are looked at too, each of which is read whole.
+            before: before what it was otherwise, as the end of a sentence.
+
+        Raises:
+            RestoreError: it is not; names what differs.
+        """
+        found = self.differing(weights)
+        if found:
+            more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+            bitwise = "bitwise " if all(name in self.state for name in found) else ""
+            was = f"is not {bitwise}what it was" if len(found) == 1 else f"are not {bitwise}what they were"
+            raise RestoreError(f"{self.lm.name}: {', '.join(found[:_NAMED])}{more} {was}{before}; {cure}")
+
+
+@contextmanager
+def unchanged(lm: LM) -> Iterator[Guard]:
+    """See that a model is the same afterwards, also after an exception.
+
+    Yields:
+        What it was.
+
+    Raises:
+        RestoreError: it is not; names what differs.
+    """
+    guard = Guard.of(lm)
+    try:
+        yield guard
+    finally:
+        guard.require("load the model again")
+
+
+@contextmanager
+def same_modules(model: nn.Module) -> Iterator[None]:
+    """Put back every module of a model that was replaced, added or taken away, also after an exception."""
+    children = {module: dict(module._modules) for module in model.modules()}
+    try:
+        yield
+    finally:
+        for module, kept in children.items():
+            module._modules.clear()
+            module._modules.update(kept)
+
+
+def _moved(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """The names of what differs; a new private attribute is a library's note of what it has done."""
+    new = [name for name in now if name not in before and not name.rpartition(".")[2].startswith("_")]
+    return [name for name, was in before.items() if now.get(name) != was] + new
+
+
+# --- what is noted ----------------------------------------------------------------------------------------------------
+
+
+def _rest(lm: LM) -> dict[str, str]:
+    """Everything but parameters and the buffers of a checkpoint."""
+    found: dict[str, str] = {}
+    for name, module in lm.model.named_modules():
+        found |= _of_module(name or type(module).__name__, name, module)
+    held = lm.model.state_dict().keys()
+    for name, buffer in lm.model.named_buffers(remove_duplicate=False):
+        if name not in held:
+            found[f"the buffer {name}"] = tensor_sha256(buffer)
+    found |= _of_classes(lm.model)
+    found["a hook on all modules"] = str([_hooks(hooks) for hooks in _global_hooks()])
+    found |= _plain("config", lm.model.config.to_dict())
+    found["config._attn_implementation"] = str(getattr(lm.model.config, "_attn_implementation", None))
+    generation = getattr(lm.model, "generation_config", None)
+    found |= _plain("generation_config", generation.to_dict() if generation is not None else {})
+    return found | _of_tokenizer(lm.tokenizer)
+
+
+def _of_module(shown: str, name: str, module: nn.Module) -> dict[str, str]:
+    """Class, mode, hooks and attributes of one module."""
+    prefix = f"{name}." if name else ""
+    found = {f"the class of {shown}": f"{type(module).__module__}.{type(module).__qualname__}"}
+    for kind, value in vars(module).items():
+        if kind in ("_parameters", "_buffers", "_modules"):
+            continue
+        if kind.endswith("_hooks"):
+            if hooks := _hooks(value):
+                found[f"a hook on {shown}"] = found.get(f"a hook on {shown}", "") + kind + hooks
+        elif not kind.endswith(("_hooks_with_kwargs", "_hooks_always_called")):
+            found[f"{prefix}{kind}"] = _said(value)
+    return found
+
+
+def _hooks(hooks: object) -> str:
+    """Which hooks there are, without those that the libraries set themselves."""
+    if not isinstance(hooks, Mapping):
+        return ""
+    own = {key: hook for key, hook in hooks.items() if not _of_library(hook)}
+    return str([(key, id(hook)) for key, hook in own.items()]) if own else ""
+
+
+def _of_library(hook: object) -> bool:
+    function = getattr(hook, "func", hook)  # of a partial
+    return (getattr(function, "__module__", None) or type(function).__module__ or "").startswith(_LIBRARIES)
+
+
+def _global_hooks() -> list[object]:
+    names = ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks")
+    return [getattr(global_hooks, name, {}) for name in names]
+
+
+def _of_classes(model: nn.Module) -> dict[str, str]:
+    """What each class of module computes with: replaced on the class, it is replaced in every module."""
+    classes = {type(module) for module in model.modules()}
+    return {f"{cls.__qualname__}.forward": str(id(cls.forward)) for cls in sorted(classes, key=repr)}
+
+
+def _of_tokenizer(tokenizer: Any) -> dict[str, str]:
+    found = {f"tokenizer.{name}": _said(getattr(tokenizer, name, None)) for name in _TOKENIZER}
+    parts = json.loads(tokenizer.backend_tokenizer.to_str())
+    # Each call sets how it pads and cuts.
+    used = {name: part for name, part in parts.items() if name not in ("padding", "truncation")}
+    return found | {f"tokenizer {name}": _digest(json.dumps(part, sort_keys=True)) for name, part in used.items()}
+
+
+def _plain(where: str, values: Mapping[str, object]) -> dict[str, str]:
+    return {f"{where}.{name}": _said(value) for name, value in values.items()}
+
+
+def _said(value: object) -> str:
+    """A value so that two texts are the same where the values are."""
+    if isinstance(value, Tensor):
+        return tensor_sha256(value)
+    if value is None or isinstance(value, bool | int | float | complex | str | bytes | torch.dtype | torch.device):
+        return repr(value)
+    if isinstance(value, Mapping):
+        return repr(sorted((repr(key), _said(item)) for key, item in value.items()))
+    if isinstance(value, list | tuple | set | frozenset):
+        items = [_said(item) for item in value]
+        return repr(sorted(items) if isinstance(value, set | frozenset) else items)
+    if isinstance(value, types.MethodType):  # made anew each time it is asked for
+        return f"method {id(value.__self__)} {id(value.__func__)}"
+    return f"{type(value).__qualname__} {id(value)}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
