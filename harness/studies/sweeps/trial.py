@@ -298,13 +298,8 @@ def train(job: Job) -> Trial:
     started = time.perf_counter()
     resolved = resolve(job.plan)
     exam = _exam(job)
-<<<<<<< HEAD
-    lm = exam.model.lm
-    editor = resolved.recipe.build(lm, resolved.plan.settings, seed=job.seed)
-=======
     lm, guard = exam.model.lm, Guard.of(exam.model.lm)
-    editor = resolved.recipe.build(lm, resolved.plan.settings, job.seed)
->>>>>>> afcaf9e (What an editor leaves behind in a model is found and named: hooks, buffers, attributes, modes, settings, tokenizer)
+    editor = resolved.recipe.build(lm, resolved.plan.settings, seed=job.seed)
     seen, reason = [exam.look(Patch(), None)], None
     if not math.isfinite(seen[0][0].general):
         raise DataError(f"{job.examined}: the unedited model's general loss is no number; use another --dtype")
@@ -327,9 +322,6 @@ def train(job: Job) -> Trial:
     return Trial(job, tuple(log), values, reason, time.perf_counter() - started)
 
 
-<<<<<<< HEAD
-def write_trial(folder: Path, trial: Trial) -> Path:
-=======
 def _require(guard: Guard, job: Job, weights: bool) -> None:
     """See that training left nothing behind; a model in which it did is loaded anew for the next job."""
     try:
@@ -339,8 +331,7 @@ def _require(guard: Guard, job: Job, weights: bool) -> None:
         raise
 
 
-def write(folder: Path, trial: Trial) -> Path:
->>>>>>> afcaf9e (What an editor leaves behind in a model is found and named: hooks, buffers, attributes, modes, settings, tokenizer)
+def write_trial(folder: Path, trial: Trial) -> Path:
     """Write the record of a trial, whole or not at all, and beside it the values of single documents."""
     files.require_writable(folder)
     path = folder / f"{trial.job.name}.json"

@@ -102,7 +102,7 @@ LEAVES = {
 @pytest.mark.parametrize("named", LEAVES)
 def test_what_is_left_behind_is_named(named: str, fresh: Callable[..., LM]) -> None:
     lm = fresh("llama")
-    lm = LM.wrap(lm.model, copy.deepcopy(lm.tokenizer), lm.name)  # the tokenizer is shared by the tests
+    lm = LM.wrap(lm.model, copy.deepcopy(lm.tokenizer), name=lm.name)  # the tokenizer is shared by the tests
     guard = Guard.of(lm)
     assert guard.differing() == []
     LEAVES[named](lm)
@@ -204,5 +204,5 @@ def test_a_run_tells_before_the_edited_model_is_measured(
 def test_a_clean_editor_passes(fresh: Callable[..., LM]) -> None:
     lm = fresh("gpt2")
     with unchanged(lm):
-        *_, stop = walk(Leaves("nothing"), lm, [EDIT], "sequential", None, [1])
+        *_, stop = walk(Leaves("nothing"), lm, [EDIT], mode="sequential", batch_size=None, at=[1])
     assert stop.edits == 1
