@@ -23,7 +23,7 @@ from harness.patches.patch import Patch, patched
 from harness.runs.options import RunOptions
 from harness.runs.plan import Plan
 from harness.runs.resolve import resolve
-from harness.runs.runner import run
+from harness.runs.runner import run_plan
 
 EDIT = Edit("1", "{} was born in", "Rome", "Ada Velmont")
 
@@ -198,7 +198,7 @@ def test_a_run_tells_before_the_edited_model_is_measured(
     plan = Plan(str(checkpoint("gpt2")), "leaves", edits=str(rows), mode="batch")
     resolved = resolve(plan, lm=lm, editor=Leaves(what))
     with pytest.raises(RestoreError, match=f"{LEFT[what]}.* before leaves edited; this run's numbers are void"):
-        run(resolved, RunOptions(tmp_path / "out", device="cpu"))
+        run_plan(resolved, RunOptions(tmp_path / "out", device="cpu"))
 
 
 def test_a_clean_editor_passes(fresh: Callable[..., LM]) -> None:
