@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from harness.editing.edit import Edit, Example, Probe
     from harness.errors import DataError, ModelError, UsageError, near
-    from harness.exam import answer_scores, data, general_text
+    from harness.exam import answer_scores, data, general_text, row_shapes
     from harness.exam.canonical import CanonicalSet, Exam, read_rows, subjects
     from harness.exam.span_scores import Ranked
     from harness.exam.statistics import Ratio, aggregate
@@ -49,6 +49,7 @@ __all__ = [
     "near",
     "norms",
     "read_rows",
+    "row_shapes",
     "subjects",
     "vectorizer",
     "words",
@@ -59,6 +60,7 @@ _MODULES = {
     "data": "harness.exam.data",
     "general_text": "harness.exam.general_text",
     "norms": "harness.studies.remedi.norms",
+    "row_shapes": "harness.exam.row_shapes",
 }
 _PLACES = {
     "harness.editing.edit": ("Edit", "Example", "Probe"),

@@ -59,6 +59,7 @@ __all__ = [
     "module",
     "provenance",
     "read_jsonl",
+    "read_numbered_rows",
     "read_table",
     "read_text",
     "read_yaml",
@@ -75,6 +76,7 @@ _BLOCK = 1 << 20
 _LARGE = 4 << 20  # bytes from which a download shows a bar
 _TIMEOUT = 60.0  # seconds without an answer
 _PARTS = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_GAP = re.compile(r"[ \t\r\n]*")
 
 
 def _tasks_root() -> Path:
@@ -476,6 +478,65 @@ def read_jsonl(path: Path | str, fields: Mapping[str, str] | Sequence[str] = ())
     return rows
 
 
+def read_numbered_rows(path: Path) -> Iterator[tuple[str, str, Row | DataError]]:
+    """Every row of a file: JSON lines, a JSON array, or one object over several lines (``.gz`` too).
+
+    Where it stands, what it is called where it has no id (its line, in an array its number), and the row.  What is no
+    row is given as the error that it is, so that it does not hide the others.
+
+    Raises:
+        DataError: the file is missing, damaged, or empty.
+    """
+    text = read_text(path)
+    if not text.strip():
+        raise DataError(f"{path}: empty; expected one JSON object a line, or an array of them")
+    if text.lstrip().startswith("["):
+        for number, (line, row) in enumerate(_array_rows(text), start=1):
+            yield f"line {line}, row {number}", str(number), row
+    elif _is_one_object(text):
+        yield "line 1", "1", _row_of(text)
+    else:
+        # Split at "\n" alone: str.splitlines would also cut at characters that JSON allows inside a string.
+        for line, content in enumerate(text.split("\n"), start=1):
+            if content.strip():
+                yield f"line {line}", str(line), _row_of(content)
+
+
+def _row_of(text: str) -> Row | DataError:
+    try:
+        return _parse_object(text)
+    except DataError as error:
+        return error
+
+
+def _is_one_object(text: str) -> bool:
+    """Whether the text is one object that does not end on its first line."""
+    first, _, rest = text.strip().partition("\n")
+    return bool(rest.strip()) and isinstance(_row_of(first), DataError) and isinstance(_row_of(text), dict)
+
+
+def _array_rows(text: str) -> Iterator[tuple[int, Row | DataError]]:
+    """The elements of an array with their lines; where it is broken, the line of that."""
+    decoder, line, counted = json.JSONDecoder(), 1, 0
+    at = _GAP.match(text, text.index("[") + 1).end()  # type: ignore[union-attr]  # it matches nothing at all, too
+    while not text.startswith("]", at):
+        line, counted = line + text.count("\n", counted, at), at
+        try:
+            value, end = decoder.raw_decode(text, at)
+        except (json.JSONDecodeError, RecursionError) as error:
+            yield line, _not_json(error, text[at : at + 200])
+            return
+        yield line, value if isinstance(value, dict) else _no_object(value, text[at:end])
+        at = _GAP.match(text, end).end()  # type: ignore[union-attr]
+        if text.startswith(",", at):
+            at = _GAP.match(text, at + 1).end()  # type: ignore[union-attr]
+        elif not text.startswith("]", at):
+            yield line, DataError("the array is cut off after this row; it must end in ]")
+            return
+    if text[at + 1 :].strip():
+        yield 1 + text.count("\n", 0, at), DataError("text stands behind the array; remove it")
+
+
 def read_table(path: Path, fields: Sequence[str], delimiter: str = "\t") -> list[dict[str, str]]:
     """The rows of a delimited file with a header line, each with the named fields.
 
@@ -512,16 +573,29 @@ def read_table(path: Path, fields: Sequence[str], delimiter: str = "\t") -> list
 
 def _parse_line(line: str, where: str) -> Row:
     try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{where}: not JSON ({error.msg}, column {error.colno}; the line may be cut off): {_short(line)}"
-        ) from error
-    except RecursionError as error:
-        raise DataError(f"{where}: JSON nested too deeply") from error
+        return _parse_object(line)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
+
+
+def _parse_object(text: str) -> Row:
+    try:
+        row = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise _not_json(error, text) from error
     if not isinstance(row, dict):
-        raise DataError(f"{where}: expected a JSON object {{...}}, found {type(row).__name__}: {_short(line)}")
+        raise _no_object(row, text)
     return row
+
+
+def _not_json(error: json.JSONDecodeError | RecursionError, text: str) -> DataError:
+    if isinstance(error, RecursionError):
+        return DataError("JSON nested too deeply")
+    return DataError(f"not JSON ({error.msg}, column {error.colno}; the line may be cut off): {_short(text)}")
+
+
+def _no_object(value: object, text: str) -> DataError:
+    return DataError(f"expected a JSON object {{...}}, found {type(value).__name__}: {_short(text)}")
 
 
 def _check_fields(row: Row, fields: Mapping[str, str] | Sequence[str], where: str) -> None:

@@ -17,6 +17,7 @@ from harness.io.files import write_whole
 __all__ = ["edits_of_rows", "keep_rows"]
 
 Row = dict[str, Any]
+WHERE = "edits"
 
 
 def edits_of_rows(given: Sequence[Edit | Mapping[str, object]]) -> list[Edit]:
@@ -34,11 +35,16 @@ def edits_of_rows(given: Sequence[Edit | Mapping[str, object]]) -> list[Edit]:
         raise UsageError(f"edits is of type {type(given).__name__}, expected a set's name, a file, or a list of rows")
     if not given:
         raise UsageError("edits is empty; give at least one row of prompt, subject and target, or prefix and suffix")
-    found = [one if isinstance(one, Edit) else _edit(one, place) for place, one in enumerate(given, start=1)]
-    ids = [edit.id for edit in found]
-    for name in ids:
-        if ids.count(name) > 1:
-            raise DataError(f"edits: the id {name} occurs twice; give each row an id of its own")
+    functions, numbered = _functions(), [(f"row {i}", str(i), one) for i, one in enumerate(given, start=1)]
+    functions.usable([row for row in numbered if not isinstance(row[2], Edit)], WHERE)
+    found: list[Edit] = []
+    for row in numbered:
+        found += [row[2]] if isinstance(row[2], Edit) else functions.edits(functions.usable([row], WHERE))
+    seen: set[str] = set()
+    for edit in found:
+        if edit.id in seen:
+            raise DataError(f"edits: the id {edit.id} occurs twice; give each row an id of its own")
+        seen.add(edit.id)
     return found
 
 
@@ -49,7 +55,7 @@ def keep_rows(given: Sequence[Edit | Mapping[str, object]]) -> Path:
         UsageError, DataError: as :func:`edits_of_rows`; or an edit asks for something else than a likely target.
     """
     edits_of_rows(given)
-    rows = [_row(one) if isinstance(one, Edit) else {"id": str(place), **one} for place, one in enumerate(given, 1)]
+    rows = _read(given)
     try:
         lines = [json.dumps(row, sort_keys=True, ensure_ascii=False, allow_nan=False) for row in rows]
     except (TypeError, ValueError) as error:
@@ -62,19 +68,16 @@ def keep_rows(given: Sequence[Edit | Mapping[str, object]]) -> Path:
     return path
 
 
-def _edit(row: object, place: int) -> Edit:
-    """One row as the edit set ``own`` reads it."""
-    if not isinstance(row, Mapping):
-        raise DataError(
-            f"edits, row {place}: is of type {type(row).__name__}, expected an Edit, or prompt, subject ..."
-        )
-    named = {"id": str(place), **row}
-    functions: Any = data.module(data.TASKS / "edits" / "own" / "functions.py")
-    try:
-        found: Edit = functions.edit(named | {"id": str(named["id"])})
-    except DataError as error:
-        raise DataError(f"edits, row {place}: {error}") from None
+def _read(given: Sequence[Edit | Mapping[str, object]]) -> list[Row]:
+    """Rows of any shape, and edits, as rows of our own."""
+    rows = [_row(one) if isinstance(one, Edit) else one for one in given]
+    found: list[Row] = _functions().usable([(f"row {i}", str(i), row) for i, row in enumerate(rows, start=1)], WHERE)
     return found
+
+
+def _functions() -> Any:
+    """What reads the edit set ``own``."""
+    return data.module(data.TASKS / "edits" / "own" / "functions.py")
 
 
 def _row(edit: Edit) -> Row:

@@ -186,7 +186,7 @@ def read_examples(name: str, *, data_dir: str, split: str = "train", count: int 
 
 def _rows(name: str, data_dir: str, split: str, count: int | None) -> tuple[Any, Any]:
     """What reads an edit set, and its rows; the folder of the edit set ``own`` says how one's own file is read."""
-    if name.endswith((".jsonl", ".json", ".jsonl.gz")) or Path(name).is_file():
+    if name.endswith((".jsonl", ".json", ".jsonl.gz", ".json.gz")) or Path(name).is_file():
         functions: Any = data.module(data.TASKS / "edits" / OWN / "functions.py")
         return functions, functions.rows(Path(name))
     if name not in edit_sets():

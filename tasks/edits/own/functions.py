@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.task_kit import DataError, Forced, Ratio, UsageError, begins_with, data
+from harness.task_kit import DataError, Forced, Ratio, UsageError, begins_with, data, row_shapes
 
 if TYPE_CHECKING:
     import datasets
@@ -19,25 +18,69 @@ Row = dict[str, Any]
 Doc = Mapping[str, Any]
 
 TEXTS = ("prompt", "subject", "target", "target_old", "prefix", "suffix")
-EXACT = {"rewrite": "generation_exact_match", "paraphrase": "paraphrase_exact_match"}
+PREFIX = {"rewrite": "efficacy", "paraphrase": "paraphrase", "neighborhood": "locality", "portability": "portability"}
+OTHERS = ("neighborhood", "portability")
+EXACT = {
+    "rewrite": "generation_exact_match",
+    "paraphrase": "paraphrase_exact_match",
+    "portability": "portability_exact_match",
+}
+WRONG = 10  # rows that one message names
 
 
 def rows(path: Path) -> list[Row]:
-    """The rows of a file, each with an ``id`` (its own, or its line) and a valid edit.
+    """The rows of a file in our own shape, each with an ``id`` (its own, or its line) and a valid edit.
 
     Raises:
-        DataError: a row cannot be used; names the file and the line.
+        DataError: rows cannot be used; names the file and their lines.
     """
     if not path.is_file():
         raise DataError(f"{path}: no such file; give JSON lines with prompt, subject and target, or prefix and suffix")
-    lines = [number for number, line in enumerate(data.read_text(path).split("\n"), start=1) if line.strip()]
-    found = [{"id": str(number), **row} for number, row in zip(lines, data.read_jsonl(path), strict=True)]
-    for number, row in zip(lines, found, strict=True):
-        row["id"] = str(row["id"])
+    return usable(data.read_numbered_rows(path), str(path))
+
+
+def usable(read: Iterable[tuple[str, str, object]], where: str) -> list[Row]:
+    """Rows of any shape in our own.
+
+    Args:
+        read: of each row where it stands, its id where it has none, and the row or why it is none.
+        where: what they all stand in.
+
+    Raises:
+        DataError: some cannot be used; one line names each of them, up to ten.
+    """
+    found: list[Row] = []
+    wrong: dict[str, list[str]] = {}
+    for place, name, row in read:
         try:
-            edit(row)
-        except DataError as error:
-            raise DataError(f"{path}, line {number}: {error}") from None
+            found += _read(row, name)
+        except DataError as error:  # noqa: PERF203  # one bad row must not hide the next
+            wrong.setdefault(str(error), []).append(place)
+    if wrong:
+        raise DataError(f"{where}, {_named(wrong)}")
+    return found
+
+
+def _named(wrong: Mapping[str, Sequence[str]]) -> str:
+    """The rows that cannot be used, up to ten, those with the same fault together."""
+    said: list[str] = []
+    left = WRONG
+    for fault, places in wrong.items():
+        if left > 0:
+            said.append(f"{', '.join(places[:left])}: {fault}")
+            left -= len(places)
+    count = sum(map(len, wrong.values()))
+    return "; ".join([*said, *([f"and {count - WRONG} more rows"] if count > WRONG else [])])
+
+
+def _read(row: object, name: str) -> list[Row]:
+    if isinstance(row, DataError):
+        raise row
+    if not isinstance(row, Mapping):
+        raise DataError(f"is of type {type(row).__name__}, expected an Edit, or prompt, subject ...")
+    found = row_shapes.read_row(row, name)
+    for one in found:
+        edit(one)
     return found
 
 
@@ -61,21 +104,11 @@ def edit(row: Row) -> Edit:
         return Edit(
             row["id"], _text(row, "prefix"), None, _text(row, "suffix").removeprefix(" "), row.get("target_old")
         )
-    prompt, subject = _text(row, "prompt"), row.get("subject")
-    if subject is None:
-        raise DataError("'subject' is missing; name what the edit is about, or give prefix and suffix")
-    if "{}" not in prompt and subject.strip():
-        prompt = _with_slot(prompt, subject)
+    prompt, subject = _text(row, "prompt"), _text(row, "subject").strip()
+    if "{}" not in prompt and subject:
+        start = row_shapes.place_of(subject, prompt)
+        prompt = prompt[:start] + "{}" + prompt[start + len(subject) :]
     return Edit(row["id"], prompt, subject, _text(row, "target").removeprefix(" "), row.get("target_old"))
-
-
-def _with_slot(prompt: str, subject: str) -> str:
-    found = re.search(rf"(?<!\w){re.escape(subject)}(?!\w)", prompt)
-    if found is None:
-        raise DataError(
-            f"the subject '{subject}' is not in the prompt '{prompt}'; write it there, or a {{}} in its place"
-        )
-    return prompt[: found.start()] + "{}" + prompt[found.end() :]
 
 
 def _text(row: Row, key: str) -> str:
@@ -99,17 +132,30 @@ def examples(found: Sequence[Row]) -> list[Example]:
         made.append(
             Example(
                 wanted,
-                tuple(Probe(wanted.id, p["kind"], p["prompt"], p["target_new"], p["target_old"]) for p in asked),
+                tuple(
+                    Probe(
+                        edit=wanted.id,
+                        kind=p["kind"],
+                        prompt=p["prompt"],
+                        target_new=p["target_new"],
+                        target_true=p["answers"][0] if p["kind"] == "neighborhood" else p["target_old"],
+                    )
+                    for p in asked
+                    if p["kind"] != "portability"
+                ),
             )
         )
     return made
 
 
 def probes(row: Row) -> Iterator[Row]:
-    """The prompt itself, and the row's ``paraphrases`` if it has any."""
+    """The prompt itself, the row's ``paraphrases``, and its questions with answers of their own."""
     wanted = edit(row)
-    prompts = [("rewrite", wanted.text), *(("paraphrase", text) for text in row.get("paraphrases") or ())]
-    for i, (kind, prompt) in enumerate(prompts):
+    asked = [("rewrite", wanted.text, [wanted.target])]
+    asked += [("paraphrase", text, [wanted.target]) for text in row.get("paraphrases") or ()]
+    for kind in ("neighborhood", "portability"):
+        asked += [(kind, question["prompt"], question["answer"]) for question in row.get(kind) or ()]
+    for i, (kind, prompt, answers) in enumerate(asked):
         yield {
             "id": f"{wanted.id}/{i}",
             "case": wanted.id,
@@ -117,6 +163,7 @@ def probes(row: Row) -> Iterator[Row]:
             "prompt": prompt,
             "target_new": wanted.target,
             "target_old": wanted.target_old or "",
+            "answers": list(dict.fromkeys(answer.strip() for answer in answers if answer.strip())),
         }
 
 
@@ -128,21 +175,34 @@ def dataset(file: str | None = None, records: Sequence[str] | None = None, **_: 
         raise UsageError(
             'own: no file; run with --edits my.jsonl, or --metadata \'{"file": "my.jsonl"}\' under lm_eval'
         )
-    chosen = [row for row in rows(Path(file)) if records is None or row["id"] in set(records)]
+    wanted = None if records is None else set(records)
+    chosen = [row for row in rows(Path(file)) if wanted is None or row["id"] in wanted]
     return {"test": datasets.Dataset.from_list([probe for row in chosen for probe in probes(row)])}
 
 
+def generated(documents: datasets.Dataset) -> datasets.Dataset:
+    """The documents whose continuation is generated: what must stay the same is asked by its answer alone."""
+    return documents.select([i for i, kind in enumerate(documents["kind"]) if kind in EXACT])
+
+
 def choices(doc: Doc) -> list[str]:
-    """The new target, and the old one where the row names it."""
+    """The new target, and the old one where the row names it; of other questions their right answers."""
+    if doc["kind"] in OTHERS:
+        return list(doc["answers"])
     return [doc["target_new"], *([doc["target_old"]] if doc["target_old"] else [])]
 
 
 def probability(doc: Doc, ratings: Sequence[Forced]) -> dict[str, Ratio]:
-    """How likely the target is; whether it beats the old one (only where the row names that)."""
-    prefix = "efficacy" if doc["kind"] == "rewrite" else "paraphrase"
+    """How likely the target is; whether it beats the old one (only where the row names that).
+
+    Of other questions: whether one of the right answers is what the model says.
+    """
+    prefix = PREFIX[doc["kind"]]
     new = ratings[0]
-    if math.isnan(new.nll):
+    if any(math.isnan(rating.nll) for rating in ratings):
         return {f"{prefix}_accuracy": Ratio(math.nan, 1.0, doc["case"])}
+    if doc["kind"] in OTHERS:
+        return {f"{prefix}_accuracy": Ratio(float(any(rating.exact for rating in ratings)), 1.0, doc["case"])}
     found = {
         f"{prefix}_accuracy": Ratio(float(new.exact), 1.0, doc["case"]),
         f"{prefix}_probability": Ratio(math.exp(-new.nll), 1.0, doc["case"]),
@@ -153,5 +213,6 @@ def probability(doc: Doc, ratings: Sequence[Forced]) -> dict[str, Ratio]:
 
 
 def generation(doc: Doc, results: Sequence[str]) -> dict[str, Ratio]:
-    """Whether the free continuation begins with the target."""
-    return {EXACT[doc["kind"]]: Ratio(float(begins_with(results[0], doc["target_new"])), 1.0, doc["case"])}
+    """Whether the free continuation begins with the target, or with a right answer."""
+    right = any(begins_with(results[0], answer) for answer in doc["answers"])
+    return {EXACT[doc["kind"]]: Ratio(float(right), 1.0, doc["case"])}

@@ -282,10 +282,6 @@ BAD = {
         {**ROW, "prompt": "Hugo was born in"},
         "line 2: the subject 'Ada Velmont' is not in the prompt 'Hugo was born in'; write it there, or a {}",
     ),
-    "subject inside a word": (
-        {**ROW, "subject": "Ada", "prompt": "Adamant was born in"},
-        "line 2: the subject 'Ada' is not in the prompt",
-    ),
     "two slots": ({**ROW, "prompt": "{} and {} are"}, "line 2: edit 2: the prompt '{} and {} are' has 2 slots {}"),
     "empty target": ({**ROW, "target": ""}, "line 2: edit 2: the target is empty"),
     "blank target": ({**ROW, "target": "  "}, "line 2: edit 2: the target is empty"),
