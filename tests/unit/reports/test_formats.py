@@ -150,7 +150,7 @@ def test_the_best_is_marked_only_where_it_is_significant(
     kind: str, p: float, marked: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lead = Difference(0.1, 100, 0.05, 0.15, p)
-    monkeypatch.setattr(leaderboard, "pair_difference", lambda *_: lead)
+    monkeypatch.setattr(leaderboard, "pair_difference", lambda *_, **__: lead)
     text = leaderboard.leaderboard([fixed("a", 0.8, 0.1), fixed("b", 0.4, 0.1)], kind)
     assert BEST[kind](text) is marked
 

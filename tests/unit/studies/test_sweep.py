@@ -26,7 +26,7 @@ from harness.exam.canonical import SETS
 from harness.exam.statistics import Ratio
 from harness.models.lm import LM
 from harness.patches.delta import Dense
-from harness.patches.patch import Patch, patched
+from harness.patches.patch import Patch, Step, patched
 from harness.runs.plan import Plan
 from harness.runs.resolve import Resolved, resolve
 from harness.studies.sweeps import sweep as sweeps
@@ -304,16 +304,29 @@ def test_on_the_validation_pair_only_what_chooses_is_measured(seen: list[str], m
     assert [len(chosen.values["loss"]), len(chosen.values["loss"][0])] == [2, 1]
 
 
+@dataclass(frozen=True)
+class Weighed:
+    """A logit rule that holds a share of a companion's change."""
+
+    share: float
+
+    def weighing(self, share: float) -> Weighed:
+        return Weighed(share)
+
+    def __call__(self, logits: torch.Tensor, step: Step) -> torch.Tensor:
+        return logits
+
+
 @pytest.mark.parametrize("ball, beta, asked", [(1e-2, 1.0, []), (1e-3, 0.9, [0.9]), (1e-9, 0.0, None)])
 def test_tv_21_as_much_of_a_companion_as_the_ball_allows(
     ball: float, beta: float, asked: list[float] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     general = {0.0: 2.385603089679371, 0.9: 2.38790, 1.0: 2.38800}
-    patch = Patch(logits=SimpleNamespace(weighing=lambda share: share))  # type: ignore[arg-type]
+    patch = Patch(logits=Weighed(1.0))
     shares: list[float] = []
 
     def share_of(patch: Any) -> float:
-        return patch.logits if isinstance(patch.logits, float) else 1.0 if patch.logits else 0.0
+        return patch.logits.share if patch.logits else 0.0
 
     def loss(self: Any, patch: Any) -> float:
         shares.append(share_of(patch))
