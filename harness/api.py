@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from harness.io.nobody import tell_nobody
 from harness.io.process import as_before
 
 if TYPE_CHECKING:
@@ -46,10 +47,6 @@ def _require_no_tokenizer(model: str | Path, tokenizer: object) -> None:
         from harness.errors import UsageError
 
         raise UsageError(f"tokenizer: '{model}' is loaded with its own; leave it out, or give a model in memory")
-
-
-def _silent(_phase: str, _done: int, _total: int) -> None:
-    """Tell nobody."""
 
 
 # --- models -----------------------------------------------------------------------------------------------------------
@@ -332,7 +329,7 @@ def run(
         kept = output is not None and save_edits
         given = None if isinstance(editor, str) else editor
         options = RunOptions(
-            folder, device=device, rows=rows, cache=cache, save_edits=kept, fresh=fresh, report=progress or _silent
+            folder, device=device, rows=rows, cache=cache, save_edits=kept, fresh=fresh, report=progress or tell_nobody
         )
         return runner.run_plan(resolve(plan, lm=lm, editor=given), options)
 
@@ -441,7 +438,7 @@ def sweep(
     asked = config if isinstance(config, Sweep) else Sweep.of(config)
     files.require_writable(Path(output))
     cluster = Cluster(address, workers, asked.cpus, asked.gpus)
-    validated, tested = run_sweep(asked, Path(output) / "runs", cluster=cluster, progress=progress or _silent)
+    validated, tested = run_sweep(asked, Path(output) / "runs", cluster=cluster, progress=progress or tell_nobody)
     return [*validated, *tested]
 
 
@@ -519,7 +516,7 @@ def trace(
         answer=answer, threshold=threshold, high=high,
     )  # fmt: skip
     name, count = _counted(edits)
-    report = progress or _silent
+    report = progress or tell_nobody
     with _model(model, tokenizer, arch, None) as (called, lm):
         plans = [TracePlan(one, called, name, count, split, str(data_dir), dtype, dict(arch or {})) for one in asked]
         return list(run_traces(plans, Path(output), device=device, fresh=fresh, report=report, budget=budget, lm=lm))
@@ -614,7 +611,7 @@ def localize(
         )  # fmt: skip
         if only_done:
             return study.open_study(asked, Path(output))
-        return study.run_grid(asked, Path(output), device=device, fresh=fresh, report=progress or _silent, lm=lm)
+        return study.run_grid(asked, Path(output), device=device, fresh=fresh, report=progress or tell_nobody, lm=lm)
 
 
 # --- records ----------------------------------------------------------------------------------------------------------

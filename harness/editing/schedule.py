@@ -17,6 +17,7 @@ from harness.editing.edit import Edit
 from harness.editing.editor import Editor, Wrapper
 from harness.editing.registry import editor_names, find
 from harness.errors import UsageError
+from harness.io.nobody import tell_nobody
 from harness.models.lm import LM
 from harness.patches.patch import Patch, patched
 
@@ -166,10 +167,6 @@ def _few(ends: set[int]) -> str:
     return ", ".join(shown if len(shown) <= 8 else [*shown[:6], "...", shown[-1]])
 
 
-def _silent(done: int, total: int) -> None:
-    """Tell nobody."""
-
-
 def _forget(begun: Begun) -> None:
     """Keep nothing."""
 
@@ -182,7 +179,7 @@ def walk(
     mode: str,
     batch_size: int | None,
     at: Sequence[int],
-    progress: Callable[[int, int], None] = _silent,
+    progress: Callable[[int, int], None] = tell_nobody,
     begun: Begun | None = None,
     keep: Callable[[Begun], None] = _forget,
 ) -> Iterator[Stop]:

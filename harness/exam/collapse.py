@@ -27,7 +27,7 @@ def fired(base: Reading, now: Reading, weights: Mapping[str, Mapping[str, float 
         now: what the edited one does.
         weights: what :func:`harness.exam.weight_change.describe` says of its matrices.
     """
-    before, after = _mean(base.values["nll"]), _mean(now.values["nll"])
+    before, after = _ratio_of_sums(base.values["nll"]), _ratio_of_sums(now.values["nll"])
     if not math.isfinite(after):
         return ["nan"]
     found = ["perplexity"] if after - before > math.log(LIMITS["perplexity"]) else []
@@ -39,7 +39,7 @@ def fired(base: Reading, now: Reading, weights: Mapping[str, Mapping[str, float 
     return found
 
 
-def _mean(values: Values) -> float:
+def _ratio_of_sums(values: Values) -> float:
     ratios: list[Ratio] = list(values.values())
     return sum(r.num for r in ratios) / sum(r.den for r in ratios)
 

@@ -213,7 +213,7 @@ def base_key(
         "functions": _code_sha256([task.folder]),
         "metadata": {k: v for k, v in task.metadata.items() if k in ("records", "data_dir", "file", "target", "split")},
         "data": provenance,
-        "documents": _sha256(list(task.task.eval_docs)),
+        "documents": files.json_sha256(list(task.task.eval_docs)),
         "beside": {name: _files(task, name) for name in (task.metadata.get("needs") or {}).values()},
         "limit": limit,
         "batch": batch_size,
@@ -222,7 +222,7 @@ def base_key(
         "code": _code_sha256([_PACKAGE / room for room in _DECISIVE]),
         "versions": [__version__, *(version(name) for name in ("torch", "transformers", "lm_eval", "tokenizers"))],
     }
-    return _sha256(parts)
+    return files.json_sha256(parts)
 
 
 def fingerprint(lm: LM, weights: str) -> str:
@@ -234,7 +234,9 @@ def fingerprint(lm: LM, weights: str) -> str:
     """
     config, written = lm.model.config.to_dict(), str(lm.model.generation_config)
     kept = {key: value for key, value in config.items() if key not in ("_name_or_path", "transformers_version")}
-    return _sha256([weights, kept, written, lm.tokenizer.backend_tokenizer.to_str(), lm.tokenizer.special_tokens_map])
+    return files.json_sha256(
+        [weights, kept, written, lm.tokenizer.backend_tokenizer.to_str(), lm.tokenizer.special_tokens_map]
+    )
 
 
 def _files(task: Task, name: str) -> list[str]:
@@ -244,10 +246,6 @@ def _files(task: Task, name: str) -> list[str]:
         hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted([*folder.glob(name), *folder.glob(f"*/{name}")])
     ]
-
-
-def _sha256(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _code_sha256(folders: Sequence[Path]) -> str:

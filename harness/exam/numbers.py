@@ -16,7 +16,7 @@ from harness.exam.statistics import (
     harmonic_difference,
 )
 
-__all__ = ["Json", "TaskValues", "missing", "summarise"]
+__all__ = ["Json", "TaskValues", "interval_of", "missing", "summarise"]
 
 
 Json: TypeAlias = dict[str, Any]
@@ -68,7 +68,7 @@ def _measure(found: Estimate, change: Difference | None, higher_is_better: bool 
     measure: Json = {
         "value": found.value,
         "n": found.n,
-        "interval": _pair(found.low, found.high),
+        "interval": interval_of(found.low, found.high),
         "reason": found.reason,
         "higher_is_better": higher_is_better,
         "difference": None,
@@ -78,7 +78,7 @@ def _measure(found: Estimate, change: Difference | None, higher_is_better: bool 
     if change is not None:
         measure["difference"] = {
             "value": change.value,
-            "interval": _pair(change.low, change.high),
+            "interval": interval_of(change.low, change.high),
             "p": change.p,
             "n": change.n,
             "detectable": change.detectable,
@@ -92,5 +92,6 @@ def missing(reason: str) -> Json:
     return _measure(Estimate(None, 0, reason=reason), None, True)
 
 
-def _pair(low: float | None, high: float | None) -> list[float] | None:
+def interval_of(low: float | None, high: float | None) -> list[float] | None:
+    """The two ends of an interval as a record holds them; None where there is no interval."""
     return None if low is None or high is None else [low, high]

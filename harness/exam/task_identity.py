@@ -6,14 +6,13 @@ changing its YAML or its rows raises ``metadata.version``.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from harness.errors import DataError
 from harness.exam import data
+from harness.io.files import json_sha256
 
 __all__ = ["definition", "identity", "of_task", "rows_sha256"]
 
@@ -42,7 +41,7 @@ def identity(said: Mapping[str, Any], rows: str, num_fewshot: int = 0) -> str:
     Returns:
         the SHA-256 of the three, in hexadecimal digits.
     """
-    return _sha256({"definition": said, "num_fewshot": num_fewshot, "rows": rows})
+    return json_sha256({"definition": said, "num_fewshot": num_fewshot, "rows": rows})
 
 
 def definition(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -67,8 +66,4 @@ def definition(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 def rows_sha256(documents: Iterable[Mapping[str, Any]]) -> str:
     """The hash of rows that come from no file of ours."""
-    return _sha256([dict(document) for document in documents])
-
-
-def _sha256(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+    return json_sha256([dict(document) for document in documents])

@@ -80,10 +80,10 @@ def _singular(delta: Delta, small: bool) -> Tensor | None:
 def means(rows: Sequence[dict[str, dict[str, float | None]]]) -> dict[str, dict[str, float | None]]:
     """Of each parameter the means over isolated patches that change it; None where one has no value."""
     names = sorted({name for row in rows for name in row})
-    return {name: _mean([row[name] for row in rows if name in row]) for name in names}
+    return {name: _mean_of_layers([row[name] for row in rows if name in row]) for name in names}
 
 
-def _mean(rows: Sequence[dict[str, float | None]]) -> dict[str, float | None]:
+def _mean_of_layers(rows: Sequence[dict[str, float | None]]) -> dict[str, float | None]:
     found: dict[str, float | None] = {}
     for key in rows[0]:
         known = [value for row in rows if (value := row[key]) is not None]

@@ -6,6 +6,7 @@ single documents, is the same JSON without spaces, packed by xz.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import lzma
 import math
@@ -18,7 +19,16 @@ from typing import Any
 
 from harness.errors import UsageError
 
-__all__ = ["json_text", "pack_json", "require_writable", "rounded", "unpack_json", "values_path", "write_whole"]
+__all__ = [
+    "json_sha256",
+    "json_text",
+    "pack_json",
+    "require_writable",
+    "rounded",
+    "unpack_json",
+    "values_path",
+    "write_whole",
+]
 
 LINE = 400  # characters: a metric with its interval and its difference stands on one line
 DIGITS = 9  # significant: as many as a float32 holds
@@ -41,6 +51,11 @@ def json_text(data: Any, _depth: int = 1) -> str:
         parts = [json_text(item, _depth + 1) for item in data]
     opened, closed = "{}" if isinstance(data, Mapping) else "[]"
     return f"{opened}\n" + ",\n".join(" " * _depth + part for part in parts) + f"\n{' ' * (_depth - 1)}{closed}"
+
+
+def json_sha256(value: object) -> str:
+    """The sha256 of a value's JSON with sorted keys; what JSON cannot say stands in it as Python writes it."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def pack_json(data: Any, small: bool = True) -> bytes:

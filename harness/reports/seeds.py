@@ -172,10 +172,10 @@ def _means(group: Sequence[Record], edits: int, task: str, wanted: Sequence[str]
     derived = group[0].derived.get(task, {})
     needed = {*wanted, *(part for score in wanted for part in derived.get(score, ()))}
     metrics = [m for m in dict.fromkeys(metric for table in tables for metric in table) if m in needed]
-    return {metric: _mean([table.get(metric, {}) for table in tables]) for metric in metrics}
+    return {metric: _mean_over_runs([table.get(metric, {}) for table in tables]) for metric in metrics}
 
 
-def _mean(sides: Sequence[Values]) -> dict[str, Ratio]:
+def _mean_over_runs(sides: Sequence[Values]) -> dict[str, Ratio]:
     """Of each document the mean over the runs that have it: in another order, other edits come first."""
     if all(side.keys() == sides[0].keys() for side in sides):
         return {document: _average([side[document] for side in sides]) for document in sides[0]}

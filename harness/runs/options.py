@@ -6,11 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.io.nobody import tell_nobody
+
 __all__ = ["RunOptions"]
-
-
-def _silent(phase: str, done: int, total: int) -> None:
-    """Tell nobody."""
 
 
 @dataclass(frozen=True)
@@ -33,4 +31,4 @@ class RunOptions:
     cache: bool = True
     save_edits: bool = False
     fresh: bool = False
-    report: Callable[[str, int, int], None] = _silent
+    report: Callable[[str, int, int], None] = tell_nobody

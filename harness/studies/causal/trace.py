@@ -22,6 +22,7 @@ from torch import Tensor
 from harness.editing.edit import Edit
 from harness.errors import DataError, UsageError, near
 from harness.exam.span_scores import wide_head
+from harness.io.nobody import tell_nobody
 from harness.models.lm import LM
 from harness.patches.delta import double
 from harness.studies.causal.facts import Asked, Fact, Known, Report, Skipped, known_facts, tokenise_fact
@@ -51,10 +52,6 @@ CONSTANTS: dict[str, dict[str, float]] = {
     "rome": {"gpt-j-6b": 0.025, "gpt2-xl": 0.1, "gpt-neox-20b": 0.03},
 }
 """The noise that the papers' programs use for the papers' models, by the last part of the model's name."""
-
-
-def _silent(done: int, total: int) -> None:
-    """Tell nobody."""
 
 
 @dataclass(frozen=True)
@@ -199,7 +196,7 @@ def trace_facts(
     facts: Sequence[Fact | Edit],
     settings: TraceSettings = PRESETS["hase"],
     *,
-    progress: Report = _silent,
+    progress: Report = tell_nobody,
     budget: int = 4096,
 ) -> list[Traced]:
     """Trace facts; those that the model does not know, or that cannot be traced, are left out.
@@ -262,7 +259,7 @@ def layer_windows(width: int, layers: int) -> list[range]:
 
 
 def select_facts(
-    lm: LM, facts: Sequence[Fact | Edit], settings: TraceSettings = PRESETS["hase"], *, progress: Report = _silent
+    lm: LM, facts: Sequence[Fact | Edit], settings: TraceSettings = PRESETS["hase"], *, progress: Report = tell_nobody
 ) -> Selection:
     """Find the subjects, leave out what the model does not know, and decide how strong the noise is.
 
@@ -340,7 +337,7 @@ def trace_each(
     selection: Selection,
     settings: TraceSettings,
     *,
-    progress: Report = _silent,
+    progress: Report = tell_nobody,
     budget: int = 4096,
     done: Collection[str] = (),
 ) -> Iterator[Traced]:

@@ -27,6 +27,7 @@ from harness.errors import DataError, UsageError
 from harness.exam import tasks
 from harness.exam.statistics import Estimate, Ratio, estimate
 from harness.io.files import json_text, pack_json, require_writable, unpack_json, values_path, write_whole
+from harness.io.nobody import tell_nobody
 from harness.models.lm import LM, load
 from harness.patches.delta import double
 from harness.reports.cells import brackets, number
@@ -149,7 +150,7 @@ def run_traces(
     *,
     device: str | None = None,
     fresh: bool = False,
-    report: Report = lambda _what, _done, _total: None,
+    report: Report = tell_nobody,
     budget: int = 4096,
     lm: LM | None = None,
 ) -> Iterator[Study]:

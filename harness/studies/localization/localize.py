@@ -32,6 +32,7 @@ from harness.errors import DataError, UsageError, near
 from harness.exam import tasks
 from harness.io import files
 from harness.io.hashes import combined_sha256
+from harness.io.nobody import tell_nobody
 from harness.methods.descent import TokenisedEdit
 from harness.methods.locate_then_edit import LocateThenEdit, with_hyperparameters
 from harness.models.guard import Guard
@@ -255,17 +256,13 @@ def require_enough_facts(facts: int, layers: int) -> None:
 Report = Callable[[str, int, int], None]
 
 
-def _silent(phase: str, done: int, total: int) -> None:
-    """Tell nobody."""
-
-
 def run_grid(
     grid: Grid,
     output: Path,
     *,
     device: str | None = None,
     fresh: bool = False,
-    report: Report = _silent,
+    report: Report = tell_nobody,
     lm: LM | None = None,
 ) -> Study:
     """Carry out a study; its file is on disk when this returns, and as far as it came when this raises.

@@ -36,6 +36,7 @@ from harness.editing.directions import nll
 from harness.editing.edit import Edit, Example
 from harness.errors import DataError, UsageError, near
 from harness.exam.span_scores import wide_head
+from harness.io.nobody import tell_nobody
 from harness.methods.descent import TokenisedEdit, log_likelihood
 from harness.models.activations import row_portions
 from harness.models.lm import LM
@@ -410,15 +411,11 @@ def _answer(lm: LM, prompt: str, target: str) -> TokenisedEdit:
     return TokenisedEdit(edit, lm.encode(prompt), lm.continuation(prompt, edit.continuation))
 
 
-def _silent(portion: Sequence[int]) -> None:
-    """Prepare nothing."""
-
-
 def log_probabilities(
     lm: LM,
     answers: Sequence[TokenisedEdit],
     *,
-    before: Callable[[Sequence[int]], None] = _silent,
+    before: Callable[[Sequence[int]], None] = tell_nobody,
     budget: int = _BUDGET,
 ) -> list[float]:
     """``log p(target | prompt) = sum_t log p(y_t | x, y_<t)``, not divided by the length (Hase et al., section 3).

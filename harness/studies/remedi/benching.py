@@ -27,9 +27,11 @@ from harness.editing.editor import Editor, Learned
 from harness.editing.registry import compose
 from harness.errors import DataError, UsageError, near
 from harness.exam import data
+from harness.exam.numbers import interval_of
 from harness.exam.statistics import Estimate, difference, estimate
 from harness.exam.text_metrics import vectorizer
 from harness.io.files import json_text, require_writable, write_whole
+from harness.io.nobody import tell_nobody
 from harness.models.lm import LM, load
 from harness.patches.patch import Patch
 from harness.reports.cells import brackets, number, signed
@@ -181,7 +183,7 @@ def usual(bench: str) -> tuple[str, ...]:
     return (*_BASELINES.get(bench, ()), "remedi")
 
 
-def run_bench(plan: BenchPlan, folder: Path, *, device: str | None = None, report: Report = lambda *_: None) -> Json:
+def run_bench(plan: BenchPlan, folder: Path, *, device: str | None = None, report: Report = tell_nobody) -> Json:
     """Carry out a plan; its record is on disk when this returns.
 
     Args:
@@ -440,18 +442,19 @@ def _numbers(outcome: Outcome, base: Found | None, seed: int) -> Json:
             moved = difference(base[metric], values, seed=seed)
             found[metric]["difference"] = {
                 "value": _short(moved.value),
-                "interval": _pair(moved.low, moved.high),
+                "interval": interval_of(_short(moved.low), _short(moved.high)),
                 "p": _short(moved.p),
             }
     return found | {metric: _plain(one) for metric, one in outcome.estimates.items()}
 
 
 def _plain(one: Estimate) -> Json:
-    return {"value": _short(one.value), "n": one.n, "interval": _pair(one.low, one.high), "reason": one.reason}
-
-
-def _pair(low: float | None, high: float | None) -> list[float | None] | None:
-    return None if low is None or high is None else [_short(low), _short(high)]
+    return {
+        "value": _short(one.value),
+        "n": one.n,
+        "interval": interval_of(_short(one.low), _short(one.high)),
+        "reason": one.reason,
+    }
 
 
 def _short(value: float | None) -> float | None:

@@ -114,11 +114,11 @@ def _one(cells: Sequence[Cell], model: str, quantity: Quantity) -> Table:
             for tolerance, method in columns
         ]
         starts.append(_start(mine, quantity))
-        rows.append(Row((Shown(task), _mean([starts[-1]]), *(_shown(cell, quantity) for cell in mine))))
-    last = [_mean(starts)]
+        rows.append(Row((Shown(task), _shown_mean([starts[-1]]), *(_shown(cell, quantity) for cell in mine))))
+    last = [_shown_mean(starts)]
     for tolerance, method in columns:
         found = [find_cell(cells, model=model, task=task, method=method, tolerance=tolerance or None) for task in tasks]
-        last.append(_mean([_value(cell, quantity) for cell in found], signed=quantity != "success"))
+        last.append(_shown_mean([_value(cell, quantity) for cell in found], signed=quantity != "success"))
     heads = heading("task", "unedited", *(f"{method} {tolerance:g}" for tolerance, method in columns))
     return Table(model, heads, (*rows, Row((Shown("average"), *last), "total")))
 
@@ -156,7 +156,7 @@ def _shown(cell: Cell | None, quantity: Quantity) -> Shown:
     return Shown(f"{text} ({cell.runs}/{cell.of})" if cell.of is not None and cell.runs != cell.of else text, value)
 
 
-def _mean(values: Sequence[float | None], signed: bool = False) -> Shown:
+def _shown_mean(values: Sequence[float | None], signed: bool = False) -> Shown:
     value = average(values)
     return Shown(_number(value, signed), value)
 

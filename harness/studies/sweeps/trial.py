@@ -188,7 +188,9 @@ class _Exam:
             raise DataError(
                 f"{BALL}: no text has two tokens, so that none is scored; give longer ones in the data folder"
             )
-        means = {metric: _mean(values) for measured in found.values() for metric, values in measured.values.items()}
+        means = {
+            metric: _ratio_of_sums(values) for measured in found.values() for metric, values in measured.values.items()
+        }
         rest = {name: means.get(name) for name in _MEASURED}
         return Epoch(means["general"], 1 - means["success"], train_loss=loss, **rest), found[self.task]
 
@@ -204,7 +206,7 @@ class _Exam:
         """The general loss alone."""
         (text,) = (task for task in self.suite.tasks if task.name == BALL)
         with self.model.holding(patch):
-            return _mean(self._scored(text, self._state(patch)).values["general"])
+            return _ratio_of_sums(self._scored(text, self._state(patch)).values["general"])
 
     def _state(self, patch: Patch) -> str | None:
         """The hash of the weights as they are now; None where a patch changes more than weights."""
@@ -222,7 +224,7 @@ class _Exam:
         return found
 
 
-def _mean(values: Mapping[str, Any]) -> float:
+def _ratio_of_sums(values: Mapping[str, Any]) -> float:
     weight = math.fsum(ratio.den for ratio in values.values())
     return math.fsum(ratio.num for ratio in values.values()) / weight if weight else math.nan
 
