@@ -631,7 +631,7 @@ def _essence(method: Remedi, lm: LM, lessons: Sequence[_Lesson], *, directions: 
 def _start(lm: LM, width: int, seed: int) -> dict[str, Tensor]:
     """Torch's own first values of a linear map: uniform within ``1 / sqrt(d)``; drawn on the processor."""
     generator = torch.Generator().manual_seed(seed)
-    dtype = torch.promote_types(lm.parameter(lm.down(0)).dtype, torch.float32)
+    dtype = torch.promote_types(lm.dtype, torch.float32)
     weight, bias = (torch.rand(*shape, generator=generator) * 2 - 1 for shape in ((width, width), (width,)))
     return {name: (t / width**0.5).to(lm.device, dtype) for name, t in (("weight", weight), ("bias", bias))}
 

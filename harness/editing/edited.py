@@ -77,7 +77,7 @@ class Edited:
                 attention_mask=batch.mask,
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
-                pad_token_id=self.lm.tokenizer.pad_token_id,
+                pad_token_id=self.lm.pad,
             )
         return str(self.lm.tokenizer.decode(found[0, len(ids) :], skip_special_tokens=True))
 

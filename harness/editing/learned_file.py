@@ -53,7 +53,7 @@ def fit_command(editor: Editor, lm: LM) -> str:
 
 
 def _dtype(lm: LM) -> str:
-    return str(lm.parameter(lm.down(0)).dtype).removeprefix("torch.")
+    return str(lm.dtype).removeprefix("torch.")
 
 
 def learned_digest(editor: Editor) -> str | None:

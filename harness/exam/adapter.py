@@ -74,6 +74,17 @@ class EditedLM(HFLM):  # type: ignore[misc]
         self._prompt: Callable[[str], str] | None = None
         self._done = self._total = 0
 
+    @property
+    def eot_token_id(self) -> int:
+        """The token that ends a text; of a tokenizer that has none, the one that begins one."""
+        end = self.tokenizer.eos_token_id
+        return self.lm.start if end is None else int(end)
+
+    @property
+    def prefix_token_id(self) -> int:
+        """The token in front of a text that nothing stands in front of."""
+        return self.lm.start
+
     @contextmanager
     def holding(self, patch: Patch) -> Iterator[EditedLM]:
         """Score everything under one patch."""

@@ -9,7 +9,7 @@ its own tokens. Logits and losses are float32 at least, whatever the model's dty
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import accumulate, groupby
 from typing import Any
@@ -182,7 +182,7 @@ def score(
     with torch.no_grad(), nullcontext() if rounded else wide_head(lm):
         together = reading.together()
         read = reading.shared if together else reading.alone
-        for portion in _portions(together or reading.single, rows, int(lm.model.config.vocab_size)):
+        for portion in _portions(together or reading.single, rows, lm.vocabulary):
             wanted = reading.wanted(portion)
             logits = read(portion, wanted)
             for i, result in wanted.results(logits if rounded else at_least_float32(logits)):
@@ -323,10 +323,16 @@ class _Reading:
 
     def shared(self, packed: Sequence[Pack], wanted: _Wanted) -> Tensor:
         """The same of rows that hold many; the last feed-forward module, too, computes wanted positions alone."""
-        last = self.lm.module(self.lm.arch.mlp_of(self.lm.arch.layers - 1))
-        changed = any(module._forward_hooks for module in last.modules())  # by a patch of each row
-        with _only(self.lm, wanted.kept), nullcontext() if changed else run_only_at(last, wanted.kept):
+        with _only(self.lm, wanted.kept), self._last_only_at(wanted.kept):
             return self._logits(packed, **packed_inputs(self.lm, packed))[0]
+
+    def _last_only_at(self, kept: Tensor) -> AbstractContextManager[None]:
+        """The last feed-forward module computes wanted positions; all, where a patch looks at it or it has experts."""
+        final = self.lm.arch.layers - 1
+        if final not in self.lm.arch.editable:
+            return nullcontext()
+        last = self.lm.module(self.lm.arch.mlp_of(final))
+        return nullcontext() if any(module._forward_hooks for module in last.modules()) else run_only_at(last, kept)
 
     def _logits(self, rows: Sequence[Pack], **given: Any) -> Tensor:
         self.before([self.marks[min(row.texts)] for row in rows])

@@ -196,7 +196,7 @@ class BlocksAbove(Forward):
     def _wanted(self) -> AbstractContextManager[None]:
         """The last block's feed-forward module computes the positions that are decoded; zeros stand at the others."""
         last = self.lm.arch.layers - 1
-        if self.lens or last == self.objective.layer:
+        if self.lens or last == self.objective.layer or last not in self.lm.arch.editable:
             return nullcontext()
         return run_only_at(self.lm.module(self.lm.arch.mlp_of(last)), self.decoded)
 

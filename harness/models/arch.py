@@ -2,14 +2,16 @@
 
 A block's feed-forward part is the group of two or three matrices that lead from the hidden size ``d`` to one width
 ``f`` and back; its down-projection is the matrix ``f -> d``. No attention has that form: it has four matrices, or a
-fused one whose width is not the width of its output projection.
+fused one whose width is not the width of its output projection. Every block is looked at. One that holds experts has no
+down-projection that all tokens pass; a shared expert beside them is edited only where it is named by hand.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,39 +22,71 @@ from harness.errors import ModelError, near
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["Architecture", "is_matrix", "resolve_architecture", "stored_transposed"]
+__all__ = ["Architecture", "Layer", "is_matrix", "resolve_architecture", "stored_transposed"]
 
 _PARTS = "embedding, blocks, mlp, attn, down, norm, head"
+_MOST = 1000  # no model has more blocks
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Where the parts of one block are; each is None where the block has no single one.
+
+    Attributes:
+        mlp: the module whose output is added to the residual stream.
+        down: the down-projection.
+        inner: the size of a key, 0 without a down-projection.
+        attn: what mixes tokens: attention, or what stands in its place (Mamba, a convolution).
+        why: why the block has no down-projection that can be edited.
+    """
+
+    mlp: str | None
+    down: str | None
+    inner: int
+    attn: str | None
+    why: str = ""
 
 
 @dataclass(frozen=True)
 class Architecture:
     """Module names; ``{}`` stands for the index of the block.
 
+    Blocks may differ (a dense one below mixtures of experts, attention in every fourth): ``mlp``, ``down``, ``inner``
+    and ``attn`` are those of most blocks, and the methods know those of each.
+
     Attributes:
         embedding: the token embedding.
         blocks: one transformer block.
         mlp: the module whose output is added to the residual stream; the down-projection where a block has none, or one
-            that adds the residual stream itself (BLOOM, MPT).
-        down: the down-projection, ``f -> d``.
+            that adds the residual stream itself (BLOOM, MPT). None where no block has one.
+        down: the down-projection, ``f -> d``; None where no block has one.
         norm: the final norm, None where the model has none.
         head: the output embedding.
         layers: the number of blocks.
         width: ``d``, the size of the residual stream.
         inner: ``f``, the size of a key.
         attn: the attention module, None where a block has no single one.
+        each: the parts of every block.
+        owner: what an error calls the model.
     """
 
     embedding: str
     blocks: str
-    mlp: str
-    down: str
+    mlp: str | None
+    down: str | None
     norm: str | None
     head: str
     layers: int
     width: int
     inner: int
     attn: str | None = None
+    each: tuple[Layer, ...] = ()
+    owner: str = field(default="the model", compare=False)
+
+    @property
+    def editable(self) -> tuple[int, ...]:
+        """The layers that have a down-projection of their own."""
+        return tuple(i for i, layer in enumerate(self.each) if layer.down is not None)
 
     def block(self, layer: int) -> str:
         """The name of one block.
@@ -63,25 +97,57 @@ class Architecture:
         return self.blocks.format(self._checked(layer))
 
     def mlp_of(self, layer: int) -> str:
-        """The name of one block's feed-forward module."""
-        return self.mlp.format(self._checked(layer))
+        """The name of one block's feed-forward module.
+
+        Raises:
+            ModelError: the model has no such layer, or the layer no such module.
+        """
+        return self._named("mlp", layer, self.each[self._checked(layer)].mlp)
 
     def down_of(self, layer: int) -> str:
-        """The name of one block's down-projection."""
-        return self.down.format(self._checked(layer))
+        """The name of one block's down-projection.
+
+        Raises:
+            ModelError: the model has no such layer, or the layer no down-projection; names those that have one.
+        """
+        return self._named("down", layer, self.each[self._checked(layer)].down)
+
+    def inner_of(self, layer: int) -> int:
+        """The size of a key of one layer.
+
+        Raises:
+            ModelError: as :meth:`down_of`.
+        """
+        self.down_of(layer)
+        return self.each[layer].inner
 
     def attn_of(self, layer: int) -> str:
         """The name of one block's attention module.
 
         Raises:
-            ModelError: the model has no such layer, or no single attention module was found in its blocks.
+            ModelError: the model has no such layer, or no single attention module was found in it.
         """
-        if self.attn is None:
+        found = self.each[self._checked(layer)].attn
+        if found is None:
             raise ModelError(
-                f"no single attention module in '{self.blocks}'; name it by hand, for example "
+                f"no single attention module in '{self.block(layer)}'; name it by hand, for example "
                 f"--arch attn={self.blocks}.attn"
             )
-        return self.attn.format(self._checked(layer))
+        return found
+
+    def _named(self, part: str, layer: int, name: str | None) -> str:
+        if name is not None:
+            return name
+        why = self.each[layer].why
+        if self.editable:
+            raise ModelError(
+                f"{self.owner}: layer {layer} has no down-projection to edit ({why}); layers that have one: "
+                f"{', '.join(map(str, self.editable))}"
+            )
+        raise ModelError(
+            f"{self.owner}: no {part} found ({why}); take an editor that needs none (ike, rag, full), or name the "
+            f"modules by hand, for example --arch blocks={self.blocks},down={self.blocks}.mlp.down_proj"
+        )
 
     def _checked(self, layer: int) -> int:
         if not 0 <= layer < self.layers:
@@ -104,48 +170,96 @@ def stored_transposed(module: nn.Module) -> bool:
 
 
 def resolve_architecture(model: PreTrainedModel, names: Mapping[str, str] | None = None) -> Architecture:
-    """Find the parts of a model, or take them from ``names``.
+    """Find the parts of every block of a model, or take them from ``names``.
+
+    A block without a down-projection is no error before somebody asks for it (:meth:`Architecture.down_of`).
 
     Args:
         model: a causal language model.
         names: parts named by hand, from ``embedding, blocks, mlp, attn, down, norm, head``.
 
     Raises:
-        ModelError: a part was not found, or a name given by hand is not a module.
+        ModelError: embedding, blocks or head were not found, or a name given by hand is not a module.
     """
     by_hand = dict(names or {})
-    _check_names(model, by_hand)
     embedding = by_hand.get("embedding") or _name_of(model, model.get_input_embeddings(), "embedding")
-    width = _width(model.get_submodule(embedding), embedding)
-    blocks, count = _blocks(model, by_hand.get("blocks"))
-    down = by_hand.get("down") or _down(model, blocks, width)
-    inner = _in_out(model.get_submodule(down.format(0)))[0]
-    parent = down.rpartition(".")[0]
+    _check_names(model, by_hand)
+    blocks, count = _blocks(model, embedding, by_hand.get("blocks"))
+    width = _width(model, embedding, blocks=blocks, count=count)
+    each = tuple(_layer(model, blocks, i, width=width, by_hand=by_hand) for i in range(count))
+    usual = _usual(each, blocks)
     return Architecture(
         embedding=embedding,
         blocks=blocks,
-        mlp=by_hand.get("mlp")
-        or (parent if parent != blocks and _alone(model.get_submodule(parent.format(0))) else down),
-        down=down,
+        mlp=by_hand.get("mlp") or usual["mlp"],
+        down=by_hand.get("down") or usual["down"],
         norm=by_hand.get("norm") or _final_norm(model, blocks, width),
         head=by_hand.get("head") or _head(model),
         layers=count,
         width=width,
-        inner=inner,
-        attn=by_hand.get("attn") or _attention(model, blocks, down),
+        inner=Counter(layer.inner for layer in each if layer.down).most_common(1)[0][0] if usual["down"] else 0,
+        attn=by_hand.get("attn") or usual["attn"],
+        each=each,
+        owner=type(model).__name__,
     )
+
+
+def _usual(each: Sequence[Layer], blocks: str) -> dict[str, str | None]:
+    """The names that most blocks give their parts, ``{}`` in place of the index."""
+    found: dict[str, str | None] = {}
+    for part in ("mlp", "down", "attn"):
+        names = [
+            blocks + name.removeprefix(blocks.format(i))
+            for i, layer in enumerate(each)
+            if (name := getattr(layer, part)) is not None
+        ]
+        found[part] = Counter(names).most_common(1)[0][0] if names else None
+    return found
+
+
+def _layer(model: nn.Module, blocks: str, index: int, *, width: int, by_hand: Mapping[str, str]) -> Layer:
+    """The parts of one block."""
+    at = blocks.format(index)
+    block = model.get_submodule(at)
+    held = {name for name, _ in model.named_modules()}
+    given = {part: name.format(index) for part, name in by_hand.items() if part in ("mlp", "down", "attn")}
+    experts = _experts(block, width)
+    down, why = _down(block, width, experts)
+    if "down" in given:
+        named = given["down"]
+        down = named.removeprefix(f"{at}.") if named in held and is_matrix(model.get_submodule(named)) else None
+        why = "" if down else f"it has no matrix '{named}'"
+    elif down is None and experts is not None:
+        why = f"a mixture of experts{_shared(block, width, blocks)}"
+    inside = (down or experts or "").split(".")[0]
+    mlp = _mlp(block, down) if down else inside
+    attn = _attention(block, inside)
+    return Layer(
+        mlp=given.get("mlp") or (f"{at}.{mlp}" if mlp else None),
+        down=f"{at}.{down}" if down else None,
+        inner=_in_out(block.get_submodule(down))[0] if down else 0,
+        attn=given.get("attn") or (f"{at}.{attn}" if attn else None),
+        why=why,
+    )
+
+
+def _mlp(block: nn.Module, down: str) -> str:
+    """The feed-forward module around a down-projection, or the down-projection itself."""
+    parent = down.rpartition(".")[0]
+    return parent if parent and _alone(block.get_submodule(parent)) else down
 
 
 def _check_names(model: nn.Module, by_hand: Mapping[str, str]) -> None:
     modules = {name for name, _ in model.named_modules()}
     for part, name in by_hand.items():
-        if part not in {f.name for f in fields(Architecture)} - {"layers", "width", "inner"}:
+        if part not in {f.name for f in fields(Architecture)} - {"layers", "width", "inner", "each", "owner"}:
             raise ModelError(f"architecture part '{part}' does not exist; the parts are {_PARTS}")
-        if name.format(0) not in modules:
+        if not any(name.format(i) in modules for i in range(_MOST if "{}" in name else 1)):
             raise ModelError(f"'{name}' is not a module of {type(model).__name__}{near(name, modules)}")
         if part in ("mlp", "attn", "down") and "{}" not in name:
             raise ModelError(f"'{name}' is of one layer; write {{}} in its place, for example transformer.h.{{}}.mlp")
-        if part == "down" and not is_matrix(model.get_submodule(name.format(0))):
+        known = [name.format(i) for i in range(_MOST) if name.format(i) in modules]
+        if part == "down" and not any(is_matrix(model.get_submodule(one)) for one in known):
             raise ModelError(
                 f"'{name}' is no matrix; name the down-projection, for example transformer.h.{{}}.mlp.c_proj"
             )
@@ -163,16 +277,27 @@ def _name_of(model: nn.Module, wanted: nn.Module | None, part: str) -> str:
     raise _not_found(model, part, f"the module that transformers calls the {part}")
 
 
-def _width(embedding: nn.Module, name: str) -> int:
-    weight = getattr(embedding, "weight", None)
+def _width(model: nn.Module, embedding: str, *, blocks: str, count: int) -> int:
+    """The size of the residual stream: of the embedding, or of the blocks' matrices where these fit nothing so narrow.
+
+    Raises:
+        ModelError: the embedding has no matrix.
+    """
+    weight = getattr(model.get_submodule(embedding), "weight", None)
     if not isinstance(weight, torch.Tensor) or weight.dim() != 2:
         raise ModelError(
-            f"'{name}' has no weight [vocabulary, width]; name the token embedding with --arch embedding=NAME"
+            f"'{embedding}' has no weight [vocabulary, width]; name the token embedding with --arch embedding=NAME"
         )
-    return int(weight.shape[1])
+    width = int(weight.shape[1])
+    listed = [model.get_submodule(blocks.format(i)) for i in range(count)]
+    shapes = [_in_out(part) for block in listed for part in block.modules() if is_matrix(part)]
+    if any(width in shape for shape in shapes) or not shapes:
+        return width
+    # opt-350m: embeddings of 512 numbers are projected to blocks of 1024.
+    return Counter(size for shape in shapes for size in shape).most_common(1)[0][0]
 
 
-def _blocks(model: nn.Module, by_hand: str | None) -> tuple[str, int]:
+def _blocks(model: nn.Module, embedding: str, by_hand: str | None) -> tuple[str, int]:
     if by_hand is not None:
         stem = by_hand.rpartition(".{}")[0]
         listed = model.get_submodule(stem)
@@ -181,30 +306,60 @@ def _blocks(model: nn.Module, by_hand: str | None) -> tuple[str, int]:
                 f"'{by_hand}' does not end in '.{{}}' after a list of modules; for example transformer.h.{{}}"
             )
         return by_hand, len(listed)
-    lists = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and _uniform(m)]
+    lists = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and _holds_matrices(m)]
+    # What stands beside the embedding is not of a vision tower.
+    beside = [(name, m) for name, m in lists if _holder(name) == "" or f"{embedding}.".startswith(f"{_holder(name)}.")]
     if not lists:
-        raise _not_found(model, "blocks", "a list of equal modules that hold matrices")
+        raise _not_found(model, "blocks", "a list of modules that hold matrices")
     # The blocks hold most of a model; a list inside a block (experts, heads) holds less.
-    name, blocks = max(lists, key=lambda pair: sum(p.numel() for p in pair[1].parameters()))
+    name, blocks = max(beside or lists, key=lambda pair: sum(p.numel() for p in pair[1].parameters()))
     return f"{name}.{{}}", len(blocks)
 
 
-def _uniform(modules: nn.ModuleList) -> bool:
-    return len({type(m) for m in modules}) == 1 and any(is_matrix(m) for m in modules[0].modules())
+def _holder(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
-def _down(model: nn.Module, blocks: str, width: int) -> str:
-    block = model.get_submodule(blocks.format(0))
-    found = [
-        (_in_out(block.get_submodule(".".join(p for p in (parent, name) if p)))[0], parent, name)
+def _holds_matrices(modules: nn.ModuleList) -> bool:
+    return any(is_matrix(m) for m in modules.modules())
+
+
+def _down(block: nn.Module, width: int, experts: str | None) -> tuple[str | None, str]:
+    """The down-projection of a block, or why it has none."""
+    found = [] if experts is not None else _downs(block, width)
+    if not found:
+        return None, f"looked for two or three matrices of one module that lead from {width} to one width and back"
+    # A fused attention can look like a narrow feed-forward part; the real one is wider.
+    return max(found, key=lambda candidate: candidate[0])[1], ""
+
+
+def _downs(block: nn.Module, width: int) -> list[tuple[int, str]]:
+    """Size of a key and name of all that has the form of a down-projection."""
+    names = [
+        ".".join(p for p in (parent, name) if p)
         for parent in _parents(block)
         if (name := _down_in(block.get_submodule(parent), width)) is not None
     ]
-    if found:
-        # A fused attention can look like a narrow feed-forward part; the real one is wider.
-        _, parent, name = max(found, key=lambda candidate: candidate[0])
-        return ".".join(p for p in (blocks, parent, name) if p)
-    raise _not_found(model, "down", f"two or three matrices of one module that lead from {width} to one width and back")
+    return [(_in_out(block.get_submodule(name))[0], name) for name in names]
+
+
+def _experts(block: nn.Module, width: int) -> str | None:
+    """Where a block keeps experts: a list of feed-forward parts, or their matrices stacked; None where it has none."""
+    for name, module in block.named_modules():
+        if isinstance(module, nn.ModuleList) and any(_downs(expert, width) for expert in module):
+            return str(name)
+        # The kernel of a convolution has three dimensions, too.
+        plain = not isinstance(module, nn.modules.conv._ConvNd)
+        own = module.named_parameters(recurse=False)
+        if plain and any(p.dim() == 3 and width in p.shape[1:] and len(p) > 1 for _, p in own):
+            return str(name)
+    return None
+
+
+def _shared(block: nn.Module, width: int, blocks: str) -> str:
+    """How the experts are named that every token passes, where there are some."""
+    found = [name for _, name in _downs(block, width) if not any(part.isdigit() for part in name.split("."))]
+    return f", of which the shared one is edited only by name, --arch down={blocks}.{found[0]}" if found else ""
 
 
 def _parents(block: nn.Module) -> Iterator[str]:
@@ -234,16 +389,14 @@ def _alone(module: nn.Module) -> bool:
     return sum(p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD for p in given) <= 1
 
 
-def _attention(model: nn.Module, blocks: str, down: str) -> str | None:
+def _attention(block: nn.Module, inside: str) -> str | None:
     """The one child of a block that holds matrices and is neither a matrix nor the feed-forward part."""
-    block = model.get_submodule(blocks.format(0))
-    inside = down.removeprefix(f"{blocks}.").split(".")[0]
     found = [
         name
         for name, child in block.named_children()
         if name != inside and not is_matrix(child) and any(is_matrix(part) for part in child.modules())
     ]
-    return f"{blocks}.{found[0]}" if len(found) == 1 else None
+    return found[0] if len(found) == 1 else None
 
 
 def _in_out(module: nn.Module) -> tuple[int, int]:

@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.errors import ModelError, UsageError
+from harness.errors import UsageError
 from harness.models.lm import LM, shipped
+from harness.models.reading import require_causal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -45,12 +46,12 @@ def wrapped(
         raise UsageError(f"model is of type {type(model).__name__}, expected a name, a PreTrainedModel, or an LM")
     if tokenizer is None:
         raise UsageError(f"a {type(model).__name__} in memory comes without its tokenizer; give tokenizer=...")
-    if any(parameter.is_meta for parameter in model.parameters()):
-        raise ModelError(f"{called(model)}: its weights are not in memory; load it without offloading")
     lm = LM.wrap(
         model, tokenizer, name=called(model), names=arch, text=text or ("mini" if _ships(model) else "wikitext")
     )
     lm.check_finite()
+    _ = lm.start  # tells of a tokenizer without one before anything is measured
+    require_causal(lm.name, model)
     return lm
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from harness.errors import DataError, ModelError, UsageError, near
@@ -19,6 +18,7 @@ from harness.io import plain_text
 from harness.io.hashes import combined_sha256, tensor_sha256
 from harness.models import arch
 from harness.models.arch import Architecture
+from harness.models.reading import read_checkpoint, require_causal, require_in_memory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from harness.models.backpack import BackpackForCausalLM
 
 __all__ = ["LM", "Batch", "load", "require_device", "require_dtype", "shipped"]
+
+_LONGEST = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx", "max_sequence_length", "seq_length")
+"""What configurations call the longest sequence (Llama, GPT-2, MPT, CTRL and XGLM, and others)."""
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -92,11 +95,13 @@ class LM:
             raise ModelError(
                 f"{name}: the tokenizer cannot say where its tokens stand; use a fast (tokenizers) tokenizer"
             )
-        if tokenizer.pad_token_id is None:
-            tokenizer.pad_token = tokenizer.eos_token
+        require_in_memory(name, model)
         model.train(False)
         model.requires_grad_(False)
-        return cls(model, tokenizer, name, arch.resolve_architecture(model, names), text)
+        lm = cls(model, tokenizer, name, replace(arch.resolve_architecture(model, names), owner=name), text)
+        if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= lm.vocabulary:
+            tokenizer.pad_token = lm._padding()
+        return lm
 
     @property
     def device(self) -> torch.device:
@@ -106,11 +111,26 @@ class LM:
     @property
     def context(self) -> int:
         """The longest sequence that the model takes, in tokens."""
-        config = self.model.config
-        for key in ("max_position_embeddings", "n_positions"):
-            if isinstance(getattr(config, key, None), int):
-                return int(getattr(config, key))
+        # Models of text and images keep what concerns text in a configuration of its own.
+        config = self.model.config.get_text_config(decoder=True)
+        for key in _LONGEST:
+            value = getattr(config, key, None)
+            if isinstance(value, int) and value > 0:
+                return value
         return int(min(self.tokenizer.model_max_length, 2048))
+
+    @property
+    def vocabulary(self) -> int:
+        """The tokens that the model has an embedding of; its tokenizer may know more or fewer."""
+        weight = self.model.get_submodule(self.arch.embedding).weight
+        assert isinstance(weight, Tensor)
+        return int(weight.shape[0])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the weights that are edited: of the first down-projection, or of the embedding without one."""
+        edited = self.arch.editable
+        return self.parameter(self.down(edited[0]) if edited else f"{self.arch.embedding}.weight").dtype
 
     @property
     def family(self) -> str:
@@ -196,15 +216,39 @@ class LM:
         Raises:
             ModelError: the tokenizer has neither.
         """
-        for token in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id):
-            if isinstance(token, int):
-                return token
+        config = self.model.config.get_text_config(decoder=True)
+        for holder in (self.tokenizer, config):
+            for token in (getattr(holder, "bos_token_id", None), getattr(holder, "eos_token_id", None)):
+                if isinstance(token, int) and 0 <= token < self.vocabulary:
+                    return token
         raise ModelError(f"{self.name}: the tokenizer has no token that begins or ends a text; set its bos_token")
 
+    @property
+    def pad(self) -> int:
+        """The token that stands in padding, which the model has an embedding of."""
+        return int(self.tokenizer.pad_token_id or 0)
+
+    def _padding(self) -> str:
+        """A token for padding, of a tokenizer that has none, or one that the model has no embedding of."""
+        special = [self.tokenizer.eos_token_id, self.tokenizer.bos_token_id, self.tokenizer.unk_token_id]
+        # It is left out of what a model writes: without a special token, one that no text holds.
+        unseen = [i for i in range(min(512, self.vocabulary)) if not str(self.tokenizer.decode([i])).isprintable()]
+        known = [i for i in [*special, *unseen, self.vocabulary - 1] if i is not None and i < self.vocabulary]
+        return str(self.tokenizer.convert_ids_to_tokens(known[0]))
+
     def batch(self, rows: Sequence[Sequence[int]]) -> Batch:
-        """Right-pad rows of tokens on the model's device."""
-        width = max(len(row) for row in rows)
-        pad = int(self.tokenizer.pad_token_id or 0)
+        """Right-pad rows of tokens on the model's device.
+
+        Raises:
+            ModelError: the model has no embedding of a token.
+        """
+        width, most = max(len(row) for row in rows), max(max(row, default=0) for row in rows)
+        if most >= self.vocabulary:
+            raise ModelError(
+                f"{self.name}: the tokenizer writes token {most} ('{self.tokenizer.convert_ids_to_tokens(most)}'), but "
+                f"the model has {self.vocabulary} embeddings; use the tokenizer of the model"
+            )
+        pad = self.pad
         ids = torch.tensor([list(row) + [pad] * (width - len(row)) for row in rows], device=self.device)
         mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=self.device)
         return Batch(ids, mask)
@@ -303,36 +347,24 @@ def load(
     Raises:
         ModelError: the model cannot be loaded, or a weight is not finite.
     """
-    from transformers import AutoTokenizer
-
     require_dtype(dtype)
     require_device(device)
     if text is not None:
         plain_text.require_text(text)
     inside = shipped().get(name)
-    source = str(inside or name)
-    if (
-        inside is None
-        and (name.startswith((".", "/", "~")) or Path(name).exists())
-        and not (Path(name) / "config.json").is_file()
-    ):
-        raise ModelError(f"{name}: no config.json there; give a folder with a Hugging Face checkpoint")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        placement = {"device_map": "auto"} if device == "auto" else {}
-        model, report = _family(source).from_pretrained(
-            source, dtype=_DTYPES[dtype], output_loading_info=True, **placement
-        )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ModelError(f"{name}: cannot be loaded ({reason}); shipped models are {', '.join(shipped())}") from error
-    if report["missing_keys"]:
-        missing = ", ".join(sorted(report["missing_keys"])[:3])
-        raise ModelError(f"{name}: the checkpoint lacks {missing}, which would be random; use an intact checkpoint")
+    model, tokenizer = read_checkpoint(
+        name,
+        str(inside or (Path(name).expanduser() if name.startswith("~") else name)),
+        dtype=_DTYPES[dtype],
+        spread=device == "auto",
+        known=", ".join(shipped()),
+    )
     if device != "auto":
         _place(model, device or _best_device())
     lm = LM.wrap(model, tokenizer, name=name, names=names, text=text or ("mini" if inside else "wikitext"))
     lm.check_finite()
+    _ = lm.start  # tells of a tokenizer without one before anything is measured
+    require_causal(name, model)
     return lm
 
 
@@ -341,17 +373,6 @@ def _senses(model: PreTrainedModel) -> TypeGuard[BackpackForCausalLM]:
     from harness.models.backpack import BackpackForCausalLM
 
     return isinstance(model, BackpackForCausalLM)
-
-
-def _family(source: str) -> Any:
-    """What loads a checkpoint; the published Backpacks say that they are GPT-2, and bring code of their own."""
-    from transformers import AutoModelForCausalLM, PretrainedConfig
-
-    from harness.models import backpack
-
-    backpack.register()
-    settings, _ = PretrainedConfig.get_config_dict(source)
-    return backpack.BackpackForCausalLM if "num_senses" in settings else AutoModelForCausalLM
 
 
 def require_dtype(dtype: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,10 +93,10 @@ def _require_layers(resolved: Resolved, lm: LM, editor: Editor) -> None:
     for layer in layers or ():
         lm.arch.down_of(layer)  # tells of a layer that the model does not have
     if resolved.edits_any and not resolved.plan.patch and "weights" in editor.root.seams:
-        _require_plain(lm, layers or range(lm.arch.layers))
+        _require_plain(lm, layers or lm.arch.editable)
 
 
-def _require_plain(lm: LM, layers: range | tuple[int, ...]) -> None:
+def _require_plain(lm: LM, layers: Sequence[int]) -> None:
     """Refuse a quantised model for an editor of weights, and name the editors that work on one."""
     try:
         for layer in layers:

@@ -189,7 +189,7 @@ def _greedy(lm: LM, prompts: Sequence[tuple[int, ...]], new_tokens: int) -> list
     if new_tokens < 1:
         return [""] * len(prompts)
     ids = torch.tensor(prompts, device=lm.device)
-    pad = int(lm.tokenizer.pad_token_id or 0)
+    pad = lm.pad
     with lm.plain_generation(), torch.no_grad():
         rows = lm.model.generate(  # type: ignore[operator]
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens, do_sample=False, pad_token_id=pad

@@ -430,7 +430,7 @@ def _texts(lm: LM, edits: Sequence[Edit], seed: int, report: Report) -> dict[str
                 max_new_tokens=None,
                 do_sample=True,
                 top_k=_TOP,
-                pad_token_id=lm.tokenizer.pad_token_id,
+                pad_token_id=lm.pad,
                 eos_token_id=lm.tokenizer.eos_token_id,
             )
         found[edit.id] = [_scored(edit, row, lm.tokenizer.eos_token_id, ids.shape[1]) for row in written.tolist()]

@@ -122,7 +122,7 @@ def _drawn(
     room = min(max(count - len(row) for count, row in zip(most, rows, strict=True)), lm.context - width)
     if room <= 0:
         return [list(row) for row in rows]
-    short, pad = [width - len(row) for row in rows], int(lm.tokenizer.pad_token_id or 0)
+    short, pad = [width - len(row) for row in rows], lm.pad
     ids = torch.tensor([[pad] * n + list(row) for n, row in zip(short, rows, strict=True)], device=lm.device)
     mask = torch.tensor([[0] * n + [1] * len(row) for n, row in zip(short, rows, strict=True)], device=lm.device)
     settings = GenerationConfig(  # type: ignore[no-untyped-call]

@@ -123,7 +123,7 @@ def random_model(lm: LM, seed: int) -> LM:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(lm.model.config)  # type: ignore[no-untyped-call]
-    dtype = lm.parameter(lm.down(0)).dtype
+    dtype = lm.dtype
     nn.Module.to(model, lm.device, dtype)
     model.train(False)
     model.requires_grad_(False)

@@ -118,4 +118,4 @@ class _Strange(nn.Module):
 
 def test_an_unknown_architecture_says_what_was_looked_for_and_how_to_name_it():
     with pytest.raises(ModelError, match=r"no down found \(looked for two or three matrices .* --arch blocks="):
-        arch.resolve_architecture(_Strange())  # type: ignore[arg-type]
+        arch.resolve_architecture(_Strange()).down_of(0)  # type: ignore[arg-type]
