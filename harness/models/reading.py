@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,10 +115,13 @@ def _merged(name: str, source: str, model: PreTrainedModel, tokens: int) -> PreT
 
     if tokens > len(_embedding(model)):
         model.resize_token_embeddings(tokens)
-    adapted = PeftModel.from_pretrained(model, source)
+    with warnings.catch_warnings():
+        # peft asks a model by a name that transformers has given up.
+        warnings.simplefilter("ignore", FutureWarning)
+        adapted = PeftModel.from_pretrained(model, source)
     merge = getattr(adapted.base_model, "merge_and_unload", None)
     if merge is None:
-        kind = adapted.peft_config["default"].peft_type
+        kind = str(adapted.peft_config["default"].peft_type).removeprefix("PeftType.")
         raise ModelError(f"{name}: a {kind} adapter cannot be merged into the weights; give a LoRA adapter or a model")
     merged: PreTrainedModel = merge(safe_merge=False)
     merged.config.name_or_path = source

@@ -124,6 +124,11 @@ def test_how_long_a_text_may_be(make, context):
     assert score == pytest.approx(float(expected), abs=1e-5)
 
 
+# Of peft and transformers, where the test makes an adapter; that reading one is quiet is tried beside.
+adapting = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+
+
+@adapting
 @pytest.mark.parametrize("where", ["absolute", "beside", "nothing"])
 def test_an_adapter_is_merged_into_its_model(tmp_path, where):
     base = saved(llama(), words(), tmp_path / "base")
@@ -148,6 +153,7 @@ def test_an_adapter_is_merged_into_its_model(tmp_path, where):
         loading.load(str(folder), device="cpu")
 
 
+@adapting
 def test_an_adapter_without_weights_to_add(tmp_path):
     base = saved(llama(), words(), tmp_path / "base")
     settings = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
