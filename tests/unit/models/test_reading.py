@@ -73,7 +73,7 @@ def test_padding_is_a_token_that_the_model_knows(tmp_path, special):
 def test_a_token_without_embedding_is_named():
     tokenizer = words()
     tokenizer.add_tokens(["[NEW]"])
-    lm = LM.wrap(llama(), tokenizer, "small")
+    lm = LM.wrap(llama(), tokenizer, name="small")
     with pytest.raises(ModelError, match=r"small: the tokenizer writes token 257 \('\[NEW\]'\), but the model has 257"):
         lm.batch([lm.encode("a [NEW] thing")])
 
@@ -115,7 +115,7 @@ def ctrl() -> hf.PreTrainedModel:
 
 @pytest.mark.parametrize(("make", "context"), [(gemma3, 4096), (mpt, 77), (ctrl, 66), (llama, 128)])
 def test_how_long_a_text_may_be(make, context):
-    lm = LM.wrap(make(), words(), "long")
+    lm = LM.wrap(make(), words(), name="long")
     assert (lm.context, lm.vocabulary, lm.arch.width, lm.arch.layers) == (context, 257, 32, 2)
     assert "vision" not in lm.arch.blocks
     score = EditedLM(lm)._loglikelihood_tokens([(("a", "b"), [5, 6], [7])])[0][0]
@@ -228,7 +228,7 @@ def test_weights_that_are_nowhere_are_named():
     model = llama()
     layer = model.model.layers[1].mlp
     layer.down_proj.weight = nn.Parameter(layer.down_proj.weight.to("meta"), requires_grad=False)
-    for take in (lambda: LM.wrap(model, words(), "offloaded"), lambda: wrapped(model, words())):
+    for take in (lambda: LM.wrap(model, words(), name="offloaded"), lambda: wrapped(model, words())):
         with pytest.raises(
             ModelError, match=r"1 of its weights are not in memory \('model.layers.1.mlp.down_proj.weight'"
         ):
@@ -245,7 +245,7 @@ def test_an_embedding_narrower_than_the_blocks():
         "word_embed_proj_dim": 16,
     }
     model = hf.OPTForCausalLM(hf.OPTConfig(vocab_size=257, do_layer_norm_before=False, bos_token_id=256, **sizes))
-    lm = LM.wrap(model, words(), "narrow")
+    lm = LM.wrap(model, words(), name="narrow")
     assert (lm.arch.width, lm.arch.inner, lm.arch.down) == (32, 64, "model.decoder.layers.{}.fc2")
     assert lm.matrix(lm.down(1)).shape == (32, 64)
     assert len(lm.encode(Edit("1", "{} was born in", "Ada", "Rome").text)) > 0
