@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from harness.exam.statistics import significant
+from harness.exam.statistics import agreeing, significant
 from harness.reports.table import MISSING, Cell, Column, Row, Verdict, text_cells
 from harness.runs.record import Record
 
@@ -22,6 +22,7 @@ __all__ = [
     "Metric",
     "brackets",
     "number",
+    "shown_interval",
     "shown_metrics",
     "shown_row",
     "signed",
@@ -37,6 +38,9 @@ EDIT_METRICS = ("score", "efficacy", "paraphrase", "neighborhood", "locality_acc
 LEGEND = (
     "Each cell: the value, and edited minus unedited on the same documents with its 95 % interval; "
     "the unedited row: the value with its own 95 % interval.",
+    "Green and red, where there are colours: better and worse than unedited, where the interval of the difference "
+    "excludes zero. A difference without an interval has no test: one document, or all of them change alike.",
+    "↑: higher is better; ↓: lower is better.",
     "Bold: significantly better than the second best of the column, paired by document.",
     "Tables are told apart by what makes numbers incomparable: the model, the edits, how they were made, how many.",
     "Several seeds: the mean over runs that differ in the seed alone; intervals are over documents under these seeds, "
@@ -74,14 +78,30 @@ def brackets(interval: Sequence[float] | None, sign: bool = False) -> str:
 # --- what is marked ---------------------------------------------------------------------------------------------------
 
 
+def shown_interval(difference: Mapping[str, Any]) -> tuple[float, float] | None:
+    """The interval of a difference in a record, so that it agrees with the test; None where there is none.
+
+    Args:
+        difference: its ``interval`` and its ``p``.
+    """
+    limits = difference.get("interval")
+    return None if limits is None else agreeing(difference.get("p"), *limits)
+
+
 def significant_change(difference: Mapping[str, Any], p: float | None = None) -> bool:
     """Whether a difference, as it stands in a record, is significant.  All that any table marks is decided here.
+
+    It is where the interval excludes zero in the digits that are shown, so that no reader sees a mark at an interval
+    that holds zero, nor none at one that does not.
 
     Args:
         difference: its ``interval`` and its ``p``.
         p: what takes the place of its own p value, such as one adjusted for many comparisons.
     """
-    low, high = difference.get("interval") or (None, None)
+    limits = shown_interval(difference)
+    if limits is None:
+        return False
+    low, high = (float(number(limit)) for limit in limits)
     return significant(difference.get("p") if p is None else p, low, high)
 
 
@@ -240,5 +260,5 @@ def _below(measure: Mapping[str, Any]) -> tuple[str, ...]:
         parts = [brackets(measure.get("interval"))]
     else:
         value = difference["value"]
-        parts = ["" if value is None else signed(value), brackets(difference["interval"], sign=True)]
+        parts = ["" if value is None else signed(value), brackets(shown_interval(difference), sign=True)]
     return tuple(part for part in parts if part)

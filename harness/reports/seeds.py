@@ -124,7 +124,8 @@ def pool(records: Sequence[Record], shown: Shown | None = None) -> list[Record]:
     groups: dict[str, list[Record]] = {}
     for record in records:
         groups.setdefault(_key(record), []).append(record)
-    return [one for group in groups.values() for one in ([_pooled(group, shown)] if _can(group) else group)]
+    unedited = _Unedited()
+    return [one for group in groups.values() for one in ([_pooled(group, shown, unedited)] if _can(group) else group)]
 
 
 def _key(record: Record) -> str:
@@ -149,24 +150,51 @@ def _can(group: Sequence[Record]) -> bool:
     )
 
 
-def _pooled(group: Sequence[Record], shown: Shown | None) -> Record:
+_Means = dict[str, dict[str, Ratio]]
+
+
+class _Unedited:
+    """Pooled numbers of unedited models: those that many editors are compared with are made once."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, list[tuple[object, tuple[_Means, dict[str, Json]]]]] = {}
+
+    def of(self, group: Sequence[Record], task: str, wanted: Sequence[str]) -> tuple[_Means, dict[str, Json]]:
+        """The means and the numbers of a task before any edit, taken from others of which all contents are equal."""
+        values = [(record.values or {}).get(0, {}).get(task, {}) for record in group]
+        derived = group[0].derived.get(task, {})
+        contents = (list(wanted), derived, [record.tasks(0).get(task, {}) for record in group], values)
+        known = self._known.setdefault(task, [])
+        found = next((made for kept, made in known if kept == contents), None)
+        if found is None:
+            means = _means(group, 0, task, wanted)
+            found = means, _numbers(group, 0, task, wanted=wanted, means=means, base=None)
+            known.append((contents, found))
+        return found
+
+
+def _pooled(group: Sequence[Record], shown: Shown | None, unedited: _Unedited) -> Record:
     group = sorted(group, key=lambda record: record.seed)
     first, seeds = group[0], [record.seed for record in group]
     plan = {**first.plan, "seeds": seeds}
     points = [{"edits": point["edits"], "tasks": {}} for point in first.points]
     values: PointValues = {}
     for point in points:
-        for task, measures in first.tasks(point["edits"]).items():
+        edits, found = point["edits"], values.setdefault(point["edits"], {})
+        for task, measures in first.tasks(edits).items():
             wanted = list(measures) if shown is None else list(shown(first, task, measures))
-            means = values.setdefault(point["edits"], {})[task] = _means(group, point["edits"], task, wanted)
-            base = values[0].get(task) if point["edits"] else None
-            point["tasks"][task] = _numbers(group, point["edits"], task, wanted=wanted, means=means, base=base)
+            if not edits:
+                found[task], point["tasks"][task] = unedited.of(group, task, wanted)
+                continue
+            means = found[task] = _means(group, edits, task, wanted)
+            base = values[0].get(task)
+            point["tasks"][task] = _numbers(group, edits, task, wanted=wanted, means=means, base=base)
     cost = [{"phase": "mean over seeds", **_cost(group)}]
     name = digest({"seeds": [record.id for record in group]})
     return replace(first, id=name, plan=plan, points=points, values=values, cost=cost)
 
 
-def _means(group: Sequence[Record], edits: int, task: str, wanted: Sequence[str]) -> dict[str, dict[str, Ratio]]:
+def _means(group: Sequence[Record], edits: int, task: str, wanted: Sequence[str]) -> _Means:
     """Metric -> document -> the mean of what it contributed in each run that has it; also of parts of derived ones."""
     tables = [(record.values or {}).get(edits, {}).get(task, {}) for record in group]
     derived = group[0].derived.get(task, {})

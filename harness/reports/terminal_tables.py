@@ -15,8 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.exam.statistics import holm
-from harness.reports.cells import EDIT_METRICS, brackets, number, signed, significant_change
+from harness.reports.cells import EDIT_METRICS, brackets, number, shown_interval, signed, significant_change
 from harness.reports.comparison import pair_difference
+from harness.reports.fitted_table import FittedTable
 from harness.reports.regressions import Moved
 from harness.reports.table import MISSING
 from harness.runs.record import Record, record_name
@@ -30,9 +31,14 @@ EXAM = (*EDIT_METRICS, "generation_exact_match", "paraphrase_exact_match", "gene
 _WIDE = 100  # columns of a terminal
 _STYLES = {True: "green", False: "red", None: "yellow"}
 _LEGEND = (
-    "[ ]: 95 % interval, paired by document.  none (±x): no detectable change; a true change of x or more would be "
-    "found 4 times in 5."
+    "[ ]: 95 % interval, paired by document.  better, worse, higher, lower: it excludes zero.  none (±x): it does not, "
+    "and a true change of x or more would be found 4 times in 5.  no test: one document, or all of them change alike, "
+    f"which does not say how sure the change is.  {MISSING}: no value."
 )
+_ADJUSTED = (
+    "none (adjusted): the interval excludes zero, but not p after Holm's adjustment for the number of comparisons."
+)
+_STARRED = "*: the interval of the difference from unedited excludes zero."
 
 
 # --- the table of a run -----------------------------------------------------------------------------------------------
@@ -71,15 +77,16 @@ def _results(record: Record, everything: bool, narrow: bool = False) -> Renderab
         _add_task(table, record, task, last, everything)
     parts: list[RenderableType] = [_title(record), table, Text(_LEGEND, style="dim")]
     if len(counts) > 2:
-        parts += [Text(), _retention(record, sorted(counts))]
+        parts += [Text(), _retention(record, sorted(counts)), Text(_STARRED, style="dim")]
     return Group(*parts, *(Text(line, style="yellow") for line in _remarks(record, last)))
 
 
 def _table(*headings: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), header_style="bold")
+    """A table whose first column holds names."""
+    table = FittedTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), header_style="bold")
     for i, heading in enumerate(headings):
         left = i in (0, len(headings) - 1)
-        table.add_column(heading, justify="left" if left else "right", no_wrap=True, overflow="ignore")
+        table.add_column(heading, justify="left" if left else "right", overflow="fold" if i == 0 else "ignore")
     return table
 
 
@@ -150,7 +157,7 @@ def _fewer(cells: list[Text]) -> list[Text]:
 def _difference(change: Mapping[str, Any]) -> str:
     if not change or change.get("value") is None:
         return ""
-    return f"{signed(change['value'])} {brackets(change.get('interval'), sign=True)}".rstrip()
+    return f"{signed(change['value'])} {brackets(shown_interval(change), sign=True)}".rstrip()
 
 
 def _verdict(change: Mapping[str, Any], higher_is_better: bool | None) -> Text:
@@ -312,7 +319,11 @@ def comparison_table(a: Record, b: Record, seed: int = 0) -> RenderableType:
             previous = task
         p = None if change["p"] is None else next(adjusted)
         table.add_row(f"  {metric}", *_comparison(first, second, change, p))
-    notes = [Text(_LEGEND, style="dim")] if rows else [Text("the records have no task in common", style="yellow")]
+    notes = (
+        [Text(_LEGEND, style="dim"), Text(_ADJUSTED, style="dim")]
+        if rows
+        else [Text("the records have no task in common", style="yellow")]
+    )
     return Group(_heading("A", a, last[0]), _heading("B", b, last[1]), *_apart(a, b), table, *notes, *_unpaired(a, b))
 
 
@@ -386,9 +397,7 @@ def moved_table(moved: Mapping[str, Sequence[Moved]]) -> RenderableType:
         moved: the name of each record, and what :func:`regressions` found in it.
     """
     table = _table("record", "edits", "task", "was", "is", "moved", "allowed", "")
-    table.columns[2].justify = "left"
-    for column in (table.columns[0], table.columns[2]):  # where it is narrow, names are folded and numbers stay whole
-        column.no_wrap, column.overflow = False, "fold"
+    table.columns[2].justify, table.columns[2].overflow = "left", "fold"
     for record, items in moved.items():
         for item in items:
             table.add_row(record, str(item.edits), f"{item.task} {item.metric}", *_move(item))

@@ -198,6 +198,13 @@ class _Unpacked(Mapping[str, Values]):
     def __contains__(self, metric: object) -> bool:
         return metric in self._columns  # without unpacking it
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _Unpacked):
+            return super().__eq__(other)
+        return self._ids == other._ids and self._columns == other._columns
+
+    __hash__ = None  # type: ignore[assignment]  # as of a dict
+
 
 def _rows(column: Json, ids: Sequence[str]) -> dict[str, Ratio]:
     num: list[float | None] = column["num"]
