@@ -143,6 +143,7 @@ def whole(tokenizer: PreTrainedTokenizerBase, text: str, context: int, *, lead: 
     head: list[int] = tokenizer(lead)["input_ids"] if lead else []
     if len(ids) > 1 and len(head) + len(ids) <= context + 1:
         return [Span((*head, *ids), len(ids) - 1)]
+    # A window reads ``context`` tokens and predicts one more, with which the next begins: each token is scored once.
     starts = range(0, len(ids) - 1, context)
     return [Span(tuple(ids[start : start + context + 1]), min(context, len(ids) - 1 - start)) for start in starts]
 

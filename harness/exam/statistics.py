@@ -204,6 +204,7 @@ def difference(base: Values, edited: Values, *, seed: int, resamples: int = RESA
     """
     pairs, note = _paired([base], [edited])
     units = _Units.of(pairs)
+    # McNemar in its exact form: an edit turns few answers over, and for few the chi-square form claims too much.
     binary = _binary_difference(units)
     if binary is not None:
         return _noted(binary, note)
@@ -226,6 +227,7 @@ def harmonic(components: Sequence[Values], seed: int, resamples: int = RESAMPLES
     if value is None:
         return Estimate(None, 0, reason="a component has no value")
     clusters = units.clusters
+    # The components come from the same records: drawn apart, what they have in common would be lost.
     draws = _harmonic_mean(units.resample(seed, resamples))
     if _constant(draws):
         interval, why = _constant_interval(units, value)

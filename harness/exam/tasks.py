@@ -249,6 +249,7 @@ def load_suite(
     """
     found: dict[str, Task] = {}
     if edit_set is not None:
+        # A manager hands what it is given to every task it builds; only the edit set is to be cut to edited records.
         mine = _manager({"data_dir": data_dir, "records": list(records or ()), "file": own_file, "split": split})
         found |= {t.name: t for t in _build(mine, edit_set, lambda shown: _rows_of(shown, split, data_dir, own_file))}
     others = [name for name in names if name != edit_set]

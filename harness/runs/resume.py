@@ -69,6 +69,7 @@ class Checkpoint:
         try:
             tree, tensors = flatten(self._newest)
         except (TypeError, RecursionError) as error:
+            # Not to be able to go on after a kill is no reason to refuse an editor that can run.
             log.warning("this editor's state cannot be kept (%s): a run that is killed begins anew", error)
         else:
             about = {"key": self.key, "state": tree}
