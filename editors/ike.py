@@ -18,12 +18,13 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from harness.editing.edit import Edit, Example
 from harness.editing.editor import Learned
 from harness.editing.hyperparameters import Count
-from harness.errors import UsageError
-from harness.methods.retrieval import Fact, Index, Sentences, as_fact, fits_context, join_facts
+from harness.errors import DataError, UsageError
+from harness.methods.retrieval import Fact, Index, Sentences, as_fact, fits_context, join_facts, kept_rows
 from harness.models.lm import LM
 from harness.patches.patch import Part, Patch
 
@@ -94,7 +95,7 @@ class Ike(Learned):
         """The edits with the demonstrations of each; increments join."""
         if not edits:
             return Patch()
-        corpus = [_Row(**row) for row in json.loads(bytes(self.knowledge(lm)["corpus"].cpu().tolist()))]
+        corpus = _corpus(self.knowledge(lm))
         facts, stated = join_facts((), map(as_fact, edits)), Sentences(tuple(row.fact for row in corpus))
         shown = tuple(self.demonstrations(one, corpus, stated.cosines(f"{one.sentence} {one.prompt}")) for one in facts)
         return Patch(prompt=Demonstrations(facts, shown, self.room, lm))
@@ -117,6 +118,31 @@ class Ike(Learned):
             if len(found) == self.k:
                 break
         return tuple(reversed(found))
+
+
+class _Kept(TypedDict):
+    """A :class:`_Row`, as the fitted file holds it."""
+
+    fact: str
+    prompt: str
+    new: str
+    old: str | None
+    update: list[str]
+    retain: list[str]
+
+
+def _corpus(learned: Mapping[str, Tensor]) -> list[_Row]:
+    """The texts that were kept.
+
+    Raises:
+        DataError: what was learned holds none.
+    """
+    try:
+        return [_Row(**row) for row in kept_rows(learned["corpus"], _Kept)]
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"what ike learned is no list of examples ({error}); fit it again with `harness fit`"
+        ) from error
 
 
 class _Row(NamedTuple):

@@ -11,16 +11,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import TypedDict
+
 from harness.editing.editor import Editor, Learned
 from harness.editing.registry import configure
 from harness.errors import DataError, UsageError
 from harness.io.cache import cache_folder
-from harness.io.tensor_file import content_sha256, read_manifest, read_tensors, write_tensors
+from harness.io.tensor_file import content_sha256, read_manifest, read_tensors, require_manifest, write_tensors
 from harness.models.lm import LM
 
 __all__ = [
     "default_path",
     "fit_command",
+    "learned_content",
     "learned_digest",
     "load_learned",
     "require_learned",
@@ -31,6 +34,17 @@ __all__ = [
 
 FORMAT = 1
 KIND = "fitted editor"
+
+
+class _Manifest(TypedDict):
+    """What the manifest of a fitted editor says besides its kind."""
+
+    editor: str
+    hyperparameters: dict[str, Any]
+    model: str
+    model_name: str
+    dtype: str
+    trained: dict[str, Any]
 
 
 def default_path(editor: Editor, lm: LM) -> Path:
@@ -60,6 +74,15 @@ def learned_digest(editor: Editor) -> str | None:
     """The sha256 of what was learned; None for editors that learn nothing."""
     known = editor.learned if isinstance(editor, Learned) else None
     return None if known is None else content_sha256(known)
+
+
+def learned_content(path: Path) -> str:
+    """The sha256 of what a file holds, as :func:`learned_digest` has it; the file's tensors are not read.
+
+    Raises:
+        DataError: it is damaged, or of another kind.
+    """
+    return str(read_manifest(path, KIND, FORMAT)["sha256"])
 
 
 def require_writable_file(path: Path) -> None:
@@ -112,6 +135,7 @@ def load_learned(editor: Learned, lm: LM, path: Path) -> Learned:
         DataError: the file is damaged, or of another editor, setting or model.
     """
     head, tensors = read_tensors(path, KIND, FORMAT)
+    require_manifest(path, _Manifest, head)
     if head["editor"] != editor.name:
         raise DataError(f"{path}: holds what {head['editor']} learned, not {editor.name}; give another file")
     if head["model"] != lm.fingerprint():
@@ -137,7 +161,7 @@ def require_usable(editor: Editor, path: str | None) -> None:
     if path is not None and not isinstance(editor, Learned):
         raise UsageError(f"{editor.name} learns nothing before its first edit; leave out --fitted")
     if path is not None:
-        read_manifest(Path(path), KIND, FORMAT)
+        require_manifest(Path(path), _Manifest, read_manifest(Path(path), KIND, FORMAT))
 
 
 def require_learned(editor: Editor, lm: LM, path: str | None) -> Editor:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from harness import __version__
 from harness.editing.registry import find
@@ -30,6 +31,29 @@ VERSION = __version__
 
 FORMAT = 1
 KIND = "patch"
+
+
+_Part = TypedDict("_Part", {"class": str, "settings": dict[str, Any]})
+
+
+class _About(TypedDict, total=False):
+    """What made the edits, as far as it is read again."""
+
+    model: str
+    dtype: str
+    num_edits: int
+    ids: list[str]
+
+
+class _Manifest(TypedDict):
+    """What the manifest of a patch says besides its kind."""
+
+    editor: str
+    model: str
+    model_name: str
+    version: str
+    parts: dict[str, _Part]
+    about: _About
 
 
 def save_patch(
@@ -73,7 +97,9 @@ def patch_manifest(path: Path) -> dict[str, Any]:
     Raises:
         DataError: the file is damaged, no patch, or of a newer format.
     """
-    return tensor_file.read_manifest(path, KIND, FORMAT)
+    head = tensor_file.read_manifest(path, KIND, FORMAT)
+    tensor_file.require_manifest(path, _Manifest, head)
+    return head
 
 
 def load_patch(path: Path, lm: LM) -> Patch:
@@ -84,6 +110,7 @@ def load_patch(path: Path, lm: LM) -> Patch:
             longer has the part.
     """
     head, flat = tensor_file.read_tensors(path, KIND, FORMAT)
+    tensor_file.require_manifest(path, _Manifest, head)
     if head["model"] != lm.fingerprint():
         dtype = head["about"].get("dtype")
         raise DataError(

@@ -581,21 +581,34 @@ def _parse_line(line: str, where: str) -> Row:
 def _parse_object(text: str) -> Row:
     try:
         row = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise _not_json(error, text) from error
+    _require_writable(row)
     if not isinstance(row, dict):
         raise _no_object(row, text)
     return row
 
 
-def _not_json(error: json.JSONDecodeError | RecursionError, text: str) -> DataError:
+def _not_json(error: ValueError | RecursionError, text: str) -> DataError:
     if isinstance(error, RecursionError):
         return DataError("JSON nested too deeply")
+    if not isinstance(error, json.JSONDecodeError):
+        return DataError("a number that cannot be read; give finite numbers")
     return DataError(f"not JSON ({error.msg}, column {error.colno}; the line may be cut off): {_short(text)}")
 
 
 def _no_object(value: object, text: str) -> DataError:
     return DataError(f"expected a JSON object {{...}}, found {type(value).__name__}: {_short(text)}")
+
+
+def _require_writable(row: object) -> None:
+    """See that every text of a row can be written again: a lone half of a surrogate pair is no character."""
+    try:
+        json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"holds half a character ({error.object[error.start]!a}); mend the text") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError("holds a number without end; give finite numbers") from error
 
 
 def _check_fields(row: Row, fields: Mapping[str, str] | Sequence[str], where: str) -> None:

@@ -5,15 +5,20 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import logging
+import math
+import zlib
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import lm_eval
 import torch
+from annotated_types import Len
+from typing_extensions import TypedDict
 
 from harness import __version__
 from harness.editing.schedule import Stop
@@ -24,6 +29,7 @@ from harness.exam.statistics import Ratio, Values
 from harness.exam.tasks import Task, templates_once, values_of
 from harness.io import files
 from harness.io.cache import cache_folder
+from harness.io.schema import Count, Number, checked, parsed
 from harness.models.lm import LM
 from harness.patches.patch import Patch
 
@@ -41,6 +47,8 @@ __all__ = [
     "summarise_tasks",
 ]
 
+
+log = logging.getLogger(__name__)
 
 _PACKAGE = Path(__file__).parents[1]
 _DECISIVE = ("models", "patches", "exam")
@@ -262,11 +270,31 @@ def load_base(key: str | None) -> Measured | None:
     if key is None:
         return None
     try:
-        stored = json.loads(gzip.decompress(_base_path(key).read_bytes()))
+        stored = parsed(gzip.decompress(_base_path(key).read_bytes()))
+        checked(_Kept, stored)
+        if stored["key"] != key:
+            raise ValueError("it is of something else")
         values = {m: {d: statistics.as_ratio(v) for d, v in rows.items()} for m, rows in stored["values"].items()}
-        return Measured(values, stored["plain"], stored["answers"], stored["documents"], stored["truncated"])
-    except (OSError, EOFError, ValueError, KeyError, TypeError):
+    except FileNotFoundError:
         return None
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        log.warning(
+            "%s: cached numbers of the unedited model cannot be used (%s); measured again", _base_path(key), error
+        )
+        return None
+    plain = {metric: math.nan if value is None else value for metric, value in stored["plain"].items()}
+    return Measured(values, plain, stored["answers"], stored["documents"], stored["truncated"])
+
+
+class _Kept(TypedDict):
+    """What a file of cached numbers holds; a contribution is as :class:`harness.exam.statistics.Ratio`."""
+
+    key: str
+    values: dict[str, dict[str, Annotated[list[float | str | None], Len(4, 4)]]]
+    plain: dict[str, Number]
+    answers: dict[str, str]
+    documents: dict[str, dict[str, str]]
+    truncated: Count
 
 
 def save_base(key: str | None, measured: Measured) -> None:
@@ -280,13 +308,22 @@ def save_base(key: str | None, measured: Measured) -> None:
     path = _base_path(key)
     files.require_writable(path.parent, "set HARNESS_CACHE to a folder of yours")
     body = {
-        "values": measured.values,
-        "plain": measured.plain,
+        "key": key,
+        "values": {m: {d: _row(ratio) for d, ratio in rows.items()} for m, rows in measured.values.items()},
+        "plain": {metric: _finite(value) for metric, value in measured.plain.items()},
         "answers": measured.answers,
         "documents": measured.documents,
         "truncated": measured.truncated,
     }
-    files.write_whole(path, gzip.compress(json.dumps(body).encode(), mtime=0))
+    files.write_whole(path, gzip.compress(json.dumps(body, allow_nan=False).encode(), mtime=0))
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _row(ratio: Ratio) -> list[float | str | None]:
+    return [_finite(ratio.num), _finite(ratio.den), ratio.cluster, ratio.stratum]
 
 
 def _base_path(key: str) -> Path:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import UsageError
+from harness.io.schema import parsed
 
 __all__ = [
     "json_sha256",
@@ -31,6 +32,7 @@ __all__ = [
 ]
 
 LINE = 400  # characters: a metric with its interval and its difference stands on one line
+UNPACKED_AT_MOST = 2**31  # bytes
 DIGITS = 9  # significant: as many as a float32 holds
 
 
@@ -75,9 +77,18 @@ def unpack_json(content: bytes) -> Any:
         ValueError: the content is not whole, or of another kind.
     """
     try:
-        return json.loads(lzma.decompress(content))
-    except (lzma.LZMAError, EOFError) as error:
+        return parsed(_decompressed(content))
+    except (lzma.LZMAError, EOFError, MemoryError) as error:
         raise ValueError(f"not whole xz ({error})") from error
+
+
+def _decompressed(content: bytes) -> bytes:
+    """What xz packed, if it is no more than :data:`UNPACKED_AT_MOST`: some bytes can stand for terabytes."""
+    unpacker = lzma.LZMADecompressor(memlimit=UNPACKED_AT_MOST)
+    found = unpacker.decompress(content, max_length=UNPACKED_AT_MOST)
+    if not unpacker.eof or unpacker.unused_data:
+        raise ValueError("not whole xz (it breaks off, goes on after its end, or is too large)")
+    return found
 
 
 def rounded(value: Any) -> Any:

@@ -22,50 +22,88 @@ Tree: TypeAlias = Any
 """What JSON can hold; what is no plain number or text is an object with the field ``kind``."""
 
 
-def flatten(value: object) -> tuple[Tree, dict[str, Tensor]]:
+def flatten(value: object, given: Mapping[str, object] | None = None) -> tuple[Tree, dict[str, Tensor]]:
     """An object as a tree and the tensors that it names.
 
     A field of a dataclass whose metadata says ``kept=False`` is left out and must have a default; so is what a frozen
     dataclass caches.
 
+    Args:
+        value: the object.
+        given: what is not kept but stands by its name, such as the model, which whoever reads has at hand.
+
     Raises:
         TypeError: something in it is neither plain data nor a tensor nor a dataclass; says what.
     """
-    tensors: dict[int, tuple[str, Tensor]] = {}
-    tree = _flat(value, tensors)
-    return tree, dict(tensors.values())
+    flattening = _Flattening(given or {})
+    tree = flattening.tree(value)
+    return tree, flattening.tensors
 
 
-def rebuild(tree: Tree, tensors: Mapping[str, Tensor], packages: Collection[str]) -> Any:
+def rebuild(
+    tree: Tree,
+    tensors: Mapping[str, Tensor],
+    *,
+    packages: Collection[str],
+    given: Mapping[str, object] | None = None,
+) -> Any:
     """The object that :func:`flatten` took apart, each tensor on the device where it was.
 
     Args:
         tree: the tree.
         tensors: the tensors that it names.
         packages: the top-level names of the modules whose dataclasses may be made.
+        given: as :func:`flatten` was given.
 
     Raises:
         ValueError: the tree is not what :func:`flatten` writes, or names another class.
     """
     try:
-        return _Rebuilding(tensors, packages).value(tree)
+        return _Rebuilding(tensors, packages, given or {}).value(tree)
     except (LookupError, TypeError, AttributeError, RecursionError, OverflowError, RuntimeError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
-def _flat(value: object, tensors: dict[int, tuple[str, Tensor]]) -> Tree:
-    if isinstance(value, np.generic):
-        value = value.item()
-    if value is None or type(value) in (bool, int, str) or (type(value) is float and math.isfinite(value)):
-        return value
-    if isinstance(value, Tensor):
-        return _flat_tensor(value, tensors)
-    if isinstance(value, Mapping):
-        return {"kind": "mapping", "items": [[_flat(k, tensors), _flat(v, tensors)] for k, v in value.items()]}
-    items = _items(value)
-    if items is None:
-        return _flat_dataclass(value, tensors)
-    return {"kind": type(value).__name__.lower(), "items": [_flat(one, tensors) for one in items]}
+class _Flattening:
+    """Makes nodes of a tree from values; a tensor that stands in several places is kept once."""
+
+    def __init__(self, given: Mapping[str, object]) -> None:
+        self.tensors: dict[str, Tensor] = {}
+        self._given = {id(one): name for name, one in given.items()}
+        # The originals are held, so that no other tensor takes the place of one in memory.
+        self._known: dict[int, tuple[str, Tensor]] = {}
+
+    def tree(self, value: object) -> Tree:
+        if isinstance(value, np.generic):
+            value = value.item()
+        if value is None or type(value) in (bool, int, str) or (type(value) is float and math.isfinite(value)):
+            return value
+        if id(value) in self._given:
+            return {"kind": "given", "name": self._given[id(value)]}
+        if isinstance(value, Tensor):
+            return self._tensor(value)
+        if isinstance(value, Mapping):
+            return {"kind": "mapping", "items": [[self.tree(key), self.tree(one)] for key, one in value.items()]}
+        items = _items(value)
+        if items is None:
+            return self._dataclass(value)
+        return {"kind": type(value).__name__.lower(), "items": [self.tree(one) for one in items]}
+
+    def _tensor(self, tensor: Tensor) -> Tree:
+        """With the order of its strides, by which products round."""
+        order = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
+        if not tensor.permute(order).is_contiguous():
+            order = list(range(tensor.dim()))
+        name, _ = self._known.setdefault(id(tensor), (str(len(self._known)), tensor))
+        self.tensors[name] = tensor.permute(order)
+        return {"kind": "tensor", "name": name, "order": order, "device": str(tensor.device)}
+
+    def _dataclass(self, value: object) -> Tree:
+        cls = type(value)
+        if not _has_fields(cls) or _class(cls.__module__, cls.__qualname__) is not cls:
+            raise TypeError(f"a {cls.__module__}.{cls.__qualname__} is neither plain data nor a dataclass")
+        kept = {name: self.tree(getattr(value, name)) for name in _kept_fields(cls)}
+        return {"kind": "dataclass", "module": cls.__module__, "class": cls.__qualname__, "fields": kept}
 
 
 def _items(value: object) -> Sequence[object] | None:
@@ -75,23 +113,6 @@ def _items(value: object) -> Sequence[object] | None:
     if type(value) is range:
         return [value.start, value.stop, value.step]
     return value if isinstance(value, list | tuple) and type(value) in (list, tuple, torch.Size) else None
-
-
-def _flat_tensor(tensor: Tensor, tensors: dict[int, tuple[str, Tensor]]) -> Tree:
-    """Once for all places where it stands, with the order of its strides, by which products round."""
-    order = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
-    if not tensor.permute(order).is_contiguous():
-        order = list(range(tensor.dim()))
-    name, _ = tensors.setdefault(id(tensor), (str(len(tensors)), tensor.permute(order)))
-    return {"kind": "tensor", "name": name, "order": order, "device": str(tensor.device)}
-
-
-def _flat_dataclass(value: object, tensors: dict[int, tuple[str, Tensor]]) -> Tree:
-    cls = type(value)
-    if not _has_fields(cls) or _class(cls.__module__, cls.__qualname__) is not cls:
-        raise TypeError(f"a {cls.__module__}.{cls.__qualname__} is neither plain data nor a dataclass")
-    kept = {name: _flat(getattr(value, name), tensors) for name in _kept_fields(cls)}
-    return {"kind": "dataclass", "module": cls.__module__, "class": cls.__qualname__, "fields": kept}
 
 
 def _has_fields(cls: type) -> bool:
@@ -111,14 +132,15 @@ def _class(module: str, name: str) -> object:
 class _Rebuilding:
     """Makes values from nodes of a tree."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], packages: Collection[str]) -> None:
-        self._tensors, self._packages = tensors, packages
+    def __init__(self, tensors: Mapping[str, Tensor], packages: Collection[str], given: Mapping[str, object]) -> None:
+        self._tensors, self._packages, self._given = tensors, packages, given
 
     def value(self, node: Tree) -> Any:
         if not isinstance(node, dict):
             return node
         makers: dict[str, Callable[[dict[str, Any]], Any]] = {
             "float": lambda node: float(*node["items"]),
+            "given": lambda node: self._given[node["name"]],
             "tensor": self._tensor,
             "list": lambda node: [self.value(one) for one in node["items"]],
             "tuple": lambda node: tuple(self.value(one) for one in node["items"]),

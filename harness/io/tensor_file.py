@@ -13,11 +13,38 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from harness.errors import DataError, UsageError
 from harness.io.hashes import combined_sha256, tensor_sha256
+from harness.io.schema import checked, parsed
 
-__all__ = ["content_sha256", "read_manifest", "read_tensors", "write_tensors"]
+__all__ = ["Head", "content_sha256", "read_manifest", "read_tensors", "require_manifest", "write_tensors"]
+
+
+class Head(TypedDict):
+    """What the manifest of every file says; each kind says more."""
+
+    kind: str
+    format: int
+    sha256: str
+
+
+def require_manifest(path: Path, kind: Any, head: Mapping[str, Any]) -> None:
+    """See that a manifest says what its kind of file must say.
+
+    Args:
+        path: the file, for errors.
+        kind: a ``TypedDict`` of what it says besides :class:`Head`.
+        head: the manifest.
+
+    Raises:
+        DataError: it does not.
+    """
+    try:
+        checked(kind, head)
+    except ValueError as error:
+        raise DataError(f"{path}: its manifest is not what this program writes ({error}); make it again") from error
 
 
 def content_sha256(tensors: Mapping[str, Tensor]) -> str:
@@ -73,19 +100,28 @@ def read_manifest(path: Path, kind: str, version: int) -> dict[str, Any]:
     try:
         with safe_open(path, "pt") as file:
             metadata: dict[str, str] = file.metadata() or {}
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, ValueError) as error:
         raise _unreadable(path, kind, error) from error
     if "manifest" not in metadata:
         raise DataError(f"{path}: holds no {kind} but plain tensors; give another file")
     digest, _, text = metadata["manifest"].partition(" ")
     if digest != _sha256(text):
         raise _altered(path, "its manifest is")
-    head: dict[str, Any] = json.loads(text)
+    head = _head(path, kind, text)
     if head["kind"] != kind:
         raise DataError(f"{path}: holds no {kind} but a {head['kind']}; give another file")
-    if int(head["format"]) > version:
+    if head["format"] > version:
         raise DataError(f"{path}: has format {head['format']}, this program reads up to {version}; install a newer one")
     return head
+
+
+def _head(path: Path, kind: str, text: str) -> dict[str, Any]:
+    try:
+        head = parsed(text)
+        checked(Head, head)
+    except ValueError as error:
+        raise _unreadable(path, kind, error) from error
+    return dict(head)
 
 
 def read_tensors(path: Path, kind: str, version: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -103,7 +139,7 @@ def read_tensors(path: Path, kind: str, version: int) -> tuple[dict[str, Any], d
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
         raise _unreadable(path, kind, error) from error
     if content_sha256(tensors) != head["sha256"]:
         raise _altered(path, "the tensors are")
@@ -115,7 +151,8 @@ def _sha256(text: str) -> str:
 
 
 def _unreadable(path: Path, kind: str, error: Exception) -> DataError:
-    return DataError(f"{path}: not a readable {kind} ({error}); make it again or give another file")
+    reason = " ".join(str(error).split())[:200]
+    return DataError(f"{path}: not a readable {kind} ({reason}); make it again or give another file")
 
 
 def _altered(path: Path, what: str) -> DataError:

@@ -14,11 +14,13 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 from harness.editing.edit import Edit
+from harness.io.schema import checked, parsed
 from harness.models.lm import LM
 
-__all__ = ["Fact", "Index", "Sentences", "as_fact", "fits_context", "join_facts"]
+__all__ = ["Fact", "Index", "Sentences", "as_fact", "fits_context", "join_facts", "kept_rows"]
 
 
 class Fact(NamedTuple):
@@ -133,3 +135,19 @@ def _plain(text: str) -> str:
     """Words and marks in lower case, one space around each."""
     words = re.findall(r"[^\W_]+|[^\w\s]|_", text.lower())
     return f" {' '.join(words)} "
+
+
+def kept_rows(tensor: Tensor, kind: type) -> list[dict[str, Any]]:
+    """The rows that a tensor of bytes holds as JSON.
+
+    Args:
+        tensor: the bytes, ``[n]``.
+        kind: a ``TypedDict`` of one row.
+
+    Raises:
+        ValueError: they are no such rows.
+        TypeError: it holds no bytes.
+    """
+    rows = parsed(bytes(tensor.cpu().tolist()))
+    checked(list[kind], rows)  # type: ignore[valid-type]
+    return list(rows)

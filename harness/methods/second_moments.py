@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -25,11 +26,13 @@ from rich.progress import Progress
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from harness.errors import DataError, NumericalError
 from harness.io.hashes import tensor_sha256
 from harness.io.plain_text import _files, _hub_parts, read_documents
 from harness.io.progress import progress_console
+from harness.io.schema import checked, parsed
 from harness.models.activations import capture_activations, fused_gelu
 from harness.models.lm import LM
 from harness.patches.delta import double
@@ -40,12 +43,15 @@ __all__ = [
     "Moment",
     "accumulate_moments",
     "cached_moments",
+    "head_sha256",
     "moments",
     "moments_folder",
     "read_cached_header",
     "require_finite_moment",
     "verify_cached",
 ]
+
+log = logging.getLogger(__name__)
 
 FORMAT = 1
 _WINDOW = 256  # documents that are sorted by length before they are batched
@@ -98,6 +104,19 @@ class Moment:
     def solve(self, right: Float[Tensor, "f n"]) -> Float64[Tensor, "f n"]:
         """``C^-1 right`` in float64, ``[f, n]``."""
         return torch.cholesky_solve(double(right).to(self.factor.device), self.factor)
+
+
+class _ManifestFile(TypedDict):
+    """A :class:`Manifest`, as its file holds it."""
+
+    model: str
+    tokenizer: str
+    module: str
+    text: str
+    tokens: int
+    context: int
+    dtype: str
+    format: int
 
 
 @dataclass(frozen=True)
@@ -353,12 +372,17 @@ def verify_cached(path: Path, lm: LM) -> Moment:
 
 
 def _from_cache(path: Path, manifest: Manifest, lm: LM) -> Moment | None:
+    """A cached moment; None where there is none, or none that can be used, and a line says why."""
     if not path.is_file():
         return None
-    header = read_cached_header(path)
-    if header.manifest != manifest:
-        raise DataError(f"{path}: holds {header.manifest}, expected {manifest}; delete the file, it is made again")
-    return _read_moment(path, header, lm.device)
+    try:
+        header = read_cached_header(path)
+        if header.manifest != manifest:
+            raise DataError(f"{path}: holds the second moment of something else; delete the file, it is made again")
+        return _read_moment(path, header, lm.device)
+    except (DataError, NumericalError) as error:
+        log.warning("%s; it is made again", str(error).partition("; ")[0])
+        return None
 
 
 def read_cached_header(path: Path) -> CachedMoment:
@@ -366,17 +390,29 @@ def read_cached_header(path: Path) -> CachedMoment:
     try:
         with safe_open(path, "pt") as file:
             said = file.metadata() or {}
-        return CachedMoment(path, Manifest(**json.loads(said["manifest"])), int(said["count"]))
+        # Files of earlier versions have a checksum of the matrix alone.
+        if said.get("head", head_sha256(said)) != head_sha256(said):
+            raise ValueError("its head is not what was written")
+        manifest = parsed(said["manifest"])
+        checked(_ManifestFile, manifest)
+        return CachedMoment(path, Manifest(**manifest), int(said["count"]))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: not a readable file of second moments; delete the file, it is made again") from error
+
+
+def head_sha256(said: Mapping[str, str]) -> str:
+    """The checksum of what a file says of its matrix."""
+    return hashlib.sha256("\n".join(said[key] for key in ("manifest", "count", "sha256")).encode()).hexdigest()
 
 
 def _read_moment(path: Path, header: CachedMoment, device: torch.device) -> Moment:
     try:
         with safe_open(path, "pt") as file:
             matrix, written = file.get_tensor("moment"), (file.metadata() or {}).get("sha256")
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
         raise DataError(f"{path}: not a readable file of second moments; delete the file, it is made again") from error
+    if matrix.dim() != 2 or matrix.shape[0] != matrix.shape[1] or not matrix.is_floating_point():
+        raise DataError(f"{path}: holds no square matrix of numbers; delete the file, it is made again")
     moment = Moment(matrix, header.count, header.manifest.key, header.manifest.module)
     require_finite_moment(moment, header.manifest.module)
     if tensor_sha256(matrix) != written:
@@ -391,6 +427,7 @@ def _write_moment(folder: Path, manifest: Manifest, moment: Moment) -> Moment:
     matrix = moment.matrix.to(getattr(torch, manifest.dtype))
     plain = matrix.cpu().contiguous()
     metadata = {"manifest": json.dumps(asdict(manifest)), "count": str(moment.count), "sha256": tensor_sha256(plain)}
+    metadata["head"] = head_sha256(metadata)
     target = folder / f"{manifest.key}.safetensors"
     try:
         folder.mkdir(parents=True, exist_ok=True)

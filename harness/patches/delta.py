@@ -209,7 +209,11 @@ def delta_from_tensors(roles: Mapping[str, Tensor], path: Path, name: str) -> De
         DataError: the roles are not those of a change; names the file and the parameter.
     """
     if set(roles) == {"left", "right"}:
-        return LowRank(roles["left"], roles["right"])
+        left, right = roles["left"], roles["right"]
+        if left.dim() != 2 or right.dim() != 2 or left.shape[1] != right.shape[0]:
+            shapes = f"{tuple(left.shape)} and {tuple(right.shape)}"
+            raise DataError(f"{path}: '{name}' holds shapes {shapes}, expected [out, r] and [r, in]; save it again")
+        return LowRank(left, right)
     if set(roles) == {"value"}:
         return Dense(roles["value"])
     raise DataError(f"{path}: '{name}' holds {sorted(roles)}, expected left and right, or value; save it again")

@@ -80,7 +80,7 @@ def _edits(resolved: Resolved) -> Iterator[tuple[str, str]]:
 
 def _record(resolved: Resolved, folder: Path) -> str:
     """Whether there is one."""
-    kept = finished(resolved, folder)
+    kept = finished(resolved, folder, load_model=False)
     if kept is not None:
         (path,) = folder.glob(f"*--{kept.id[:8]}.json")
         return f"complete: {path}"

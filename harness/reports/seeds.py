@@ -187,7 +187,7 @@ def _pooled(group: Sequence[Record], shown: Shown | None, unedited: _Unedited) -
                 found[task], point["tasks"][task] = unedited.of(group, task, wanted)
                 continue
             means = found[task] = _means(group, edits, task, wanted)
-            base = values[0].get(task)
+            base = values.get(0, {}).get(task)
             point["tasks"][task] = _numbers(group, edits, task, wanted=wanted, means=means, base=base)
     cost = [{"phase": "mean over seeds", **_cost(group)}]
     name = digest({"seeds": [record.id for record in group]})

@@ -5,6 +5,7 @@ What differs from the defaults names the record. Where results go, and how fast,
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -110,11 +111,15 @@ class Plan:
         """
         try:
             values = yaml.safe_load(path.read_text(encoding="utf-8"))
+            json.dumps(values, ensure_ascii=False, default=str).encode()
         except OSError as error:
             raise UsageError(
                 f"{path}: cannot be read ({error.strerror}); give a YAML file with fields of a plan"
             ) from error
-        except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date that does not exist
+        except RecursionError as error:
+            raise UsageError(f"{path}: nested too deeply, or in itself; give fields of a plan") from error
+        except (yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
+            # ValueError: not UTF-8, a date that does not exist, half a character; others: keys that are no names
             raise UsageError(f"{path}: not YAML ({str(error).splitlines()[0]}); give fields of a plan") from error
         if not isinstance(values, dict):
             held = type(values).__name__

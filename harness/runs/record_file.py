@@ -6,7 +6,6 @@ document contributed, so that any two records can be compared document by docume
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,8 +17,10 @@ from harness.exam.numbers import Json
 from harness.exam.statistics import Ratio, Values
 from harness.io.collector import without_collector
 from harness.io.files import json_text, pack_json, rounded, unpack_json, values_path, write_whole
+from harness.io.schema import checked, parsed
 from harness.runs.identity import MIGRATE, SCHEMA
 from harness.runs.record import PointValues, Record
+from harness.runs.record_schema import Column, RecordFile, ValuesFile
 
 __all__ = ["read_record", "read_records", "record_paths", "write_record"]
 
@@ -40,26 +41,15 @@ def read_record(path: str | Path, values: bool = False) -> Record:
         old = isinstance(data["schema"], int) and data["schema"] < SCHEMA
         cure = f"rewrite it with: {MIGRATE} {path.parent}" if old else "install a newer version, or repeat the run"
         raise DataError(f"{path}: record schema {data['schema']}, this version reads {SCHEMA}; {cure}")
-    if not (isinstance(data["plan"], dict) and isinstance(data["points"], list) and all(map(_whole, data["points"]))):
-        raise DataError(f"{path}: its plan or its points are not what a run writes; repeat the run")
+    try:
+        checked(RecordFile, data)
+    except ValueError as error:
+        raise DataError(f"{path}: not what a run writes ({error}); repeat the run") from error
     record = Record.from_json(data)
     beside = values_path(path)
     if values and beside.exists():
         record.values = _read_values(beside, record.id)
     return record
-
-
-def _whole(point: object) -> bool:
-    """Whether what was measured at a stop has the layout of a record."""
-    if (
-        not isinstance(point, dict)
-        or not isinstance(point.get("edits"), int)
-        or not isinstance(point.get("tasks"), dict)
-    ):
-        return False
-    return all(
-        isinstance(task, dict) and all(isinstance(n, dict) for n in task.values()) for task in point["tasks"].values()
-    )
 
 
 def read_records(folder: str | Path, values: bool = False) -> list[Record]:
@@ -101,12 +91,9 @@ def _bytes(path: Path) -> bytes:
 
 def _json(path: Path, content: bytes) -> Any:
     try:
-        return json.loads(content)
+        return parsed(content)
     except ValueError as error:
-        line = content.count(b"\n") + 1
-        raise DataError(
-            f"{path}: not whole JSON, it breaks off or is damaged by line {line}; repeat the run"
-        ) from error
+        raise DataError(f"{path}: not whole JSON ({error}); repeat the run") from error
 
 
 def _read_values(path: Path, owner: str) -> PointValues:
@@ -116,9 +103,14 @@ def _read_values(path: Path, owner: str) -> PointValues:
         raise DataError(f"{path}: not whole; repeat the run, or delete it to do without paired statistics") from error
     if not isinstance(data, dict) or data.get("schema") != SCHEMA or data.get("id") != owner:
         raise DataError(f"{path}: not the values of record {owner}; delete the file, or repeat the run")
-    return {
-        int(edits): {task: _Unpacked(table) for task, table in tasks.items()} for edits, tasks in data["points"].items()
-    }
+    try:
+        checked(ValuesFile, data)
+        return {
+            int(edits): {task: _Unpacked(table, path) for task, table in tasks.items()}
+            for edits, tasks in data["points"].items()
+        }
+    except ValueError as error:
+        raise DataError(f"{path}: not what a run writes ({error}); repeat the run") from error
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
@@ -179,14 +171,19 @@ class _Unpacked(Mapping[str, Values]):
     A leaderboard needs a few metrics of hundreds of records, so that a metric is unpacked when it is asked for.
     """
 
-    def __init__(self, table: Json) -> None:
+    def __init__(self, table: Json, path: Path) -> None:
+        self._path = path
         self._columns: Json = table["metrics"]
         self._ids: Sequence[str] = table["ids"]
         self._known: dict[str, Values] = {}
 
     def __getitem__(self, metric: str) -> Values:
         if metric not in self._known:
-            self._known[metric] = _rows(self._columns[metric], self._ids)
+            try:
+                checked(Column, self._columns[metric])
+                self._known[metric] = _rows(self._columns[metric], self._ids)
+            except (ValueError, IndexError) as error:
+                raise DataError(f"{self._path}: {metric} is not what a run writes ({error}); repeat the run") from error
         return self._known[metric]
 
     def __iter__(self) -> Iterator[str]:

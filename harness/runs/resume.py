@@ -17,6 +17,7 @@ from harness.editing.schedule import Begun
 from harness.errors import DataError
 from harness.io import tensor_file
 from harness.io.plain_objects import flatten, rebuild
+from harness.models.lm import LM
 from harness.patches.patch import Patch
 
 __all__ = ["Checkpoint", "packages_of"]
@@ -38,17 +39,26 @@ def packages_of(editor: Editor) -> set[str]:
 class Checkpoint:
     """The file of one run's state."""
 
-    def __init__(self, path: Path, key: str, packages: Collection[str] = (), every: float = 20.0) -> None:
+    def __init__(
+        self,
+        path: Path,
+        key: str,
+        *,
+        packages: Collection[str] = (),
+        lm: LM | None = None,
+        every: float = 20.0,
+    ) -> None:
         """A checkpoint.
 
         Args:
             path: the file.
             key: the identity of all that the state depends on; another key is another run.
             packages: whose dataclasses it may hold besides ours.
+            lm: the model, which a state may name but does not hold.
             every: seconds between two writings, but for :meth:`now`.
         """
         self.path, self.key, self._every = path, key, every
-        self._packages = {*PACKAGES, *packages}
+        self._packages, self._given = {*PACKAGES, *packages}, {} if lm is None else {"lm": lm}
         self._last = time.monotonic()
         self._newest: Begun | None = None
 
@@ -67,7 +77,7 @@ class Checkpoint:
         if self._newest is None:
             return
         try:
-            tree, tensors = flatten(self._newest)
+            tree, tensors = flatten(self._newest, self._given)
         except (TypeError, RecursionError) as error:
             # Not to be able to go on after a kill is no reason to refuse an editor that can run.
             log.warning("this editor's state cannot be kept (%s): a run that is killed begins anew", error)
@@ -94,7 +104,7 @@ class Checkpoint:
         if head["key"] != self.key:
             raise DataError(f"{self.path}: is of a run of something else")
         try:
-            state = rebuild(head["state"], tensors, self._packages)
+            state = rebuild(head["state"], tensors, packages=self._packages, given=self._given)
         except ValueError as error:
             raise DataError(f"{self.path}: cannot be used ({error})") from error
         if not (isinstance(state, Begun) and isinstance(state.edits, int) and isinstance(state.total, Patch)):

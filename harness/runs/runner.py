@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +10,13 @@ from pathlib import Path
 from harness.editing import schedule
 from harness.io.hashes import combined_sha256
 from harness.models.lm import require_device
+from harness.runs.changed_since import changed_since
 from harness.runs.changed_weights import note_change, note_restored
 from harness.runs.clock import Clock
 from harness.runs.folder import exclusive
 from harness.runs.identity import digest
 from harness.runs.measuring import Measuring, neutral_texts
-from harness.runs.new_record import edits_sha256, new_record
+from harness.runs.new_record import new_record
 from harness.runs.options import RunOptions
 from harness.runs.prepare import VOID, Prepared, prepare_run
 from harness.runs.record import Record
@@ -27,24 +29,31 @@ from harness.runs.writer import RecordWriter, depends_on
 
 __all__ = ["finished", "run_plan"]
 
+log = logging.getLogger(__name__)
 
-def finished(resolved: Resolved, folder: Path) -> Record | None:
-    """The complete record of a plan in a folder; None where there is none, or one of other edits or another editor.
 
-    Other ones: the file that the plan names has changed since.
+def finished(resolved: Resolved, folder: Path, *, load_model: bool = True) -> Record | None:
+    """The complete record of a plan in a folder; None where there is none, or one of something else, which a line says.
+
+    Something else: the model's weights, the edits, the rows of a task, the editor's file, what it has learned, or a
+    version have changed since, while the plan names the same.
 
     Args:
         resolved: the plan, and what it names.
         folder: where records lie.
+        load_model: whether the weights are looked at, too, for which the model is loaded.
 
     Raises:
-        DataError: the record cannot be read.
+        HarnessError: the record or the model cannot be read.
     """
     for path in folder.glob(f"*--{resolved.id[:8]}.json"):
         found = read_record(path, values=True)
-        same = found.id == resolved.id and found.editor.get("sources", {}) == resolved.recipe.sources
-        if same and found.edits.get("sha256") == edits_sha256(resolved.edits) and found.status == "complete":
+        if found.id != resolved.id or found.status != "complete":
+            continue
+        changed = changed_since(found, resolved, load_model=load_model)
+        if not changed:
             return found
+        log.warning("%s: is of other %s; it is not taken", path, " and ".join(changed))
     return None
 
 
@@ -73,7 +82,8 @@ def run_plan(resolved: Resolved, options: RunOptions) -> Record:
             clock.take_over(record.cost)
             record.cost = clock.cost
             key = digest(depends_on(record))
-            state = Checkpoint(writer.path.with_suffix(".state"), key, packages_of(ready.editor))
+            packages = packages_of(ready.editor)
+            state = Checkpoint(writer.path.with_suffix(".state"), key, packages=packages, lm=ready.lm)
             measuring = Measuring(ready, options, writer, texts)
             under_way = _Run(ready, options, writer, clock, state, measuring)
             under_way.go(state.read() if resumed else None)

@@ -220,7 +220,8 @@ def test_a_run_that_was_killed_goes_on_bitwise(candidate, name, tmp_path):
     """What is kept of the first operation is all that the second needs."""
     tried = candidate(name, home(name, "gpt2"))
     first = Begun(1, tried.method.edit(tried.lm, tried.edits[:1]), range(1))
-    state = Checkpoint(tmp_path / "x.state", "key", packages_of(tried.method), every=0)
+    packages = packages_of(tried.method)
+    state = Checkpoint(tmp_path / "x.state", "key", packages=packages, lm=tried.lm, every=0)
     state.keep(first)
     again = state.read()
     assert again is not None

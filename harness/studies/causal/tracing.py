@@ -28,6 +28,7 @@ from harness.exam import tasks
 from harness.exam.statistics import Estimate, Ratio, estimate
 from harness.io.files import json_text, pack_json, require_writable, unpack_json, values_path, write_whole
 from harness.io.nobody import tell_nobody
+from harness.io.schema import parsed
 from harness.models.lm import LM, load
 from harness.patches.delta import double
 from harness.reports.cells import brackets, number
@@ -441,7 +442,7 @@ def read_study(path: Path) -> Study:
 
 def _json(path: Path, content: bytes) -> Any:
     try:
-        return json.loads(content)
+        return parsed(content)
     except ValueError as error:
         raise DataError(f"{path}: not whole JSON; repeat the study") from error
 

@@ -14,13 +14,15 @@ import gzip
 import itertools
 import json
 import math
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
+from typing_extensions import TypedDict
 
 from harness.editing import schedule
 from harness.editing.directions import Direction
@@ -33,6 +35,7 @@ from harness.exam import tasks
 from harness.io import files
 from harness.io.hashes import combined_sha256
 from harness.io.nobody import tell_nobody
+from harness.io.schema import Count, checked, parsed
 from harness.methods.descent import TokenisedEdit
 from harness.methods.locate_then_edit import LocateThenEdit, with_hyperparameters
 from harness.models.guard import Guard
@@ -217,6 +220,23 @@ class Study:
         return self.blocks.setdefault(f"{problem}/{method}/{layer}", {})
 
 
+Row: TypeAlias = list[float | None]
+
+
+class _Kept(TypedDict):
+    """What the file of a study holds."""
+
+    plan: dict[str, Any]
+    model: dict[str, Any]
+    facts: dict[str, Row | None]
+    effects: dict[str, dict[str, Row | None]]
+    skipped: dict[str, Count]
+    unposed: dict[str, dict[str, Count]]
+    blocks: dict[str, dict[str, Row]]
+    complete: bool
+    versions: dict[str, str]
+
+
 def open_study(grid: Grid, output: Path, fresh: bool = False) -> Study:
     """The file of a study: as far as an earlier run came, or empty.
 
@@ -235,8 +255,10 @@ def open_study(grid: Grid, output: Path, fresh: bool = False) -> Study:
     if fresh or not path.exists():
         return Study(path, grid.to_json())
     try:
-        return Study(path, **json.loads(gzip.decompress(path.read_bytes())))
-    except (OSError, EOFError, ValueError, TypeError) as error:
+        kept = parsed(gzip.decompress(path.read_bytes()))
+        checked(_Kept, kept)
+        return Study(path, **kept)
+    except (OSError, EOFError, ValueError, TypeError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read ({error}); start anew with --fresh") from error
 
 
@@ -277,7 +299,7 @@ def run_grid(
 
     Raises:
         HarnessError: the study cannot be carried out; RestoreError if the model is not what it was.
-        UsageError: what is done of it was done with other weights, or with other rows.
+        UsageError: what is done of it was done with other weights, rows, files of editors, or versions.
         DataError: too few facts.
     """
     study = open_study(grid, output, fresh)
@@ -287,15 +309,17 @@ def run_grid(
     layers = _checked_layers(lm, grid)
     guard = Guard.of(lm)
     rows = digest({"rows": [asdict(one) for one in examples]})
-    _require_same(study, grid, combined_sha256(guard.state), rows)
+    mine = {"sha256": combined_sha256(guard.state), "rows": rows, "editors": _sources(grid), "versions": versions()}
+    _require_same(study, grid, mine)
     if study.complete:
         return study
     _check_editors(lm, grid, examples)
     examples = _traced(lm, grid, examples, study, report)
     require_enough_facts(sum(effect is not None for effect in study.facts.values()), lm.arch.layers)
-    weights = combined_sha256(guard.state)
-    study.model = {"name": grid.model, "sha256": weights, "layers": lm.arch.layers, "edited": layers}
+    study.model = {"name": grid.model, "sha256": mine["sha256"], "layers": lm.arch.layers, "edited": layers}
     study.model["rows"] = rows
+    if mine["editors"]:
+        study.model["editors"] = mine["editors"]
     study.versions = versions()
     study.save()
     texts = _texts(lm, [e.edit for e in examples], grid.seed, report) if grid.essence else {}
@@ -310,11 +334,21 @@ def run_grid(
     return study
 
 
-def _require_same(study: Study, grid: Grid, weights: str, rows: str) -> None:
-    """See that what an earlier run left is of the same weights and rows: the names of both stay when a file changes."""
-    for name, what, mine in (("sha256", f"weights of {grid.model}", weights), ("rows", f"rows of {grid.edits}", rows)):
-        if study.model.get(name, mine) != mine:
+def _require_same(study: Study, grid: Grid, mine: Mapping[str, Any]) -> None:
+    """See that what an earlier run left depends on the same: names stay when the content of a file changes."""
+    said = {"sha256": f"weights of {grid.model}", "rows": f"rows of {grid.edits}", "editors": "files of editors"}
+    # A study of before this was kept was made with editors that ship.
+    kept = {"editors": {}, **study.model} if study.model else {}
+    if study.model and not study.complete:
+        said["versions"], kept["versions"] = "versions", study.versions
+    for name, what in said.items():
+        if kept.get(name, mine[name]) != mine[name]:
             raise UsageError(f"{study.path}: was begun with other {what}; start anew with --fresh, or choose --output")
+
+
+def _sources(grid: Grid) -> dict[str, str]:
+    """The sha256 of every file of an editor that does not ship, by the editor's name."""
+    return {name: sha256 for method in grid.methods for name, sha256 in compose(method.editor).sources.items()}
 
 
 def _checked_layers(lm: LM, grid: Grid) -> list[int]:

@@ -9,6 +9,7 @@ The trainings run side by side (:mod:`harness.studies.sweeps.crew`).  One whose 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -30,6 +31,8 @@ from harness.studies.sweeps.sweep_tables import chosen_trials, groups
 from harness.studies.sweeps.trial import Job, Trial
 
 __all__ = ["Sweep", "run_sweep", "test_jobs", "validation_jobs"]
+
+log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 
@@ -241,8 +244,18 @@ def _plans(sweep: Sweep) -> Iterator[Plan]:
             yield Plan(sweep.model, editor, edits=task, split="val", data_dir=sweep.data_dir, dtype=sweep.dtype)
 
 
+def _is_done(job: Job, folder: Path) -> bool:
+    """Whether there is a record of a job that is of what the job names now; of another one a line says so."""
+    path = folder / f"{job.name}.json"
+    kept = trial.read_trial(folder, job)
+    changed = trial.changed_since(kept) if kept else []
+    if changed:
+        log.warning("%s: is of other %s; trained again", path, " and ".join(changed))
+    return kept is not None and not changed
+
+
 def _finished(jobs: Sequence[Job], folder: Path, cluster: Cluster, progress: Callable[[int, int], None]) -> list[Trial]:
-    missing = [job for job in jobs if not (folder / f"{job.name}.json").is_file()]
+    missing = [job for job in jobs if not _is_done(job, folder)]
     done = len(jobs) - len(missing)
     progress(done, len(jobs))
     for one in run_jobs(missing, trial.train, cluster):

@@ -12,7 +12,6 @@ the ball allows (:func:`harness.methods.logit_ensemble.largest_beta`).
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Mapping
@@ -21,26 +20,31 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import NotRequired, TypedDict
+
 from harness.editing.hyperparameters import settable
-from harness.editing.registry import find
+from harness.editing.registry import compose, find
 from harness.errors import DataError, NumericalError, RestoreError
 from harness.exam import data, general_text, measure, tasks
 from harness.exam.adapter import EditedLM
 from harness.exam.measure import Measured
 from harness.io import cache, files
 from harness.io.hashes import combined_sha256
+from harness.io.schema import Number, checked, parsed
 from harness.methods.logit_ensemble import largest_beta
 from harness.models.guard import Guard
 from harness.models.lm import LM, load
 from harness.patches.patch import Patch
+from harness.runs.changed_since import checkpoint_sha256
 from harness.runs.identity import digest, record_id
+from harness.runs.new_record import edits_sha256
 from harness.runs.plan import Plan
 from harness.runs.resolve import resolve
 from harness.runs.versions import versions
 from harness.studies.sweeps.ball import Epoch
 from harness.studies.sweeps.trial_paths import trial_paths
 
-__all__ = ["Job", "Trial", "read_trial", "read_trials", "train", "write_trial"]
+__all__ = ["Job", "Trial", "changed_since", "identity", "read_trial", "read_trials", "train", "write_trial"]
 
 SCHEMA = 2
 """Of the records of jobs: how their names are made."""
@@ -128,6 +132,7 @@ class Trial:
         values: metric -> pass -> what each document of the evaluation set has; not part of the small record.
         reason: why training ended early; None where it did not.
         seconds: how long it took.
+        identity: what it depends on and its job only names, see :func:`identity`.
     """
 
     job: Job
@@ -135,6 +140,7 @@ class Trial:
     values: Mapping[str, list[list[float]]] = field(default_factory=dict)
     reason: str | None = None
     seconds: float = 0.0
+    identity: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The record, as plain values; what is not finite is null."""
@@ -143,6 +149,7 @@ class Trial:
             "log": [{k: _finite(v) for k, v in asdict(epoch).items()} for epoch in self.log],
             "reason": self.reason,
             "seconds": round(self.seconds, 2),
+            "identity": dict(self.identity),
             "versions": versions(),
             "schema": SCHEMA,
         }
@@ -290,6 +297,24 @@ def _regulariser(data_dir: str) -> Path:
     return path if path.is_file() else general_text.write_texts(path, texts)
 
 
+def identity(job: Job) -> dict[str, Any]:
+    """What a trial depends on and its job only names: weights, rows, files of editors."""
+    dtypes = {job.shown: job.dtype, job.model: job.dtype if job.beside is None else "float32"}
+    return {
+        "weights": {model: checkpoint_sha256(model, dtype=dtype) for model, dtype in dtypes.items()},
+        "edits": edits_sha256(resolve(job.plan).edits),
+        "editors": compose(job.editor).sources,
+    }
+
+
+def changed_since(kept: Trial) -> list[str]:
+    """What a trial depends on and is not what it was, in words; one of before this was kept says it of nothing."""
+    said = {"weights": "weights", "edits": "rows", "editors": "files of editors"}
+    now = identity(kept.job)
+    known = {"editors": {}, **kept.identity}
+    return [what for key, what in said.items() if known.get(key, now[key]) != now[key]]
+
+
 def train(job: Job) -> Trial:
     """Carry out a job, on an accelerator where there is one.
 
@@ -321,7 +346,7 @@ def train(job: Job) -> Trial:
         metric: [[ratio.num for ratio in measured.values[metric].values()] for _, measured in seen]
         for metric in ("success", "loss")
     }
-    return Trial(job, tuple(log), values, reason, time.perf_counter() - started)
+    return Trial(job, tuple(log), values, reason, time.perf_counter() - started, identity(job))
 
 
 def _require(guard: Guard, job: Job, weights: bool) -> None:
@@ -362,12 +387,48 @@ def read_trials(folder: Path) -> list[Trial]:
     return [_read(path) for path in trial_paths(folder)]
 
 
+class _Job(TypedDict):
+    model: str
+    task: str
+    method: str
+    editor: str
+    settings: dict[str, Any]
+    split: str
+    seed: int
+    data_dir: str
+    dtype: str
+    beside: str | None
+    ball: Number
+
+
+class _Pass(TypedDict):
+    general: Number
+    failure: float
+    train_loss: Number
+    hard_negative: Number
+    hard_negative_released: Number
+    text_nll: Number
+    beta: Number
+
+
+class _Kept(TypedDict):
+    """The record of a job."""
+
+    job: _Job
+    log: list[_Pass]
+    reason: str | None
+    seconds: float
+    identity: NotRequired[dict[str, Any]]
+
+
 def _read(path: Path) -> Trial:
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
+        kept = parsed(path.read_bytes())
+        checked(_Kept, kept)
         log = tuple(Epoch(**{**row, "general": _infinite(row["general"])}) for row in kept["log"])
-        return Trial(Job(**kept["job"]), log, reason=kept["reason"], seconds=kept["seconds"])
-    except (ValueError, KeyError, TypeError) as error:
+        job, known = Job(**kept["job"]), kept.get("identity", {})
+        return Trial(job, log, reason=kept["reason"], seconds=kept["seconds"], identity=known)
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: a damaged record ({str(error)[:80]}); remove it, and it is made again") from error
 
 

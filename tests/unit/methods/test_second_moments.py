@@ -130,7 +130,7 @@ def test_every_input_is_part_of_the_key(fresh, tmp_path, sentences):
     assert moments(fresh("gpt2"), [0], tokens=300, folder=tmp_path / "c")[0].key in keys
 
 
-def test_defect_3_a_file_of_another_model_is_refused(fresh, tmp_path):
+def test_defect_3_a_file_of_another_model_is_refused(fresh, tmp_path, caplog):
     """Two models of equal shape do not share statistics, also where a file is given by hand or renamed."""
     one, two = fresh("gpt2", 0), fresh("gpt2", 1)
     first, second = (moments(lm, [0], tokens=300, folder=tmp_path)[0] for lm in (one, two))
@@ -140,8 +140,8 @@ def test_defect_3_a_file_of_another_model_is_refused(fresh, tmp_path):
     with pytest.raises(DataError, match=r"made from the model .* make it for this model"):
         verify_cached(path, two)
     path.replace(tmp_path / f"{second.key}.safetensors")
-    with pytest.raises(DataError, match="delete the file"):
-        moments(two, [0], tokens=300, folder=tmp_path)
+    assert torch.equal(moments(two, [0], tokens=300, folder=tmp_path)[0].matrix, second.matrix)
+    assert "holds the second moment of something else; it is made again" in caplog.text
 
 
 def damage(path: Path, value: float) -> None:
@@ -151,18 +151,36 @@ def damage(path: Path, value: float) -> None:
     save_file({"moment": matrix}, path, metadata=said)
 
 
-def test_a_changed_a_truncated_and_a_nan_file_are_refused(fresh, tmp_path):
+def test_a_changed_a_truncated_and_a_nan_file_are_refused_and_made_again(fresh, tmp_path, caplog):
     lm = fresh("gpt2")
+    right = moments(lm, [1], tokens=300, folder=tmp_path)[1].matrix
     (path,) = (entry.path for entry in (moments(lm, [1], tokens=300, folder=tmp_path) and cached_moments(tmp_path)))
     damage(path, 0.5)
     with pytest.raises(DataError, match="not what was written"):
-        moments(lm, [1], tokens=300, folder=tmp_path)
+        verify_cached(path, lm)
+    assert torch.equal(moments(lm, [1], tokens=300, folder=tmp_path)[1].matrix, right)
+    assert "the matrix is not what was written; it is made again" in caplog.text
     damage(path, float("nan"))
     with pytest.raises(NumericalError, match=r"transformer.h.1.mlp.c_proj holds a NaN"):
         verify_cached(path, lm)
+    assert torch.equal(moments(lm, [1], tokens=300, folder=tmp_path)[1].matrix, right)
     path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(DataError, match="not a readable file of second moments; delete the file"):
-        moments(lm, [1], tokens=300, folder=tmp_path)
+        verify_cached(path, lm)
+    assert torch.equal(moments(lm, [1], tokens=300, folder=tmp_path)[1].matrix, right)
+    assert torch.equal(verify_cached(path, lm).matrix, right)
+
+
+@pytest.mark.parametrize("key", ["count", "manifest", "sha256"])
+def test_a_head_that_was_changed_is_refused(fresh, tmp_path, key):
+    lm = fresh("gpt2")
+    (path,) = (entry.path for entry in (moments(lm, [1], tokens=300, folder=tmp_path) and cached_moments(tmp_path)))
+    with safe_open(path, "pt") as file:
+        matrix, said = file.get_tensor("moment"), dict(file.metadata())
+    said[key] = said[key].replace("3", "4", 1) if "3" in said[key] else "1"
+    save_file({"moment": matrix}, path, metadata=said)
+    with pytest.raises(DataError, match="not a readable file of second moments"):
+        verify_cached(path, lm)
 
 
 def test_a_nan_names_the_layer_and_is_not_cached(fresh, tmp_path):

@@ -38,13 +38,13 @@ class Memory:
 def state() -> Begun:
     generator = torch.Generator().manual_seed(0)
     left, right, sums = (torch.randn(shape, generator=generator) for shape in ((6, 2), (2, 4), (4, 4)))
-    memory = Memory({3: sums.double(), -1: sums.T}, {(6, 4): float("nan")}, ("\ud800", "ü"), inner=[True, None, 2**80])
+    memory = Memory({3: sums.double(), -1: sums.T}, {(6, 4): float("nan")}, ("\u202e", "ü"), inner=[True, None, 2**80])
     weights = {"a.weight": LowRank(left, right), "b.weight": Dense(left.bfloat16())}
     return Begun(2, Patch(weights, memory=memory), range(1, 2))
 
 
 def checkpoint(path: Path, key: str = "key", every: float = 0.0) -> Checkpoint:
-    return Checkpoint(path / "x.state", key, OURS, every)
+    return Checkpoint(path / "x.state", key, packages=OURS, every=every)
 
 
 def kept(path: Path) -> Path:
@@ -78,7 +78,7 @@ def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:
 def test_a_tensor_comes_back_where_it_was() -> None:
     tree, tensors = flatten(torch.ones(3, device="meta"))
     assert tree["device"] == "meta"
-    again = rebuild(tree, tensors, ())
+    again = rebuild(tree, tensors, packages=())
     assert again.device.type == "meta"
 
 
@@ -86,7 +86,7 @@ def test_what_stands_twice_is_kept_once_and_a_scratch_pad_not_at_all() -> None:
     one = torch.ones(2)
     tree, tensors = flatten(Memory({0: one, 1: one}, {}, (), scratch=[1]))
     assert len(tensors) == 1
-    assert rebuild(tree, tensors, OURS).scratch == []
+    assert rebuild(tree, tensors, packages=OURS).scratch == []
 
 
 @pytest.mark.parametrize("bit", [7, 1000, -1, -90])
@@ -164,9 +164,9 @@ def test_a_forged_state_makes_nothing(tmp_path: Path, caplog: pytest.LogCaptureF
 def test_a_dataclass_of_another_package_is_not_made(tmp_path: Path) -> None:
     tree = node(__name__, "Trap")
     with pytest.raises(AssertionError, match="has run"):
-        rebuild(tree, {}, OURS)
+        rebuild(tree, {}, packages=OURS)
     with pytest.raises(ValueError, match="Trap is no dataclass that may be made here"):
-        rebuild(tree, {}, ("harness",))
+        rebuild(tree, {}, packages=("harness",))
 
 
 def test_nesting_without_end_is_told() -> None:
@@ -174,7 +174,7 @@ def test_nesting_without_end_is_told() -> None:
     for _ in range(100_000):
         tree = {"kind": "list", "items": [tree]}
     with pytest.raises(ValueError, match="RecursionError"):
-        rebuild(tree, {}, ())
+        rebuild(tree, {}, packages=())
 
 
 @pytest.mark.parametrize("value", [lambda: 0, object(), {1, 2}, torch.nn.Linear(1, 1), Path("x")])

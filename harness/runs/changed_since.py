@@ -1,0 +1,88 @@
+"""What a record depends on and its plan only names: whether it is still what it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+
+from harness.editing import learned_file
+from harness.exam import data
+from harness.io.hashes import combined_sha256
+from harness.models.lm import load
+from harness.runs.new_record import edits_sha256
+from harness.runs.record import Record
+from harness.runs.resolve import Resolved
+from harness.runs.versions import versions
+
+__all__ = ["changed_since", "checkpoint_sha256", "weights_sha256"]
+
+
+def changed_since(record: Record, resolved: Resolved, *, load_model: bool = True) -> list[str]:
+    """What is not what it was when the record of this plan was made, in words.
+
+    Args:
+        record: the record.
+        resolved: its plan, and what it names now.
+        load_model: whether the weights are looked at, too.
+    """
+    found = list(_changed(record, resolved))
+    if not found and load_model and record.model.get("sha256") != weights_sha256(resolved):
+        found.append("weights of the model")
+    return found
+
+
+def _changed(record: Record, resolved: Resolved) -> Iterator[str]:
+    plan = resolved.plan
+    if record.edits.get("sha256") != edits_sha256(resolved.edits):
+        yield "edits"
+    if record.editor.get("sources", {}) != resolved.recipe.sources:
+        yield "files of editors"
+    if plan.fitted and record.editor.get("learned") != learned_file.learned_content(Path(plan.fitted)):
+        yield "knowledge of the editor"
+    if any(
+        _rows(name, resolved) != kept.get("sha256")
+        for name, kept in record.data.items()
+        if name in data.find_datasets()
+    ):
+        yield "rows"
+    if record.versions != versions():
+        yield "versions"
+
+
+def _rows(name: str, resolved: Resolved) -> object:
+    """The sha256 of the file from which the rows of a data set come now."""
+    plan = resolved.plan
+    return asdict(data.provenance(name, plan.split if name == plan.edits else "test", plan.data_dir))["sha256"]
+
+
+def weights_sha256(resolved: Resolved) -> str:
+    """The sha256 of the weights of the model of a plan, as its record would say it."""
+    plan = resolved.plan
+    if resolved.lm is not None:
+        return combined_sha256(resolved.lm.state_hashes())
+    return checkpoint_sha256(plan.model, dtype=plan.dtype, arch=plan.arch)
+
+
+def checkpoint_sha256(model: str, *, dtype: str, arch: Mapping[str, str] | None = None) -> str:
+    """The sha256 of the weights of a checkpoint, which is loaded for it, once for all plans of a call that name it.
+
+    Args:
+        model: a shipped model, a folder, or a Hub repository.
+        dtype: of the weights.
+        arch: parts of the architecture named by hand.
+    """
+    return _hashed(model, dtype, tuple(sorted((arch or {}).items())), files=_files(Path(model)))
+
+
+@lru_cache(maxsize=4)
+def _hashed(model: str, dtype: str, arch: tuple[tuple[str, str], ...], *, files: tuple[object, ...]) -> str:  # noqa: ARG001
+    """Other bytes in a folder are another model."""
+    return combined_sha256(load(model, dtype=dtype, device="cpu", names=dict(arch) or None).state_hashes())
+
+
+def _files(folder: Path) -> tuple[object, ...]:
+    """What tells that a file of a checkpoint was written since."""
+    found = sorted(path for path in folder.glob("*") if path.is_file()) if folder.is_dir() else []
+    return tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in found)
