@@ -208,6 +208,10 @@ def delta_from_tensors(roles: Mapping[str, Tensor], path: Path, name: str) -> De
     Raises:
         DataError: the roles are not those of a change; names the file and the parameter.
     """
+    if not all(tensor.is_floating_point() for tensor in roles.values()):
+        raise DataError(
+            f"{path}: '{name}' holds no fractions but {[str(t.dtype) for t in roles.values()]}; save it again"
+        )
     if set(roles) == {"left", "right"}:
         left, right = roles["left"], roles["right"]
         if left.dim() != 2 or right.dim() != 2 or left.shape[1] != right.shape[0]:

@@ -189,10 +189,10 @@ def test_a_patch_that_cannot_be_put_back(
     cut.write_bytes(content[:-40])
     content[-3] ^= 1
     changed.write_bytes(content)
-    head, tensors = patch_file.tensor_file.read(patch, patch_file.KIND, patch_file.FORMAT)
+    head, tensors = patch_file.tensor_file.read_tensors(patch, patch_file.KIND, patch_file.FORMAT)
     about = {key: value for key, value in head.items() if key not in {"kind", "format", "sha256"}}
     version = patch_file.FORMAT + 1
-    patch_file.tensor_file.write(newer, kind=patch_file.KIND, version=version, manifest=about, tensors=tensors)
+    patch_file.tensor_file.write_tensors(newer, kind=patch_file.KIND, version=version, manifest=about, tensors=tensors)
     a_file = tmp_path / "a file"
     a_file.touch()
     run = ("run", "--model", checkpoint("gpt2"), "--output", tmp_path / "again", "--patch")
