@@ -270,6 +270,13 @@ def _make_edits(folder: Path) -> Path:
     return path
 
 
+def _make_array(folder: Path) -> Path:
+    rows = [json.loads(line) for line in _make_edits(folder).read_text().splitlines()]
+    path = folder / "edits.json"
+    path.write_text(json.dumps(rows, indent=1))
+    return path
+
+
 def _read_edits(path: Path) -> None:
     tasks.read_edits(str(path), data_dir="mini")
 
@@ -445,6 +452,7 @@ def _read_unedited(path: Path) -> None:
 
 FORMATS: dict[str, Format] = {
     "edits": Format(_make_edits, _read_edits, _lines),
+    "arrays": Format(_make_array, _read_edits, _plain),
     "plans": Format(_make_plan, _read_plan, _plain),
     "records": Format(_make_record, _read_record, _plain),
     "values": Format(_make_values, _read_values, _packed),

@@ -523,10 +523,10 @@ def _array_rows(text: str) -> Iterator[tuple[int, Row | DataError]]:
         line, counted = line + text.count("\n", counted, at), at
         try:
             value, end = decoder.raw_decode(text, at)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             yield line, _not_json(error, text[at : at + 200])
             return
-        yield line, value if isinstance(value, dict) else _no_object(value, text[at:end])
+        yield line, _checked(value, text[at:end])
         at = _GAP.match(text, end).end()  # type: ignore[union-attr]
         if text.startswith(",", at):
             at = _GAP.match(text, at + 1).end()  # type: ignore[union-attr]
@@ -599,6 +599,15 @@ def _not_json(error: ValueError | RecursionError, text: str) -> DataError:
 
 def _no_object(value: object, text: str) -> DataError:
     return DataError(f"expected a JSON object {{...}}, found {type(value).__name__}: {_short(text)}")
+
+
+def _checked(value: object, text: str) -> Row | DataError:
+    """An element of an array, if it is a row."""
+    try:
+        _require_writable(value)
+    except DataError as error:
+        return error
+    return value if isinstance(value, dict) else _no_object(value, text)
 
 
 def _require_writable(row: object) -> None:

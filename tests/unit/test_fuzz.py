@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "fuzz.py"
-FORMATS = ["edits", "plans", "records", "values", "patches", "fitted", "moments", "state", "unedited"]
+FORMATS = ["edits", "arrays", "plans", "records", "values", "patches", "fitted", "moments", "state", "unedited"]
 
 
 @pytest.fixture(scope="module")
