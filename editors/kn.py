@@ -215,7 +215,7 @@ class KnowledgeNeurons(Editor):
         The old answer is the edit's, or what the model says, as long as the target. The prompt grows by the model's
         own tokens, as their code means to do.
         """
-        known = lm.continuation(edit.text, f" {edit.target_old.strip()}") if edit.target_old else []
+        known = lm.continuation(edit.text, edit.says(edit.target_old.strip())) if edit.target_old else []
         said = greedy(lm, prompt, len(known or self._target(lm, edit)))
         if len(said) < len(known):
             raise DataError(

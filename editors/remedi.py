@@ -18,7 +18,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from harness.editing.edit import SLOT, Edit, Example
+from harness.editing.edit import Edit, Example
 from harness.editing.editor import Learned
 from harness.editing.hyperparameters import Count, NotNegative, Positive, Range, Share
 from harness.errors import DataError, NumericalError, UsageError
@@ -361,7 +361,7 @@ def _subject(edit: Edit) -> str:
 def _written(lm: LM, edit: Edit) -> tuple[tuple[int, ...], ...]:
     """The tokens of a subject at the start of a text, after a space, and in the edit's own prompt."""
     subject = _subject(edit)
-    texts = ((subject, 0), (f"a {subject}", 2), (edit.text, edit.prompt.index(SLOT)))
+    texts = ((subject, 0), (f"a {subject}", 2), (edit.text, edit.begins))
     found = (lm.encode(text)[slice(*lm.span(text, subject, start))] for text, start in texts)
     return tuple(dict.fromkeys(map(tuple, found)))
 

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from harness.editing.edit import Edit, Example, Probe
+    from harness.editing.join import joined, trimmed
     from harness.errors import DataError, ModelError, UsageError, near
     from harness.exam import answer_scores, data, general_text, row_shapes
     from harness.exam.canonical import CanonicalSet, Exam, read_rows, subjects
     from harness.exam.span_scores import Ranked
     from harness.exam.statistics import Ratio, aggregate
     from harness.exam.text_metrics import agreement, begins_with, consistency, entropy, vectorizer, words
-    from harness.exam.token_tasks import Continuations, Forced, TeacherForced, Tokenized
+    from harness.exam.token_tasks import Continuations, Forced, FreeAnswer, TeacherForced, Tokenized
     from harness.studies.remedi import norms
     from harness.studies.remedi.entities import from_biography, in_context
 
@@ -29,6 +30,7 @@ __all__ = [
     "Exam",
     "Example",
     "Forced",
+    "FreeAnswer",
     "ModelError",
     "Probe",
     "Ranked",
@@ -46,11 +48,13 @@ __all__ = [
     "from_biography",
     "general_text",
     "in_context",
+    "joined",
     "near",
     "norms",
     "read_rows",
     "row_shapes",
     "subjects",
+    "trimmed",
     "vectorizer",
     "words",
 ]
@@ -64,12 +68,13 @@ _MODULES = {
 }
 _PLACES = {
     "harness.editing.edit": ("Edit", "Example", "Probe"),
+    "harness.editing.join": ("joined", "trimmed"),
     "harness.errors": ("DataError", "ModelError", "UsageError", "near"),
     "harness.exam.canonical": ("CanonicalSet", "Exam", "read_rows", "subjects"),
     "harness.exam.span_scores": ("Ranked",),
     "harness.exam.statistics": ("Ratio", "aggregate"),
     "harness.exam.text_metrics": ("agreement", "begins_with", "consistency", "entropy", "vectorizer", "words"),
-    "harness.exam.token_tasks": ("Continuations", "Forced", "TeacherForced", "Tokenized"),
+    "harness.exam.token_tasks": ("Continuations", "Forced", "FreeAnswer", "TeacherForced", "Tokenized"),
     "harness.studies.remedi.entities": ("from_biography", "in_context"),
 }
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from harness.editing.directions import DIRECTIONS, PAIRED, Direction
+from harness.editing.join import joined
 from harness.errors import DataError
 
 __all__ = ["SLOT", "Edit", "Example", "Probe"]
@@ -32,6 +33,10 @@ class Edit:
         direction: what is wanted of the target, see :mod:`harness.editing.directions`; by default that it becomes
             likelier.
         against: the continuation that the target is compared with, where the direction compares two.
+        join: what stands between prompt and target; None for what the text would have, a space as a rule
+            (:mod:`harness.editing.join`).
+        slot: the character at which the subject's slot stands, where the prompt holds other braces that are text; None
+            for its only ``{}``.
 
     Raises:
         DataError: the fields do not fit together.
@@ -45,9 +50,11 @@ class Edit:
     relation: str | None = None
     direction: Direction = "likelihood"
     against: str | None = None
+    join: str | None = None
+    slot: int | None = None
 
     def __post_init__(self) -> None:
-        slots = self.prompt.count(SLOT)
+        slots = self.prompt.count(SLOT) if self.slot is None else self.prompt.startswith(SLOT, max(0, self.slot))
         if not self.target.strip():
             raise DataError(f"edit {self.id}: the target is empty; give the text that the model shall say")
         if self.subject is not None and not self.subject.strip():
@@ -55,6 +62,10 @@ class Edit:
         if self.subject is not None and slots != 1:
             raise DataError(
                 f"edit {self.id}: the prompt '{self.prompt}' has {slots} slots {{}}, expected one for the subject"
+            )
+        if self.join is not None and self.join.strip():
+            raise DataError(
+                f"edit {self.id}: join is '{self.join}', expected white space or nothing; put other text in the prompt"
             )
         self._check_direction()
 
@@ -74,23 +85,36 @@ class Edit:
             raise DataError(f"edit {self.id}: target and against are both '{self.target}'; give two continuations")
 
     @property
+    def begins(self) -> int:
+        """The character of the text at which the subject begins.
+
+        Raises:
+            DataError: the edit has no subject.
+        """
+        if self.subject is None:
+            raise DataError(f"edit {self.id}: it has no subject; give rows of prompt, subject and target")
+        return self.prompt.index(SLOT) if self.slot is None else self.slot
+
+    @property
     def text(self) -> str:
         """The prompt with the subject in its slot."""
-        return self.prompt if self.subject is None else self.prompt.replace(SLOT, self.subject)
+        if self.subject is None:
+            return self.prompt
+        return self.prompt[: self.begins] + self.subject + self.prompt[self.begins + len(SLOT) :]
+
+    def says(self, text: str) -> str:
+        """A text as it continues the prompt, with what stands between them."""
+        return joined(self.text, text, self.join)
 
     @property
     def continuation(self) -> str:
-        """The target with the space that separates it from the prompt."""
-        return _spaced(self.target)
+        """The target as it continues the prompt, with the space that separates them, if any."""
+        return self.says(self.target)
 
     @property
     def rival(self) -> str | None:
-        """The continuation that the target is compared with, with its space; None where there is none."""
-        return None if self.against is None else _spaced(self.against)
-
-
-def _spaced(text: str) -> str:
-    return text if text.startswith(" ") else f" {text}"
+        """The continuation that the target is compared with, as it continues the prompt; None where there is none."""
+        return None if self.against is None else self.says(self.against)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ pass.
 from __future__ import annotations
 
 import functools
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from torch import Tensor
 from harness.errors import DataError, UsageError
 from harness.exam.quiet import quiet_lm_eval
 from harness.exam.span_scores import Apart, Encoded, Ranked, Span, Whole, score, whole
+from harness.exam.token_tasks import Forced, Target
 from harness.models.lm import LM
 from harness.models.packing import shared_length
 from harness.patches.patch import Patch, RowPatches, patched, patched_rows, shareable
@@ -33,6 +35,9 @@ __all__ = ["EditedLM", "Progress"]
 
 Progress = Callable[[int, int], None]
 """Called with the number of requests done and the number of all."""
+
+_Scored = tuple[tuple[str, str] | None, list[int], list[int]]
+"""A request of lm-eval in tokens: its texts, those that are read, those that are scored."""
 
 PatchOf = Callable[[Instance], int]
 """The index of the patch under which a request is scored."""
@@ -110,11 +115,13 @@ class EditedLM(HFLM):  # type: ignore[misc]
             self._patches, self._patch_of = (), None
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
-        """The log-likelihood of each continuation, and whether it is the greedy one."""
+        """The log-likelihood of each continuation, and whether it is the greedy one; of a :class:`Target` more."""
         for request in requests:
             self._check_continuation(request)
-        apart = any(isinstance(request.args[1], Apart) for request in requests)
-        return self._each(requests, self._apart if apart else super().loglikelihood)
+        kinds = {kind for request in requests for kind in (Target, Apart) if isinstance(request.args[1], kind)}
+        if Target in kinds:
+            return self._each(requests, self._targets)
+        return self._each(requests, self._apart if Apart in kinds else super().loglikelihood)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
         """The log-likelihood of each whole text; what a patch puts in front of it is read and not scored."""
@@ -185,6 +192,32 @@ class EditedLM(HFLM):  # type: ignore[misc]
             results[i] = (results[i][0] + value, results[i][1] and greedy)
         return results
 
+    def _targets(self, requests: list[Instance], disable_tqdm: bool = True) -> list[Forced]:
+        """How each target is rated, in the tokens of the edit: those of the prompt, and those that follow them."""
+        found = [self._steps(request) for request in requests]
+        owners = [i for i, steps in enumerate(found) for _ in steps]
+        marks = [self._row_patches[i] for i in owners] if self._rows is not None else []
+        scored = iter(self._loglikelihood_ids([step for steps in found for step in steps], marks))
+        results = []
+        for steps in found:
+            rated = [(*next(scored), len(said)) for _, _, said in steps]
+            hits = sum(tokens for _, greedy, tokens in rated if greedy)
+            results.append(Forced(math.fsum(r[0] for r in rated), sum(tokens for *_, tokens in rated), hits))
+        return results
+
+    def _steps(self, request: Instance) -> list[_Scored]:
+        """What is scored of a target, after which tokens: all of it at once, or one token after the other."""
+        context, target = str(request.args[0]), request.args[1]
+        head = self.lm.encode(context) or [self.prefix_token_id]
+        try:
+            tail = self.lm.continuation(context, str(target))
+        except DataError as error:
+            raise DataError(f"{request.task_name}, document {request.doc_id}: {error}") from None
+        texts = (context, str(target))
+        if not target.per_token:
+            return [(texts, head, tail)]
+        return [(texts, [*head, *tail[:t]], [token]) for t, token in enumerate(tail)]
+
     def _rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
         if not any(isinstance(request.args[0], _Led) for request in requests):
             plain: list[float] = super().loglikelihood_rolling(requests, disable_tqdm=True)
@@ -232,6 +265,12 @@ class EditedLM(HFLM):  # type: ignore[misc]
         disable_tqdm: bool = True,
         override_bs: int | None = None,
     ) -> list[tuple[float, bool]]:
+        return self._loglikelihood_ids(requests, self._row_patches, override_bs)
+
+    def _loglikelihood_ids(
+        self, requests: list[_Scored], marks: Sequence[int], override_bs: int | None = None
+    ) -> list[tuple[float, bool]]:
+        """The log-likelihood of tokens after others; ``marks`` names the patch of each where they have their own."""
         for texts, context, continuation in requests:
             if texts is not None:  # None stands for a window of a rolling text, which always fits
                 self._check_length(texts[1], len(continuation))
@@ -245,7 +284,7 @@ class EditedLM(HFLM):  # type: ignore[misc]
             self.lm,
             spans,
             rows=self.batch_size,
-            marks=self._row_patches,
+            marks=marks,
             before=self._carry,
             done=self._advance,
             rounded=True,
@@ -266,14 +305,18 @@ class EditedLM(HFLM):  # type: ignore[misc]
         return tokens
 
     def tok_encode(self, string: str, *given: Any, **options: Any) -> list[int]:
-        """The tokens of a text; each context comes again with other continuations, and all of them at every stop.
+        """The tokens of a text that goes on: what a tokenizer puts behind every text is none of them.
+
+        Each context comes again with other continuations, and all of them at every stop.
 
         Args:
             string: the text.
             *given: as lm-eval's adapter of Hugging Face models takes them.
             **options: as there.
         """
-        return list(self._encoded(str(string), *given, **options))
+        ids = list(self._encoded(str(string), *given, **options))
+        special = len(ids) > len(self._encoded(str(string), add_special_tokens=False)) if self.lm.closing else False
+        return ids[: len(ids) - self.lm.closing] if special else ids
 
     @functools.cached_property
     def _encoded(self) -> Callable[..., list[int]]:
@@ -300,7 +343,14 @@ class EditedLM(HFLM):  # type: ignore[misc]
         if self._rows is not None:
             self._rows.index = torch.tensor([s.patch for s in strings if isinstance(s, _Marked)])
         plain = [str(s) for s in strings]
-        encoded: tuple[Tensor, Tensor] = super().tok_batch_encode(plain, padding_side, truncation=truncation)
+        encoded: tuple[Tensor, Tensor]
+        if self.lm.closing:
+            padded = self.tokenizer.pad(
+                {"input_ids": [self.tok_encode(text) for text in plain]}, padding_side=padding_side, return_tensors="pt"
+            )
+            encoded = padded["input_ids"], padded["attention_mask"]
+        else:
+            encoded = super().tok_batch_encode(plain, padding_side, truncation=truncation)
         if not left_truncate_len:
             return encoded
         ids, mask = encoded

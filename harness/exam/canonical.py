@@ -35,6 +35,7 @@ from harness.exam import data
 from harness.exam.span_scores import Apart, Whole
 from harness.exam.statistics import Ratio
 from harness.exam.token_tasks import Tokenized
+from harness.models.tokens import open_ids
 
 if TYPE_CHECKING:
     import datasets
@@ -208,10 +209,20 @@ class CanonicalSet:
 
         made = []
         for number, row in enumerate(found):
-            prompt, subject = _slot(row["prefix"], row.get("subject"))
-            direction, against = _DIRECTION[self.loss], row.get("other")
+            prompt, subject, slot = _slot(row["prefix"], row.get("subject"))
             made.append(
-                Edit(str(number), prompt, subject, row["suffix"], None, self.name, direction=direction, against=against)
+                Edit(
+                    id=str(number),
+                    prompt=prompt,
+                    subject=subject,
+                    target=row["suffix"],
+                    relation=self.name,
+                    direction=_DIRECTION[self.loss],
+                    against=row.get("other"),
+                    # What is scored is the suffix as the row has it.
+                    join=None if row["suffix"][:1].isspace() else "",
+                    slot=slot,
+                )
             )
         return made
 
@@ -264,10 +275,12 @@ class CanonicalSet:
         return {"success": Ratio(success), "loss": Ratio(value)}
 
 
-def _slot(prefix: str, subject: str | None) -> tuple[str, str]:
+def _slot(prefix: str, subject: str | None) -> tuple[str, str, int | None]:
+    """The prompt, its subject, and where the slot is if other braces are text."""
     if subject and prefix.count(subject) == 1:
-        return prefix.replace(subject, "{}"), subject
-    return "{}", prefix
+        made = prefix.replace(subject, "{}")
+        return made, subject, None if made.count("{}") == 1 else prefix.index(subject)
+    return "{}", prefix, None
 
 
 # --- the exam ---------------------------------------------------------------------------------------------------------
@@ -294,6 +307,6 @@ class Exam(Tokenized):
 
     def process_results(self, doc: Doc, results: Sequence[tuple[float, bool]]) -> dict[str, Ratio]:
         """The negative log-likelihoods, and of a whole text how many tokens are scored; the rest is the task file's."""
-        tokens = len(self.tokenizer(doc["suffix"])["input_ids"]) - 1 if doc["kind"] in WHOLE else 1
+        tokens = len(open_ids(self.tokenizer, [doc["suffix"]])[0]) - 1 if doc["kind"] in WHOLE else 1
         found: dict[str, Ratio] = self.config.process_results(doc, [-value for value, _ in results], tokens)
         return found

@@ -85,6 +85,8 @@ def _row(edit: Edit) -> Row:
     if edit.direction != "likelihood":
         raise DataError(f"edit {edit.id} wants {edit.direction}, which no row can say; hold it with harness.edit")
     old = {} if edit.target_old is None else {"target_old": edit.target_old}
+    old |= {} if edit.join is None else {"join": edit.join}
     if edit.subject is None:
         return {"id": edit.id, "prefix": edit.prompt, "suffix": edit.target, **old}
-    return {"id": edit.id, "prompt": edit.prompt, "subject": edit.subject, "target": edit.target, **old}
+    prompt = edit.prompt if edit.slot is None else edit.text
+    return {"id": edit.id, "prompt": prompt, "subject": edit.subject, "target": edit.target, **old}

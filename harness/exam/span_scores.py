@@ -23,6 +23,7 @@ from harness.models.activations import at_least_float32, run_only_at
 from harness.models.arch import stored_transposed
 from harness.models.lm import LM
 from harness.models.packing import Pack, pack_texts, packed_inputs
+from harness.models.tokens import open_ids, prefixed
 from harness.patches.delta import double
 
 __all__ = [
@@ -70,12 +71,6 @@ class Span:
     ranked: bool = False
 
 
-def prefixed(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether a tokenizer itself puts a space in front of every text (SentencePiece, as in Llama 2)."""
-    first = str(tokenizer.convert_ids_to_tokens(tokenizer("a", add_special_tokens=False)["input_ids"])[0])
-    return first[:1] in ("\u2581", "\u0120")
-
-
 @dataclass(frozen=True)
 class Encoded:
     """The tokens of prefixes and suffixes, each text encoded once.
@@ -99,7 +94,7 @@ class Encoded:
         tails = list(dict.fromkeys(suffix for _, suffix in pairs if suffix))
         said = [suffix.strip(" ") for suffix in tails] if bare else tails
         return cls(
-            dict(zip(heads, tokenizer(heads)["input_ids"] if heads else [], strict=True)),
+            dict(zip(heads, open_ids(tokenizer, heads), strict=True)),
             dict(zip(tails, tokenizer(said, add_special_tokens=False)["input_ids"] if said else [], strict=True)),
         )
 
@@ -139,8 +134,8 @@ def whole(tokenizer: PreTrainedTokenizerBase, text: str, context: int, *, lead: 
         context: the longest sequence; a longer text is cut into windows, the first token of each is only read there.
         lead: what is read before the text, if all of it fits.
     """
-    ids: list[int] = tokenizer(text)["input_ids"]
-    head: list[int] = tokenizer(lead)["input_ids"] if lead else []
+    ids, head = open_ids(tokenizer, [text, lead])
+    head = head if lead else []
     if len(ids) > 1 and len(head) + len(ids) <= context + 1:
         return [Span((*head, *ids), len(ids) - 1)]
     # A window reads ``context`` tokens and predicts one more, with which the next begins: each token is scored once.

@@ -259,7 +259,7 @@ def load_suite(
         found |= {t.name: t for t in built if t.name not in found}
     for task in found.values():
         if hasattr(task.task, "bind"):
-            task.task.bind(tokenizer)
+            task.task.bind(tokenizer, exact=True)
     return Suite(list(found.values()))
 
 

@@ -1,7 +1,7 @@
 """What is measured on texts: exact match, agreement of two, n-gram entropy, consistency.
 
 Sources: K. Meng et al. (2022, ROME), section 3 and appendix J (fluency GE, consistency RS); Y. Zhang et al. (2018), the
-entropy of n-grams.  Pure functions; nothing here knows a model.
+entropy of n-grams; word boundaries: Unicode Standard Annex 29.  Pure functions; nothing here knows a model.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
+
+import regex
 
 from harness.exam.statistics import Ratio
 
@@ -29,6 +31,12 @@ __all__ = [
 ]
 
 _ARTICLE = re.compile(r"^(?:the|an?)\s+")
+_BOUNDARY = regex.compile(r"\b", regex.WORD)
+_ENDING = regex.compile(r"['\u2019](?:s|d|m|ll|re|ve)?(?!\w)", regex.IGNORECASE)
+"""What hangs on a word and does not make it another: France's."""
+_GOES_ON = regex.compile(r"(?<=\w)[+#]|(?<=\d)[.,:/\u2044]\d")
+"""What makes another answer of the same beginning: C++, C#, 3.14, 10:30, 3/4."""
+_UNSPACED = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]\p{M}*")
 _TOKEN = re.compile(
     r"""\w+(?=n't\b)|n't\b|'(?:s|m|d|ll|re|ve)\b    # contractions stand apart: do n't, France 's
     |(?:[^\W\d_]\.){2,}                             # U.S.
@@ -41,14 +49,44 @@ _TOKEN = re.compile(
 
 def folded(text: str) -> str:
     """Compatible characters, lower case, single spaces, no leading article."""
-    text = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-    return _ARTICLE.sub("", text)
+    return _ARTICLE.sub("", _plain(text).casefold())
 
 
-def begins_with(continuation: str, target: str) -> bool:
-    """Whether a continuation begins with the target, ending where a word ends; both are normalised first."""
-    said, wanted = folded(continuation), folded(target)
-    return bool(wanted) and said.startswith(wanted) and not said[len(wanted) : len(wanted) + 1].isalnum()
+def _plain(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", text).split())
+
+
+def begins_with(continuation: str, target: str, aliases: Sequence[str] = ()) -> bool:
+    """Whether a continuation begins with the target, or an alias of it, and a word ends there.
+
+    Case, spacing and a leading article of either text do not count.  Words end where Unicode has a word boundary, so
+    that scripts without spaces have ends too; ``'s`` hangs on a word, while a number goes on in ``3.14`` and a name in
+    ``C++``.  An answer that is itself an article (the letter of a choice) counts in its own case.
+
+    Args:
+        continuation: what is said.
+        target: what is wanted.
+        aliases: what is right as well.
+    """
+    return any(_begins(_plain(continuation), _plain(wanted)) for wanted in (target, *aliases))
+
+
+def _begins(said: str, wanted: str) -> bool:
+    if not wanted:
+        return False
+    if wanted.casefold() in ("a", "an", "the"):
+        return said.startswith(wanted) and _ends(said, len(wanted))
+    said, wanted = folded(said), folded(wanted)
+    return said.startswith(wanted) and _ends(said, len(wanted))
+
+
+def _ends(text: str, at: int) -> bool:
+    """Whether a word, a number or a name ends at a character of a text."""
+    if at == len(text):
+        return True
+    if _GOES_ON.match(text, at):
+        return False
+    return _BOUNDARY.match(text, at) is not None or _ENDING.match(text, at) is not None
 
 
 def agreement(doc: Mapping[str, str], edited: str, unedited: str) -> Ratio:
@@ -61,9 +99,13 @@ def agreement(doc: Mapping[str, str], edited: str, unedited: str) -> Ratio:
         edited: the free continuation by the edited model.
         unedited: the one by the unedited model.
     """
-    count = max(1, len(words(folded(doc["target_true"]))))
-    same = words(folded(edited))[:count] == words(folded(unedited))[:count]
-    return Ratio(float(same), 1.0, doc["case"])
+    count = max(1, len(_apart(doc["target_true"])))
+    return Ratio(float(_apart(edited)[:count] == _apart(unedited)[:count]), 1.0, doc["case"])
+
+
+def _apart(text: str) -> list[str]:
+    """The words of a text, of a script without spaces its characters."""
+    return words(_UNSPACED.sub(r" \g<0> ", folded(text)))
 
 
 def words(text: str) -> list[str]:

@@ -1,10 +1,11 @@
-"""lm-eval tasks for what lm-eval does not hand out: each token of a target, and several texts a document.
+"""lm-eval tasks for what lm-eval does not hand out: each token of a target, texts as long as their answers need.
 
 lm-eval answers a log-likelihood request with a sum and whether every token was the arg-max.  Scores of edited facts are
 per token: the length-normalised negative log-likelihood of ROME and MEMIT needs the number of tokens of the target, the
-token accuracy of MEND and MEMIT needs each token's hit.  :class:`TeacherForced` cuts a target where its tokens end, so
-that plain log-likelihood requests to any model suffice.  The tokenizer is bound by the caller (:meth:`Tokenized.bind`)
-or, under plain ``lm_eval``, read from the model's arguments, which lm-eval hands to every task.
+token accuracy of MEND and MEMIT needs each token's hit.  Our own adapter is asked for a :class:`Target`, and scores the
+very tokens that an editor trains; under plain ``lm_eval`` :class:`TeacherForced` cuts a target where its tokens end, so
+that log-likelihood requests to any model suffice.  The tokenizer is bound by the caller (:meth:`Tokenized.bind`) or,
+under plain ``lm_eval``, read from the model's arguments, which lm-eval hands to every task.
 """
 
 from __future__ import annotations
@@ -12,17 +13,23 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, NamedTuple, TypeAlias
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 
+from harness.editing.join import joined
 from harness.errors import UsageError
+from harness.exam.statistics import Ratio
 
-__all__ = ["Continuations", "Forced", "Piece", "TeacherForced", "Tokenized", "pieces"]
+__all__ = ["Continuations", "Forced", "FreeAnswer", "Piece", "Target", "TeacherForced", "Tokenized", "pieces"]
 
 Doc: TypeAlias = Mapping[str, Any]
+
+_ROOM = 4
+"""Tokens that are written beyond the longest answer: an article in front of it, and what shows that a word ends."""
 
 
 class Forced(NamedTuple):
@@ -48,6 +55,23 @@ class Forced(NamedTuple):
     def exact(self) -> bool:
         """Whether every token is the arg-max."""
         return self.hits == self.tokens
+
+
+class Target(str):
+    """A continuation that our adapter scores in the tokens of the edit; it answers with :class:`Forced`.
+
+    Attributes:
+        per_token: whether the hit of each token is asked for.
+    """
+
+    per_token: bool
+
+    @classmethod
+    def of(cls, text: str, *, per_token: bool) -> Target:
+        """A continuation, of which the hit of each token may be asked for."""
+        made = cls(text)
+        made.per_token = per_token
+        return made
 
 
 class Piece(NamedTuple):
@@ -91,11 +115,17 @@ class Tokenized(ConfigurableTask):  # type: ignore[misc]  # lm-eval has no types
     def __init__(self, config: Mapping[str, Any]) -> None:
         settings = {key: value for key, value in config.items() if key != "class"}
         self._tokenizer: Any = None
+        self._exact = False
         super().__init__(config=settings)
 
-    def bind(self, tokenizer: Any) -> None:
-        """Use this tokenizer, whatever the metadata say."""
-        self._tokenizer = tokenizer
+    def bind(self, tokenizer: Any, *, exact: bool = False) -> None:
+        """Use this tokenizer, whatever the metadata say.
+
+        Args:
+            tokenizer: the model's.
+            exact: whether the model is our adapter, which scores the tokens that are edited.
+        """
+        self._tokenizer, self._exact = tokenizer, exact
 
     @property
     def tokenizer(self) -> Any:
@@ -134,36 +164,93 @@ class TeacherForced(Tokenized):
         super().__init__(config)
 
     def construct_requests(self, doc: Doc, ctx: str, **kwargs: Any) -> list[Instance]:
-        """One log-likelihood request for each piece of each choice.
+        """One log-likelihood request for each choice, or under plain lm-eval for each piece of each.
 
         Args:
             doc: a row of the task.
-            ctx: what lm-eval puts in front of the question: solved examples and the chat template.
+            ctx: what lm-eval puts in front of the choice: solved examples, the question, the chat template.
             **kwargs: lm-eval's bookkeeping, handed on to the request.
         """
-        delimiter = "" if kwargs.pop("apply_chat_template", False) else " "
+        templated = bool(kwargs.pop("apply_chat_template", False))
         kwargs.pop("chat_template", None)
-        cut = self._cut(doc, ctx, delimiter)
-        self._pieces[doc["id"]] = cut
-        arguments = [(piece.context, piece.text) for choice in cut for piece in choice]
+        said = self._said(doc, ctx, templated=templated)
+        arguments: list[tuple[str, str]]
+        if self._exact:
+            arguments = [(ctx, Target.of(text, per_token=self._per_token)) for text in said]
+        else:
+            cut = self._pieces[doc["id"]] = self._cut(ctx, said)
+            arguments = [(piece.context, piece.text) for choice in cut for piece in choice]
         return [Instance("loglikelihood", doc, pair, i, **kwargs) for i, pair in enumerate(arguments)]
 
-    def process_results(self, doc: Doc, results: Sequence[tuple[float, bool]]) -> Any:
+    def process_results(self, doc: Doc, results: Sequence[Any]) -> Any:
         """Put the pieces together again; the rest is the task file's."""
+        if self._exact:
+            return self.config.process_results(doc, list(results))
         # requests that lm-eval took from its cache were never constructed here
-        cut = self._pieces.get(doc["id"]) or self._cut(doc, self.doc_to_text(doc), " ")
+        ctx = self.doc_to_text(doc)
+        cut = self._pieces.get(doc["id"]) or self._cut(ctx, self._said(doc, ctx, templated=False))
         answers = iter(results)
         return self.config.process_results(doc, [_join(choice, [next(answers) for _ in choice]) for choice in cut])
 
-    def _cut(self, doc: Doc, ctx: str, delimiter: str) -> list[list[Piece]]:
-        per_token = bool((self.config.metadata or {}).get("per_token", False))
-        choices = [choice if choice.startswith(" ") else delimiter + choice for choice in self.doc_to_choice(doc)]
-        return [pieces(self.tokenizer, ctx, choice, per_token=per_token) for choice in choices]
+    @property
+    def _per_token(self) -> bool:
+        return bool((self.config.metadata or {}).get("per_token", False))
+
+    def _said(self, doc: Doc, ctx: str, *, templated: bool) -> list[str]:
+        """The choices as they continue the context; a chat template brings all that stands between."""
+        join = "" if templated else doc.get("join")
+        return [joined(ctx, choice, join) for choice in self.doc_to_choice(doc)]
+
+    def _cut(self, ctx: str, said: Sequence[str]) -> list[list[Piece]]:
+        return [pieces(self.tokenizer, ctx, choice, per_token=self._per_token) for choice in said]
 
 
 def _join(cut: Sequence[Piece], answers: Sequence[tuple[float, bool]]) -> Forced:
     hits = sum(piece.tokens for piece, (_, greedy) in zip(cut, answers, strict=True) if greedy)
     return Forced(math.fsum(loglik for loglik, _ in answers), sum(piece.tokens for piece in cut), hits)
+
+
+class FreeAnswer(Tokenized):
+    """Continues the prompt of a document freely, as far as the longest wanted answer needs (``generate_until``).
+
+    ``doc_to_target`` is the wanted answer; a document's ``aliases`` are right too.  ``max_gen_toks`` is a limit: where
+    no wanted answer of a document is that short, its text cannot be right, and what it contributes is missing.
+    ``least_tokens`` under ``metadata`` is written in any case.
+    """
+
+    def construct_requests(self, doc: Doc, ctx: str, **kwargs: Any) -> list[Instance]:
+        """One generation request, of the same length for all documents, so that they share forward passes.
+
+        Args:
+            doc: a row of the task.
+            ctx: its prompt, behind what lm-eval puts in front of it.
+            **kwargs: lm-eval's bookkeeping, handed on to the request.
+        """
+        kwargs.pop("apply_chat_template", None)
+        kwargs.pop("chat_template", None)
+        options = {**deepcopy(self.config.generation_kwargs), "max_gen_toks": self._length}
+        return [Instance("generate_until", doc, (ctx, options), 0, **kwargs)]
+
+    def process_results(self, doc: Doc, results: Sequence[str]) -> dict[str, Ratio]:
+        """Score the text, unless no right one could have been written."""
+        found: dict[str, Ratio] = self.config.process_results(doc, results)
+        if min(self._needed(doc)) <= self._length:
+            return found
+        return {metric: value._replace(num=math.nan) for metric, value in found.items()}
+
+    @cached_property
+    def _length(self) -> int:
+        """How many tokens are written."""
+        limit = int(self.config.generation_kwargs["max_gen_toks"])
+        least = int((self.config.metadata or {}).get("least_tokens", 0))
+        longest = max((max(self._needed(doc)) for doc in self.eval_docs), default=0)
+        return min(limit, max(least, longest + _ROOM))
+
+    def _needed(self, doc: Doc) -> list[int]:
+        """The number of tokens of each wanted answer."""
+        wanted = [self.doc_to_target(doc), *(doc.get("aliases") or ())]
+        said = [joined(self.doc_to_text(doc), text, doc.get("join")) for text in wanted]
+        return [len(ids) for ids in self.tokenizer(said, add_special_tokens=False)["input_ids"]]
 
 
 class Continuations(Tokenized):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from harness.errors import DataError, ModelError, UsageError, near
 from harness.io import plain_text
 from harness.io.hashes import combined_sha256, tensor_sha256
-from harness.models import arch
+from harness.models import arch, tokens
 from harness.models.arch import Architecture
 from harness.models.reading import read_checkpoint, require_causal, require_in_memory
 
@@ -180,34 +180,34 @@ class LM:
     def encode(self, text: str) -> list[int]:
         """The tokens of a text that starts a sequence, with whatever the tokenizer puts in front (BOS)."""
         ids = list(self._tokens(text)[0])
-        eos = self.tokenizer.eos_token_id
-        # Some tokenizers close every text with EOS; a prompt must stay open.
-        return ids[:-1] if len(ids) > 1 and ids[-1] == eos and self._closes() else ids
+        return ids[: len(ids) - self.closing]
+
+    @functools.cached_property
+    def closing(self) -> int:
+        """How many tokens the tokenizer puts behind every text; a prompt must stay open."""
+        return tokens.closing(self.tokenizer)
 
     @functools.cached_property
     def _tokens(self) -> Callable[[str], tuple[tuple[int, ...], tuple[tuple[int, int], ...]]]:
         """The tokens of a text, and the characters of each; an editor asks for the same texts again and again."""
 
         @functools.lru_cache(maxsize=8192)
-        def tokens(text: str) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
+        def read(text: str) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
             found = self.tokenizer(text, return_offsets_mapping=True)
             return tuple(found["input_ids"]), tuple(found["offset_mapping"])
 
-        return tokens
+        return read
 
     def continuation(self, prompt: str, text: str) -> list[int]:
-        """The tokens of ``text`` where it continues ``prompt``.
+        """The tokens of ``text`` where it continues ``prompt``, which keeps its own; see :mod:`harness.models.tokens`.
 
-        The prompt keeps its own tokenisation; where the joint one differs from it at the seam (or a tokenizer puts a
-        token in front of every text), the text is tokenised alone.
+        Raises:
+            DataError: the text has no tokens.
         """
-        head, joint = self.encode(prompt), self.encode(prompt + text)
-        if joint[: len(head)] == head and len(joint) > len(head):
-            return joint[len(head) :]
-        alone: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        if not alone:
+        found = tokens.following(self.tokenizer, self.encode(prompt), self.encode(prompt + text), text)
+        if not found:
             raise DataError(f"'{text}' has no tokens; give a target that the tokenizer of {self.name} can write")
-        return alone
+        return found
 
     @property
     def start(self) -> int:
@@ -315,10 +315,6 @@ class LM:
                 raise ModelError(
                     f"{self.name}: the weight '{name}' holds a NaN or an infinity; use an intact checkpoint"
                 )
-
-    def _closes(self) -> bool:
-        ids = self.tokenizer("")["input_ids"]
-        return bool(ids) and ids[-1] == self.tokenizer.eos_token_id and self.tokenizer.bos_token_id != ids[-1]
 
 
 def shipped() -> dict[str, Path]:

@@ -68,6 +68,7 @@ def _editor(ready: Prepared) -> dict[str, Any]:
 def _edits(ready: Prepared) -> dict[str, Any]:
     named, edits = ready.resolved.plan.edits, ready.resolved.edits
     said = {(edit.text, edit.continuation) for edit in edits}
+    joins = {edit.id: found["join"] for edit in edits if (found := _joined(edit))}
     return {
         "dataset": Path(named).name if Path(named).is_file() else named,
         "count": len(edits) if ready.resolved.edits_any else 0,
@@ -75,6 +76,7 @@ def _edits(ready: Prepared) -> dict[str, Any]:
         "contradicting": len(said) - len({prompt for prompt, _ in said}),
         "ids": [edit.id for edit in edits],
         "sha256": edits_sha256(edits),
+        **({"joins": joins} if joins else {}),
         "warnings": ready.warnings,
     }
 
@@ -87,7 +89,13 @@ def edits_sha256(edits: Sequence[Edit]) -> str:
 def _facts(edit: Edit) -> dict[str, Any]:
     """What names an edit: a field that is added with a default renames none."""
     always = _PLAIN if edit.direction in LIKELIHOOD else (*_PLAIN, *_DIRECTED)
-    return {name: getattr(edit, name) for name in always} | differing(edit)
+    return {name: getattr(edit, name) for name in always} | differing(edit) | _joined(edit)
+
+
+def _joined(edit: Edit) -> dict[str, str]:
+    """What stands between prompt and target, where it is not the one space that is usual."""
+    join = edit.continuation.removesuffix(edit.target)
+    return {} if join == ("" if edit.target.startswith(" ") else " ") else {"join": join}
 
 
 def _headlines(suite: tasks.Suite) -> dict[str, str]:

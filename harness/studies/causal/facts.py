@@ -51,7 +51,7 @@ class Fact:
     @classmethod
     def of(cls, edit: Edit) -> Fact:
         """The fact that an edit changes: its prompt, and what was true before."""
-        start = None if edit.subject is None else edit.prompt.index("{}")
+        start = None if edit.subject is None else edit.begins
         return cls(edit.id, edit.text, edit.subject, edit.target_old, start)
 
 

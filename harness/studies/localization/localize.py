@@ -547,8 +547,8 @@ class _Problem:
         """The true object after the prompt, which an injected error is compared with."""
         if self.posed.problem != "error_injection":
             return []
-        text = case.edit.text
-        return [TokenisedEdit(case.edit, self.lm.encode(text), self.lm.continuation(text, f" {case.edit.target_old}"))]
+        text, true = case.edit.text, case.edit.says(str(case.edit.target_old))
+        return [TokenisedEdit(case.edit, self.lm.encode(text), self.lm.continuation(text, true))]
 
     def _measured(
         self, asked: Sequence[Mapping[str, list[TokenisedEdit]]], which: Sequence[int], patches: Sequence[Patch] | None

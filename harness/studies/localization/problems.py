@@ -236,7 +236,7 @@ class SubjectNoise:
         """
         known: dict[tuple[int, ...], dict[int, tuple[int, int]]] = {}
         for i, edit in enumerate(edits):
-            subject, begins = str(edit.subject), edit.prompt.index("{}")
+            subject, begins = str(edit.subject), edit.begins
             bare = lm.span(edit.text, subject, begins)
             for text, start in ((edit.text, begins), (f"The {subject}", 4), (subject, 0)):
                 first, end = lm.span(text, subject, start)
@@ -352,7 +352,7 @@ def _targets(
     if released:
         wanted = [max(0, _RELEASED_LENGTH - len(ids)) for ids in prompts]
     else:
-        olds = [len(lm.continuation(edit.text, f" {str(edit.target_old).strip()}")) for edit in edits]
+        olds = [len(lm.continuation(edit.text, edit.says(str(edit.target_old).strip()))) for edit in edits]
         wanted = [settings.reversal_tokens or count for count in olds]
     draw = torch.Generator().manual_seed(settings.seed) if released else None
     said = _continued(lm, prompts, wanted, noise, draw)

@@ -124,7 +124,7 @@ def edits(found: Sequence[Row], **_: object) -> list[Edit]:
         made.append(
             Edit(
                 id=str(row["case_id"]),
-                prompt=request["prompt"],
+                prompt=request["prompt"].rstrip(" \t"),
                 subject=request["subject"],
                 target=request["target_new"]["str"].strip(),
                 target_old=request["target_true"]["str"].strip(),
@@ -163,7 +163,7 @@ def probes(row: Row, kinds: Sequence[str]) -> Iterator[Row]:
                 "id": f"{row['case_id']}/{kind}/{i}",
                 "case": str(row["case_id"]),
                 "kind": kind,
-                "prompt": prompt,
+                "prompt": prompt.rstrip(" \t"),
                 "target_new": request["target_new"]["str"].strip(),
                 "target_true": request["target_true"]["str"].strip(),
             }
@@ -276,9 +276,13 @@ def probability(doc: Doc, ratings: Sequence[Forced]) -> dict[str, Ratio]:
 
 
 def generation(doc: Doc, results: Sequence[str]) -> dict[str, Ratio]:
-    """Whether the free continuation begins with the wanted target (for a neighbour: the true one)."""
-    wanted = doc["target_true"] if doc["kind"] == "neighborhood" else doc["target_new"]
-    return {EXACT[doc["kind"]]: Ratio(float(begins_with(results[0], wanted)), 1.0, doc["case"])}
+    """Whether the free continuation begins with the wanted target."""
+    return {EXACT[doc["kind"]]: Ratio(float(begins_with(results[0], wanted(doc))), 1.0, doc["case"])}
+
+
+def wanted(doc: Doc) -> str:
+    """The target that a free continuation should begin with: of a neighbour the true one."""
+    return str(doc["target_true"] if doc["kind"] == "neighborhood" else doc["target_new"])
 
 
 class Snippets:

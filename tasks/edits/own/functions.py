@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.task_kit import DataError, Forced, Ratio, UsageError, begins_with, data, row_shapes
+from harness.task_kit import DataError, Forced, Ratio, UsageError, begins_with, data, row_shapes, trimmed
 
 if TYPE_CHECKING:
     import datasets
@@ -17,7 +19,8 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 Doc = Mapping[str, Any]
 
-TEXTS = ("prompt", "subject", "target", "target_old", "prefix", "suffix")
+TEXTS = ("prompt", "subject", "target", "target_old", "prefix", "suffix", "join")
+LISTS = ("paraphrases", "aliases")
 PREFIX = {"rewrite": "efficacy", "paraphrase": "paraphrase", "neighborhood": "locality", "portability": "portability"}
 OTHERS = ("neighborhood", "portability")
 EXACT = {
@@ -26,6 +29,8 @@ EXACT = {
     "portability": "portability_exact_match",
 }
 WRONG = 10  # rows that one message names
+
+log = logging.getLogger(__name__)
 
 
 def rows(path: Path) -> list[Row]:
@@ -88,27 +93,50 @@ def edit(row: Row) -> Edit:
     """One row as an edit.
 
     A row holds ``prompt, subject, target`` (the prompt with ``{}`` or the subject written out) or ``prefix, suffix``.
+    What stands between prompt and target is a space, or nothing where the text would have none; ``join`` says it.
     """
     from harness.task_kit import Edit
 
     for key in TEXTS:
         if key in row and not isinstance(row[key], str):
             raise DataError(f"'{key}' is {row[key]!r}, expected a text")
-    asked = row.get("paraphrases") or []
-    if not (isinstance(asked, list) and all(isinstance(text, str) and text.strip() for text in asked)):
-        raise DataError(f"'paraphrases' is {asked!r}, expected a list of texts")
+    for key in LISTS:
+        listed = row.get(key) or []
+        if not (isinstance(listed, list) and all(isinstance(text, str) and text.strip() for text in listed)):
+            raise DataError(f"'{key}' is {listed!r}, expected a list of texts")
     for key in ("prompt", "prefix"):
         if key in row and not row[key].strip():
             raise DataError(f"'{key}' is empty; give the text that the model continues")
+    old = row.get("target_old")
+    old = old.strip() if isinstance(old, str) else None
     if "prefix" in row:
-        return Edit(
-            row["id"], _text(row, "prefix"), None, _text(row, "suffix").removeprefix(" "), row.get("target_old")
-        )
-    prompt, subject = _text(row, "prompt"), _text(row, "subject").strip()
-    if "{}" not in prompt and subject:
+        prompt, target, join = seam(row, _text(row, "prefix"))
+        return Edit(row["id"], prompt, None, target, old, join=join)
+    prompt, target, join = seam(row, _text(row, "prompt"))
+    subject = _text(row, "subject").strip()
+    prompt, slot = _with_slot(prompt, subject)
+    return Edit(row["id"], prompt, subject, target, old, join=join, slot=slot)
+
+
+def seam(row: Row, prompt: str) -> tuple[str, str, str | None]:
+    """A prompt and the row's target without white space between them, and what the row wants there, if it says so."""
+    before, target, join = trimmed(prompt, _text(row, "suffix" if "prefix" in row else "target"))
+    return before, target, row.get("join", join)
+
+
+def _with_slot(prompt: str, subject: str) -> tuple[str, int | None]:
+    """The prompt with its slot where the subject stands, and the place of the slot if other braces are text."""
+    if not subject:
+        return prompt, None
+    if "{}" in prompt:  # a part of a word is no subject where there may be a slot
+        found = re.search(rf"(?<!\w){re.escape(subject)}(?!\w)", prompt)
+        if found is None:
+            return prompt, None
+        start = found.start()
+    else:
         start = row_shapes.place_of(subject, prompt)
-        prompt = prompt[:start] + "{}" + prompt[start + len(subject) :]
-    return Edit(row["id"], prompt, subject, _text(row, "target").removeprefix(" "), row.get("target_old"))
+    made = prompt[:start] + "{}" + prompt[start + len(subject) :]
+    return made, None if made.count("{}") == 1 else start
 
 
 def _text(row: Row, key: str) -> str:
@@ -119,7 +147,28 @@ def _text(row: Row, key: str) -> str:
 
 def edits(found: Sequence[Row]) -> list[Edit]:
     """What an editor is asked to do, one edit a row."""
-    return [edit(row) for row in found]
+    made = [edit(row) for row in found]
+    cut = [one.id for one, row in zip(made, found, strict=True) if _cut(row)]
+    if cut:
+        log.warning(
+            "own: white space between prompt and target, or behind the target, is taken off in %d rows: %s",
+            len(cut),
+            ", ".join(cut[:5]),
+        )
+    text = [one.id for one in made if one.slot is not None]
+    if text:
+        log.warning(
+            "own: the subject is written out, so {} in the prompt is text in %d rows: %s", len(text), ", ".join(text[:5])
+        )
+    return made
+
+
+def _cut(row: Row) -> bool:
+    """Whether white space is taken off that is more than the one space in front of a target."""
+    prompt = _text(row, "prefix" if "prefix" in row else "prompt")
+    said = _text(row, "suffix" if "prefix" in row else "target")
+    before, target, join = trimmed(prompt, said)
+    return before != prompt or said not in (target, f" {target}", f"{join}{target}")
 
 
 def examples(found: Sequence[Row]) -> list[Example]:
@@ -151,11 +200,15 @@ def examples(found: Sequence[Row]) -> list[Example]:
 def probes(row: Row) -> Iterator[Row]:
     """The prompt itself, the row's ``paraphrases``, and its questions with answers of their own."""
     wanted = edit(row)
-    asked = [("rewrite", wanted.text, [wanted.target])]
-    asked += [("paraphrase", text, [wanted.target]) for text in row.get("paraphrases") or ()]
-    for kind in ("neighborhood", "portability"):
-        asked += [(kind, question["prompt"], question["answer"]) for question in row.get(kind) or ()]
-    for i, (kind, prompt, answers) in enumerate(asked):
+    right = [wanted.target, *(row.get("aliases") or ())]
+    asked = [("rewrite", wanted.text, right, wanted.join)]
+    for prompt, _, join in (seam(row, text) for text in row.get("paraphrases") or ()):
+        asked.append(("paraphrase", prompt, right, join))
+    for kind in OTHERS:
+        asked += [
+            (kind, question["prompt"].rstrip(" \t"), question["answer"], None) for question in row.get(kind) or ()
+        ]
+    for i, (kind, prompt, answers, join) in enumerate(asked):
         yield {
             "id": f"{wanted.id}/{i}",
             "case": wanted.id,
@@ -164,6 +217,7 @@ def probes(row: Row) -> Iterator[Row]:
             "target_new": wanted.target,
             "target_old": wanted.target_old or "",
             "answers": list(dict.fromkeys(answer.strip() for answer in answers if answer.strip())),
+            "join": join,
         }
 
 
@@ -214,5 +268,11 @@ def probability(doc: Doc, ratings: Sequence[Forced]) -> dict[str, Ratio]:
 
 def generation(doc: Doc, results: Sequence[str]) -> dict[str, Ratio]:
     """Whether the free continuation begins with the target, or with a right answer."""
-    right = any(begins_with(results[0], answer) for answer in doc["answers"])
+    right = begins_with(results[0], *_right(doc))
     return {EXACT[doc["kind"]]: Ratio(float(right), 1.0, doc["case"])}
+
+
+def _right(doc: Doc) -> tuple[str, Sequence[str]]:
+    """The wanted answer and its aliases."""
+    first, *others = doc.get("answers") or [doc["target_new"]]
+    return first, others

@@ -69,8 +69,6 @@ def check(row: Row, where: str) -> None:
         raise DataError(
             f"{where}: the subject '{row['subject']}' is not in '{row['src']}'; name it in src as it is in subject"
         )
-    if "{}" in row["src"]:
-        raise DataError(f"{where}: '{row['src']}' holds {{}}, which marks the subject; remove it")
     if not any(isinstance(answer, str) and answer.strip() for answer in row.get("answers") or ()):
         raise DataError(f"{where}: the answers are empty; give at least one in 'answers'")
 
@@ -111,8 +109,11 @@ def edits(found: Sequence[Row], target: str = "alt", **_: object) -> list[Edit]:
     for name, row in usable(found, target):
         check(row, f"{NAME}, record {name}")
         old = wanted(row, "answers") if target == "alt" else None
-        prompt = row["src"].strip().replace(row["subject"], "{}", 1)
-        made.append(Edit(name, prompt, row["subject"], wanted(row, target), old, relation=None))
+        question = row["src"].strip()
+        prompt = question.replace(row["subject"], "{}", 1)
+        # Other braces are text.
+        slot = question.index(row["subject"]) if prompt.count("{}") > 1 else None
+        made.append(Edit(name, prompt, row["subject"], wanted(row, target), old, slot=slot))
     return made
 
 
@@ -136,6 +137,7 @@ def probes(name: str, row: Row, target: str = "alt") -> Iterator[Row]:
     """The three probes of one record: the question, its rephrasing, and an unrelated question."""
     new = wanted(row, target)
     loc = row["loc"].strip()
+    aliases = [str(text).strip() for text in row["answers"][1:] if str(text).strip()] if target == "answers" else []
     # The published file has no question mark there; ROME and MEMIT add it.
     asked = {
         "rewrite": (row["src"].strip(), new),
@@ -150,6 +152,7 @@ def probes(name: str, row: Row, target: str = "alt") -> Iterator[Row]:
             "prompt": prompt,
             "target_new": new,
             "target_true": answer,
+            "aliases": aliases if kind != "neighborhood" else [],
         }
 
 
@@ -210,4 +213,8 @@ def probability(doc: Doc, ratings: Sequence[Forced]) -> dict[str, Ratio]:
 
 def generation(doc: Doc, results: Sequence[str]) -> dict[str, Ratio]:
     """Whether the free continuation begins with the answer."""
-    return {EXACT[doc["kind"]]: Ratio(float(begins_with(results[0], answer(doc))), 1.0, doc["case"])}
+    return {
+        EXACT[doc["kind"]]: Ratio(
+            float(begins_with(results[0], answer(doc), doc.get("aliases") or ())), 1.0, doc["case"]
+        )
+    }
