@@ -239,7 +239,7 @@ def isolated(lm: LM, run: Run) -> None:
 
     def ours() -> None:
         patches = [Patch({lm.down(layer): change}) for change in editor.changes(lm, edits, layer, prior=prior)]
-        with hold(model, Stop(len(edits), patches), ids=[e.id for e in edits], mode="isolated"):
+        with hold(model, Stop(len(edits), patches), ids=[e.id for e in edits], mode="isolated", own=[task.name]):
             side_by_side[:] = [measure_task(model, task, limit=None)]
 
     def plain() -> None:

@@ -54,7 +54,7 @@ class Edit:
     slot: int | None = None
 
     def __post_init__(self) -> None:
-        slots = self.prompt.count(SLOT) if self.slot is None else self.prompt.startswith(SLOT, max(0, self.slot))
+        slots = self.prompt.count(SLOT) if self.slot is None else int(self.prompt.startswith(SLOT, self.slot))
         if not self.target.strip():
             raise DataError(f"edit {self.id}: the target is empty; give the text that the model shall say")
         if self.subject is not None and not self.subject.strip():

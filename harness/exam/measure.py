@@ -22,6 +22,7 @@ from typing_extensions import TypedDict
 
 from harness import __version__
 from harness.editing.schedule import Stop
+from harness.errors import DataError
 from harness.exam import numbers, statistics, text_metrics
 from harness.exam.adapter import EditedLM
 from harness.exam.quiet import quiet_lm_eval
@@ -79,17 +80,22 @@ class Measured:
         return [*self.values, *self.plain]
 
 
-def hold(model: EditedLM, stop: Stop | None, *, ids: Sequence[str], mode: str) -> AbstractContextManager[EditedLM]:
+def hold(
+    model: EditedLM, stop: Stop | None, *, ids: Sequence[str], mode: str, own: Collection[str]
+) -> AbstractContextManager[EditedLM]:
     """The context in which a stop is measured: no patch, one patch, or a patch for each document.
 
-    In isolated editing a document of the edit set is scored under its own edit; document ``i`` of any other task under
-    edit ``i mod n``, so that its value estimates the mean over single edits at the price of one pass.
+    In isolated editing a document of the edit set is scored under the edit that its field ``case`` names, and a
+    document of any task that has a field ``edit`` under the edit which that names.  Document ``i`` of other tasks is
+    scored under edit ``i mod n``, so that the value of a task estimates the mean over single edits at the price of one
+    pass.
 
     Args:
         model: what is measured.
         stop: where the edits have come to; None is the unedited model.
         ids: the ids of all edits, in the order of the stop's patches.
         mode: ``isolated``, ``batch`` or ``sequential``.
+        own: lm-eval's names of the tasks of the edit set.
     """
     if stop is None:
         return model.holding(Patch())
@@ -98,10 +104,27 @@ def hold(model: EditedLM, stop: Stop | None, *, ids: Sequence[str], mode: str) -
     position = {edit: i for i, edit in enumerate(ids)}
 
     def patch_of(request: Any) -> int:
-        case = request.doc.get("case") if isinstance(request.doc, Mapping) else None
-        return position[case] if case in position else int(request.doc_id) % len(stop.patches)
+        named = _edit_of(request, own)
+        if named is None:
+            return int(request.doc_id) % len(stop.patches)
+        if named not in position:
+            raise DataError(
+                f"{request.task_name}, document {request.doc_id}: belongs to edit '{named}', which is not made; leave "
+                "the document out, or name one of the edits"
+            )
+        return position[named]
 
     return model.isolated(stop.patches, patch_of)
+
+
+def _edit_of(request: Any, own: Collection[str]) -> str | None:
+    """The edit that a request's document belongs to; None where it belongs to none."""
+    if not isinstance(request.doc, Mapping):
+        return None
+    named = request.doc.get("edit")
+    if named is None and request.task_name in own:
+        named = request.doc.get("case")
+    return None if named is None else str(named)
 
 
 def measure_task(model: EditedLM, task: Task, *, limit: int | None, documents: Sequence[int] | None = None) -> Measured:

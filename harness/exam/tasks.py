@@ -134,6 +134,29 @@ class Suite:
         """The reported names, in order."""
         return list(dict.fromkeys(task.shown for task in self.tasks))
 
+    def of(self, edit_set: str | None) -> list[Task]:
+        """The tasks whose documents are about the edits of a set."""
+        about = [task for task in self.tasks if edit_set in (task.shown, task.metadata.get("source"))]
+        return [] if edit_set is None else about
+
+    def spread(self, edit_set: str | None) -> list[str]:
+        """The reported names of tasks whose documents belong to no edit; isolated edits take turns on them.
+
+        Raises:
+            UsageError: documents of a task are about the edits of another set.
+        """
+        mine, found = self.of(edit_set), []
+        for task in (task for task in self.tasks if task not in mine):
+            rows = task.task.eval_docs
+            fields = set(rows[0]) if len(rows) else set()
+            if "case" in fields and "edit" not in fields:
+                raise UsageError(
+                    f"task '{task.name}' asks about edits of another set than {edit_set}, so no single edit belongs to "
+                    "its documents; use --mode batch, leave the task out, or give its documents a field 'edit'"
+                )
+            found += [] if "edit" in fields else [task.shown]
+        return list(dict.fromkeys(found))
+
 
 def catalogue() -> dict[str, str]:
     """The names of this project's tasks and groups, each with what it is: ``task``, ``group`` or ``edits``."""

@@ -213,7 +213,7 @@ def _join(cut: Sequence[Piece], answers: Sequence[tuple[float, bool]]) -> Forced
 class FreeAnswer(Tokenized):
     """Continues the prompt of a document freely, as far as the longest wanted answer needs (``generate_until``).
 
-    ``doc_to_target`` is the wanted answer; a document's ``aliases`` are right too.  ``max_gen_toks`` is a limit: where
+    ``doc_to_target`` is the wanted answer, unless a document names all that are right as ``answers``.  ``max_gen_toks`` is a limit: where
     no wanted answer of a document is that short, its text cannot be right, and what it contributes is missing.
     ``least_tokens`` under ``metadata`` is written in any case.
     """
@@ -248,7 +248,7 @@ class FreeAnswer(Tokenized):
 
     def _needed(self, doc: Doc) -> list[int]:
         """The number of tokens of each wanted answer."""
-        wanted = [self.doc_to_target(doc), *(doc.get("aliases") or ())]
+        wanted = doc.get("answers") or [self.doc_to_target(doc)]
         said = [joined(self.doc_to_text(doc), text, doc.get("join")) for text in wanted]
         return [len(ids) for ids in self.tokenizer(said, add_special_tokens=False)["input_ids"]]
 

@@ -244,6 +244,8 @@ def _facts(record: Record) -> Table:
         "hyperparameters": _pairs(editor.get("hyperparameters") or {}),
         "notes": "; ".join(str(note) for note in editor.get("notes") or []),
         "plan": _pairs({key: value for key, value in record.plan.items() if value not in (None, [], {}, ())}),
+        "each edit alone": _spread(record.edits),
+        "joins": _pairs({edit: repr(join) for edit, join in record.edits.get("joins", {}).items()}),
         "weights": _weights(record.weights),
         "versions": _pairs(record.versions),
     }
@@ -251,6 +253,12 @@ def _facts(record: Record) -> Table:
         if value:
             grid.add_row(key, Text(value))
     return grid
+
+
+def _spread(edits: Mapping[str, Any]) -> str:
+    """Under which edit documents are scored that belong to none, where edits are isolated."""
+    found = ", ".join(edits.get("spread", []))
+    return f"document i under edit i mod {edits['count']} in {found}" if found else ""
 
 
 def _pairs(values: Mapping[str, Any]) -> str:

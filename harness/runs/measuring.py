@@ -68,7 +68,8 @@ class Measuring:
     def at(self, stop: Stop | None) -> None:
         """Score every task, and read the neutral texts, at a stop; None is the unedited model."""
         ids = [edit.id for edit in self.ready.resolved.edits]
-        with measure.hold(self._model, stop, ids=ids, mode=self.ready.resolved.mode):
+        own = [task.name for task in self.ready.suite.of(self.ready.resolved.edit_set)]
+        with measure.hold(self._model, stop, ids=ids, mode=self.ready.resolved.mode, own=own):
             for shown in self.ready.suite.shown:
                 # An earlier run that was stopped may have come this far; the unedited model is what others are held to.
                 if stop is None or shown not in self.writer.record.tasks(stop.edits):

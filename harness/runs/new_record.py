@@ -77,6 +77,7 @@ def _edits(ready: Prepared) -> dict[str, Any]:
         "ids": [edit.id for edit in edits],
         "sha256": edits_sha256(edits),
         **({"joins": joins} if joins else {}),
+        **({"spread": ready.spread} if ready.spread else {}),
         "warnings": ready.warnings,
     }
 
@@ -89,7 +90,8 @@ def edits_sha256(edits: Sequence[Edit]) -> str:
 def _facts(edit: Edit) -> dict[str, Any]:
     """What names an edit: a field that is added with a default renames none."""
     always = _PLAIN if edit.direction in LIKELIHOOD else (*_PLAIN, *_DIRECTED)
-    return {name: getattr(edit, name) for name in always} | differing(edit) | _joined(edit)
+    found = {name: getattr(edit, name) for name in always} | differing(edit)
+    return {name: value for name, value in found.items() if name != "join"} | _joined(edit)
 
 
 def _joined(edit: Edit) -> dict[str, str]:

@@ -34,6 +34,7 @@ class Prepared:
         editor: the configured editor, with what it has learned.
         suite: what is examined; the edits come first.
         warnings: what is said twice or in two ways in the edits.
+        spread: the reported tasks of which document ``i`` is scored under edit ``i mod n``, where edits are isolated.
     """
 
     resolved: Resolved
@@ -42,6 +43,7 @@ class Prepared:
     editor: Editor
     suite: tasks.Suite
     warnings: list[str]
+    spread: list[str]
 
 
 def prepare_run(resolved: Resolved, device: str | None = None) -> Prepared:
@@ -71,8 +73,9 @@ def prepare_run(resolved: Resolved, device: str | None = None) -> Prepared:
         own_file=plan.edits if resolved.edit_set == tasks.OWN else None,
         split=plan.split,
     )
+    spread = suite.spread(resolved.edit_set) if resolved.edits_any and resolved.mode == "isolated" else []
     guard.require(VOID, weights=False, before=f" before {editor.name} was configured")
-    return Prepared(resolved, lm, guard, editor, suite, schedule.duplicates(resolved.edits))
+    return Prepared(resolved, lm, guard, editor, suite, schedule.duplicates(resolved.edits), spread)
 
 
 def _editor(resolved: Resolved, lm: LM) -> Editor:

@@ -152,7 +152,7 @@ def probes(name: str, row: Row, target: str = "alt") -> Iterator[Row]:
             "prompt": prompt,
             "target_new": new,
             "target_true": answer,
-            "aliases": aliases if kind != "neighborhood" else [],
+            "answers": [answer, *(aliases if kind != "neighborhood" else ())],
         }
 
 
@@ -215,6 +215,6 @@ def generation(doc: Doc, results: Sequence[str]) -> dict[str, Ratio]:
     """Whether the free continuation begins with the answer."""
     return {
         EXACT[doc["kind"]]: Ratio(
-            float(begins_with(results[0], answer(doc), doc.get("aliases") or ())), 1.0, doc["case"]
+            float(begins_with(results[0], answer(doc), (doc.get("answers") or ())[1:])), 1.0, doc["case"]
         )
     }

@@ -267,10 +267,45 @@ def test_words_split_as_the_released_tokeniser() -> None:
         ("  Oslo,\n Norway", "Oslo, Norway", True),
         ("", "Rome", False),
         (" Rome's hills", "Rome", True),
+        (" 上海市。", "上海", True),
+        (" とうきょうは", "とうきょう", True),
+        (" トウキョウタワー", "トウキョウ", False),
+        (" กรุงเทพมหานคร", "กรุงเทพ", True),
+        (" A is the right one.", "A", True),
+        (" a man", "A", False),
+        (" A) because", "A", True),
+        (" The Hague", "Hague", True),
+        (" Hague", "The Hague", True),
+        (" 3.14 metres", "3", False),
+        (" 3.", "3", True),
+        (" 3, 4 and 5", "3", True),
+        (" 1,000", "1", False),
+        (" 10:30", "10", False),
+        (" 1½", "1", False),
+        (" C++ code", "C", False),
+        (" C# code", "C", False),
+        (" C++ code", "C++", True),
+        (" O'Neill", "O", False),
+        (" Rome\u2019s hills", "Rome", True),
+        (" example.org", "example", False),
+        (" STRASSE 5", "Straße", True),
+        (" e\u0301t\u00e9", "e", False),
     ],
 )
 def test_begins_with_ends_where_a_word_ends(said: str, target: str, wanted: bool) -> None:
     assert begins_with(said, target) is wanted
+
+
+def test_aliases_are_right_too() -> None:
+    assert begins_with(" the UK.", "United Kingdom", ["UK", "Britain"])
+    assert not begins_with(" the UKR.", "United Kingdom", ["UK", "Britain"])
+    assert not begins_with(" anything", "United Kingdom", [""])
+
+
+def test_agreement_of_a_script_without_spaces_is_by_characters() -> None:
+    doc = {"case": "1", "target_true": "上海"}
+    assert agreement(doc, edited="上海市是", unedited="上海很大").num == 1.0
+    assert agreement(doc, edited="上海市是", unedited="上面很大").num == 0.0
 
 
 def test_agreement_compares_as_many_words_as_the_answer_has() -> None:
@@ -523,7 +558,6 @@ def test_a_bad_counterfact_record_is_named(
     [
         ({"subject": " "}, "the subject is empty"),
         ({"subject": "Unifirst"}, "is not in"),
-        ({"src": "What is {} by UniFirst?"}, "remove it"),
         ({"answers": []}, "the answers are empty"),
         ({"loc_ans": ""}, "the loc_ans is empty"),
     ],

@@ -16,6 +16,7 @@ import pytest
 from tokenizers import processors
 
 from harness.editing.schedule import Stop
+from harness.errors import DataError
 from harness.exam import data, measure, tasks
 from harness.exam.adapter import EditedLM
 from harness.exam.measure import Measured
@@ -38,9 +39,9 @@ def task(name: str = "NLI", identity: str = "0" * 64, source: Path | None = NLI,
     return Task(name, name, built, identity)
 
 
-def request(doc_id: int, **doc: Any) -> Any:
+def request(doc_id: int, task: str = "other", **doc: Any) -> Any:
     """A request as lm-eval hands it to a model."""
-    return SimpleNamespace(doc=doc, doc_id=doc_id)
+    return SimpleNamespace(doc=doc, doc_id=doc_id, task_name=task)
 
 
 # --- what is held -----------------------------------------------------------------------------------------------------
@@ -50,18 +51,23 @@ def test_unedited_and_batch_hold_one_patch(tiny: Callable[[str], LM]) -> None:
     model, seen = EditedLM(tiny("gpt2")), []
     rule = Patch(prompt=lambda text: text)
     for stop in (None, Stop(3, [rule])):
-        with measure.hold(model, stop, ids=["a", "b", "c"], mode="batch"):
+        with measure.hold(model, stop, ids=["a", "b", "c"], mode="batch", own=["own"]):
             seen.append((model._prompt, model._patch_of))
     assert seen == [(None, None), (rule.prompt, None)]
 
 
 def test_in_isolated_editing_each_document_has_its_own_edit(tiny: Callable[[str], LM]) -> None:
     model, patches = EditedLM(tiny("gpt2")), [Patch(), Patch(), Patch()]
-    with measure.hold(model, Stop(3, patches), ids=["a", "b", "c"], mode="isolated"):
+    with measure.hold(model, Stop(3, patches), ids=["a", "b", "c"], mode="isolated", own=["own"]):
         patch_of = model._patch_of
         assert model._patches is patches
     assert patch_of is not None
-    assert [patch_of(request(0, case=case)) for case in "cab"] == [2, 0, 1]
+    assert [patch_of(request(0, task="own", case=case)) for case in "cab"] == [2, 0, 1]
+    assert [patch_of(request(0, edit=edit)) for edit in "cab"] == [2, 0, 1]
+    assert patch_of(request(1, case="c")) == 1, "the case of another task is no edit of this run"
+    for stranger in (request(4, edit="d"), request(4, task="own", case="d"), request(4, task="own", edit="", case="a")):
+        with pytest.raises(DataError, match=r"document 4: belongs to edit '.?', which is not made"):
+            patch_of(stranger)
     assert [patch_of(request(i, sentence1="x")) for i in range(5)] == [0, 1, 2, 0, 1]
     assert model._patch_of is None
 
