@@ -22,7 +22,9 @@ LONG = "the kings need the car after lunch and a round museum stood in the garde
 def task_of(lm: LM, path: Path, *rows: Mapping[str, object], limit: int = 256, least: int = 0) -> Any:
     path.write_text("".join(json.dumps({"id": str(i), **row}) + "\n" for i, row in enumerate(rows)), encoding="utf-8")
     ids = [str(i) for i in range(len(rows))]
-    suite = tasks.load([], edit_set="own", records=ids, data_dir="mini", tokenizer=lm.tokenizer, own_file=str(path))
+    suite = tasks.load_suite(
+        [], edit_set="own", records=ids, data_dir="mini", tokenizer=lm.tokenizer, own_file=str(path)
+    )
     task = next(task.task for task in suite.tasks if task.name == "own_generation")
     assert task.config.generation_kwargs["max_gen_toks"] == 256
     assert task.config.metadata["least_tokens"] == 20

@@ -106,7 +106,9 @@ def mine(tmp_path: Path) -> Path:
 
 def examined(lm: LM, path: Path, *, patches: Sequence[Patch] = (), per_token: bool = False) -> Measured:
     ids = [str(i) for i in range(len(ROWS))]
-    suite = tasks.load([], edit_set="own", records=ids, data_dir="mini", tokenizer=lm.tokenizer, own_file=str(path))
+    suite = tasks.load_suite(
+        [], edit_set="own", records=ids, data_dir="mini", tokenizer=lm.tokenizer, own_file=str(path)
+    )
     task = next(task for task in suite.tasks if task.name == "own_probability")
     task.task.config.metadata["per_token"] = per_token
     model = EditedLM(lm, batch_size=4)
@@ -181,14 +183,14 @@ def test_tokens_behind_every_text_are_counted() -> None:
 
 def test_edits_of_another_set_are_refused_where_each_edit_is_alone(tiny: Callable[[str], LM]) -> None:
     tokenizer = tiny("gpt2").tokenizer
-    suite = tasks.load(
+    suite = tasks.load_suite(
         ["NLI", "zsre"], edit_set="counterfact", records=["0", "1"], data_dir="mini", tokenizer=tokenizer
     )
     with pytest.raises(
         UsageError, match=r"task 'zsre_\w+' asks about edits of another set than counterfact.*--mode batch"
     ):
         suite.spread("counterfact")
-    alone: Any = tasks.load(["NLI"], edit_set="counterfact", records=["0"], data_dir="mini", tokenizer=tokenizer)
+    alone: Any = tasks.load_suite(["NLI"], edit_set="counterfact", records=["0"], data_dir="mini", tokenizer=tokenizer)
     assert alone.spread("counterfact") == ["NLI"]
     assert {task.name for task in alone.of("counterfact")} == {
         f"counterfact_{kind}" for kind in ("probability", "generation", "text")
