@@ -21,7 +21,19 @@ Row = dict[str, Any]
 
 PROBES = ("neighborhood", "portability")
 """Fields that hold questions with their right answers."""
-OURS = ("id", "prompt", "subject", "target", "target_old", "prefix", "suffix", "paraphrases", "aliases", "join", *PROBES)
+OURS = (
+    "id",
+    "prompt",
+    "subject",
+    "target",
+    "target_old",
+    "prefix",
+    "suffix",
+    "paraphrases",
+    "aliases",
+    "join",
+    *PROBES,
+)
 """The fields of our own rows."""
 REQUIRED = (("prompt", "subject", "target"), ("prefix", "suffix"))
 _NAMED = 10  # fields that one message names

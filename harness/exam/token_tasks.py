@@ -213,8 +213,9 @@ def _join(cut: Sequence[Piece], answers: Sequence[tuple[float, bool]]) -> Forced
 class FreeAnswer(Tokenized):
     """Continues the prompt of a document freely, as far as the longest wanted answer needs (``generate_until``).
 
-    ``doc_to_target`` is the wanted answer, unless a document names all that are right as ``answers``.  ``max_gen_toks`` is a limit: where
-    no wanted answer of a document is that short, its text cannot be right, and what it contributes is missing.
+    ``doc_to_target`` is the wanted answer, unless a document names all that are right as ``answers``.  ``max_gen_toks``
+    is a limit: where no wanted answer of a document is that short, its text cannot be right, and what it contributes is
+    missing.
     ``least_tokens`` under ``metadata`` is written in any case.
     """
 

@@ -158,7 +158,9 @@ def edits(found: Sequence[Row]) -> list[Edit]:
     text = [one.id for one in made if one.slot is not None]
     if text:
         log.warning(
-            "own: the subject is written out, so {} in the prompt is text in %d rows: %s", len(text), ", ".join(text[:5])
+            "own: the subject is written out, so {} in the prompt is text in %d rows: %s",
+            len(text),
+            ", ".join(text[:5]),
         )
     return made
 

@@ -127,7 +127,7 @@ def test_edits_that_are_kept_as_rows_read_as_the_same_edits(tmp_path: Path, monk
         Edit("2", "a", None, "b", join=""),
         Edit("3", "{}的首都是", "中国", "上海"),
     ]
-    assert tasks.read_edits(str(own_rows.kept(given)), data_dir="mini") == given
+    assert tasks.read_edits(str(own_rows.keep_rows(given)), data_dir="mini") == given
 
 
 def test_a_join_that_is_no_white_space_is_told(tmp_path: Path) -> None:
