@@ -16,7 +16,7 @@ from torch import Tensor
 
 from harness.editing.hyperparameters import Positive
 from harness.errors import UsageError
-from harness.methods.locate_then_edit import Solver, Spread, SpreadMemory, woodbury
+from harness.methods.locate_then_edit import Solver, SpreadHidden, SpreadMemory, woodbury
 from harness.methods.second_moments import Moment
 from harness.patches.delta import double
 
@@ -24,7 +24,7 @@ __all__ = ["AlphaEdit", "null_space"]
 
 
 @dataclass(frozen=True)
-class AlphaEdit(Spread):
+class AlphaEdit(SpreadHidden):
     """``dW = R K^T P (P (K K^T + M) P + l2 I)^-1`` at each layer, ascending, where ``P`` projects on the null space of
     ``C`` and ``M`` sums ``k k^T`` over the edits of earlier operations.
 

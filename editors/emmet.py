@@ -17,7 +17,7 @@ from torch import Tensor
 from harness.editing.hyperparameters import NotNegative, Positive
 from harness.errors import NumericalError
 from harness.methods.keys import layer_at_depth, require_layers
-from harness.methods.locate_then_edit import Solver, Spread, SpreadMemory, inverse_of_preserved
+from harness.methods.locate_then_edit import Solver, SpreadHidden, SpreadMemory, inverse_of_preserved
 from harness.models.lm import LM
 from harness.patches.delta import double
 
@@ -27,7 +27,7 @@ _INDEPENDENT = 1e-7  # pivots of float64 are this far from zero, relative to the
 
 
 @dataclass(frozen=True)
-class Emmet(Spread):
+class Emmet(SpreadHidden):
     """``dW = R (K^T G^-1 K + emmet_lambda I)^-1 K^T G^-1`` with ``G = lam C + norm_control I``.
 
     The change of least size ``tr(dW G dW^T)`` that maps every key to its value.  Hidden states are optimised, and keys

@@ -74,6 +74,10 @@ class FineTuning(Editor):
         if self.wd_power_law is not None and len(self.wd_power_law) != 2:
             raise UsageError(f"ft: 'wd_power_law' is {self.wd_power_law}, expected two numbers, a and b of n^a e^b")
 
+    def places(self, lm: LM) -> Sequence[str]:
+        """The down-projections that are trained."""
+        return [lm.arch.down_of(layer) for layer in require_layers(lm, self.layers or (layer_at_depth(lm, 0.66),))]
+
     def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:  # noqa: ARG002
         """All edits at once, in mini-batches."""
         if not edits:

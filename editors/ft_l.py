@@ -70,6 +70,10 @@ class BoundedFineTuning(Editor):
         "mini": {"layers": (2,), "lr": 5e-3, "norm_constraint": 4e-2},
     }
 
+    def places(self, lm: LM) -> Sequence[str]:
+        """The down-projections that are trained."""
+        return [lm.arch.down_of(layer) for layer in require_layers(lm, self.layers)]
+
     def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:  # noqa: ARG002
         """All edits at once, in mini-batches."""
         if not edits:

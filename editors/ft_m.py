@@ -67,6 +67,10 @@ class MaskedFineTuning(Editor):
         "mini-backpack": {"lr": 5e-2},
     }
 
+    def places(self, lm: LM) -> Sequence[str]:
+        """The down-projections that are trained."""
+        return [lm.arch.down_of(layer) for layer in require_layers(lm, self.layers or (layer_at_depth(lm, 0.66),))]
+
     def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:  # noqa: ARG002
         """All edits at once, in mini-batches."""
         if not edits:

@@ -251,6 +251,10 @@ class Grace(Editor):
         "mini": {"layer": 2, "eps": 10.5, "n_iter": 30, "edit_lr": 0.5},
     }
 
+    def places(self, lm: LM) -> Sequence[str]:
+        """The module whose output is replaced."""
+        return [self._module(lm)]
+
     def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:
         """One edit after the other; the memory is the codebook."""
         if memory is not None and not isinstance(memory, Codebook):

@@ -158,6 +158,10 @@ class KnowledgeNeurons(Editor):
         "mini": {"threshold": 0.5, "remove": 1.0, "add": 1.0},
     }
 
+    def places(self, lm: LM) -> Sequence[str]:
+        """All down-projections: a neuron may be in any layer."""
+        return [lm.arch.down_of(layer) for layer in range(lm.arch.layers)]
+
     def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:
         """One edit after the other; the memory holds the context templates."""
         if not edits:

@@ -80,6 +80,10 @@ class Lora(Finetuning):
         "mini-backpack": {"lr": 5e-3},
     }
 
+    def places(self, lm: LM) -> Sequence[str]:
+        """The matrices that get an adapter."""
+        return self._names(lm)
+
     def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:  # noqa: ARG002
         """All edits at once, in mini-batches."""
         if not edits:

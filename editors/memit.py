@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from harness.editing.hyperparameters import NotNegative, Positive
-from harness.methods.locate_then_edit import Solver, Spread, SpreadMemory, ridge_solver
+from harness.methods.locate_then_edit import Solver, SpreadHidden, SpreadMemory, ridge_solver
 
 __all__ = ["Memit"]
 
 
 @dataclass(frozen=True)
-class Memit(Spread):
+class Memit(SpreadHidden):
     """``dW = R K^T (lam C + K K^T)^-1`` at each layer, ascending (equation 14).
 
     Attributes:

@@ -116,6 +116,10 @@ class Mend(Learned):
         kept = min(max(1, round(self.validation * len(lessons))), len(lessons) - 1)
         return replace(self, learned=_Training(self, lm, lessons[kept:], lessons[:kept]).run())
 
+    def places(self, lm: LM) -> Sequence[str]:
+        """The matrices that are changed."""
+        return [name.removesuffix(".weight") for name in self.shapes(lm)]
+
     def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:  # noqa: ARG002
         """The sum of the changes that each edit would make alone."""
         each = self._changes(lm, edits)

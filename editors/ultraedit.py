@@ -131,6 +131,10 @@ class UltraEdit(Editor):
         "mini": {"layers": (1, 2, 3), "lr": 4e-3},
     }
 
+    def places(self, lm: LM) -> Sequence[str]:
+        """The matrices that are shifted."""
+        return self._names(lm)
+
     def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:
         """All edits at once."""
         if memory is not None and not isinstance(memory, Seen):

@@ -207,6 +207,10 @@ class Wise(Editor):
         "mini": _MINI,
     }
 
+    def places(self, lm: LM) -> Sequence[str]:
+        """The down-projection with side memories."""
+        return [lm.arch.down_of(self._layer(lm))]
+
     def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:
         """One edit after the other; the memory is a :class:`State`."""
         if memory is not None and not isinstance(memory, State):

@@ -77,12 +77,22 @@ class Editor(ABC):
         """The method itself, without its wrappers."""
         return self
 
+    def places(self, lm: LM) -> Sequence[str]:
+        """The modules that it will read or write on a model, as far as they are known before it edits.
+
+        Raises:
+            ModelError: the model has no such layer, or the layer no such module.
+        """
+        return ()
+
     def require(self, lm: LM) -> None:
         """See that the method can edit a model.
 
         Raises:
-            ModelError: it is made for another family of models.
+            ModelError: it is made for another family of models, or a module that it needs is not there.
         """
+        for name in self.places(lm):
+            lm.module(name)
         if self.family not in (None, lm.family):
             raise ModelError(
                 f"{self.name} edits {self.family} models, and {lm.name} is a {lm.family}; give another model "

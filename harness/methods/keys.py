@@ -288,14 +288,14 @@ def spread_residuals(
         templates: context templates.
         fact_token: which token.
         solve: ``(layer, K [n, f], R [n, d]) -> left [d, r], right [r, f]``.
-        site: whether ``z`` and ``h`` leave the whole ``block``, or its feed-forward module (``mlp``).
+        site: whether ``z`` and ``h`` leave the whole ``block``, or its down-projection (``mlp``).
         divisor: by what the residual is divided, of the number of layers still to be written.
     """
     patches = [Patch() for _ in groups]
     edits = [edit for group in groups for edit in group]
     owner = [g for g, group in enumerate(groups) for _ in group]
     for i, layer in enumerate(layers):
-        place = (lm.arch.block if site == "block" else lm.arch.mlp_of)(layers[-1])
+        place = (lm.arch.block if site == "block" else lm.arch.down_of)(layers[-1])
         key, hidden = _keys_and_hidden_states(
             lm,
             edits,

@@ -37,7 +37,7 @@ from harness.methods.second_moments import Moment, require_finite_moment
 from harness.methods.value import anchor_norm, optimise
 from harness.methods.value_rows import Objective, Seam
 from harness.models.activations import at_least_float32, capture_activations
-from harness.models.lm import LM
+from harness.models.lm import LM, Batch
 from harness.patches.delta import double
 from harness.patches.patch import Patch, Step, patched, require_plain
 
@@ -45,6 +45,7 @@ __all__ = [
     "LocateThenEdit",
     "Solver",
     "Spread",
+    "SpreadHidden",
     "SpreadMemory",
     "inverse_of_preserved",
     "require_additive",
@@ -137,6 +138,19 @@ class LocateThenEdit(Editor):
             lm, memory, kind=self.kind, layers=layers, seed=self.seed, tokens=self.cov_tokens, given=self.contexts
         )
 
+    def require(self, lm: LM) -> None:
+        """See that the method can edit a model, before anything is measured.
+
+        Raises:
+            ModelError: a layer has no down-projection, it is quantised or never used, or what it writes is changed on
+                its way where that matters.
+        """
+        super().require(lm)
+        self.require_writable(lm, None)
+        capture_activations(lm, _short(lm), inputs=[lm.arch.down_of(layer) for layer in self.edited_layers(lm)])
+        if self.seam == "parts":
+            lm.arch.attn_of(self.edited_layers(lm)[-1])
+
     def require_writable(self, lm: LM, memory: object) -> None:
         """Refuse weights that cannot be written, before the model is run for anything.
 
@@ -184,6 +198,11 @@ class Spread(LocateThenEdit):
         return left
 
     @property
+    def at(self) -> Literal["block", "mlp"]:
+        """What the value is of: what leaves the whole block, or its down-projection alone."""
+        return "block" if self.seam == "block" else "mlp"
+
+    @property
     def remembers(self) -> bool:
         """Whether the keys of earlier operations are wanted."""
         return False
@@ -209,7 +228,7 @@ class Spread(LocateThenEdit):
             ModelError: a weight that would be written is quantised, or what it writes is changed on its way.
         """
         super().require_writable(lm, memory)
-        if self.seam == "block" and memory is None:
+        if self.at == "block" and memory is None:
             require_additive(lm, self.edited_layers(lm), self.name)
 
     def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:
@@ -242,7 +261,6 @@ class Spread(LocateThenEdit):
             written[layer].append(key)
             return solve(layer, key, residual)
 
-        site: Literal["block", "mlp"] = "block" if self.seam == "block" else "mlp"
         patches = spread_residuals(
             lm,
             groups,
@@ -251,7 +269,7 @@ class Spread(LocateThenEdit):
             templates=prior.contexts,
             fact_token=self.fact_token,
             solve=noted,
-            site=site,
+            site=self.at,
             divisor=self.divisor,
         )
         return patches, written
@@ -268,12 +286,43 @@ class Spread(LocateThenEdit):
         return replace(prior, sums={**prior.sums, **sums})
 
 
+@dataclass(frozen=True)
+class SpreadHidden(Spread):
+    """MEMIT's family: the value is of the hidden state that leaves the last layer's block.
+
+    Attributes:
+        site: ``block`` as published. With ``mlp`` the value is of what the last layer's down-projection writes, and the
+            layers below it take their share of what is missing there, as in PMET: for models in which a norm or a
+            factor stands between the down-projection and the residual stream (Gemma 2 and 3, OLMo 2, GLM-4, Granite).
+    """
+
+    site: Literal["block", "mlp"] = "block"
+
+    @property
+    def at(self) -> Literal["block", "mlp"]:
+        """What the value is of."""
+        return self.site
+
+    def objective(self, layer: int) -> Objective:
+        """The value optimisation at the site."""
+        return replace(super().objective(layer), seam=self.site)
+
+    def label(self) -> str:
+        """The name, with the site where it is not the published one."""
+        return self.name if self.site == "block" else f"{self.name}-{self.site}"
+
+
+def _short(lm: LM) -> Batch:
+    """A few tokens to try a model on."""
+    return lm.batch([lm.encode("The name of the town is")])
+
+
 def require_additive(lm: LM, layers: Sequence[int], asker: str) -> None:
     """Refuse a model that changes what a feed-forward module writes before it is added to the residual stream.
 
     A residual of hidden states, written behind such a module, would arrive as something else. Gemma 2 and 3 and OLMo 2
-    have a norm there, Granite a factor. Measured: a vector as large as the hidden state is added to the module's output
-    and looked for in the block's.
+    have a norm there, Granite a factor, Falcon-H1 one inside the module. Measured: a vector as large as the hidden
+    state is added to the down-projection's output and looked for in the block's.
 
     Args:
         lm: the model.
@@ -283,21 +332,26 @@ def require_additive(lm: LM, layers: Sequence[int], asker: str) -> None:
     Raises:
         ModelError: less than 90 % of the vector arrives, or something else with it.
     """
-    batch = lm.batch([lm.encode("The name of the town is")])
+    batch = _short(lm)
     unchanged = capture_activations(lm, batch, outputs=[lm.arch.block(layer) for layer in layers]).outputs
     for layer in layers:
-        block, mlp = lm.arch.block(layer), lm.arch.mlp_of(layer)
+        block, down = lm.arch.block(layer), lm.arch.down_of(layer)
         before = at_least_float32(unchanged[block])
+        if before.shape[-1] != lm.arch.width:
+            raise ModelError(
+                f"{lm.name}: '{block}' hands on {before.shape[-1]} numbers a token, its matrices write "
+                f"{lm.arch.width}; {asker} needs both alike, use --set site=mlp where it has that, or rome"
+            )
         # No multiple of anything that the model computes.
         added = torch.linspace(-1, 1, before.shape[-1], device=before.device).sin().expand_as(before)
         added = added * before.norm(dim=-1, keepdim=True) / added.norm(dim=-1, keepdim=True)
-        with patched(lm, Patch(hooks={mlp: _Added(added)})):
+        with patched(lm, Patch(hooks={down: _Added(added)})):
             arrived = at_least_float32(capture_activations(lm, batch, outputs=[block]).outputs[block]) - before
         if float((arrived - added).norm() / added.norm()) > 0.1:
             raise ModelError(
                 f"{asker} adds residuals to what the feed-forward modules write, but {lm.name} has a norm or a factor "
-                f"between '{mlp}' and the residual stream, behind which they are something else; use rome or r_rome, "
-                "which optimise what the module itself writes, or a fine-tuning editor"
+                f"between '{down}' and the residual stream, behind which they are something else; optimise what it "
+                "writes itself (memit, emmet, alphaedit: --set site=mlp; rome, r_rome), or take a fine-tuning editor"
             )
 
 

@@ -120,7 +120,7 @@ def _written(
     """What the edited layer's feed-forward module writes at the changed token of the bare prompts, ``[edits, d]``."""
     if objective.seam != "block":
         return start
-    name = lm.arch.mlp_of(objective.layer)
+    name = lm.arch.down_of(objective.layer)
     return read_activations(lm, [one.rows[0] for one in prepared], outputs=[name]).outputs[name].to(start)
 
 

@@ -60,9 +60,10 @@ class Forward:
         lm.arch.block(wanted)
         self.lens = None if wanted == last else lm.arch.block(wanted)
         parts = {
-            "mlp": (lm.arch.mlp_of,),
+            # Where something stands behind the down-projection, only what that gives itself can be written.
+            "mlp": (lm.arch.down_of,),
             "block": (lm.arch.block,),
-            "parts": (lm.arch.attn_of, lm.arch.mlp_of),
+            "parts": (lm.arch.attn_of, lm.arch.down_of),
         }
         self.names = [part(objective.layer) for part in parts[objective.seam]]
         self.down = lm.arch.down_of(objective.layer)

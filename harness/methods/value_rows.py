@@ -28,7 +28,8 @@ class Objective:
 
     Attributes:
         layer: the edited layer ``l``.
-        seam: ``mlp`` adds to the output of the feed-forward module (ROME), ``block`` to the residual stream (MEMIT),
+        seam: ``mlp`` adds to the output of the down-projection (ROME), which is that of the feed-forward module but
+            where a factor stands between (Falcon-H1), ``block`` to the residual stream (MEMIT),
             ``parts`` one vector to the output of the attention module and another to that of the feed-forward module,
             each with a bound and a weight decay of its own (PMET, Li et al. 2024, arXiv 2308.08742); of these two, what
             is reported is the second.

@@ -216,11 +216,9 @@ class LM:
         Raises:
             ModelError: the tokenizer has neither.
         """
-        config = self.model.config.get_text_config(decoder=True)
-        for holder in (self.tokenizer, config):
-            for token in (getattr(holder, "bos_token_id", None), getattr(holder, "eos_token_id", None)):
-                if isinstance(token, int) and 0 <= token < self.vocabulary:
-                    return token
+        for token in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id):
+            if isinstance(token, int):
+                return token
         raise ModelError(f"{self.name}: the tokenizer has no token that begins or ends a text; set its bos_token")
 
     @property

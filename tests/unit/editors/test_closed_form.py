@@ -354,7 +354,9 @@ def test_what_a_feed_forward_module_writes_arrives_in_these_families(fresh, fami
 def test_a_norm_or_a_factor_behind_the_feed_forward_module_is_refused(tiny, edits, family):
     """There ROME, which optimises what the module itself writes, finds its value again."""
     lm = tiny(family)
-    message = f"memit adds residuals .*, but tiny-{family} has a norm or a factor between 'model.layers.0.mlp'"
+    message = (
+        f"memit adds residuals .*, but tiny-{family} has a norm or a factor between 'model.layers.0.mlp.down_proj'"
+    )
     with pytest.raises(ModelError, match=message):
         Memit(layers=(0,), **QUICK).edit(lm, edits[:1])
     rome = Rome(layers=(0,), contexts=("{}",), **QUICK)

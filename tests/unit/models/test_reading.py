@@ -78,11 +78,10 @@ def test_a_token_without_embedding_is_named():
         lm.batch([lm.encode("a [NEW] thing")])
 
 
-@pytest.mark.parametrize("ends", ["tokenizer", "config", "neither"])
+@pytest.mark.parametrize("ends", ["both", "bos", "eos", "neither"])
 def test_tokenizers_without_a_token_that_begins_or_ends_a_text(tmp_path, ends):
-    special = {} if ends == "tokenizer" else {"bos_token": None, "eos_token": None}
-    given = {"bos_token_id": None, "eos_token_id": None} if ends == "neither" else {}
-    folder = saved(llama(**given), words(**special), tmp_path)
+    special = {f"{name}_token": None for name in ("bos", "eos") if ends not in ("both", name)}
+    folder = saved(llama(), words(**special), tmp_path)
     if ends == "neither":
         with pytest.raises(ModelError, match="the tokenizer has no token that begins or ends a text"):
             loading.load(folder, device="cpu")
