@@ -221,17 +221,31 @@ def _remarks(record: Record, last: int) -> Iterator[str]:
 
 def record_table(record: Record) -> RenderableType:
     """Everything that a record holds: who, what, all metrics, weights, data, cost."""
-    parts = [_facts(record), Text(), _results(record, everything=True)]
+    parts: list[RenderableType] = [_facts(record), Text(), _results(record, everything=True)]
     for table in (_delta_table(record), _data_table(record), _cost_table(record)):
         if table.row_count:
             parts += [Text(), table]
     return Group(*parts)
 
 
-def _facts(record: Record) -> Table:
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(style="dim", no_wrap=True)
-    grid.add_column(overflow="fold")
+@dataclass(frozen=True)
+class _Facts:
+    """What a record says in words, a line a fact; a pair that is wider than its column is broken behind its name."""
+
+    facts: Mapping[str, str]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        room = options.max_width - max(map(len, self.facts), default=0) - 2
+        grid = Table.grid(padding=(0, 2))
+        grid.add_column(style="dim", no_wrap=True)
+        grid.add_column(overflow="fold")
+        for name, value in self.facts.items():
+            said = (word if len(word) <= room else word.replace("=", "= ") for word in value.split(" "))
+            grid.add_row(name, Text(" ".join(said)))
+        yield grid
+
+
+def _facts(record: Record) -> _Facts:
     model, editor = record.model, record.editor
     sha = str(model.get("sha256") or "")[:12]
     size = f"{model['parameters']:,} parameters" if "parameters" in model else ""
@@ -249,10 +263,7 @@ def _facts(record: Record) -> Table:
         "weights": _weights(record.weights),
         "versions": _pairs(record.versions),
     }
-    for key, value in rows.items():
-        if value:
-            grid.add_row(key, Text(value))
-    return grid
+    return _Facts({key: value for key, value in rows.items() if value})
 
 
 def _spread(edits: Mapping[str, Any]) -> str:

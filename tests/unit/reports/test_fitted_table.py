@@ -80,6 +80,13 @@ def test_no_number_of_a_comparison_or_a_check_is_cut(width: int) -> None:
     )
 
 
+@pytest.mark.parametrize("width", WIDTHS)
+def test_no_number_of_a_record_in_full_is_cut(width: int) -> None:
+    for record in read_records(RECORDS)[::25]:
+        table = terminal_tables.record_table(record)
+        assert numbers(text(table, width)) == numbers(text(table, 3000)), record.id
+
+
 # --- interval and verdict -------------------------------------------------------------------------------------------
 
 
