@@ -45,6 +45,7 @@ class PlanOptions:
     dtype: Annotated[str | None, opt.DTYPE] = None
     arch: Annotated[Sequence[str], opt.ARCH] = ()
     config: Annotated[Path | None, opt.CONFIG] = None
+    trust_code: Annotated[bool, opt.TRUST_CODE] = False
 
     def plans(self, seeds: str | None = None) -> list[Plan]:
         """The plans that these options, on top of the configuration file, describe; each seed is one more.
@@ -60,11 +61,26 @@ class PlanOptions:
             "settings": values.settings(self.settings),
             "arch": values.modules(self.arch),
         }
-        given = {key: value for key, value in (vars(self) | read).items() if key != "config"}
+        given = {key: value for key, value in (vars(self) | read).items() if key not in ("config", "trust_code")}
         each = None if seeds is None else values.integers(seeds, "--seeds")
-        return plan_grid.plans(
+        found = plan_grid.plans(
             Plan.read(self.config) if self.config else {}, options=given, seeds=each, where=str(self.config or "plan")
         )
+        for plan in found:
+            self._require_trusted(plan)
+        return found
+
+    def _require_trusted(self, plan: Plan) -> None:
+        """Refuse code that the configuration or the patch names, unless the user trusts it or typed its path."""
+        from harness.editing import patch_file
+        from harness.editing.registry import require_trusted
+
+        if self.config is not None and self.editor is None:
+            require_trusted(plan.editor, self.config, self.trust_code)
+        if plan.patch is not None:
+            head = patch_file.patch_manifest(Path(plan.patch))
+            if head["parts"]:  # changes of weights alone need no code
+                require_trusted(str(head["editor"]), plan.patch, self.trust_code)
 
 
 @dataclass(frozen=True)
@@ -187,13 +203,20 @@ def fit(asked: FitOptions) -> None:
 @opt.TO
 @opt.MODEL.but(help="The unedited model.", otherwise="that which the patch names")
 @opt.DTYPE.but(help="Of the checkpoint.", otherwise="that which the patch was made in")
-def apply(*, patch: Path, folder: Path, model: str | None, dtype: str | None) -> None:
+@opt.TRUST_CODE
+def apply(*, patch: Path, folder: Path, model: str | None, dtype: str | None, trust_code: bool) -> None:
     """Write the model with saved edits in its weights, as a checkpoint for transformers and lm_eval."""
     from harness.editing import patch_file
     from harness.editing.checkpoint import export
-    from harness.models.lm import load
+    from harness.editing.registry import require_trusted
+    from harness.models.lm import load, require_dtype
 
-    about = patch_file.patch_manifest(patch)["about"]
-    lm = load(model or str(about.get("model")), dtype=dtype or str(about.get("dtype", "float32")), device="cpu")
-    export(patch, lm, folder)
+    if dtype is not None:
+        require_dtype(dtype)
+    head = patch_file.patch_manifest(patch)
+    if head["parts"]:  # changes of weights alone need no code
+        require_trusted(str(head["editor"]), patch, trust_code)
+    about = head["about"]
+    lm = load(model or str(about.get("model")), dtype=str(about.get("dtype", "float32")), device="cpu")
+    export(patch, lm, folder, dtype=dtype)
     terminal.say_where("[green]written[/]", folder, then=": load it with transformers, or lm_eval --model hf")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 
 import click
 
 from harness.cli.group import harness
-from harness.cli.terminal import be_quiet, fail
+from harness.cli.terminal import be_quiet, output_kept, stopped_like_ctrl_c, tell
 from harness.errors import HarnessError
 
 __all__ = ["main"]
@@ -18,21 +17,35 @@ __all__ = ["main"]
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line, or what stands in ``arguments``; every mistake of the user is one line and an exit code."""
     be_quiet()
+    with output_kept() as written, stopped_like_ctrl_c():
+        code = _run(arguments)
+    # Whoever closed a pipe has read what they wanted; what a full device did not take is lost.
+    if not code and isinstance(written.error, OSError) and not isinstance(written.error, BrokenPipeError):
+        tell(f"the output cannot be written ({written.error.strerror}); make room, or send it elsewhere")
+        code = 2
+    if code:
+        sys.exit(code)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    """The exit code of a command, whose mistake has been told."""
     try:
         harness(arguments, "harness" if arguments else None, standalone_mode=False)
     except HarnessError as error:
-        fail(str(error), error.exit_code)
+        return _told(str(error), error.exit_code)
     except click.UsageError as error:
         if error.ctx is not None and isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):
             click.echo(error.ctx.get_help())
-            return
+            return 0
         hint = f" (see '{error.ctx.command_path} --help')" if error.ctx else ""
-        fail(f"{error.format_message()}{hint}", 2)
+        return _told(f"{error.format_message()}{hint}", 2)
     except click.ClickException as error:
-        fail(error.format_message(), 2)
+        return _told(error.format_message(), 2)
     except (click.Abort, KeyboardInterrupt):
-        fail("interrupted; what was measured is in the *.partial.json of the output folder", 130)
-    except BrokenPipeError:
-        # What is still to be flushed at the end of the program would raise again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        return _told("interrupted; what was measured is in the *.partial.json of the output folder", 130)
+    return 0
+
+
+def _told(message: str, code: int) -> int:
+    tell(message)
+    return code

@@ -76,6 +76,7 @@ __all__ = [
     "TOKENS",
     "TOLERANCE",
     "TRACE_WINDOW",
+    "TRUST_CODE",
     "VARIANT",
     "WHAT",
     "WINDOW",
@@ -250,6 +251,7 @@ DTYPE = Option("--dtype", "float32, bfloat16, float16 or float64.", otherwise="f
 ARCH = Option("--arch", "A module of the model, named by hand.", many=True, metavar="PART=NAME")
 CONFIG = Option("--config", "A YAML file with any of the above; lists in it make several runs.", PATH)
 
+TRUST_CODE = Option("--trust-code", "Run the code of editors that a file names by their path.", flag=True)
 OUTPUT = Option("--output", "Folder of the record.", PATH)
 DEVICE = Option("--device", "Where the model goes; 'auto' spreads it.", otherwise="an accelerator, else the CPU")
 ROWS = Option("--rows", "Rows of one forward pass.", COUNT, default=32)

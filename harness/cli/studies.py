@@ -239,17 +239,21 @@ def _say_fits(kept: Study) -> None:
 @opt.ADDRESS
 @opt.WORKERS
 @opt.FORMAT
-def sweep(*, path: Path, output: Path, address: str | None, workers: int, form: str) -> None:
+@opt.TRUST_CODE
+def sweep(*, path: Path, output: Path, address: str | None, workers: int, form: str, trust_code: bool) -> None:
     """Draw configurations, choose on the validation pairs, train anew on the test pairs, and print the tables.
 
     PATH is a YAML file; README.md shows one. What has a record in the output folder is never run again.
     """
+    from harness.editing.registry import require_trusted
     from harness.io import files
     from harness.studies.sweeps.crew import Cluster
     from harness.studies.sweeps.sweep import Sweep, run_sweep
     from harness.studies.sweeps.sweep_tables import format_tables
 
     asked = Sweep.read(path)
+    for name, changed in asked.methods.items():
+        require_trusted(str(changed.get("editor", name)), path, trust_code)
     files.require_writable(output)
     with terminal.watched() as report:
         validated, tested = run_sweep(

@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import click
 
 if TYPE_CHECKING:
+    from collections.abc import Buffer  # type: ignore[attr-defined]
+
     from rich.console import Console, RenderableType
     from rich.progress import Progress
 
-__all__ = ["Report", "be_quiet", "fail", "plain_table", "say", "say_where", "tell", "watched", "write_table"]
+__all__ = [
+    "Report",
+    "Written",
+    "be_quiet",
+    "output_kept",
+    "plain_table",
+    "say",
+    "say_where",
+    "stopped_like_ctrl_c",
+    "tell",
+    "watched",
+    "write_table",
+]
 
 Report = Callable[[str, int, int], None]
 """Told what is done, how far it is, and how much there is."""
@@ -52,12 +72,6 @@ def tell(message: str) -> None:
     console.print(f"[bold red]error:[/] {_escape(' '.join(message.split()))}")
 
 
-def fail(message: str, code: int) -> NoReturn:
-    """Tell an error, and end the program."""
-    tell(message)
-    sys.exit(code)
-
-
 def plain_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> RenderableType:
     """A plain table under a title.
 
@@ -78,7 +92,12 @@ def plain_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
 
 @contextmanager
 def watched() -> Iterator[Report]:
-    """A bar for the phase under way, with an estimate of the time left."""
+    """A bar for the phase under way, with an estimate of the time left; where no terminal is, a line for each phase."""
+    from harness.io.progress import progress_console
+
+    if not progress_console().is_terminal:
+        yield _Lines().report
+        return
     with _bar() as bar:
         phases = _Phases(bar)
         yield phases.report
@@ -99,6 +118,19 @@ class _Phases:
             self._bar.add_task(name, total=total or None)
             self._name = name
         self._bar.update(self._bar.task_ids[0], completed=done, total=total or None)
+
+
+class _Lines:
+    """A line with the time for each phase, and for each task with its number, on standard error."""
+
+    def __init__(self) -> None:
+        self._name: str | None = None
+
+    def report(self, name: str, done: int, total: int) -> None:  # noqa: ARG002 (as of a bar)
+        """Say what is done now, once."""
+        if self._name != name:
+            click.echo(f"[{datetime.now():%H:%M:%S}] {name}", err=True)
+            self._name = name
 
 
 def _bar() -> Progress:
@@ -128,6 +160,84 @@ def _escape(text: str) -> str:
     from rich.markup import escape
 
     return escape(text)
+
+
+class Written(io.RawIOBase):
+    """Standard output that goes on taking what nobody takes any more, so that the work goes on, and remembers why.
+
+    Attributes:
+        error: what went wrong first; None where nothing did.
+    """
+
+    def __init__(self, descriptor: int | None = None) -> None:
+        """Writes to a descriptor; None for one that is never written to."""
+        self._descriptor = descriptor
+        self.error: OSError | None = None
+
+    def writable(self) -> bool:
+        """It is."""
+        return True
+
+    def fileno(self) -> int:
+        """The descriptor."""
+        if self._descriptor is None:
+            raise io.UnsupportedOperation("fileno")
+        return self._descriptor
+
+    def isatty(self) -> bool:
+        """Whether it is a terminal."""
+        return self._descriptor is not None and os.isatty(self._descriptor)
+
+    def write(self, content: Buffer, /) -> int:
+        """Write as much as is taken; all of it where something went wrong before."""
+        if self.error is None:
+            try:
+                return os.write(self.fileno(), content)
+            except OSError as error:
+                self.error = error
+        return memoryview(content).nbytes
+
+
+@contextmanager
+def output_kept() -> Iterator[Written]:
+    """Standard output on which nothing that is printed fails.
+
+    A character that its encoding does not have is written as its number, as Python writes it. A pipe that closes, or a
+    device that is full, does not end the work; :attr:`Written.error` says afterwards what happened.
+    """
+    real = sys.stdout
+    binary = getattr(real, "buffer", None)
+    file = getattr(binary, "raw", binary)  # of an unbuffered one (python -u) they are the same
+    if not isinstance(file, io.FileIO):  # somebody collects what is printed
+        yield Written()
+        return
+    written = Written(file.fileno())
+    real.flush()
+    buffered = io.BufferedWriter(written)
+    sys.stdout = io.TextIOWrapper(buffered, real.encoding, errors="backslashreplace", line_buffering=True)
+    try:
+        yield written
+    finally:
+        sys.stdout.flush()
+        sys.stdout = real
+
+
+@contextmanager
+def stopped_like_ctrl_c() -> Iterator[None]:
+    """Let a request to end (SIGTERM, of a batch system) be answered as Ctrl-C is: what was measured is kept."""
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not the main thread, which alone is told of signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def be_quiet() -> None:

@@ -19,7 +19,7 @@ from harness.editing.hyperparameters import cast, hints, settable
 from harness.errors import UsageError, near
 from harness.models.lm import LM
 
-__all__ = ["Recipe", "compose", "configure", "editor_names", "find"]
+__all__ = ["Recipe", "compose", "configure", "editor_names", "find", "require_trusted"]
 
 
 def editor_names() -> list[str]:
@@ -194,6 +194,25 @@ def compose(name: str) -> Recipe:
     if len({cls.name for cls in found}) < len(found):
         raise UsageError(f"'{name}' names a part twice; name each once")
     return Recipe(name, tuple(found))
+
+
+def require_trusted(name: str, where: str | Path, trusted: bool) -> None:
+    """Refuse an editor that a file names by the path of its code, which runs when the editor is looked up.
+
+    Args:
+        name: the editor, as the file writes it.
+        where: the file.
+        trusted: whether the user has said that its code may run.
+
+    Raises:
+        UsageError: it may not.
+    """
+    own = [part for part in _parts(name) if part.endswith(".py")]
+    if own and not trusted:
+        raise UsageError(
+            f"{where}: names the editor '{own[0]}', whose code would run; read it, and then give --trust-code or type "
+            f"--editor {own[0]}"
+        )
 
 
 def _parts(name: str) -> list[str]:

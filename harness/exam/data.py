@@ -32,7 +32,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from http.client import HTTPException
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,7 @@ from tqdm import tqdm
 
 from harness.errors import DataError, UsageError, near
 from harness.io.cache import cache_folder
+from harness.io.files import write_whole
 
 if TYPE_CHECKING:
     import datasets
@@ -74,6 +75,8 @@ PUBLISHED = "hub"
 _TYPES: dict[str, type] = {"str": str, "bool": bool, "int": int, "float": float, "list": list, "dict": dict}
 _BLOCK = 1 << 20
 _LARGE = 4 << 20  # bytes from which a download shows a bar
+_SAFE = ("https://", "http://127.0.0.1:", "http://localhost:")  # nobody stands between this machine and itself
+_LIMIT = 2 << 30  # bytes of one published file; the largest of this project has 0.1 of that
 _TIMEOUT = 60.0  # seconds without an answer
 _PARTS = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _GAP = re.compile(r"[ \t\r\n]*")
@@ -213,8 +216,21 @@ def _source(path: Path, split: str, entry: object) -> Source:
         raise DataError(
             f"{path}: metadata.source.files.{split} needs at least `path`, the file's place in a data folder"
         )
+    _require_inside(path, f"metadata.source.files.{split}", entry)
     sha256 = entry.get("sha256")
     return Source(entry["path"], sha256, entry.get("url"), entry.get("published_sha256", sha256))
+
+
+def _require_inside(path: Path, where: str, entry: Mapping[str, Any]) -> None:
+    """See that a YAML names a place inside a data folder, and an address that nobody on the way can change."""
+    parts = PurePosixPath(entry["path"]).parts
+    if not parts or parts[0] == "/" or ".." in parts or "\\" in entry["path"] or ":" in parts[0]:
+        raise DataError(
+            f"{path}: {where}.path is {entry['path']!r}, expected a place inside the data folder, without .."
+        )
+    url = entry.get("url")
+    if url is not None and not str(url).startswith(_SAFE):
+        raise DataError(f"{path}: {where}.url is {url!r}, expected an address that begins with https://")
 
 
 def find_one(name: str, root: Path = TASKS) -> Dataset | None:
@@ -661,9 +677,14 @@ def _published(dataset: Dataset, source: Source) -> _Place:
         )
     key = hashlib.sha256(f"{url} {expected}".encode()).hexdigest()[:16]
     target = cache_folder() / "data" / key / Path(source.path).name
-    if not target.is_file() or (expected is not None and _sha256(target) != expected):
+    # Where no hash is known beforehand, that of the first download is what the file is held to from then on.
+    noted = target.with_name(f"{target.name}.sha256")
+    wanted = expected or (noted.read_text(encoding="ascii").strip() if noted.is_file() else None)
+    if not target.is_file() or (wanted is not None and _sha256(target) != wanted):
         _refuse_offline(url, source, mirror)
-        _download(url, target, expected, source)
+        _download(url, target, wanted, source)
+    if expected is None and wanted is None:
+        write_whole(noted, f"{_sha256(target)}\n".encode("ascii"))
     return _Place("published", target, url, expected)
 
 
@@ -727,9 +748,15 @@ def _fetch(url: str, source: Source) -> Iterator[bytes]:
         with urllib.request.urlopen(url, timeout=_TIMEOUT) as answer:
             announced = answer.headers.get("Content-Length")
             total, got = int(announced) if announced else None, 0
+            if url.startswith("https://") and not answer.geturl().startswith("https://"):
+                raise DataError(f"{url}: leads to {answer.geturl()}, which is not on https; {_by_hand(source)}")
             with _bar(source, total) as bar:
                 while block := answer.read(_BLOCK):
                     got += len(block)
+                    if max(got, total or 0) > _LIMIT:
+                        raise DataError(
+                            f"{url}: has more than {_LIMIT} bytes, which no data set of ours has; {_by_hand(source)}"
+                        )
                     bar.update(len(block))
                     yield block
     except urllib.error.HTTPError as error:

@@ -6,14 +6,16 @@ single documents, is the same JSON without spaces, packed by xz.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import lzma
 import math
 import os
+import socket
 import tempfile
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ from harness.errors import UsageError
 from harness.io.schema import parsed
 
 __all__ = [
+    "at_home",
+    "beside",
     "json_sha256",
     "json_text",
     "pack_json",
@@ -108,6 +112,21 @@ def values_path(path: str | Path) -> Path:
     return path.with_name(path.name.removesuffix(".json") + ".values.json.xz")
 
 
+def at_home(value: Any) -> Any:
+    """A value with each text in it that begins with ``~/`` as a path of the home folder: no shell reads a file's.
+
+    Args:
+        value: fields of a configuration; of an editor such as ``rome+~/mine.py`` each part is looked at.
+    """
+    if isinstance(value, str):
+        return "+".join(str(Path(part).expanduser()) if part.startswith("~/") else part for part in value.split("+"))
+    if isinstance(value, Mapping):
+        return {at_home(key): at_home(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(at_home(item) for item in value)
+    return value
+
+
 def require_writable(folder: Path, cure: str = "choose another folder with --output") -> None:
     """Make the folder if need be, and see that files can be written to it; UsageError with the cure otherwise."""
     try:
@@ -125,18 +144,51 @@ def write_whole(path: Path, content: bytes) -> None:
     Raises:
         UsageError: it cannot be written, for instance to a full disk.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with beside(path) as temporary:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise UsageError(
             f"{path}: cannot be written ({reason}); make room or choose another place, what was written before is whole"
         ) from error
+
+
+@contextmanager
+def beside(path: Path) -> Iterator[Path]:
+    """A temporary place beside a file, for what is to replace it; what a killed writer of this machine left goes.
+
+    Yields:
+        A path that only this process writes to; what lies there afterwards is removed.
+    """
+    host = socket.gethostname()
+    _clear(path, host)
+    temporary = path.parent / f".{path.name}.{host}.{os.getpid()}"
+    try:
+        yield temporary
     finally:
         with suppress(OSError):  # there may not even be a folder
             temporary.unlink(missing_ok=True)
+
+
+def _clear(path: Path, host: str) -> None:
+    """Remove what writers of a file left that live no more; those of another machine may be at work."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        owner, _, process = left.name.removeprefix(f".{path.name}.").rpartition(".")
+        if owner in ("", host) and process.isdecimal() and not _alive(int(process)):
+            with suppress(OSError):
+                left.unlink()
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # another user's
+        return True
+    return True

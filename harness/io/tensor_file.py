@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import Tensor
 from typing_extensions import TypedDict
 
 from harness.errors import DataError, UsageError
+from harness.io.files import beside
 from harness.io.hashes import combined_sha256, tensor_sha256
 from harness.io.schema import checked, parsed
 
@@ -71,19 +71,19 @@ def write_tensors(
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     about = {**manifest, "kind": kind, "format": version, "sha256": content_sha256(plain)}
     head = json.dumps(about, sort_keys=True)
-    partial = path.parent / f".{path.name}.{os.getpid()}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(plain, partial, metadata={"manifest": f"{_sha256(head)} {head}"})
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
+        with beside(path) as partial:
+            partial.touch()
+            mode = partial.stat().st_mode  # that of every new file; safetensors lets its owner alone read one
+            save_file(plain, partial, metadata={"manifest": f"{_sha256(head)} {head}"})
+            partial.chmod(mode)
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+            partial.replace(path)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UsageError(f"{path}: cannot be written ({reason}); choose another place") from error
-    finally:
-        with suppress(OSError):  # there may not even be a folder
-            partial.unlink(missing_ok=True)
 
 
 def read_manifest(path: Path, kind: str, version: int) -> dict[str, Any]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import socket
+import urllib.parse
+import urllib.request
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["read_checkpoint", "require_causal", "require_in_memory"]
 
 _ADAPTER = "adapter_config.json"
+_PATIENCE = 5.0  # seconds that the Hub may take to answer
 
 
 def read_checkpoint(
@@ -37,6 +41,7 @@ def read_checkpoint(
     """
     from transformers import AutoTokenizer
 
+    _require_hub(name, source, known)
     base = _base_of_adapter(name, source)
     if base is None:
         _require_config(name, source)
@@ -62,6 +67,27 @@ def read_checkpoint(
         missing = ", ".join(sorted(report["missing_keys"])[:3])
         raise ModelError(f"{name}: the checkpoint lacks {missing}, which would be random; use an intact checkpoint")
     return model, tokenizer
+
+
+def _require_hub(name: str, source: str, known: str) -> None:
+    """Tell at once where the Hub is needed and cannot be reached: its client tries for a minute before it says so."""
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    address = urllib.parse.urlsplit(constants.ENDPOINT)
+    if Path(source).expanduser().exists() or source.startswith(("/", ".", "~")) or source.count("/") > 1:
+        return
+    if constants.HF_HUB_OFFLINE or urllib.request.getproxies() or address.hostname is None:
+        return
+    if any(isinstance(try_to_load_from_cache(source, file), str) for file in ("config.json", _ADAPTER)):
+        return
+    try:
+        socket.create_connection((address.hostname, address.port or 443), timeout=_PATIENCE).close()
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise ModelError(
+            f"{name}: cannot be loaded (it is not on this machine, and {address.hostname} does not answer: {reason}); "
+            f"shipped models are {known}"
+        ) from error
 
 
 def _reason(error: Exception) -> str:

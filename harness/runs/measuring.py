@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -90,10 +90,19 @@ class Measuring:
         elif stop.latest.start and self._is_edit_set(shown):
             self._note_latest(shown, members, measured, stop)
         self.writer.measured(count, shown, numbers=table, values=measure.contributions(members, measured))
+        self._tell(shown, count, table)
         cut = sum(one.truncated for one in measured.values())
         if cut:
             earlier = self.writer.record.point(count).get("truncated", {})
             self.writer.noted(count, truncated={**earlier, shown: cut})
+
+    def _tell(self, shown: str, count: int, table: Mapping[str, numbers.Json]) -> None:
+        """Say the number that a table shows first."""
+        metric = self.writer.record.headlines.get(shown)
+        value = table.get(metric, {}).get("value") if metric else None
+        if value is not None:
+            state = f"after {count} edits" if count else "unedited"
+            self.options.report(f"{shown}, {state}: {metric} {value:.3f}", 0, 0)
 
     def _score(self, task: tasks.Task, stop: Stop | None) -> Measured:
         """One task at one stop."""

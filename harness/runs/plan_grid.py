@@ -16,6 +16,7 @@ from itertools import product
 from typing import Any
 
 from harness.errors import UsageError
+from harness.io.files import at_home
 from harness.runs.plan import Plan, parse_edits
 
 __all__ = ["expand", "plans"]
@@ -71,9 +72,14 @@ def plans(
         where: what an error names.
 
     Raises:
-        UsageError: a field does not exist or has the wrong type, or a seed stands there twice.
+        UsageError: a field does not exist or has the wrong type, a seed stands there twice, or options give one too.
     """
     if seeds is not None:
+        if (options or {}).get("seed") is not None:
+            given = ",".join(map(str, seeds))
+            raise UsageError(
+                f"--seed {(options or {})['seed']} and --seeds {given}: each seed is a run; give one of the two"
+            )
         if len(set(seeds)) < len(seeds):
             raise UsageError(f"--seeds '{','.join(map(str, seeds))}': a seed stands there twice; give each once")
         values = {"order": "random", **values}
@@ -86,6 +92,7 @@ def plans(
 
 def _plan(values: dict[str, Any], options: Mapping[str, Any], where: str) -> Plan:
     """One plan: options laid over the fields of a configuration."""
+    values, options = at_home(values), at_home(dict(options))
     if "edits" not in values and options.get("edits") is None:
         values = {"edits": "counterfact", "num_edits": _EDITS, **values}
     laid = {key: value for key, value in options.items() if value is not None and key not in _MAPPINGS}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 ROWS = [
@@ -17,3 +19,8 @@ class Outcome:
     code: int
     out: str
     err: str
+
+
+def without_progress(lines: Iterable[str]) -> list[str]:
+    """The lines of standard error that do not say how far a command is, each of which begins with the time."""
+    return [line for line in lines if not re.match(r"\[\d\d:\d\d:\d\d\] ", line)]

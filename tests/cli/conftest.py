@@ -12,7 +12,7 @@ from unittest import mock
 
 import pytest
 import transformers
-from cli_calls import ROWS, Outcome
+from cli_calls import ROWS, Outcome, without_progress
 
 from harness import cli
 from harness.models.lm import shipped
@@ -39,6 +39,7 @@ def harness(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
         found = capsys.readouterr()
         # Bars of libraries that this process imported before the command line could silence them.
         lines = [line for line in found.err.splitlines() if line.strip() and "it/s]" not in line]
+        lines = without_progress(lines)
         return Outcome(code, found.out, "\n".join(lines))
 
     with mock.patch.dict(os.environ):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cli_calls import without_progress
 
 from harness.runs.record_file import read_record
 
@@ -90,24 +91,41 @@ def test_warnings_about_the_edits_are_shown(harness: Callable[..., Any], argumen
 def test_a_process_of_its_own_ends_with_a_record_and_is_silent_otherwise(arguments: list[str], tmp_path: Path) -> None:
     out, err = process([*arguments, "--output", str(tmp_path)]).communicate(timeout=300)
     (path,) = tmp_path.glob("*.json")
-    assert err == ""
+    assert without_progress(err.splitlines()) == []
     assert "NLI accuracy" in out
     assert read_record(path).status == "complete"
 
 
-def test_ctrl_c_leaves_what_was_measured(arguments: list[str], tmp_path: Path) -> None:
+def test_without_a_terminal_each_phase_and_each_task_with_its_number_is_a_line(
+    arguments: list[str], tmp_path: Path
+) -> None:
+    out, err = process([*arguments, "--output", str(tmp_path)]).communicate(timeout=300)
+    said = [line[len("[00:00:00] ") :] for line in err.splitlines()]
+    (path,) = tmp_path.glob("*.json")
+    kept = read_record(path)
+    phases = ["load", "measure unedited", "edit", "measure after 2 edits", "check"]
+    assert [line for line in said if line in phases] == phases
+    for state, edits in (("unedited", 0), ("after 2 edits", 2)):
+        for shown in ("own", "NLI"):
+            metric = kept.headlines[shown]
+            assert f"{shown}, {state}: {metric} {kept.tasks(edits)[shown][metric]['value']:.3f}" in said
+    assert not any(line.startswith("[") for line in out.splitlines())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+def test_ctrl_c_leaves_what_was_measured(arguments: list[str], tmp_path: Path, number: signal.Signals) -> None:
     (tmp_path / "slow.py").write_text(SLOW)
     at, marker = arguments.index("--editor"), tmp_path / "editing"
     slow = [*arguments[: at + 1], str(tmp_path / "slow.py"), *arguments[at + 2 : -4], "--mode", "batch"]
     running = process([*slow, "--set", f"marker={marker}", "--output", str(tmp_path / "o")])
     try:
         _wait(lambda: marker.exists() or running.poll() is not None)
-        running.send_signal(signal.SIGINT)
+        running.send_signal(number)
         out, err = running.communicate(timeout=300)
     finally:
         running.kill()
     assert (running.returncode, out) == (130, "")
-    assert err.strip().splitlines() == [
+    assert without_progress(err.strip().splitlines()) == [
         "error: interrupted; what was measured is in the *.partial.json of the output folder"
     ]
     (path,) = (tmp_path / "o").glob("*.json")

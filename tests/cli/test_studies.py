@@ -26,7 +26,7 @@ def test_a_study_is_run_and_when_it_is_given_again_what_is_complete_stays(
     harness: Callable[..., Outcome], study: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    done = harness("run", "--config", study, "--output", out, "--device", "cpu")
+    done = harness("run", "--config", study, "--trust-code", "--output", out, "--device", "cpu")
     assert (done.code, done.err) == (0, "")
     kept = read_records(out)
     assert sorted((one.plan["settings"]["scale"], one.seed) for one in kept) == [(2, 0), (2, 1), (4, 0), (4, 1)]
@@ -34,7 +34,7 @@ def test_a_study_is_run_and_when_it_is_given_again_what_is_complete_stays(
     (gone,) = [path for path in out.glob("*--*[0-9a-f].json") if read_record(path).id == kept[0].id]
     times = {path: path.stat().st_mtime_ns for path in out.glob("*--*[0-9a-f].json") if path != gone}
     gone.unlink()
-    again = harness("run", "--config", study, "--output", out, "--device", "cpu")
+    again = harness("run", "--config", study, "--trust-code", "--output", out, "--device", "cpu")
     assert again.out.count("complete: ") == 3
     assert again.out.count("record: ") == 1
     assert {path: path.stat().st_mtime_ns for path in times} == times
@@ -50,12 +50,12 @@ def test_a_mistake_is_told_before_anything_runs_and_a_failure_keeps_none_from_ru
         ([*fields["runs"], {"eval_at": "9"}], "there are only 2 edits"),
     ):
         study.write_text(yaml.safe_dump({**fields, "runs": runs}))
-        refused = harness("run", "--config", study, "--output", tmp_path / "out", "--device", "cpu")
+        refused = harness("run", "--config", study, "--trust-code", "--output", tmp_path / "out", "--device", "cpu")
         assert refused.code == 2
         assert message in refused.err
         assert not (tmp_path / "out").exists()
     study.write_text(yaml.safe_dump({**fields, "runs": [{"settings": [{"layer": 9}, {"layer": 1}]}]}))
-    done = harness("run", "--config", study, "--output", tmp_path / "out", "--device", "cpu")
+    done = harness("run", "--config", study, "--trust-code", "--output", tmp_path / "out", "--device", "cpu")
     assert done.code != 0
     assert "1 of 2 plans failed; the same command runs them again" in done.err
     assert [one.plan["settings"] for one in read_records(tmp_path / "out") if one.status == "complete"] == [

@@ -20,6 +20,7 @@ import yaml
 from harness.editing.registry import configure, find
 from harness.errors import UsageError, near
 from harness.exam.canonical import SETS
+from harness.io.files import at_home
 from harness.models.lm import load
 from harness.runs.plan import Plan
 from harness.runs.resolve import resolve
@@ -82,7 +83,7 @@ class Sweep:
             raise UsageError(f"{path}: not YAML ({str(error).splitlines()[0]}); give fields of a sweep") from error
         if not isinstance(values, dict):
             raise UsageError(f"{path}: holds {type(values).__name__}, expected fields such as 'methods: [full, lora]'")
-        return cls.of(values, str(path))
+        return cls.of(at_home(values), str(path))
 
     @classmethod
     def of(cls, values: Mapping[str, Any], where: str = "sweep") -> Sweep:

@@ -475,3 +475,81 @@ def test_real_labels(shared: Path) -> None:
     tags = [tag for row in data.load("NER", data_dir=shared / "data") for tag in row["tags"] if tag.startswith("B-")]
     counts = {kind: tags.count(f"B-{kind}") for kind in ("PER", "LOC", "ORG", "MISC")}
     assert counts == {"PER": 1617, "LOC": 1668, "ORG": 1661, "MISC": 702}
+
+
+# --- what a YAML may name ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "path", ["/etc/passwd", "../secret.jsonl", "sets/../../x.jsonl", "C:/x.jsonl", "sets\\x.jsonl", ""]
+)
+def test_a_path_stays_inside_the_data_folder(make_root: Callable[..., Path], folder: Path, path: str) -> None:
+    with pytest.raises(
+        DataError, match=r"toy.yaml: metadata.source.files.test.path is .*, expected a place inside the data"
+    ):
+        data.load("toy", data_dir=folder, root=make_root(path=path))
+
+
+@pytest.mark.parametrize("url", ["http://example.org/x.jsonl", "ftp://example.org/x", "file:///etc/passwd", "//x"])
+def test_an_address_is_on_https(make_root: Callable[..., Path], url: str) -> None:
+    with pytest.raises(DataError, match=r"files.test.url is .*, expected an address that begins with https://"):
+        data.load("toy", data_dir="hub", root=make_root(url=url))
+
+
+@pytest.mark.parametrize("announced", [True, False])
+def test_a_download_has_a_limit(
+    make_root: Callable[..., Path],
+    folder: Path,
+    serve: Callable[[Path], _Server],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    announced: bool,
+) -> None:
+    serve(folder)
+    monkeypatch.setattr(data, "_LIMIT", 20 if announced else 60)
+    monkeypatch.setattr(data, "_BLOCK", 16)
+    with pytest.raises(DataError, match=r"has more than \d+ bytes"):
+        data.load("toy", data_dir="hub", root=make_root())
+    assert _kept(tmp_path) == []
+
+
+def test_a_file_without_a_known_hash_is_held_to_its_first_download(
+    make_root: Callable[..., Path], folder: Path, serve: Callable[[Path], _Server], tmp_path: Path
+) -> None:
+    server = serve(folder)
+    root = make_root(sha256=None)
+    assert data.load("toy", data_dir="hub", root=root) == ROWS
+    (kept,) = (path for path in (tmp_path / "cache").rglob("toy.jsonl"))
+    kept.write_bytes(kept.read_bytes().replace(b"zwei", b"drei"))  # the disk flips bits
+    assert data.load("toy", data_dir="hub", root=root) == ROWS
+    assert len(server.asked) == 2
+    (folder / "sets" / "toy.jsonl").write_bytes(_lines([*ROWS, ROWS[0]]))  # the publisher changes the file
+    kept.unlink()
+    with pytest.raises(DataError, match=r"sha256 .* where .* was expected"):
+        data.load("toy", data_dir="hub", root=root)
+
+
+def test_every_published_file_has_an_address_on_https_and_the_two_large_sets_a_hash() -> None:
+    sources = {name: found.files["test"] for name, found in data.find_datasets().items() if "test" in found.files}
+    assert all(source.url is None or source.url.startswith("https://") for source in sources.values())
+    assert sources["counterfact"].published_sha256 == (
+        "d017056125178a13728594e66a801357a8db9ed7973a7425554bb4271de9fc6f"
+    )
+
+
+def test_the_ids_of_many_rows_are_looked_up_once(tmp_path: Path) -> None:
+    """A set of all ids was built anew for every row: 100,000 rows took hours."""
+
+    class Counted(list[str]):
+        read = 0
+
+        def __iter__(self) -> Iterator[str]:
+            Counted.read += 1
+            return super().__iter__()
+
+    rows = [{"prompt": "{} is in", "subject": f"Town {i}", "target": "Rome"} for i in range(200)]
+    path = tmp_path / "many.jsonl"
+    path.write_bytes(_lines(rows))
+    functions: Any = data.module(data.TASKS / "edits" / "own" / "functions.py")
+    found = functions.dataset(file=str(path), records=Counted(str(i) for i in range(1, 101)))["test"]
+    assert (len(found), Counted.read) == (100, 1)

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
+import signal
+import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -150,3 +155,71 @@ def test_a_cache_that_cannot_be_made_is_told(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "file"))
     with pytest.raises(UsageError, match=r"cannot be written to .*; set HARNESS_CACHE to a folder of yours"):
         measure.save_base("key", measure.Measured())
+
+
+# --- what killed writers leave ----------------------------------------------------------------------------------------
+
+
+def _ended() -> bytes:
+    """The number of a process that lives no more."""
+    return subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True
+    ).stdout
+
+
+def test_the_next_writer_removes_what_a_killed_one_left(tmp_path: Path) -> None:
+    host, ended = socket.gethostname(), int(_ended())
+    names = {
+        f".a.json.{host}.{ended}": False,
+        f".a.json.{ended}": False,  # of an earlier version
+        f".a.json.{host}.{os.getppid()}": True,  # its writer lives
+        f".a.json.elsewhere.{ended}": True,  # who knows who lives on another machine
+        f".b.json.{host}.{ended}": True,  # of another file
+        ".a.json.lock": True,
+    }
+    for name in names:
+        (tmp_path / name).write_bytes(b"half")
+    files.write_whole(tmp_path / "a.json", b"whole")
+    assert {name: (tmp_path / name).exists() for name in names} == names
+    assert (tmp_path / "a.json").read_bytes() == b"whole"
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        "from harness.io.files import write_whole; write_whole(path, b'x' * 9)",
+        "import torch; from harness.io import tensor_file; "
+        "tensor_file.write_tensors(path, kind='patch', version=1, manifest={}, tensors={'a': torch.ones(2)})",
+    ],
+    ids=["bytes", "tensors"],
+)
+def test_a_writer_that_is_killed_leaves_nothing_after_the_next(write: str, tmp_path: Path) -> None:
+    """Killed where the file is whole but not yet in its place."""
+    head = f"import os, signal; from pathlib import Path; path = Path({str(tmp_path / 'file')!r}); "
+    die = "Path.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL); "
+    killed = subprocess.run([sys.executable, "-c", head + die + write], check=False)
+    assert (killed.returncode, len(list(tmp_path.iterdir()))) == (-signal.SIGKILL, 1)
+    subprocess.run([sys.executable, "-c", head + write], check=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        ("~/a/b.txt", "HOME/a/b.txt"),
+        ("rome+~/mine.py", "rome+HOME/mine.py"),
+        (["~/a", "b~/c", 3], ["HOME/a", "b~/c", 3]),
+        (
+            {"text": "~/t", "settings": {"file": "~/f", "rate": 0.5}},
+            {"text": "HOME/t", "settings": {"file": "HOME/f", "rate": 0.5}},
+        ),
+        ("~x", "~x"),
+        (None, None),
+    ],
+)
+def test_paths_of_the_home_folder(
+    value: object, found: object, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    wanted = json.loads(json.dumps(found).replace("HOME", str(tmp_path)))
+    assert files.at_home(value) == wanted
