@@ -22,5 +22,5 @@ class Outcome:
 
 
 def without_progress(lines: Iterable[str]) -> list[str]:
-    """The lines of standard error that do not say how far a command is, each of which begins with the time."""
-    return [line for line in lines if not re.match(r"\[\d\d:\d\d:\d\d\] ", line)]
+    """The lines of standard error that say something but how far a command is; those begin with the time."""
+    return [line for line in lines if line.strip() and not re.match(r"\[\d\d:\d\d:\d\d\] ", line)]
