@@ -56,7 +56,7 @@ def _lessons(plans: Sequence[Plan], device: str) -> list[list[str]]:
         recipe = compose(plan.editor)
         if plan.fitted or not issubclass(recipe.cls, Learned):
             continue
-        lm = loaded(plan.model, plan.dtype, device)
+        lm = loaded(plan.model, dtype=plan.dtype, device=device)
         method = recipe.build(lm, plan.settings, seed=plan.seed).root
         path = learned_file.default_path(method, lm)
         if not path.is_file():
