@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from harness.editing.directions import DIRECTIONS
+from harness.editing.directions import DIRECTIONS, Normalisation
 from harness.editing.edit import Edit
 from harness.editing.editor import Editor
 from harness.editing.hyperparameters import Count, NotNegative, Positive
@@ -39,6 +39,8 @@ class FineTuning(Editor):
         weight_decay: Adam's L2 penalty.
         wd_power_law: ``(a, b)``: a penalty of ``n^a e^b`` for ``n`` edits instead of ``weight_decay``.
         threshold: the loss at which it stops.
+        normalisation: whether the loss of an edit is a ``mean`` over its target's tokens, or their ``sum`` (Hase et al.
+            2023, arXiv 2301.04213).
     """
 
     name = "ft"
@@ -56,6 +58,7 @@ class FineTuning(Editor):
     weight_decay: NotNegative = 0.0
     wd_power_law: tuple[float, ...] | None = None
     threshold: NotNegative = 1e-2
+    normalisation: Normalisation = "mean"
 
     presets: ClassVar[Mapping[str, Mapping[str, object]]] = {
         # kmeng01/rome, hparams/FT.
@@ -86,7 +89,15 @@ class FineTuning(Editor):
         if self.wd_power_law is not None:
             a, b = self.wd_power_law
             decay = len(edits) ** a * math.exp(b)
-        settings = DescentSettings(self.loss, self.lr, self.steps, self.batch_size, decay, None, self.threshold)
+        settings = DescentSettings(
+            self.loss,
+            self.lr,
+            self.steps,
+            self.batch_size,
+            decay,
+            threshold=self.threshold,
+            normalisation=self.normalisation,
+        )
         layers = require_layers(lm, self.layers or (layer_at_depth(lm, 0.66),))
         return Patch(descend(lm, edits, down_projection_parameters(lm, layers), settings=settings).deltas)
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from harness.editing.directions import DIRECTIONS
+from harness.editing.directions import DIRECTIONS, Normalisation
 from harness.editing.edit import Edit
 from harness.editing.editor import Editor
 from harness.editing.hyperparameters import Count, NotNegative, Positive
@@ -38,6 +38,8 @@ class MaskedFineTuning(Editor):
         weight_decay: Adam's L2 penalty.
         norm_constraint: the bound of every single weight's change; None for no bound.
         threshold: the loss at which it stops.
+        normalisation: whether the loss of an edit is a ``mean`` over its target's tokens, or their ``sum`` (Hase et al.
+            2023, arXiv 2301.04213).
     """
 
     name = "ft_m"
@@ -50,6 +52,7 @@ class MaskedFineTuning(Editor):
     weight_decay: NotNegative = 0.0
     norm_constraint: Positive | None = None
     threshold: NotNegative = 1e-2
+    normalisation: Normalisation = "mean"
 
     presets: ClassVar[Mapping[str, Mapping[str, object]]] = {
         # zjunlp/EasyEdit at 14cea82, hparams/FT.
@@ -76,6 +79,15 @@ class MaskedFineTuning(Editor):
         if not edits:
             return Patch()
         bound, batch = self.norm_constraint, self.batch_size
-        settings = DescentSettings("target_new", self.lr, self.steps, batch, self.weight_decay, bound, self.threshold)
+        settings = DescentSettings(
+            "target_new",
+            self.lr,
+            self.steps,
+            batch,
+            self.weight_decay,
+            bound,
+            self.threshold,
+            normalisation=self.normalisation,
+        )
         layers = require_layers(lm, self.layers or (layer_at_depth(lm, 0.66),))
         return Patch(descend(lm, edits, down_projection_parameters(lm, layers), settings=settings).deltas)

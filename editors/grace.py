@@ -3,7 +3,7 @@
 Source: Hartvigsen, Sankaranarayanan, Palangi, Kim, Ghassemi 2023, "Aging with GRACE: Lifelong Model Editing with
 Discrete Key-Value Adaptors", arXiv 2211.11031, section 2, and the authors' code (Thartvigsen/GRACE at 457f3b7,
 grace/editors/grace.py).  There one token of each input is compared, whose place the caller sets; here every position
-is, each for itself, so that scoring and generation agree.  Values start from the layer's own output (their ``warm``).
+is, each for itself, so that scoring and generation agree.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from harness.editing.edit import Edit
 from harness.editing.editor import Editor
 from harness.editing.hyperparameters import Count, NotNegative, Positive
 from harness.errors import NumericalError, UsageError
+from harness.methods.descent import first_matrix
 from harness.methods.keys import layer_at_depth
 from harness.methods.supervised_tokens import SupervisedTokens, supervise_target
 from harness.models.activations import at_least_float32, capture_activations, first_output
@@ -222,8 +223,10 @@ class Grace(Editor):
 
     Attributes:
         layer: the layer; by default one at 75 % of the depth, where the published settings lie (73 to 89 %).
-        site: whose output is replaced and what enters as query: the feed-forward module ``mlp``, or its
-            down-projection ``down``.
+        site: whose output is replaced and what enters as query: the feed-forward module ``mlp``, its down-projection
+            ``down``, or its ``first`` matrix, before the activation function (their file for GPT-2 XL).
+        start: what a new value starts from: the site's own output (``warm``), or uniform random numbers (``cold``).
+        start_seed: the seed of these.
         eps: the radius of a new key, ``eps_init``, in the units of what enters the site.
         n_iter: updates of a value.
         edit_lr: Adam's learning rate.
@@ -234,14 +237,16 @@ class Grace(Editor):
     batch = False
 
     layer: int | None = None
-    site: Literal["mlp", "down"] = "mlp"
+    site: Literal["mlp", "down", "first"] = "mlp"
+    start: Literal["warm", "cold"] = "warm"
+    start_seed: int = 0
     eps: NotNegative = 1.0
     n_iter: Count = 100
     edit_lr: Positive = 1.0
 
     presets: ClassVar[Mapping[str, Mapping[str, object]]] = {
         # Thartvigsen/GRACE at a1d8c8a, grace/config: keys as there, what enters the feed-forward part; there the value
-        # stands after its first matrix.
+        # stands after its first matrix (site=first).
         "gpt2-xl": {"layer": 35, "n_iter": 100},
         # zjunlp/EasyEdit at 14cea82, hparams/GRACE.
         "gpt-j-6b": {"layer": 25, "site": "down", "n_iter": 200},
@@ -271,6 +276,8 @@ class Grace(Editor):
         return layer_at_depth(lm, 0.75) if self.layer is None else self.layer
 
     def _module(self, lm: LM) -> str:
+        if self.site == "first":
+            return first_matrix(lm, self._layer(lm), asker=self.name)
         part = lm.arch.mlp_of if self.site == "mlp" else lm.arch.down_of
         return part(self._layer(lm))
 
@@ -282,8 +289,15 @@ class Grace(Editor):
         grown = book.added(edit.id, label=edit.target.strip(), query=query, value=output)
         cell = next(i for i, cell in enumerate(grown.cells) if cell.last == len(grown.ids) - 1)
         # A joined key goes on from the value that it has.
-        start = book.table[cell] if cell < len(book.cells) else grown.values[-1]
+        start = book.table[cell] if cell < len(book.cells) else self._first_value(grown.values[-1], len(book.ids))
         return grown.valued(self._trained(lm, grown, cell, start, rows))
+
+    def _first_value(self, output: Tensor, count: int) -> Tensor:
+        """What the value of edit number ``count`` starts from, ``[d]``, where it has a new key."""
+        if self.start == "warm":
+            return output
+        draw = torch.Generator().manual_seed(self.start_seed * 1_000_003 + count)
+        return torch.rand(output.shape, generator=draw, dtype=torch.float64).to(output)
 
     def _at_the_end(self, lm: LM, rows: SupervisedTokens) -> tuple[Tensor, Tensor]:
         """What enters the site at the prompt's last token, ``[k]``, and what the site itself makes of it, ``[d]``."""

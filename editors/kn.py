@@ -6,9 +6,10 @@ baselines/kn), whose numbers the edit follows: less twice the embedding of the m
 of the target.
 
 A neuron is one input of a layer's down-projection, its activation as in the paper.  Their code scales what enters the
-activation function instead, which a gated feed-forward part has no one of.
+activation function instead (``neuron="pre_activation"``), which a gated feed-forward part has no one of, and asks for
+every token of an old answer at the one position after the prompt (``position="fixed"``).
 Neurons are to be refined over paraphrases of a prompt, which an editor does not see; ``refine`` takes the prompt behind
-context templates.
+context templates, or in ``paraphrases`` that the user gives.
 """
 
 from __future__ import annotations
@@ -17,15 +18,16 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from harness.editing.edit import Edit
 from harness.editing.editor import Editor
 from harness.editing.hyperparameters import Count, NotNegative, Share
-from harness.errors import DataError, ModelError, NumericalError
+from harness.errors import DataError, ModelError, NumericalError, UsageError
+from harness.methods.descent import first_matrix
 from harness.methods.keys import Unedited, take_unedited, template_notes
 from harness.models.activations import at_least_float32, capture_activations
 from harness.models.lm import LM
@@ -34,13 +36,16 @@ from harness.patches.patch import Patch, patched
 
 __all__ = ["KnowledgeNeurons", "Neuron", "attribution", "greedy"]
 
+Site = Literal["activation", "pre_activation"]
+"""Which numbers of a feed-forward part are its neurons."""
+
 Neuron = tuple[int, int]
 """Layer and index."""
 
 _ROWS = 64  # scaled copies of one prompt in a forward pass
 
 
-def attribution(lm: LM, ids: Sequence[int], *, token: int, steps: int) -> Tensor:
+def attribution(lm: LM, ids: Sequence[int], *, token: int, steps: int, neuron: Site = "activation") -> Tensor:
     """Integrated gradients of a token's probability with respect to each neuron at the last position.
 
     ``IG_i = a_i / m sum_j dp/da_i (alpha_j a)`` with ``m`` points ``alpha`` from 0 to 1, both included; the other
@@ -51,21 +56,26 @@ def attribution(lm: LM, ids: Sequence[int], *, token: int, steps: int) -> Tensor
         ids: the tokens of the prompt.
         token: the token whose probability is explained.
         steps: ``m``.
+        neuron: whether a neuron is the ``activation`` that enters the down-projection, or what is there before the
+            activation function.
 
     Returns:
         ``[layers, f]``.
 
     Raises:
         NumericalError: an attribution is not finite; names the layer.
+        ModelError: a feed-forward part has not one matrix whose output enters its activation function.
     """
-    names = [lm.arch.down_of(layer) for layer in range(lm.arch.layers)]
-    seen = capture_activations(lm, lm.batch([ids]), inputs=names).inputs
+    entering = neuron == "activation"
+    names = [lm.arch.down_of(n) if entering else first_matrix(lm, n, asker="kn") for n in range(lm.arch.layers)]
+    noted = capture_activations(lm, lm.batch([ids]), **{"inputs" if entering else "outputs": names})
+    seen = noted.inputs if entering else noted.outputs
     found, cuts = [], tuple(range(_ROWS, steps, _ROWS))
     for layer, name in enumerate(names):
         activation = seen[name][0, -1]
         points = torch.linspace(0, 1, steps, device=activation.device, dtype=activation.dtype)
         slopes = [
-            _slope(lm, ids, token=token, name=name, scaled=part[:, None] * activation)
+            _slope(lm, ids, token=token, name=name, scaled=part[:, None] * activation, entering=entering)
             for part in points.tensor_split(cuts)
         ]
         found.append(at_least_float32(activation) / steps * torch.stack(slopes).sum(0))
@@ -74,26 +84,30 @@ def attribution(lm: LM, ids: Sequence[int], *, token: int, steps: int) -> Tensor
     return torch.stack([row.to(lm.device) for row in found])
 
 
-def _slope(lm: LM, ids: Sequence[int], *, token: int, name: str, scaled: Tensor) -> Tensor:
-    """The gradient of a token's probability at what enters a module, ``[f]``, summed over rows ``scaled [rows, f]``."""
+def _slope(lm: LM, ids: Sequence[int], *, token: int, name: str, scaled: Tensor, entering: bool) -> Tensor:
+    """The gradient of a token's probability at what enters or leaves a module, ``[f]``, summed over ``[rows, f]``."""
     scaled = scaled.detach().requires_grad_()
     batch = lm.batch([ids] * len(scaled))
-    with _entering(lm, name, rows=scaled, length=len(ids)), torch.enable_grad():
+    with _replaced(lm, name, rows=scaled, length=len(ids), entering=entering), torch.enable_grad():
         logits = lm.model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits[:, -1]
         (gradient,) = torch.autograd.grad(at_least_float32(logits).softmax(-1)[:, token].sum(), scaled)
     return at_least_float32(gradient).sum(0)
 
 
 @contextmanager
-def _entering(lm: LM, name: str, *, rows: Tensor, length: int) -> Iterator[None]:
-    """Let ``rows [batch, f]`` enter a module at the last position of each row of a batch."""
+def _replaced(lm: LM, name: str, *, rows: Tensor, length: int, entering: bool) -> Iterator[None]:
+    """Let ``rows [batch, f]`` enter, or leave, a module at the last position of each row of a batch."""
 
-    def swap(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    def swap(hidden: Tensor) -> Tensor:
         # OPT flattens rows and columns inside its blocks.
-        entered = args[0].reshape(len(rows), length, -1)
-        return (torch.cat([entered[:, :-1], rows[:, None]], 1).reshape(args[0].shape), *args[1:])
+        whole = hidden.reshape(len(rows), length, -1)
+        return torch.cat([whole[:, :-1], rows[:, None]], 1).reshape(hidden.shape)
 
-    handle = lm.module(name).register_forward_pre_hook(swap)
+    module = lm.module(name)
+    if entering:
+        handle = module.register_forward_pre_hook(lambda _module, args: (swap(args[0]), *args[1:]))
+    else:
+        handle = module.register_forward_hook(lambda _module, _args, output: swap(output))
     try:
         yield
     finally:
@@ -124,6 +138,12 @@ class KnowledgeNeurons(Editor):
         threshold: the share of the largest attribution above which a neuron is kept (``adaptive_threshold``).
         refine: whether only neurons are kept that are found behind several contexts.
         share: the share of the contexts in more than which a neuron must be found (``p``).
+        paraphrases: prompts that ask for the same, ``{}`` for the subject, behind which neurons are refined instead of
+            behind context templates; the edit's own prompt counts beside them.
+        neuron: whether a neuron is the ``activation`` that enters the down-projection, or what is there before the
+            activation function (``pre_activation``, their code).
+        position: where a token of the old answer is asked for: after those before it (``growing``), or ``fixed``, at
+            the prompt's last token (their code).
         remove: how often the embedding of the model's answer is taken away.
         add: how often that of each token of the target is added.
         contexts: context templates for ``refine``, the first ``{}``; by default sampled from the unedited model.
@@ -141,6 +161,9 @@ class KnowledgeNeurons(Editor):
     threshold: Share = 0.2
     refine: bool = False
     share: Share = 0.4
+    paraphrases: tuple[str, ...] | None = None
+    neuron: Site = "activation"
+    position: Literal["growing", "fixed"] = "growing"
     remove: NotNegative = 2.0
     add: NotNegative = 1.0
     contexts: tuple[str, ...] | None = None
@@ -205,13 +228,23 @@ class KnowledgeNeurons(Editor):
     def _neurons(self, lm: LM, edit: Edit, around: Sequence[str]) -> list[Neuron]:
         """The neurons of the old answer that are found behind more than a share of the contexts, ascending."""
         counts: Counter[Neuron] = Counter()
-        for template in around:
-            scores = self._scores(lm, edit, lm.encode(template.replace("{}", edit.text)))
+        prompts = self._prompts(edit, around)
+        for prompt in prompts:
+            scores = self._scores(lm, edit, lm.encode(prompt))
             if float(scores.max()) > 0:
                 above = (scores > self.threshold * scores.max()).nonzero()
                 counts.update((int(layer), int(index)) for layer, index in above)
-        least = self.share * len(around) if self.refine else 0
+        least = self.share * len(prompts) if self.refine else 0
         return sorted(neuron for neuron, count in counts.items() if count > least)
+
+    def _prompts(self, edit: Edit, around: Sequence[str]) -> list[str]:
+        """The prompts behind which neurons are looked for; the edit's own is the first."""
+        if self.paraphrases is None or not self.refine:
+            return [template.replace("{}", edit.text) for template in around]
+        if edit.subject is None:
+            raise UsageError(f"edit {edit.id}: it names no subject for the paraphrases; give one, or leave them out")
+        others = [template.replace("{}", edit.subject) for template in self.paraphrases]
+        return [edit.text, *(text for text in others if text != edit.text)]
 
     def _scores(self, lm: LM, edit: Edit, prompt: Sequence[int]) -> Tensor:
         """The mean attribution over the tokens of the old answer, ``[layers, f]``.
@@ -226,7 +259,10 @@ class KnowledgeNeurons(Editor):
                 f"edit {edit.id}: {len(prompt) + len(known)} tokens with the old answer, but {lm.name} takes "
                 f"{lm.context}; shorten the prompt"
             )
-        parts = [attribution(lm, [*prompt, *said[:i]], token=t, steps=self.steps) for i, t in enumerate(known or said)]
+        parts = []
+        for i, token in enumerate(known or said):
+            ids = [*prompt, *said[:i]] if self.position == "growing" else list(prompt)
+            parts.append(attribution(lm, ids, token=token, steps=self.steps, neuron=self.neuron))
         return torch.stack(parts).mean(0)
 
     def _vector(self, lm: LM, edit: Edit) -> Tensor:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from harness.editing.directions import DIRECTIONS
+from harness.editing.directions import DIRECTIONS, Normalisation
 from harness.editing.edit import Edit
 from harness.editing.editor import Editor
 from harness.editing.hyperparameters import Count, NotNegative, Positive
@@ -36,6 +36,8 @@ class BreadthFirst(Editor):
         batch_size: edits of one update.
         weight_decay: Adam's L2 penalty.
         threshold: no update where a batch's loss is below, and an end where the mean loss of a pass is.
+        normalisation: whether the loss of an edit is a ``mean`` over its target's tokens, or their ``sum`` (Hase et al.
+            2023, arXiv 2301.04213).
         seed: the seed of the order of the edits.
     """
 
@@ -50,6 +52,7 @@ class BreadthFirst(Editor):
     batch_size: Count = 100
     weight_decay: NotNegative = 0.0
     threshold: NotNegative = 1e-2
+    normalisation: Normalisation = "mean"
     seed: int = 0
 
     presets: ClassVar[Mapping[str, Mapping[str, object]]] = {
@@ -73,6 +76,7 @@ class BreadthFirst(Editor):
             batch_size=self.batch_size,
             weight_decay=self.weight_decay,
             threshold=self.threshold,
+            normalisation=self.normalisation,
             end_of_text=True,
             shuffle=self.seed,
         )

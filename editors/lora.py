@@ -1,17 +1,18 @@
 """LoRA: low-rank adapters beside the feed-forward matrices, trained on the targets and merged.
 
 Source: Hu et al. 2022, "LoRA: Low-Rank Adaptation of Large Language Models", arXiv 2106.09685, through the peft
-library; as an editor in zjunlp/EasyEdit (at 14cea82, easyeditor/models/lora), whose settings are the defaults
-here but for the matrices: there two of attention, here those of the feed-forward part, as in Hewitt et al. 2024,
-"Model Editing with Canonical Examples", arXiv 2402.06155.  The loss is that of the target's tokens alone.  Adam
-without weight decay, as there, is AdamW.
+library; as an editor in zjunlp/EasyEdit (at 14cea82, easyeditor/models/lora), whose rank, alpha, learning rate
+and number of passes are the defaults here.  Its other settings differ (the preset ``qwen2.5-7b-instruct`` has them):
+two matrices of attention there, here those of the feed-forward part, as in Hewitt et al. 2024, "Model Editing with
+Canonical Examples", arXiv 2402.06155; a dropout of 0.1, none here; one edit a batch, 64 here; no threshold, 0.01 here.
+The loss is that of the target's tokens alone.  Adam without weight decay, as there, is AdamW.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import ClassVar
 
@@ -23,7 +24,7 @@ from harness.editing.edit import Edit
 from harness.editing.editor import Pass
 from harness.editing.hyperparameters import Count, NotNegative, Positive, Share
 from harness.errors import UsageError, near
-from harness.methods.descent import Trained, descend, feed_forward_matrices, passes
+from harness.methods.descent import DescentSettings, TokenMean, Trained, descend, feed_forward_matrices, passes
 from harness.methods.finetuning import Finetuning
 from harness.methods.keys import require_layers
 from harness.models.arch import is_matrix, stored_transposed
@@ -48,6 +49,8 @@ class Lora(Finetuning):
         rank: ``r``.
         alpha: the factor of an adapter, before it is divided by the rank.
         dropout: the share of an adapter's inputs that is dropped in training.
+        token_mean: whether every ``edit`` of a batch counts alike, or as in EasyEdit every token of the ``batch``'s
+            targets.
 
     The seed is also that of ``A`` and of what is dropped.
     """
@@ -61,6 +64,7 @@ class Lora(Finetuning):
     rank: Count = 8
     alpha: Count = 32
     dropout: Share = 0.0
+    token_mean: TokenMean = "edit"
     lr: Positive = 5e-3
     steps: Count = 60
     batch_size: Count = 64
@@ -83,6 +87,10 @@ class Lora(Finetuning):
     def places(self, lm: LM) -> Sequence[str]:
         """The matrices that get an adapter."""
         return self._names(lm)
+
+    def settings(self) -> DescentSettings:
+        """How to descend."""
+        return replace(super().settings(), token_mean=self.token_mean)
 
     def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:  # noqa: ARG002
         """All edits at once, in mini-batches."""

@@ -3,14 +3,15 @@
 Source: Mitchell et al. 2022, "Fast Model Editing at Scale", arXiv 2110.11309; code eric-mitchell/mend at e04fdb9.
 Where they differ this follows the paper: an edit is ``W - alpha * sum_t v~_t u~_t^T``, so that with a network that
 changes nothing it is one step of gradient descent (the code adds, and learns the sign: its ``alpha`` is the negative
-of ours), and edits made at once add up, each with its own token mean (the code divides by the tokens of all).
+of ours), and edits made at once add up, each with its own token mean (the code divides by the tokens of all: the
+setting ``token_mean``).
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import ClassVar, NamedTuple
 
@@ -22,7 +23,14 @@ from harness.editing.edit import Edit, Example
 from harness.editing.editor import Learned
 from harness.editing.hyperparameters import Count, NotNegative, Positive, Share
 from harness.errors import DataError, NumericalError, UsageError
-from harness.methods.descent import TokenisedEdit, capture_gradients, feed_forward_matrices, log_likelihood, tokenise
+from harness.methods.descent import (
+    TokenisedEdit,
+    TokenMean,
+    capture_gradients,
+    feed_forward_matrices,
+    log_likelihood,
+    tokenise,
+)
 from harness.methods.hypernetwork import Hypernetwork, Pair, Shape
 from harness.methods.keys import require_layers
 from harness.models.activations import at_least_float32, row_portions
@@ -68,6 +76,8 @@ class Mend(Learned):
         alpha_lr: Adam's learning rate for the step sizes.
         steps: the most edits, or groups of ``together``, that are trained on.
         together: edits made at once in training.
+        token_mean: whether the loss of edits made at once is the sum of each ``edit``'s mean over its target's tokens,
+            or as in the authors' code one mean over the tokens of the whole ``batch``.
         accumulate: steps of one update.
         clip: the bound of the gradient's norm.
         validation: the share of the examples that is kept for validation.
@@ -89,6 +99,7 @@ class Mend(Learned):
     alpha_lr: NotNegative = 1e-4
     steps: Count = 1_000_000
     together: Count = 1
+    token_mean: TokenMean = field(default="edit", metadata={"before": "edit"})
     accumulate: Count = 10
     clip: Positive = 100.0
     validation: Share = 0.1
@@ -121,13 +132,16 @@ class Mend(Learned):
         return [name.removesuffix(".weight") for name in self.shapes(lm)]
 
     def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:  # noqa: ARG002
-        """The sum of the changes that each edit would make alone."""
-        each = self._changes(lm, edits)
+        """The sum of the changes that each edit would make alone, or those of one mean over all their tokens."""
+        each = self._changes(lm, edits, self.token_mean)
         return Patch({name: _delta([change[name] for change in each]) for name in (each[0] if each else ())})
 
     def edit_each(self, lm: LM, edits: Sequence[Edit]) -> list[Patch]:
         """All edits in one pass: the rows of a batch do not see each other."""
-        return [Patch({n: _delta([factors]) for n, factors in change.items()}) for change in self._changes(lm, edits)]
+        return [
+            Patch({n: _delta([factors]) for n, factors in change.items()})
+            for change in self._changes(lm, edits, "edit")
+        ]
 
     def shapes(self, lm: LM) -> dict[str, Shape]:
         """The matrices that are changed, ``(in, out)`` by name, in the order of the model."""
@@ -139,11 +153,12 @@ class Mend(Learned):
             require_plain(lm, name)
         return {name: (lm.matrix(name).shape[1], lm.matrix(name).shape[0]) for name in names}
 
-    def _changes(self, lm: LM, edits: Sequence[Edit]) -> list[dict[str, Pair]]:
+    def _changes(self, lm: LM, edits: Sequence[Edit], token_mean: TokenMean) -> list[dict[str, Pair]]:
         """For each edit and matrix the factors of its change, as :func:`_factors` gives them."""
         network = Hypernetwork(self.knowledge(lm), self.depth)
         with torch.no_grad():
-            found = [_factors(network, pairs) for pairs in _pairs(lm, tokenise(lm, edits), list(self.shapes(lm)))]
+            pairs = _pairs(lm, tokenise(lm, edits), list(self.shapes(lm)), token_mean)
+            found = [_factors(network, each) for each in pairs]
         for edit, change in zip(edits, found, strict=True):
             for name, factors in change.items():
                 if not all(bool(torch.isfinite(factor).all()) for factor in factors):
@@ -191,15 +206,27 @@ def _lesson(lm: LM, example: Example, plain: list[list[int]]) -> _Lesson:
 # --- gradients --------------------------------------------------------------------------------------------------------
 
 
-def _pairs(lm: LM, said: Sequence[TokenisedEdit], names: Sequence[str]) -> list[dict[str, Pair]]:
+def _pairs(
+    lm: LM, said: Sequence[TokenisedEdit], names: Sequence[str], token_mean: TokenMean = "edit"
+) -> list[dict[str, Pair]]:
     """For each edit and matrix what entered it and the gradient at its output, of the mean NLL of the target's tokens.
 
     Tokens without a gradient (padding) or without an input are left out; the others are at least float32.
+
+    Args:
+        lm: the model.
+        said: the edits in tokens.
+        names: the matrices.
+        token_mean: over the tokens of each edit, or of all of them.
     """
     found: dict[int, dict[str, Pair]] = {}
     for chunk in row_portions([[len(answer.prompt) + len(answer.target)] for answer in said], _BUDGET):
         found |= dict(zip(chunk, _backward(lm, [said[i] for i in chunk], names), strict=True))
-    return [found[i] for i in range(len(said))]
+    if token_mean == "edit":
+        return [found[i] for i in range(len(said))]
+    every = sum(len(answer.target) for answer in said)
+    shares = [len(answer.target) / every for answer in said]
+    return [{name: (u, share * v) for name, (u, v) in found[i].items()} for i, share in enumerate(shares)]
 
 
 def _backward(lm: LM, said: Sequence[TokenisedEdit], names: Sequence[str]) -> list[dict[str, Pair]]:
@@ -298,7 +325,7 @@ class _Training:
 
     def _learn(self, lessons: Sequence[_Lesson]) -> None:
         """Add the gradient of one step."""
-        pairs = _pairs(self.lm, [lesson.edit for lesson in lessons], self.names)
+        pairs = _pairs(self.lm, [lesson.edit for lesson in lessons], self.names, self.editor.token_mean)
         for each in pairs:
             for u, v in each.values():
                 self.network = self.network.observed(u, v)

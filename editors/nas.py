@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from harness.editing.edit import Edit
-from harness.editing.editor import Pass, Wrapper
+from harness.editing.editor import Editor, Pass, Wrapper
 from harness.editing.hyperparameters import Positive
 from harness.errors import UsageError
 from harness.methods.locate_then_edit import LocateThenEdit, with_hyperparameters
@@ -45,15 +46,21 @@ class NormAnchorScaling(Wrapper):
     Attributes:
         anchor: ``a``; by default the mean norm of the values that the first operation's edits ask for on the
             unedited model, at the last of the edited layers.
+        anchor_prompts: whether that norm is found after the ``contexts`` of the inner editor, or on ``bare`` prompts
+            alone, as in the authors' code.
+        skip: how many times the anchor the norm of a value may be; where it is more, the edit changes nothing. By
+            default none is skipped, as in the authors' text; their code has 2, for ROME 5.
     """
 
     name = "nas"
 
     anchor: Positive | None = None
+    anchor_prompts: Literal["contexts", "bare"] = "contexts"
+    skip: Positive | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "inner", with_hyperparameters(self.inner, self.name, v_anchor=self.anchor))
+        object.__setattr__(self, "inner", self._anchored(self.anchor))
 
     def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:
         """The inner increment with scaled values."""
@@ -62,15 +69,19 @@ class NormAnchorScaling(Wrapper):
         if not edits:
             return Patch(memory=memory)
         anchor = memory.anchor if memory else self.anchor or self._found(lm, edits)
-        inner = with_hyperparameters(self.inner, self.name, v_anchor=anchor)
-        patch = inner.edit(lm, edits, memory.inner if memory else None)
+        patch = self._anchored(anchor).edit(lm, edits, memory.inner if memory else None)
         return self.increment(lm, patch.remember(Anchored(anchor, patch.memory)))
 
     def passes(self, lm: LM, edits: Sequence[Edit]) -> Iterator[Pass]:
         """The one change: what locates first makes no second pass."""
         yield Pass(self.edit(lm, edits))
 
+    def _anchored(self, anchor: float | None) -> Editor:
+        """The inner editor with an anchor."""
+        skip = {} if self.skip is None else {"v_anchor_skip": self.skip}
+        return with_hyperparameters(self.inner, self.name, v_anchor=anchor, **skip)
+
     def _found(self, lm: LM, edits: Sequence[Edit]) -> float:
         """The anchor that the first operation's edits give, on the unedited model."""
         assert isinstance(self.root, LocateThenEdit)
-        return self.root.value_norm(lm, edits)
+        return self.root.value_norm(lm, edits, bare=self.anchor_prompts == "bare")

@@ -29,7 +29,7 @@ class Pmet(Spread):
     writes.
 
     The authors' code also ends the optimisation of a value where the target is the most probable and the KL term is at
-    most 0.01, with a tenth of the weight on the target until then; their text does not, and neither does this.
+    most 0.01, with a tenth of the weight on the target until then; their text does not. It is ``v_stop="argmax_kl"``.
 
     Attributes:
         lam: weight of what the layer already knows, ``C`` (``mom2_update_weight``).

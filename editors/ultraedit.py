@@ -7,17 +7,16 @@ No training: one forward and one backward pass.  The step is scaled by the mean 
 edits so far, so that it takes many edits at a time, or many operations: a few tokens have no statistics to speak of,
 and one token alone no deviation, hence no step.
 
-Where the code leaves the plain meaning, this is the plain meaning: every edit counts (there the keys of a last,
-incomplete mini-batch are taken and its gradients are not); the gradient of an edit is that of its own negative
-log-likelihood, not of the mean over the mini-batch that it happens to share; and the deviation is that of all data,
-however they were split (there every mini-batch adds ``n / (n - 1)`` of its squares).
+Where the code leaves the plain meaning there is a setting for each: ``loss``, ``deviation`` and ``last_batch``.
 """
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -61,10 +60,11 @@ class Statistics:
     squares: Tensor
 
     @classmethod
-    def of(cls, rows: Tensor) -> Statistics:
-        """Those of some rows, ``[n, dim]``."""
+    def of(cls, rows: Tensor, *, unbiased: bool = False) -> Statistics:
+        """Those of some rows, ``[n, dim]``; ``unbiased`` takes ``n / (n - 1)`` of their squares."""
         wide = double(rows)
-        return cls(len(wide), wide.mean(0), (wide - wide.mean(0)).square().sum(0))
+        found = cls(len(wide), wide.mean(0), (wide - wide.mean(0)).square().sum(0))
+        return replace(found, squares=found.squares * (found.count / max(found.count - 1, 1))) if unbiased else found
 
     def __add__(self, other: Statistics) -> Statistics:
         """Those of both sets of rows together (Chan, Golub, LeVeque 1979)."""
@@ -103,7 +103,16 @@ class UltraEdit(Editor):
             of the depth to the last layer but one, where the published settings of Qwen 2.5 and Gemma 3 lie.
         modules: the names of the matrices instead.
         lr: the step.
-        batch_size: edits of one forward and backward pass; the result does not depend on it.
+        batch_size: edits of one forward and backward pass, the mini-batch; the result does not depend on it where
+            ``loss`` is ``edit``, ``deviation`` is ``data`` and ``last_batch`` is ``counted``. Else the edits are taken
+            in the order of their lengths, the longest first, as in the authors' code.
+        loss: whether the gradient of an ``edit`` is that of its own negative log-likelihood, or that of the mean over
+            all answer tokens of the mini-``batch`` that it happens to share, as in the authors' code.
+        deviation: whether the standard deviation is that of the ``data``, or as in the authors' code a larger one, to
+            which every mini-``batch`` of ``n`` tokens adds ``n / (n - 1)`` of its squares, and one of a lone token (of
+            which their code makes a NaN) none.
+        last_batch: whether edits that do not fill the last mini-batch are ``counted``, or as in the authors' code are
+            given the gradient zero (``released``).
     """
 
     name = "ultraedit"
@@ -112,6 +121,9 @@ class UltraEdit(Editor):
     modules: tuple[str, ...] | None = None
     lr: Positive = 1e-6
     batch_size: Count = 10
+    loss: Literal["edit", "batch"] = "edit"
+    deviation: Literal["data", "batch"] = "data"
+    last_batch: Literal["counted", "released"] = "counted"
 
     presets: ClassVar[Mapping[str, Mapping[str, object]]] = {
         # XiaojieGu/UltraEdit at 0beb222, config/model, the settings of zsRE and UltraEditBench.
@@ -141,17 +153,42 @@ class UltraEdit(Editor):
             raise UsageError(f"the memory is a {type(memory).__name__} of another editor; start again without memory")
         if not edits:
             return Patch(memory=memory)
-        found = _features(lm, edits, names=self._names(lm), batch_size=self.batch_size)
+        batches = self._batches(tokenise(lm, edits))
+        features = _features(lm, batches, names=self._names(lm), mean=self.loss == "batch")
+        found = {name: (torch.cat(keys), torch.cat(gradients)) for name, (keys, gradients) in features.items()}
         statistics = dict(memory.statistics) if memory else {}
-        for key, gradient in found.values():
-            shape, new = _shape(key, gradient), Statistics.of(torch.cat([key, gradient], 1))
+        for name, (keys, gradients) in features.items():
+            new, shape = self._statistics(keys, gradients), _shape(*found[name])
             statistics[shape] = statistics[shape] + new if shape in statistics else new
+        lost = self._lost(batches)
         weights = {}
         for name, (key, gradient) in found.items():
+            gradient[len(gradient) - lost :] = 0
             both = statistics[_shape(key, gradient)].normalised(torch.cat([key, gradient], 1))
             size = both[:, : key.shape[1]].square().sum(1, keepdim=True)
             weights[f"{name}.weight"] = shift(key, -self.lr * size * both[:, key.shape[1] :])
         return Patch(weights, memory=Seen(statistics))
+
+    def _batches(self, examples: Sequence[TokenisedEdit]) -> list[list[TokenisedEdit]]:
+        """The mini-batches."""
+        if (self.loss, self.deviation, self.last_batch) != ("edit", "data", "counted"):
+            examples = sorted(examples, key=lambda e: len(e.prompt) + len(e.target), reverse=True)
+        return [list(examples[first : first + self.batch_size]) for first in range(0, len(examples), self.batch_size)]
+
+    def _lost(self, batches: Sequence[Sequence[TokenisedEdit]]) -> int:
+        """How many tokens of a last, incomplete mini-batch have their gradients taken away."""
+        if self.last_batch == "counted" or len(batches[-1]) == self.batch_size:
+            return 0
+        return sum(len(example.target) for example in batches[-1])
+
+    def _statistics(self, keys: Sequence[Tensor], gradients: Sequence[Tensor]) -> Statistics:
+        """Those of ``[k, g]`` of one matrix, from what each mini-batch gives."""
+        if self.deviation == "data":
+            return Statistics.of(torch.cat([torch.cat(list(keys)), torch.cat(list(gradients))], 1))
+        first, *others = (
+            Statistics.of(torch.cat(pair, 1), unbiased=True) for pair in zip(keys, gradients, strict=True)
+        )
+        return functools.reduce(operator.add, others, first)
 
     def _names(self, lm: LM) -> list[str]:
         """The matrices that are shifted."""
@@ -187,21 +224,29 @@ def _shape(key: Tensor, gradient: Tensor) -> Shape:
 
 
 def _features(
-    lm: LM, edits: Sequence[Edit], *, names: Sequence[str], batch_size: int
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """Module -> what enters it, ``k [tokens, in]``, and the gradient at what leaves it, ``g [tokens, out]``."""
-    examples = tokenise(lm, edits)
+    lm: LM, batches: Sequence[Sequence[TokenisedEdit]], *, names: Sequence[str], mean: bool
+) -> dict[str, tuple[list[Tensor], list[Tensor]]]:
+    """Of each module what each mini-batch gives: ``k [tokens, in]``, which enters it, and ``g [tokens, out]``.
+
+    Args:
+        lm: the model.
+        batches: the mini-batches.
+        names: the modules.
+        mean: whether ``g`` is the gradient of the mean over a mini-batch's tokens, and not of their sum.
+
+    Raises:
+        NumericalError: a number is not finite; names the edits.
+    """
     keys: dict[str, list[Tensor]] = {name: [] for name in names}
     gradients: dict[str, list[Tensor]] = {name: [] for name in names}
-    for first in range(0, len(examples), batch_size):
-        chunk = examples[first : first + batch_size]
+    for chunk in batches:
         for name, (key, gradient) in _backward(lm, chunk, names).items():
             if not bool(torch.isfinite(key).all() and torch.isfinite(gradient).all()):
                 ids = ", ".join(e.edit.id for e in chunk[:3])
                 raise NumericalError(f"what edits {ids} give at '{name}' holds a NaN or an infinity; use another dtype")
             keys[name].append(key)
-            gradients[name].append(gradient)
-    return {name: (torch.cat(keys[name]), torch.cat(gradients[name])) for name in names}
+            gradients[name].append(gradient / len(gradient) if mean else gradient)
+    return {name: (keys[name], gradients[name]) for name in names}
 
 
 def _backward(lm: LM, examples: Sequence[TokenisedEdit], names: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:

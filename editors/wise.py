@@ -7,15 +7,18 @@ easyeditor/models/wise).  Our letters: ``delta = W_v' - W_v``, ``a = A(x)`` what
 Where this leaves their code: they average ``||delta a||`` over the tokens of a whole text, which a token that is
 generated with a cache cannot know; here each position is routed by its own (paper, equation 3), and the positions that
 predict the target are the edited ones, in training as in use.  Their weight decay also moves weights outside the mask;
-here there is none.  They drop the bias of the down-projection in the copy; here it stays.
+here there is none.  They drop the bias of the down-projection in the copy; here it stays.  Their distance is of what
+an activation function makes of both outputs, so that the presets' ``alpha``, ``beta`` and ``gamma``, which are theirs,
+bound another number here.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -97,11 +100,15 @@ class State:
         side: the memories.
         contexts: context templates of the unedited model.
         texts: unrelated text.
+        merged: how many memories, the first of the side memories, were merged before.
+        least: the least threshold so far.
     """
 
     side: SideMemories
     contexts: tuple[str, ...]
     texts: tuple[str, ...]
+    merged: int = 0
+    least: float = math.inf
 
 
 def margins(inside: Tensor, outside: Tensor, *, alpha: float, beta: float, gamma: float) -> Tensor:
@@ -168,6 +175,10 @@ class Wise(Editor):
         norm_constraint: the bound of every weight's change.
         shard: edits after which a new memory is begun (``save_freq``).
         merge_every: edits after which all memories are merged into one (``merge_freq``).
+        memories: what becomes of them. ``retrieve``, as in all published files: what was merged stays apart from what
+            is merged later, and the nearest memory answers. ``merge``, their code without: what was merged is merged
+            again, with a weight of 0.6, a memory that is full waits for its merging and answers nothing until then, and
+            all have one threshold. ``mixed`` is our own: merged again as in ``merge``, and the nearest answers.
         density: the share of each memory's weights that merging keeps.
         texts: documents of unrelated text for each edit.
         contexts: context templates, the first ``{}``; by default sampled from the unedited model.
@@ -190,13 +201,15 @@ class Wise(Editor):
     norm_constraint: Positive = 1.0
     shard: Count = 500
     merge_every: Count = 1000
+    memories: Literal["mixed", "retrieve", "merge"] = "mixed"
     density: Share = 0.53
     texts: Count = 16
     contexts: tuple[str, ...] | None = None
     seed: int = 0
 
     presets: ClassVar[Mapping[str, Mapping[str, object]]] = {
-        # zjunlp/EasyEdit at 14cea82, hparams/WISE.  The file for GPT-2 XL names the first matrix of layer 8.
+        # zjunlp/EasyEdit at 14cea82, hparams/WISE.  The file for GPT-2 XL names the first matrix of layer 8.  Their
+        # bounds are made for another distance, and all their files have memories=retrieve, see ``memories``.
         "gpt2-xl": {"layer": 8, "n_iter": 40, "act_ratio": 0.8},
         "gpt-j-6b": {"layer": 21, "alpha": 15.0, "beta": 40.0, "gamma": 20.0},
         "llama-2-7b-hf": {"layer": 27},
@@ -260,10 +273,23 @@ class Wise(Editor):
         least = self.act_ratio * (inside @ delta.T).norm(dim=1).min()
         deltas = torch.cat([deltas[:-1], delta[None]])
         thresholds = torch.cat([thresholds[:-1], torch.minimum(thresholds[-1:], least)])
-        ids = (*side.ids, edit.id)
-        if len(ids) % self.merge_every == 0 and len(deltas) > 1:
-            deltas, thresholds = self._merged(deltas, len(ids) > self.merge_every), thresholds.min()[None]
-        return replace(state, side=SideMemories(ids, deltas, thresholds))
+        ids, lowest = (*side.ids, edit.id), min(state.least, float(least))
+        apart = state.merged if self.memories == "retrieve" else 0
+        merging = len(ids) % self.merge_every == 0 and len(deltas) > 1
+        if merging:
+            again = apart == 0 and state.merged > 0
+            deltas = torch.cat([deltas[:apart], self._merged(deltas[apart:], again)])
+            thresholds = torch.cat([thresholds[:apart], thresholds[apart:].min()[None]])
+        merged = apart + 1 if merging else state.merged
+        if self.memories == "merge":
+            thresholds = self._waiting(thresholds.new_full(thresholds.shape, lowest), merged, len(ids))
+        return replace(state, side=SideMemories(ids, deltas, thresholds), merged=merged, least=lowest)
+
+    def _waiting(self, thresholds: Tensor, merged: int, count: int) -> Tensor:
+        """The thresholds where full memories that wait for their merging answer nothing."""
+        full = len(thresholds) - (count % self.merge_every % self.shard != 0)
+        thresholds[merged:full] = torch.inf
+        return thresholds
 
     def _merged(self, deltas: Tensor, again: bool) -> Tensor:
         """All memories as one, ``[1, d, f]``; ``again`` says that the first of them was merged before."""

@@ -568,7 +568,7 @@ def localize(
         samples: noise samples of tracing.
         forcing_samples: noises that fine-tuning forces.
         released: what the paper's program does otherwise than its text: some of ``reversal``, ``threshold``,
-            ``probes``, ``noise_at``, ``perplexity`` and ``high``, or ``all``.
+            ``probes``, ``noise_at``, ``noise_rows``, ``perplexity`` and ``high``, or ``all``.
         essence: whether texts about the subject are scored.
         split: the split of the edit set.
         data_dir: where the rows come from: ``mini``, a folder, or ``hub``.

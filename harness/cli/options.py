@@ -320,7 +320,7 @@ TRACE_WINDOW = Option("--trace-window", "Layers that tracing restores together."
 FORCING_SAMPLES = Option("--forcing-samples", "Noises that fine-tuning forces.", int, default=10)
 RELEASED = Option(
     "--released",
-    "What the paper's program does otherwise: reversal,threshold,probes,noise_at,perplexity,high, or all.",
+    "What the paper's program does otherwise: reversal,threshold,probes,noise_at,noise_rows,perplexity,high, or all.",
 )
 NO_ESSENCE = Option("--no-essence", "Do not score texts about the subject.", flag=True)
 PUBLISHED = Option("--published", "Put the authors' numbers beside, where there are any.", flag=True)

@@ -6,6 +6,7 @@ import functools
 import math
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import Field, dataclass, fields
 from typing import Annotated, Any
 
@@ -23,6 +24,7 @@ __all__ = [
     "require_range",
     "require_some",
     "settable",
+    "with_newer",
 ]
 
 
@@ -68,6 +70,19 @@ def settable(cls: type[Any]) -> dict[str, Field[object]]:
 def plain(value: object) -> object:
     """A value as JSON holds it: tuples become lists."""
     return [plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def with_newer(cls: type[Any], named: Mapping[str, object]) -> dict[str, object]:
+    """The hyperparameters that a record names, and those that its editor has had since, as what it did then.
+
+    That is the default, or where another default was thought better the field's metadata ``before``.
+
+    Args:
+        cls: the editor as it is now.
+        named: the hyperparameters in the record.
+    """
+    newer = {n: plain(f.metadata.get("before", f.default)) for n, f in settable(cls).items() if n not in named}
+    return {**named, **newer}
 
 
 @functools.cache

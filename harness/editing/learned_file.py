@@ -14,6 +14,7 @@ from typing import Any
 from typing_extensions import TypedDict
 
 from harness.editing.editor import Editor, Learned
+from harness.editing.hyperparameters import plain, settable, with_newer
 from harness.editing.registry import configure
 from harness.errors import DataError, UsageError
 from harness.io.cache import cache_folder
@@ -48,8 +49,13 @@ class _Manifest(TypedDict):
 
 
 def default_path(editor: Editor, lm: LM) -> Path:
-    """Where ``harness fit`` keeps what an editor learned of a model; the name holds both and all hyperparameters."""
-    inputs = {"editor": editor.name, "hyperparameters": editor.hyperparameters(), "model": lm.fingerprint()}
+    """Where ``harness fit`` keeps what an editor learned of a model; the name holds both and its hyperparameters.
+
+    A hyperparameter that says what it was like before there was one (its metadata ``before``) is left out while it is.
+    """
+    before = {name: plain(f.metadata["before"]) for name, f in settable(type(editor)).items() if "before" in f.metadata}
+    own = {k: v for k, v in editor.hyperparameters().items() if k not in before or v != before[k]}
+    inputs = {"editor": editor.name, "hyperparameters": own, "model": lm.fingerprint()}
     key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
     return cache_folder() / "fitted" / f"{editor.name}-{key[:24]}.safetensors"
 
@@ -143,8 +149,9 @@ def load_learned(editor: Learned, lm: LM, path: Path) -> Learned:
             f"{path}: was fitted to the model '{head['model_name']}' in {head['dtype']} ({head['model'][:12]}), not to "
             f"{lm.name} in {_dtype(lm)} ({lm.fingerprint()[:12]}); run `{fit_command(editor, lm)}`"
         )
+    fitted = with_newer(type(editor), head["hyperparameters"])
     for key, value in editor.hyperparameters().items():
-        known = head["hyperparameters"].get(key)
+        known = fitted.get(key)
         if known != value:
             option = f"--seed {known}" if key == "seed" else f"--set {key}={json.dumps(known)}"
             raise DataError(f"{path}: was fitted with {key}={known}, not {value}; give {option}, or fit again")

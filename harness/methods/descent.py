@@ -31,6 +31,7 @@ __all__ = [
     "DescentSettings",
     "Loss",
     "LossTerm",
+    "TokenMean",
     "TokenisedEdit",
     "Trained",
     "capture_gradients",
@@ -38,6 +39,7 @@ __all__ = [
     "descend",
     "down_projection_parameters",
     "feed_forward_matrices",
+    "first_matrix",
     "log_likelihood",
     "passes",
     "target_positions",
@@ -49,6 +51,10 @@ Loss = Literal["target_new", "prompt_last"]
 code, the mean NLL of all the target's tokens at the one position after the prompt; the same for targets of one
 token."""
 
+
+TokenMean = Literal["edit", "batch"]
+"""What the loss of edits made at once is a mean over: each edit's own tokens first, or all tokens of the batch at once,
+so that an edit with a longer target counts more."""
 
 Accumulation = Literal["fixed", "faithful"]
 """How the gradients of several batches become one step."""
@@ -73,6 +79,7 @@ class DescentSettings:
         end_of_text: whether a target that shall become likelier ends with the token that ends a text.
         shuffle: the seed by which every pass takes the edits in a new order; None for the order given.
         normalisation: whether the loss of an edit is a mean over the tokens of its target, or their sum.
+        token_mean: whether every edit of a batch counts alike, or every token of its targets.
         cosine: whether the learning rate falls to zero, ``lr (1 + cos(pi e / steps)) / 2`` in pass ``e`` from 0.
         beta2: Adam's second decay rate.
         accumulate: batches behind one step of Adam.
@@ -91,6 +98,7 @@ class DescentSettings:
     end_of_text: bool = False
     shuffle: int | None = None
     normalisation: Normalisation = "mean"
+    token_mean: TokenMean = "edit"
     cosine: bool = False
     beta2: float = 0.999
     accumulate: int = 1
@@ -137,6 +145,26 @@ def feed_forward_matrices(lm: LM, layer: int) -> list[str]:
     """The names of the modules that are the matrices of one layer's feed-forward part."""
     parent = lm.arch.down_of(layer).rpartition(".")[0]
     return [f"{parent}.{name}" for name, child in lm.module(parent).named_children() if is_matrix(child)]
+
+
+def first_matrix(lm: LM, layer: int, *, asker: str) -> str:
+    """The name of the module whose output enters the activation function of one layer's feed-forward part.
+
+    Args:
+        lm: the model.
+        layer: the layer.
+        asker: who needs it, for the error.
+
+    Raises:
+        ModelError: there is not one such matrix, as where a gate stands beside it.
+    """
+    names = [name for name in feed_forward_matrices(lm, layer) if name != lm.arch.down_of(layer)]
+    if len(names) != 1:
+        raise ModelError(
+            f"{asker}: the feed-forward part of layer {layer} of {lm.name} has {len(names)} matrices before its "
+            "activation function, expected one; leave out the setting that asks for what is there"
+        )
+    return names[0]
 
 
 def tokenise(lm: LM, edits: Sequence[Edit], end_of_text: bool = False) -> list[TokenisedEdit]:
@@ -377,12 +405,17 @@ def _enough(examples: Sequence[TokenisedEdit], settings: DescentSettings) -> flo
 def _loss(
     lm: LM, examples: Sequence[TokenisedEdit], *, held: Mapping[str, Tensor], settings: DescentSettings
 ) -> Tensor:
-    """The mean over edits of what each minimises, by default the mean NLL of its target's tokens."""
+    """The mean over edits of what each minimises, by default the mean NLL of its target's tokens.
+
+    With ``token_mean="batch"`` the mean is weighted by the number of these tokens.
+    """
     directions = [e.edit.direction for e in examples]
+    weights = _weights(examples, settings)
     if set(directions) == {"likelihood"}:
         log_p = log_likelihood(lm, examples, loss=settings.loss, held=held)
         tokens = [len(e.target) if settings.normalisation == "mean" else 1 for e in examples for _ in e.target]
-        share = torch.tensor([1 / (count * len(examples)) for count in tokens], dtype=torch.float64)
+        owners = [i for i, e in enumerate(examples) for _ in e.target]
+        share = torch.tensor([weights[i] / count for i, count in zip(owners, tokens, strict=True)], dtype=torch.float64)
         return -(log_p * share.to(log_p)).sum()
     compared = [i for i, e in enumerate(examples) if e.against]
     rows = [*examples, *(examples[i].rival for i in compared)]
@@ -391,4 +424,15 @@ def _loss(
     each = nll(log_p, owner, len(rows), normalisation=settings.normalisation)
     target, places = each[: len(examples)], torch.tensor(compared, dtype=torch.long, device=each.device)
     against = torch.zeros_like(target).index_copy(0, places, each[len(examples) :])
-    return losses(directions, target, against).mean()
+    found = losses(directions, target, against)
+    if settings.token_mean == "edit":
+        return found.mean()
+    return (found * torch.tensor(weights, dtype=torch.float64).to(found)).sum()
+
+
+def _weights(examples: Sequence[TokenisedEdit], settings: DescentSettings) -> list[float]:
+    """How much each edit of a batch counts; the weights sum to 1."""
+    if settings.token_mean == "edit":
+        return [1 / len(examples)] * len(examples)
+    every = sum(len(e.target) for e in examples)
+    return [len(e.target) / every for e in examples]

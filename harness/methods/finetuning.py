@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from harness.editing.directions import Normalisation
 from harness.editing.editor import Editor
 from harness.editing.hyperparameters import Count, NotNegative, Positive, Range
 from harness.methods.descent import Accumulation, DescentSettings
@@ -42,6 +43,8 @@ class Finetuning(Editor, ABC):
         steps: passes over the edits.
         batch_size: edits of one batch.
         threshold: no update where a batch's loss is below, and an end where the mean loss of a pass is.
+        normalisation: whether the loss of an edit is a ``mean`` over its target's tokens, or their ``sum`` (Hase et al.
+            2023, arXiv 2301.04213).
         schedule: whether the learning rate is constant, or falls to zero over the passes like a cosine.
         beta2: Adam's second decay rate.
         accumulate: batches behind one update.
@@ -57,6 +60,7 @@ class Finetuning(Editor, ABC):
     steps: Count = 10
     batch_size: Count = 1
     threshold: NotNegative = 0.0
+    normalisation: Normalisation = "mean"
     schedule: Literal["constant", "cosine"] = "constant"
     beta2: Annotated[float, Range(0, 0.9999)] = 0.999
     accumulate: Count = 1
@@ -73,6 +77,7 @@ class Finetuning(Editor, ABC):
             steps=self.steps,
             batch_size=self.batch_size,
             threshold=self.threshold,
+            normalisation=self.normalisation,
             shuffle=self.seed if self.shuffle else None,
             cosine=self.schedule == "cosine",
             beta2=self.beta2,

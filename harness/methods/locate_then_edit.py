@@ -35,7 +35,7 @@ from harness.methods.keys import (
 )
 from harness.methods.second_moments import Moment, require_finite_moment
 from harness.methods.value import anchor_norm, optimise
-from harness.methods.value_rows import Objective, Seam
+from harness.methods.value_rows import Objective, Seam, Stop
 from harness.models.activations import at_least_float32, capture_activations
 from harness.models.lm import LM, Batch
 from harness.patches.delta import double
@@ -71,8 +71,13 @@ class LocateThenEdit(Editor):
         clamp: the bound of ``||delta|| / ||v0||``.
         kl_factor: weight of the KL term.
         v_stop: when the optimisation of a value ends early: ``loss`` below 0.05, or also as soon as the target is the
-            ``argmax`` after every context (ENCORE, Gupta et al. 2025, arXiv 2502.01636), or ``never``.
+            ``argmax`` after every context (ENCORE, Gupta et al. 2025, arXiv 2502.01636), or ``argmax_kl``, there if
+            the KL term is small too (the code of PMET), or ``never``.
+        v_cutoff: with ``argmax``, how many evaluations must have the target on top after every context but the bare
+            prompt (the code of ENCORE); by default the first at which the bare prompt has it too ends it.
         v_anchor: the norm to which every value is scaled (NAS, Liu et al. 2026, arXiv 2602.02543).
+        v_anchor_skip: how many times the anchor the norm of a value may be; where it is more, the edit changes nothing
+            (the code of NAS).
         cov_tokens: tokens of text for second moments.
         contexts: context templates, the first ``{}``; by default sampled from the unedited model.
         seed: the seed of the context templates.
@@ -92,8 +97,10 @@ class LocateThenEdit(Editor):
     v_weight_decay: NotNegative = 0.5
     clamp: Positive = 0.75
     kl_factor: NotNegative = 0.0625
-    v_stop: Literal["loss", "argmax", "never"] = "loss"
+    v_stop: Stop = "loss"
+    v_cutoff: Count | None = None
     v_anchor: Positive | None = None
+    v_anchor_skip: Positive | None = None
     cov_tokens: Count = 100_000
     contexts: tuple[str, ...] | None = None
     seed: int = 0
@@ -115,7 +122,9 @@ class LocateThenEdit(Editor):
             clamp=self.clamp,
             loss_layer=self.v_loss_layer,
             stop=self.v_stop,
+            cutoff=self.v_cutoff,
             anchor="none" if self.v_anchor is None else self.v_anchor,
+            anchor_skip=self.v_anchor_skip,
         )
 
     @abstractmethod
@@ -160,14 +169,15 @@ class LocateThenEdit(Editor):
         for layer in self.edited_layers(lm):
             require_plain(lm, lm.down(layer))
 
-    def value_norm(self, lm: LM, edits: Sequence[Edit]) -> float:
+    def value_norm(self, lm: LM, edits: Sequence[Edit], *, bare: bool = False) -> float:
         """The norm of the values that some edits ask for on the unedited model, as NAS anchors it.
 
         Args:
             lm: the unedited model.
             edits: the edits, at least one.
+            bare: whether values are found on the bare prompts alone, without a context in front.
         """
-        contexts = self.prior(lm, None, ()).contexts
+        contexts = ("{}",) if bare else self.prior(lm, None, ()).contexts
         return anchor_norm(optimise(lm, edits, contexts, objective=self.objective(self.edited_layers(lm)[-1])))
 
 

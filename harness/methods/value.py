@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from harness.editing.directions import floor, losses
@@ -29,6 +29,9 @@ from harness.models.lm import LM
 from harness.patches.delta import double
 
 __all__ = ["Values", "anchor_norm", "optimise"]
+
+_LITTLE = 0.01  # the KL term at which PMET's code ends a value whose target is on top
+_LESS = 0.1  # what the NLL counts in the evaluation after one in which the target was on top, there
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +46,7 @@ class Values:
         written: ``v0 [edits, d]``, the part of ``start`` that the layer's feed-forward module writes; but for the seam
             ``block`` it is all of it.
         anchor: the norm to which ``v0 + delta`` is scaled, None for none.
+        anchor_skip: how many times the anchor a norm may be; where it is more, the value is ``h0``. None for any.
         keys: ``[edits, 2, f]``, what the layer's down-projection reads at the changed token: of the bare prompt, and
             the mean over the context templates; empty if not wanted.
         outputs: ``[edits, 2, d]``, what it gives there; empty if not wanted.
@@ -53,6 +57,7 @@ class Values:
     losses: tuple[Float[Tensor, "_ 4"], ...]
     written: Float[Tensor, "edits d"]
     anchor: float | None = None
+    anchor_skip: float | None = None
     keys: Float[Tensor, "edits 2 f"] | Float[Tensor, "0"] = field(default_factory=lambda: torch.empty(0))
     outputs: Float[Tensor, "edits 2 d"] | Float[Tensor, "0"] = field(default_factory=lambda: torch.empty(0))
 
@@ -62,15 +67,18 @@ class Values:
         if self.anchor is None:
             return self.start + self.delta
         found = self.written + self.delta
-        return self.start - self.written + self.anchor * nn.functional.normalize(found, dim=1)
+        scaled = self.start - self.written + self.anchor * nn.functional.normalize(found, dim=1)
+        if self.anchor_skip is None:
+            return scaled
+        skipped = double(found).norm(dim=1, keepdim=True) > self.anchor_skip * self.anchor
+        return torch.where(skipped.to(scaled.device), self.start, scaled)
 
 
 def anchor_norm(values: Values) -> float:
     """NAS's reference norm: the mean of ``||v0 + delta||`` without the largest twentieth of them.
 
     The authors take it once, on the unedited model, over 1000 facts that CounterFact rewrites
-    (``util/vstar_stats.py`` of SasyaTitech/NAS at 38ac1c8).  Their code also writes ``v0`` itself, so no change, where
-    ``||v0 + delta||`` is above twice the anchor (ROME: five times); their text does not, and neither does this.
+    (``util/vstar_stats.py`` of SasyaTitech/NAS at 38ac1c8).
 
     Args:
         values: values found on the unedited model.
@@ -111,7 +119,8 @@ def optimise(
     start, delta = (torch.stack([part[k][-lm.arch.width :] for part in ordered]) for k in (0, 1))
     written = _written(lm, whole, start=start, objective=objective)
     seen = [torch.stack([part[k] for part in ordered]) for k in (3, 4)] if keys else []
-    return Values(start, delta, tuple(part[2] for part in ordered), written, _anchor(objective, written), *seen)
+    losses, anchor = tuple(part[2] for part in ordered), _anchor(objective, written)
+    return Values(start, delta, losses, written, anchor, objective.anchor_skip, *seen)
 
 
 def _written(
@@ -178,16 +187,16 @@ def _descend(
     bound = objective.clamp * _norms(start, lm.arch.width)
     floors = torch.tensor([_floor(one.edit, objective) for one in prepared], device=start.device).to(start)
     adam = torch.optim.Adam([delta], lr=objective.lr)
-    active = torch.ones(len(prepared), dtype=torch.bool, device=start.device)
+    active, rule = torch.ones(len(prepared), dtype=torch.bool, device=start.device), _StopRule.of(objective, start)
     losses: list[list[Tensor]] = [[] for _ in prepared]
     for step in range(objective.steps):
         with torch.enable_grad():
-            terms, hit, reference = stage.losses(delta, start, reference)
+            terms, hit, reference = stage.losses(delta, start, reference, weight=rule.weight)
         stage.note(terms.detach(), active, losses)
         total = torch.full_like(start[:, 0], torch.inf).index_copy(0, stage.index, terms[:, 0].detach())
         active = active & (total >= floors)
-        if objective.stop == "argmax":
-            active = active.index_put((stage.index,), active[stage.index] & ~hit)
+        ended = rule.seen(hit, kl=terms[:, 2].detach(), index=stage.index)
+        active = active.index_put((stage.index,), active[stage.index] & ~ended)
         if step == objective.steps - 1 or not bool(active.any()):
             break
         adam.zero_grad()
@@ -209,6 +218,46 @@ def _norms(vectors: Float[Tensor, "n parts_width"], width: int) -> Float[Tensor,
     """The norms of the parts of some vectors, ``[n, parts * width] -> [n, parts, 1]``."""
     norms: Tensor = vectors.view(len(vectors), -1, width).norm(dim=2, keepdim=True)
     return norms
+
+
+@dataclass(eq=False)
+class _StopRule:
+    """What besides a small loss ends the optimisation of an edit whose target is on top.
+
+    Attributes:
+        objective: names the rule.
+        count: how many evaluations had the target on top, ``[edits]``.
+        weight: what the NLL of the next evaluation is multiplied by, ``[edits]``.
+    """
+
+    objective: Objective
+    count: Int[Tensor, "edits"]
+    weight: Float[Tensor, "edits"]
+
+    @classmethod
+    def of(cls, objective: Objective, start: Float[Tensor, "edits parts_d"]) -> _StopRule:
+        """The rule before the first evaluation."""
+        return cls(
+            objective, torch.zeros(len(start), dtype=torch.long, device=start.device), torch.ones_like(start[:, 0])
+        )
+
+    def seen(
+        self, hit: Bool[Tensor, "members"], *, kl: Float[Tensor, "members"], index: Int[Tensor, "members"]
+    ) -> Bool[Tensor, "members"]:
+        """Which members end after one more evaluation.
+
+        Args:
+            hit: whether the target of each is on top.
+            kl: the KL term of each.
+            index: which edits the members are.
+        """
+        if self.objective.stop == "argmax":
+            self.count[index] += hit.long()
+            return hit & (self.count[index] >= (self.objective.cutoff or 1))
+        if self.objective.stop == "argmax_kl":
+            self.weight[index] = torch.where(hit, _LESS, 1.0).to(self.weight)
+            return hit & (kl <= _LITTLE)
+        return torch.zeros_like(hit)
 
 
 def _floor(edit: Edit, objective: Objective) -> float:
@@ -248,22 +297,34 @@ class _ActiveEdits:
         delta: Float[Tensor, "edits parts_d"],
         start: Float[Tensor, "edits parts_d"],
         reference: Float[Tensor, "edits vocabulary"] | None,
+        *,
+        weight: Float[Tensor, "edits"] | None = None,
     ) -> tuple[Float[Tensor, "members 4"], Bool[Tensor, "members"], Float[Tensor, "edits vocabulary"]]:
         """One evaluation.
 
+        Args:
+            delta: the changes.
+            start: what is changed.
+            reference: ``log P_unedited``; None before the first evaluation.
+            weight: what multiplies the part that an edit minimises; None for nothing.
+
         Returns:
             Total, what it minimises, KL, weight decay of each member, ``[members, 4]``; whether likelihood is wanted
-            of its target and it is the most probable everywhere, ``[members]``; ``log P_unedited [edits, vocabulary]``.
+            of its target and it is the most probable everywhere (with a cutoff: everywhere but after the bare prompt),
+            ``[members]``; ``log P_unedited [edits, vocabulary]``.
         """
         mine, places = delta[self.index], self.places
         supervised, essence = self.runner.logits(mine)
         missed = (supervised.detach().argmax(-1) != places.token).to(mine)
+        if self.objective.cutoff is not None and self.runner.contexts > 1:
+            missed = missed * torch.isin(places.row, places.first, invert=True).to(missed)
         # The edits' targets, then the continuations that these are compared with.
         zeros = mine.new_zeros(2 * len(mine))
         wrong = zeros.index_add(0, places.owner, missed)[: len(mine)] + self.unlike
         log_p = supervised.log_softmax(-1).gather(1, places.token[:, None])[:, 0]
         nll = zeros.index_add(0, places.owner, -log_p * places.share.to(log_p))
         wanted = losses(self.directions, nll[: len(mine)], nll[len(mine) :])
+        wanted = wanted if weight is None else wanted * weight[self.index]
         edited = essence.log_softmax(-1)
         reference = edited.detach() if reference is None else reference
         change = edited - reference[self.index.to(reference.device)]

@@ -15,11 +15,14 @@ from harness.methods.keys import FactToken, find_fact_token, prompt_rows
 from harness.models.activations import Row
 from harness.models.lm import LM
 
-__all__ = ["Objective", "Positions", "PreparedEdit", "Seam", "positions", "prefixes", "prepare_edit"]
+__all__ = ["Objective", "Positions", "PreparedEdit", "Seam", "Stop", "positions", "prefixes", "prepare_edit"]
 
 
 Seam = Literal["mlp", "block", "parts"]
 """Where a value stands in a layer, see :class:`Objective`."""
+
+Stop = Literal["loss", "argmax", "argmax_kl", "never"]
+"""When the optimisation of a value ends early, see :class:`Objective`."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +48,18 @@ class Objective:
         budget: tokens of one forward pass, padding included; None chooses by the size of the model.
         stop: with ``never`` an edit takes all its steps; with ``argmax`` one that wants likelihood also stops as soon
             as every token of its target is the most probable one in every context ("most-probable early stopping" of
-            ENCORE, Gupta et al. 2025, arXiv 2502.01636; their code leaves out the bare prompt and goes on for one to
-            three steps more).
+            ENCORE, Gupta et al. 2025, arXiv 2502.01636); with ``argmax_kl`` it stops there if its KL term is at most
+            0.01, and else the next evaluation counts a tenth of the NLL (the code of PMET at 80643f2).
+        cutoff: with ``argmax`` how many evaluations, not necessarily in a row, must have the target on top after every
+            context but the bare prompt, the last of which ends the optimisation (ENCORE's code, ``prob_cutoff`` of the
+            opposite sign); None for the first at which the bare prompt has it on top too.
         anchor: the norm ``a`` to which every value is scaled, ``v* a / ||v*||`` with ``v* = v0 + delta``, where ``v0``
             is what the edited layer's feed-forward module writes (NAS, Liu et al. 2026, arXiv 2602.02543). ``none``
             leaves values as they are; ``start`` takes the mean of ``||v0||`` over the edits of the call, on the model
             as it is given; a number is ``a`` itself, which the authors find on the unedited model, see
             :func:`anchor_norm`.
+        anchor_skip: a value whose norm is above so many times the anchor stays the hidden state that it was, so that
+            its edit changes nothing (NAS's code); None for none.
     """
 
     layer: int
@@ -66,8 +74,10 @@ class Objective:
     loss_layer: int | None = None
     threshold: float = 0.05
     budget: int | None = None
-    stop: Literal["loss", "argmax", "never"] = "loss"
+    stop: Stop = "loss"
+    cutoff: int | None = None
     anchor: Literal["none", "start"] | float = "none"
+    anchor_skip: float | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,7 +1,7 @@
 """MEND against the authors' code (eric-mitchell/mend at e04fdb9) with a random network, on a tiny GPT-2, in float32.
 
-Their step sizes are the negative of ours.  A batch is one mean over the tokens of both edits there, and the sum of two
-means here: of the batch of two their gradients are given to the network, as they came.
+Their step sizes are the negative of ours.  A batch is one mean over the tokens of both edits there:
+``token_mean="batch"`` here.
 """
 
 from __future__ import annotations
@@ -75,15 +75,31 @@ def test_gradients(golden, close, batch):
             close(v * asked[i] / sum(asked), slope[there], REL, f"{name}, gradient")
 
 
-def test_one_edit(golden, close):
-    told, theirs = golden.json(f"{FOLDER}/expected.json")["single"], golden.tensors(f"{FOLDER}/expected.safetensors")
-    lm = golden.lm("tiny-gpt2", "fp32")
-    patch = Mend(layers=(2, 3), rank=12, learned=network(golden)).edit(
-        lm, list(golden.edits(told["case_ids"]).values())
-    )
+@pytest.mark.parametrize("batch", ["single", "batch_of_two"])
+def test_the_change(golden, close, batch):
+    told, theirs = golden.json(f"{FOLDER}/expected.json")[batch], golden.tensors(f"{FOLDER}/expected.safetensors")
+    lm, edits = golden.lm("tiny-gpt2", "fp32"), list(golden.edits(told["case_ids"]).values())
+    mend = Mend(layers=(2, 3), rank=12, learned=network(golden), token_mean="batch")
+    patch = mend.edit(lm, edits)
     assert patch.weights.keys() == set(names(golden))
     for name in names(golden):
-        close(patch.weights[name].dense().T, theirs[f"single/{name}/weight_update"], REL, name)
+        close(patch.weights[name].dense().T, theirs[f"{batch}/{name}/weight_update"], REL, name)
+    row = torch.tensor(told["input_ids"])
+    last = torch.tensor([max(i for i, label in enumerate(labels) if label != -100) for labels in told["labels"]])
     with patched(lm, patch), torch.no_grad():
-        logits = lm.model(torch.tensor(told["input_ids"])).logits
-    close(logits, theirs["single/post_logits"], REL, "logits after the edit")
+        logits = lm.model(row).logits
+    for i, end in enumerate(last.tolist()):
+        close(logits[i, : end + 1], theirs[f"{batch}/post_logits"][i, : end + 1], REL, "logits after the edit")
+
+
+def test_a_mean_over_the_batch_is_another_change_of_several_edits_and_the_same_of_one(golden):
+    told, lm = golden.json(f"{FOLDER}/expected.json"), golden.lm("tiny-gpt2", "fp32")
+    pair = list(golden.edits(told["batch_of_two"]["case_ids"]).values())
+    own, shared = (Mend(layers=(2, 3), rank=12, learned=network(golden), token_mean=m) for m in ("edit", "batch"))
+    for name in names(golden):
+        two = [mend.edit(lm, pair).weights[name].dense() for mend in (own, shared)]
+        one = [mend.edit(lm, pair[:1]).weights[name].dense() for mend in (own, shared)]
+        assert torch.equal(*one)
+        assert float((two[0] - two[1]).norm()) > 1e-2 * float(two[0].norm())
+        each = [mend.edit_each(lm, pair)[1].weights[name].dense() for mend in (own, shared)]
+        assert torch.equal(*each), "edits made each alone share no mean"

@@ -1,7 +1,7 @@
 """PMET against the authors' code (xpq-tech/PMET at 80643f2), on a tiny GPT-2.
 
-Its rule that ends a value early, and lowers the weight of the target until then, is not in the paper and not in ours:
-it never fires but in ``early_stop``, of which the folder holds a run with that rule switched off.
+Its rule that ends a value early, and lowers the weight of the target until then, is ``v_stop="argmax_kl"`` here.  It
+never fires but in ``early_stop``, of which the folder also holds a run with that rule switched off.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from harness.patches.patch import Patch, patched
 FOLDER = "K_pmet_gpt2"
 DOWN = "transformer.h.{}.mlp.c_proj.weight"
 REL = {"fp64": 1e-6, "fp32": 2e-4}
-VARIANTS = ["main", "strong", "few_steps", "lambda2000", "one_layer", "loss_layer2", "early_stop_rule_off"]
+VARIANTS = [
+    "main", "strong", "few_steps", "lambda2000", "one_layer", "loss_layer2", "early_stop_rule_off", "early_stop"
+]  # fmt: skip
 NAMES = {
     "layers": "layers",
     "v_num_grad_steps": "v_steps",
@@ -43,8 +45,9 @@ def editor(said: dict[str, Any], overrides: dict[str, Any]) -> Pmet:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_variant(golden, close, precision, variant):
     said, theirs = golden.json(f"{FOLDER}/inputs.json"), golden.tensors(f"{FOLDER}/expected.safetensors")
-    if variant == "early_stop_rule_off":
+    if variant.startswith("early_stop"):
         pmet = editor(said, said["early_stop"]["overrides"])
+        pmet = replace(pmet, v_stop="argmax_kl") if variant == "early_stop" else pmet
         edits = golden.edits([100, 101, 102, 103], said["early_stop"]["requests"])
     else:
         pmet, edits = editor(said, said["variant_overrides"][variant]), golden.edits(said["batch_case_ids"])
@@ -54,7 +57,9 @@ def test_variant(golden, close, precision, variant):
     rel = 5e-3 if (variant, precision) == ("loss_layer2", "fp32") else REL[precision]
     few, layers, stem = list(edits.values()), pmet.layers or (), f"{precision}/{variant}"
     values = optimise(lm, few, known.contexts, objective=pmet.objective(layers[-1]))
+    told = golden.json(f"{FOLDER}/expected.json")[precision][variant]
     for i, case in enumerate(edits):
+        assert len(values.losses[i]) == told[str(case)]["evaluations"], case
         close(values.value[i], theirs[f"{stem}/z.{case}"], rel, f"z of {case}")
         if f"{stem}/z_losses.{case}" in theirs:
             close(values.losses[i], theirs[f"{stem}/z_losses.{case}"], rel, f"losses of {case}")
@@ -70,6 +75,20 @@ def test_variant(golden, close, precision, variant):
             close(mine, theirs[f"{stem}/keys.{layer}"], rel, f"keys of {layer}")
             close(written, theirs[f"{stem}/cur_mlp_before_layer.{layer}"], rel, f"written before {layer}")
         so_far = so_far + change
+
+
+@pytest.mark.parametrize("variant", VARIANTS[:-2])
+def test_the_rule_fires_in_no_other_variant(golden, variant):
+    """What the released rule would give is what the paper's gives, so both are held by their numbers."""
+    said = golden.json(f"{FOLDER}/inputs.json")
+    pmet, edits = editor(said, said["variant_overrides"][variant]), list(golden.edits(said["batch_case_ids"]).values())
+    first, others = said["context_templates"]
+    lm, layer = golden.lm("tiny-gpt2", "fp64"), (pmet.layers or ())[-1]
+    each = [
+        optimise(lm, edits, (*first, *others), objective=replace(pmet, v_stop=stop).objective(layer)).delta
+        for stop in ("loss", "argmax_kl")
+    ]
+    assert torch.equal(*each)
 
 
 def test_each_variant_has_numbers(golden):

@@ -1,7 +1,7 @@
 """LoRA against EasyEdit's code (zjunlp/EasyEdit at 14cea82, through peft 0.13.2), from the same first adapters.
 
-One edit a batch, where the mean over all target tokens of a batch, which their loss is, is that of the edit; ours takes
-the mean over edits of each edit's own, and their run of six edits in one batch (``llama_batch_token_mean``) is another.
+Their loss is the mean over all target tokens of a batch, ``token_mean="batch"`` here, which is that of the edit where a
+batch holds one.
 """
 
 from __future__ import annotations
@@ -51,8 +51,10 @@ class Given(Lora):
 
 
 @pytest.mark.parametrize("precision", ["fp64", "fp32"])
-@pytest.mark.parametrize("variant", ["gpt2_batch1_two_steps", "gpt2_all_layers_attention", "llama_batch1"])
-def test_one_edit_a_batch(golden, close, variant, precision):
+@pytest.mark.parametrize(
+    "variant", ["gpt2_batch1_two_steps", "gpt2_all_layers_attention", "llama_batch1", "llama_batch_token_mean"]
+)
+def test_their_adapters(golden, close, variant, precision):
     said = golden.json(f"{FOLDER}/inputs.json")["variants"][variant]
     theirs, given = (golden.tensors(f"{FOLDER}/{part}.safetensors") for part in ("expected", "inputs"))
     lm = golden.lm(said["model"], precision)
@@ -65,6 +67,7 @@ def test_one_edit_a_batch(golden, close, variant, precision):
         steps=said["num_steps"],
         batch_size=said["batch_size"],
         threshold=0.0,
+        token_mean="batch",
     )
     own = {key.split("/", 1)[1]: value for key, value in given.items() if key.startswith(f"{variant}/")}
     for name, value in (("begins", own), ("ends", {}), ("losses", [])):

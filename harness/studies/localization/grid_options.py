@@ -14,10 +14,10 @@ from harness.studies.localization.problems import PROBLEMS, PUBLISHED, Problem, 
 
 __all__ = ["QUIRKS", "grid"]
 
-QUIRKS = ("reversal", "threshold", "probes", "noise_at", "perplexity", "high")
+QUIRKS = ("reversal", "threshold", "probes", "noise_at", "noise_rows", "perplexity", "high")
 """What the program of Hase et al. does otherwise than their text, as ``released`` names it."""
 
-_OF_PROBLEMS = ("reversal", "threshold", "probes", "noise_at")
+_OF_PROBLEMS = ("reversal", "threshold", "probes", "noise_at", "noise_rows")
 
 
 def grid(

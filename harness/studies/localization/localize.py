@@ -54,6 +54,7 @@ from harness.studies.localization.problems import (
     SubjectNoise,
     layers_around,
     log_probabilities,
+    loss_of,
     pose,
     settings_for,
 )
@@ -390,6 +391,7 @@ def _built(lm: LM, grid: Grid, method: Method, problem: Problem, layer: int) -> 
     recipe = compose(method.editor)
     own = settings_for(lm.name, recipe.cls.name, problem=problem, window=method.window)
     around = layers_around(layer, method.window, lm.arch.layers)
+    own = {**loss_of(recipe.cls), **own}
     return recipe.build(lm, {**own, **_mine(grid.settings, recipe), "layers": around}, seed=grid.seed)
 
 
@@ -524,8 +526,12 @@ class _Problem:
 
     def _edited(self, editor: Editor, edits: Sequence[Edit]) -> list[Patch]:
         """One patch for each edit, all made on the unedited model in the state that the problem asks for."""
-        rows = self._rows(editor)
-        with patched(self.lm, self.posed.state(self.lm, rows, self.grid.asked.noise_at == "released")):
+        rows, asked = self._rows(editor), self.grid.asked
+        stream = asked.noise_rows == "released" and self.posed.noise is not None
+        if stream and len(edits) > 1:
+            # Each edit begins the stream anew.
+            return [self._edited(editor, [edit])[0] for edit in edits]
+        with patched(self.lm, self.posed.state(self.lm, rows, asked.noise_at == "released", stream=stream)):
             if rows == 1:
                 return editor.edit_each(self.lm, edits)
             return [editor.edit(self.lm, [edit] * rows, None) for edit in edits]

@@ -32,12 +32,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.editing.directions import nll
+from harness.editing.directions import Normalisation, nll
 from harness.editing.edit import Edit, Example
+from harness.editing.editor import Editor
+from harness.editing.hyperparameters import hints, settable
 from harness.errors import DataError, UsageError, near
 from harness.exam.span_scores import wide_head
 from harness.io.nobody import tell_nobody
-from harness.methods.descent import TokenisedEdit, log_likelihood
+from harness.methods.descent import Loss, TokenisedEdit, log_likelihood
 from harness.models.activations import row_portions
 from harness.models.lm import LM
 from harness.patches.delta import double
@@ -54,6 +56,7 @@ __all__ = [
     "SubjectNoise",
     "layers_around",
     "log_probabilities",
+    "loss_of",
     "pose",
     "problem_named",
     "settings_for",
@@ -85,6 +88,8 @@ class ProblemSettings:
         probes: ``all`` paraphrases and neighbours, or as ``released`` the first of each.
         noise_at: where an editor's noise stands: on the ``subject`` of every row, or as ``released`` where the subject
             stands in the bare prompt, also in rows that have a context in front.
+        noise_rows: what an editor's noise is: ``fixed``, the same at every step, or as ``released`` a new one in every
+            row of every pass, of one stream for each edit.
 
     Raises:
         UsageError: a number is out of range.
@@ -99,6 +104,7 @@ class ProblemSettings:
     threshold: Literal["erasure", "released"] = "erasure"
     probes: Literal["all", "released"] = "all"
     noise_at: Literal["subject", "released"] = "subject"
+    noise_rows: Literal["fixed", "released"] = "fixed"
 
     def __post_init__(self) -> None:
         for name in ("samples", "reversal_tokens"):
@@ -146,17 +152,19 @@ class Posed:
         """Whether success is that the target becomes less probable."""
         return self.problem == "fact_erasure"
 
-    def state(self, lm: LM, samples: int = 1, released: bool = False) -> Patch:
+    def state(self, lm: LM, samples: int = 1, released: bool = False, *, stream: bool = False) -> Patch:
         """What is held while edits are made and measured; empty but for Fact Forcing.
 
         Args:
             lm: the model.
             samples: how many noises the rows of a batch take in turn.
             released: whether noise stands where the bare prompt has its subject.
+            stream: whether every row of every pass has a new noise.
         """
         if self.noise is None:
             return Patch()
-        return Patch(hooks={lm.arch.embedding: replace(self.noise, samples=samples, released=released)})
+        noise = replace(self.noise, samples=samples, released=released, stream=stream)
+        return Patch(hooks={lm.arch.embedding: noise})
 
 
 def problem_named(name: str) -> Problem:
@@ -197,8 +205,8 @@ class SubjectNoise:
     """A hook on the token embedding that adds noise to the tokens of known subjects, found in each row.
 
     The noise of a subject depends on its number of tokens and the seed alone, as in tracing: the same before and after
-    an edit, and in every pass.  The paper's program draws new noise for every step of an edit; with ``samples`` rows of
-    one edit a gradient editor sees as many noises at every step.
+    an edit, and in every pass.  The paper's program draws new noise for every row and every step of an edit
+    (``stream``); with ``samples`` rows of one edit a gradient editor sees as many noises at every step.
 
     Attributes:
         spellings: the tokens that spell a subject -> the subjects' edits (by position), and where their bare prompts
@@ -209,6 +217,7 @@ class SubjectNoise:
         released: whether noise stands where the bare prompt has its subject.
         owners: the edit (by position) whose subject each row of the next pass may have noised; None where rows are
             searched for all of them, and the last one counts (contexts in front of a prompt may name others).
+        stream: whether every row of every pass takes the next numbers of one stream, which begins with the seed.
     """
 
     spellings: Mapping[tuple[int, ...], Mapping[int, tuple[int, int]]]
@@ -217,10 +226,13 @@ class SubjectNoise:
     samples: int = 1
     released: bool = False
     owners: Sequence[int] | None = None
+    stream: bool = False
+    _numbers: np.random.RandomState = field(init=False, repr=False)
     _first: dict[int, list[tuple[int, ...]]] = field(default_factory=dict, init=False, repr=False)
     _drawn: dict[tuple[int, int], Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
+        self._numbers = np.random.RandomState(self.seed)
         for spelling in self.spellings:
             self._first.setdefault(spelling[0], []).append(spelling)
 
@@ -252,7 +264,7 @@ class SubjectNoise:
             if found is None:
                 continue
             begin, end = found
-            noise = self._noise(end - begin, hidden.shape[2])[row % self.samples]
+            noise = self._of_row(row, end - begin, hidden.shape[2])
             first, last = max(begin, skipped), min(end, len(ids))
             if first < last:  # else all of it lies in the cache
                 change[row, first - skipped : last - skipped] = noise[first - begin : last - begin].to(change)
@@ -273,6 +285,12 @@ class SubjectNoise:
             return None
         end, width, bare = best
         return bare if self.released and self.owners is None else (end - width, end)
+
+    def _of_row(self, row: int, width: int, size: int) -> Tensor:
+        """The noise of one row, ``[width, d]``."""
+        if self.stream:
+            return torch.from_numpy(self.sigma * self._numbers.randn(width, size))
+        return self._noise(width, size)[row % self.samples]
 
     def _noise(self, width: int, size: int) -> Tensor:
         """``sigma`` times standard normal numbers, ``[samples, width, d]``."""
@@ -471,15 +489,29 @@ _STEPS: dict[str, dict[Problem, int]] = {
     "memit": {},
 }
 _COMMON: dict[str, dict[str, object]] = {
-    "ft_l": {"lr": 5e-4, "steps": 25, "threshold": 1e-2, "normalisation": "sum"},
+    "ft_l": {"lr": 5e-4, "steps": 25, "threshold": 1e-2},
     "rome": {"v_steps": 20, "v_stop": "never", "v_lr": 0.5, "v_weight_decay": 0.5, "clamp": 4.0},
     "memit": {"v_steps": 25, "v_stop": "never", "v_lr": 0.5, "v_weight_decay": 0.5, "clamp": 0.75},
 }
 _MODELS = ("gpt-j-6b", "gpt2-xl")
 
 
+def loss_of(editor: type[Editor]) -> dict[str, object]:
+    """The settings by which an editor minimises what the problems are about: the probability of the whole answer.
+
+    They belong to the problems, and so to every model. A loss over a target's tokens is their sum, each token after
+    those before it. (What ROME and MEMIT optimise a value for is a mean over tokens, also in the paper's program.)
+
+    Args:
+        editor: the editor, without what wraps it.
+    """
+    wanted = {"loss": (Loss, "target_new"), "normalisation": (Normalisation, "sum")}
+    types = hints(editor)
+    return {name: value for name, (kind, value) in wanted.items() if name in settable(editor) and types[name] == kind}
+
+
 def settings_for(model: str, editor: str, *, problem: Problem, window: int) -> dict[str, object]:
-    """The hyperparameters of Hase et al., section 4 and appendix A, for their models; for others only the loss.
+    """The hyperparameters of Hase et al., section 4 and appendix A, for their models; none for others.
 
     A bound that the paper does not give for a problem (GPT-2 XL) is that of Error Injection.
 
@@ -490,7 +522,7 @@ def settings_for(model: str, editor: str, *, problem: Problem, window: int) -> d
         window: how many layers are edited together.
     """
     name = model.rstrip("/").rpartition("/")[2].lower()
-    found: dict[str, object] = {"loss": "target_new"} if editor in ("ft", "ft_l") else {}
+    found: dict[str, object] = {}
     if name not in _MODELS or editor not in _COMMON:
         return found
     found |= _COMMON[editor]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from harness.editing.hyperparameters import settable
+from harness.editing.hyperparameters import plain, settable, with_newer
 from harness.editing.registry import find
 from harness.errors import DataError, UsageError
 from harness.exam import data, task_identity, tasks
@@ -343,9 +343,17 @@ def test_the_committed_records_were_measured_with_the_task_files_as_they_are(tin
 
 
 def test_the_committed_records_name_the_hyperparameters_that_editors_have_now() -> None:
-    """A seed that is added today stands in one row with them."""
+    """A seed that is added today stands in one row with them; what is newer than a record has its default there."""
     folder = Path(__file__).parents[3] / "results" / "records"
     found = [kept for path in record_paths(folder) if "+" not in (kept := read_record(path)).plan["editor"]]
     assert len(found) > 100
     for kept in found:
-        assert set(kept.editor["hyperparameters"]) == set(settable(find(kept.plan["editor"]))), kept.id
+        named, cls = kept.editor["hyperparameters"], find(kept.plan["editor"])
+        assert set(named) <= set(settable(cls)), kept.id
+        whole = with_newer(cls, named)
+        assert set(whole) == set(settable(cls)), kept.id
+        for name in set(whole) - set(named):
+            default = plain(settable(cls)[name].default)
+            assert whole[name] == default, (
+                f"{kept.id} was made with {name}={whole[name]}, today's {default} is another row"
+            )

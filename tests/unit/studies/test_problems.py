@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import replace
 
@@ -13,10 +14,13 @@ from editors.ft_l import BoundedFineTuning
 from editors.memit import Memit
 from editors.rome import Rome
 from harness.editing.edit import Edit, Example, Probe
+from harness.editing.registry import find
 from harness.errors import DataError, UsageError
-from harness.methods.descent import tokenise
+from harness.methods import descent
+from harness.methods.descent import log_likelihood, tokenise
 from harness.models.lm import LM
 from harness.patches.patch import Patch, patched
+from harness.studies.localization.localize import Grid, Method, Study, _built, _Problem
 from harness.studies.localization.problems import (
     PROBLEMS,
     PUBLISHED,
@@ -25,6 +29,7 @@ from harness.studies.localization.problems import (
     SubjectNoise,
     layers_around,
     log_probabilities,
+    loss_of,
     pose,
     problem_named,
     settings_for,
@@ -258,6 +263,46 @@ def test_released_noise_stands_where_the_bare_prompt_has_its_subject(tiny, facts
     assert change[0].abs().sum(1).nonzero()[:, 0].tolist() == list(range(begin, end))
 
 
+def test_released_noise_is_new_in_every_row_and_every_pass_and_begins_with_the_seed(taught, facts) -> None:
+    lm = taught("gpt2")
+    posed = pose(lm, facts, "fact_forcing", settings=ProblemSettings(sigma=0.5, samples=2))
+    ids = [lm.encode(facts[0].edit.text)] * 3
+
+    def states(stream: bool) -> list[torch.Tensor]:
+        noise = posed.state(lm, 2, stream=stream).hooks[lm.arch.embedding]
+        return [seen(lm, noise, ids), seen(lm, noise, ids)]
+
+    begin, end = lm.span(facts[0].edit.text, "Ada Velmont")
+    first, second = (change[:, begin:end].double() for change in states(stream=True))
+    drawn = 0.5 * np.random.RandomState(1).randn(6, end - begin, first.shape[2])
+    assert torch.allclose(torch.cat([first, second]), torch.from_numpy(drawn), atol=1e-5)
+    assert torch.equal(states(stream=True)[0], states(stream=True)[0])
+    fixed = states(stream=False)
+    assert torch.equal(*fixed)
+    assert torch.equal(fixed[0][0], fixed[0][2])
+    assert not torch.equal(fixed[0][0], fixed[0][1])
+
+
+@pytest.mark.parametrize("method", ["rome@1", "ft_l@1"])
+def test_an_edit_is_forced_under_its_own_stream_of_noise(taught, facts, method) -> None:
+    """The same whether it is made alone or beside another, and not what it is under a noise that stays."""
+    lm, one = taught("gpt2"), Method.parse(method)
+    settings = {"rome.contexts": CONTEXTS, "rome.cov_tokens": 4000, "rome.v_steps": 4, "ft_l.steps": 4}
+    found = {}
+    for rows in ("fixed", "released"):
+        asked = ProblemSettings(sigma=0.5, samples=2, noise_rows=rows)
+        grid = Grid(methods=(one,), asked=asked, settings=settings)
+        posed = pose(lm, facts, "fact_forcing", settings=asked)
+        made = _Problem(lm, grid, Study.__new__(Study), posed, (1,), {}, lambda *_: None)
+        editor = made._ready(_built(lm, grid, one, "fact_forcing", 1))
+        edits = [case.edit for case in posed.cases]
+        both, alone = made._edited(editor, edits), made._edited(editor, edits[1:])
+        (name, *_) = both[1].weights
+        found[rows] = both[1].weights[name].dense()
+        assert torch.allclose(found[rows], alone[0].weights[name].dense(), atol=1e-6)
+    assert float((found["fixed"] - found["released"]).norm()) > 1e-2 * float(found["fixed"].norm())
+
+
 def test_cached_generation_under_noise_is_that_without_a_cache(taught, facts) -> None:
     lm = taught("gpt2")
     noise = SubjectNoise.of(lm, [facts[0].edit], sigma=0.5, seed=1)
@@ -338,7 +383,7 @@ def test_settings_out_of_range(change) -> None:
 def test_the_papers_hyperparameters() -> None:
     model = "EleutherAI/gpt-j-6B"
     one = settings_for(model, "ft_l", problem="error_injection", window=1)
-    assert (one["norm_constraint"], one["steps"], one["lr"], one["normalisation"]) == (1e-4, 25, 5e-4, "sum")
+    assert (one["norm_constraint"], one["steps"], one["lr"]) == (1e-4, 25, 5e-4)
     assert settings_for(model, "ft_l", problem="tracing_reversal", window=5)["norm_constraint"] == 2e-5
     forced = settings_for(model, "ft_l", problem="fact_forcing", window=5)
     assert (forced["norm_constraint"], forced["steps"]) == (1e-4, 50)
@@ -349,6 +394,44 @@ def test_the_papers_hyperparameters() -> None:
     assert steps == [20, 20, 21, 20, 25]
     assert settings_for(model, "memit", problem="fact_forcing", window=5)["v_steps"] == 25
     assert settings_for("gpt2-xl", "ft_l", problem="fact_forcing", window=1)["norm_constraint"] == 5e-4
-    assert settings_for("mini", "ft_l", problem="fact_erasure", window=1) == {"loss": "target_new"}
+    assert settings_for("mini", "ft_l", problem="fact_erasure", window=1) == {}
     assert settings_for("mini", "rome", problem="fact_erasure", window=1) == {}
     assert PUBLISHED.least == 0.02
+
+
+def test_what_a_problem_asks_for_belongs_to_every_model_and_every_editor_with_such_a_loss() -> None:
+    summed = {"normalisation": "sum"}
+    assert loss_of(find("ft_l")) == loss_of(find("ft")) == {"loss": "target_new", **summed}
+    assert all(loss_of(find(name)) == summed for name in ("full", "lora", "ft_m", "locft"))
+    # A field of the same name that means something else is left alone; value optimisation has none.
+    assert all(loss_of(find(name)) == {} for name in ("ultraedit", "rome", "memit", "grace", "none"))
+
+
+@pytest.mark.parametrize("model", ["mini", "mini-llama", "EleutherAI/gpt-j-6B", "someone/other"])
+@pytest.mark.parametrize("name", ["ft_l", "ft", "ft_m", "locft", "lora"])
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_a_cell_of_the_grid_minimises_the_whole_answer(taught, model, name, problem) -> None:
+    lm = copy.copy(taught("gpt2"))
+    object.__setattr__(lm, "name", model)
+    editor = _built(lm, Grid(methods=(Method.parse(name),)), Method.parse(name), problem, 1)
+    assert editor.hyperparameters()["normalisation"] == "sum"
+    assert editor.hyperparameters().get("loss", "target_new") == "target_new"
+
+
+@pytest.mark.parametrize("name", ["ft_l", "ft", "ft_m", "locft", "lora"])
+def test_erasure_descends_on_the_probability_of_the_whole_answer(taught, facts, name, monkeypatch) -> None:
+    """Of several tokens, and not of a mean token, whose probability is a root of it."""
+    lm, seen, plain = taught("gpt2"), [], descent._loss
+    edit = replace(facts[0].edit, target="Rome and Oslo and Paris", direction="erasure")
+
+    def watched(*args, **kwargs):
+        seen.append(plain(*args, **kwargs))
+        return seen[-1]
+
+    monkeypatch.setattr(descent, "_loss", watched)
+    _built(lm, Grid(methods=(Method.parse(name),)), Method.parse(name), "fact_erasure", 1).edit(lm, [edit])
+    said = tokenise(lm, [edit])
+    with torch.no_grad():
+        wanted = float(log_likelihood(lm, said).double().sum().exp())
+    assert len(said[0].target) > 2
+    assert float(seen[0].detach()) == pytest.approx(wanted, rel=1e-4)
