@@ -68,7 +68,8 @@ def attribution(lm: LM, ids: Sequence[int], *, token: int, steps: int, neuron: S
     """
     entering = neuron == "activation"
     names = [lm.arch.down_of(n) if entering else first_matrix(lm, n, asker="kn") for n in range(lm.arch.layers)]
-    noted = capture_activations(lm, lm.batch([ids]), **{"inputs" if entering else "outputs": names})
+    inputs, outputs = (names, []) if entering else ([], names)
+    noted = capture_activations(lm, lm.batch([ids]), inputs=inputs, outputs=outputs)
     seen = noted.inputs if entering else noted.outputs
     found, cuts = [], tuple(range(_ROWS, steps, _ROWS))
     for layer, name in enumerate(names):
