@@ -204,7 +204,7 @@ class LM:
         Raises:
             DataError: the text has no tokens.
         """
-        found = tokens.following(self.tokenizer, self.encode(prompt), self.encode(prompt + text), text)
+        found = tokens.following(self.tokenizer, head=self.encode(prompt), joint=self.encode(prompt + text), text=text)
         if not found:
             raise DataError(f"'{text}' has no tokens; give a target that the tokenizer of {self.name} can write")
         return found

@@ -218,7 +218,7 @@ def require_causal(name: str, model: PreTrainedModel) -> None:
     kind = getattr(model.config, "model_type", type(model).__name__)
     try:
         with torch.no_grad():
-            logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[:, :5].double()
+            logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[:, :5].float()
     except Exception as error:  # whatever a model raises that wants more than tokens
         reason = _reason(error)
         raise ModelError(f"{name}: {kind} cannot be run on tokens alone ({reason}); give another model") from error

@@ -43,7 +43,7 @@ def prefixed(tokenizer: PreTrainedTokenizerBase) -> bool:
     return first[:1] in ("\u2581", "\u0120")
 
 
-def following(tokenizer: PreTrainedTokenizerBase, head: Sequence[int], joint: Sequence[int], text: str) -> list[int]:
+def following(tokenizer: PreTrainedTokenizerBase, *, head: Sequence[int], joint: Sequence[int], text: str) -> list[int]:
     """The tokens of a text that continues a prompt.
 
     They are what follows the prompt's tokens in those of both together.  Where the two merge (a word that goes on, a

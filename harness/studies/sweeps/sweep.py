@@ -249,7 +249,7 @@ def _is_done(job: Job, folder: Path) -> bool:
     """Whether there is a record of a job that is of what the job names now; of another one a line says so."""
     path = folder / f"{job.name}.json"
     kept = trial.read_trial(folder, job)
-    changed = trial.changed_since(kept) if kept else []
+    changed = trial.trial_changes(kept) if kept else []
     if changed:
         log.warning("%s: is of other %s; trained again", path, " and ".join(changed))
     return kept is not None and not changed

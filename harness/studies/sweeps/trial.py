@@ -44,7 +44,16 @@ from harness.runs.versions import versions
 from harness.studies.sweeps.ball import Epoch
 from harness.studies.sweeps.trial_paths import trial_paths
 
-__all__ = ["Job", "Trial", "changed_since", "identity", "read_trial", "read_trials", "train", "write_trial"]
+__all__ = [
+    "Job",
+    "Trial",
+    "read_trial",
+    "read_trials",
+    "train",
+    "trial_changes",
+    "trial_identity",
+    "write_trial",
+]
 
 SCHEMA = 2
 """Of the records of jobs: how their names are made."""
@@ -132,7 +141,7 @@ class Trial:
         values: metric -> pass -> what each document of the evaluation set has; not part of the small record.
         reason: why training ended early; None where it did not.
         seconds: how long it took.
-        identity: what it depends on and its job only names, see :func:`identity`.
+        identity: what it depends on and its job only names, see :func:`trial_identity`.
     """
 
     job: Job
@@ -297,7 +306,7 @@ def _regulariser(data_dir: str) -> Path:
     return path if path.is_file() else general_text.write_texts(path, texts)
 
 
-def identity(job: Job) -> dict[str, Any]:
+def trial_identity(job: Job) -> dict[str, Any]:
     """What a trial depends on and its job only names: weights, rows, files of editors."""
     dtypes = {job.shown: job.dtype, job.model: job.dtype if job.beside is None else "float32"}
     return {
@@ -307,10 +316,10 @@ def identity(job: Job) -> dict[str, Any]:
     }
 
 
-def changed_since(kept: Trial) -> list[str]:
+def trial_changes(kept: Trial) -> list[str]:
     """What a trial depends on and is not what it was, in words; one of before this was kept says it of nothing."""
     said = {"weights": "weights", "edits": "rows", "editors": "files of editors"}
-    now = identity(kept.job)
+    now = trial_identity(kept.job)
     known = {"editors": {}, **kept.identity}
     return [what for key, what in said.items() if known.get(key, now[key]) != now[key]]
 
@@ -346,7 +355,7 @@ def train(job: Job) -> Trial:
         metric: [[ratio.num for ratio in measured.values[metric].values()] for _, measured in seen]
         for metric in ("success", "loss")
     }
-    return Trial(job, tuple(log), values, reason, time.perf_counter() - started, identity(job))
+    return Trial(job, tuple(log), values, reason, time.perf_counter() - started, trial_identity(job))
 
 
 def _require(guard: Guard, job: Job, weights: bool) -> None:

@@ -163,7 +163,7 @@ def test_a_prompt_is_read_on_from_its_own_open_tokens(lm: LM, mine: Path) -> Non
 def test_a_lone_space_is_a_token_like_another() -> None:
     tokenizer = pieces_with_spaces()
     head, joint = tokens.open_ids(tokenizer, ["Ada in", "Ada in 1954"])
-    tail = tokens.following(tokenizer, head, joint, " 1954")
+    tail = tokens.following(tokenizer, head=head, joint=joint, text=" 1954")
     assert tokenizer.convert_ids_to_tokens(tail) == ["\u2581", "1", "9", "5", "4"]
 
 
@@ -171,7 +171,12 @@ def test_a_text_behind_a_space_brings_none_of_its_own() -> None:
     tokenizer = pieces_with_spaces()
     head, joint = tokens.open_ids(tokenizer, ["Ada in ", "Ada in Rome"])
     assert joint[: len(head)] != head
-    assert tokenizer.convert_ids_to_tokens(tokens.following(tokenizer, head, joint, "Rome")) == ["R", "o", "m", "e"]
+    assert tokenizer.convert_ids_to_tokens(tokens.following(tokenizer, head=head, joint=joint, text="Rome")) == [
+        "R",
+        "o",
+        "m",
+        "e",
+    ]
 
 
 def test_tokens_behind_every_text_are_counted() -> None:

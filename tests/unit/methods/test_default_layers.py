@@ -18,7 +18,7 @@ def deep(tiny):
 
     def make(layers: int) -> LM:
         lm = tiny("gpt2")
-        return replace(lm, arch=replace(lm.arch, layers=layers))
+        return replace(lm, arch=replace(lm.arch, layers=layers, each=lm.arch.each[:1] * layers))
 
     return make
 

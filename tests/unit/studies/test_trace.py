@@ -400,7 +400,8 @@ def test_a_window_wider_than_the_model(tiny: Callable[[str], LM]) -> None:
 
 def test_blocks_without_a_single_attention_module(tiny: Callable[[str], LM]) -> None:
     lm = tiny("gpt2")
-    without = replace(lm, arch=replace(lm.arch, attn=None))
+    each = tuple(replace(layer, attn=None) for layer in lm.arch.each)
+    without = replace(lm, arch=replace(lm.arch, attn=None, each=each))
     with pytest.raises(ModelError, match="--arch attn="):
         trace_facts(without, FACTS, replace(QUICK, kind="attn"))
     assert trace_facts(without, FACTS[:1], QUICK)
