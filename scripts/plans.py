@@ -20,6 +20,7 @@ from harness import cli
 from harness.editing import learned_file
 from harness.editing.editor import Learned
 from harness.editing.registry import compose
+from harness.errors import HarnessError
 from harness.models.lm import load
 from harness.runs.plan import Plan
 from harness.runs.resolve import resolve
@@ -67,7 +68,11 @@ def _lessons(plans: Sequence[Plan], device: str) -> list[list[str]]:
 
 def _run(plan: Plan, folder: Path, device: str) -> int:
     """Run one plan; its record appears in ``folder`` when it is complete."""
-    workshop = folder / f".{identity(plan)[:8]}"
+    try:
+        workshop = folder / f".{identity(plan)[:8]}"
+    except HarnessError as error:
+        print(f"{plan.editor}: {error}", flush=True)
+        return 1
     workshop.mkdir(exist_ok=True)
     written = workshop / "plan.yaml"
     written.write_text(yaml.safe_dump(plan.to_json()), encoding="utf-8")

@@ -245,20 +245,17 @@ def sweep(*, path: Path, output: Path, address: str | None, workers: int, form: 
 
     PATH is a YAML file; README.md shows one. What has a record in the output folder is never run again.
     """
-    from harness.editing.registry import require_trusted
     from harness.io import files
     from harness.studies.sweeps.crew import Cluster
     from harness.studies.sweeps.sweep import Sweep, run_sweep
     from harness.studies.sweeps.sweep_tables import format_tables
 
     asked = Sweep.read(path)
-    for name, changed in asked.methods.items():
-        require_trusted(str(changed.get("editor", name)), path, trust_code)
+    asked.require_trusted(path, trust_code)
     files.require_writable(output)
+    cluster = Cluster(address, workers, asked.cpus, asked.gpus)
     with terminal.watched() as report:
-        validated, tested = run_sweep(
-            asked, output / "runs", cluster=Cluster(address, workers, asked.cpus, asked.gpus), progress=report
-        )
+        validated, tested = run_sweep(asked, output / "runs", cluster=cluster, progress=report)
     trials = [*validated, *tested]
     for name, kind in _TABLES.items():
         files.write_whole(output / name, format_tables(trials, kind, asked.balls).encode())
@@ -374,12 +371,10 @@ def contract(asked: ContractOptions) -> None:
     recipe, settings = study.recipe_of(asked.editor), values.settings(asked.settings)
     lm = load(asked.model, dtype=asked.dtype, device=asked.device, names=values.modules(asked.arch), text=asked.text)
     with terminal.watched() as report:
-        found = study.run_contract(
-            recipe, lm, settings=settings, edits=asked.edits, data_dir=asked.data_dir, progress=report
-        )
-    terminal.write_table(
-        terminal.plain_table(f"{recipe.name} on {asked.model}", study.COLUMNS, [one.row for one in found])
-    )
+        where = {"edits": asked.edits, "data_dir": asked.data_dir}
+        found = study.run_contract(recipe, lm, settings=settings, progress=report, **where)
+    title = f"{recipe.name} on {asked.model}"
+    terminal.write_table(terminal.plain_table(title, study.COLUMNS, [one.row for one in found]))
     broken = [one.promise for one in found if one.outcome == "broken"]
     if broken:
         raise CheckFailed(f"{recipe.name} breaks {len(broken)} of {len(found)} promises: {', '.join(broken)}")

@@ -92,7 +92,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever opens a checkpoint fails."""
 
     def fail(source: str, **_: object) -> None:
-        raise AssertionError(f"{source} was opened")
+        pytest.fail(f"{source} was opened")
 
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", fail)
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", fail)

@@ -20,7 +20,7 @@ def test_a_small_study_is_tables_and_figures(harness: Callable[..., Any], tmp_pa
     assert endings == {".json.gz", ".md", ".tex", "--layers.png", "--effects.png"}
     page = next(tmp_path.glob("*.md")).read_text()
     assert r"| error\_injection | ft\_l@1 |" in page
-    assert ".756 / .062 / .758 / .002 / <1e-4 |" in page
+    assert r".756 / .062 / .758 / .002 / \<1e-4 |" in page
     again = harness(*SMALL, *QUICK, "--output", tmp_path, "--published", "--tables")
     assert (again.code, again.out) == (0, found.out)
 

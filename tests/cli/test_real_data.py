@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Outcome
+from cli_calls import Outcome
 
 from harness.runs.record_file import read_records
 

@@ -23,11 +23,16 @@ torch.set_num_threads(1)
 from harness.runs.plan import Plan
 from harness.runs.options import RunOptions
 from harness.runs.resolve import resolve
-from harness.runs.runner import run
+from harness.runs.runner import run_plan
 
 given = json.loads(sys.argv[1])
 root, draw = Path(sys.argv[2]), random.Random(int(sys.argv[3]))
 plan = Plan.from_json(given)
+# What a run imports is imported before it forks: most of the time of a child is then its run, which a blow can hit.
+import harness.exam.measure, harness.runs.measuring
+from harness.models.lm import load
+
+resolve(plan), load(plan.model, device="cpu")
 
 
 def start(folder):
@@ -35,7 +40,7 @@ def start(folder):
     if child:
         return child
     try:
-        run(resolve(plan), RunOptions(folder, device="cpu", rows=8, save_edits=True))
+        run_plan(resolve(plan), RunOptions(folder, device="cpu", rows=8, save_edits=True))
         os._exit(0)
     except BaseException:
         traceback.print_exc()

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from harness.editing.registry import configure, find
+from harness.editing.registry import configure, find, require_trusted
 from harness.errors import UsageError, near
 from harness.exam.canonical import SETS
 from harness.io.files import at_home
@@ -84,6 +84,15 @@ class Sweep:
         if not isinstance(values, dict):
             raise UsageError(f"{path}: holds {type(values).__name__}, expected fields such as 'methods: [full, lora]'")
         return cls.of(at_home(values), str(path))
+
+    def require_trusted(self, where: Path, trusted: bool) -> None:
+        """Refuse editors that a file names by the path of their code, unless the user trusts it.
+
+        Raises:
+            UsageError: one is named, and it is not trusted.
+        """
+        for name, changed in self.methods.items():
+            require_trusted(str(changed.get("editor", name)), where, trusted)
 
     @classmethod
     def of(cls, values: Mapping[str, Any], where: str = "sweep") -> Sweep:
