@@ -115,7 +115,7 @@ def test_the_table_of_the_readme_is_that_of_the_committed_record() -> None:
     ]
     tasks = json.loads(path.read_text(encoding="utf-8"))["points"][-1]["tasks"]
     (table,) = [block.text for block in blocks("README.md") if block.language == "text"]
-    rows = re.findall(r"^(?:  (\w+)|(\w+) (\w+)) +([\d.]+) +([\d.]+) +([-+\d.]+)", table, re.MULTILINE)
+    rows = re.findall(r"^ (?:  (\w+)|(\w+) (\w+)) +\d+ +([\d.]+) +([\d.]+) +([-+\d.]+)", table, re.MULTILINE)
     assert len(rows) == 11
     for inner, task, metric, unedited, edited, change in rows:
         numbers = tasks[task or "counterfact"][metric or inner]
