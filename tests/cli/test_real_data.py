@@ -43,7 +43,7 @@ def test_a_baseline_of_each_mode_on_the_real_data(
         tmp_path,
         "--no-save-edits",
         "--text",
-        "x",
+        "mini",
     ]
     what = ["--edits", f"{edits}:4", "--editor", editor, "--mode", mode, *options]
     done = harness("run", *where, *what, "--tasks", "NLI", "--limit", 2)
@@ -51,7 +51,7 @@ def test_a_baseline_of_each_mode_on_the_real_data(
     (kept,) = read_records(tmp_path)
     assert [point["edits"] for point in kept.points] == stops
     for point in kept.points:
-        assert set(point["tasks"]) == {edits, "NLI"}
+        assert set(point["tasks"]) == {edits, "NLI", "neutral_text"}
         assert point["tasks"][edits]["efficacy"]["n"] == (point["edits"] or 4)  # all edits so far, each time
         assert point["tasks"]["NLI"]["accuracy"]["n"] == 2
     assert kept.data[edits]["source"] == "folder"

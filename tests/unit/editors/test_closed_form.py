@@ -238,7 +238,7 @@ def test_encore_is_memit_with_its_three_settings(tiny, edits):
     wrapped = Encore(inner, lam_n=0.05)
     by_hand = replace(inner, v_stop="argmax", norm_control=0.05, keep_edits=True)
     assert wrapped.inner == by_hand
-    assert wrapped.hyperparameters() == {**by_hand.hyperparameters(), "encore.lam_n": 0.05}
+    assert wrapped.hyperparameters() == {**by_hand.hyperparameters(), "encore.lam_n": 0.05, "encore.prob_cutoff": None}
     first, plain = wrapped.edit(lm, edits[:2]), inner.edit(lm, edits[:2])
     with patched(lm, first):
         second, forgetful = (wrapped.edit(lm, edits[2:], m) for m in (first.memory, replace(first.memory, sums={})))
