@@ -72,7 +72,10 @@ class MaskedFineTuning(Editor):
 
     def places(self, lm: LM) -> Sequence[str]:
         """The down-projections that are trained."""
-        return [lm.arch.down_of(layer) for layer in require_layers(lm, self.layers or (layer_at_depth(lm, 0.66),))]
+        return [lm.arch.down_of(layer) for layer in self._chosen_layers(lm)]
+
+    def _chosen_layers(self, lm: LM) -> tuple[int, ...]:
+        return require_layers(lm, self.layers or (layer_at_depth(lm, 0.66),))
 
     def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:  # noqa: ARG002
         """All edits at once, in mini-batches."""
@@ -89,5 +92,5 @@ class MaskedFineTuning(Editor):
             self.threshold,
             normalisation=self.normalisation,
         )
-        layers = require_layers(lm, self.layers or (layer_at_depth(lm, 0.66),))
-        return Patch(descend(lm, edits, down_projection_parameters(lm, layers), settings=settings).deltas)
+        where = down_projection_parameters(lm, self._chosen_layers(lm))
+        return Patch(descend(lm, edits, where, settings=settings).deltas)

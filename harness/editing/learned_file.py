@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shlex
@@ -18,6 +17,7 @@ from harness.editing.hyperparameters import plain, settable, with_newer
 from harness.editing.registry import configure
 from harness.errors import DataError, UsageError
 from harness.io.cache import cache_folder
+from harness.io.files import json_sha256
 from harness.io.tensor_file import content_sha256, read_manifest, read_tensors, require_manifest, write_tensors
 from harness.models.lm import LM
 
@@ -56,7 +56,7 @@ def default_path(editor: Editor, lm: LM) -> Path:
     before = {name: plain(f.metadata["before"]) for name, f in settable(type(editor)).items() if "before" in f.metadata}
     own = {k: v for k, v in editor.hyperparameters().items() if k not in before or v != before[k]}
     inputs = {"editor": editor.name, "hyperparameters": own, "model": lm.fingerprint()}
-    key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+    key = json_sha256(inputs)
     return cache_folder() / "fitted" / f"{editor.name}-{key[:24]}.safetensors"
 
 

@@ -5,8 +5,6 @@ The file names the editor whose parts it holds and the model that it changes; an
 
 from __future__ import annotations
 
-import hashlib
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +17,7 @@ from harness import __version__
 from harness.editing.registry import find
 from harness.errors import DataError, ModelError, UsageError
 from harness.io import tensor_file
+from harness.io.files import json_sha256
 from harness.io.hashes import combined_sha256
 from harness.models.lm import LM
 from harness.patches.delta import Delta, delta_from_tensors
@@ -165,7 +164,7 @@ def patch_digest(patch: Patch) -> str:
     own = {name: tensor for name, tensor in tensors.items() if not name.startswith("weights/")}
     # A change is the same whether its factors are kept or their product.
     dense = {f"weights/{name}": delta.dense() for name, delta in patch.weights.items()}
-    settings = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    settings = json_sha256(parts)
     return combined_sha256({"tensors": tensor_file.content_sha256({**dense, **own}), "parts": settings})
 
 

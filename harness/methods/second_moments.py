@@ -29,6 +29,7 @@ from torch import Tensor
 from typing_extensions import TypedDict
 
 from harness.errors import DataError, NumericalError
+from harness.io.files import json_sha256
 from harness.io.hashes import tensor_sha256
 from harness.io.plain_text import _files, _hub_parts, read_documents
 from harness.io.progress import progress_console
@@ -146,7 +147,7 @@ class Manifest:
     @property
     def key(self) -> str:
         """The name of the cache file."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        return json_sha256(asdict(self))
 
 
 @dataclass(frozen=True)

@@ -112,15 +112,6 @@ class Architecture:
         """
         return self._named("down", layer, self.each[self._checked(layer)].down)
 
-    def inner_of(self, layer: int) -> int:
-        """The size of a key of one layer.
-
-        Raises:
-            ModelError: as :meth:`down_of`.
-        """
-        self.down_of(layer)
-        return self.each[layer].inner
-
     def attn_of(self, layer: int) -> str:
         """The name of one block's attention module.
 

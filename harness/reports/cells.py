@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from harness.exam.statistics import agreeing, significant
+from harness.io.files import json_sha256
 from harness.reports.table import MISSING, Cell, Column, Row, Verdict, text_cells
 from harness.runs.record import Record
 
@@ -230,7 +229,7 @@ def variant(record: Record, task: str) -> str:
     """A hash of the documents and the prompts that a task, or the members of a group, were measured with."""
     prompts = {k: v for k, v in record.templates.items() if k == task or k.startswith(f"{task}_")}
     what = [(record.data.get(task) or {}).get("sha256"), prompts]
-    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:6]
+    return json_sha256(what)[:6]
 
 
 # --- what is shown of them --------------------------------------------------------------------------------------------
