@@ -124,6 +124,8 @@ class _Run:
             self._note(stop)
             with self.clock.phase(f"measure after {stop.edits} edits"):
                 self.measuring.at(stop)
+            if stop.edits == max(self.ready.resolved.stops):
+                break  # to ask for one more would tell of a phase of editing that is none
 
     def _stops(self, begun: schedule.Begun | None) -> Iterator[schedule.Stop]:
         resolved = self.ready.resolved

@@ -104,7 +104,7 @@ def test_without_a_terminal_each_phase_and_each_task_with_its_number_is_a_line(
     (path,) = tmp_path.glob("*.json")
     kept = read_record(path)
     phases = ["load", "measure unedited", "edit", "measure after 2 edits", "check"]
-    assert list(dict.fromkeys(line for line in said if line in phases)) == phases
+    assert [line for line in said if line in phases] == phases
     for state, edits in (("unedited", 0), ("after 2 edits", 2)):
         for shown in ("own", "NLI"):
             metric = kept.headlines[shown]
