@@ -130,10 +130,12 @@ def _sources_of_rows(ready: Prepared) -> dict[str, Any]:
     """Where the rows of each reported name come from, where that is known."""
     plan, known = ready.resolved.plan, data.find_datasets()
     found: dict[str, Any] = {}
+    sources = {task.shown: task.metadata.get("source") for task in ready.suite.tasks}
     for name in ready.suite.shown:
-        if name in known:
+        source = name if name in known else sources[name]  # a task may read the rows of another one
+        if isinstance(source, str) and source in known:
             split = plan.split if name == plan.edits else "test"
-            found[name] = asdict(data.provenance(name, split, plan.data_dir))
+            found[name] = asdict(data.provenance(source, split, plan.data_dir))
         elif name == tasks.OWN:
             sha256 = hashlib.sha256(Path(plan.edits).read_bytes()).hexdigest()
             rows = len(ready.resolved.edits)

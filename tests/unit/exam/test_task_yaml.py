@@ -44,10 +44,21 @@ def manager(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return TaskManager(include_path=str(data.TASKS), include_defaults=False, metadata={"file": str(file)})
 
 
+GENERAL = [path for path in TASKS if path.parts[-3] == "general"]
+CHOICE = [path for path in GENERAL if path.stem.endswith("_choice")]
+FREE = [path for path in GENERAL if path not in CHOICE]
+
+
 def test_the_eight_general_tasks_and_their_group_are_there() -> None:
-    names = {path.stem for path in TASKS if path.parts[-3] == "general"}
+    names = {path.stem for path in FREE}
     assert names == set(_config(data.TASKS / "general" / "general.yaml")["task"])
     assert len(names) == 8
+
+
+def test_tasks_with_closed_answers_have_a_sibling_that_chooses() -> None:
+    names = {path.stem for path in CHOICE}
+    assert names == set(_config(data.TASKS / "general" / "general_choice.yaml")["task"])
+    assert names == {"ClosedDomainQA_choice", "dialogue_choice", "NLI_choice", "SentimentAnalysis_choice"}
 
 
 def test_no_yaml_is_passed_over(manager: Any) -> None:
@@ -98,7 +109,7 @@ def test_a_member_that_names_its_source_names_its_folder(path: Path) -> None:
         assert source in SETS
 
 
-@pytest.mark.parametrize("path", [path for path in TASKS if path.parts[-3] == "general"], ids=_id)
+@pytest.mark.parametrize("path", FREE, ids=_id)
 def test_released_readings_are_no_headlines(path: Path) -> None:
     config = _config(path)
     assert "_released" not in config["metadata"]["headline"]

@@ -22,6 +22,7 @@ from harness.runs.record_file import read_record, record_paths
 GENERAL = [
     "ClosedDomainQA", "NER", "NLI", "OpenDomainQA", "SentimentAnalysis", "dialogue", "reasoning", "summarization",
 ]  # fmt: skip
+CHOICE = ["ClosedDomainQA_choice", "NLI_choice", "SentimentAnalysis_choice", "dialogue_choice"]
 ROW = {"prompt": "{} was born in", "subject": "Ada Velmont", "target": "Rome"}
 
 
@@ -52,9 +53,9 @@ def test_the_catalogue() -> None:
     found = tasks.catalogue()
     sets = sorted(["counterfact", "zsre", *SETS])
     assert [name for name, kind in found.items() if kind == "task"] == sorted(
-        [*GENERAL, "ball", "bias_in_bios", "mcrae"]
+        [*GENERAL, *CHOICE, "ball", "bias_in_bios", "mcrae"]
     )
-    assert [name for name, kind in found.items() if kind == "group"] == ["canonical", "general"]
+    assert [name for name, kind in found.items() if kind == "group"] == ["canonical", "general", "general_choice"]
     assert [name for name, kind in found.items() if kind == "edits"] == sets
     assert tasks.edit_sets() == sets
 

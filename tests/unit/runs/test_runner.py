@@ -130,6 +130,17 @@ def test_the_record_is_complete(done: tuple[Path, Record], plan: Plan, rows: str
     assert max(path.stat().st_size for path in folder.iterdir()) < 100_000
 
 
+def test_a_task_that_reads_the_rows_of_another_says_so(plan: Plan, tmp_path: Path) -> None:
+    kept = run_plan(resolve(replace(plan, editor="none", settings={}, tasks=("NLI", "NLI_choice"))), options(tmp_path))
+    assert kept.data["NLI_choice"] == kept.data["NLI"]
+    assert kept.data["NLI_choice"]["path"] == "NLI/mini.jsonl"
+    assert kept.headlines["NLI_choice"] == "acc"
+    assert {metric: numbers["n"] for metric, numbers in kept.tasks(0)["NLI_choice"].items()} == {
+        "acc": 4,
+        "acc_norm": 4,
+    }
+
+
 def test_every_number_has_what_a_reader_needs(done: tuple[Path, Record]) -> None:
     _, kept = done
     assert [point["edits"] for point in kept.points] == [0, 3]
