@@ -1,11 +1,13 @@
-"""Make the committed records of the shipped models, and the leaderboard from them.
+"""Make the committed records of a board, and the leaderboard from them.
 
-    python scripts/make_results.py              what is missing; what is complete is not run again
-    python scripts/make_results.py --fresh      everything
+    python scripts/make_results.py                    the shipped models: what is missing; what is complete stays
+    python scripts/make_results.py --fresh            everything
     python scripts/make_results.py --only '*memit*mini-llama*'
+    python scripts/make_results.py --board smollm2    a real model, real data: the plans of scripts/boards/smollm2.yaml
+    python scripts/make_results.py --board smollm2 --list
 
 Editors that learn do so first, where they have not. A plan that was stopped goes on where it was. Two cores take two
-at a time (--jobs 2). The first seed of everything comes first.
+at a time (--jobs 2). What comes first is the first seed of everything, and the first plan of a file.
 """
 
 from __future__ import annotations
@@ -18,13 +20,15 @@ from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 
-from plans import identity, run_plans
+from plans import kept, run_plans, shown, study
 
 from harness.editing.editor import Editor, Wrapper
 from harness.editing.registry import compose, editor_names, find
 from harness.runs.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[1]
+BOARDS = ROOT / "scripts" / "boards"
+SHIPPED = "mini"
 MODELS = ("mini", "mini-llama")
 BACKPACK = ("none", "ft_m", "lora", "memit", "senses")  # on the shipped Backpack, which knows facts and no tasks
 COMPOSED = ("memit+rect", "memit+prune", "memit+encore", "alphaedit+nas", "rome+rect", "mend+prune")
@@ -70,29 +74,35 @@ def _modes(method: type[Editor], editor: str) -> tuple[str, ...]:
 def main() -> None:
     """Run what is missing, then write the leaderboard."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--board", default=SHIPPED, help=f"'{SHIPPED}', or a file of scripts/boards without its ending")
     parser.add_argument("--fresh", action="store_true", help="run complete plans again")
     parser.add_argument("--only", default="*", help="a pattern of 'EDITOR MODEL EDITS MODE SEED'")
     parser.add_argument("--jobs", type=int, default=2, help="plans at a time, one thread each")
     parser.add_argument("--list", action="store_true", help="say what would be run")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--results", type=Path, default=ROOT / "results")
     arguments = parser.parse_args()
-    folder = arguments.results / "records"
-    folder.mkdir(parents=True, exist_ok=True)
-    known = set() if arguments.fresh else {path.name.rsplit("--", 1)[1][:8] for path in folder.glob("*--*.json")}
-    wanted = [plan for plan in plans() if identity(plan)[:8] not in known and fnmatch(shown(plan), arguments.only)]
+    folder, page = places(arguments.board, arguments.results)
+    board = plans() if arguments.board == SHIPPED else study(BOARDS / f"{arguments.board}.yaml")
+    wanted = [
+        plan for plan in board if (arguments.fresh or not kept(plan, folder)) and fnmatch(shown(plan), arguments.only)
+    ]
     if arguments.list:
         print("\n".join(shown(plan) for plan in wanted))
         return
+    folder.mkdir(parents=True, exist_ok=True)
     os.environ["OMP_NUM_THREADS"] = "1"  # the numbers of an optimisation depend on it in the last digits
-    failed = run_plans(wanted, folder, "cpu", arguments.jobs)
-    board = [sys.executable, "-m", "harness.cli", "leaderboard", str(folder), "--format", "md"]
-    subprocess.run([*board, "--output", str(arguments.results / "LEADERBOARD.md")], check=True)
+    failed = run_plans(wanted, folder, arguments.device, arguments.jobs)
+    table = [sys.executable, "-m", "harness.cli", "leaderboard", str(folder), "--format", "md"]
+    subprocess.run([*table, "--output", str(page)], check=True)
     sys.exit(1 if failed else 0)
 
 
-def shown(plan: Plan) -> str:
-    """A plan in one line."""
-    return f"{plan.editor} {plan.model} {plan.edits} {plan.mode} {plan.seed}"
+def places(board: str, results: Path) -> tuple[Path, Path]:
+    """The folder of a board's records, and its leaderboard."""
+    if board == SHIPPED:
+        return results / "records", results / "LEADERBOARD.md"
+    return results / board / "records", results / board / "LEADERBOARD.md"
 
 
 if __name__ == "__main__":

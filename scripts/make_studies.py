@@ -18,9 +18,8 @@ from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
-from plans import call, identity, run_plans
+from plans import call, identity, kept, run_plans, shown, study
 
-from harness.runs import plan_grid
 from harness.runs.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,7 +39,7 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = arguments.results / "studies"
     folder.mkdir(parents=True, exist_ok=True)
-    plans = {name: plans_of(STUDIES / f"{name}.yaml") for name in arguments.studies}
+    plans = {name: study(STUDIES / f"{name}.yaml") for name in arguments.studies}
     wanted = {identity(plan): plan for found in plans.values() for plan in found if not kept(plan, folder)}
     chosen = [plan for plan in wanted.values() if fnmatch(shown(plan), arguments.only)]
     if arguments.list:
@@ -51,22 +50,6 @@ def main() -> None:
     for name, found in plans.items():
         draw(name, found, folder, arguments.results / "figures", drawn)
     sys.exit(1 if failed else 0)
-
-
-def plans_of(path: Path) -> list[Plan]:
-    """The plans of a study."""
-    return plan_grid.plans(Plan.read(path), where=str(path))
-
-
-def kept(plan: Plan, folder: Path) -> list[Path]:
-    """The complete record of a plan: one path or none."""
-    return list(folder.glob(f"*--{identity(plan)[:8]}.json"))
-
-
-def shown(plan: Plan) -> str:
-    """A plan in one line."""
-    settings = " ".join(f"{key}={value}" for key, value in plan.settings.items())
-    return f"{plan.editor} {settings}{' ' * bool(settings)}{plan.model} {plan.edits} {plan.mode} {plan.seed}"
 
 
 def draw(name: str, plans: Sequence[Plan], folder: Path, figures: Path, drawn: set[frozenset[str]]) -> None:

@@ -22,15 +22,32 @@ from harness.editing.editor import Learned
 from harness.editing.registry import compose
 from harness.errors import HarnessError
 from harness.models.lm import load
+from harness.runs import plan_grid
 from harness.runs.plan import Plan
 from harness.runs.resolve import resolve
 
-__all__ = ["call", "identity", "run_plans"]
+__all__ = ["call", "identity", "kept", "run_plans", "shown", "study"]
 
 
 def identity(plan: Plan) -> str:
     """The id of the plan's record."""
     return resolve(plan).id
+
+
+def study(path: Path) -> list[Plan]:
+    """The plans of a file, as ``harness run --config`` reads it."""
+    return plan_grid.plans(Plan.read(path), where=str(path))
+
+
+def kept(plan: Plan, folder: Path) -> list[Path]:
+    """The complete record of a plan: one path or none."""
+    return list(folder.glob(f"*--{identity(plan)[:8]}.json"))
+
+
+def shown(plan: Plan) -> str:
+    """A plan in one line."""
+    settings = " ".join(f"{key}={value}" for key, value in plan.settings.items())
+    return f"{plan.editor} {settings}{' ' * bool(settings)}{plan.model} {plan.edits} {plan.mode} {plan.seed}"
 
 
 def run_plans(plans: Sequence[Plan], folder: Path, device: str, jobs: int) -> int:
