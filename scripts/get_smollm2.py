@@ -63,7 +63,9 @@ def dequantise(source: Path, folder: Path) -> None:
     plain = type(model)(config)  # a model that knows of no quantisation; its output matrix is the embedding
     plain.load_state_dict(model.state_dict())
     plain.tie_weights()
-    plain.to(torch.bfloat16).save_pretrained(folder)
+    for parameter in plain.parameters():
+        parameter.data = parameter.data.bfloat16()
+    plain.save_pretrained(folder)
     AutoTokenizer.from_pretrained(source, gguf_file=FILE).save_pretrained(folder)
 
 
