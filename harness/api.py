@@ -238,6 +238,7 @@ def run(
     tokenizer: PreTrainedTokenizerBase | None = None,
     settings: Mapping[str, object] | None = None,
     num_edits: int | None = None,
+    exam: str | Sequence[str] = (),
     split: str = "test",
     mode: str | None = None,
     batch_size: int | None = None,
@@ -272,6 +273,7 @@ def run(
         tokenizer: of a model in memory.
         settings: hyperparameters of an editor that is named.
         num_edits: how many rows of the edits, from the first; by default all.
+        exam: the parts of the edit set's exam that are asked, such as ``probability``; by default all.
         split: the split of the edit set: ``test`` or ``train``.
         mode: ``isolated``, ``batch`` or ``sequential``; by default the editor's own.
         batch_size: edits of one sequential operation.
@@ -316,8 +318,8 @@ def run(
         handed.require_editor(editor, settings or {})
     values: dict[str, object] = {
         "edits": _edits("counterfact:50" if edits is None else edits), "num_edits": num_edits, "split": split,
-        "mode": mode, "batch_size": batch_size, "eval_at": eval_at, "tasks": tasks, "data_dir": str(data_dir),
-        "text": text,
+        "mode": mode, "batch_size": batch_size, "eval_at": eval_at, "tasks": tasks, "exam": exam or None,
+        "data_dir": str(data_dir), "text": text,
         "limit": limit, "seed": seed, "dtype": dtype, "arch": dict(arch or {}), "fitted": _text(fitted), "order": order,
         "stop_on_collapse": stop_on_collapse, "patch": _text(patch), **handed.editor_fields(editor, settings or {}),
     }  # fmt: skip
@@ -342,6 +344,7 @@ def evaluate(
     tokenizer: PreTrainedTokenizerBase | None = None,
     patch: str | Path | None = None,
     edits: EditsLike | None = None,
+    exam: str | Sequence[str] = (),
     data_dir: str | Path = "mini",
     text: str | None = None,
     limit: int | None = None,
@@ -361,6 +364,7 @@ def evaluate(
         tokenizer: of a model in memory.
         patch: a file of saved edits (of :func:`run` with an ``output``, or ``Edited.save``).
         edits: an edit set or rows whose examination is measured too; by default that of the patch, or none.
+        exam: the parts of that examination that are asked, such as ``probability``; by default all.
         data_dir: where the rows come from: ``mini``, a folder, or ``hub``.
         text: plain text on which the model is read.
         limit: documents of each task; by default all.
@@ -388,7 +392,7 @@ def evaluate(
 
     return run(
         model, "none", NO_EDITS if edits is None else edits, tasks, tokenizer=tokenizer, patch=patch,
-        data_dir=data_dir, text=text, limit=limit, dtype=dtype, arch=arch, output=output,
+        exam=exam, data_dir=data_dir, text=text, limit=limit, dtype=dtype, arch=arch, output=output,
         device=device, rows=rows, cache=cache, progress=progress,
     )  # fmt: skip
 

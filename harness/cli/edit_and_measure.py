@@ -30,6 +30,7 @@ class PlanOptions:
     tasks: Annotated[str | None, opt.TASKS] = None
     edits: Annotated[str | None, opt.EDITS] = None
     num_edits: Annotated[int | None, opt.NUM_EDITS] = None
+    exam: Annotated[str | None, opt.EXAM] = None
     mode: Annotated[str | None, opt.MODE] = None
     batch_size: Annotated[int | None, opt.BATCH_SIZE] = None
     eval_at: Annotated[str | None, opt.EVAL_AT] = None

@@ -36,11 +36,17 @@ def editors(form: str) -> None:
 def tasks() -> None:
     """List this project's tasks and edit sets; any task of lm-eval's own can be named too."""
     from harness.exam.data import status
+    from harness.exam.exam_parts import exam_parts
     from harness.exam.tasks import catalogue
 
     counts = {row.name: row.mini for row in status() if row.split == "test"}
-    rows = [(name, kind, _or(counts.get(name), "")) for name, kind in catalogue().items()]
-    terminal.write_table(terminal.plain_table("tasks", ("name", "kind", "shipped rows"), rows))
+    rows = []
+    for name, kind in catalogue().items():
+        parts = exam_parts(name).values() if kind == "edits" else ()
+        asked = "; ".join(f"{part.name}: {part.asks}" for part in parts)
+        rows.append((name, kind, _or(counts.get(name), ""), asked))
+    columns = ("name", "kind", "shipped rows", "parts of the exam of an edit (--exam)")
+    terminal.write_table(terminal.plain_table("tasks", columns, rows))
 
 
 @click.command()

@@ -32,6 +32,7 @@ __all__ = [
     "EDITS",
     "ENTITY_LAYER",
     "EVAL_AT",
+    "EXAM",
     "FACT",
     "FACTS",
     "FITTED",
@@ -228,6 +229,9 @@ MODEL = Option("--model", "A shipped model, a folder, or a Hub repository.", oth
 EDITOR = Option("--editor", "The method, or path/to/file.py.", otherwise="none")
 TASKS = Option("--tasks", "Tasks and groups, separated by commas; lm-eval's own too.")
 EDITS = Option("--edits", "An edit set (NAME or NAME:N), or a JSONL file of your own.", otherwise="counterfact:50")
+EXAM = Option(
+    "--exam", "The parts of the edit set's exam that are asked, such as probability,generation.", otherwise="all"
+)
 NUM_EDITS = Option("--num-edits", "How many of its rows, from the first.", int)
 SPLIT = Option("--split", "The split of the edit set.")
 MODE = Option(

@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,7 +24,8 @@ from transformers import PreTrainedTokenizerBase
 
 from harness.editing.edit import Edit, Example
 from harness.errors import DataError, HarnessError, UsageError, near
-from harness.exam import data, statistics
+from harness.exam import data, statistics, task_identity
+from harness.exam.exam_parts import OWN, exam_parts
 from harness.exam.quiet import quiet_lm_eval
 from harness.exam.task_identity import of_task, rows_sha256
 
@@ -46,9 +47,6 @@ Item = TypeVar("Item", Edit, Example)
 
 _DECLARED = re.compile(rb"^[ \t-]*[\"']?(?:task|group|tag)[\"']?[ \t]*:[ \t]*[\"']?([\w.-]+)", re.MULTILINE)
 """What a line of a YAML file calls a task, a group or a tag."""
-
-OWN = "own"
-"""The edit set that reads the user's own rows."""
 
 
 @functools.lru_cache(maxsize=256)
@@ -125,9 +123,15 @@ class Task:
 
 @dataclass(frozen=True, eq=False)
 class Suite:
-    """The tasks of a run, in the order asked for, without repetition."""
+    """The tasks of a run, in the order asked for, without repetition.
+
+    Attributes:
+        tasks: what is asked.
+        left_out: the identities of the tasks of the edit set's exam that are not asked, by lm-eval's name.
+    """
 
     tasks: Sequence[Task]
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def shown(self) -> list[str]:
@@ -254,6 +258,7 @@ def load_suite(
     tokenizer: PreTrainedTokenizerBase,
     own_file: str | None = None,
     split: str = "test",
+    exam: Sequence[str] = (),
 ) -> Suite:
     """Build the tasks of a run.
 
@@ -265,16 +270,22 @@ def load_suite(
         tokenizer: for tasks that count tokens.
         own_file: the user's own rows, where ``edit_set`` is ``own``.
         split: the split of the edit set.
+        exam: the parts of the edit set's exam that are asked; none for all of it.
 
     Raises:
         UsageError: a task does not exist.
         DataError: its data cannot be had.
     """
     found: dict[str, Task] = {}
+    left_out: dict[str, str] = {}
     if edit_set is not None:
         # A manager hands what it is given to every task it builds; only the edit set is to be cut to edited records.
         mine = _manager({"data_dir": data_dir, "records": list(records or ()), "file": own_file, "split": split})
-        found |= {t.name: t for t in _build(mine, edit_set, lambda shown: _rows_of(shown, split, data_dir, own_file))}
+        rows = _rows_of(edit_set, split, data_dir, own_file)
+        parts = exam_parts(edit_set) if exam else {}
+        asked = [parts[name].task for name in exam]
+        found |= {t.name: t for t in _build(mine, edit_set, lambda _: rows, asked)}
+        left_out = {p.task: _identity_of(mine, p.task, str(rows)) for p in parts.values() if p.task not in found}
     others = [name for name in names if name != edit_set]
     manager = _manager({"data_dir": data_dir}, others)
     for name in others:
@@ -283,7 +294,7 @@ def load_suite(
     for task in found.values():
         if hasattr(task.task, "bind"):
             task.task.bind(tokenizer, exact=True)
-    return Suite(list(found.values()))
+    return Suite(list(found.values()), left_out)
 
 
 def _manager(metadata: Mapping[str, Any], names: Iterable[str] = ()) -> TaskManager:
@@ -325,11 +336,26 @@ def _rows_of(shown: str, split: str, data_dir: str, own_file: str | None) -> str
     return None if found is None else data.file_sha256(found, split, data_dir)
 
 
-def _build(manager: TaskManager, name: str, rows_of: Callable[[str], str | None]) -> list[Task]:
-    """The tasks of a name; ``rows_of`` gives the hash of the file that a reported name's rows come from, if any."""
+def _identity_of(manager: TaskManager, name: str, rows: str) -> str:
+    """The identity of a task that is not built."""
+    said = task_identity.definition(Path(str(manager.task_index[name].yaml_path)))
+    return task_identity.identity(said, rows, said.get("num_fewshot") or 0)
+
+
+def _build(
+    manager: TaskManager, name: str, rows_of: Callable[[str], str | None], members: Sequence[str] = ()
+) -> list[Task]:
+    """The tasks of a name; ``rows_of`` gives the hash of the file that a reported name's rows come from, if any.
+
+    Args:
+        manager: what builds them.
+        name: of a task or a group.
+        rows_of: from a reported name to that hash.
+        members: those tasks of a group that are wanted; all where none is named.
+    """
     try:
         with quiet_lm_eval():
-            built = manager.load([name])
+            built = manager.load(list(members) or [name])
     except HarnessError:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:

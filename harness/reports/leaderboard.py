@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from harness.exam.exam_parts import OWN
 from harness.io.collector import without_collector
 from harness.reports.cells import (
     EDIT_METRICS,
@@ -173,9 +174,14 @@ def _seeds(record: Record, edits: int) -> str:
 def _measured(record: Record | None, edits: int, metric: Metric) -> Measured:
     measures = record.tasks(edits).get(metric.task, {}) if record else {}
     if record is None or metric.metric not in measures or variant(record, metric.task) != metric.variant:
-        return Measured(None, "not measured")
+        return Measured(None, "not asked" if record and _left_out(record, metric.task) else "not measured")
     measure = measures[metric.metric]
     return Measured(measure, None if measure["value"] is not None else str(measure["reason"] or "no value"))
+
+
+def _left_out(record: Record, task: str) -> bool:
+    """Whether the plan of a record asks only parts of the exam of an edit set."""
+    return bool(record.plan.get("exam")) and task in (record.plan.get("edits"), OWN)
 
 
 def _unedited(members: Sequence[Member], metric: Metric) -> Measured:

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.editing.editor import Editor
+from harness.exam.exam_parts import exam_parts
 from harness.runs.resolve import Resolved
 from harness.runs.runner import finished
 
@@ -46,7 +47,8 @@ def _rows(resolved: Resolved, folder: Path) -> Iterator[tuple[str, str]]:
     yield "measured after", ", ".join(map(str, resolved.stops)) + " edits"
     if plan.stop_on_collapse:
         yield "ends early", "where the model has collapsed"
-    yield "tasks", ", ".join([resolved.plan.edits, *plan.tasks])
+    yield from _exam(resolved)
+    yield "tasks", ", ".join([*([plan.edits] if resolved.edits else []), *plan.tasks])
     yield "documents", "all" if plan.limit is None else f"at most {plan.limit} of each task"
     yield "rows from", plan.data_dir
     yield "plain text", resolved.text or "the model's default"
@@ -76,6 +78,16 @@ def _edits(resolved: Resolved) -> Iterator[tuple[str, str]]:
     if resolved.edits_any:
         said = [f"{edit.text} ->{edit.continuation}" for edit in edits[:_SHOWN]]
         yield "the first", "; ".join(said)
+
+
+def _exam(resolved: Resolved) -> Iterator[tuple[str, str]]:
+    """What is asked about each edit; nothing of a set whose YAML names no parts."""
+    if resolved.edit_set is None:
+        return
+    parts = exam_parts(resolved.edit_set)
+    asked = [parts[name] for name in resolved.plan.exam or parts]
+    if asked:
+        yield "exam", "; ".join(f"{part.name}: {part.asks}" for part in asked)
 
 
 def _record(resolved: Resolved, folder: Path) -> str:

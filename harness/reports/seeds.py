@@ -129,7 +129,8 @@ def pool(records: Sequence[Record], shown: Shown | None = None) -> list[Record]:
 
 
 def _key(record: Record) -> str:
-    shared = {k: v for k, v in record.plan.items() if k != "seed"}
+    # What is empty is left at its default; records of earlier versions do not name fields that came later.
+    shared = {k: v for k, v in record.plan.items() if k != "seed" and v}
     named = {k: v for k, v in record.editor.get("hyperparameters", {}).items() if k.rpartition(".")[2] != "seed"}
     what = [shared, named, record.editor.get("name"), record.model.get("sha256"), _edits(record)]
     return json.dumps([*what, record.data, record.templates], sort_keys=True)

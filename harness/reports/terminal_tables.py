@@ -356,7 +356,7 @@ def _heading(letter: str, record: Record, edits: int) -> Text:
 
 def _apart(a: Record, b: Record) -> list[Text]:
     """The fields of the plan in which the records differ."""
-    keys = [key for key in dict.fromkeys([*a.plan, *b.plan]) if a.plan.get(key) != b.plan.get(key)]
+    keys = [key for key in dict.fromkeys([*a.plan, *b.plan]) if (a.plan.get(key) or None) != (b.plan.get(key) or None)]
     lines = [Text(f"  {key}: {a.plan.get(key)} | {b.plan.get(key)}", style="cyan") for key in keys]
     if a.model.get("sha256") != b.model.get("sha256"):
         lines.append(Text("  the models differ (sha256)", style="cyan"))

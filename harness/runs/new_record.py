@@ -48,7 +48,7 @@ def new_record(ready: Prepared, weights: str) -> Record:
         derived=_derived(ready.suite),
         shown=_shown(ready.suite),
         data=_sources_of_rows(ready),
-        templates={t.name: t.identity for t in ready.suite.tasks},
+        templates=_templates(ready.suite),
         versions=versions(),
         seed=plan.seed,
     )
@@ -115,6 +115,11 @@ def _derived(suite: tasks.Suite) -> dict[str, dict[str, list[str]]]:
         for score, rule in (task.metadata.get("derived") or {}).items():
             found.setdefault(task.shown, {})[score] = list(rule["harmonic"])
     return found
+
+
+def _templates(suite: tasks.Suite) -> dict[str, str | None]:
+    """What names the tasks; of an edit set all, asked or not, so that its columns are those of other records."""
+    return {task.name: task.identity for task in suite.tasks} | dict(suite.left_out)
 
 
 def _shown(suite: tasks.Suite) -> dict[str, list[str]]:

@@ -44,6 +44,7 @@ class Plan:
         order: in which the edits are made: ``file``, or ``random``, drawn from the seed.
         stop_on_collapse: whether the run ends where a tripwire is set off.
         patch: a file of saved edits, which are put back instead of edited; None to edit.
+        exam: the parts of the edit set's exam that are asked, such as ``probability``; none for all of it.
     """
 
     model: str = "mini"
@@ -66,6 +67,7 @@ class Plan:
     order: str = "file"
     stop_on_collapse: bool = False
     patch: str | None = None
+    exam: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("num_edits", "limit"):
@@ -96,7 +98,7 @@ class Plan:
             if key not in known:
                 raise UsageError(f"{where}: '{key}' is not a field of a plan{near(str(key), known)}")
         given = dict(values)
-        given["tasks"] = _names(given.get("tasks", ()), where)
+        given |= {key: _names(given.get(key, ()), where, key) for key in _NAMED}
         if isinstance(given.get("edits"), str) and "num_edits" not in given:
             given["edits"], given["num_edits"] = parse_edits(given["edits"])
         _check_types(given, where)
@@ -141,12 +143,16 @@ def parse_edits(text: str) -> tuple[str, int | None]:
     return name, int(count)
 
 
-def _names(value: object, where: str) -> tuple[str, ...]:
-    """Task names from a list, or from a text with commas."""
+_NAMED = {"tasks": "[NER, NLI]", "exam": "[probability, generation]"}
+"""The fields that hold names, each with an example."""
+
+
+def _names(value: object, where: str, key: str) -> tuple[str, ...]:
+    """Names from a list, or from a text with commas."""
     if isinstance(value, str):
         value = [part.strip() for part in value.split(",") if part.strip()]
     if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
-        raise UsageError(f"{where}: 'tasks' is {value!r}, expected names such as [NER, NLI]")
+        raise UsageError(f"{where}: '{key}' is {value!r}, expected names such as {_NAMED[key]}")
     return tuple(value)
 
 
@@ -155,7 +161,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("mode", "text", "fitted", "patch"), (str, type(None))),
     **dict.fromkeys(("num_edits", "batch_size", "limit"), (int, type(None))),
     **dict.fromkeys(("settings", "arch"), (dict,)),
-    "tasks": (tuple,),
+    **dict.fromkeys(("tasks", "exam"), (tuple,)),
     "seed": (int,),
     "stop_on_collapse": (bool,),
 }

@@ -25,7 +25,7 @@ _EDITS = 50
 """How many edits where a user names neither a set nor a number."""
 _MAPPINGS = ("settings", "arch")
 
-_LISTS = ("tasks",)
+_LISTS = ("tasks", "exam")
 """The fields of a plan that are lists themselves."""
 
 
@@ -33,7 +33,8 @@ def expand(values: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
     """The fields of each plan of a study, in the order of the file; of a single plan its own.
 
     Args:
-        values: fields of a plan, any but ``tasks`` alone or as a list; ``runs`` lists fields that are laid over them.
+        values: fields of a plan, any but ``tasks`` and ``exam`` alone or as a list; ``runs`` lists fields that are laid
+            over them.
         where: what an error names.
 
     Raises:

@@ -72,6 +72,7 @@ def prepare_run(resolved: Resolved, device: str | None = None) -> Prepared:
         tokenizer=lm.tokenizer,
         own_file=plan.edits if resolved.edit_set == tasks.OWN else None,
         split=plan.split,
+        exam=plan.exam,
     )
     spread = suite.spread(resolved.edit_set) if resolved.edits_any and resolved.mode == "isolated" else []
     guard.require(VOID, weights=False, before=f" before {editor.name} was configured")

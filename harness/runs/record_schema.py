@@ -62,6 +62,7 @@ class _Plan(TypedDict, total=False):
     order: str
     stop_on_collapse: bool
     patch: str | None
+    exam: list[str]
 
 
 class _Model(TypedDict, total=False):

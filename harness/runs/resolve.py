@@ -17,6 +17,7 @@ from harness.editing.editor import Editor
 from harness.editing.registry import Recipe, compose
 from harness.errors import UsageError
 from harness.exam import tasks
+from harness.exam.exam_parts import asked_parts
 from harness.io import plain_text
 from harness.models.lm import LM, require_dtype, shipped
 from harness.runs.plan import Plan
@@ -71,9 +72,7 @@ class Resolved:
     @property
     def edit_set(self) -> str | None:
         """The task that examines the edits; None where there are none."""
-        if self.plan.edits == NO_EDITS:
-            return None
-        return self.plan.edits if self.plan.edits in tasks.edit_sets() else tasks.OWN
+        return _edit_set(self.plan)
 
     def made(self, count: int) -> tuple[Edit, ...]:
         """The edits that have been made at a stop."""
@@ -105,6 +104,7 @@ def resolve(plan: Plan, *, lm: LM | None = None, editor: Editor | None = None) -
     recipe = Recipe.of(editor) if editor else compose(plan.editor)
     method = editor or recipe.configured(plan.model, plan.settings, seed=plan.seed)
     tasks.require_names(plan.tasks, plan.data_dir)
+    exam = asked_parts(_edit_set(plan), plan.exam)
     learned_file.require_usable(method.root, plan.fitted)
     mode, size = schedule.plain_mode(plan.mode or schedule.default_mode(recipe.cls), plan.batch_size)
     assert mode is not None
@@ -121,7 +121,7 @@ def resolve(plan: Plan, *, lm: LM | None = None, editor: Editor | None = None) -
     if not unedited and not plan.patch:
         schedule.require_able(method, edits, mode)
     return Resolved(
-        plan=replace(plan, mode=mode, batch_size=size, num_edits=len(edits) or None),
+        plan=replace(plan, mode=mode, batch_size=size, num_edits=len(edits) or None, exam=exam),
         recipe=recipe,
         edits=edits,
         rows=tuple(row for row, _ in drawn),
@@ -131,6 +131,13 @@ def resolve(plan: Plan, *, lm: LM | None = None, editor: Editor | None = None) -
         lm=lm,
         editor=editor,
     )
+
+
+def _edit_set(plan: Plan) -> str | None:
+    """The task that examines the edits of a plan; None where it names none."""
+    if plan.edits == NO_EDITS:
+        return None
+    return plan.edits if plan.edits in tasks.edit_sets() else tasks.OWN
 
 
 def _rows(plan: Plan, count: int | None) -> list[Edit]:

@@ -64,6 +64,20 @@ def test_markdown() -> None:
     assert output[output.index("## ") :] == MARKDOWN
 
 
+def test_a_part_of_the_exam_that_was_not_asked_is_missing_and_not_zero() -> None:
+    first, second = fixed("a_b", 0.8, 0.5, right=80), fixed("ft", 0.4, 0.1, right=40)
+    for point in second.points:
+        del point["tasks"]["NLI"]
+        point["tasks"]["counterfact"] = {"generation_exact_match": point["tasks"]["counterfact"]["efficacy"]}
+    second.plan |= {"edits": "counterfact", "exam": ["generation"]}
+    second.headlines["counterfact"] = "generation_exact_match"
+    (row,) = [line for line in leaderboard([first, second], "md").splitlines() if line.startswith("| ft |")]
+    assert row.startswith(f"| ft | {DASH}<sup>1</sup> | 0.400<br>+0.100 [+0.050, +0.150] | {DASH}<sup>2</sup> | ")
+    output = leaderboard([first, second], "md")
+    assert "<sup>1</sup> not asked" in output
+    assert "<sup>2</sup> not measured" in output
+
+
 LATEX = r"""
 \begin{table}
 \centering\small

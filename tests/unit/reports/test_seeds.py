@@ -79,6 +79,14 @@ def test_the_seed_among_the_hyperparameters_does_not_tell_runs_apart() -> None:
     assert len(pool(made)) == 1
 
 
+def test_a_field_that_an_earlier_version_did_not_name_is_at_its_default() -> None:
+    first, second, third = runs(0, 1, 2)
+    second.plan["exam"], third.plan["exam"] = [], ["probability"]
+    (one, alone) = pool([first, second, third])
+    assert one.plan["seeds"] == [0, 1]
+    assert alone is third
+
+
 def test_the_leaderboard_shows_one_row_of_a_mean() -> None:
     text = leaderboard(runs(0, 1, 2), "md")
     assert text.count("| memit") == 1

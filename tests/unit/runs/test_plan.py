@@ -35,6 +35,7 @@ OTHER: dict[str, Any] = {
     "order": "random",
     "stop_on_collapse": True,
     "patch": "memit.safetensors",
+    "exam": ("probability",),
 }
 
 
