@@ -119,7 +119,7 @@ def _derived(suite: tasks.Suite) -> dict[str, dict[str, list[str]]]:
 
 def _templates(suite: tasks.Suite) -> dict[str, str | None]:
     """What names the tasks; of an edit set all, asked or not, so that its columns are those of other records."""
-    return {task.name: task.identity for task in suite.tasks} | dict(suite.left_out)
+    return {**{task.name: task.identity for task in suite.tasks}, **suite.left_out}
 
 
 def _shown(suite: tasks.Suite) -> dict[str, list[str]]:
