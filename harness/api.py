@@ -267,7 +267,8 @@ def run(
         model: a shipped model, a folder, or a Hub repository; or a model in memory, which stands in the record by its
             class, the name in its configuration and the sha256 of its weights.
         editor: a method by name (``memit``, ``memit+rect``, ``path/to/mine.py``), or a configured editor.
-        edits: an edit set (``counterfact``, ``counterfact:50``), a file, or rows; by default ``counterfact:50``.
+        edits: an edit set (``counterfact``, ``counterfact:50``), a file, or rows; by default ``counterfact:50``,
+            and none where ``editor`` is ``none``.
         tasks: what is examined besides the edits: names of tasks and groups, this project's or lm-eval's own, as a
             list or separated by commas.
         tokenizer: of a model in memory.
@@ -317,7 +318,7 @@ def run(
     if not isinstance(editor, str):
         handed.require_editor(editor, settings or {})
     values: dict[str, object] = {
-        "edits": _edits("counterfact:50" if edits is None else edits), "num_edits": num_edits, "split": split,
+        "edits": None if edits is None else _edits(edits), "num_edits": num_edits, "split": split,
         "mode": mode, "batch_size": batch_size, "eval_at": eval_at, "tasks": tasks, "exam": exam or None,
         "data_dir": str(data_dir), "text": text,
         "limit": limit, "seed": seed, "dtype": dtype, "arch": dict(arch or {}), "fitted": _text(fitted), "order": order,
@@ -388,7 +389,7 @@ def evaluate(
         >>> record.tasks(0)["NLI"]["accuracy"]["n"]
         4
     """
-    from harness.runs.resolve import NO_EDITS
+    from harness.runs.plan import NO_EDITS
 
     return run(
         model, "none", NO_EDITS if edits is None else edits, tasks, tokenizer=tokenizer, patch=patch,

@@ -228,7 +228,11 @@ class TableFormat(click.Choice[str]):
 MODEL = Option("--model", "A shipped model, a folder, or a Hub repository.", otherwise="mini")
 EDITOR = Option("--editor", "The method, or path/to/file.py.", otherwise="none")
 TASKS = Option("--tasks", "Tasks and groups, separated by commas; lm-eval's own too.")
-EDITS = Option("--edits", "An edit set (NAME or NAME:N), or a JSONL file of your own.", otherwise="counterfact:50")
+EDITS = Option(
+    "--edits",
+    "An edit set (NAME or NAME:N), a JSONL file of your own, or none.",
+    otherwise="counterfact:50; of --editor none, none",
+)
 EXAM = Option(
     "--exam", "The parts of the edit set's exam that are asked, such as probability,generation.", otherwise="all"
 )

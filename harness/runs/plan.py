@@ -16,7 +16,13 @@ import yaml
 from harness.errors import UsageError, near
 from harness.runs.identity import record_id
 
-__all__ = ["Plan", "parse_edits"]
+__all__ = ["NO_EDITS", "UNEDITED", "Plan", "parse_edits"]
+
+NO_EDITS = "none"
+"""The name that stands for no edit set: a run that measures a model on tasks alone."""
+
+UNEDITED = "none"
+"""The name of the editor that edits nothing."""
 
 
 @dataclass(frozen=True)

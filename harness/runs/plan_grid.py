@@ -17,12 +17,15 @@ from typing import Any
 
 from harness.errors import UsageError
 from harness.io.files import at_home
-from harness.runs.plan import Plan, parse_edits
+from harness.runs.plan import NO_EDITS, UNEDITED, Plan, parse_edits
 
 __all__ = ["expand", "plans"]
 
 _EDITS = 50
 """How many edits where a user names neither a set nor a number."""
+_OF_EDITS = ("num_edits", "exam", "patch")
+"""The fields that say something of edits, so that a plan which has one means edits."""
+
 _MAPPINGS = ("settings", "arch")
 
 _LISTS = ("tasks", "exam")
@@ -94,10 +97,8 @@ def plans(
 def _plan(values: dict[str, Any], options: Mapping[str, Any], where: str) -> Plan:
     """One plan: options laid over the fields of a configuration."""
     values, options = at_home(values), at_home(dict(options))
-    if "edits" not in values and options.get("edits") is None:
-        values = {"edits": "counterfact", "num_edits": _EDITS, **values}
     laid = {key: value for key, value in options.items() if value is not None and key not in _MAPPINGS}
-    values = values | laid
+    values = _default_edits(values | laid) | values | laid
     if isinstance(values["edits"], str):
         values["edits"], count = parse_edits(values["edits"])
         if count is not None and options.get("num_edits") is None:
@@ -106,3 +107,11 @@ def _plan(values: dict[str, Any], options: Mapping[str, Any], where: str) -> Pla
         known = values.get(key, {})  # what is no mapping is left for the plan to refuse
         values[key] = {**known, **(options.get(key) or {})} if isinstance(known, dict) else known
     return Plan.from_json(values, where)
+
+
+def _default_edits(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The edits of a plan that names none: fifty, or none where there is no editor and nothing else speaks of edits."""
+    if "edits" in values:
+        return {}
+    edited = values.get("editor", UNEDITED) != UNEDITED or any(values.get(key) for key in _OF_EDITS)
+    return {"edits": "counterfact", "num_edits": _EDITS} if edited else {"edits": NO_EDITS}

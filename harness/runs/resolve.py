@@ -20,12 +20,9 @@ from harness.exam import tasks
 from harness.exam.exam_parts import asked_parts
 from harness.io import plain_text
 from harness.models.lm import LM, require_dtype, shipped
-from harness.runs.plan import Plan
+from harness.runs.plan import NO_EDITS, UNEDITED, Plan
 
-__all__ = ["NO_EDITS", "Resolved", "resolve"]
-
-NO_EDITS = "none"
-"""The name that stands for no edit set: a run that measures a model on tasks alone."""
+__all__ = ["Resolved", "resolve"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +109,9 @@ def resolve(plan: Plan, *, lm: LM | None = None, editor: Editor | None = None) -
     # The order of saved edits was drawn of all rows of their run; a file of an earlier version does not say how many.
     rows = _rows(plan, about.get("of", plan.num_edits))
     drawn = _ordered(rows, plan)[: plan.num_edits]
-    unedited = plan.editor == "none" and editor is None and not plan.patch
+    unedited = plan.editor == UNEDITED and editor is None and not plan.patch
+    if not rows and not plan.tasks and unedited:
+        raise UsageError("nothing is asked of the model; name tasks with --tasks, or edits with --edits")
     if not (unedited or rows):
         raise UsageError(
             f"edits is '{NO_EDITS}', so there is nothing to edit or to put back; name an edit set or a file"
@@ -155,7 +154,7 @@ def _replayed(plan: Plan, about: Mapping[str, Any]) -> Plan:
     Raises:
         UsageError: the plan also names an editor.
     """
-    if plan.editor != "none":
+    if plan.editor != UNEDITED:
         raise UsageError(f"--patch puts saved edits back and --editor {plan.editor} makes new ones; give one of them")
     known = {key: about[key] for key in ("edits", "split", "num_edits", "data_dir", "order", "seed") if key in about}
     return replace(plan, mode="batch", batch_size=None, eval_at="final", **known)

@@ -174,7 +174,8 @@ def test_a_file_with_a_colon_in_its_name_is_a_file(tmp_path: Path) -> None:
 
 
 def test_the_defaults_of_the_command_line() -> None:
-    assert cli() == Plan(edits="counterfact", num_edits=50)
+    assert cli() == Plan(edits="none")
+    assert cli(edits="counterfact:50") == Plan(edits="counterfact", num_edits=50)
     assert cli(editor="memit", tasks="NER,NLI") == Plan(
         editor="memit", tasks=("NER", "NLI"), edits="counterfact", num_edits=50
     )
@@ -196,7 +197,8 @@ def test_the_configuration_stands_over_the_defaults_and_the_command_line_over_bo
 @pytest.mark.parametrize(
     ("config", "chosen", "expected"),
     [
-        ("", {}, ("counterfact", 50)),
+        ("", {}, ("none", None)),
+        ("", {"editor": "rome"}, ("counterfact", 50)),
         ("", {"num_edits": 5}, ("counterfact", 5)),
         ("", {"edits": "zsre:9", "num_edits": 5}, ("zsre", 5)),
         ("", {"edits": "zsre"}, ("zsre", None)),

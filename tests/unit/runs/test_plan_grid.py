@@ -43,6 +43,19 @@ def test_runs_are_laid_over_what_they_share() -> None:
     ]
 
 
+def test_a_model_that_is_not_edited_is_asked_about_edits_only_where_they_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text("editor: [none, rome]\n")
+
+    def edits(**chosen: Any) -> list[tuple[str, int | None]]:
+        return [(plan.edits, plan.num_edits) for plan in PlanOptions(config=path, **chosen).plans()]
+
+    assert edits(tasks="NLI") == [("none", None), ("counterfact", 50)]
+    assert edits(edits="zsre:5") == [("zsre", 5)] * 2
+    assert edits(num_edits=5) == [("counterfact", 5)] * 2
+    assert edits(exam="probability") == [("counterfact", 50)] * 2
+
+
 def test_a_plan_without_lists_is_itself() -> None:
     assert expand({"editor": "rome", "tasks": ["NLI"]}, "x") == [{"editor": "rome", "tasks": ["NLI"]}]
     assert expand({}, "x") == [{}]

@@ -21,6 +21,7 @@ from harness.models.lm import LM, load
 from harness.runs.folder import exclusive
 from harness.runs.options import RunOptions
 from harness.runs.plan import Plan
+from harness.runs.record_file import read_record
 from harness.runs.resolve import resolve
 from harness.runs.runner import finished, run_plan
 from harness.runs.several import run_each
@@ -51,6 +52,17 @@ def test_what_a_plan_leaves_open_is_filled_in() -> None:
     one = resolve(replace(PLAN, editor="rome", mode="instance-sequential", eval_at="every:2"))
     assert (one.plan.mode, one.plan.batch_size, one.stops) == ("sequential", 1, (0, 2, 4, 5))
     assert resolve(Plan()).stops == (0,)  # the unedited model
+
+
+@pytest.mark.usefixtures("no_model")
+def test_committed_records_of_the_unedited_model_name_the_edits_that_they_are_asked_about() -> None:
+    folder = Path(__file__).parents[3] / "results" / "records"
+    kept = [read_record(path) for path in sorted(folder.glob("*--none--*[0-9a-f].json"))]
+    assert len(kept) == 5
+    for record in kept:
+        found = resolve(Plan.from_json(record.plan))
+        assert (found.id, len(found.edits), found.plan.exam) == (record.id, 50, ())
+        assert record.edits["ids"] == [edit.id for edit in found.edits]
 
 
 def test_a_random_order_says_which_row_each_edit_was() -> None:
@@ -90,6 +102,7 @@ def test_text_that_lies_beside_the_rows_is_found(checkpoint: Callable[..., Path]
         ({"dtype": "fp32"}, "dtype 'fp32' does not exist (did you mean float32"),
         ({"fitted": "no.safetensors"}, "memit learns nothing before its first edit"),
         ({"editor": "mend", "fitted": "no.safetensors"}, "no.safetensors: not a readable fitted editor"),
+        ({"editor": "none", "edits": "none", "tasks": ()}, "nothing is asked of the model; name tasks with --tasks"),
         ({"editor": "none", "settings": {}, "patch": "no.safetensors"}, "no.safetensors: not a readable patch"),
     ],
 )
