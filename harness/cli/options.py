@@ -263,7 +263,7 @@ TRUST_CODE = Option("--trust-code", "Run the code of editors that a file names b
 OUTPUT = Option("--output", "Folder of the record.", PATH)
 DEVICE = Option("--device", "Where the model goes; 'auto' spreads it.", otherwise="an accelerator, else the CPU")
 ROWS = Option("--rows", "Rows of one forward pass.", COUNT, default=32)
-NO_CACHE = Option("--no-cache", "Measure the unedited model again.", flag=True)
+NO_CACHE = Option("--no-cache", "Measure the unedited model, and optimise values of edits, again.", flag=True)
 NO_SAVE_EDITS = Option("--no-save-edits", "Do not keep the edits that were made as a file.", flag=True)
 DRY_RUN = Option("--dry-run", "Say what would be run; no model is loaded, nothing is written.", flag=True)
 FRESH = Option("--fresh", "Start anew where an earlier run of the same plan was stopped.", flag=True)

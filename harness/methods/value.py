@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -22,9 +23,10 @@ from torch import Tensor, nn
 from harness.editing.directions import floor, losses
 from harness.editing.edit import Edit
 from harness.errors import NumericalError
+from harness.methods.value_cache import Optimised, cache_in_use, portion_key
 from harness.methods.value_forward import Forward, fastest_forward
 from harness.methods.value_rows import Objective, PreparedEdit, prefixes, prepare_edit
-from harness.models.activations import FULL, PrefixCache, fused_gelu, prefix_cache, read_activations
+from harness.models.activations import FULL, PrefixCache, fused_gelu, prefix_cache
 from harness.models.lm import LM
 from harness.patches.delta import double
 
@@ -109,28 +111,42 @@ def optimise(
     whole = [prepare_edit(lm, edit, templates=templates, fact_token=objective.fact_token) for edit in edits]
     parts: dict[int, tuple[Tensor, ...]] = {}
     with fused_gelu(lm.model):
+        identity = cache_in_use().identity(lm, objective)
         runner, prepared = fastest_forward(lm, whole, objective)
         for chunk in _portions(prepared, objective.budget or _budget(lm)):
-            found = _descend(lm, [prepared[i] for i in chunk], objective=objective, runner=runner)
-            each = zip(*(found if keys else found[:3]), strict=True)
+            found = _optimised(lm, [prepared[i] for i in chunk], objective=objective, runner=runner, identity=identity)
+            each = zip(found.start, found.delta, found.losses, found.keys, found.outputs, strict=True)
             parts.update(zip(chunk, each, strict=True))
     ordered = [parts[i] for i in range(len(prepared))]
     # Of two parts, the second is what the feed-forward module writes.
     start, delta = (torch.stack([part[k][-lm.arch.width :] for part in ordered]) for k in (0, 1))
-    written = _written(lm, whole, start=start, objective=objective)
-    seen = [torch.stack([part[k] for part in ordered]) for k in (3, 4)] if keys else []
+    seen = [torch.stack([part[k] for part in ordered]) for k in (3, 4)]
+    # A block hands on more than its feed-forward module writes at the changed token of the bare prompt.
+    written = seen[1][:, 0].to(start) if objective.seam == "block" else start
     losses, anchor = tuple(part[2] for part in ordered), _anchor(objective, written)
-    return Values(start, delta, losses, written, anchor, objective.anchor_skip, *seen)
+    return Values(start, delta, losses, written, anchor, objective.anchor_skip, *(seen if keys else []))
 
 
-def _written(
-    lm: LM, prepared: Sequence[PreparedEdit], *, start: Float[Tensor, "edits d"], objective: Objective
-) -> Float[Tensor, "edits d"]:
-    """What the edited layer's feed-forward module writes at the changed token of the bare prompts, ``[edits, d]``."""
-    if objective.seam != "block":
-        return start
-    name = lm.arch.down_of(objective.layer)
-    return read_activations(lm, [one.rows[0] for one in prepared], outputs=[name]).outputs[name].to(start)
+def _optimised(
+    lm: LM, prepared: Sequence[PreparedEdit], *, objective: Objective, runner: type[Forward], identity: str | None
+) -> Optimised:
+    """What is found for some edits side by side: kept from an earlier time, or now.
+
+    Args:
+        lm: the model.
+        prepared: the rows of each edit.
+        objective: what is optimised.
+        runner: the forward pass.
+        identity: what decides values besides, see :meth:`harness.methods.value_cache.ValueCache.identity`.
+    """
+    cache, key = cache_in_use(), portion_key(identity, prepared, runner.__name__)
+    found = cache.take(key, lm)
+    if found is None:
+        began = time.perf_counter()
+        found = _descend(lm, prepared, objective=objective, runner=runner)
+        found = replace(found, seconds=time.perf_counter() - began)
+        cache.keep(key, found)
+    return found
 
 
 def _anchor(objective: Objective, written: Float[Tensor, "edits d"]) -> float | None:
@@ -166,20 +182,8 @@ def _budget(lm: LM) -> int:
     return max(256, min(8192, 2**27 // (lm.arch.width * lm.arch.layers)))
 
 
-def _descend(
-    lm: LM, prepared: Sequence[PreparedEdit], *, objective: Objective, runner: type[Forward]
-) -> tuple[
-    Float[Tensor, "edits parts_d"],
-    Float[Tensor, "edits parts_d"],
-    list[Float[Tensor, "_ 4"]],
-    Float[Tensor, "edits 2 f"],
-    Float[Tensor, "edits 2 d"],
-]:
-    """Adam on one row for each edit; an edit that has stopped keeps its row.
-
-    Returns:
-        Start, delta, losses, keys and outputs, as :class:`Values` has them.
-    """
+def _descend(lm: LM, prepared: Sequence[PreparedEdit], *, objective: Objective, runner: type[Forward]) -> Optimised:
+    """Adam on one row for each edit; an edit that has stopped keeps its row."""
     front = prefix_cache(lm, prefixes(prepared))
     stage = _ActiveEdits(lm, prepared, range(len(prepared)), objective=objective, runner=runner, front=front)
     start, reference, seen = stage.start, None, stage.runner.seen()
@@ -211,7 +215,7 @@ def _descend(
         if 8 * len(left) <= 7 * len(stage.members):
             # Preparing anew costs a third of an evaluation.
             stage = _ActiveEdits(lm, prepared, left, objective=objective, runner=runner, front=front)
-    return start, delta.detach(), [torch.stack(rows) for rows in losses], *seen
+    return Optimised(start, delta.detach(), [torch.stack(rows) for rows in losses], *seen)
 
 
 def _norms(vectors: Float[Tensor, "n parts_width"], width: int) -> Float[Tensor, "n parts 1"]:

@@ -24,7 +24,7 @@ from harness.errors import RestoreError
 from harness.io.hashes import tensor_sha256
 from harness.models.lm import LM
 
-__all__ = ["Guard", "same_modules", "unchanged"]
+__all__ = ["Guard", "is_hooked", "same_modules", "unchanged"]
 
 _NAMED = 3
 """How many of the things that differ a message names."""
@@ -109,6 +109,13 @@ def same_modules(model: nn.Module) -> Iterator[None]:
         for module, kept in children.items():
             module._modules.clear()
             module._modules.update(kept)
+
+
+def is_hooked(model: nn.Module) -> bool:
+    """Whether hooks change what a forward pass of a model computes, those of the libraries themselves left out."""
+    own = [(module._forward_hooks, module._forward_pre_hooks) for module in model.modules()]
+    everywhere = (global_hooks._global_forward_hooks, global_hooks._global_forward_pre_hooks)
+    return any(_hooks(hooks) for pair in (*own, everywhere) for hooks in pair)
 
 
 def _moved(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:

@@ -157,8 +157,7 @@ class BoardRow:
     @property
     def seconds(self) -> float | None:
         """The whole run, all phases."""
-        costs = [float(phase["seconds"]) for phase in self.record.cost] if self.record else []
-        return sum(costs) if costs else None
+        return self.record.seconds if self.record and self.record.cost else None
 
     @property
     def memory(self) -> float | None:

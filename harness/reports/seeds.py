@@ -262,6 +262,6 @@ def _values(tables: Sequence[Mapping[str, Json]], metric: str) -> list[float]:
 
 def _cost(group: Sequence[Record]) -> Json:
     """Mean seconds of a whole run, and the largest peak of memory."""
-    seconds = statistics.fmean(sum(float(phase["seconds"]) for phase in record.cost) for record in group)
+    seconds = statistics.fmean(record.seconds for record in group)
     peaks = [phase["peak_memory_mib"] for record in group for phase in record.cost if phase.get("peak_memory_mib")]
     return {"seconds": round(seconds, 3), "peak_memory_mib": max(peaks, default=None)}

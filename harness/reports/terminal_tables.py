@@ -309,8 +309,20 @@ def _cost_table(record: Record) -> Table:
     table = _table("phase", "seconds", "peak MiB", "")
     for phase in record.cost:
         peak = phase.get("peak_memory_mib")
-        table.add_row(str(phase["phase"]), f"{phase['seconds']:.2f}", MISSING if peak is None else f"{peak:.0f}", "")
+        seconds, memory = f"{phase['seconds']:.2f}", MISSING if peak is None else f"{peak:.0f}"
+        table.add_row(str(phase["phase"]), seconds, memory, _values_of(phase))
     return table
+
+
+def _values_of(phase: Mapping[str, Any]) -> str:
+    """How many values of edits a phase took from the cache; nothing where it took none."""
+    values = phase.get("values", {})
+    if not values.get("found"):
+        return ""
+    return (
+        f"{values['found']} of {values['found'] + values['optimised']} values were kept from an earlier run, which "
+        f"took {values['seconds']:.2f} s for them"
+    )
 
 
 # --- two records ------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import resource
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +32,20 @@ class Clock:
         finally:
             self._add(name, time.perf_counter() - started, _peak_mib(self._accelerated))
 
+    def values(self, name: str, counts: Mapping[str, float]) -> None:
+        """Note how many values a phase found in the cache and how many it optimised; what is noted twice adds up."""
+        if not counts["found"] + counts["optimised"]:
+            return
+        row = next(row for row in self.cost if row["phase"] == name)
+        before = row.get("values", {})
+        row["values"] = {key: round(count + before.get(key, 0), 3) for key, count in counts.items()}
+
     def take_over(self, rows: Sequence[dict[str, Any]]) -> None:
         """Count what an earlier run that was stopped has spent."""
         for row in rows:
             self._add(row["phase"], row["seconds"], row["peak_memory_mib"])
+            if "values" in row:
+                self.values(row["phase"], row["values"])
 
     def _add(self, name: str, seconds: float, peak: float) -> None:
         for row in self.cost:

@@ -19,7 +19,7 @@ class RunOptions:
         output: the folder of the record.
         device: where the model goes; None for an accelerator where there is one.
         rows: rows of one forward pass.
-        cache: whether the numbers of the unedited model may come from the cache.
+        cache: whether the numbers of the unedited model, and the values of edits, may come from the cache.
         save_edits: whether the accumulated change goes to disk at each stop (not of isolated edits).
         fresh: whether to start anew where an earlier run of the plan was stopped.
         report: told what is done (``phase``), how far it is, and how much there is.

@@ -64,6 +64,12 @@ class Record:
         """What was measured after so many edits: task -> metric -> numbers; empty where nothing was."""
         return dict(self.point(edits).get("tasks", {}))
 
+    @property
+    def seconds(self) -> float:
+        """All phases of the run; values of edits that were kept from an earlier run count as they took then."""
+        spent = [float(phase["seconds"]) for phase in self.cost]
+        return sum(spent) + sum(float(phase["values"]["seconds"]) for phase in self.cost if "values" in phase)
+
     def to_json(self) -> Json:
         """The JSON of the record, without the values of its documents.  Numbers that are not finite become null."""
         shown = {key: getattr(self, key) for key in _FIELDS}

@@ -93,10 +93,17 @@ class _Edits(TypedDict, total=False):
     warnings: list[str]
 
 
+class _KeptValues(TypedDict):
+    found: Count
+    optimised: Count
+    seconds: float
+
+
 class _Phase(TypedDict):
     phase: str
     seconds: float
     peak_memory_mib: Number
+    values: NotRequired[_KeptValues]
 
 
 class _Weights(TypedDict, total=False):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from harness.editing import schedule
 from harness.io.hashes import combined_sha256
+from harness.methods.value_cache import ValueCache, values_folder, values_from
 from harness.models.lm import require_device
 from harness.runs.changed_since import changed_since
 from harness.runs.changed_weights import note_change, note_restored
@@ -116,8 +118,7 @@ class _Run:
         """Make the edits, and measure at each stop."""
         stops = self._stops(begun)
         while not (self.ready.resolved.plan.stop_on_collapse and self.writer.record.collapse):
-            with self.clock.phase("edit"):
-                stop = next(stops, None)
+            stop = self._edited(stops)
             if stop is None:
                 break
             self.state.now()
@@ -126,6 +127,21 @@ class _Run:
                 self.measuring.at(stop)
             if stop.edits == max(self.ready.resolved.stops):
                 break  # to ask for one more would tell of a phase of editing that is none
+
+    def _edited(self, stops: Iterator[schedule.Stop]) -> schedule.Stop | None:
+        """The next stop; values of edits are kept, or taken from where they are kept."""
+        values = self._values
+        before = values.counts()
+        try:
+            with self.clock.phase("edit"), values_from(values):
+                return next(stops, None)
+        finally:
+            now = values.counts()
+            self.clock.values("edit", {name: count - before[name] for name, count in now.items()})
+
+    @cached_property
+    def _values(self) -> ValueCache:
+        return ValueCache(values_folder() if self.options.cache else None)
 
     def _stops(self, begun: schedule.Begun | None) -> Iterator[schedule.Stop]:
         resolved = self.ready.resolved

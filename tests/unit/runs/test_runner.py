@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
 from collections.abc import Callable
@@ -13,11 +14,13 @@ from typing import Any
 import pytest
 import torch
 from filelock import FileLock
+from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 from harness.errors import HarnessError, ModelError, RestoreError, UsageError
 from harness.exam import measure, statistics, tasks
 from harness.models import lm as loading
+from harness.reports.terminal_tables import record_table
 from harness.runs import runner
 from harness.runs.clock import Clock
 from harness.runs.options import RunOptions
@@ -201,6 +204,34 @@ def test_every_phase_has_its_cost(done: tuple[Path, Record]) -> None:
     _, kept = done
     assert [row["phase"] for row in kept.cost] == ["load", "measure unedited", "edit", "measure after 3 edits", "check"]
     assert all(row["seconds"] >= 0 and row["peak_memory_mib"] > 10 for row in kept.cost)
+
+
+def test_values_are_kept_from_run_to_run_and_the_record_says_so(
+    checkpoint: Callable[..., Path], rows: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+    settings = {"layers": [0, 1], "v_steps": 3, "cov_tokens": 2000, "lam": 10.0}
+    plan = Plan(
+        str(checkpoint("gpt2")), "memit", settings, rows, mode="sequential", batch_size=2, eval_at="2,3", text="mini"
+    )
+    plain, first, second = (
+        run_plan(resolve(plan), options(tmp_path / name, cache=cache))
+        for name, cache in [("plain", False), ("first", True), ("second", True)]
+    )
+    counts = [next(row for row in done.cost if row["phase"] == "edit")["values"] for done in (plain, first, second)]
+    assert [(count["found"], count["optimised"]) for count in counts] == [(0, 3), (0, 3), (3, 0)]
+    assert counts[0]["seconds"] == counts[1]["seconds"] == 0 < counts[2]["seconds"]
+    assert second.seconds == pytest.approx(sum(row["seconds"] for row in second.cost) + counts[2]["seconds"])
+    assert plain.points == first.points == second.points and plain.weights == second.weights
+    assert "3 of 3 values were kept" in _shown(second) and "were kept" not in _shown(first)
+    pruned = run_plan(resolve(replace(plan, editor="memit+prune")), options(tmp_path / "pruned"))
+    assert next(row for row in pruned.cost if row["phase"] == "edit")["values"]["found"] == 3
+
+
+def _shown(record: Record) -> str:
+    console = Console(width=300, record=True, file=io.StringIO())
+    console.print(record_table(record))
+    return console.export_text()
 
 
 def test_the_same_plan_gives_the_same_numbers_bit_for_bit(
