@@ -62,6 +62,7 @@ def record(
         },
         headlines={"counterfact": "score", **{task: HEADLINES[task] for task in tasks}},
         derived=dict(DERIVED),
+        chance={},
         cost=[
             {"phase": "edit", "seconds": 4.25 / skill, "peak_memory_mib": 512.0},
             {"phase": "tasks", "seconds": 20.0, "peak_memory_mib": 640.4},
@@ -152,6 +153,7 @@ def fixed(editor: str, value: float, change: float, right: int = 0, **edits: Any
         editor={"name": editor},
         edits={"dataset": "counterfact", "count": 50, "sha256": "e"} | edits,
         headlines={"NLI": "accuracy", "counterfact": "efficacy"},
+        chance={},
         points=points,
         cost=[
             {"phase": "edit", "seconds": 1.25, "peak_memory_mib": 100.0},

@@ -1,6 +1,7 @@
 """What names a task: what its YAML says, its version among it, and the rows that it asks about.
 
-The Python beside a YAML is no part of it: a comment there renames nothing.  What changes the numbers of a task without
+The Python beside a YAML is no part of it: a comment there renames nothing; nor is the level of chance, which says how
+numbers are to be read.  What changes the numbers of a task without
 changing its YAML or its rows raises ``metadata.version``.
 """
 
@@ -15,6 +16,9 @@ from harness.exam import data
 from harness.io.files import json_sha256
 
 __all__ = ["definition", "identity", "of_task", "rows_sha256"]
+
+_TOLD = ("chance",)
+"""What metadata say of the numbers of a task, and changes none of them."""
 
 
 def of_task(task: Any, rows: str) -> str:
@@ -61,7 +65,14 @@ def definition(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for included in named if isinstance(named, list) else [named]:
         found |= definition((path.parent / included).resolve(), (*above, path))
-    return found | said
+    return _without_told(found | said)
+
+
+def _without_told(said: dict[str, Any]) -> dict[str, Any]:
+    metadata = said.get("metadata")
+    if not isinstance(metadata, dict):
+        return said
+    return said | {"metadata": {key: value for key, value in metadata.items() if key not in _TOLD}}
 
 
 def rows_sha256(documents: Iterable[Mapping[str, Any]]) -> str:

@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from harness.exam import chance
 from harness.exam.statistics import agreeing, significant
 from harness.io.files import json_sha256
-from harness.reports.table import MISSING, Cell, Column, Row, Verdict, text_cells
+from harness.reports.table import AT_CHANCE, MISSING, Cell, Column, Row, Verdict, text_cells
 from harness.runs.record import Record
 
 __all__ = [
+    "CHANCE",
     "EDIT_METRICS",
     "LEGEND",
     "VARIANTS",
@@ -26,6 +28,7 @@ __all__ = [
     "shown_row",
     "signed",
     "significant_change",
+    "unedited_at_chance",
     "variant",
     "verdict",
 ]
@@ -47,6 +50,11 @@ LEGEND = (
     "Seconds and peak memory are those of the whole run, measuring included.",
 )
 VARIANTS = "@: columns of one task that were measured on other documents or with another prompt."
+CHANCE = (
+    f"{AT_CHANCE}: the unedited model cannot be told from one that knows nothing. Its 95 % interval contains what "
+    "guessing gives (one over the number of choices; 0 for free text), or lies below it: a difference there shows "
+    "nothing."
+)
 COST = (("seconds",), ("peak", "MiB"))
 
 
@@ -111,6 +119,24 @@ def verdict(difference: Mapping[str, Any], higher_is_better: bool | None) -> Ver
     return "better" if (difference["value"] > 0) == higher_is_better else "worse"
 
 
+def unedited_at_chance(record: Record, task: str, metric: str) -> bool:
+    """Whether the unedited model of a record cannot be told, by a metric, from one that knows nothing of the task.
+
+    Args:
+        record: of a run.
+        task: the name of the task.
+        metric: one of its metrics.
+    """
+    measure = record.tasks(0).get(task, {}).get(metric)
+    if measure is None:
+        return False
+    # A record that is older than this field says nothing; what the task says now holds for it too.
+    levels = chance.of_named(task) if record.chance is None else record.chance.get(task, {})
+    level = levels.get(metric.partition(",")[0])
+    low = (measure.get("interval") or [None])[0]
+    return level is not None and chance.at_chance(level, measure["value"], None if low is None else float(number(low)))
+
+
 # --- the parts of a leaderboard ---------------------------------------------------------------------------------------
 
 
@@ -133,11 +159,12 @@ class Metric:
 
 @dataclass
 class Measured:
-    """What a record has of a metric, or the reason why it has nothing; ``best`` as in a cell of a table."""
+    """What a record has of a metric, or the reason why it has nothing; the others as in a cell of a table."""
 
     measure: Json | None
     reason: str | None = None
     best: bool = False
+    at_chance: bool = False
 
     @property
     def value(self) -> float | None:
@@ -248,7 +275,7 @@ def _cell(cell: Measured, higher_is_better: bool | None) -> Cell:
     if cell.reason is not None:
         return Cell(MISSING, note=cell.reason)
     way = verdict((cell.measure or {}).get("difference") or {}, higher_is_better)
-    return Cell(number(cell.value), cell.value, _below(cell.measure or {}), cell.best, way)
+    return Cell(number(cell.value), cell.value, _below(cell.measure or {}), cell.best, way, at_chance=cell.at_chance)
 
 
 def _below(measure: Mapping[str, Any]) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from typing import Any
 from harness.exam.exam_parts import OWN
 from harness.io.collector import without_collector
 from harness.reports.cells import (
+    CHANCE,
     EDIT_METRICS,
     LEGEND,
     VARIANTS,
@@ -24,6 +25,7 @@ from harness.reports.cells import (
     number,
     shown_metrics,
     shown_row,
+    unedited_at_chance,
     variant,
 )
 from harness.reports.comparison import pair_difference
@@ -40,7 +42,18 @@ Member = tuple[Record, int]
 
 UNEDITED = "unedited"
 _PROTOCOL = ("model", "edit_set", "edits", "mode", "batch_size", "dtype", "data", "limit")
-_MEASURE = ("", ".n", ".low", ".high", ".difference", ".difference_low", ".difference_high", ".p", ".best")
+_MEASURE = (
+    "",
+    ".n",
+    ".low",
+    ".high",
+    ".difference",
+    ".difference_low",
+    ".difference_high",
+    ".p",
+    ".best",
+    ".at_chance",
+)
 
 
 def leaderboard(records: Sequence[Record], fmt: str = "md") -> str:
@@ -64,7 +77,8 @@ def leaderboard_page(records: Sequence[Record]) -> Page:
     with without_collector():
         sections = _sections(pool(whole, shown_and_headline))
     split = any(" @" in label for section in sections for label in section.labels)
-    introduction = (*LEGEND, *([VARIANTS] if split else []), *left_out)
+    marked = any(cell.at_chance for section in sections for row in section.rows for cell in row.cells)
+    introduction = (*LEGEND, *([CHANCE] if marked else []), *([VARIANTS] if split else []), *left_out)
     return Page("Leaderboard", introduction, tuple(map(_shown, sections)), data=_data(sections))
 
 
@@ -176,7 +190,8 @@ def _measured(record: Record | None, edits: int, metric: Metric) -> Measured:
     if record is None or metric.metric not in measures or variant(record, metric.task) != metric.variant:
         return Measured(None, "not asked" if record and _left_out(record, metric.task) else "not measured")
     measure = measures[metric.metric]
-    return Measured(measure, None if measure["value"] is not None else str(measure["reason"] or "no value"))
+    reason = None if measure["value"] is not None else str(measure["reason"] or "no value")
+    return Measured(measure, reason, at_chance=unedited_at_chance(record, metric.task, metric.metric))
 
 
 def _left_out(record: Record, task: str) -> bool:
@@ -241,4 +256,13 @@ def _data_cell(cell: Measured | None) -> list[object]:
         return [None] * len(_MEASURE)
     measure, change = cell.measure, cell.measure.get("difference") or {}
     own, paired = measure.get("interval") or [None, None], change.get("interval") or [None, None]
-    return [measure["value"], measure["n"], *own, change.get("value"), *paired, change.get("p"), cell.best]
+    return [
+        measure["value"],
+        measure["n"],
+        *own,
+        change.get("value"),
+        *paired,
+        change.get("p"),
+        cell.best,
+        cell.at_chance,
+    ]

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 __all__ = [
+    "AT_CHANCE",
     "MISSING",
     "Cell",
     "Column",
@@ -27,6 +28,8 @@ __all__ = [
 
 MISSING = "\N{EN DASH}"
 """What stands where there is no value."""
+AT_CHANCE = "\N{DAGGER}"
+"""What stands behind a value where the unedited model cannot be told from one that knows nothing."""
 
 Verdict = Literal["better", "worse"]
 
@@ -42,6 +45,7 @@ class Cell:
         best: whether it is significantly better than the second best of its column.
         verdict: whether it differs significantly from what it is compared with, and which way.
         note: why there is no value; becomes a footnote of the table.
+        at_chance: whether the unedited model cannot be told from one that knows nothing; marked by ``AT_CHANCE``.
     """
 
     text: str
@@ -50,6 +54,12 @@ class Cell:
     best: bool = False
     verdict: Verdict | None = None
     note: str | None = None
+    at_chance: bool = False
+
+    @property
+    def mark(self) -> str:
+        """What stands behind the text."""
+        return AT_CHANCE if self.at_chance else ""
 
 
 @dataclass(frozen=True)

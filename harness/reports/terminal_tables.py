@@ -5,7 +5,7 @@ Nothing here prints: every function returns something that a rich console render
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +15,20 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.exam.statistics import holm
-from harness.reports.cells import EDIT_METRICS, brackets, number, shown_interval, signed, significant_change
+from harness.reports.cells import (
+    CHANCE,
+    EDIT_METRICS,
+    brackets,
+    number,
+    shown_interval,
+    signed,
+    significant_change,
+    unedited_at_chance,
+)
 from harness.reports.comparison import pair_difference
 from harness.reports.fitted_table import FittedTable
 from harness.reports.regressions import Moved
-from harness.reports.table import MISSING
+from harness.reports.table import AT_CHANCE, MISSING
 from harness.runs.record import Record, record_name
 
 __all__ = ["comparison_table", "moved_table", "record_table", "run_table"]
@@ -75,7 +84,8 @@ def _results(record: Record, everything: bool, narrow: bool = False) -> Renderab
         table = _table("task", "n", "unedited", edited, "difference", "detectable change")
     for task in _tasks(record, last):
         _add_task(table, record, task, last, everything)
-    parts: list[RenderableType] = [_title(record), table, Text(_LEGEND, style="dim")]
+    marks = [_mark(record, t, m) for t in _tasks(record, last) for m in _shown(record, t, last, everything)]
+    parts: list[RenderableType] = [_title(record), table, Text(_LEGEND, style="dim"), *_explained(marks)]
     if len(counts) > 2:
         parts += [Text(), _retention(record, sorted(counts)), Text(_STARRED, style="dim")]
     return Group(*parts, *(Text(line, style="yellow") for line in _remarks(record, last)))
@@ -111,31 +121,52 @@ def _tasks(record: Record, edits: int) -> list[str]:
 
 def _add_task(table: Table, record: Record, task: str, last: int, everything: bool) -> None:
     before, after = record.tasks(0).get(task, {}), record.tasks(last).get(task, {})
-    present = list(dict.fromkeys([*after, *before]))
-    exam = "efficacy" in present
-    headline = record.headlines.get(task)
-    shown = [m for m in EXAM if m in present] if exam else [m for m in present if m == headline]
-    shown += [m for m in record.shown.get(task, ()) if m in present and m not in shown]
-    if everything:
-        shown += [m for m in present if m not in shown]
+    shown = _shown(record, task, last, everything)
+    exam = _is_exam(before, after)
     if not shown:
         table.add_row(f"{task} [yellow]no headline metric was measured[/]")
     if exam or everything:
         table.add_row(Text(task, style="bold"))
     for metric in shown:
         label = f"  {metric}" if exam or everything else f"{task} [dim]{metric}[/]"
-        cells = _cells(before.get(metric), after.get(metric) if last else None)
+        mark = _mark(record, task, metric)
+        cells = _cells(before.get(metric), after.get(metric) if last else None, mark)
         table.add_row(label, *(cells if len(table.columns) > len(cells) else _fewer(cells)))
     if exam and not everything:
         table.add_section()
 
 
-def _cells(before: Json | None, after: Json | None) -> list[Text]:
-    """n, unedited, edited, difference, detectable change."""
+def _shown(record: Record, task: str, last: int, everything: bool) -> list[str]:
+    """The metrics of a task that stand in the table."""
+    before, after = record.tasks(0).get(task, {}), record.tasks(last).get(task, {})
+    present = list(dict.fromkeys([*after, *before]))
+    wanted = EXAM if _is_exam(before, after) else (record.headlines.get(task),)
+    shown = [metric for metric in wanted if metric in present]
+    shown += [m for m in record.shown.get(task, ()) if m in present and m not in shown]
+    return [*shown, *(m for m in present if everything and m not in shown)]
+
+
+def _is_exam(*tables: Mapping[str, Json]) -> bool:
+    """Whether measures are those of an edit set."""
+    return any("efficacy" in table for table in tables)
+
+
+def _mark(record: Record, task: str, metric: str) -> str:
+    """What stands behind a value of the unedited model, where it cannot be told from one that knows nothing."""
+    return AT_CHANCE if unedited_at_chance(record, task, metric) else ""
+
+
+def _explained(marks: Iterable[str]) -> list[Text]:
+    """What the mark means, where one stands."""
+    return [Text(CHANCE, style="dim")] if any(marks) else []
+
+
+def _cells(before: Json | None, after: Json | None, mark: str) -> list[Text]:
+    """n, unedited with its mark, edited, difference, detectable change."""
     measure = after or before or {}
     change = measure.get("difference") or {}
     own = before or {}
-    unedited = number(own.get("value")) + (f" {brackets(own.get('interval'))}" if after is None else "")
+    unedited = number(own.get("value")) + mark + (f" {brackets(own.get('interval'))}" if after is None else "")
     edited = "" if after is None else number(after.get("value"))
     n = change.get("n") or measure.get("n") or 0
     return [
@@ -189,7 +220,9 @@ def _retention(record: Record, counts: Sequence[int]) -> Table:
     for task in _tasks(record, counts[-1]):
         exam = "efficacy" in record.tasks(counts[-1]).get(task, {})
         for metric in EDIT_METRICS if exam else (record.headlines.get(task, ""),):
-            cells = [_point(record.tasks(count).get(task, {}).get(metric)) for count in counts]
+            mark = _mark(record, task, metric)
+            measures = {count: record.tasks(count).get(task, {}).get(metric) for count in counts}
+            cells = [_point(measure) + ("" if count else mark) for count, measure in measures.items()]
             if any(cell != MISSING for cell in cells):
                 table.add_row(f"{task} {metric}", *cells)
     return table
@@ -343,15 +376,17 @@ def comparison_table(a: Record, b: Record, seed: int = 0) -> RenderableType:
     rows = list(_comparisons(a, b, last, seed))
     table = _table("task", "n", "A", "B", "B - A", "p (Holm)", "detectable change")
     adjusted = iter(holm([change["p"] for *_, change in rows if change["p"] is not None]))
-    previous = ""
+    previous, marked = "", list[str]()
     for task, metric, first, second, change in rows:
         if task != previous:
             table.add_row(Text(task, style="bold"), *[""] * 6)
             previous = task
         p = None if change["p"] is None else next(adjusted)
-        table.add_row(f"  {metric}", *_comparison(first, second, change, p))
+        marks = _mark(a, task, metric), _mark(b, task, metric)
+        marked += marks
+        table.add_row(f"  {metric}", *_comparison(first, second, change, p, marks))
     notes = (
-        [Text(_LEGEND, style="dim"), Text(_ADJUSTED, style="dim")]
+        [Text(_LEGEND, style="dim"), Text(_ADJUSTED, style="dim"), *_explained(marked)]
         if rows
         else [Text("the records have no task in common", style="yellow")]
     )
@@ -396,7 +431,7 @@ def _as_json(change: Any) -> Json:
     return {"value": change.value, "interval": limits, "p": change.p, "n": change.n, "detectable": change.detectable}
 
 
-def _comparison(first: Json, second: Json, change: Json, p: float | None) -> list[Text]:
+def _comparison(first: Json, second: Json, change: Json, p: float | None, marks: tuple[str, str]) -> list[Text]:
     significant = p is not None and significant_change(change, p)
     verdict = _direction(change["value"], first.get("higher_is_better")) if significant else Text()
     if p is not None and not significant:
@@ -404,8 +439,8 @@ def _comparison(first: Json, second: Json, change: Json, p: float | None) -> lis
         verdict = Text("none (adjusted)" if alone else _none(change), style="dim")
     return [
         Text(str(change["n"] or MISSING), style="dim"),
-        Text(number(first["value"])),
-        Text(number(second["value"])),
+        Text(number(first["value"]) + marks[0]),
+        Text(number(second["value"]) + marks[1]),
         Text(_difference(change)),
         Text(MISSING if p is None else f"{p:.3f}" if p >= 0.001 else "<0.001"),
         verdict,

@@ -11,7 +11,7 @@ from typing import Any
 from harness.editing import learned_file
 from harness.editing.directions import LIKELIHOOD
 from harness.editing.edit import Edit
-from harness.exam import data, tasks
+from harness.exam import chance, data, tasks
 from harness.runs.identity import differing, digest
 from harness.runs.prepare import Prepared
 from harness.runs.record import Record
@@ -47,6 +47,7 @@ def new_record(ready: Prepared, weights: str) -> Record:
         headlines=_headlines(ready.suite),
         derived=_derived(ready.suite),
         shown=_shown(ready.suite),
+        chance=_chance(ready.suite),
         data=_sources_of_rows(ready),
         templates=_templates(ready.suite),
         versions=versions(),
@@ -128,6 +129,15 @@ def _shown(suite: tasks.Suite) -> dict[str, list[str]]:
     for task in suite.tasks:
         for metric in task.metadata.get("shown") or ():
             found.setdefault(task.shown, []).append(str(metric))
+    return found
+
+
+def _chance(suite: tasks.Suite) -> dict[str, dict[str, float]]:
+    """What a model gets that knows nothing, of each task where that is known."""
+    found: dict[str, dict[str, float]] = {}
+    for task in suite.tasks:
+        if levels := chance.of_task(task):
+            found.setdefault(task.shown, {}).update(levels)
     return found
 
 

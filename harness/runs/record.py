@@ -45,6 +45,8 @@ class Record:
     """Task -> score -> the metrics whose harmonic mean it is."""
     shown: dict[str, list[str]] = field(default_factory=dict)
     """Task -> the metrics that its YAML wants tables to show besides the usual ones."""
+    chance: dict[str, dict[str, float]] | None = None
+    """Task -> metric -> what a model gets that knows nothing; None where a record is older than this field."""
     points: list[Json] = field(default_factory=list)
     collapse: dict[str, int] = field(default_factory=dict)
     weights: Json = field(default_factory=dict)

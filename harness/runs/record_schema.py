@@ -127,6 +127,7 @@ class RecordFile(TypedDict):
     headlines: NotRequired[dict[str, str]]
     derived: NotRequired[dict[str, dict[str, list[str]]]]
     shown: NotRequired[dict[str, list[str]]]
+    chance: NotRequired[dict[str, dict[str, float]] | None]
     collapse: NotRequired[dict[str, Count]]
     weights: NotRequired[_Weights]
     delta: NotRequired[dict[str, dict[str, Number | list[Number]]]]

@@ -80,4 +80,5 @@ def _cell(cell: Cell, notes: Footnotes) -> str:
     sort = text if cell.value is None else cell.value
     verdict = "" if cell.verdict is None else f' class="{cell.verdict}"'
     small = f"<small>{escape(' '.join(cell.below))}</small>" if cell.below else ""
-    return f'<td data-v="{sort}"{verdict}>{f"<b>{text}</b>" if cell.best else text}{small}</td>'
+    shown = (f"<b>{text}</b>" if cell.best else text) + escape(cell.mark)
+    return f'<td data-v="{sort}"{verdict}>{shown}{small}</td>'

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import ClassVar
 
 from harness.reports.registry import Format
-from harness.reports.table import MISSING, Cell, Footnotes, Page, Row, Table, caption
+from harness.reports.table import AT_CHANCE, MISSING, Cell, Footnotes, Page, Row, Table, caption
 
 __all__ = ["Latex"]
 
@@ -25,6 +25,7 @@ _SPECIAL = {
     "↑": r"$\uparrow$",
     "↓": r"$\downarrow$",
     "·": r"$\cdot$",
+    AT_CHANCE: r"$^{\dagger}$",
     MISSING: "--",
 }
 _NUMBERS = re.compile(r"[-+\d\[(.][-+\d\[\]()/., ±]*")
@@ -81,7 +82,7 @@ def _cell(cell: Cell, notes: Footnotes) -> str:
     if cell.note is not None:
         return rf"{_escape(cell.text)}${{}}^{{{notes.mark(cell.note)}}}$"
     text = rf"\textbf{{{_escape(cell.text)}}}" if cell.best else _set(cell.text)
-    return _stack([text, *(rf"\scriptsize {_set(part)}" for part in cell.below)])
+    return _stack([text + _escape(cell.mark), *(rf"\scriptsize {_set(part)}" for part in cell.below)])
 
 
 def _stack(lines: Sequence[str]) -> str:

@@ -64,7 +64,7 @@ def _cell(cell: Cell, notes: Footnotes) -> str:
     if cell.note is not None:
         return f"{text}<sup>{notes.mark(cell.note)}</sup>"
     below = _escape(" ".join(cell.below))
-    return (f"**{text}**" if cell.best else text) + (f"<br>{below}" if below else "")
+    return (f"**{text}**" if cell.best else text) + _escape(cell.mark) + (f"<br>{below}" if below else "")
 
 
 def _escape(text: str) -> str:

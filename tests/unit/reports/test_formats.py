@@ -155,6 +155,32 @@ def test_the_best_is_marked_only_where_it_is_significant(
     assert BEST[kind](text) is marked
 
 
+AT_CHANCE: dict[str, tuple[str, str]] = {
+    "md": ("0.300†<br>[0.200, 0.400] |", "0.800†<br>+0.500"),
+    "latex": (r"\shortstack[r]{$0.300$$^{\dagger}$ \\", r"\shortstack[r]{$0.800$$^{\dagger}$ \\"),
+    "html": ('<td data-v="0.3">0.300†<small>', '<td data-v="0.8" class="better">0.800†<small>'),
+}
+
+
+@pytest.mark.parametrize("kind", AT_CHANCE)
+def test_a_column_at_chance_is_marked_and_the_mark_explained(kind: str) -> None:
+    record = fixed("a", 0.8, 0.5)
+    text = leaderboard.leaderboard([replace(record, chance={"NLI": {"accuracy": 0.5}})], kind)
+    for shown in AT_CHANCE[kind]:
+        assert text.count(shown) == 1  # of NLI, and not of counterfact with the same numbers
+    assert text.count("a difference there shows nothing") == 1
+    plain = leaderboard.leaderboard([record], kind)
+    assert not any(shown in plain for shown in (*AT_CHANCE[kind], "†", "shows nothing"))
+
+
+@pytest.mark.parametrize("kind", ["csv", "json"])
+def test_a_machine_reads_what_is_at_chance(kind: str) -> None:
+    text = leaderboard.leaderboard([replace(fixed("a", 0.8, 0.5), chance={"NLI": {"accuracy": 0.5}})], kind)
+    rows = list(csv.DictReader(io.StringIO(text))) if kind == "csv" else json.loads(text)["Leaderboard"]
+    assert [bool(int(row["NLI.accuracy.at_chance"])) for row in rows] == [True, True]
+    assert [bool(int(row["counterfact.efficacy.at_chance"])) for row in rows] == [False, False]
+
+
 @pytest.mark.parametrize(("p", "marks"), [(0.2, 0), (0.06, 0), (0.04, 2)])
 def test_a_difference_is_coloured_only_where_it_is_significant(p: float, marks: int) -> None:
     text = leaderboard.leaderboard([_with_p(fixed("a", 0.8, 0.1), p)], "html")

@@ -114,7 +114,7 @@ def test_csv() -> None:
         ("other|x", "isolated", "other|x000000000"),
     ]
     shown = {k: v for k, v in rows[1].items() if k.startswith("counterfact.efficacy")}
-    assert list(shown.values()) == ["0.8", "100", "0.7000000000000001", "0.9", "0.5", "0.25", "0.75", "0.01", "1"]
+    assert list(shown.values()) == ["0.8", "100", "0.7000000000000001", "0.9", "0.5", "0.25", "0.75", "0.01", "1", "0"]
     assert (rows[2]["NLI.accuracy"], rows[2]["NLI.accuracy.p"], rows[4]["counterfact.efficacy"]) == ("", "", "")
     assert (rows[1]["seconds"], rows[1]["mib"], rows[1]["limit"]) == ("3.75", "100.0", "100")
 

@@ -117,6 +117,43 @@ def test_a_change_without_an_interval_is_not_called_none() -> None:
         assert row(text(terminal_tables.run_table(record), width), "NLI").endswith("+0.200 no test")
 
 
+@pytest.mark.parametrize(
+    ("level", "low", "mark"), [(0.2, 0.2, "†"), (0.25, 0.2, "†"), (0.19, 0.2, ""), (0.6, 0.2, "†")]
+)
+@pytest.mark.parametrize("table", [terminal_tables.run_table, terminal_tables.record_table])
+def test_an_unedited_score_at_chance_is_marked_and_the_mark_explained(
+    table: Any, level: float, low: float, mark: str
+) -> None:
+    record = replace(fixed("x", 0.5, 0.2), chance={"NLI": {"accuracy": level}})
+    record.tasks(0)["NLI"]["accuracy"]["interval"] = [low, 0.4]
+    output = text(table(record))
+    assert f"accuracy 100 0.300{mark} 0.500 +0.200" in re.sub(r"\s+", " ", output)
+    assert output.count("†") == (2 if mark else 0)  # one cell, one explanation
+    assert ("a difference there shows nothing" in re.sub(r"\s+", " ", output)) is bool(mark)
+
+
+def test_an_older_record_is_read_with_what_the_task_says_now() -> None:
+    record = replace(fixed("x", 0.5, 0.2), chance=None)
+    assert "0.300†" in text(terminal_tables.run_table(record))  # of two answers, 0.300 [0.200, 0.400]
+    record.tasks(0)["NLI"]["accuracy"]["interval"] = [0.51, 0.7]
+    assert "†" not in text(terminal_tables.run_table(record))
+
+
+def test_on_the_way_the_unedited_score_alone_is_marked() -> None:
+    record = replace(made("rome", 0.3, counts=(0, 10, 20)), chance={"NLI": {"accuracy": 1.0}})
+    output = text(terminal_tables.run_table(record))
+    (line,) = (line for line in output.split("after so many edits")[1].splitlines() if "NLI" in line)
+    assert re.fullmatch(r" *NLI accuracy +\d\.\d+† +[^†]+", line)
+
+
+def test_a_comparison_marks_the_side_whose_unedited_model_is_at_chance() -> None:
+    a, b = fixed("a", 0.8, 0.5), replace(fixed("b", 0.4, 0.1), chance={"NLI": {"accuracy": 0.5}})
+    output = text(terminal_tables.comparison_table(a, b), 120)
+    assert " 0.800 0.400† " in re.sub(r"\s+", " ", output)
+    assert output.count("†") == 2
+    assert "†" not in text(terminal_tables.comparison_table(a, a), 120)
+
+
 def test_an_unfinished_run_says_so() -> None:
     record = replace(fixed("x", 0.5, 0.2), status="interrupted", reason="interrupted before the end")
     assert "interrupted: interrupted before the end" in text(terminal_tables.run_table(record))
