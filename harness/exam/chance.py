@@ -14,13 +14,13 @@ from typing import Any
 from harness.exam import data
 from harness.exam.tasks import Task, templates_once
 
-__all__ = ["at_chance", "of_named", "of_task"]
+__all__ = ["at_chance", "named_levels", "task_levels"]
 
 _CHOSEN = ("acc", "acc_norm")
 _FREE = ("acc", "exact_match", "f1", "em")
 
 
-def of_task(task: Task) -> dict[str, float]:
+def task_levels(task: Task) -> dict[str, float]:
     """The level of chance of those metrics of a task of which it is known.
 
     Args:
@@ -43,7 +43,7 @@ def _one_in_so_many(task: Task) -> float:
 
 
 @lru_cache(maxsize=256)
-def of_named(name: str) -> Mapping[str, float]:
+def named_levels(name: str) -> Mapping[str, float]:
     """What this project's YAML of a task says of its level of chance; nothing where it has no such task."""
     found = next(iter(sorted(data.TASKS.rglob(f"{name}.yaml"))), None)
     metadata = {} if found is None else data.read_yaml(found).get("metadata") or {}

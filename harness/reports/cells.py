@@ -131,7 +131,7 @@ def unedited_at_chance(record: Record, task: str, metric: str) -> bool:
     if measure is None:
         return False
     # A record that is older than this field says nothing; what the task says now holds for it too.
-    levels = chance.of_named(task) if record.chance is None else record.chance.get(task, {})
+    levels = chance.named_levels(task) if record.chance is None else record.chance.get(task, {})
     level = levels.get(metric.partition(",")[0])
     low = (measure.get("interval") or [None])[0]
     return level is not None and chance.at_chance(level, measure["value"], None if low is None else float(number(low)))

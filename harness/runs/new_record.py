@@ -136,7 +136,7 @@ def _chance(suite: tasks.Suite) -> dict[str, dict[str, float]]:
     """What a model gets that knows nothing, of each task where that is known."""
     found: dict[str, dict[str, float]] = {}
     for task in suite.tasks:
-        if levels := chance.of_task(task):
+        if levels := chance.task_levels(task):
             found.setdefault(task.shown, {}).update(levels)
     return found
 

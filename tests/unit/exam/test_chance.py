@@ -24,14 +24,14 @@ def test_each_general_task_says_the_chance_of_its_scores(path: Any) -> None:
     assert config["metadata"]["headline"] in said
     choices = CHOICES.get(path.parent.name)
     assert set(said.values()) == {1 / choices if choices else 0.0}
-    assert chance.of_named(path.stem) == said
+    assert chance.named_levels(path.stem) == said
     assert path in FREE or len(config["doc_to_choice"]) == choices
     assert len(CHOICE) == len(CHOICES)
 
 
 def test_a_name_without_a_yaml_of_ours_says_nothing() -> None:
-    assert chance.of_named("mmlu") == {}
-    assert chance.of_named("counterfact") == {}
+    assert chance.named_levels("mmlu") == {}
+    assert chance.named_levels("counterfact") == {}
 
 
 def _task(rows: list[dict[str, Any]], **config: Any) -> Task:
@@ -45,24 +45,24 @@ def _task(rows: list[dict[str, Any]], **config: Any) -> Task:
 def test_choices_are_counted_in_the_documents() -> None:
     rows = [{"choices": ["a", "b"]}, {"choices": ["a", "b", "c", "d"]}]
     task = _task(rows, output_type="multiple_choice", doc_to_choice="{{choices}}", doc_to_target=0)
-    assert chance.of_task(task) == {"acc": 0.375, "acc_norm": 0.375}
+    assert chance.task_levels(task) == {"acc": 0.375, "acc_norm": 0.375}
 
 
 def test_the_floor_of_free_text_and_of_a_last_word_is_zero() -> None:
     means = {"aggregation": "mean", "higher_is_better": True}
     written = _task([{"a": "x"}], output_type="generate_until", doc_to_target="{{a}}")
-    assert chance.of_task(written) == {"exact_match": 0.0}
+    assert chance.task_levels(written) == {"exact_match": 0.0}
     metrics = [{"metric": "acc", **means}, {"metric": "perplexity", "aggregation": "perplexity"}]
     last = _task([{"a": "x"}], output_type="loglikelihood", doc_to_target=" {{a}}", metric_list=metrics)
-    assert chance.of_task(last) == {"acc": 0.0}
+    assert chance.task_levels(last) == {"acc": 0.0}
 
 
 def test_what_a_task_says_holds_and_scores_of_its_own_have_no_known_level() -> None:
     closed = {"output_type": "multiple_choice", "doc_to_choice": ["a", "b"], "doc_to_target": 0}
     said = _task([{"a": "x"}], **closed, metadata={"chance": {"acc": 0.7}})
-    assert chance.of_task(said) == {"acc": 0.7}
+    assert chance.task_levels(said) == {"acc": 0.7}
     own = _task([{"a": "x"}], **closed, process_results=lambda _doc, _results: {"acc": 1.0})
-    assert chance.of_task(own) == {}
+    assert chance.task_levels(own) == {}
 
 
 @pytest.mark.parametrize(
