@@ -28,6 +28,7 @@ from harness.exam.quiet import quiet_lm_eval
 from harness.exam.span_scores import Apart, Encoded, Ranked, Span, Whole, score, whole
 from harness.exam.token_tasks import Forced, Target
 from harness.models.lm import LM
+from harness.models.memory import Room
 from harness.models.packing import shared_length
 from harness.patches.patch import Patch, RowPatches, patched, patched_rows, shareable
 
@@ -70,6 +71,8 @@ class EditedLM(HFLM):  # type: ignore[misc]
             super().__init__(pretrained=lm.model, tokenizer=lm.tokenizer, batch_size=batch_size, max_length=lm.context)
         self.lm = lm
         self.progress = progress
+        self.rows = batch_size
+        self.room = Room.of(lm)
         self.truncated = 0
         """Requests so far that were cut from the left to fit the model, as lm-eval does."""
         self._patches: Sequence[Patch] = ()
@@ -182,10 +185,11 @@ class EditedLM(HFLM):  # type: ignore[misc]
         scored = score(
             self.lm,
             [s for spans in found for s in spans],
-            rows=self.batch_size,
+            rows=self.rows,
             marks=marks,
             before=self._carry,
             done=self._advance,
+            room=self.room,
         )
         results = [(0.0, True)] * len(requests)
         for i, (value, greedy) in zip(owners, scored, strict=True):
@@ -219,9 +223,6 @@ class EditedLM(HFLM):  # type: ignore[misc]
         return [(texts, [*head, *tail[:t]], [token]) for t, token in enumerate(tail)]
 
     def _rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
-        if not any(isinstance(request.args[0], _Led) for request in requests):
-            plain: list[float] = super().loglikelihood_rolling(requests, disable_tqdm=True)
-            return plain
         windows = [(i, *window) for i, request in enumerate(requests) for window in self._windows(request.args[0])]
         scored = self._loglikelihood_tokens([(None, context, said) for _, context, said in windows])
         results = [0.0] * len(requests)
@@ -265,29 +266,24 @@ class EditedLM(HFLM):  # type: ignore[misc]
         disable_tqdm: bool = True,
         override_bs: int | None = None,
     ) -> list[tuple[float, bool]]:
-        return self._loglikelihood_ids(requests, self._row_patches, override_bs)
+        return self._loglikelihood_ids(requests, self._row_patches)
 
-    def _loglikelihood_ids(
-        self, requests: list[_Scored], marks: Sequence[int], override_bs: int | None = None
-    ) -> list[tuple[float, bool]]:
+    def _loglikelihood_ids(self, requests: list[_Scored], marks: Sequence[int]) -> list[tuple[float, bool]]:
         """The log-likelihood of tokens after others; ``marks`` names the patch of each where they have their own."""
         for texts, context, continuation in requests:
             if texts is not None:  # None stands for a window of a rolling text, which always fits
                 self._check_length(texts[1], len(continuation))
                 self.truncated += len(context) + len(continuation) > self.max_length + 1
-        if self._rows is None:
-            scored: list[tuple[float, bool]] = super()._loglikelihood_tokens(requests, True, override_bs)
-            return scored
-        # The base class sorts requests by their tokens and forgets whose they are; here rows keep their patch.
         spans = [Span((*context, *continuation), len(continuation)) for _, context, continuation in requests]
         return score(
             self.lm,
             spans,
-            rows=self.batch_size,
-            marks=marks,
+            rows=self.rows,
+            marks=None if self._rows is None else marks,
             before=self._carry,
             done=self._advance,
             rounded=True,
+            room=self.room,
         )
 
     def _model_call(self, inps: Tensor, attn_mask: Tensor | None = None, labels: Tensor | None = None) -> Tensor:

@@ -25,7 +25,9 @@ __all__ = [
     "first_output",
     "fused_gelu",
     "hidden_at",
+    "instead",
     "pad_rows",
+    "prefix_after",
     "prefix_cache",
     "read_activations",
     "row_portions",
@@ -86,12 +88,19 @@ class PrefixCache:
         keys, values = ([tensor[rows.to(tensor.device)] for tensor in kind] for kind in (self.keys, self.values))
         return PrefixCache(keys, values, self.lengths[rows])
 
-    def inputs(self, lm: LM, batch: Batch) -> dict[str, Any]:
-        """The arguments of a forward pass over rows that go on where these tokens end."""
+    def cache(self, rows: int | None = None) -> Any:
+        """As a model takes it; what is one row, any number of ``rows`` times, without a copy."""
         from transformers.cache_utils import Cache
 
         from harness.models.cache_layers import RepeatableLayer
 
+        def given(kept: Tensor) -> Tensor:
+            return kept if rows is None else kept.expand(rows, -1, -1, -1)
+
+        return Cache([RepeatableLayer(given(k), given(v)) for k, v in zip(self.keys, self.values, strict=True)])
+
+    def inputs(self, lm: LM, batch: Batch) -> dict[str, Any]:
+        """The arguments of a forward pass over rows that go on where these tokens end."""
         columns = torch.arange(self.keys[0].shape[-2], device=self.lengths.device)
         mask = columns >= len(columns) - self.lengths[:, None]
         positions = self.lengths[:, None] + torch.arange(batch.ids.shape[1], device=self.lengths.device)
@@ -99,7 +108,7 @@ class PrefixCache:
             "attention_mask": torch.cat([mask.to(batch.mask), batch.mask], 1),
             # Padding may stand behind the last position that the model knows.
             "position_ids": positions.clamp(max=lm.context - 1),
-            "past_key_values": Cache([RepeatableLayer(k, v) for k, v in zip(self.keys, self.values, strict=True)]),
+            "past_key_values": self.cache(),
             "use_cache": True,
         }
 
@@ -183,6 +192,17 @@ def prefix_cache(lm: LM, heads: Sequence[tuple[int, ...]], budget: int = 8192) -
     # A row that nothing stands in front of takes another's keys, and sees none of them.
     lengths = torch.tensor([len(head) for head in heads], device=lm.device)
     return replace(whole.select(rows), lengths=lengths)
+
+
+def prefix_after(lm: LM, ids: Sequence[int], front: PrefixCache | None = None) -> PrefixCache:
+    """What attention keeps of one row of tokens, and of what stands in front of it.
+
+    Args:
+        lm: the model; its attention is causal, and its cache one of transformers.
+        ids: the tokens.
+        front: what stands in front of them, one row.
+    """
+    return _past(lm, [tuple(ids)], len(ids) + (int(front.lengths[0]) if front else 0), front)
 
 
 def _stems(heads: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
@@ -311,7 +331,7 @@ def skip_blocks(blocks: Sequence[nn.Module], below: nn.Module) -> Iterator[None]
     given: list[Any] = []
     handle = below.register_forward_hook(lambda _module, _args, output: given.append(output))
     try:
-        with _instead(blocks, lambda *_args, **_kwargs: given[-1]):
+        with instead(blocks, lambda *_args, **_kwargs: given[-1]):
             yield
     finally:
         handle.remove()
@@ -326,11 +346,11 @@ def fused_gelu(model: nn.Module) -> AbstractContextManager[None]:
     from transformers.activations import NewGELUActivation
 
     spelt = [module for module in model.modules() if isinstance(module, NewGELUActivation)]
-    return _instead(spelt, functools.partial(nn.functional.gelu, approximate="tanh"))
+    return instead(spelt, functools.partial(nn.functional.gelu, approximate="tanh"))
 
 
 @contextmanager
-def _instead(modules: Sequence[nn.Module], forward: Callable[..., Any]) -> Iterator[None]:
+def instead(modules: Sequence[nn.Module], forward: Callable[..., Any]) -> Iterator[None]:
     """Modules compute something else."""
     # accelerate, too, puts a forward of its own into a module.
     own = [vars(module).get("forward") for module in modules]

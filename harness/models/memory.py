@@ -1,0 +1,74 @@
+"""What fits: the tokens of a forward pass, what attention keeps of each, and errors that say there was no room."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from harness.models.lm import LM
+
+__all__ = ["Room", "kept_bytes", "out_of_memory", "pass_bytes"]
+
+_PORTION = 1024
+"""Tokens of a forward pass on a processor, which more of them do not make faster."""
+
+_LARGEST = 2**16
+"""Tokens of the first pass on an accelerator, halved until they fit: the larger the faster."""
+
+_FRONTS = 0.1
+"""Share of the weights' memory that beginnings may take which are kept for several rows."""
+
+
+@dataclass
+class Room:
+    """How much a model takes at once, as far as is known; learned while it is used.
+
+    Attributes:
+        tokens: the tokens of one forward pass, padding included.
+        front: the longest beginning that may be kept for several rows, in tokens.
+        shared: the longest text for which rows that texts share gave the numbers of rows of their own; 0 untried.
+        apart: the shortest longest text for which they did not; None for none.
+    """
+
+    tokens: int
+    front: int = 0
+    shared: int = 0
+    apart: int | None = None
+
+    @classmethod
+    def of(cls, lm: LM) -> Room:
+        """The room to begin with."""
+        weights = sum(parameter.nbytes for parameter in lm.model.parameters())
+        return cls(_PORTION if lm.device.type == "cpu" else _LARGEST, int(_FRONTS * weights / kept_bytes(lm)))
+
+    def halve(self, tokens: int) -> None:
+        """A pass of so many tokens did not fit; gives the memory back that is held for later ones."""
+        self.tokens = max(1, min(self.tokens, tokens) // 2)
+        if torch.accelerator.is_available():
+            torch.accelerator.empty_cache()
+
+
+def kept_bytes(lm: LM) -> int:
+    """What attention keeps of one token, in bytes: keys and values of all layers."""
+    config = lm.model.config.get_text_config(decoder=True)
+    heads = getattr(config, "num_attention_heads", None) or 1
+    kept = getattr(config, "num_key_value_heads", None) or heads
+    width = getattr(config, "head_dim", None) or lm.arch.width // heads
+    return int(2 * lm.cache_layers * kept * width * lm.model.dtype.itemsize)
+
+
+def pass_bytes(lm: LM, tokens: int) -> int:
+    """About what a forward pass over so many tokens holds at its height, in bytes: hidden states, logits, attention."""
+    states = tokens * lm.model.dtype.itemsize * (8 * lm.arch.width + 3 * lm.arch.inner)
+    return states + kept_bytes(lm) * tokens // lm.cache_layers + 8 * lm.vocabulary * min(tokens, 128)
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out, on whatever device."""
+    from accelerate.utils.memory import should_reduce_batch_size
+
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    # Libraries that torch calls have words of their own.
+    return should_reduce_batch_size(error) or "ALLOC_FAILED" in str(error) or "out of memory" in str(error)
