@@ -178,7 +178,7 @@ class Reading:
 
     def _too_long(self, text: int) -> ModelError:
         ids = self.texts[text]
-        said, needed = self.lm.tokenizer.decode(ids[:16]), pass_bytes(self.lm, len(ids))
+        said, needed = self.lm.tokenizer.decode(list(ids[:16])), pass_bytes(self.lm, len(ids))
         return ModelError(
             f"'{said[:40]}...' has {len(ids)} tokens, and not even one such text fits into the memory of "
             f"{self.lm.device}: it needs some {needed / 2**30:.2g} GB beside the model; leave its task out, or take a "
@@ -376,7 +376,8 @@ class _Head:
     def others(self, done: int) -> Iterator[Tensor]:
         """The logits of the positions after the first ones, with all that the model does to them behind its head."""
         assert self._hidden is not None
-        for hidden in self._hidden[done:].split(self.size) if done < len(self._hidden) else ():
+        for start in range(done, len(self._hidden), self.size):
+            hidden = self._hidden[start : start + self.size]
             states = type(self._states)(**{**self._states, "last_hidden_state": hidden[None]})
             ids = torch.zeros(1, len(hidden), dtype=torch.long, device=self.lm.device)
             with instead([self.lm.model.base_model], lambda *_args, states=states, **_given: states):
