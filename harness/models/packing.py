@@ -57,7 +57,13 @@ class Pack:
 
     @classmethod
     def of(cls, index: int, text: Sequence[int], front: int = 0) -> Pack:
-        """A row of one text, of which the first ``front`` tokens stand before the row."""
+        """A row of one text.
+
+        Args:
+            index: which of the given texts it is.
+            text: its tokens.
+            front: how many of them stand in front of the row.
+        """
         made = cls(front=tuple(text[:front]))
         made.add(index, text[front:], ())
         return made
