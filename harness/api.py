@@ -109,7 +109,7 @@ def edit(
     settings: Mapping[str, object] | None = None,
     mode: Literal["batch", "sequential"] = "batch",
     seed: int = 0,
-    data_dir: str | Path = "mini",
+    data_dir: str | Path | None = None,
     dtype: str = "float32",
     device: str | None = None,
     arch: Mapping[str, str] | None = None,
@@ -127,7 +127,8 @@ def edit(
         settings: hyperparameters of a method that is named.
         mode: ``batch``: all edits in one operation; ``sequential``: one on top of the other.
         seed: of everything random in the editor.
-        data_dir: where the rows of a set come from: ``mini``, a folder, or ``hub``.
+        data_dir: where the rows of a set come from: ``mini``, a folder, or ``hub``; by default ``mini`` for a
+            shipped model and ``hub`` for another.
         dtype: of a model that is named.
         device: where a model that is named goes.
         arch: parts of the architecture named by hand.
@@ -154,15 +155,17 @@ def edit(
             from harness.editing import edited
             from harness.models.in_memory import borrowed
             from harness.runs import handed
+            from harness.runs.defaults import rows_for
 
             handed.require_editor(editor, settings or {})
-            wanted = handed.given_edits(edits, str(data_dir))
+            rows = rows_for(model, data_dir)
+            wanted = handed.given_edits(edits, rows)
             if isinstance(model, str | Path):
                 model, tokenizer = load(model, tokenizer, dtype=dtype, device=device, arch=arch, text=text), None
             lm = stack.enter_context(borrowed(model, tokenizer, arch=arch, text=text))
             method = handed.configured_editor(editor, lm, settings=settings or {}, seed=seed, fitted=_text(fitted))
             name = handed.editor_name(editor)
-            source = handed.edits_source(edits, str(data_dir))
+            source = handed.edits_source(edits, rows)
             holder = stack.enter_context(edited.held(lm, method, name=name, edits=wanted, mode=mode, source=source))
         yield holder  # what the caller does to the process in here is the caller's
 
@@ -176,7 +179,7 @@ def fit(
     tokenizer: PreTrainedTokenizerBase | None = None,
     split: str = "train",
     settings: Mapping[str, object] | None = None,
-    data_dir: str | Path = "mini",
+    data_dir: str | Path | None = None,
     text: str | None = None,
     seed: int = 0,
     dtype: str = "float32",
@@ -193,7 +196,8 @@ def fit(
         tokenizer: of a model in memory.
         split: the split of an edit set.
         settings: hyperparameters of an editor that is named.
-        data_dir: where the rows come from: ``mini``, a folder, or ``hub``.
+        data_dir: where the rows come from: ``mini``, a folder, or ``hub``; by default ``mini`` for a
+            shipped model and ``hub`` for another.
         text: plain text, for editors that read some.
         seed: of everything random in the editor.
         dtype: of a model that is named.
@@ -215,12 +219,13 @@ def fit(
         '.safetensors'
     """
     from harness.runs import fitting
+    from harness.runs.defaults import rows_for
 
     chosen, path = dict(settings or {}), None if output is None else Path(output)
     fitting.require_fittable(
         editor, str(model) if isinstance(model, str | Path) else "", settings=chosen, seed=seed, path=path
     )
-    rows = fitting.read_training(_edits(edits), str(data_dir), split)
+    rows = fitting.read_training(_edits(edits), rows_for(model, data_dir), split)
     lm = load(model, tokenizer, dtype=dtype, device=device, arch=arch, text=text)
     return fitting.fit_editor(editor, lm, rows, settings=chosen, seed=seed, path=path).path
 
@@ -243,7 +248,7 @@ def run(
     mode: str | None = None,
     batch_size: int | None = None,
     eval_at: str = "final",
-    data_dir: str | Path = "mini",
+    data_dir: str | Path | None = None,
     text: str | None = None,
     limit: int | None = None,
     seed: int = 0,
@@ -253,6 +258,7 @@ def run(
     order: Literal["file", "random"] = "file",
     stop_on_collapse: bool = False,
     patch: str | Path | None = None,
+    known_only: bool = False,
     output: str | Path | None = None,
     device: str | None = None,
     rows: int = 32,
@@ -279,7 +285,8 @@ def run(
         mode: ``isolated``, ``batch`` or ``sequential``; by default the editor's own.
         batch_size: edits of one sequential operation.
         eval_at: edit counts to measure at, besides 0: ``10,100,final`` or ``every:10``.
-        data_dir: where the rows come from: ``mini``, a folder, or ``hub``.
+        data_dir: where the rows come from: ``mini``, a folder, or ``hub``; by default ``mini`` for a
+            shipped model and ``hub`` for another.
         text: plain text for second moments: ``mini``, a file, a folder, or a Hub data set.
         limit: documents of each task; by default all.
         seed: of everything random.
@@ -289,6 +296,7 @@ def run(
         order: in which the edits are made: ``file``, or ``random``, drawn from the seed.
         stop_on_collapse: whether to end where the edited model has collapsed.
         patch: a file of saved edits, which are put back instead of making new ones.
+        known_only: whether only the facts that the unedited model knows are edited.
         output: the folder of the record; by default nothing is kept on disk.
         device: where a model that is named goes; ``auto`` spreads it; by default an accelerator where there is one.
         rows: rows of one forward pass.
@@ -311,6 +319,7 @@ def run(
         'complete'
     """
     from harness.runs import handed, runner
+    from harness.runs.defaults import rows_for
     from harness.runs.options import RunOptions
     from harness.runs.plan_grid import plans
     from harness.runs.resolve import resolve
@@ -320,9 +329,10 @@ def run(
     values: dict[str, object] = {
         "edits": None if edits is None else _edits(edits), "num_edits": num_edits, "split": split,
         "mode": mode, "batch_size": batch_size, "eval_at": eval_at, "tasks": tasks, "exam": exam or None,
-        "data_dir": str(data_dir), "text": text,
+        "data_dir": rows_for(model, data_dir), "text": text,
         "limit": limit, "seed": seed, "dtype": dtype, "arch": dict(arch or {}), "fitted": _text(fitted), "order": order,
-        "stop_on_collapse": stop_on_collapse, "patch": _text(patch), **handed.editor_fields(editor, settings or {}),
+        "stop_on_collapse": stop_on_collapse, "known_only": known_only, "patch": _text(patch),
+        **handed.editor_fields(editor, settings or {}),
     }  # fmt: skip
     with _model(model, tokenizer, arch, text) as (called, lm), _folder(output) as folder:
         values |= (
@@ -346,7 +356,7 @@ def evaluate(
     patch: str | Path | None = None,
     edits: EditsLike | None = None,
     exam: str | Sequence[str] = (),
-    data_dir: str | Path = "mini",
+    data_dir: str | Path | None = None,
     text: str | None = None,
     limit: int | None = None,
     dtype: str = "float32",
@@ -366,7 +376,8 @@ def evaluate(
         patch: a file of saved edits (of :func:`run` with an ``output``, or ``Edited.save``).
         edits: an edit set or rows whose examination is measured too; by default that of the patch, or none.
         exam: the parts of that examination that are asked, such as ``probability``; by default all.
-        data_dir: where the rows come from: ``mini``, a folder, or ``hub``.
+        data_dir: where the rows come from: ``mini``, a folder, or ``hub``; by default ``mini`` for a
+            shipped model and ``hub`` for another.
         text: plain text on which the model is read.
         limit: documents of each task; by default all.
         dtype: of a model that is named.
@@ -453,7 +464,7 @@ def trace(
     edits: EditsLike = "counterfact:200",
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
-    data_dir: str | Path = "mini",
+    data_dir: str | Path | None = None,
     split: str = "test",
     variant: str = "hase",
     kind: str | Sequence[str] | None = None,
@@ -480,7 +491,8 @@ def trace(
         model: the model.
         edits: the facts: an edit set (its old targets are true), ``known_1000``, a file of facts, or rows.
         tokenizer: of a model in memory.
-        data_dir: where the rows come from: ``mini``, a folder, or ``hub``.
+        data_dir: where the rows come from: ``mini``, a folder, or ``hub``; by default ``mini`` for a
+            shipped model and ``hub`` for another.
         split: the split of an edit set.
         variant: published settings, of which the following change what they name: ``hase`` or ``rome``.
         kind: what is restored: ``mlp``, ``attn`` or ``block``, or several; of ``rome`` by default all three.
@@ -513,6 +525,7 @@ def trace(
         >>> study.traced[0].restored.shape[1]
         4
     """
+    from harness.runs.defaults import rows_for
     from harness.studies.causal.tracing import TracePlan, run_traces
     from harness.studies.causal.variants import trace_settings
 
@@ -523,7 +536,10 @@ def trace(
     name, count = _counted(edits)
     report = progress or tell_nobody
     with _model(model, tokenizer, arch, None) as (called, lm):
-        plans = [TracePlan(one, called, name, count, split, str(data_dir), dtype, dict(arch or {})) for one in asked]
+        plans = [
+            TracePlan(one, called, name, count, split, rows_for(model, data_dir), dtype, dict(arch or {}))
+            for one in asked
+        ]
         return list(run_traces(plans, Path(output), device=device, fresh=fresh, report=report, budget=budget, lm=lm))
 
 
@@ -545,7 +561,7 @@ def localize(
     released: str | Sequence[str] = (),
     essence: bool = True,
     split: str = "test",
-    data_dir: str | Path = "mini",
+    data_dir: str | Path | None = None,
     text: str | None = None,
     seed: int = 0,
     dtype: str = "float32",
@@ -576,7 +592,8 @@ def localize(
             ``probes``, ``noise_at``, ``noise_rows``, ``perplexity`` and ``high``, or ``all``.
         essence: whether texts about the subject are scored.
         split: the split of the edit set.
-        data_dir: where the rows come from: ``mini``, a folder, or ``hub``.
+        data_dir: where the rows come from: ``mini``, a folder, or ``hub``; by default ``mini`` for a
+            shipped model and ``hub`` for another.
         text: plain text for second moments.
         seed: of the editors and of the texts about subjects.
         dtype: of a model that is named.
@@ -603,6 +620,7 @@ def localize(
         >>> study.complete
         True
     """
+    from harness.runs.defaults import rows_for
     from harness.studies.localization import localize as study
     from harness.studies.localization.grid_options import grid
 
@@ -611,8 +629,8 @@ def localize(
         asked = grid(
             called, name, count, facts=facts, problems=problems, methods=methods, layers=layers, settings=settings,
             trace_window=trace_window, sigma=sigma, samples=samples, forcing_samples=forcing_samples,
-            released=released, essence=essence, split=split, data_dir=str(data_dir), text=text, seed=seed, dtype=dtype,
-            arch=arch,
+            released=released, essence=essence, split=split, data_dir=rows_for(model, data_dir), text=text, seed=seed,
+            dtype=dtype, arch=arch,
         )  # fmt: skip
         if only_done:
             return study.open_study(asked, Path(output))

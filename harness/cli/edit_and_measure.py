@@ -36,6 +36,7 @@ class PlanOptions:
     eval_at: Annotated[str | None, opt.EVAL_AT] = None
     stop_on_collapse: Annotated[bool, opt.STOP_ON_COLLAPSE] = False
     order: Annotated[str | None, opt.ORDER] = None
+    known_only: Annotated[bool, opt.KNOWN_ONLY] = False
     patch: Annotated[str | None, opt.PATCH] = None
     settings: Annotated[Sequence[str], opt.SET] = ()
     fitted: Annotated[str | None, opt.FITTED] = None
@@ -59,6 +60,7 @@ class PlanOptions:
 
         read = {
             "stop_on_collapse": self.stop_on_collapse or None,
+            "known_only": self.known_only or None,
             "settings": values.settings(self.settings),
             "arch": values.modules(self.arch),
         }
@@ -172,7 +174,7 @@ class FitOptions:
     edits: Annotated[str, opt.EDITS.but(help="What it learns from: NAME, NAME:N, or a file.", default="counterfact")]
     split: Annotated[str, opt.SPLIT.but(default="train")]
     settings: Annotated[Sequence[str], opt.SET]
-    data_dir: Annotated[str, opt.DATA_DIR.but(default="mini")]
+    data_dir: Annotated[str | None, opt.DATA_DIR]
     text: Annotated[
         str | None, opt.TEXT.but(help="Plain text, for editors that read some: a file, a folder, or a Hub data set.")
     ]
@@ -189,10 +191,11 @@ def fit(asked: FitOptions) -> None:
     """Let an editor learn what it needs before its first edit (MEND, REMEDI)."""
     from harness.models.lm import load
     from harness.runs import fitting
+    from harness.runs.defaults import rows_for
 
     settings = values.settings(asked.settings)
     fitting.require_fittable(asked.editor, asked.model, settings=settings, seed=asked.seed, path=asked.output)
-    train = fitting.read_training(asked.edits, asked.data_dir, asked.split)
+    train = fitting.read_training(asked.edits, rows_for(asked.model, asked.data_dir), asked.split)
     lm = load(asked.model, dtype=asked.dtype, device=asked.device, names=values.modules(asked.arch), text=asked.text)
     done = fitting.fit_editor(asked.editor, lm, train, settings=settings, seed=asked.seed, path=asked.output)
     what = f"{done.editor.name} to {asked.model} on {done.examples} examples"

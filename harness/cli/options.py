@@ -42,6 +42,7 @@ __all__ = [
     "HIGH",
     "KIND",
     "KNOWN",
+    "KNOWN_ONLY",
     "LAYERS",
     "LEARN",
     "LIMIT",
@@ -247,10 +248,11 @@ BATCH_SIZE = Option("--batch-size", "Edits of one sequential operation.", int)
 EVAL_AT = Option("--eval-at", "Edit counts to measure at: 0,10,final or every:K.", otherwise="final")
 STOP_ON_COLLAPSE = Option("--stop-on-collapse", "End where the edited model has collapsed.", flag=True)
 ORDER = Option("--order", "The order of the edits.", click.Choice(["file", "random"]), otherwise="file")
+KNOWN_ONLY = Option("--known-only", "Edit only the facts that the unedited model knows.", flag=True)
 PATCH = Option("--patch", "Put back the edits of this file instead of making new ones.")
 SET = Option("--set", "A hyperparameter of the editor.", parameter="settings", many=True, metavar="FIELD=VALUE")
 FITTED = Option("--fitted", "What the editor has learned.", otherwise="that of `harness fit` with these settings")
-DATA_DIR = Option("--data-dir", "Rows: 'mini', a folder, or 'hub'.", otherwise="mini")
+DATA_DIR = Option("--data-dir", "Rows: 'mini', a folder, or 'hub'.", otherwise="mini for shipped models, else hub")
 TEXT = Option("--text", "Plain text for second moments: a file, a folder, or a Hub data set.")
 LIMIT = Option("--limit", "Documents of each task.", int)
 SEED = Option("--seed", "Of everything random.", int, otherwise="0")

@@ -47,7 +47,7 @@ class TraceOptions:
             default="counterfact:200",
         ),
     ]
-    data_dir: Annotated[str, opt.DATA_DIR.but(default="mini")]
+    data_dir: Annotated[str | None, opt.DATA_DIR]
     split: Annotated[str, opt.SPLIT.but(help="The split of an edit set.", default="test")]
     variant: Annotated[str, opt.VARIANT]
     kind: Annotated[str | None, opt.KIND]
@@ -69,6 +69,7 @@ class TraceOptions:
         Raises:
             UsageError: an option cannot be read.
         """
+        from harness.runs.defaults import rows_for
         from harness.runs.plan import parse_edits
         from harness.studies.causal.tracing import TracePlan
         from harness.studies.causal.variants import trace_settings
@@ -87,10 +88,8 @@ class TraceOptions:
             high=self.high,
         )
         name, count = parse_edits(self.edits)
-        parts = values.modules(self.arch)
-        return [
-            TracePlan(one, self.model, name, count, self.split, self.data_dir, self.dtype, parts) for one in settings
-        ]
+        parts, rows = values.modules(self.arch), rows_for(self.model, self.data_dir)
+        return [TracePlan(one, self.model, name, count, self.split, rows, self.dtype, parts) for one in settings]
 
 
 @click.command(
@@ -155,7 +154,7 @@ class LocalizeOptions:
     released: Annotated[str | None, opt.RELEASED]
     no_essence: Annotated[bool, opt.NO_ESSENCE]
     split: Annotated[str, opt.SPLIT.but(default="test")]
-    data_dir: Annotated[str, opt.DATA_DIR.but(default="mini")]
+    data_dir: Annotated[str | None, opt.DATA_DIR]
     text: Annotated[str | None, opt.TEXT]
     seed: Annotated[int, opt.SEED.but(default=0)]
     dtype: Annotated[str, opt.DTYPE.but(default="float32")]
@@ -167,6 +166,7 @@ class LocalizeOptions:
         Raises:
             UsageError: an option cannot be read.
         """
+        from harness.runs.defaults import rows_for
         from harness.runs.plan import parse_edits
         from harness.studies.localization.grid_options import grid
 
@@ -185,7 +185,7 @@ class LocalizeOptions:
             released=self.released or (),
             essence=not self.no_essence,
             split=self.split,
-            data_dir=self.data_dir,
+            data_dir=rows_for(self.model, self.data_dir),
             text=self.text,
             seed=self.seed,
             dtype=self.dtype,
@@ -274,7 +274,7 @@ class BenchOptions:
     cases: Annotated[int, opt.CASES]
     learn: Annotated[int | None, opt.LEARN]
     settings: Annotated[Sequence[str], opt.SET.but(help="A hyperparameter of the editors.")]
-    data_dir: Annotated[str, opt.DATA_DIR.but(default="mini")]
+    data_dir: Annotated[str | None, opt.DATA_DIR]
     entity_layer: Annotated[int | None, opt.ENTITY_LAYER]
     tokens: Annotated[
         int | None, opt.TOKENS.but(help="Of each sampled text, its prompt counted.", otherwise="100; bios: 150")
@@ -289,6 +289,7 @@ class BenchOptions:
         Raises:
             UsageError: an option cannot be read.
         """
+        from harness.runs.defaults import rows_for
         from harness.studies.remedi.benching import BenchPlan, usual
 
         return BenchPlan(
@@ -298,7 +299,7 @@ class BenchOptions:
             cases=self.cases,
             learn=self.learn,
             settings=values.settings(self.settings),
-            data_dir=self.data_dir,
+            data_dir=rows_for(self.model, self.data_dir),
             entity_layer=self.entity_layer,
             tokens=self.tokens,
             seed=self.seed,
@@ -350,7 +351,7 @@ class ContractOptions:
     model: Annotated[str, opt.MODEL.but(default="mini")]
     settings: Annotated[Sequence[str], opt.SET]
     edits: Annotated[str, opt.EDITS.but(help="The set whose first edits are made.", default="counterfact")]
-    data_dir: Annotated[str, opt.DATA_DIR.but(default="mini")]
+    data_dir: Annotated[str | None, opt.DATA_DIR]
     text: Annotated[str | None, opt.TEXT]
     dtype: Annotated[str, opt.DTYPE.but(default="float32")]
     device: Annotated[str | None, opt.DEVICE]
@@ -366,12 +367,13 @@ def contract(asked: ContractOptions) -> None:
     """
     from harness.errors import CheckFailed
     from harness.models.lm import load
+    from harness.runs.defaults import rows_for
     from harness.studies.contract import contract as study
 
     recipe, settings = study.recipe_of(asked.editor), values.settings(asked.settings)
     lm = load(asked.model, dtype=asked.dtype, device=asked.device, names=values.modules(asked.arch), text=asked.text)
     with terminal.watched() as report:
-        where = {"edits": asked.edits, "data_dir": asked.data_dir}
+        where = {"edits": asked.edits, "data_dir": rows_for(asked.model, asked.data_dir)}
         found = study.run_contract(recipe, lm, settings=settings, progress=report, **where)
     title = f"{recipe.name} on {asked.model}"
     terminal.write_table(terminal.plain_table(title, study.COLUMNS, [one.row for one in found]))

@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     import datasets
 
 __all__ = [
+    "MINI",
+    "PUBLISHED",
     "TASKS",
     "Dataset",
     "Provenance",

@@ -9,6 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from harness.errors import DataError, near
+from harness.io import hub
 
 __all__ = ["read_documents", "require_text"]
 
@@ -95,9 +96,14 @@ def _text_of(line: str, path: Path, number: int) -> str:
 
 
 def _hub(source: str) -> Iterator[str]:
+    reason = hub.unreachable()
+    if reason is not None:
+        raise DataError(
+            f"{source}: the Hub text cannot be read ({reason}); without a network give a text with --text FILE"
+        )
+    name, config, revision = _hub_parts(source)
     import datasets  # it takes a second to import, and most runs do not need it
 
-    name, config, revision = _hub_parts(source)
     try:
         rows = datasets.load_dataset(name, config, split="train", revision=revision, streaming=True)
         for row in rows:

@@ -14,7 +14,7 @@ from harness.models.reading import require_causal
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["borrowed", "called", "named", "wrapped"]
+__all__ = ["borrowed", "called", "named", "ships", "wrapped"]
 
 
 def wrapped(
@@ -47,7 +47,7 @@ def wrapped(
     if tokenizer is None:
         raise UsageError(f"a {type(model).__name__} in memory comes without its tokenizer; give tokenizer=...")
     lm = LM.wrap(
-        model, tokenizer, name=called(model), names=arch, text=text or ("mini" if _ships(model) else "wikitext")
+        model, tokenizer, name=called(model), names=arch, text=text or ("mini" if ships(model) else "wikitext")
     )
     lm.check_finite()
     _ = lm.start  # tells of a tokenizer without one before anything is measured
@@ -58,7 +58,7 @@ def wrapped(
 def called(model: PreTrainedModel) -> str:
     """The name of a model in memory: that of its configuration, or its class."""
     name = str(getattr(model.config, "name_or_path", "") or "")
-    return Path(name).name if _ships(model) else name or type(model).__name__
+    return Path(name).name if ships(model) else name or type(model).__name__
 
 
 def named(lm: LM) -> str:
@@ -66,7 +66,8 @@ def named(lm: LM) -> str:
     return f"{type(lm.model).__name__}:{lm.name}@{lm.fingerprint()}"
 
 
-def _ships(model: PreTrainedModel) -> bool:
+def ships(model: PreTrainedModel) -> bool:
+    """Whether a model in memory is one that ships with the package."""
     name = str(getattr(model.config, "name_or_path", "") or "")
     return bool(name) and Path(name) in shipped().values()
 

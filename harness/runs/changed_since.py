@@ -35,7 +35,8 @@ def changed_since(record: Record, resolved: Resolved, *, load_model: bool = True
 
 def _changed(record: Record, resolved: Resolved) -> Iterator[str]:
     plan = resolved.plan
-    if record.edits.get("sha256") != edits_sha256(resolved.edits):
+    asked = record.edits.get("known", {}).get("sha256", record.edits.get("sha256"))  # known facts alone are fewer
+    if asked != edits_sha256(resolved.edits):
         yield "edits"
     if record.editor.get("sources", {}) != resolved.recipe.sources:
         yield "files of editors"

@@ -54,7 +54,8 @@ def edits_source(given: str | Path | Sequence[Edit | Mapping[str, object]], data
         return {}
     else:
         name = str(own_rows.keep_rows(given))
-    return {"edits": name, "split": "test", "data_dir": data_dir, "order": "file", "seed": 0}
+    where = {"data_dir": data_dir} if name in tasks.edit_sets() else {}  # rows of one's own lie in no data folder
+    return {"edits": name, "split": "test", **where, "order": "file", "seed": 0}
 
 
 def require_editor(given: str | Editor, settings: Mapping[str, object]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from harness.editing.schedule import Stop
 from harness.errors import HarnessError, UsageError
-from harness.exam import collapse, measure, neutral_text, numbers, tasks
+from harness.exam import collapse, data, measure, neutral_text, numbers, tasks
 from harness.exam.adapter import EditedLM
 from harness.exam.measure import Measured
 from harness.patches.patch import Patch, patched
@@ -20,11 +21,13 @@ from harness.runs.writer import RecordWriter
 
 __all__ = ["Measuring", "neutral_texts"]
 
+log = logging.getLogger(__name__)
+
 
 def neutral_texts(ready: Prepared, record: Record) -> neutral_text.Texts | None:
-    """Text that no edit is about; None for isolated edits and where there is none at hand, and the record says why.
+    """Text that no edit is about; None for isolated edits, and where there is none, which a line and the record say.
 
-    Nothing is downloaded for it unless the plan names it.
+    It is downloaded only for a plan that names it, or whose rows come from the Hub too.
 
     Args:
         ready: the run.
@@ -34,11 +37,12 @@ def neutral_texts(ready: Prepared, record: Record) -> neutral_text.Texts | None:
     if plan.mode == "isolated":
         return None
     try:
-        if source != "mini" and plan.text is None and not Path(source).exists():
+        if source != "mini" and plan.text is None and plan.data_dir != data.PUBLISHED and not Path(source).exists():
             raise UsageError("there is no plain text on this machine; name one with --text")
         found = neutral_text.texts(ready.lm)
     except HarnessError as error:
         record.data[neutral_text.NAME] = {"source": source, "reason": str(error)}
+        log.warning("%s is not measured: %s", neutral_text.NAME, error)
         return None
     record.headlines[neutral_text.NAME] = "kl"
     record.data[neutral_text.NAME] = {"source": source, "sha256": found.sha256, "rows": len(found.rows)}

@@ -12,6 +12,7 @@ from harness.editing import learned_file
 from harness.editing.directions import LIKELIHOOD
 from harness.editing.edit import Edit
 from harness.exam import chance, data, tasks
+from harness.exam.knowledge import NEW_TOKENS
 from harness.runs.identity import differing, digest
 from harness.runs.prepare import Prepared
 from harness.runs.record import Record
@@ -80,7 +81,17 @@ def _edits(ready: Prepared) -> dict[str, Any]:
         **({"joins": joins} if joins else {}),
         **({"spread": ready.spread} if ready.spread else {}),
         "warnings": ready.warnings,
+        **_known(ready),
     }
+
+
+def _known(ready: Prepared) -> dict[str, Any]:
+    """How many of the facts the model knows; of a run on those alone also the hash of all that were asked for."""
+    if ready.knowledge is None:
+        return {}
+    asked = {"sha256": edits_sha256(ready.asked)} if ready.resolved.plan.known_only else {}
+    rule = f"in the greedy continuation of {NEW_TOKENS} tokens"
+    return {"known": {"rule": rule, "asked": ready.knowledge.asked, "count": len(ready.knowledge.known), **asked}}
 
 
 def edits_sha256(edits: Sequence[Edit]) -> str:

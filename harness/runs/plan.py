@@ -51,6 +51,7 @@ class Plan:
         stop_on_collapse: whether the run ends where a tripwire is set off.
         patch: a file of saved edits, which are put back instead of edited; None to edit.
         exam: the parts of the edit set's exam that are asked, such as ``probability``; none for all of it.
+        known_only: whether only the facts that the unedited model knows are edited (:mod:`harness.exam.knowledge`).
     """
 
     model: str = "mini"
@@ -74,6 +75,7 @@ class Plan:
     stop_on_collapse: bool = False
     patch: str | None = None
     exam: tuple[str, ...] = ()
+    known_only: bool = False
 
     def __post_init__(self) -> None:
         for name in ("num_edits", "limit"):
@@ -169,7 +171,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("settings", "arch"), (dict,)),
     **dict.fromkeys(("tasks", "exam"), (tuple,)),
     "seed": (int,),
-    "stop_on_collapse": (bool,),
+    **dict.fromkeys(("stop_on_collapse", "known_only"), (bool,)),
 }
 
 

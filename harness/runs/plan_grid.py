@@ -17,6 +17,7 @@ from typing import Any
 
 from harness.errors import UsageError
 from harness.io.files import at_home
+from harness.runs.defaults import rows_for
 from harness.runs.plan import NO_EDITS, UNEDITED, Plan, parse_edits
 
 __all__ = ["expand", "plans"]
@@ -106,6 +107,8 @@ def _plan(values: dict[str, Any], options: Mapping[str, Any], where: str) -> Pla
     for key in _MAPPINGS:
         known = values.get(key, {})  # what is no mapping is left for the plan to refuse
         values[key] = {**known, **(options.get(key) or {})} if isinstance(known, dict) else known
+    if values.get("data_dir") is None and isinstance(values.get("model", ""), str):
+        values["data_dir"] = rows_for(values.get("model", Plan.model))
     return Plan.from_json(values, where)
 
 

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness.editing import learned_file, schedule
+from harness.editing.edit import Edit
 from harness.editing.editor import Editor
 from harness.editing.registry import editor_names, find
 from harness.editing.replay import replay
-from harness.errors import ModelError
-from harness.exam import tasks
+from harness.errors import ModelError, UsageError
+from harness.exam import data, tasks
+from harness.exam.knowledge import Knowledge, known_edits
+from harness.io.nobody import tell_nobody
 from harness.models.guard import Guard
 from harness.models.lm import LM, load, require_device
 from harness.patches.patch import require_plain
 from harness.runs import handed
+from harness.runs.defaults import rows_for
 from harness.runs.resolve import Resolved
 
 __all__ = ["VOID", "Prepared", "prepare_run"]
+
+log = logging.getLogger(__name__)
 
 VOID = "this run's numbers are void"
 
@@ -28,13 +35,15 @@ class Prepared:
     """A plan with its model.
 
     Attributes:
-        resolved: the plan, and what it names.
+        resolved: the plan, and what it names; of known facts alone, where the plan says so.
         lm: the unedited model.
         guard: what it was before the editor saw it.
         editor: the configured editor, with what it has learned.
         suite: what is examined; the edits come first.
         warnings: what is said twice or in two ways in the edits.
         spread: the reported tasks of which document ``i`` is scored under edit ``i mod n``, where edits are isolated.
+        knowledge: what the model knows of the facts that are edited; None where nothing is edited, or no row says.
+        asked: the edits that the plan names, known or not.
     """
 
     resolved: Resolved
@@ -44,14 +53,19 @@ class Prepared:
     suite: tasks.Suite
     warnings: list[str]
     spread: list[str]
+    knowledge: Knowledge | None
+    asked: tuple[Edit, ...]
 
 
-def prepare_run(resolved: Resolved, device: str | None = None) -> Prepared:
+def prepare_run(
+    resolved: Resolved, device: str | None = None, report: Callable[[str, int, int], None] = tell_nobody
+) -> Prepared:
     """Load the model, and see that the editor and the tasks can be used with it.
 
     Args:
         resolved: the plan, and what it names.
         device: where the model goes; None for an accelerator where there is one.
+        report: told what is done, how far it is, and how much there is.
 
     Raises:
         HarnessError: something cannot be used.
@@ -60,10 +74,13 @@ def prepare_run(resolved: Resolved, device: str | None = None) -> Prepared:
     require_device(device)
     plan = resolved.plan
     lm = resolved.lm or load(plan.model, dtype=plan.dtype, device=device, names=plan.arch or None, text=resolved.text)
+    _warn_of_mini_rows(resolved, lm)
     guard = Guard.of(lm)
     editor = _editor(resolved, lm)
     _require_layers(resolved, lm, editor)
     schedule.require_editable(editor, lm, resolved.edits, mode=resolved.mode)
+    asked, knowledge = resolved.edits, _knowledge(resolved, lm, report)
+    resolved = _of_known(resolved, knowledge) if knowledge and plan.known_only else resolved
     suite = tasks.load_suite(
         plan.tasks,
         edit_set=resolved.edit_set,
@@ -76,7 +93,53 @@ def prepare_run(resolved: Resolved, device: str | None = None) -> Prepared:
     )
     spread = suite.spread(resolved.edit_set) if resolved.edits_any and resolved.mode == "isolated" else []
     guard.require(VOID, weights=False, before=f" before {editor.name} was configured")
-    return Prepared(resolved, lm, guard, editor, suite, schedule.duplicates(resolved.edits), spread)
+    return Prepared(resolved, lm, guard, editor, suite, schedule.duplicates(resolved.edits), spread, knowledge, asked)
+
+
+def _warn_of_mini_rows(resolved: Resolved, lm: LM) -> None:
+    """Say so where a model that does not ship is asked about the invented world of those that do."""
+    plan, asked = resolved.plan, [*resolved.plan.tasks]
+    if resolved.edit_set not in (None, tasks.OWN):
+        asked.append(plan.edits)
+    if plan.data_dir == data.MINI and asked and rows_for(plan.model if resolved.lm is None else lm) != data.MINI:
+        log.warning(
+            "%s: the shipped rows of %s are of an invented world, which only the shipped models have read; "
+            "--data-dir FOLDER or hub gives real ones",
+            lm.name,
+            ", ".join(asked),
+        )
+
+
+def _knowledge(resolved: Resolved, lm: LM, report: Callable[[str, int, int], None]) -> Knowledge | None:
+    """Ask the model for the facts that are to be edited, and tell how many it knows."""
+    plan, what = resolved.plan, f"which facts of {Path(resolved.plan.edits).name} the model knows"
+    if not resolved.edits_any or plan.patch or not any(edit.target_old for edit in resolved.edits):
+        return None
+    found = known_edits(lm, resolved.edits, lambda done, total: report(what, done, total))
+    line = f"{Path(plan.edits).name}: {found.line}"
+    if len(found.known) < found.asked and not plan.known_only:
+        log.warning("%s; an edit of what it does not know shows less (--known-only leaves those out)", line)
+    else:
+        report(line, 0, 0)
+    return found
+
+
+def _of_known(resolved: Resolved, knowledge: Knowledge) -> Resolved:
+    """The run on the known facts alone; its plan, which names the record, stays.
+
+    Raises:
+        UsageError: the model knows none, or a stop lies beyond those that it knows.
+    """
+    plan = resolved.plan
+    kept = [(edit, row) for edit, row in zip(resolved.edits, resolved.rows, strict=True) if edit.id in knowledge.known]
+    if not kept:
+        raise UsageError(
+            f"{plan.model} knows none of the {knowledge.asked} facts of {plan.edits}, so that known_only leaves "
+            "nothing; name more of them or another set, or leave --known-only out"
+        )
+    stops = schedule.stops(plan.eval_at, len(kept), mode=resolved.mode, batch_size=plan.batch_size)
+    edits, rows = zip(*kept, strict=True)
+    return replace(resolved, edits=edits, rows=rows, stops=tuple(stops))
 
 
 def _editor(resolved: Resolved, lm: LM) -> Editor:

@@ -63,6 +63,7 @@ class _Plan(TypedDict, total=False):
     stop_on_collapse: bool
     patch: str | None
     exam: list[str]
+    known_only: bool
 
 
 class _Model(TypedDict, total=False):
@@ -82,6 +83,13 @@ class _Editor(TypedDict, total=False):
     sources: dict[str, str]
 
 
+class _Knowledge(TypedDict):
+    rule: str
+    asked: Count
+    count: Count
+    sha256: NotRequired[str]
+
+
 class _Edits(TypedDict, total=False):
     dataset: str
     count: Count
@@ -91,6 +99,7 @@ class _Edits(TypedDict, total=False):
     sha256: str
     mode: str
     warnings: list[str]
+    known: _Knowledge
 
 
 class _KeptValues(TypedDict):

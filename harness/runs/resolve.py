@@ -108,7 +108,10 @@ def resolve(plan: Plan, *, lm: LM | None = None, editor: Editor | None = None) -
     schedule.operations(0, mode, size)  # tells of a mode that does not exist before any row is read
     # The order of saved edits was drawn of all rows of their run; a file of an earlier version does not say how many.
     rows = _rows(plan, about.get("of", plan.num_edits))
-    drawn = _ordered(rows, plan)[: plan.num_edits]
+    drawn = _ordered(rows, plan)
+    if about.get("known_only"):  # the patch was made of some of its rows alone
+        drawn = [(row, edit) for row, edit in drawn if edit.id in about["ids"]]
+    drawn = drawn[: plan.num_edits]
     unedited = plan.editor == UNEDITED and editor is None and not plan.patch
     if not rows and not plan.tasks and unedited:
         raise UsageError("nothing is asked of the model; name tasks with --tasks, or edits with --edits")
@@ -117,6 +120,11 @@ def resolve(plan: Plan, *, lm: LM | None = None, editor: Editor | None = None) -
             f"edits is '{NO_EDITS}', so there is nothing to edit or to put back; name an edit set or a file"
         )
     edits = tuple(edit for _, edit in drawn)
+    if plan.known_only and not any((edit.target_old or "").strip() for edit in edits):
+        raise UsageError(
+            f"known_only: no row of {plan.edits} says what is true before the edit (target_old), so that no fact can "
+            "be known; give rows that do, or leave --known-only out"
+        )
     if not unedited and not plan.patch:
         schedule.require_able(method, edits, mode)
     return Resolved(

@@ -42,10 +42,12 @@ def save_edits(folder: Path, record: Record, *, ready: Prepared, stop: Stop) -> 
         UsageError: the file cannot be written.
     """
     plan, edits = ready.resolved.plan, ready.resolved.edits
+    known = {"known_only": True} if plan.known_only else {}
     about = {
         **{key: getattr(plan, key) for key in _FROM_PLAN},
         "num_edits": stop.edits,
-        "of": len(edits),
+        "of": len(ready.asked),
+        **known,
         "ids": [edit.id for edit in edits[: stop.edits]],
         "label": ready.editor.label(),
         "hyperparameters": ready.editor.hyperparameters(),

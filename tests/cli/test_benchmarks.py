@@ -37,7 +37,7 @@ def test_a_benchmark_of_the_shipped_model(harness: Callable[..., Any], tmp_path:
 
 
 def test_facts_of_every_method(harness: Callable[..., Any], checkpoint: Callable[..., Path], tmp_path: Path) -> None:
-    common = ("--model", checkpoint("gpt2"), "--cases", "6", "--learn", "4", *QUICK)
+    common = ("--model", checkpoint("gpt2"), "--data-dir", "mini", "--cases", "6", "--learn", "4", *QUICK)
     done = harness("bench", "facts", *common, "--output", tmp_path)
     assert (done.code, done.err) == (0, "")
     results = record_in(tmp_path)["results"]
@@ -53,7 +53,7 @@ def test_facts_of_every_method(harness: Callable[..., Any], checkpoint: Callable
 
 
 def test_fact_classification(harness: Callable[..., Any], checkpoint: Callable[..., Path], tmp_path: Path) -> None:
-    common = ("--model", checkpoint("gpt2"), "--cases", "8", "--learn", "6", *QUICK)
+    common = ("--model", checkpoint("gpt2"), "--data-dir", "mini", "--cases", "8", "--learn", "6", *QUICK)
     done = harness("bench", "fact-classification", *common, "--output", tmp_path, "--published")
     assert (done.code, done.err) == (0, "")
     assert "published" in done.out

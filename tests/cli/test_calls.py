@@ -20,7 +20,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from harness.editing.patch_file import save_patch
-from harness.errors import ModelError
+from harness.errors import DataError, ModelError
+from harness.io.plain_text import read_documents
 from harness.models import lm as loading
 from harness.patches.patch import Part, Patch
 
@@ -229,6 +230,8 @@ def test_a_hub_that_does_not_answer_is_told_in_seconds(monkeypatch: pytest.Monke
     started = time.monotonic()
     with pytest.raises(ModelError, match="nobody/nothing: cannot be loaded"):
         loading.load("nobody/nothing")
+    with pytest.raises(DataError, match=r"wikitext: the Hub text cannot be read .*127.0.0.1 does not answer"):
+        next(read_documents("wikitext"))
     assert time.monotonic() - started < 20
 
 

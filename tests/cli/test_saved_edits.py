@@ -27,7 +27,20 @@ def edited(harness: Harness, checkpoint: Callable[..., Path], nudge: str, tmp_pa
     rows = tmp_path / "my.jsonl"
     rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     model, out = checkpoint("gpt2"), tmp_path / "runs"
-    options = ["--edits", rows, "--mode", "batch", "--tasks", "NLI", "--limit", 6, "--device", "cpu"]
+    options = [
+        "--edits",
+        rows,
+        "--mode",
+        "batch",
+        "--tasks",
+        "NLI",
+        "--limit",
+        6,
+        "--device",
+        "cpu",
+        "--data-dir",
+        "mini",
+    ]
     done = harness("run", "--model", model, "--editor", nudge, "--set", "scale=6.0", *options, "--output", out)
     assert done.code == 0, done.err
     (patch,) = out.glob("*.safetensors")

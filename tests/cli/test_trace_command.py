@@ -15,7 +15,18 @@ QUICK = ("--samples", "2", "--device", "cpu", "--known", "all")
 @pytest.fixture
 def command(checkpoint: Callable[..., Path], tmp_path: Path) -> tuple[str, ...]:
     model = str(checkpoint("gpt2"))
-    return ("trace", "--model", model, "--edits", "counterfact:3", "--output", str(tmp_path / "out"), *QUICK)
+    return (
+        "trace",
+        "--model",
+        model,
+        "--edits",
+        "counterfact:3",
+        "--data-dir",
+        "mini",
+        "--output",
+        str(tmp_path / "out"),
+        *QUICK,
+    )
 
 
 def test_a_study_of_several_kinds_and_windows(

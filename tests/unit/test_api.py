@@ -281,7 +281,7 @@ def test_edits_come_from_a_set_a_file_rows_or_objects(fresh: Callable[..., LM], 
     for given in (ROWS, plain, [plain[0], ROWS[1]], file, str(file)):
         with harness.edit(lm, None, Nudge(), given) as edited:  # type: ignore[arg-type]
             assert list(edited.edits) == plain
-    with harness.edit(lm, None, Nudge(), "counterfact:2") as edited:
+    with harness.edit(lm, None, Nudge(), "counterfact:2", data_dir="mini") as edited:
         assert len(edited.edits) == 2
     with harness.edit(lm, None, Nudge(), [{"prefix": "No one", "suffix": "knows"}], mode="sequential") as edited:
         assert edited.edits == (Edit("1", "No one", None, "knows"),)
@@ -314,12 +314,12 @@ def test_saved_edits_are_measured_again(tmp_path: Path) -> None:
 def test_a_model_is_measured_on_tasks_alone(fresh: Callable[..., LM], tmp_path: Path) -> None:
     lm = fresh("gpt2")
     with same_process():
-        record = harness.evaluate(lm.model, "NLI", tokenizer=lm.tokenizer, limit=3, output=tmp_path)
+        record = harness.evaluate(lm.model, "NLI", tokenizer=lm.tokenizer, data_dir="mini", limit=3, output=tmp_path)
     assert [(point["edits"], list(point["tasks"])) for point in record.points] == [(0, ["NLI"])]
     assert record.tasks(0)["NLI"]["accuracy"]["n"] == 3 and record.edits["count"] == 0
     with harness.edit(lm, None, Nudge(scale=30.0), ROWS) as edited:
         path = edited.save(tmp_path / "rows.safetensors")
-    again = harness.evaluate(lm, "NLI", patch=path, limit=3)
+    again = harness.evaluate(lm, "NLI", patch=path, data_dir="mini", limit=3)
     assert [(point["edits"], list(point["tasks"])[:2]) for point in again.points] == [
         (n, ["own", "NLI"]) for n in (0, 2)
     ]

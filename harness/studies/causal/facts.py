@@ -6,28 +6,19 @@ Sources: Meng et al. 2022 (ROME, arXiv 2202.05262), appendix B.1; Hase et al. 20
 from __future__ import annotations
 
 import json
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
+from typing import Any
 
 from harness.editing.edit import Edit
 from harness.errors import DataError
 from harness.exam import data
-from harness.models.activations import row_portions
+from harness.exam.knowledge import Known, Report, continuations, says
 from harness.models.lm import LM
 
-__all__ = ["Asked", "Fact", "Known", "Report", "Skipped", "known_facts", "read_facts", "tokenise_fact"]
-
-Known = Literal["continuation", "prediction", "all"]
-"""Which facts are looked at: those whose object is in the greedy continuation (Hase et al.), those whose object is the
-most probable next token (Meng et al.), or all."""
-
-Report = Callable[[int, int], None]
-"""Told how much is done, and how much there is."""
+__all__ = ["Asked", "Fact", "Skipped", "known_facts", "read_facts", "tokenise_fact"]
 
 
 @dataclass(frozen=True)
@@ -160,38 +151,10 @@ def known_facts(
     if which == "all":
         yield from asked
         return
-    continued = _continued(lm, asked, new_tokens if which == "continuation" else 1, report, budget)
-    for one, text in zip(asked, continued, strict=True):
+    length = new_tokens if which == "continuation" else 1
+    for one, text in zip(
+        asked, continuations(lm, [one.prompt for one in asked], length, report, budget=budget), strict=True
+    ):
         wanted, said = str(one.fact.object).strip(), text.strip()
-        right = wanted.lower() in said.lower() if which == "continuation" else wanted == said
+        right = says(said, wanted, which)
         yield one if right else Skipped(one.fact, "unknown to the model", f"expected '{wanted}', it says '{said}'")
-
-
-def _continued(lm: LM, asked: Sequence[Asked], new_tokens: int, report: Report, budget: int) -> list[str]:
-    """Greedy continuations; prompts of one length share a pass, so that nothing is padded."""
-    same: dict[int, list[int]] = defaultdict(list)
-    for i, one in enumerate(asked):
-        same[len(one.prompt)].append(i)
-    found, done = [""] * len(asked), 0
-    for length, members in same.items():
-        room = min(new_tokens, lm.context - length)
-        for portion in row_portions([[length + room]] * len(members), budget):
-            rows = [members[i] for i in portion]
-            for i, text in zip(rows, _greedy(lm, [asked[i].prompt for i in rows], room), strict=True):
-                found[i] = text
-            done += len(rows)
-            report(done, len(asked))
-    return found
-
-
-def _greedy(lm: LM, prompts: Sequence[tuple[int, ...]], new_tokens: int) -> list[str]:
-    """What the model says after prompts of one length."""
-    if new_tokens < 1:
-        return [""] * len(prompts)
-    ids = torch.tensor(prompts, device=lm.device)
-    pad = lm.pad
-    with lm.plain_generation(), torch.no_grad():
-        rows = lm.model.generate(  # type: ignore[operator]
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens, do_sample=False, pad_token_id=pad
-        )
-    return [str(lm.tokenizer.decode(row[ids.shape[1] :], skip_special_tokens=True)) for row in rows]

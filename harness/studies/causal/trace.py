@@ -21,11 +21,12 @@ from torch import Tensor
 
 from harness.editing.edit import Edit
 from harness.errors import DataError, UsageError, near
+from harness.exam.knowledge import Known, Report
 from harness.exam.span_scores import wide_head
 from harness.io.nobody import tell_nobody
 from harness.models.lm import LM
 from harness.patches.delta import double
-from harness.studies.causal.facts import Asked, Fact, Known, Report, Skipped, known_facts, tokenise_fact
+from harness.studies.causal.facts import Asked, Fact, Skipped, known_facts, tokenise_fact
 from harness.studies.causal.restore import Kind, Overwriting, Pass, Restorer
 
 __all__ = [
@@ -69,7 +70,7 @@ class TraceSettings:
         seed: of the noise; texts of one shape get the same noise, as in both programs.
         answer: what is explained: the true ``object``, all of its tokens, or the model's own most probable next token
             (``prediction``, Meng et al.).
-        known: the correctness filter, see :data:`harness.studies.causal.facts.Known`.
+        known: the correctness filter, see :data:`harness.exam.knowledge.Known`.
         new_tokens: the length of the continuation in which the filter looks.
         threshold: the least ``p_clean``; Hase et al. ask for 0.02 for Fact Erasure (their program always).
         high: what a fraction is measured against: ``clean``, the probability without noise, or ``max``, the greatest of

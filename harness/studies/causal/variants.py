@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, get_args
 
 from harness.errors import UsageError, near
-from harness.studies.causal.facts import Known
+from harness.exam.knowledge import Known
 from harness.studies.causal.restore import Kind
 from harness.studies.causal.trace import TraceSettings, preset
 

@@ -22,6 +22,7 @@ from harness.errors import UsageError, near
 from harness.exam.canonical import SETS
 from harness.io.files import at_home
 from harness.models.lm import load
+from harness.runs.defaults import rows_for
 from harness.runs.plan import Plan
 from harness.runs.resolve import resolve
 from harness.studies.sweeps import trial
@@ -49,7 +50,7 @@ class Sweep:
         configurations: how many are drawn in each cell: published are 25 (Backpack) and 10.
         seeds: how often the chosen one is trained on the test pair.
         balls: tolerances.
-        data_dir: where the rows come from.
+        data_dir: where the rows come from; of a file by default ``mini`` for a shipped model and ``hub`` for others.
         dtype: of the model.
         seed: of the draws.
         cpus: of one training.
@@ -110,6 +111,7 @@ class Sweep:
         for key, kind in _TYPES.items():
             if key in chosen:
                 chosen[key] = kind(chosen[key], f"{where}: '{key}'")
+        chosen.setdefault("data_dir", rows_for(chosen.get("model", cls.model)))
         return cls(**chosen)
 
 

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from editors.memit import Memit
 from editors.rome import Rome
 from harness.errors import DataError, NumericalError
+from harness.io import hub
 from harness.io.plain_text import read_documents
 from harness.methods import second_moments
 from harness.methods.second_moments import Moment, accumulate_moments, cached_moments, moments, verify_cached
@@ -248,6 +249,7 @@ def test_without_a_network_the_error_says_what_to_give(monkeypatch, source):
     def offline(*args: object, **kwargs: object) -> object:
         raise ConnectionError("Offline mode is enabled.\nmore")
 
+    monkeypatch.setattr(hub, "unreachable", lambda: None)
     monkeypatch.setattr(datasets, "load_dataset", offline)
     with pytest.raises(DataError, match=r"Offline mode is enabled.*give a text with --text FILE"):
         list(read_documents(source))
@@ -262,6 +264,7 @@ def test_hub_texts_are_read_at_a_fixed_commit(monkeypatch):
         asked.update(rest, name=name, config=config)
         return [{"text": " A text. "}, {"text": "  "}]
 
+    monkeypatch.setattr(hub, "unreachable", lambda: None)
     monkeypatch.setattr(datasets, "load_dataset", load)
     assert list(read_documents("wikitext")) == ["A text."]
     assert asked["streaming"] is True

@@ -36,6 +36,7 @@ OTHER: dict[str, Any] = {
     "stop_on_collapse": True,
     "patch": "memit.safetensors",
     "exam": ("probability",),
+    "known_only": True,
 }
 
 
