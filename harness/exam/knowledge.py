@@ -65,7 +65,13 @@ def known_edits(lm: LM, edits: Sequence[Edit], report: Report, *, budget: int = 
 
 
 def says(text: str, wanted: str, which: Known) -> bool:
-    """Whether a continuation gives an answer: holds it, whatever the capitals, or as a prediction is it."""
+    """Whether a continuation gives an answer.
+
+    Args:
+        text: the continuation.
+        wanted: the answer.
+        which: ``continuation``: it holds the answer, whatever the capitals; ``prediction``: it is the answer.
+    """
     said, answer = text.strip(), wanted.strip()
     return which == "all" or (answer.lower() in said.lower() if which == "continuation" else answer == said)
 
