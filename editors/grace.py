@@ -19,7 +19,7 @@ from torch import Tensor
 from harness.editing.edit import Edit
 from harness.editing.editor import Editor
 from harness.editing.hyperparameters import Count, NotNegative, Positive
-from harness.errors import NumericalError, UsageError
+from harness.errors import ModelError, NumericalError, UsageError
 from harness.methods.descent import first_matrix
 from harness.methods.keys import layer_at_depth
 from harness.methods.supervised_tokens import SupervisedTokens, supervise_target
@@ -260,6 +260,27 @@ class Grace(Editor):
         """The module whose output is replaced."""
         return [self._module(lm)]
 
+    def require(self, lm: LM) -> None:
+        """See that the site's output follows from what enters it, as a value is looked up by that alone.
+
+        Raises:
+            ModelError: it does not, or cannot be computed.
+        """
+        super().require(lm)
+        name = self._module(lm)
+        seen = capture_activations(lm, lm.batch([lm.encode("The name of")]), inputs=[name], outputs=[name])
+        try:
+            with torch.no_grad():
+                own = first_output(lm.module(name).forward(seen.inputs[name])).reshape(seen.outputs[name].shape)
+            same = torch.allclose(own, seen.outputs[name], rtol=1e-2, atol=1e-2 * float(own.abs().max()))
+        except (TypeError, AttributeError, IndexError, KeyError, ValueError, RuntimeError):
+            same = False
+        if not same:
+            raise ModelError(
+                f"{lm.name}: '{name}' needs more than what enters it, but grace looks a value up by that alone; take "
+                "--set site=down, or another editor"
+            )
+
     def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:
         """One edit after the other; the memory is the codebook."""
         if memory is not None and not isinstance(memory, Codebook):
@@ -305,7 +326,8 @@ class Grace(Editor):
         at = rows.column[0]
         entered = capture_activations(lm, rows.batch, inputs=[name]).inputs[name][0, at]
         with torch.no_grad():
-            output = first_output(lm.module(name).forward(entered[None]))[0]
+            # Experts take rows and columns of tokens.
+            output = first_output(lm.module(name).forward(entered[None, None])).reshape(-1)
         return at_least_float32(entered), at_least_float32(output)
 
     def _trained(self, lm: LM, book: Codebook, cell: int, start: Tensor, rows: SupervisedTokens) -> Tensor:

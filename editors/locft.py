@@ -17,7 +17,7 @@ from harness.editing.edit import Edit
 from harness.editing.editor import Editor
 from harness.editing.hyperparameters import Count, NotNegative, Positive
 from harness.methods.descent import DescentSettings, descend
-from harness.methods.keys import layer_at_depth, require_layers
+from harness.methods.keys import layer_at_depth
 from harness.models.lm import LM
 from harness.patches.patch import Patch
 
@@ -66,6 +66,10 @@ class BreadthFirst(Editor):
         "mini": {"layers": (2,), "lr": 2e-3, "batch_size": 10},
     }
 
+    def places(self, lm: LM) -> Sequence[str]:
+        """The down-projections, or the blocks, that are trained."""
+        return [self._place(lm, layer) for layer in self._layers(lm)]
+
     def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:  # noqa: ARG002
         """All edits at once, in mini-batches."""
         if not edits:
@@ -82,9 +86,13 @@ class BreadthFirst(Editor):
         )
         return Patch(descend(lm, edits, self._parameters(lm), settings=settings).deltas)
 
+    def _layers(self, lm: LM) -> list[int]:
+        return sorted(set(self.layers or (layer_at_depth(lm, 0.69),)))
+
+    def _place(self, lm: LM, layer: int) -> str:
+        return (lm.arch.down_of if self.trained == "down" else lm.arch.block)(layer)
+
     def _parameters(self, lm: LM) -> list[str]:
-        layers = require_layers(lm, self.layers or (layer_at_depth(lm, 0.69),))
         if self.trained == "down":
-            return [lm.down(layer) for layer in layers]
-        blocks = [lm.arch.block(layer) for layer in layers]
-        return [f"{block}.{name}" for block in blocks for name, _ in lm.module(block).named_parameters()]
+            return [lm.down(layer) for layer in self._layers(lm)]
+        return [f"{place}.{name}" for place in self.places(lm) for name, _ in lm.module(place).named_parameters()]

@@ -26,7 +26,6 @@ from harness.editing.hyperparameters import Count, NotNegative, Positive, Share
 from harness.errors import UsageError, near
 from harness.methods.descent import DescentSettings, TokenMean, Trained, descend, feed_forward_matrices, passes
 from harness.methods.finetuning import Finetuning
-from harness.methods.keys import require_layers
 from harness.models.arch import is_matrix, stored_transposed
 from harness.models.guard import same_modules
 from harness.models.lm import LM
@@ -145,9 +144,10 @@ class Lora(Finetuning):
 
     def _names(self, lm: LM) -> list[str]:
         """The modules that get an adapter."""
-        layers = require_layers(lm, range(lm.arch.layers) if self.layers is None else self.layers)
+        layers = sorted(set(range(lm.arch.layers) if self.layers is None else self.layers))
         if self.modules is None:
             return [name for layer in layers for name in feed_forward_matrices(lm, layer)]
+        # Matrices that are named need no down-projection beside them: attention above a mixture of experts.
         inside = [(lm.arch.block(layer), lm.module(lm.arch.block(layer))) for layer in layers]
         found = [f"{at}.{name}" for at, block in inside for name, part in block.named_modules() if is_matrix(part)]
         known = {name.rpartition(".")[2] for name in found}

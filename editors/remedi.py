@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from harness.editing.edit import Edit, Example
 from harness.editing.editor import Learned
 from harness.editing.hyperparameters import Count, NotNegative, Positive, Range, Share
-from harness.errors import DataError, NumericalError, UsageError
-from harness.methods.keys import layer_at_depth, require_layers
+from harness.errors import DataError, ModelError, NumericalError, UsageError
+from harness.methods.keys import layer_at_depth
 from harness.models.activations import at_least_float32, capture_activations, row_portions
 from harness.models.lm import LM, Batch
 from harness.patches.patch import Part, Patch, Step, patched
@@ -126,6 +126,25 @@ class Remedi(Learned):
         "mini": dict(_SMALL),
     }
 
+    def places(self, lm: LM) -> Sequence[str]:
+        """The block whose output is changed."""
+        return [lm.arch.block(self._at(lm))]
+
+    def require(self, lm: LM) -> None:
+        """See that the block hands on one vector for each token, to which something can be added.
+
+        Raises:
+            ModelError: it hands on several, or there is no such layer.
+        """
+        super().require(lm)
+        (block,) = self.places(lm)
+        width = capture_activations(lm, lm.batch([lm.encode("The name of")]), outputs=[block]).outputs[block].shape[-1]
+        if width != lm.arch.width:
+            raise ModelError(
+                f"{lm.name}: '{block}' hands on {width} numbers a token, where its matrices write {lm.arch.width}; "
+                "remedi adds one vector to the state of a token, so take another editor"
+            )
+
     def fit(self, lm: LM, train: Sequence[Example]) -> Remedi:
         """Learn ``W`` and ``b``; those of the best epoch on the examples that are held out are kept.
 
@@ -182,7 +201,7 @@ class Remedi(Learned):
         return replace(self, learned={"weight": eye, "bias": torch.zeros_like(like["bias"])})
 
     def _at(self, lm: LM) -> int:
-        return require_layers(lm, (layer_at_depth(lm, 0.04) if self.layer is None else self.layer,))[0]
+        return layer_at_depth(lm, 0.04) if self.layer is None else self.layer
 
     def _additions(self, lm: LM, edits: Sequence[Edit]) -> Additions:
         known = self.knowledge(lm)

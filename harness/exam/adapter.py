@@ -21,7 +21,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-from torch import Tensor
+from torch import Tensor, nn
 
 from harness.errors import DataError, UsageError
 from harness.exam.quiet import quiet_lm_eval
@@ -296,9 +296,51 @@ class EditedLM(HFLM):  # type: ignore[misc]
         generation_kwargs.setdefault("do_sample", False)
         if not generation_kwargs["do_sample"]:
             generation_kwargs.update(num_beams=1, temperature=None, top_p=None, top_k=None)
-        tokens: Tensor = super()._model_generate(context, max_length, stop, **generation_kwargs)
+        mask = generation_kwargs.get("attention_mask")
+        if mask is None or bool(mask.all()) or self._padding_is_unseen:
+            tokens: Tensor = super()._model_generate(context, max_length, stop, **generation_kwargs)
+        else:
+            tokens = self._written_apart(context, max_length, stop, **generation_kwargs)
         self._advance(context.shape[0])
         return tokens
+
+    def _written_apart(
+        self, context: Tensor, max_length: int, stop: list[str], *, attention_mask: Tensor, **generation_kwargs: Any
+    ) -> Tensor:
+        """As :meth:`_model_generate`, each row without its padding."""
+        index, written = None if self._rows is None else self._rows.index, []
+        for row, (ids, mask) in enumerate(zip(context, attention_mask, strict=True)):
+            if self._rows is not None and index is not None:
+                self._rows.index = index[row : row + 1]
+            own, padding = ids[mask.bool()][None], int((mask == 0).sum())
+            given = {**generation_kwargs, "attention_mask": torch.ones_like(own)}
+            found = super()._model_generate(own, max_length - padding, stop, **given)[0]
+            written.append(torch.cat([ids[:padding], found]))
+        return nn.utils.rnn.pad_sequence(written, batch_first=True, padding_value=self.lm.pad)
+
+    @functools.cached_property
+    def _padding_is_unseen(self) -> bool:
+        """Whether what the model writes does not depend on the padding in front of it; it does in RWKV.
+
+        Tried on one text, the logits of the first token that is written with and without padding.
+        """
+        text = torch.tensor([[token % self.lm.vocabulary for token in (5, 6, 7)]], device=self.lm.device)
+        front = torch.full((1, 3), self.lm.pad, device=self.lm.device)
+        ids, mask = torch.cat([front, text], 1), torch.cat([torch.zeros_like(front), torch.ones_like(text)], 1)
+        options = {"max_new_tokens": 1, "output_logits": True, "return_dict_in_generate": True}
+        index = None if self._rows is None else self._rows.index
+        if self._rows is not None and index is not None:
+            self._rows.index = index[:1]
+        with self.lm.plain_generation(), torch.no_grad():
+            plain, padded = (
+                self.model.generate(row, attention_mask=seen, do_sample=False, pad_token_id=self.lm.pad, **options)
+                for row, seen in ((text, torch.ones_like(text)), (ids, mask))
+            )
+        if self._rows is not None:
+            self._rows.index = index
+        loose = 1e-3 if self.lm.model.dtype in (torch.float32, torch.float64) else 0.1
+        gap = float((plain.logits[0] - padded.logits[0]).float().norm())
+        return gap <= loose * float(plain.logits[0].float().norm())
 
     def tok_encode(self, string: str, *given: Any, **options: Any) -> list[int]:
         """The tokens of a text that goes on: what a tokenizer puts behind every text is none of them.

@@ -29,6 +29,7 @@ from harness.models.activations import (
     prefix_cache,
     run_only_at,
     skip_blocks,
+    with_first,
 )
 from harness.models.lm import LM
 
@@ -116,8 +117,7 @@ class Forward:
         """Every pass carries the change, ``[edits, parts * d]``."""
 
         def shift(part: Tensor, output: Any) -> Any:
-            changed = self._moved(first_output(output), part)
-            return (changed, *output[1:]) if isinstance(output, tuple) else changed
+            return with_first(output, self._moved(first_output(output), part))
 
         with ExitStack() as stack:
             for name, part in zip(self.names, torch.split(delta, self.lm.arch.width, 1), strict=True):

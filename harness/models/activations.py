@@ -33,6 +33,7 @@ __all__ = [
     "row_portions",
     "run_only_at",
     "skip_blocks",
+    "with_first",
 ]
 
 FULL = 256
@@ -115,9 +116,14 @@ class PrefixCache:
 
 def first_output(output: Any) -> Tensor:
     """A module's hidden states: its output, or the first part of it."""
-    hidden = output[0] if isinstance(output, tuple) else output
+    hidden = output[0] if isinstance(output, tuple | list) else output
     assert isinstance(hidden, Tensor)
     return hidden
+
+
+def with_first(output: Any, hidden: Tensor) -> Any:
+    """A module's output with other hidden states, of the kind that the module gives (a list in OpenAI's GPT)."""
+    return type(output)((hidden, *output[1:])) if isinstance(output, tuple | list) else hidden
 
 
 def capture_activations(

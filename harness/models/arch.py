@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -177,7 +177,7 @@ def resolve_architecture(model: PreTrainedModel, names: Mapping[str, str] | None
     _check_names(model, by_hand)
     blocks, count = _blocks(model, embedding, by_hand.get("blocks"))
     width = _width(model, embedding, blocks=blocks, count=count)
-    each = tuple(_layer(model, blocks, i, width=width, by_hand=by_hand) for i in range(count))
+    each = _unshared(model, [_layer(model, blocks, i, width=width, by_hand=by_hand) for i in range(count)])
     usual = _usual(each, blocks)
     return Architecture(
         embedding=embedding,
@@ -193,6 +193,27 @@ def resolve_architecture(model: PreTrainedModel, names: Mapping[str, str] | None
         each=each,
         owner=type(model).__name__,
     )
+
+
+def _unshared(model: nn.Module, each: Sequence[Layer]) -> tuple[Layer, ...]:
+    """The blocks, without the down-projections that several of them share: no value can be written in one block alone.
+
+    Zamba and Zamba 2 have one transformer block for many places.
+    """
+    owners: dict[int, list[int]] = {}
+    for i, layer in enumerate(each):
+        if layer.down is not None:
+            owners.setdefault(id(model.get_submodule(layer.down).weight), []).append(i)
+    shared = {i: layers for layers in owners.values() if len(layers) > 1 for i in layers}
+    return tuple(
+        replace(layer, mlp=None, down=None, inner=0, why=_same(i, shared[i])) if i in shared else layer
+        for i, layer in enumerate(each)
+    )
+
+
+def _same(layer: int, layers: Sequence[int]) -> str:
+    others = ", ".join(str(i) for i in layers if i != layer)
+    return f"its feed-forward part is that of layer{'s' if len(layers) > 2 else ''} {others}, too"
 
 
 def _usual(each: Sequence[Layer], blocks: str) -> dict[str, str | None]:
@@ -223,7 +244,7 @@ def _layer(model: nn.Module, blocks: str, index: int, *, width: int, by_hand: Ma
     elif down is None and experts is not None:
         why = f"a mixture of experts{_shared(block, width, blocks)}"
     inside = (down or experts or "").split(".")[0]
-    mlp = _mlp(block, down) if down else inside
+    mlp = _mlp(block, down) if down else inside if inside and _alone(block.get_submodule(inside)) else ""
     attn = _attention(block, inside)
     return Layer(
         mlp=given.get("mlp") or (f"{at}.{mlp}" if mlp else None),
@@ -336,15 +357,33 @@ def _downs(block: nn.Module, width: int) -> list[tuple[int, str]]:
 
 def _experts(block: nn.Module, width: int) -> str | None:
     """Where a block keeps experts: a list of feed-forward parts, or their matrices stacked; None where it has none."""
-    for name, module in block.named_modules():
-        if isinstance(module, nn.ModuleList) and any(_downs(expert, width) for expert in module):
-            return str(name)
-        # The kernel of a convolution has three dimensions, too.
-        plain = not isinstance(module, nn.modules.conv._ConvNd)
-        own = module.named_parameters(recurse=False)
-        if plain and any(p.dim() == 3 and width in p.shape[1:] and len(p) > 1 for _, p in own):
-            return str(name)
+    for child, part in block.named_children():
+        for inside, module in part.named_modules():
+            listed = isinstance(module, nn.ModuleList) and any(_downs(expert, width) for expert in module)
+            # JetMoE has experts of attention, too.
+            if listed or (_stacked_experts(module, width) and not _told_of_others(part)):
+                return f"{child}.{inside}".rstrip(".")
     return None
+
+
+def _stacked_experts(module: nn.Module, width: int) -> bool:
+    """Whether a module holds the matrices of several feed-forward parts, stacked: to one width, or twice it, and back.
+
+    Mamba's projections by head (Zamba) have three dimensions, too, and so has the kernel of a convolution.
+    """
+    sizes = [
+        set(p.shape[1:]) - {width} or {width}
+        for p in module.parameters()
+        if p.dim() == 3 and len(p) > 1 and width in p.shape[1:]
+    ]
+    found = [min(inner) for inner in sizes]
+    return any(found.count(f) + found.count(2 * f) >= 2 for f in found)
+
+
+def _told_of_others(module: nn.Module) -> bool:
+    """Whether a module is told of other tokens than those that it is applied to, as attention is."""
+    given = inspect.signature(type(module).forward).parameters
+    return any(word in name for name in given for word in ("mask", "position", "past", "cache"))
 
 
 def _shared(block: nn.Module, width: int, blocks: str) -> str:
@@ -370,7 +409,10 @@ def _down_in(parent: nn.Module, width: int) -> str | None:
     others = [shape for other, shape in matrices.items() if other != name]
     # One fused gate-and-up matrix is twice as wide as the down-projection is deep (Phi-3).
     fits = all(i == width and o in (inner, 2 * inner) for i, o in others)
-    return name if fits and len({o for _, o in others}) == 1 else None
+    # The fused attention of DBRX has the same form where it has half as many heads for keys as for queries.
+    fused = len(others) == 1 and others[0][1] == 2 * inner
+    mixes = fused and _told_of_others(parent)
+    return name if fits and not mixes and len({o for _, o in others}) == 1 else None
 
 
 def _alone(module: nn.Module) -> bool:

@@ -19,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from harness.errors import ModelError, NumericalError, RestoreError
 from harness.io.hashes import tensor_sha256
+from harness.models.activations import first_output, with_first
 from harness.models.lm import LM
 from harness.patches.delta import Delta, LowRank
 
@@ -233,15 +234,21 @@ class _Tracker:
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         ids: Tensor = kwargs["input_ids"] if kwargs.get("input_ids") is not None else args[0]
-        cache = kwargs.get("past_key_values")
-        past = int(cache.get_seq_length()) if cache is not None else 0
-        seen = ids
+        past, seen = self._past(kwargs), ids
         if past and self.step is not None:
             seen = torch.cat([self.step.ids[:, :past], ids], 1)
         mask = kwargs.get("attention_mask")
         if mask is None or mask.dim() != 2 or mask.shape[1] != seen.shape[1]:
             mask = torch.ones_like(seen)
         self.step = Step(seen, mask, ids.shape[1])
+
+    def _past(self, kwargs: Mapping[str, Any]) -> int:
+        """The columns that were read in earlier passes; of a model that keeps a state (RWKV) all of the last ones."""
+        cache = kwargs.get("past_key_values")
+        if cache is not None:
+            return int(cache.get_seq_length())
+        kept = any(kwargs.get(name) is not None for name in ("state", "cache_params"))
+        return self.step.ids.shape[1] if kept and self.step is not None else 0
 
 
 @contextmanager
@@ -257,12 +264,12 @@ def _tracking(model: nn.Module) -> Iterator[_Tracker]:
 def _output_hook(hook: Hook, tracker: _Tracker) -> Callable[[nn.Module, Any, Any], Any]:
     def run(module: nn.Module, args: Any, output: Any) -> Any:
         assert tracker.step is not None
-        hidden = output[0] if isinstance(output, tuple) else output
+        hidden = first_output(output)
         # OPT flattens rows and columns inside its blocks.
         shape = (tracker.step.ids.shape[0], tracker.step.new, -1)
         entered = args[0].reshape(shape) if args and isinstance(args[0], Tensor) else None
         changed = hook(hidden.reshape(shape), replace(tracker.step, entered=entered)).reshape(hidden.shape)
-        return (changed, *output[1:]) if isinstance(output, tuple) else changed
+        return with_first(output, changed)
 
     return run
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache
 
-from harness.models.activations import at_least_float32, first_output, run_only_at
+from harness.models.activations import at_least_float32, first_output, run_only_at, with_first
 from harness.models.cache_layers import RepeatableLayer
 from harness.models.lm import LM
 from harness.studies.causal.facts import Asked
@@ -480,8 +480,7 @@ def _replacing(module: nn.Module, change: Callable[[Tensor], Tensor] | None) -> 
         return
 
     def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
-        changed = change(first_output(output))
-        return (changed, *output[1:]) if isinstance(output, tuple) else changed
+        return with_first(output, change(first_output(output)))
 
     handle = module.register_forward_hook(hook)
     try:
