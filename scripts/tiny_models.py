@@ -292,7 +292,7 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {
         "num_hidden_layers": 4,
         "ffn_hidden_size": 64,
         "expert_ffn_hidden_size": 24,
-        "moe_topk": 1,
+        "moe_topk": 2,
         "zero_expert_num": 1,
     },
     "afmoe": {**_EXPERTS, "num_dense_layers": 1, "num_shared_experts": 1, "n_group": 1, "topk_group": 1},
