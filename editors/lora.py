@@ -1,18 +1,18 @@
 """LoRA: low-rank adapters beside the feed-forward matrices, trained on the targets and merged.
 
 Source: Hu et al. 2022, "LoRA: Low-Rank Adaptation of Large Language Models", arXiv 2106.09685, through the peft
-library; as an editor in zjunlp/EasyEdit (at 14cea82, easyeditor/models/lora), whose rank, alpha, learning rate
-and number of passes are the defaults here.  Its other settings differ (the preset ``qwen2.5-7b-instruct`` has them):
-two matrices of attention there, here those of the feed-forward part, as in Hewitt et al. 2024, "Model Editing with
-Canonical Examples", arXiv 2402.06155; a dropout of 0.1, none here; one edit a batch, 64 here; no threshold, 0.01 here.
-The loss is that of the target's tokens alone.  Adam without weight decay, as there, is AdamW.
+library; as an editor in zjunlp/EasyEdit (at 14cea82, easyeditor/models/lora), whose rank, alpha, learning rate,
+number of passes and loss are the defaults here.  Its other settings differ (the preset ``qwen2.5-7b-instruct`` has
+them): two matrices of attention there, here those of the feed-forward part, as in Hewitt et al. 2024, "Model Editing
+with Canonical Examples", arXiv 2402.06155; a dropout of 0.1, none here; one edit a batch, 64 here; no threshold, 0.01
+here.  The loss is that of the target's tokens alone.  Adam without weight decay, as there, is AdamW.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import ClassVar
 
@@ -63,7 +63,7 @@ class Lora(Finetuning):
     rank: Count = 8
     alpha: Count = 32
     dropout: Share = 0.0
-    token_mean: TokenMean = "edit"
+    token_mean: TokenMean = field(default="batch", metadata={"before": "edit"})
     lr: Positive = 5e-3
     steps: Count = 60
     batch_size: Count = 64

@@ -121,8 +121,8 @@ class UltraEdit(Editor):
     modules: tuple[str, ...] | None = None
     lr: Positive = 1e-6
     batch_size: Count = 10
-    loss: Literal["edit", "batch"] = "edit"
-    deviation: Literal["data", "batch"] = "data"
+    loss: Literal["edit", "batch"] = field(default="batch", metadata={"before": "edit"})
+    deviation: Literal["data", "batch"] = field(default="batch", metadata={"before": "data"})
     last_batch: Literal["counted", "released"] = "counted"
 
     presets: ClassVar[Mapping[str, Mapping[str, object]]] = {

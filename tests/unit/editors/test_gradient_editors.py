@@ -7,6 +7,7 @@ import copy
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import peft
 import pytest
@@ -324,7 +325,9 @@ def test_lora_leaves_no_trace_after_an_exception(fresh, monkeypatch):
 def test_a_peft_model_trained_by_hand_says_the_same(fresh, family):
     """The patch against peft's own adapter and its own merge, also where GPT-2 stores matrices as [in, out]."""
     lm, other, edits = fresh(family), fresh(family), many(4)
-    patch = Lora(rank=4, alpha=12, steps=4, lr=2e-3, layers=(0, 2), threshold=0.0, seed=7).edit(lm, edits)
+    patch = Lora(token_mean="edit", rank=4, alpha=12, steps=4, lr=2e-3, layers=(0, 2), threshold=0.0, seed=7).edit(
+        lm, edits
+    )
     names = [name.removesuffix(".weight") for name in patch.weights]
     assert len(names) == 2 * (3 if family == "llama" else 2)
     for name, delta in patch.weights.items():
@@ -353,8 +356,8 @@ def test_a_peft_model_trained_by_hand_says_the_same(fresh, family):
 def test_the_first_step_of_lora_moves_b_alone_by_the_learning_rate(fresh):
     """B is zero at first, so A has no gradient; Adam's first step is the learning rate in the gradient's direction."""
     lm, lr = fresh("gpt2"), 1e-3
-    patch = Lora(rank=2, alpha=6, steps=1, lr=lr, layers=(1,)).edit(lm, many(3))
-    again = Lora(rank=2, alpha=6, steps=1, lr=lr / 2, layers=(1,)).edit(lm, many(3))
+    patch = Lora(token_mean="edit", rank=2, alpha=6, steps=1, lr=lr, layers=(1,)).edit(lm, many(3))
+    again = Lora(token_mean="edit", rank=2, alpha=6, steps=1, lr=lr / 2, layers=(1,)).edit(lm, many(3))
     weight = lm.parameter("transformer.h.1.mlp.c_proj.weight").requires_grad_()
     nll(lm, many(3)).backward()
     weight.requires_grad_(False)
@@ -401,6 +404,8 @@ def test_lora_in_half_precision_keeps_its_small_steps(fresh):
 
 
 # UltraEdit
+
+PLAIN: dict[str, Any] = {"loss": "edit", "deviation": "data"}
 
 
 def features(lm: LM, edits: Sequence[Edit], names: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
@@ -466,14 +471,14 @@ def into(lm: LM, layers: Sequence[int]) -> list[str]:
 @pytest.mark.parametrize("family", ["gpt2", "gptj", "llama", "opt"])
 def test_ultraedit_is_its_formula(fresh, family):
     lm, edits = fresh(family), many(7)
-    patch = UltraEdit(layers=(0, 1), lr=1e-3).edit(lm, edits)
+    patch = UltraEdit(**PLAIN, layers=(0, 1), lr=1e-3).edit(lm, edits)
     same(patch, expected(1e-3, features(lm, edits, into(lm, (0, 1)))))
 
 
 def test_ultraedit_takes_other_matrices_by_name_each_shape_with_statistics_of_its_own(fresh):
     lm, edits = fresh("llama"), many(7)
     names = ["model.layers.1.mlp.down_proj", "model.layers.2.mlp.down_proj", "model.layers.0.mlp.up_proj"]
-    patch = UltraEdit(modules=tuple(names), lr=1e-3).edit(lm, edits)
+    patch = UltraEdit(**PLAIN, modules=tuple(names), lr=1e-3).edit(lm, edits)
     same(patch, expected(1e-3, features(lm, edits, names)))
     assert {shape: s.count for shape, s in patch.memory.statistics.items()} == {
         (64, 32): 2 * len(features(lm, edits, names)[names[0]][0]),
@@ -485,7 +490,7 @@ def test_ultraedit_shifts_a_matrix_whose_output_the_model_changes_in_place(fresh
     """Falcon adds attention to what its feed-forward part gave."""
     lm, edits = fresh("falcon"), many(3)
     name = lm.arch.down_of(1)
-    patch = UltraEdit(modules=(name,), lr=1e-3).edit(lm, edits)
+    patch = UltraEdit(**PLAIN, modules=(name,), lr=1e-3).edit(lm, edits)
     change = patch.weights[f"{name}.weight"].dense()
     assert bool(torch.isfinite(change).all()) and float(change.norm()) > 0
     with patched(lm, patch):
@@ -495,7 +500,7 @@ def test_ultraedit_shifts_a_matrix_whose_output_the_model_changes_in_place(fresh
 
 def test_the_second_operation_is_normalised_over_both(fresh):
     lm, edits = fresh("gpt2"), many(7)
-    method = UltraEdit(layers=(0, 1), lr=1e-3)
+    method = UltraEdit(**PLAIN, layers=(0, 1), lr=1e-3)
     first = method.edit(lm, edits[:3])
     one = features(lm, edits[:3], into(lm, (0, 1)))
     with patched(lm, first):
@@ -508,7 +513,7 @@ def test_the_second_operation_is_normalised_over_both(fresh):
 def test_defect_of_ultraedit_edits_that_do_not_fill_a_mini_batch_count(fresh, size):
     """The authors read keys of ceil(n / b) mini-batches and gradients of n // b; EasyEdit drops the last edits."""
     lm, edits = fresh("gpt2"), many(7)
-    patch = UltraEdit(layers=(0, 1), lr=1e-3, batch_size=size).edit(lm, edits)
+    patch = UltraEdit(**PLAIN, layers=(0, 1), lr=1e-3, batch_size=size).edit(lm, edits)
     same(patch, expected(1e-3, features(lm, edits, into(lm, (0, 1)))))
 
 
