@@ -4,42 +4,96 @@ Source: Wang, Li, Zhang, Xu, Yao, Jiang, Xie, Huang, Chen 2024, "WISE: Rethinkin
 Model Editing of Large Language Models", arXiv 2405.14768, and the authors' code (zjunlp/EasyEdit at 14cea82,
 easyeditor/models/wise).  Our letters: ``delta = W_v' - W_v``, ``a = A(x)`` what enters the down-projection.
 
-Where this leaves their code: they average ``||delta a||`` over the tokens of a whole text, which a token that is
-generated with a cache cannot know; here each position is routed by its own (paper, equation 3), and the positions that
-predict the target are the edited ones, in training as in use.  Their weight decay also moves weights outside the mask;
-here there is none.  They drop the bias of the down-projection in the copy; here it stays.  Their distance is of what
-an activation function makes of both outputs, so that the presets' ``alpha``, ``beta`` and ``gamma``, which are theirs,
-bound another number here.
+Their code measures another distance than the paper's equation 3, see ``distance``, and the published ``alpha``,
+``beta`` and ``gamma`` are bounds of that one.  Where this leaves their code: padding counts in their means of rows that
+have some; here it does not.  They drop the bias of the down-projection in the copy; here it stays.  With memories
+apart, an unfinished memory that moves the text most but less than its threshold keeps the others from answering; here
+it does not.  Their unrelated text is one prompt of the data set for each edit; here it is some documents of plain text.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
+from transformers.activations import ACT2FN
 
 from harness.editing.edit import Edit
 from harness.editing.editor import Editor
 from harness.editing.hyperparameters import Count, NotNegative, Positive, Share
-from harness.errors import DataError, NumericalError, UsageError
+from harness.errors import DataError, ModelError, NumericalError, UsageError
 from harness.methods import context_templates
 from harness.methods.keys import layer_at_depth, template_notes
 from harness.methods.supervised_tokens import SupervisedTokens, supervise_target
 from harness.models.activations import at_least_float32, capture_activations, first_output
-from harness.models.lm import LM
-from harness.patches.patch import Part, Patch, Step, patched
+from harness.models.lm import LM, Batch
+from harness.patches.patch import Hook, Part, Patch, Step, patched
 
-__all__ = ["SideMemories", "State", "Wise", "margins", "ties"]
+__all__ = ["Distance", "SideMemories", "State", "Wise", "margins", "ties"]
 
 _POOL = 512  # documents of unrelated text that are drawn from
 _LENGTH = 64  # tokens that are read of each
 _EARLIER = 0.6  # the weight of the memory that was merged before, as in the authors' code
-_MINI: Mapping[str, object] = {"layer": 1, "n_iter": 60, "edit_lr": 0.5, "alpha": 1.0, "gamma": 15.0, "texts": 32}
+_LONG = 100  # tokens beyond which their code takes the largest distance of a text in place of the mean
+_MINI: Mapping[str, object] = {
+    "layer": 1,
+    "n_iter": 60,
+    "edit_lr": 0.5,
+    "alpha": 1.0,
+    "gamma": 15.0,
+    "memories": "mixed",
+    "distance": "token",
+    "texts": 32,
+}
+
+Distance = Literal["token", "text", "pass"]
+"""By what a position is routed, see :class:`Wise`."""
+
+
+class _Running:
+    """Distances of texts up to each of their positions, carried from pass to pass as keys and values are."""
+
+    def __init__(self) -> None:
+        self._ids: Tensor | None = None
+        self._total = self._largest = torch.empty(0)
+
+    def __call__(self, moved: Tensor, step: Step) -> Tensor:
+        """The mean over the tokens up to each position, or beyond :data:`_LONG` tokens the largest.
+
+        Args:
+            moved: the distances of the new positions, ``[batch, new, memories]``.
+            step: the pass.
+
+        Raises:
+            ModelError: it goes on with a key-value cache of other texts than those of the last pass.
+        """
+        new = step.mask[:, -step.new :, None].to(moved)
+        total, largest = (moved * new).cumsum(1), (moved * new).cummax(1).values
+        past = step.ids.shape[1] - step.new
+        if past:
+            if self._ids is None or not torch.equal(self._ids[:, :past], step.ids[:, :past]):
+                raise ModelError(
+                    "wise: a key-value cache of a text that was read without its memories; read the text again, or "
+                    "take distance=token"
+                )
+            before = self._total[:, :past], self._largest[:, :past]
+            total = torch.cat([before[0], total + before[0][:, -1:]], 1)
+            largest = torch.cat([before[1], torch.maximum(largest, before[1][:, -1:])], 1)
+        self._ids, self._total, self._largest = step.ids, total.detach(), largest.detach()
+        count = step.mask.cumsum(1)[..., None]
+        return torch.where(count > _LONG, largest, total / count.clamp(min=1).to(total))[:, past:]
+
+
+def _of_pass(moved: Tensor, step: Step) -> Tensor:
+    """The mean over the tokens of a pass, or beyond :data:`_LONG` tokens the largest, for all its positions."""
+    new = step.mask[:, -step.new :, None].to(moved)
+    mean, largest = (moved * new).sum(1) / new.sum(1).clamp(min=1), (moved * new).amax(1)
+    return torch.where(new.sum(1) > _LONG, largest, mean)[:, None].expand_as(moved)
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,18 +104,25 @@ class SideMemories(Part):
         ids: the edits, in their order.
         deltas: ``W_v' - W_v`` of each memory, ``[memories, d, f]``.
         thresholds: ``eps`` of each memory, ``[memories]``.
+        distance: by what a position is routed.
+        activation: the name of the model's activation function, where the distance needs it.
     """
 
     ids: tuple[str, ...]
     deltas: Tensor
     thresholds: Tensor
+    distance: Distance = "token"
+    activation: str | None = None
+    _running: _Running = field(default_factory=_Running, init=False, repr=False, metadata={"kept": False})
 
     def __call__(self, hidden: Tensor, step: Step) -> Tensor:
-        """Adds ``delta a`` of the memory with the largest ``||delta a||`` among those above their thresholds."""
+        """Adds ``delta a`` of the memory with the largest distance among those above their thresholds."""
         assert step.entered is not None
         entered = step.entered.to(self.deltas)
         changes = torch.einsum("mdf,bnf->bnmd", self.deltas, entered)
-        moved = changes.norm(dim=-1)
+        moved = _moved(changes, hidden[:, :, None].to(changes), self.activation)
+        if self.distance != "token":
+            moved = self._running(moved, step) if self.distance == "text" else _of_pass(moved, step)
         active = torch.where(moved > self.thresholds, moved, -1.0)
         strength, best = active.max(-1)
         chosen = changes.take_along_dim(best[..., None, None], 2)[:, :, 0]
@@ -73,23 +134,65 @@ class SideMemories(Part):
         return {"deltas": self.deltas, "thresholds": self.thresholds}
 
     def settings(self) -> dict[str, Any]:
-        """The edits."""
-        return {"ids": list(self.ids)}
+        """The edits, and how positions are routed."""
+        return {"ids": list(self.ids), "distance": self.distance, "activation": self.activation}
 
     @classmethod
     def restore(cls, lm: LM, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> SideMemories:
         """The memories, on the model's device."""
         deltas, thresholds = (tensors[name].to(lm.device) for name in ("deltas", "thresholds"))
-        return cls(tuple(settings["ids"]), deltas, thresholds)
+        routing = settings.get("distance", "token"), settings.get("activation")
+        return cls(tuple(settings["ids"]), deltas, thresholds, *routing)
 
     def joined(self, later: SideMemories) -> SideMemories:
         """The later ones if they go on from these; if both are independent, all of them."""
         if later.ids[: len(self.ids)] == self.ids:
             return later
+        if (later.distance, later.activation) != (self.distance, self.activation):
+            raise ModelError(
+                f"two patches of wise route by distance={self.distance} and distance={later.distance}; make both alike"
+            )
         deltas = torch.cat([self.deltas, later.deltas.to(self.deltas)])
-        return SideMemories(
-            self.ids + later.ids, deltas, torch.cat([self.thresholds, later.thresholds.to(self.thresholds)])
-        )
+        thresholds = torch.cat([self.thresholds, later.thresholds.to(self.thresholds)])
+        return replace(self, ids=self.ids + later.ids, deltas=deltas, thresholds=thresholds)
+
+
+def _moved(changes: Tensor, own: Tensor, activation: str | None) -> Tensor:
+    """``||delta a||``, or how far what the activation function makes of both outputs lies apart.
+
+    Args:
+        changes: ``delta a``, ``[..., d]``.
+        own: the module's own output, ``[..., d]``.
+        activation: the name of the activation function; None for none.
+    """
+    if activation is not None:
+        act = ACT2FN[activation]
+        changes = act(own + changes) - act(own)
+    norms: Tensor = changes.norm(dim=-1)
+    return norms
+
+
+@dataclass(frozen=True, eq=False)
+class _Tokens:
+    """What enters and leaves the down-projection at some tokens of some texts.
+
+    Attributes:
+        entered: ``a [p, f]``.
+        own: the module's own output, ``[p, d]``.
+        text: the number of each token's text, ``[p]``.
+    """
+
+    entered: Tensor
+    own: Tensor
+    text: Tensor
+
+    def moved(self, delta: Tensor, activation: str | None) -> Tensor:
+        """The distance of each token, ``[p]``, or with an activation function the mean of each text, ``[texts]``."""
+        each = _moved(self.entered @ delta.T, self.own, activation)
+        if activation is None:
+            return each
+        count = self.text.bincount()
+        return each.new_zeros(len(count)).index_add(0, self.text, each) / count
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,10 +221,10 @@ def margins(inside: Tensor, outside: Tensor, *, alpha: float, beta: float, gamma
     ``max(0, beta - inside)``, ``max(0, gamma - (inside - outside))`` over all pairs.
 
     Args:
-        inside: ``||delta a||`` of edited tokens, ``[p]``.
-        outside: that of unrelated tokens, ``[u]``.
-        alpha: the bound of unrelated tokens.
-        beta: the bound of edited tokens.
+        inside: the distances of edited tokens or texts, ``[p]``.
+        outside: those of unrelated ones, ``[u]``.
+        alpha: the bound of unrelated ones.
+        beta: the bound of edited ones.
         gamma: the gap.
     """
     gaps = gamma - (inside[:, None] - outside[None])
@@ -168,11 +271,22 @@ class Wise(Editor):
         n_iter: the most updates of one edit.
         edit_lr: the learning rate.
         mask_ratio: the share of the weights of a memory that may change, drawn anew for each memory.
-        alpha: the bound of ``||delta a||`` for unrelated tokens.
-        beta: its bound for edited tokens.
+        distance: by what texts are edited and positions routed.  ``token``, our own: by ``||delta a||`` of the position
+            itself (paper, equation 3); edited are the positions that predict the target.  ``text``, what their code
+            trains by: the mean over all tokens of a text of how far what the model's activation function makes of
+            both outputs lies apart (of more than 100 tokens the largest); edited is the whole text, and a position is
+            routed by the text up to it, so that a token that is written with a cache is as one that is read.
+            ``pass``, what their code does in use: all positions of a forward pass are routed by its mean, so that what
+            follows decides on what stands before it, and a token that is written with a cache by itself.
+        alpha: the bound of the distance of what is unrelated.
+        beta: its bound of what is edited.
         gamma: the gap between the two.
-        act_ratio: the threshold, as a share of the least ``||delta a||`` of edited tokens.
+        act_ratio: the threshold, as a share of the least distance of what is edited.
         norm_constraint: the bound of every weight's change.
+        weight_decay: the share of ``W_v'``, also where it may not change otherwise, that each update takes away for a
+            learning rate of 1; 1e-5 in their code.
+        target_mean: whether the NLL of a target is the mean over its ``tokens``, or as in their code its sum over one
+            more (``released``).
         shard: edits after which a new memory is begun (``save_freq``).
         merge_every: edits after which all memories are merged into one (``merge_freq``).
         memories: what becomes of them. ``retrieve``, as in all published files: what was merged stays apart from what
@@ -194,22 +308,24 @@ class Wise(Editor):
     n_iter: Count = 70
     edit_lr: Positive = 1.0
     mask_ratio: Share = 0.2
+    distance: Distance = field(default="text", metadata={"before": "token"})
     alpha: NotNegative = 5.0
     beta: NotNegative = 20.0
     gamma: NotNegative = 10.0
     act_ratio: Share = 0.88
     norm_constraint: Positive = 1.0
+    weight_decay: NotNegative = 0.0
+    target_mean: Literal["tokens", "released"] = "tokens"
     shard: Count = 500
     merge_every: Count = 1000
-    memories: Literal["mixed", "retrieve", "merge"] = "mixed"
+    memories: Literal["mixed", "retrieve", "merge"] = field(default="retrieve", metadata={"before": "mixed"})
     density: Share = 0.53
     texts: Count = 16
     contexts: tuple[str, ...] | None = None
     seed: int = 0
 
     presets: ClassVar[Mapping[str, Mapping[str, object]]] = {
-        # zjunlp/EasyEdit at 14cea82, hparams/WISE.  The file for GPT-2 XL names the first matrix of layer 8.  Their
-        # bounds are made for another distance, and all their files have memories=retrieve, see ``memories``.
+        # zjunlp/EasyEdit at 14cea82, hparams/WISE.  The file for GPT-2 XL names the first matrix of layer 8.
         "gpt2-xl": {"layer": 8, "n_iter": 40, "act_ratio": 0.8},
         "gpt-j-6b": {"layer": 21, "alpha": 15.0, "beta": 40.0, "gamma": 20.0},
         "llama-2-7b-hf": {"layer": 27},
@@ -222,6 +338,7 @@ class Wise(Editor):
 
     def places(self, lm: LM) -> Sequence[str]:
         """The down-projection with side memories."""
+        self._activation(lm)
         return [lm.arch.down_of(self._layer(lm))]
 
     def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:
@@ -247,6 +364,24 @@ class Wise(Editor):
     def _layer(self, lm: LM) -> int:
         return layer_at_depth(lm, 0.8) if self.layer is None else self.layer
 
+    def _activation(self, lm: LM) -> str | None:
+        """The name of the activation function, where the distance needs it.
+
+        Raises:
+            ModelError: the model's configuration names none.
+        """
+        if self.distance == "token":
+            return None
+        config = lm.model.config.get_text_config(decoder=True)
+        names = [getattr(config, key, None) for key in ("hidden_act", "activation_function", "hidden_activation")]
+        found = next((name for name in names if isinstance(name, str) and name in ACT2FN), None)
+        if found is None:
+            raise ModelError(
+                f"wise: the configuration of {lm.name} names no activation function, by which texts are told apart; "
+                "take --set distance=token"
+            )
+        return found
+
     def _begun(self, lm: LM) -> State:
         """The state before the first edit."""
         if self.contexts is not None:
@@ -257,20 +392,21 @@ class Wise(Editor):
             raise DataError(f"'{lm.text}' holds no text; give unrelated text with --text FILE")
         out, width = lm.matrix(lm.down(self._layer(lm))).shape
         none = torch.empty(0, out, width, device=lm.device)
-        return State(SideMemories((), none, torch.empty(0, device=lm.device)), around, texts)
+        side = SideMemories((), none, torch.empty(0, device=lm.device), self.distance, self._activation(lm))
+        return State(side, around, texts)
 
     def _learned(self, lm: LM, state: State, edit: Edit) -> State:
         """The state after one more edit."""
         side = state.side
         count = len(side.ids)
         rows = supervise_target(lm, edit, state.contexts)
-        inside, outside = self._entered(lm, rows), self._unrelated(lm, state.texts, count)
-        deltas, thresholds = side.deltas.to(inside), side.thresholds.to(inside)
+        inside, outside = self._edited(lm, rows), self._unrelated(lm, state.texts, count)
+        deltas, thresholds = side.deltas.to(inside.entered), side.thresholds.to(inside.entered)
         if count % self.merge_every % self.shard == 0:
             deltas = torch.cat([deltas, deltas.new_zeros(1, *deltas.shape[1:])])
             thresholds = torch.cat([thresholds, thresholds.new_full((1,), torch.inf)])
-        delta = self._trained(lm, rows, deltas[-1], self._mask(deltas[-1], count), inside, outside)
-        least = self.act_ratio * (inside @ delta.T).norm(dim=1).min()
+        delta, distance = self._trained(lm, rows, deltas[-1], self._mask(deltas[-1], count), inside, outside)
+        least = self.act_ratio * distance
         deltas = torch.cat([deltas[:-1], delta[None]])
         thresholds = torch.cat([thresholds[:-1], torch.minimum(thresholds[-1:], least)])
         ids, lowest = (*side.ids, edit.id), min(state.least, float(least))
@@ -283,7 +419,8 @@ class Wise(Editor):
         merged = apart + 1 if merging else state.merged
         if self.memories == "merge":
             thresholds = self._waiting(thresholds.new_full(thresholds.shape, lowest), merged, len(ids))
-        return replace(state, side=SideMemories(ids, deltas, thresholds), merged=merged, least=lowest)
+        side = replace(side, ids=ids, deltas=deltas, thresholds=thresholds)
+        return replace(state, side=side, merged=merged, least=lowest)
 
     def _waiting(self, thresholds: Tensor, merged: int, count: int) -> Tensor:
         """The thresholds where full memories that wait for their merging answer nothing."""
@@ -304,38 +441,49 @@ class Wise(Editor):
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + memory)
         return (torch.rand(like.shape, generator=generator) < self.mask_ratio).to(like)
 
-    def _entered(self, lm: LM, rows: SupervisedTokens) -> Tensor:
-        """What enters the down-projection at the edited tokens, ``[p, f]``."""
-        down = lm.arch.down_of(self._layer(lm))
-        return at_least_float32(capture_activations(lm, rows.batch, inputs=[down]).inputs[down][rows.row, rows.column])
+    def _edited(self, lm: LM, rows: SupervisedTokens) -> _Tokens:
+        """The edited tokens: those that predict the target, or with it all tokens of the texts."""
+        if self.distance == "token":
+            return self._tokens(lm, rows.batch, rows.row, rows.column)
+        return self._all_tokens(lm, rows.whole(lm))
 
-    def _unrelated(self, lm: LM, texts: Sequence[str], count: int) -> Tensor:
-        """What enters it at the tokens of the documents that are drawn for edit number ``count``, ``[u, f]``."""
+    def _unrelated(self, lm: LM, texts: Sequence[str], count: int) -> _Tokens:
+        """The tokens of the documents that are drawn for edit number ``count``."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + count)
         order = torch.randperm(len(texts), generator=generator)[: self.texts].tolist()
-        batch = lm.batch([lm.encode(texts[i])[: min(_LENGTH, lm.context)] for i in order])
+        return self._all_tokens(lm, lm.batch([lm.encode(texts[i])[: min(_LENGTH, lm.context)] for i in order]))
+
+    def _all_tokens(self, lm: LM, batch: Batch) -> _Tokens:
+        return self._tokens(lm, batch, *batch.mask.bool().nonzero(as_tuple=True))
+
+    def _tokens(self, lm: LM, batch: Batch, row: Tensor, column: Tensor) -> _Tokens:
+        """What enters and leaves the down-projection at some positions of the rows."""
         down = lm.arch.down_of(self._layer(lm))
-        return at_least_float32(capture_activations(lm, batch, inputs=[down]).inputs[down][batch.mask.bool()])
+        entered = capture_activations(lm, batch, inputs=[down]).inputs[down][row, column]
+        with torch.no_grad():
+            # The matrix's own output: memories of earlier edits may have changed it.
+            own = first_output(lm.module(down).forward(entered))
+        return _Tokens(at_least_float32(entered), at_least_float32(own), row)
 
     def _trained(
-        self, lm: LM, rows: SupervisedTokens, start: Tensor, mask: Tensor, inside: Tensor, outside: Tensor
-    ) -> Tensor:
-        """A memory after one edit: descent on NLL and routing loss, on the masked weights, within the bound."""
-        name = lm.arch.down_of(self._layer(lm))
+        self, lm: LM, rows: SupervisedTokens, start: Tensor, mask: Tensor, inside: _Tokens, outside: _Tokens
+    ) -> tuple[Tensor, Tensor]:
+        """A memory after one edit, and the distance of the edit, by which its threshold is set.
+
+        Descent on NLL and routing loss, on the masked weights, within the bound.
+        """
+        name, act = lm.arch.down_of(self._layer(lm)), self._activation(lm)
         delta = start.clone().requires_grad_()
-
-        def hook(hidden: Tensor, step: Step) -> Tensor:
-            assert step.entered is not None
-            # The matrix's own output: memories of earlier edits may have changed it.
-            own = first_output(lm.module(name).forward(step.entered)).reshape(hidden.shape)
-            return own.index_put((rows.row, rows.column), (inside @ delta.T).to(own), accumulate=True)
-
+        weight = lm.matrix(lm.down(self._layer(lm))).to(delta)
+        tokens = len(rows.token) // len(rows.batch.ids)
+        share = tokens / (tokens + 1) if self.target_mean == "released" else 1.0
         before = torch.inf
-        with patched(lm, Patch(hooks={name: hook})), torch.enable_grad():
+        with patched(lm, Patch(hooks={name: self._held(lm, rows, inside, delta)})), torch.enable_grad():
             nll = rows.above(lm, self._layer(lm))
             for i in range(self.n_iter):
-                moved = [(a @ delta.T).norm(dim=1) for a in (inside, outside)]
-                loss = nll() + margins(moved[0], moved[1], alpha=self.alpha, beta=self.beta, gamma=self.gamma)
+                moved = [some.moved(delta, act) for some in (inside, outside)]
+                routing = margins(moved[0], moved[1], alpha=self.alpha, beta=self.beta, gamma=self.gamma)
+                loss = nll() * share + routing
                 value = float(loss.detach())
                 if not value < torch.inf:
                     raise NumericalError(
@@ -347,6 +495,22 @@ class Wise(Editor):
                 before = value
                 (gradient,) = torch.autograd.grad(loss, delta)
                 with torch.no_grad():
-                    delta -= self.edit_lr * gradient * mask
+                    delta -= self.edit_lr * (gradient * mask + self.weight_decay * (weight + delta))
                     delta.clamp_(-self.norm_constraint, self.norm_constraint)
-        return delta.detach()
+        # Of texts that of the last forward pass, before the last update, as in their code.
+        final = delta.detach()
+        return final, moved[0].detach().mean() if act else inside.moved(final, None).min()
+
+    def _held(self, lm: LM, rows: SupervisedTokens, inside: _Tokens, delta: Tensor) -> Hook:
+        """The down-projection with a memory: at the edited tokens, or everywhere where whole texts are edited."""
+        name = lm.arch.down_of(self._layer(lm))
+
+        def hook(hidden: Tensor, step: Step) -> Tensor:
+            assert step.entered is not None
+            # The matrix's own output: memories of earlier edits may have changed it.
+            own = first_output(lm.module(name).forward(step.entered)).reshape(hidden.shape)
+            if self.distance == "token":
+                return own.index_put((rows.row, rows.column), (inside.entered @ delta.T).to(own), accumulate=True)
+            return own + (step.entered.to(delta) @ delta.T).to(own)
+
+        return hook

@@ -43,6 +43,12 @@ class SupervisedTokens:
         logits = lm.model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
         return self._nll(logits[self.row, self.column])
 
+    def whole(self, lm: LM) -> Batch:
+        """The rows with the target's last token behind them."""
+        count, rows = len(self.batch.ids), zip(self.batch.ids, self.batch.mask, strict=True)
+        last = self.token.reshape(count, -1)[:, -1].tolist()
+        return lm.batch([[*ids[mask.bool()].tolist(), end] for (ids, mask), end in zip(rows, last, strict=True)])
+
     def above(self, lm: LM, layer: int) -> Callable[[], Tensor]:
         """What computes the same NLL again and again while nothing below a layer changes: the blocks below run once.
 

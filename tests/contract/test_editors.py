@@ -40,7 +40,15 @@ QUICK: dict[str, object] = {
 # What single editors need besides, on models this small.
 OWN_QUICK: dict[str, dict[str, object]] = {
     "grace": {"n_iter": 30, "edit_lr": 0.5},
-    "wise": {"n_iter": 20, "alpha": 0.5, "beta": 2.0, "gamma": 1.0, "texts": 4, "norm_constraint": 1.0},
+    "wise": {
+        "n_iter": 20,
+        "alpha": 0.5,
+        "beta": 2.0,
+        "gamma": 1.0,
+        "texts": 4,
+        "norm_constraint": 1.0,
+        "act_ratio": 0.5,
+    },
     "ike": {"k": 2, "room": 8},
     "rag": {"room": 8},
     "alphaedit": {"nullspace_threshold": 0.4, "l2": 1e-2},

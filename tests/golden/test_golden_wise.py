@@ -1,7 +1,7 @@
 """WISE's memories against EasyEdit's code (zjunlp/EasyEdit at 14cea82), on a tiny Llama: what is merged, and when.
 
-Each edit's own change is theirs here, as the distance that it was trained by is another; what becomes of the memories
-after it is compared: ``P_wise_llama`` holds what is merged again, ``P_wise_retrieve_llama`` what stays apart.
+Each edit's own change is theirs here (``test_golden_wise_distance.py`` makes it); what becomes of the memories after it
+is compared: ``P_wise_llama`` holds what is merged again, ``P_wise_retrieve_llama`` what stays apart.
 """
 
 from __future__ import annotations
@@ -33,11 +33,13 @@ def made(golden: Any, monkeypatch: Any, memories: Any, *, shard: int = 1, merge_
         density=said["densities"],
         act_ratio=said["act_ratio"],
         memories=memories,
+        distance="token",
         contexts=("{}",),
     )
 
-    def theirs_of(_self: Wise, _lm: Any, rows: Any, *_: Any) -> torch.Tensor:
-        return theirs[f"fp64/retrieve_two_merges/{rows.edit.id}/delta"]
+    def theirs_of(_self: Wise, _lm: Any, rows: Any, *given: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        delta = theirs[f"fp64/retrieve_two_merges/{rows.edit.id}/delta"]
+        return delta, given[2].moved(delta, None).min()
 
     monkeypatch.setattr(Wise, "_trained", theirs_of)
     states, memory = [], None

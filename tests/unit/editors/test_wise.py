@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,13 +13,14 @@ from torch import Tensor, tensor
 import editors.wise
 from editors.wise import SideMemories, Wise, margins, ties
 from harness.editing.edit import Edit
-from harness.errors import NumericalError, UsageError
+from harness.errors import ModelError, NumericalError, UsageError
 from harness.io.plain_text import read_documents
 from harness.methods.supervised_tokens import SupervisedTokens, supervise_target
 from harness.patches.patch import Patch, Step, patched
 
 CONTEXTS = ("{}", "Nobody knows. {}")
-FEW = {"n_iter": 4, "alpha": 0.1, "beta": 1.0, "gamma": 0.5, "texts": 3, "contexts": CONTEXTS}
+OURS = {"memories": "mixed", "distance": "token"}
+FEW = {**OURS, "n_iter": 4, "alpha": 0.1, "beta": 1.0, "gamma": 0.5, "texts": 3, "contexts": CONTEXTS}
 
 
 def moved(side: SideMemories, entered: Tensor) -> Tensor:
@@ -236,6 +238,45 @@ def test_another_seed_draws_another_mask_and_other_texts(tiny, edits):
     assert not torch.equal(one != 0, two != 0)
     sampled = Wise(layer=1, **{**FEW, "contexts": None}).edit(lm, edits[:1]).memory
     assert list(sampled.contexts) == Wise().notes(lm)["contexts"]
+
+
+def test_a_cache_of_a_text_that_was_read_without_the_memories_is_refused():
+    """Distances go on where the text before is the one that was read last."""
+    side = SideMemories(("a",), torch.eye(2)[None], tensor([1.0]), "text", "relu")
+    ids = tensor([[5, 6, 7]])
+
+    def read(ids: Tensor, new: int) -> Tensor:
+        hidden = torch.ones(1, new, 2)
+        return side(hidden, Step(ids, torch.ones_like(ids), new, hidden))
+
+    with pytest.raises(ModelError, match="a key-value cache of a text that was read without its memories"):
+        read(ids, 1)
+    read(ids[:, :2], 2)
+    assert read(ids, 1).tolist() == [[[2.0, 2.0]]]
+    with pytest.raises(ModelError, match="or take distance=token"):
+        read(tensor([[5, 9, 7]]), 1)
+
+
+def test_patches_of_two_distances_do_not_join():
+    one = SideMemories(("a",), torch.zeros(1, 2, 3), tensor([1.0]))
+    with pytest.raises(ModelError, match="two patches of wise route by distance=token and distance=text"):
+        one.joined(SideMemories(("b",), torch.zeros(1, 2, 3), tensor([1.0]), "text", "silu"))
+
+
+def test_a_model_without_a_named_activation_function_is_refused_before_it_edits(fresh, monkeypatch):
+    lm = fresh("gpt2")
+    monkeypatch.setattr(type(lm.model.config), "get_text_config", lambda *_, **__: SimpleNamespace())
+    with pytest.raises(ModelError, match=r"names no activation function.*take --set distance=token"):
+        Wise(layer=1).require(lm)
+    Wise(layer=1, distance="token").require(lm)
+
+
+def test_patch_files_of_earlier_versions_route_by_positions(tiny):
+    lm, side = tiny("gpt2"), SideMemories(("a",), torch.ones(1, 2, 3), tensor([1.0]), "text", "gelu_new")
+    again = SideMemories.restore(lm, side.settings(), side.tensors())
+    assert (again.distance, again.activation) == ("text", "gelu_new")
+    older = SideMemories.restore(lm, {"ids": ["a"]}, side.tensors())
+    assert (older.distance, older.activation) == ("token", None)
 
 
 def test_what_the_user_is_told(tiny, edits):
