@@ -147,8 +147,8 @@ GOLDEN = {
     "M_lora": ["golden/test_lora.py"],
     "M_ultraedit_gpt2": ["golden/test_golden_ultraedit.py"],
     "P_grace_gpt2": ["golden/test_golden_grace.py"],
-    "P_wise_llama": ["golden/test_golden_wise.py"],
-    "P_wise_retrieve_llama": ["golden/test_golden_wise.py"],
+    "P_wise_llama": ["golden/test_golden_wise.py", "golden/test_golden_wise_distance.py"],
+    "P_wise_retrieve_llama": ["golden/test_golden_wise.py", "golden/test_golden_wise_distance.py"],
 }
 """The numbers of the authors' own code that lie in ``golden/data``, by their folder."""
 
