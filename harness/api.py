@@ -244,6 +244,7 @@ def run(
     settings: Mapping[str, object] | None = None,
     num_edits: int | None = None,
     exam: str | Sequence[str] = (),
+    include_path: str | Sequence[str] = (),
     split: str = "test",
     mode: str | None = None,
     batch_size: int | None = None,
@@ -281,6 +282,7 @@ def run(
         settings: hyperparameters of an editor that is named.
         num_edits: how many rows of the edits, from the first; by default all.
         exam: the parts of the edit set's exam that are asked, such as ``probability``; by default all.
+        include_path: folders of one's own with YAMLs of tasks and edit sets.
         split: the split of the edit set: ``test`` or ``train``.
         mode: ``isolated``, ``batch`` or ``sequential``; by default the editor's own.
         batch_size: edits of one sequential operation.
@@ -329,6 +331,7 @@ def run(
     values: dict[str, object] = {
         "edits": None if edits is None else _edits(edits), "num_edits": num_edits, "split": split,
         "mode": mode, "batch_size": batch_size, "eval_at": eval_at, "tasks": tasks, "exam": exam or None,
+        "include_path": include_path or None,
         "data_dir": rows_for(model, data_dir), "text": text,
         "limit": limit, "seed": seed, "dtype": dtype, "arch": dict(arch or {}), "fitted": _text(fitted), "order": order,
         "stop_on_collapse": stop_on_collapse, "known_only": known_only, "patch": _text(patch),

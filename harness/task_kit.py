@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from harness.errors import DataError, ModelError, UsageError, near
     from harness.exam import answer_scores, data, general_text, row_shapes
     from harness.exam.canonical import CanonicalSet, Exam, read_rows, subjects
+    from harness.exam.case_exam import CaseExam
     from harness.exam.span_scores import Ranked
     from harness.exam.statistics import Ratio, aggregate
     from harness.exam.text_metrics import agreement, begins_with, consistency, entropy, vectorizer, words
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CanonicalSet",
+    "CaseExam",
     "Continuations",
     "DataError",
     "Edit",
@@ -70,6 +72,7 @@ _PLACES = {
     "harness.editing.edit": ("Edit", "Example", "Probe"),
     "harness.editing.join": ("joined", "trimmed"),
     "harness.errors": ("DataError", "ModelError", "UsageError", "near"),
+    "harness.exam.case_exam": ("CaseExam",),
     "harness.exam.canonical": ("CanonicalSet", "Exam", "read_rows", "subjects"),
     "harness.exam.span_scores": ("Ranked",),
     "harness.exam.statistics": ("Ratio", "aggregate"),

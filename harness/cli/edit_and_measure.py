@@ -31,6 +31,7 @@ class PlanOptions:
     edits: Annotated[str | None, opt.EDITS] = None
     num_edits: Annotated[int | None, opt.NUM_EDITS] = None
     exam: Annotated[str | None, opt.EXAM] = None
+    include_path: Annotated[str | None, opt.INCLUDE_PATH] = None
     mode: Annotated[str | None, opt.MODE] = None
     batch_size: Annotated[int | None, opt.BATCH_SIZE] = None
     eval_at: Annotated[str | None, opt.EVAL_AT] = None

@@ -237,6 +237,7 @@ EDITS = Option(
 EXAM = Option(
     "--exam", "The parts of the edit set's exam that are asked, such as probability,generation.", otherwise="all"
 )
+INCLUDE_PATH = Option("--include-path", "Folders of your own with YAMLs of tasks and edit sets, separated by commas.")
 NUM_EDITS = Option("--num-edits", "How many of its rows, from the first.", int)
 SPLIT = Option("--split", "The split of the edit set.")
 MODE = Option(

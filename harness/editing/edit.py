@@ -37,6 +37,7 @@ class Edit:
             (:mod:`harness.editing.join`).
         slot: the character at which the subject's slot stands, where the prompt holds other braces that are text; None
             for its only ``{}``.
+        case: the case that it belongs to, where one holds several edits; None where it is a case of its own.
 
     Raises:
         DataError: the fields do not fit together.
@@ -52,6 +53,7 @@ class Edit:
     against: str | None = None
     join: str | None = None
     slot: int | None = None
+    case: str | None = None
 
     def __post_init__(self) -> None:
         slots = self.prompt.count(SLOT) if self.slot is None else int(self.prompt.startswith(SLOT, self.slot))
@@ -83,6 +85,11 @@ class Edit:
             )
         if paired and self.rival == self.continuation:
             raise DataError(f"edit {self.id}: target and against are both '{self.target}'; give two continuations")
+
+    @property
+    def belongs_to(self) -> str:
+        """The id of its case; its own where it is a case of its own."""
+        return self.id if self.case is None else self.case
 
     @property
     def begins(self) -> int:

@@ -1,5 +1,7 @@
 """In which portions edits are made, and where a run stops to measure.
 
+What is counted are cases: as a rule one edit each; where several belong together, they are made together.
+
 ``isolated``: each edit alone on the unedited model. ``batch``: all edits in one operation; measured at several counts,
 each count is an operation of its own on the unedited model. ``sequential``: operation after operation on the weights
 that the earlier ones left; a partial last operation is kept.
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, groupby
 
 from harness.editing.edit import Edit
 from harness.editing.editor import Editor, Wrapper
@@ -26,6 +29,7 @@ __all__ = [
     "PUBLISHED",
     "Begun",
     "Stop",
+    "cases_of",
     "default_mode",
     "duplicates",
     "operations",
@@ -49,9 +53,9 @@ class Stop:
     """A place where a run measures.
 
     Attributes:
-        edits: how many edits have been made.
-        patches: one patch that holds them all, or in isolated editing one for each.
-        latest: the positions of the edits of the last operation.
+        edits: how many cases have been made, which is the number of edits where a case is one.
+        patches: one patch that holds them all, or in isolated editing one for each case.
+        latest: the positions of the cases of the last operation.
     """
 
     edits: int
@@ -64,9 +68,9 @@ class Begun:
     """How far a walk has come: enough to go on from there.
 
     Attributes:
-        edits: how many edits have been made.
+        edits: how many cases have been made.
         total: the sum of the increments, with the editor's memory.
-        latest: the positions of the edits of the last operation.
+        latest: the positions of the cases of the last operation.
     """
 
     edits: int = 0
@@ -89,18 +93,23 @@ def plain_mode(mode: str | None, batch_size: int | None) -> tuple[str | None, in
     return PUBLISHED.get(mode or "", mode), 1 if mode == "instance-sequential" else batch_size
 
 
+def cases_of(edits: Sequence[Edit]) -> list[list[Edit]]:
+    """Edits by the case that they belong to, in their order."""
+    return [list(together) for _, together in groupby(edits, key=lambda edit: edit.belongs_to)]
+
+
 def default_mode(editor: type[Editor]) -> str:
     """Batch for methods that edit many facts at once by definition, isolated for the others."""
     return "batch" if editor.batch else "isolated"
 
 
 def operations(count: int, mode: str, batch_size: int | None) -> list[range]:
-    """The positions of the edits of each operation.
+    """The positions of the cases of each operation.
 
     Args:
-        count: how many edits there are.
+        count: how many cases there are.
         mode: ``isolated``, ``batch`` or ``sequential``.
-        batch_size: edits of one operation in sequential mode; None for one.
+        batch_size: cases of one operation in sequential mode; None for one.
 
     Raises:
         UsageError: the mode does not exist, or the batch size is not positive.
@@ -200,21 +209,40 @@ def walk(
         keep: given how far a sequential walk has come, after every operation.
     """
     require_editable(editor, lm, edits, mode=mode)
-    wanted = [count for count in at if count]
+    wanted, cases = [count for count in at if count], cases_of(edits)
     if mode == "sequential":
-        yield from _one_after_another(editor, lm, edits, batch_size, wanted, progress, begun or Begun(), keep)
+        yield from _one_after_another(editor, lm, cases, batch_size, wanted, progress, begun or Begun(), keep)
         return
     for count in wanted:
-        chosen = edits[:count]
-        made = editor.edit_each(lm, chosen) if mode == "isolated" else [editor.edit(lm, chosen)]
-        progress(count, len(edits))
+        chosen = cases[:count]
+        made = _apart(editor, lm, chosen) if mode == "isolated" else [editor.edit(lm, list(chain(*chosen)))]
+        progress(count, len(cases))
         yield Stop(count, [editor.finish(lm, patch) for patch in made], range(count))
+
+
+def _apart(editor: Editor, lm: LM, cases: Sequence[Sequence[Edit]]) -> Sequence[Patch]:
+    """A patch for each case."""
+    if all(len(case) == 1 for case in cases):
+        return editor.edit_each(lm, [edit for (edit,) in cases])
+    return [_together(editor, lm, case, Patch()) for case in cases]
+
+
+def _together(editor: Editor, lm: LM, edits: Sequence[Edit], held: Patch) -> Patch:
+    """What the edits of an operation add to what is held: at once, or one by one by an editor of single facts."""
+    if editor.root.batch or len(edits) == 1:
+        with patched(lm, held):
+            return editor.edit(lm, edits, held.memory)
+    added = Patch()
+    for edit in edits:
+        with patched(lm, held + added):
+            added += editor.edit(lm, [edit], (held + added).memory)
+    return added
 
 
 def _one_after_another(
     editor: Editor,
     lm: LM,
-    edits: Sequence[Edit],
+    cases: Sequence[Sequence[Edit]],
     batch_size: int | None,
     wanted: Sequence[int],
     progress: Callable[[int, int], None],
@@ -223,16 +251,15 @@ def _one_after_another(
 ) -> Iterator[Stop]:
     if state.edits in wanted:
         yield Stop(state.edits, [editor.finish(lm, state.total)], state.latest)
-    for portion in operations(len(edits), "sequential", batch_size):
+    for portion in operations(len(cases), "sequential", batch_size):
         if portion.stop <= state.edits:
             continue
         if portion.start >= max(wanted, default=0):
             return
-        with patched(lm, state.total):
-            increment = editor.edit(lm, [edits[i] for i in portion], state.total.memory)
+        increment = _together(editor, lm, [edit for i in portion for edit in cases[i]], state.total)
         state = Begun(portion.stop, state.total + increment, portion)
         keep(state)
-        progress(portion.stop, len(edits))
+        progress(portion.stop, len(cases))
         if portion.stop in wanted:
             yield Stop(portion.stop, [editor.finish(lm, state.total)], portion)
 

@@ -15,6 +15,7 @@ file is not JSON lines, ``rows(path)`` in the folder's ``functions.py`` parses i
 from __future__ import annotations
 
 import csv
+import glob
 import gzip
 import hashlib
 import importlib.util
@@ -30,7 +31,7 @@ import urllib.request
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 from types import ModuleType
@@ -54,6 +55,7 @@ __all__ = [
     "Provenance",
     "Source",
     "Status",
+    "dataset_of",
     "file_sha256",
     "find_datasets",
     "find_one",
@@ -61,11 +63,13 @@ __all__ = [
     "load",
     "module",
     "provenance",
+    "provenance_of",
     "read_jsonl",
     "read_numbered_rows",
     "read_table",
     "read_text",
     "read_yaml",
+    "rows_of",
     "splits",
     "status",
 ]
@@ -110,7 +114,10 @@ class Source:
 
 @dataclass(frozen=True)
 class Dataset:
-    """One data set: the folder of its task, the fields of a row with their types, and a source for each split."""
+    """One data set: the folder of its task, the fields of a row with their types, and a source for each split.
+
+    cases: how a row becomes a case, see :mod:`harness.exam.cases`; empty where Python beside the YAML says it.
+    """
 
     name: str
     folder: Path
@@ -118,6 +125,7 @@ class Dataset:
     citation: str
     fields: Mapping[str, str]
     files: Mapping[str, Source]
+    cases: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -179,16 +187,21 @@ def read_yaml(path: Path) -> Row:
     return content
 
 
-def find_datasets(root: Path = TASKS) -> dict[str, Dataset]:
-    """Every data set below ``root``, by name."""
-    return _collect(sorted(root.rglob("*.yaml")))
+def find_datasets(root: Path = TASKS, include: Iterable[str | Path] = ()) -> dict[str, Dataset]:
+    """Every data set below ``root``, and below folders of one's own, by name."""
+    own = [path for folder in include for path in sorted(Path(folder).rglob("*.yaml"))]
+    return _collect([*sorted(root.rglob("*.yaml")), *own], own)
 
 
-def _collect(paths: Iterable[Path]) -> dict[str, Dataset]:
-    """The data sets among YAML files; DataError where two have one name."""
+def _collect(paths: Iterable[Path], own: Iterable[Path] = ()) -> dict[str, Dataset]:
+    """The data sets among YAML files; DataError where two have one name.
+
+    Of this project's the file is called as its folder is; one's own lie as one likes.
+    """
     found: dict[str, Dataset] = {}
+    anywhere = set(own)
     for path in paths:
-        dataset = _dataset(path) if path.stem == path.parent.name else None
+        dataset = dataset_of(path) if path in anywhere or path.stem == path.parent.name else None
         if dataset is None:
             continue
         if dataset.name in found:
@@ -198,7 +211,7 @@ def _collect(paths: Iterable[Path]) -> dict[str, Dataset]:
     return found
 
 
-def _dataset(path: Path) -> Dataset | None:
+def dataset_of(path: Path) -> Dataset | None:
     """The data set that one YAML describes, None where it has no ``metadata.source`` block."""
     metadata = read_yaml(path).get("metadata") or {}
     block = metadata.get("source")
@@ -210,7 +223,7 @@ def _dataset(path: Path) -> Dataset | None:
         if kind not in _TYPES:
             raise DataError(f"{path}: metadata.source.fields.{name} is {kind!r}{near(kind, _TYPES)}")
     licence, citation = str(metadata.get("licence", "not stated")), str(block.get("citation", ""))
-    return Dataset(path.stem, path.parent, licence, citation, fields, files)
+    return Dataset(path.stem, path.parent, licence, citation, fields, files, metadata.get("case") or {})
 
 
 def _source(path: Path, split: str, entry: object) -> Source:
@@ -235,10 +248,11 @@ def _require_inside(path: Path, where: str, entry: Mapping[str, Any]) -> None:
         raise DataError(f"{path}: {where}.url is {url!r}, expected an address that begins with https://")
 
 
-def find_one(name: str, root: Path = TASKS) -> Dataset | None:
+def find_one(name: str, root: Path = TASKS, include: Iterable[str | Path] = ()) -> Dataset | None:
     """The data set of a name, None where there is none."""
     # Only the YAMLs of that name are parsed: a load must not cost the parsing of every task.
-    return _collect(path for path in sorted(root.rglob("*.yaml")) if path.stem == name).get(name)
+    own = [path for folder in include for path in sorted(Path(folder).rglob(f"{glob.escape(name)}.yaml"))]
+    return _collect([*(path for path in sorted(root.rglob("*.yaml")) if path.stem == name), *own], own).get(name)
 
 
 def _named(name: str, root: Path) -> Dataset:
@@ -294,6 +308,11 @@ def load(dataset: str, split: str = "test", data_dir: str | Path | None = None, 
     return _rows(described, place)
 
 
+def rows_of(dataset: Dataset, split: str, data_dir: str | Path | None) -> list[Row]:
+    """The rows of a data set that has been found; as :func:`load`."""
+    return _rows(dataset, _locate(dataset, split, data_dir))
+
+
 def provenance(
     dataset: str, split: str = "test", data_dir: str | Path | None = None, *, root: Path = TASKS
 ) -> Provenance:
@@ -305,11 +324,15 @@ def provenance(
         data_dir: None or "mini", a folder, or "hub".
         root: the folder in which data sets lie.
     """
-    described = _named(dataset, root)
-    place = _locate(described, split, data_dir)
+    return provenance_of(_named(dataset, root), split, data_dir)
+
+
+def provenance_of(dataset: Dataset, split: str, data_dir: str | Path | None) -> Provenance:
+    """Which bytes :func:`rows_of` uses for the same arguments; raises what it raises."""
+    place = _locate(dataset, split, data_dir)
     sha256 = _sha256(place.file)
     verified = place.source == MINI or (place.sha256 is not None and sha256 == place.sha256)
-    return Provenance(place.source, place.label, sha256, len(_rows(described, place)), verified)
+    return Provenance(place.source, place.label, sha256, len(_rows(dataset, place)), verified)
 
 
 def file_sha256(dataset: Dataset, split: str = "test", data_dir: str | Path | None = None) -> str:
@@ -391,6 +414,9 @@ def _mini_path(dataset: Dataset, split: str) -> Path:
 
 def _locate_mini(dataset: Dataset, split: str) -> _Place:
     path = _mini_path(dataset, split)
+    beside = dataset.folder / dataset.files[split].path if split in dataset.files else path
+    if not path.is_file() and beside.is_file():
+        return _Place("folder", beside, dataset.files[split].path, dataset.files[split].sha256)
     if not path.is_file():
         raise DataError(
             f"{dataset.name} ships no rows for the split {split!r} ({path.name} is not in its task folder); "
@@ -431,7 +457,7 @@ def _count_lines(path: Path) -> int | None:
 def _rows(dataset: Dataset, place: _Place) -> list[Row]:
     """Parsed and checked rows of a file."""
     module = None if place.source == MINI else functions(dataset)
-    parse = getattr(module, "rows", None) or read_jsonl
+    parse = getattr(module, "rows", None) or read_rows
     found: list[Row] = parse(place.file)
     if not found:
         raise DataError(f"{place.file}: no rows; expected rows with {', '.join(dataset.fields)}")
@@ -494,6 +520,20 @@ def read_jsonl(path: Path | str, fields: Mapping[str, str] | Sequence[str] = ())
     if not rows:
         raise DataError(f"{path}: empty; expected one JSON object a line")
     return rows
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a file as :func:`read_numbered_rows` reads it.
+
+    Raises:
+        DataError: the file or a row cannot be read; names the file and the row.
+    """
+    found: list[Row] = []
+    for place, _, row in read_numbered_rows(path):
+        if isinstance(row, DataError):
+            raise DataError(f"{path}, {place}: {row}") from row
+        found.append(row)
+    return found
 
 
 def read_numbered_rows(path: Path) -> Iterator[tuple[str, str, Row | DataError]]:

@@ -25,6 +25,7 @@ from transformers import PreTrainedTokenizerBase
 from harness.editing.edit import Edit, Example
 from harness.errors import DataError, HarnessError, UsageError, near
 from harness.exam import data, statistics, task_identity
+from harness.exam.case_sets import CaseSet
 from harness.exam.exam_parts import OWN, exam_parts
 from harness.exam.quiet import quiet_lm_eval
 from harness.exam.task_identity import of_task, rows_sha256
@@ -171,65 +172,74 @@ def catalogue() -> dict[str, str]:
     return {n: "edits" if n in sets else kind for n, kind in sorted(kinds.items()) if n not in {*members, OWN}}
 
 
-def edit_sets() -> list[str]:
-    """The names of the data sets that say what to edit."""
-    return sorted(name for name, found in data.find_datasets().items() if hasattr(data.functions(found), "edits"))
+def edit_sets(include: Sequence[str] = ()) -> list[str]:
+    """The names of the data sets that say what to edit; of folders of one's own too."""
+    known = data.find_datasets(include=include)
+    return sorted(name for name, found in known.items() if found.cases or hasattr(data.functions(found), "edits"))
 
 
-def read_edits(name: str, *, data_dir: str, split: str = "test", count: int | None = None) -> list[Edit]:
+def read_edits(
+    name: str, *, data_dir: str, split: str = "test", count: int | None = None, include: Sequence[str] = ()
+) -> list[Edit]:
     """The edits of a set, or of one's own JSONL file, in the order of the rows.
 
     Args:
         name: an edit set (``counterfact``, ``zsre``, ...) or a file of one's own.
         data_dir: where the rows are, as :func:`harness.exam.data.load` takes it.
         split: which rows of the set.
-        count: how many from the beginning; None is all of them.
+        count: how many cases from the beginning; None is all of them.
+        include: folders of one's own with tasks.
 
     Raises:
         UsageError: there is no such set, or it has fewer rows than asked for.
         DataError: a row cannot be used.
     """
-    functions, rows = _rows(name, data_dir, split, count)
+    functions, rows = _rows(name, data_dir, split, count, include)
     found = list(functions.edits(rows))
-    return _first(found, [edit.id for edit in found], name, count)
+    return _first(found, found, name, count)
 
 
-def read_examples(name: str, *, data_dir: str, split: str = "train", count: int | None = None) -> list[Example]:
+def read_examples(
+    name: str, *, data_dir: str, split: str = "train", count: int | None = None, include: Sequence[str] = ()
+) -> list[Example]:
     """The edits of a set with their probes, for an editor to learn from.
 
     Args:
         name: an edit set or a file of one's own.
         data_dir: where the rows are, as :func:`harness.exam.data.load` takes it.
         split: which rows of the set.
-        count: how many from the beginning; None is all of them.
+        count: how many cases from the beginning; None is all of them.
+        include: folders of one's own with tasks.
 
     Raises:
         UsageError, DataError: as :func:`read_edits`.
     """
-    functions, rows = _rows(name, data_dir, split, count)
+    functions, rows = _rows(name, data_dir, split, count, include)
     found = list(functions.examples(rows))
-    return _first(found, [example.edit.id for example in found], name, count)
+    return _first(found, [example.edit for example in found], name, count)
 
 
-def _rows(name: str, data_dir: str, split: str, count: int | None) -> tuple[Any, Any]:
+def _rows(name: str, data_dir: str, split: str, count: int | None, include: Sequence[str]) -> tuple[Any, Any]:
     """What reads an edit set, and its rows; the folder of the edit set ``own`` says how one's own file is read."""
     if name.endswith((".jsonl", ".json", ".jsonl.gz", ".json.gz")) or Path(name).is_file():
         functions: Any = data.module(data.TASKS / "edits" / OWN / "functions.py")
         return functions, functions.rows(Path(name))
-    if name not in edit_sets():
-        raise UsageError(
-            f"edit set '{name}' does not exist{near(name, edit_sets())}; or give a file, for example my.jsonl"
-        )
-    functions = data.functions(data.find_datasets()[name])
+    found = data.find_one(name, include=include)
+    functions = None if found is None else CaseSet.of(found) if found.cases else data.functions(found)
+    if not hasattr(functions, "edits"):
+        known = edit_sets(include)
+        raise UsageError(f"edit set '{name}' does not exist{near(name, known)}; or give a file, for example my.jsonl")
     return functions, functions.source(data_dir, split, count or 0)
 
 
-def _first(found: list[Item], ids: Sequence[str], name: str, count: int | None) -> list[Item]:
-    """The first of some edits whose ids are all different."""
-    _distinct(ids, name)
-    if count is not None and count > len(found):
-        raise UsageError(f"{name}: has {len(found)} edits, {count} were asked for; ask for fewer, or give more rows")
-    return found[:count]
+def _first(found: list[Item], edits: Sequence[Edit], name: str, count: int | None) -> list[Item]:
+    """Those of the first cases, whose edits all have different ids."""
+    _distinct([edit.id for edit in edits], name)
+    cases = list(dict.fromkeys(edit.belongs_to for edit in edits))
+    if count is not None and count > len(cases):
+        raise UsageError(f"{name}: has {len(cases)} edits, {count} were asked for; ask for fewer, or give more rows")
+    wanted = set(cases[:count])
+    return [one for one, edit in zip(found, edits, strict=True) if edit.belongs_to in wanted]
 
 
 def _distinct(ids: Sequence[str], name: str) -> None:
@@ -240,13 +250,13 @@ def _distinct(ids: Sequence[str], name: str) -> None:
         seen.add(identity)
 
 
-def require_names(names: Iterable[str], data_dir: str) -> None:
-    """See that tasks and groups exist, this project's or lm-eval's own, without reading their rows.
+def require_names(names: Iterable[str], data_dir: str, include: Sequence[str] = ()) -> None:
+    """See that tasks and groups exist, this project's, one's own or lm-eval's, without reading their rows.
 
     Raises:
         UsageError: one does not.
     """
-    _manager({"data_dir": data_dir}, names)
+    _manager({"data_dir": data_dir}, names, include)
 
 
 def load_suite(
@@ -259,6 +269,7 @@ def load_suite(
     own_file: str | None = None,
     split: str = "test",
     exam: Sequence[str] = (),
+    include: Sequence[str] = (),
 ) -> Suite:
     """Build the tasks of a run.
 
@@ -271,6 +282,7 @@ def load_suite(
         own_file: the user's own rows, where ``edit_set`` is ``own``.
         split: the split of the edit set.
         exam: the parts of the edit set's exam that are asked; none for all of it.
+        include: folders of one's own with tasks.
 
     Raises:
         UsageError: a task does not exist.
@@ -280,16 +292,17 @@ def load_suite(
     left_out: dict[str, str] = {}
     if edit_set is not None:
         # A manager hands what it is given to every task it builds; only the edit set is to be cut to edited records.
-        mine = _manager({"data_dir": data_dir, "records": list(records or ()), "file": own_file, "split": split})
-        rows = _rows_of(edit_set, split, data_dir, own_file)
+        about = {"data_dir": data_dir, "records": list(records or ()), "file": own_file, "split": split}
+        mine = _manager(about, [edit_set] if include else (), include)
+        rows = _rows_of(edit_set, split, data_dir, own_file, include)
         parts = exam_parts(edit_set) if exam else {}
         asked = [parts[name].task for name in exam]
         found |= {t.name: t for t in _build(mine, edit_set, lambda _: rows, asked)}
         left_out = {p.task: _identity_of(mine, p.task, str(rows)) for p in parts.values() if p.task not in found}
     others = [name for name in names if name != edit_set]
-    manager = _manager({"data_dir": data_dir}, others)
+    manager = _manager({"data_dir": data_dir}, others, include)
     for name in others:
-        built = _build(manager, name, lambda shown: _rows_of(shown, "test", data_dir, None))
+        built = _build(manager, name, lambda shown: _rows_of(shown, "test", data_dir, None, include))
         found |= {t.name: t for t in built if t.name not in found}
     for task in found.values():
         if hasattr(task.task, "bind"):
@@ -297,14 +310,17 @@ def load_suite(
     return Suite(list(found.values()), left_out)
 
 
-def _manager(metadata: Mapping[str, Any], names: Iterable[str] = ()) -> TaskManager:
-    """A manager of this project's tasks; of lm-eval's too (nine seconds) only where one of them is asked for."""
-    names = list(names)
-    own = TaskManager(include_path=str(data.TASKS), include_defaults=False, metadata=dict(metadata))
+def _manager(metadata: Mapping[str, Any], names: Iterable[str] = (), include: Sequence[str] = ()) -> TaskManager:
+    """A manager of this project's tasks and one's own; of lm-eval's (nine seconds) where one of them is asked for."""
+    names, folders = list(names), [str(data.TASKS), *include]
+    for folder in include:
+        if not Path(folder).is_dir():
+            raise UsageError(f"--include-path {folder}: no such folder; give one with YAMLs of tasks")
+    own = TaskManager(include_path=folders, include_defaults=False, metadata=dict(metadata))
     if all(name in own.task_index for name in names):
         return own
     _require_mentioned([name for name in names if name not in own.task_index], own.all_tasks)
-    every = _every_task(str(data.TASKS), tuple(metadata.items()))
+    every = _every_task(tuple(folders), tuple(metadata.items()))
     for name in names:
         if name not in every.task_index:
             ours = near(name, own.all_tasks) or near(name, every.all_tasks)
@@ -324,15 +340,15 @@ def _require_mentioned(names: Iterable[str], ours: Sequence[str]) -> None:
 
 
 @functools.lru_cache(maxsize=1)  # names are looked up before a model is loaded, and tasks are built after it
-def _every_task(folder: str, metadata: tuple[tuple[str, Any], ...]) -> TaskManager:
-    return TaskManager(include_path=folder, include_defaults=True, metadata=dict(metadata))
+def _every_task(folders: tuple[str, ...], metadata: tuple[tuple[str, Any], ...]) -> TaskManager:
+    return TaskManager(include_path=list(folders), include_defaults=True, metadata=dict(metadata))
 
 
-def _rows_of(shown: str, split: str, data_dir: str, own_file: str | None) -> str | None:
+def _rows_of(shown: str, split: str, data_dir: str, own_file: str | None, include: Sequence[str] = ()) -> str | None:
     """The hash of the file that the rows of a reported name come from; None where they come from elsewhere."""
     if shown == OWN and own_file is not None:
         return hashlib.sha256(Path(own_file).read_bytes()).hexdigest()
-    found = data.find_one(shown)
+    found = data.find_one(shown, include=include)
     return None if found is None else data.file_sha256(found, split, data_dir)
 
 

@@ -30,6 +30,8 @@ __all__ = [
     "words",
 ]
 
+_COMPARED = 5
+"""Words that are compared where no answer says how many."""
 _ARTICLE = re.compile(r"^(?:the|an?)\s+")
 _BOUNDARY = regex.compile(r"\b", regex.WORD)
 _ENDING = regex.compile(r"['\u2019](?:s|d|m|ll|re|ve)?(?!\w)", regex.IGNORECASE)
@@ -92,14 +94,15 @@ def _ends(text: str, at: int) -> bool:
 def agreement(doc: Mapping[str, str], edited: str, unedited: str) -> Ratio:
     """Whether two models continue one locality prompt with the same words, as many as the gold answer has.
 
-    The answer's length sets how far the texts are compared: what follows the answer is another matter.
+    The answer's length sets how far the texts are compared: what follows the answer is another matter.  Where no answer
+    is known, the first five words are.
 
     Args:
         doc: the probe, with ``case`` and ``target_true``.
         edited: the free continuation by the edited model.
         unedited: the one by the unedited model.
     """
-    count = max(1, len(_apart(doc["target_true"])))
+    count = max(1, len(_apart(doc["target_true"]))) if doc["target_true"] else _COMPARED
     return Ratio(float(_apart(edited)[:count] == _apart(unedited)[:count]), 1.0, doc["case"])
 
 

@@ -24,11 +24,11 @@ from harness.editing.join import joined
 from harness.errors import UsageError
 from harness.exam.statistics import Ratio
 
-__all__ = ["Continuations", "Forced", "FreeAnswer", "Piece", "Target", "TeacherForced", "Tokenized", "pieces"]
+__all__ = ["ROOM", "Continuations", "Forced", "FreeAnswer", "Piece", "Target", "TeacherForced", "Tokenized", "pieces"]
 
 Doc: TypeAlias = Mapping[str, Any]
 
-_ROOM = 4
+ROOM = 4
 """Tokens that are written beyond the longest answer: an article in front of it, and what shows that a word ends."""
 
 
@@ -245,7 +245,7 @@ class FreeAnswer(Tokenized):
         limit = int(self.config.generation_kwargs["max_gen_toks"])
         least = int((self.config.metadata or {}).get("least_tokens", 0))
         longest = max((max(self._needed(doc)) for doc in self.eval_docs), default=0)
-        return min(limit, max(least, longest + _ROOM))
+        return min(limit, max(least, longest + ROOM))
 
     def _needed(self, doc: Doc) -> list[int]:
         """The number of tokens of each wanted answer."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 
@@ -45,7 +44,7 @@ def _changed(record: Record, resolved: Resolved) -> Iterator[str]:
     if any(
         _rows(name, resolved) != kept.get("sha256")
         for name, kept in record.data.items()
-        if name in data.find_datasets()
+        if name in data.find_datasets(include=plan.include_path)
     ):
         yield "rows"
     if record.versions != versions():
@@ -55,7 +54,8 @@ def _changed(record: Record, resolved: Resolved) -> Iterator[str]:
 def _rows(name: str, resolved: Resolved) -> object:
     """The sha256 of the file from which the rows of a data set come now."""
     plan = resolved.plan
-    return asdict(data.provenance(name, plan.split if name == plan.edits else "test", plan.data_dir))["sha256"]
+    dataset = data.find_datasets(include=plan.include_path)[name]
+    return data.file_sha256(dataset, plan.split if name == plan.edits else "test", plan.data_dir)
 
 
 def weights_sha256(resolved: Resolved) -> str:

@@ -71,7 +71,7 @@ class Measuring:
 
     def at(self, stop: Stop | None) -> None:
         """Score every task, and read the neutral texts, at a stop; None is the unedited model."""
-        ids = [edit.id for edit in self.ready.resolved.edits]
+        ids = self.ready.resolved.cases
         own = [task.name for task in self.ready.suite.of(self.ready.resolved.edit_set)]
         with measure.hold(self._model, stop, ids=ids, mode=self.ready.resolved.mode, own=own):
             for shown in self.ready.suite.shown:
@@ -117,7 +117,7 @@ class Measuring:
 
     def _score_edited(self, task: tasks.Task, limit: int | None, stop: Stop) -> Measured:
         """Of the edit set, the documents of the edits made so far alone."""
-        made = {edit.id for edit in self.ready.resolved.made(stop.edits)}
+        made = set(self.ready.resolved.made(stop.edits))
         documents = measure.of_cases(task, made) if self._is_edit_set(task.shown) else None
         found = measure.measure_task(self._model, task, limit=limit, documents=documents)
         found.values = {metric: {} for metric in self.base[task.name].values} | found.values
@@ -140,7 +140,7 @@ class Measuring:
         self, shown: str, members: Sequence[tasks.Task], measured: dict[str, Measured], stop: Stop
     ) -> None:
         """The numbers of the edits of the last operation alone, beside those of all edits so far."""
-        mine = {self.ready.resolved.edits[i].id for i in stop.latest}
+        mine = {self.ready.resolved.cases[i] for i in stop.latest}
         part = {name: _of_edits(one, mine) for name, one in measured.items()}
         if any(values for one in part.values() for values in one.values.values()):
             table = measure.summarise_tasks(members, part, base=None, seed=self.ready.resolved.plan.seed)

@@ -68,15 +68,15 @@ def _editor(ready: Prepared) -> dict[str, Any]:
 
 
 def _edits(ready: Prepared) -> dict[str, Any]:
-    named, edits = ready.resolved.plan.edits, ready.resolved.edits
+    named, edits, cases = ready.resolved.plan.edits, ready.resolved.edits, ready.resolved.cases
     said = {(edit.text, edit.continuation) for edit in edits}
     joins = {edit.id: found["join"] for edit in edits if (found := _joined(edit))}
     return {
         "dataset": Path(named).name if Path(named).is_file() else named,
-        "count": len(edits) if ready.resolved.edits_any else 0,
+        "count": len(cases) if ready.resolved.edits_any else 0,
         "unique": len(said),
         "contradicting": len(said) - len({prompt for prompt, _ in said}),
-        "ids": [edit.id for edit in edits],
+        "ids": list(cases),
         "sha256": edits_sha256(edits),
         **({"joins": joins} if joins else {}),
         **({"spread": ready.spread} if ready.spread else {}),
@@ -154,16 +154,17 @@ def _chance(suite: tasks.Suite) -> dict[str, dict[str, float]]:
 
 def _sources_of_rows(ready: Prepared) -> dict[str, Any]:
     """Where the rows of each reported name come from, where that is known."""
-    plan, known = ready.resolved.plan, data.find_datasets()
+    plan = ready.resolved.plan
+    known = data.find_datasets(include=plan.include_path)
     found: dict[str, Any] = {}
     sources = {task.shown: task.metadata.get("source") for task in ready.suite.tasks}
     for name in ready.suite.shown:
         source = name if name in known else sources[name]  # a task may read the rows of another one
         if isinstance(source, str) and source in known:
             split = plan.split if name == plan.edits else "test"
-            found[name] = asdict(data.provenance(source, split, plan.data_dir))
+            found[name] = asdict(data.provenance_of(known[source], split, plan.data_dir))
         elif name == tasks.OWN:
             sha256 = hashlib.sha256(Path(plan.edits).read_bytes()).hexdigest()
-            rows = len(ready.resolved.edits)
+            rows = len(ready.resolved.cases)
             found[name] = asdict(data.Provenance("file", Path(plan.edits).name, sha256, rows, False))
     return found

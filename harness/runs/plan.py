@@ -52,6 +52,7 @@ class Plan:
         patch: a file of saved edits, which are put back instead of edited; None to edit.
         exam: the parts of the edit set's exam that are asked, such as ``probability``; none for all of it.
         known_only: whether only the facts that the unedited model knows are edited (:mod:`harness.exam.knowledge`).
+        include_path: folders of one's own with YAMLs of tasks and edit sets.
     """
 
     model: str = "mini"
@@ -76,6 +77,7 @@ class Plan:
     patch: str | None = None
     exam: tuple[str, ...] = ()
     known_only: bool = False
+    include_path: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("num_edits", "limit"):
@@ -151,7 +153,7 @@ def parse_edits(text: str) -> tuple[str, int | None]:
     return name, int(count)
 
 
-_NAMED = {"tasks": "[NER, NLI]", "exam": "[probability, generation]"}
+_NAMED = {"tasks": "[NER, NLI]", "exam": "[probability, generation]", "include_path": "[my_tasks]"}
 """The fields that hold names, each with an example."""
 
 
@@ -169,7 +171,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("mode", "text", "fitted", "patch"), (str, type(None))),
     **dict.fromkeys(("num_edits", "batch_size", "limit"), (int, type(None))),
     **dict.fromkeys(("settings", "arch"), (dict,)),
-    **dict.fromkeys(("tasks", "exam"), (tuple,)),
+    **dict.fromkeys(("tasks", "exam", "include_path"), (tuple,)),
     "seed": (int,),
     **dict.fromkeys(("stop_on_collapse", "known_only"), (bool,)),
 }

@@ -29,7 +29,7 @@ _OF_EDITS = ("num_edits", "exam", "patch")
 
 _MAPPINGS = ("settings", "arch")
 
-_LISTS = ("tasks", "exam")
+_LISTS = ("tasks", "exam", "include_path")
 """The fields of a plan that are lists themselves."""
 
 

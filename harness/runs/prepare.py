@@ -90,6 +90,7 @@ def prepare_run(
         own_file=plan.edits if resolved.edit_set == tasks.OWN else None,
         split=plan.split,
         exam=plan.exam,
+        include=plan.include_path,
     )
     spread = suite.spread(resolved.edit_set) if resolved.edits_any and resolved.mode == "isolated" else []
     guard.require(VOID, weights=False, before=f" before {editor.name} was configured")
@@ -131,15 +132,16 @@ def _of_known(resolved: Resolved, knowledge: Knowledge) -> Resolved:
         UsageError: the model knows none, or a stop lies beyond those that it knows.
     """
     plan = resolved.plan
-    kept = [(edit, row) for edit, row in zip(resolved.edits, resolved.rows, strict=True) if edit.id in knowledge.known]
+    cases = zip(schedule.cases_of(resolved.edits), resolved.rows, strict=True)
+    kept = [(case, row) for case, row in cases if all(edit.id in knowledge.known for edit in case)]
     if not kept:
         raise UsageError(
             f"{plan.model} knows none of the {knowledge.asked} facts of {plan.edits}, so that known_only leaves "
             "nothing; name more of them or another set, or leave --known-only out"
         )
     stops = schedule.stops(plan.eval_at, len(kept), mode=resolved.mode, batch_size=plan.batch_size)
-    edits, rows = zip(*kept, strict=True)
-    return replace(resolved, edits=edits, rows=rows, stops=tuple(stops))
+    edits = tuple(edit for case, _ in kept for edit in case)
+    return replace(resolved, edits=edits, rows=tuple(row for _, row in kept), stops=tuple(stops))
 
 
 def _editor(resolved: Resolved, lm: LM) -> Editor:

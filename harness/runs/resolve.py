@@ -8,6 +8,8 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +35,8 @@ class Resolved:
         plan: the plan, with what it left open filled in.
         recipe: the classes that the editor's name stands for.
         edits: the edits, in the order in which they are made.
-        rows: the place of each of them among the rows of the edit set.
-        stops: the numbers of edits at which a run measures; 0 is always among them.
+        rows: the place of each case among the rows of the edit set; as a rule a case is one edit.
+        stops: the numbers of cases at which a run measures; 0 is always among them.
         text: where plain text for second moments comes from; None for the model's default.
         about: what the file of saved edits says of itself; empty where edits are made.
         lm: the model, where it is in memory already.
@@ -71,13 +73,18 @@ class Resolved:
         """The task that examines the edits; None where there are none."""
         return _edit_set(self.plan)
 
-    def made(self, count: int) -> tuple[Edit, ...]:
-        """The edits that have been made at a stop."""
-        return self.edits[:count]
+    @cached_property
+    def cases(self) -> tuple[str, ...]:
+        """The ids of the cases, in the order in which they are made; of a case of one edit it is that edit's."""
+        return tuple(case[0].belongs_to for case in schedule.cases_of(self.edits))
+
+    def made(self, count: int) -> tuple[str, ...]:
+        """The ids of the cases that have been made at a stop."""
+        return self.cases[:count]
 
     def ids_in_order_of_rows(self) -> list[str]:
-        """The ids of the edits as their rows stand, so that a document is the same one in whatever order edits come."""
-        return [edit.id for _, edit in sorted(zip(self.rows, self.edits, strict=True), key=lambda pair: pair[0])]
+        """The ids of the cases as their rows stand, so that a document is the same one in whatever order edits come."""
+        return [case for _, case in sorted(zip(self.rows, self.cases, strict=True), key=lambda pair: pair[0])]
 
 
 def resolve(plan: Plan, *, lm: LM | None = None, editor: Editor | None = None) -> Resolved:
@@ -100,7 +107,7 @@ def resolve(plan: Plan, *, lm: LM | None = None, editor: Editor | None = None) -
     plan = _replayed(plan, about) if plan.patch else plan
     recipe = Recipe.of(editor) if editor else compose(plan.editor)
     method = editor or recipe.configured(plan.model, plan.settings, seed=plan.seed)
-    tasks.require_names(plan.tasks, plan.data_dir)
+    tasks.require_names(plan.tasks, plan.data_dir, plan.include_path)
     exam = asked_parts(_edit_set(plan), plan.exam)
     learned_file.require_usable(method.root, plan.fitted)
     mode, size = schedule.plain_mode(plan.mode or schedule.default_mode(recipe.cls), plan.batch_size)
@@ -119,7 +126,7 @@ def resolve(plan: Plan, *, lm: LM | None = None, editor: Editor | None = None) -
         raise UsageError(
             f"edits is '{NO_EDITS}', so there is nothing to edit or to put back; name an edit set or a file"
         )
-    edits = tuple(edit for _, edit in drawn)
+    edits = tuple(chain.from_iterable(case for _, case in drawn))
     if plan.known_only and not any((edit.target_old or "").strip() for edit in edits):
         raise UsageError(
             f"known_only: no row of {plan.edits} says what is true before the edit (target_old), so that no fact can "
@@ -128,11 +135,11 @@ def resolve(plan: Plan, *, lm: LM | None = None, editor: Editor | None = None) -
     if not unedited and not plan.patch:
         schedule.require_able(method, edits, mode)
     return Resolved(
-        plan=replace(plan, mode=mode, batch_size=size, num_edits=len(edits) or None, exam=exam),
+        plan=replace(plan, mode=mode, batch_size=size, num_edits=len(drawn) or None, exam=exam),
         recipe=recipe,
         edits=edits,
         rows=tuple(row for row, _ in drawn),
-        stops=(0,) if unedited else tuple(schedule.stops(plan.eval_at, len(edits), mode=mode, batch_size=size)),
+        stops=(0,) if unedited else tuple(schedule.stops(plan.eval_at, len(drawn), mode=mode, batch_size=size)),
         text=plan.text or _text_beside(plan),
         about=about,
         lm=lm,
@@ -144,7 +151,7 @@ def _edit_set(plan: Plan) -> str | None:
     """The task that examines the edits of a plan; None where it names none."""
     if plan.edits == NO_EDITS:
         return None
-    return plan.edits if plan.edits in tasks.edit_sets() else tasks.OWN
+    return plan.edits if plan.edits in tasks.edit_sets(plan.include_path) else tasks.OWN
 
 
 def _rows(plan: Plan, count: int | None) -> list[Edit]:
@@ -152,7 +159,9 @@ def _rows(plan: Plan, count: int | None) -> list[Edit]:
     return (
         []
         if plan.edits == NO_EDITS
-        else tasks.read_edits(plan.edits, data_dir=plan.data_dir, split=plan.split, count=count)
+        else tasks.read_edits(
+            plan.edits, data_dir=plan.data_dir, split=plan.split, count=count, include=plan.include_path
+        )
     )
 
 
@@ -168,9 +177,9 @@ def _replayed(plan: Plan, about: Mapping[str, Any]) -> Plan:
     return replace(plan, mode="batch", batch_size=None, eval_at="final", **known)
 
 
-def _ordered(edits: Sequence[Edit], plan: Plan) -> list[tuple[int, Edit]]:
-    """The edits in the order of the plan, each with its place among the rows."""
-    rows = list(enumerate(edits))
+def _ordered(edits: Sequence[Edit], plan: Plan) -> list[tuple[int, list[Edit]]]:
+    """The cases in the order of the plan, each with its place among the rows."""
+    rows = list(enumerate(schedule.cases_of(edits)))
     return random.Random(plan.seed).sample(rows, len(rows)) if plan.order == "random" else rows
 
 

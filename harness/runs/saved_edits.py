@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from harness.editing import patch_file
+from harness.editing import patch_file, schedule
 from harness.editing.schedule import Stop
 from harness.errors import ModelError
 from harness.runs.prepare import Prepared
@@ -41,14 +41,14 @@ def save_edits(folder: Path, record: Record, *, ready: Prepared, stop: Stop) -> 
     Raises:
         UsageError: the file cannot be written.
     """
-    plan, edits = ready.resolved.plan, ready.resolved.edits
+    plan, cases = ready.resolved.plan, ready.resolved.cases
     known = {"known_only": True} if plan.known_only else {}
     about = {
         **{key: getattr(plan, key) for key in _FROM_PLAN},
         "num_edits": stop.edits,
-        "of": len(ready.asked),
+        "of": len(schedule.cases_of(ready.asked)),
         **known,
-        "ids": [edit.id for edit in edits[: stop.edits]],
+        "ids": list(cases[: stop.edits]),
         "label": ready.editor.label(),
         "hyperparameters": ready.editor.hyperparameters(),
     }

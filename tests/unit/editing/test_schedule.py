@@ -367,3 +367,61 @@ def test_a_walk_goes_on_where_an_earlier_one_was(tiny: Callable[[str], LM]) -> N
         assert (first.edits, first.latest) == (other.edits, other.latest)
         same = [stop.patches[0].weights[lm.down(0)].dense() for stop in (first, other)]
         assert torch.equal(*same)
+
+
+# --- cases of several edits -------------------------------------------------------------------------------------------
+
+
+def several(*counts: int) -> list[Edit]:
+    """Cases of so many edits each."""
+    return [
+        Edit(f"{case}.{i}", "{} was born in", f"Person {case} {i}", "Rome", case=f"{case}" if count > 1 else None)
+        for case, count in enumerate(counts)
+        for i in range(count)
+    ]
+
+
+def calls_of(lm: LM, editor: Recorder, mode: str, size: int | None, at: Sequence[int]) -> list[list[str]]:
+    """The edits of each call, of cases of 2, 1 and 3 edits; the model is as before at the end."""
+    before = lm.fingerprint()
+    stops = list(schedule.walk(editor, lm, several(2, 1, 3), mode=mode, batch_size=size, at=at))
+    assert [stop.edits for stop in stops] == [count for count in at if count]
+    assert [len(stop.patches) for stop in stops] == [stop.edits if mode == "isolated" else 1 for stop in stops]
+    assert lm.fingerprint() == before
+    return [ids for ids, _ in editor.calls]
+
+
+def test_what_is_counted_are_cases(tiny: Callable[[str], LM]) -> None:
+    assert [len(case) for case in schedule.cases_of(several(2, 1, 3))] == [2, 1, 3]
+    assert calls_of(tiny("llama"), Recorder(), "isolated", None, [0, 3]) == [
+        ["0.0", "0.1"],
+        ["1.0"],
+        ["2.0", "2.1", "2.2"],
+    ]
+    assert calls_of(tiny("llama"), Recorder(), "batch", None, [0, 2]) == [["0.0", "0.1", "1.0"]]
+    assert calls_of(tiny("llama"), Recorder(), "sequential", 2, [0, 2, 3]) == [
+        ["0.0", "0.1", "1.0"],
+        ["2.0", "2.1", "2.2"],
+    ]
+
+
+def test_an_editor_of_single_facts_makes_those_of_a_case_one_after_the_other(tiny: Callable[[str], LM]) -> None:
+    editor = Single()
+    assert calls_of(tiny("llama"), editor, "isolated", None, [0, 3]) == [
+        ["0.0"],
+        ["0.1"],
+        ["1.0"],
+        ["2.0"],
+        ["2.1"],
+        ["2.2"],
+    ]
+    start = editor.seen[0]
+    assert [round(value - start) for value in editor.seen] == [
+        0,
+        1,
+        0,
+        0,
+        1,
+        2,
+    ]  # each sees those before it in its case
+    assert [memory for _, memory in editor.calls] == [None, 1, None, None, 1, 2]

@@ -1,0 +1,282 @@
+"""The exam of a declarative edit set: one lm-eval task that asks every question of every case.
+
+A document is what one case asks in one way: the questions of one kind, protocol and language.  Its metrics are named by
+kind and protocol: ``hop_exact_match`` (free generation), ``hop_accuracy`` (teacher-forced share of the answer's
+tokens), ``hop_success`` (an answer is likelier than the rival), ``hop_choice`` (an answer is the likeliest choice), and
+``locality_agreement`` where nothing but the unedited model's own answer is known.  A language stands behind a dot.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from functools import cached_property
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lm_eval.api.instance import Instance
+
+from harness.editing.join import joined
+from harness.errors import DataError
+from harness.exam import case_sets, statistics
+from harness.exam.statistics import Ratio
+from harness.exam.text_metrics import begins_with
+from harness.exam.token_tasks import ROOM, Forced, Target, Tokenized, pieces
+
+if TYPE_CHECKING:
+    import datasets
+
+    from harness.exam.cases import Case, Question
+
+__all__ = ["CaseExam"]
+
+Doc = Mapping[str, Any]
+
+_NAMES = {"generation": "exact_match", "accuracy": "accuracy", "probability": "success", "choice": "choice"}
+"""What a metric of each protocol is called, behind its kind."""
+_LEAST, _MOST = 20, 256
+"""How many tokens of a free answer are written at least, and at most; a YAML may say other limits."""
+
+
+class CaseExam(Tokenized):
+    """Asks the questions of the cases that ``metadata.case`` describes; see :mod:`harness.exam.cases`."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        settings = {
+            "output_type": "generate_until",
+            "custom_dataset": self._documents,
+            "test_split": "test",
+            "doc_to_text": "prompt",
+            "doc_to_target": "target_true",
+            "generation_kwargs": {"until": [], "do_sample": False, "max_gen_toks": _MOST},
+            "metric_list": [],
+            "num_fewshot": 0,
+        }
+        super().__init__({**settings, **config})
+        unchanged = [rule.kind for rule in self.set.rule.probes if rule.expect == "unchanged"]
+        if unchanged:
+            self.config.metadata["agreement"] = {f"{kind}_agreement": {"kind": kind} for kind in unchanged}
+
+    @cached_property
+    def set(self) -> case_sets.CaseSet:
+        """The edit set."""
+        return case_sets.CaseSet.read(Path(str(self.config.metadata["config_source"])))
+
+    def _documents(self, **options: Any) -> dict[str, datasets.Dataset]:
+        import datasets
+
+        cases = self.set.cases(options.get("data_dir"), options.get("split") or "test")
+        chosen = _chosen(cases, options.get("records"), self.set.rule.name)
+        found = [document for case in chosen for document in _documents_of(case)]
+        if not found:
+            raise DataError(
+                f"{self.set.rule.name}: no case asks a question; give probes, or rows that have their fields"
+            )
+        return {"test": datasets.Dataset.from_list(found)}
+
+    # --- metrics ------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def metrics(self) -> list[str]:
+        """The metrics that the documents have, in the order of the YAML."""
+        rules = self.set.rule
+        known = {_metric(doc["kind"], doc["protocol"]) for doc in self.eval_docs if doc["expect"] != "unchanged"}
+        order = [_metric(rule.kind, protocol) for rule in rules.probes for protocol in rule.protocols]
+        by_language = sorted(
+            {_localised(doc) for doc in self.eval_docs if doc["language"] and doc["expect"] != "unchanged"}
+        )
+        return [*(name for name in dict.fromkeys(order) if name in known), *rules.combine, *by_language]
+
+    def aggregation(self) -> dict[str, Any]:
+        """Ratios of sums over documents, for all."""
+        return dict.fromkeys(self.metrics, statistics.aggregate)
+
+    def higher_is_better(self) -> dict[str, bool]:
+        """Higher, unless the YAML says of a kind that lower is."""
+        higher = {rule.kind: rule.higher for rule in self.set.rule.probes}
+        kinds = {
+            _metric(rule.kind, protocol): rule.kind for rule in self.set.rule.probes for protocol in rule.protocols
+        }
+        kinds |= {metric: rule.kind for metric, rule in self.set.rule.combine.items()}
+        return {metric: higher[kinds[metric.partition(".")[0]]] for metric in self.metrics}
+
+    # --- requests -----------------------------------------------------------------------------------------------------
+
+    def construct_requests(self, doc: Doc, ctx: str, **kwargs: Any) -> list[Instance]:
+        """The requests of one document: of each question a text, or a rating of each answer.
+
+        Args:
+            doc: the questions of one kind and protocol of a case.
+            ctx: what lm-eval puts together for the first of them; what stands in front of a question is taken from it.
+            **kwargs: lm-eval's bookkeeping, handed on to the request.
+        """
+        templated = bool(kwargs.pop("apply_chat_template", False))
+        template = kwargs.pop("chat_template", None)
+        asked = [self._context(prompt, doc, ctx, template if templated else None) for prompt in doc["prompts"]]
+        if doc["protocol"] == "generation":
+            options = {**deepcopy(self.config.generation_kwargs), "max_gen_toks": self._length}
+            return [Instance("generate_until", doc, (context, options), i, **kwargs) for i, context in enumerate(asked)]
+        pairs = [
+            (context, Target.of(joined(context, text, "" if templated else None), per_token=True))
+            for context, texts in zip(asked, self._rated(doc), strict=True)
+            for text in texts
+        ]
+        if not self._exact:
+            pairs = [(one.context, one.text) for context, text in pairs for one in self._cut(context, text)]
+        return [Instance("loglikelihood", doc, pair, i, **kwargs) for i, pair in enumerate(pairs)]
+
+    def _context(self, prompt: str, doc: Doc, ctx: str, template: Any) -> str:
+        """What stands in front of a question's answer: of the first what lm-eval put together, of others likewise."""
+        if prompt == doc["prompt"]:
+            return ctx
+        if template is None and ctx.endswith(doc["prompt"]):
+            return ctx[: len(ctx) - len(doc["prompt"])] + prompt
+        return ctx.replace(doc["prompt"], prompt)
+
+    def _cut(self, context: str, text: str) -> list[Any]:
+        return pieces(self.tokenizer, context, text, per_token=True)
+
+    @staticmethod
+    def _rated(doc: Doc) -> list[list[str]]:
+        """The texts that are rated for each question: its choices, else its answers and their rival."""
+        if doc["protocol"] == "choice":
+            return list(doc["choices"])
+        rivals = doc["rivals"] if doc["protocol"] == "probability" else [None] * len(doc["prompts"])
+        return [
+            [*answers, *([] if rival is None else [rival])]
+            for answers, rival in zip(doc["answers"], rivals, strict=True)
+        ]
+
+    # --- scores -------------------------------------------------------------------------------------------------------
+
+    def process_results(self, doc: Doc, results: Sequence[Any]) -> dict[str, Ratio]:
+        """What a document contributes to the metrics of its kind."""
+        if doc["expect"] == "unchanged":
+            return {}
+        scores = self._generated(doc, results) if doc["protocol"] == "generation" else self._judged(doc, results)
+        known = [score for score in scores if not math.isnan(score.num)]
+        total = Ratio(
+            sum(s.num for s in known) if known else math.nan, sum(s.den for s in known) if known else 1.0, doc["case"]
+        )
+        found = {_metric(doc["kind"], doc["protocol"]): total}
+        if doc["language"]:
+            found[_localised(doc)] = total
+        right = [score.num == score.den for score in known]
+        for metric, rule in self.set.rule.combine.items():
+            if (rule.kind, rule.protocol) == (doc["kind"], doc["protocol"]):
+                value = _put_together(rule.how, right) if len(known) == len(scores) else math.nan
+                found[metric] = Ratio(value, 1.0, doc["case"])
+        return found
+
+    def _generated(self, doc: Doc, texts: Sequence[str]) -> list[Ratio]:
+        """Whether each free continuation begins with a right answer; missing where none could have been written."""
+        found = []
+        for prompt, text, answers in zip(doc["prompts"], texts, doc["answers"], strict=True):
+            short = min(self._tokens(prompt, answers)) <= self._length
+            found.append(Ratio(float(begins_with(text, answers[0], answers[1:])) if short else math.nan))
+        return found
+
+    def _judged(self, doc: Doc, results: Sequence[Any]) -> list[Ratio]:
+        """How each question's answers are rated."""
+        ratings, found = iter(self._ratings(doc, results)), []
+        for texts, answers in zip(self._rated(doc), doc["answers"], strict=True):
+            rated = dict(zip(texts, ratings, strict=False))
+            right = [rated[answer] for answer in answers if answer in rated]
+            if any(math.isnan(one.nll) for one in rated.values()) or not right:
+                found.append(Ratio(math.nan))
+            elif doc["protocol"] == "accuracy":
+                best = max(right, key=lambda one: one.hits / one.tokens)
+                found.append(Ratio(float(best.hits), float(best.tokens)))
+            else:
+                others = [one for text, one in rated.items() if text not in answers]
+                wins = min(one.nll for one in right) < min((one.nll for one in others), default=math.inf)
+                found.append(Ratio(float(wins)))
+        return found
+
+    def _ratings(self, doc: Doc, results: Sequence[Any]) -> list[Forced]:
+        if self._exact:
+            return list(results)
+        answers, found = iter(results), []
+        for prompt, texts in zip(doc["prompts"], self._rated(doc), strict=True):
+            for text in texts:
+                cut = self._cut(prompt, joined(prompt, text, None))
+                got = [next(answers) for _ in cut]
+                hits = sum(piece.tokens for piece, (_, greedy) in zip(cut, got, strict=True) if greedy)
+                found.append(Forced(math.fsum(loglik for loglik, _ in got), sum(p.tokens for p in cut), hits))
+        return found
+
+    # --- the length of a free answer ----------------------------------------------------------------------------------
+
+    @cached_property
+    def _length(self) -> int:
+        """How many tokens are written: what the longest wanted answer needs, within limits."""
+        limit = int(self.config.generation_kwargs["max_gen_toks"])
+        least = int((self.config.metadata or {}).get("least_tokens", _LEAST))
+        asked = [doc for doc in self.eval_docs if doc["protocol"] == "generation"]
+        needed = [
+            max(self._tokens(prompt, answers), default=0)
+            for doc in asked
+            for prompt, answers in zip(doc["prompts"], doc["answers"], strict=True)
+        ]
+        return min(limit, max(least, max(needed, default=0) + ROOM))
+
+    def _tokens(self, prompt: str, answers: Sequence[str]) -> list[int]:
+        said = [joined(prompt, text, None) for text in answers]
+        return [len(ids) for ids in self.tokenizer(said, add_special_tokens=False)["input_ids"]] if said else []
+
+
+def _put_together(how: str, right: Sequence[bool]) -> float:
+    """One number of the questions of a case: whether any is right, whether all are, or how many of them."""
+    return {"any": float(any(right)), "all": float(all(right)), "mean": sum(right) / len(right)}[how]
+
+
+def _metric(kind: str, protocol: str) -> str:
+    return f"{kind}_{_NAMES[protocol]}"
+
+
+def _localised(doc: Doc) -> str:
+    return f"{_metric(doc['kind'], doc['protocol'])}.{doc['language']}"
+
+
+def _chosen(cases: Sequence[Case], records: Sequence[object] | None, name: str) -> list[Case]:
+    """The cases that are examined: all, or those named, in that order."""
+    if records is None:
+        return list(cases)
+    by_id = {case.id: case for case in cases}
+    missing = [str(record) for record in records if str(record) not in by_id]
+    if missing:
+        raise DataError(f"{name}: no case {missing[0]}; it has {len(by_id)} cases")
+    return [by_id[str(record)] for record in records]
+
+
+def _documents_of(case: Case) -> list[dict[str, Any]]:
+    """The documents of a case; a question whose answer is only to stay as it is is one of its own."""
+
+    def group(indexed: tuple[int, Question]) -> tuple[str, str, str, int]:
+        place, one = indexed
+        return one.kind, one.protocol, one.language or "", place if one.expect == "unchanged" else -1
+
+    ordered = sorted(enumerate(case.probes), key=group)
+    found = []
+    for (kind, protocol, language, place), members in groupby(ordered, key=group):
+        asked = [question for _, question in members]
+        parts = [case.id, kind, protocol, *filter(None, [language]), *([str(place)] if place >= 0 else [])]
+        found.append(
+            {
+                "id": "/".join(parts),
+                "case": case.id,
+                "kind": kind,
+                "protocol": protocol,
+                "expect": asked[0].expect,
+                "language": language,
+                "prompt": asked[0].prompt,
+                "prompts": [one.prompt for one in asked],
+                "answers": [list(one.answers) for one in asked],
+                "rivals": [one.rival for one in asked],
+                "choices": [list(one.choices) for one in asked],
+                "target_true": asked[0].answers[0] if asked[0].answers else "",
+            }
+        )
+    return found

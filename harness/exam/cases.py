@@ -1,0 +1,361 @@
+"""Cases of a declarative edit set: how a YAML says, by paths, what of a row is edited and what is asked.
+
+A case is several edits that belong together, as a rule one, and what is asked of a model that holds them all.  The
+block ``metadata.case`` of a set's YAML says in JMESPath (https://jmespath.org) how a row becomes a case::
+
+    case:
+      id: case_id                     # of the row; its number in the file where it is left out
+      edits:
+        each: requested_rewrite       # a list of the row; left out: the row is the edit
+        prompt: prompt                # with {} where the subject stands, or the subject written out
+        subject: subject
+        target: target_new.str
+        target_old: target_true.str
+      probes:
+        - kind: hop                   # a name of one's own; tables show it
+          each: questions             # one probe for each; left out: the row is one probe
+          prompt: value               # an element that is a text is called `value`; the row it stands in, `row`
+          answers: "[row.new_answer, row.new_answer_alias]"
+          expect: new                 # new (default), old, unchanged
+          protocol: [generation, accuracy]
+      combine:
+        hop_any: {kind: hop, how: any}          # right where any question of the case is
+
+Protocols: ``generation`` (the free continuation begins with one of the answers), ``accuracy`` (teacher-forced share of
+the answer's tokens), ``probability`` (an answer is likelier than ``rival``), ``choice`` (of ``choices``, an answer is
+the likeliest).  Besides JMESPath's own functions a path can call ``fill(prompt, subject)``, which puts the subject into
+its slot.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jmespath
+from jmespath import functions
+from jmespath.exceptions import JMESPathError
+
+from harness.editing.edit import SLOT, Edit
+from harness.errors import DataError, near
+
+__all__ = ["HOW", "PROTOCOLS", "Case", "CaseRule", "Combined", "ProbeRule", "Question", "read_cases", "rule_of"]
+
+PROTOCOLS = ("generation", "accuracy", "probability", "choice")
+EXPECTED = ("new", "old", "unchanged")
+HOW = ("any", "all", "mean")
+"""How the answers of a case are put together: one of them right, all, or the share that is."""
+
+_EDIT_FIELDS = ("prompt", "subject", "target", "target_old", "prefix", "suffix", "join", "relation")
+_PATHS = ("each", "prompt", "answers", "rival", "choices", "language", "when")
+_PROBE_FIELDS = ("kind", *_PATHS, "expect", "protocol", "lower_is_better")
+_SHOWN = 8  # fields of a row that a message names
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question of the exam.
+
+    Attributes:
+        kind: what it asks about the edit; a data set names its own.
+        prompt: the text to continue.
+        answers: the right answers, each an alias of the same thing.
+        protocol: how it is asked, one of :data:`PROTOCOLS`.
+        expect: whose answers these are: of the edited model (new), of the unedited one (old), or whatever the unedited
+            model says (unchanged).
+        rival: the answer that a right one must beat, where the protocol compares two.
+        choices: what is chosen from, where the protocol is a choice.
+        language: of the question, where the set has several.
+    """
+
+    kind: str
+    prompt: str
+    answers: tuple[str, ...]
+    protocol: str
+    expect: str = "new"
+    rival: str | None = None
+    choices: tuple[str, ...] = ()
+    language: str | None = None
+
+
+@dataclass(frozen=True)
+class Case:
+    """Edits that belong together, and what is asked of a model that holds them.
+
+    Attributes:
+        id: unique within a set.
+        edits: what an editor sees.
+        probes: what it never sees.
+    """
+
+    id: str
+    edits: tuple[Edit, ...]
+    probes: tuple[Question, ...]
+
+
+@dataclass(frozen=True)
+class ProbeRule:
+    """How questions of one kind are picked from a row: by paths."""
+
+    kind: str
+    paths: Mapping[str, str]
+    protocols: tuple[str, ...]
+    expect: str
+    higher: bool
+
+
+@dataclass(frozen=True)
+class Combined:
+    """A metric over the questions of a case: right where any, or all, of one kind are."""
+
+    kind: str
+    how: str
+    protocol: str
+
+
+@dataclass(frozen=True)
+class CaseRule:
+    """What a YAML says about cases."""
+
+    name: str
+    id: str | None
+    each: str | None
+    edit: Mapping[str, str]
+    probes: tuple[ProbeRule, ...]
+    combine: Mapping[str, Combined]
+
+
+# --- the rule ---------------------------------------------------------------------------------------------------------
+
+
+def rule_of(name: str, said: object, where: str) -> CaseRule:
+    """The block ``metadata.case`` of a set.
+
+    Args:
+        name: the set.
+        said: the block.
+        where: what an error names.
+
+    Raises:
+        DataError: a field does not exist or is missing, or a path cannot be read.
+    """
+    block = _mapping(said, where)
+    _known(block, ("id", "edits", "probes", "combine"), where)
+    edit = dict(_mapping(block.get("edits"), f"{where}.edits"))
+    each = edit.pop("each", None)
+    _known(edit, _EDIT_FIELDS, f"{where}.edits")
+    probes = block.get("probes")
+    if not isinstance(probes, list) or not probes:
+        raise DataError(f"{where}.probes is {probes!r}, expected a list of probes, each with kind, prompt and answers")
+    rules = tuple(_probe_rule(one, f"{where}.probes[{i}]") for i, one in enumerate(probes))
+    for path in filter(None, (block.get("id"), each, *edit.values())):
+        _compiled(str(path), where)
+    return CaseRule(name, block.get("id"), each, edit, rules, _combined(block.get("combine") or {}, rules, where))
+
+
+def _probe_rule(said: object, where: str) -> ProbeRule:
+    probe = _mapping(said, where)
+    _known(probe, _PROBE_FIELDS, where)
+    for needed in ("kind", "prompt"):
+        if not isinstance(probe.get(needed), str):
+            raise DataError(f"{where}.{needed} is {probe.get(needed)!r}, expected a text")
+    protocol = probe.get("protocol", "generation")
+    protocols = tuple(protocol) if isinstance(protocol, list) else (protocol,)
+    for one in protocols:
+        _choice(one, PROTOCOLS, f"{where}.protocol")
+    expect = _choice(probe.get("expect", "new"), EXPECTED, f"{where}.expect")
+    if "answers" not in probe and expect != "unchanged":
+        raise DataError(f"{where}: no 'answers'; give a path to the right ones, or expect: unchanged")
+    if "probability" in protocols and "rival" not in probe:
+        raise DataError(f"{where}: probability compares two answers; give a path to the 'rival'")
+    if "choice" in protocols and "choices" not in probe:
+        raise DataError(f"{where}: a choice needs a path to the 'choices'")
+    paths = {key: str(probe[key]) for key in _PATHS if key in probe}
+    for path in paths.values():
+        _compiled(path, where)
+    return ProbeRule(probe["kind"], paths, protocols, expect, not probe.get("lower_is_better", False))
+
+
+def _combined(said: object, rules: Sequence[ProbeRule], where: str) -> dict[str, Combined]:
+    """The metrics that put the questions of a case together."""
+    found = {}
+    for metric, one in _mapping(said, f"{where}.combine").items():
+        place = f"{where}.combine.{metric}"
+        _known(_mapping(one, place), ("kind", "how", "protocol"), place)
+        kind = _choice(one.get("kind"), [rule.kind for rule in rules], f"{place}.kind")
+        asked = next(rule.protocols for rule in rules if rule.kind == kind)
+        protocol = _choice(one.get("protocol", asked[0]), asked, f"{place}.protocol")
+        found[str(metric)] = Combined(kind, _choice(one.get("how"), HOW, f"{place}.how"), protocol)
+    return found
+
+
+def _mapping(said: object, where: str) -> Mapping[str, Any]:
+    if not isinstance(said, Mapping):
+        raise DataError(f"{where} is {said!r}, expected fields and paths")
+    return said
+
+
+def _known(said: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+    for key in said:
+        if key not in known:
+            raise DataError(f"{where}: '{key}' is no field of it{near(str(key), known)}")
+
+
+def _choice(said: object, known: Sequence[str], where: str) -> str:
+    if said not in known:
+        raise DataError(f"{where} is {said!r}{near(str(said), known)}")
+    return str(said)
+
+
+class _Functions(functions.Functions):  # type: ignore[misc]  # jmespath has no types
+    """What a path can call besides JMESPath's own functions."""
+
+    @functions.signature({"types": ["string"]}, {"types": ["string"]})  # type: ignore[untyped-decorator]
+    def _func_fill(self, prompt: str, subject: str) -> str:
+        """``fill(prompt, subject)``: the prompt with the subject in its slot."""
+        return prompt.replace(SLOT, subject, 1)
+
+
+_OPTIONS = jmespath.Options(custom_functions=_Functions())
+
+
+@functools.lru_cache(maxsize=1024)
+def _compiled(path: str, where: str) -> Any:
+    try:
+        return jmespath.compile(path)
+    except JMESPathError as error:
+        raise DataError(f"{where}: '{path}' is no JMESPath ({' '.join(str(error).split())[:120]})") from error
+
+
+# --- rows -------------------------------------------------------------------------------------------------------------
+
+
+def read_cases(rule: CaseRule, rows: Iterable[Mapping[str, Any]], as_edit: Any) -> list[Case]:
+    """The cases of rows, in their order.
+
+    Args:
+        rule: what the YAML says.
+        rows: as they stand in the file.
+        as_edit: makes an :class:`Edit` of a row of ``id, prompt, subject, target`` and what else it may have.
+
+    Raises:
+        DataError: a path finds nothing in a row, a probe has no answer, or an id occurs twice; names the row.
+    """
+    found = [_case(rule, row, number, as_edit) for number, row in enumerate(rows)]
+    seen: set[str] = set()
+    for case in found:
+        if case.id in seen:
+            raise DataError(f"{rule.name}: the id {case.id} occurs twice; give each row an id of its own")
+        seen.add(case.id)
+    return found
+
+
+def _case(rule: CaseRule, row: Mapping[str, Any], number: int, as_edit: Any) -> Case:
+    where = f"{rule.name}, row {number + 1}"
+    name = str(number) if rule.id is None else str(_found(rule.id, row, where))
+    parts = list(_elements(rule.each, row, where))
+    edits = []
+    for place, part in enumerate(parts, start=1):
+        fields = {key: _at(path, part, where) for key, path in rule.edit.items()}
+        told = {key: value for key, value in fields.items() if value is not None}
+        _require_texts(rule.edit, told, part, where)
+        edit = as_edit({"id": name if len(parts) == 1 else f"{name}.{place}", **told})
+        edits.append(edit if len(parts) == 1 else replace(edit, case=name))
+    probes = tuple(question for one in rule.probes for question in _questions(one, row, where))
+    return Case(name, tuple(edits), probes)
+
+
+def _questions(rule: ProbeRule, row: Mapping[str, Any], where: str) -> Iterator[Question]:
+    """The questions of one kind that a row asks; none where it has none."""
+    for part in _elements(rule.paths.get("each"), row, where, optional=True):
+        if "when" in rule.paths and not _at(rule.paths["when"], part, where):
+            continue
+        prompt = _at(rule.paths["prompt"], part, where)
+        if prompt in (None, ""):
+            continue  # a row that lacks this kind is not asked about it
+        answers = tuple(_texts(_at(rule.paths.get("answers", "`[]`"), part, where)))
+        if not answers and rule.expect != "unchanged":
+            raise DataError(
+                f"{where}: its {rule.kind} question '{_short(prompt)}' has no answer; give one, or leave it out"
+            )
+        rival = _at(rule.paths["rival"], part, where) if "rival" in rule.paths else None
+        if rival is not None and str(rival) in answers and "probability" in rule.protocols:
+            raise DataError(f"{where}: its {rule.kind} question has '{rival}' both as an answer and as the rival")
+        choices = tuple(_texts(_at(rule.paths.get("choices", "`[]`"), part, where)))
+        language = _at(rule.paths["language"], part, where) if "language" in rule.paths else None
+        for protocol in rule.protocols:
+            yield Question(
+                rule.kind,
+                str(prompt).rstrip(" \t"),
+                answers,
+                protocol,
+                rule.expect,
+                None if rival is None else str(rival).strip(),
+                choices if protocol == "choice" else (),
+                None if language is None else str(language),
+            )
+
+
+def _elements(each: str | None, row: Mapping[str, Any], where: str, *, optional: bool = False) -> Iterator[Any]:
+    """What edits or questions are picked from: the row, or each element of a list in it, with the row beside it."""
+    if each is None:
+        yield {**row, "row": row}
+        return
+    listed = _at(each, row, where)
+    if listed is None and optional:
+        return
+    if not isinstance(listed, list):
+        raise DataError(f"{where}: '{each}' finds {_short(listed)}, expected a list; the row has {_fields(row)}")
+    for one in listed:
+        yield {**one, "row": row} if isinstance(one, Mapping) else {"value": one, "row": row}
+
+
+def _require_texts(paths: Mapping[str, str], told: Mapping[str, Any], part: Mapping[str, Any], where: str) -> None:
+    for key, path in paths.items():
+        if key not in told and key not in ("target_old", "join", "relation", "subject"):
+            raise DataError(f"{where}: '{path}' finds nothing for the edit's {key}; it has {_fields(part)}")
+        if key in told and not isinstance(told[key], str):
+            raise DataError(f"{where}: '{path}' finds {_short(told[key])} for the edit's {key}, expected a text")
+
+
+def _found(path: str, row: Mapping[str, Any], where: str) -> Any:
+    value = _at(path, row, where)
+    if value is None:
+        raise DataError(f"{where}: '{path}' finds nothing; the row has {_fields(row)}")
+    return value
+
+
+def _at(path: str, row: Any, where: str) -> Any:
+    try:
+        return _compiled(path, where).search(row, _OPTIONS)
+    except JMESPathError as error:
+        raise DataError(f"{where}: '{path}' cannot be followed ({' '.join(str(error).split())[:120]})") from error
+
+
+def _texts(value: object) -> Iterator[str]:
+    """Texts of a value that is one, or a list of them or of such lists; each once, without what is empty."""
+    seen: set[str] = set()
+    for text in _flat(value):
+        if text and text not in seen:
+            seen.add(text)
+            yield text
+
+
+def _flat(value: object) -> Iterator[str]:
+    if isinstance(value, list):
+        for one in value:
+            yield from _flat(one)
+    elif value is not None:
+        yield str(value).strip()
+
+
+def _fields(row: Mapping[str, Any]) -> str:
+    names = [name for name in row if name != "row"]
+    return ", ".join(names[:_SHOWN]) + (" ..." if len(names) > _SHOWN else "")
+
+
+def _short(value: object) -> str:
+    text = " ".join(str(value).split())
+    return text if len(text) <= 60 else text[:57] + "..."
