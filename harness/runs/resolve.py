@@ -117,7 +117,7 @@ def resolve(plan: Plan, *, lm: LM | None = None, editor: Editor | None = None) -
     rows = _rows(plan, about.get("of", plan.num_edits))
     drawn = _ordered(rows, plan)
     if about.get("known_only"):  # the patch was made of some of its rows alone
-        drawn = [(row, edit) for row, edit in drawn if edit.id in about["ids"]]
+        drawn = [(row, case) for row, case in drawn if case[0].belongs_to in about["ids"]]
     drawn = drawn[: plan.num_edits]
     unedited = plan.editor == UNEDITED and editor is None and not plan.patch
     if not rows and not plan.tasks and unedited:
