@@ -53,7 +53,7 @@ class CaseSet:
 
     def source(self, data_dir: str | None = None, split: str = "test", _count: int = 0) -> list[dict[str, Any]]:
         """The rows of a source."""
-        return data.rows_of(self.dataset, split, data_dir)
+        return data.dataset_rows(self.dataset, split, data_dir)
 
     def cases(self, data_dir: str | None, split: str) -> list[Case]:
         """The cases of a source."""

@@ -56,6 +56,7 @@ __all__ = [
     "Source",
     "Status",
     "dataset_of",
+    "dataset_rows",
     "file_sha256",
     "find_datasets",
     "find_one",
@@ -64,12 +65,12 @@ __all__ = [
     "module",
     "provenance",
     "provenance_of",
+    "read_any_rows",
     "read_jsonl",
     "read_numbered_rows",
     "read_table",
     "read_text",
     "read_yaml",
-    "rows_of",
     "splits",
     "status",
 ]
@@ -249,7 +250,13 @@ def _require_inside(path: Path, where: str, entry: Mapping[str, Any]) -> None:
 
 
 def find_one(name: str, root: Path = TASKS, include: Iterable[str | Path] = ()) -> Dataset | None:
-    """The data set of a name, None where there is none."""
+    """The data set of a name, None where there is none.
+
+    Args:
+        name: what its YAML is called.
+        root: the folder in which data sets lie.
+        include: folders of one's own.
+    """
     # Only the YAMLs of that name are parsed: a load must not cost the parsing of every task.
     own = [path for folder in include for path in sorted(Path(folder).rglob(f"{glob.escape(name)}.yaml"))]
     return _collect([*(path for path in sorted(root.rglob("*.yaml")) if path.stem == name), *own], own).get(name)
@@ -308,8 +315,14 @@ def load(dataset: str, split: str = "test", data_dir: str | Path | None = None, 
     return _rows(described, place)
 
 
-def rows_of(dataset: Dataset, split: str, data_dir: str | Path | None) -> list[Row]:
-    """The rows of a data set that has been found; as :func:`load`."""
+def dataset_rows(dataset: Dataset, split: str, data_dir: str | Path | None) -> list[Row]:
+    """The rows of a data set that has been found; as :func:`load`.
+
+    Args:
+        dataset: the data set.
+        split: ``test``, or another split that it has.
+        data_dir: None or "mini", a folder, or "hub".
+    """
     return _rows(dataset, _locate(dataset, split, data_dir))
 
 
@@ -328,7 +341,13 @@ def provenance(
 
 
 def provenance_of(dataset: Dataset, split: str, data_dir: str | Path | None) -> Provenance:
-    """Which bytes :func:`rows_of` uses for the same arguments; raises what it raises."""
+    """Which bytes :func:`dataset_rows` uses for the same arguments; raises what it raises.
+
+    Args:
+        dataset: the data set.
+        split: ``test``, or another split that it has.
+        data_dir: None or "mini", a folder, or "hub".
+    """
     place = _locate(dataset, split, data_dir)
     sha256 = _sha256(place.file)
     verified = place.source == MINI or (place.sha256 is not None and sha256 == place.sha256)
@@ -457,7 +476,7 @@ def _count_lines(path: Path) -> int | None:
 def _rows(dataset: Dataset, place: _Place) -> list[Row]:
     """Parsed and checked rows of a file."""
     module = None if place.source == MINI else functions(dataset)
-    parse = getattr(module, "rows", None) or read_rows
+    parse = getattr(module, "rows", None) or read_any_rows
     found: list[Row] = parse(place.file)
     if not found:
         raise DataError(f"{place.file}: no rows; expected rows with {', '.join(dataset.fields)}")
@@ -522,7 +541,7 @@ def read_jsonl(path: Path | str, fields: Mapping[str, str] | Sequence[str] = ())
     return rows
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_any_rows(path: Path) -> list[Row]:
     """The rows of a file as :func:`read_numbered_rows` reads it.
 
     Raises:

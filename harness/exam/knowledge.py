@@ -59,7 +59,7 @@ def known_edits(lm: LM, edits: Sequence[Edit], report: Report, *, budget: int = 
     """
     asked = [edit for edit in edits if (edit.target_old or "").strip()]
     prompts = [tuple(lm.encode(edit.text)[-lm.context :]) for edit in asked]
-    written = continuations(lm, prompts, NEW_TOKENS, report, budget=budget)
+    written = continuations(lm, prompts, new_tokens=NEW_TOKENS, report=report, budget=budget)
     known = [e.id for e, text in zip(asked, written, strict=True) if says(text, str(e.target_old), "continuation")]
     return Knowledge(len(asked), tuple(known))
 
@@ -77,7 +77,7 @@ def says(text: str, wanted: str, which: Known) -> bool:
 
 
 def continuations(
-    lm: LM, prompts: Sequence[tuple[int, ...]], new_tokens: int, report: Report, *, budget: int = 4096
+    lm: LM, prompts: Sequence[tuple[int, ...]], *, new_tokens: int, report: Report, budget: int = 4096
 ) -> list[str]:
     """Greedy continuations; prompts of one length share a pass, so that nothing is padded.
 

@@ -231,7 +231,7 @@ class Reading:
         if self.room.apart is not None and longest >= self.room.apart:
             return []
         free = [len(t) - max(len(a.tokens) for a in asked) for t, asked in zip(self.texts, self.asked, strict=True)]
-        packed = pack_texts(self.texts, self.marks, free, self.room.front, self.room.tokens)
+        packed = pack_texts(self.texts, self.marks, free, most=self.room.front, widest=self.room.tokens)
         tried = [] if longest <= self.room.shared else self._to_try(packed)
         alone = [self._alone(next(reversed(row.texts))) for row in tried]
         fronts = sum(map(len, {(self._mark(row), row.front) for row in packed}))

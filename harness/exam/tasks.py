@@ -253,6 +253,11 @@ def _distinct(ids: Sequence[str], name: str) -> None:
 def require_names(names: Iterable[str], data_dir: str, include: Sequence[str] = ()) -> None:
     """See that tasks and groups exist, this project's, one's own or lm-eval's, without reading their rows.
 
+    Args:
+        names: tasks and groups.
+        data_dir: where the rows come from.
+        include: folders of one's own with tasks.
+
     Raises:
         UsageError: one does not.
     """

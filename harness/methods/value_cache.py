@@ -95,7 +95,13 @@ class Optimised:
 
     @classmethod
     def of(cls, tensors: dict[str, Tensor], *, seconds: float, device: torch.device) -> Optimised:
-        """What :meth:`tensors` gave, on a device."""
+        """What :meth:`tensors` gave, on a device.
+
+        Args:
+            tensors: by name.
+            seconds: how long the optimisation took.
+            device: where they are placed.
+        """
         placed = {name: tensor.to(device) for name, tensor in tensors.items() if name != "evaluations"}
         losses = torch.split(placed.pop("losses"), tensors["evaluations"].tolist())
         return cls(**placed, losses=losses, seconds=seconds)

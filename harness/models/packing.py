@@ -108,6 +108,7 @@ def pack_texts(
     texts: Sequence[tuple[int, ...]],
     marks: Sequence[int],
     free: Sequence[int] = (),
+    *,
     most: int = 0,
     widest: int = _MOST,
 ) -> list[Pack]:

@@ -153,7 +153,9 @@ def known_facts(
         return
     length = new_tokens if which == "continuation" else 1
     for one, text in zip(
-        asked, continuations(lm, [one.prompt for one in asked], length, report, budget=budget), strict=True
+        asked,
+        continuations(lm, [one.prompt for one in asked], new_tokens=length, report=report, budget=budget),
+        strict=True,
     ):
         wanted, said = str(one.fact.object).strip(), text.strip()
         right = says(said, wanted, which)

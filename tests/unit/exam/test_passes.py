@@ -122,13 +122,16 @@ def test_parts_of_a_tree(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packing, "_STEM", 4)
     first, second = tuple(range(1, 9)), tuple(range(20, 26))
     texts = [(*first, *second, i, i, i) for i in range(30, 36)] + [(*first, i, i, i) for i in range(40, 46)] + [(5, 6)]
-    found = packing.pack_texts(texts, [0] * len(texts), [len(t) - 1 for t in texts], 40)
+    found = packing.pack_texts(texts, [0] * len(texts), [len(t) - 1 for t in texts], most=40)
     assert {row.front for row in found} == {(), first, first + second}
     held = {i: (*row.front, *(row.ids[c] for c in cs)) for row in found for i, cs in row.texts.items()}
     assert held == dict(enumerate(texts))
     assert all(row.depth[row.texts[i][0]] == len(row.front) for row in found for i in row.texts)
-    assert {row.front for row in packing.pack_texts(texts, [0] * len(texts), [10] * len(texts), 40)} == {(), first}
-    assert {row.front for row in packing.pack_texts(texts, [0] * len(texts), [10] * len(texts), 7)} == {(), first[:7]}
+    assert {row.front for row in packing.pack_texts(texts, [0] * len(texts), [10] * len(texts), most=40)} == {(), first}
+    assert {row.front for row in packing.pack_texts(texts, [0] * len(texts), [10] * len(texts), most=7)} == {
+        (),
+        first[:7],
+    }
     assert {row.front for row in packing.pack_texts(texts, [0] * len(texts))} == {()}
 
 

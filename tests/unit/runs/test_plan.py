@@ -20,6 +20,7 @@ OTHER: dict[str, Any] = {
     "settings": {"v_steps": 5},
     "edits": "zsre",
     "num_edits": 7,
+    "include_path": ("mine",),
     "split": "train",
     "mode": "sequential",
     "batch_size": 2,
