@@ -15,7 +15,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -34,6 +34,7 @@ from harness.io.hashes import tensor_sha256
 from harness.io.plain_text import _files, _hub_parts, read_documents
 from harness.io.progress import progress_console
 from harness.io.schema import checked, parsed
+from harness.methods.decompositions import DecompositionKind, kept_decomposition
 from harness.models.activations import capture_activations, fused_gelu
 from harness.models.lm import LM
 from harness.patches.delta import double
@@ -69,20 +70,25 @@ class Moment:
         count: the number of tokens.
         key: the cache key, empty where it was not cached.
         name: what an error calls it.
+        sha256: of the matrix, empty where it was not cached; its decompositions are kept under it.
     """
 
     matrix: Float[Tensor, "f f"]
     count: int
     key: str = ""
     name: str = "a layer"
+    sha256: str = ""
 
     @cached_property
     def factor(self) -> Float64[Tensor, "f f"]:
-        """The lower Cholesky factor of ``C`` in float64, ``[f, f]``; computed once.
+        """The lower Cholesky factor of ``C`` in float64, ``[f, f]``; computed once, and kept on disk.
 
         Raises:
             NumericalError: ``C`` is not finite, or too little text makes it singular.
         """
+        return self._decomposed("factor", lambda: {"lower": self._cholesky()})["lower"]
+
+    def _cholesky(self) -> Float64[Tensor, "f f"]:
         require_finite_moment(self, self.name)
         size = self.matrix.shape[0]
         lower: Tensor
@@ -97,10 +103,21 @@ class Moment:
 
     @cached_property
     def spectrum(self) -> tuple[Float64[Tensor, "f"], Float64[Tensor, "f f"]]:
-        """The eigenvalues of ``C``, ascending, ``[f]``, and its eigenvectors ``[f, f]``, in float64; computed once."""
+        """The eigenvalues of ``C``, ascending, ``[f]``, and its eigenvectors ``[f, f]``, in float64.
+
+        Computed once, and kept on disk.
+        """
+        found = self._decomposed("spectrum", self._eigen)
+        return found["values"], found["vectors"]
+
+    def _eigen(self) -> dict[str, Tensor]:
         require_finite_moment(self, self.name)
         values, vectors = torch.linalg.eigh(double(self.matrix))
-        return values, vectors
+        return {"values": values, "vectors": vectors}
+
+    def _decomposed(self, kind: DecompositionKind, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        size, device = self.matrix.shape[0], self.matrix.device
+        return kept_decomposition(kind, compute, moment=self.sha256, size=size, device=device)
 
     def solve(self, right: Float[Tensor, "f n"]) -> Float64[Tensor, "f n"]:
         """``C^-1 right`` in float64, ``[f, n]``."""
@@ -420,7 +437,7 @@ def _read_moment(path: Path, header: CachedMoment, device: torch.device) -> Mome
         raise DataError(f"{path}: the matrix is not what was written; delete the file, it is made again")
     # Apple's GPUs have no float64, and what is solved with it is solved on the processor.
     placed = matrix if device.type == "mps" else matrix.to(device)
-    return Moment(placed, moment.count, moment.key, moment.name)
+    return replace(moment, matrix=placed, sha256=written)
 
 
 def _write_moment(folder: Path, manifest: Manifest, moment: Moment) -> Moment:
@@ -444,4 +461,4 @@ def _write_moment(folder: Path, manifest: Manifest, moment: Moment) -> Moment:
         raise DataError(
             f"{folder}: second moments cannot be written ({reason}); set HARNESS_CACHE to a folder of yours"
         ) from error
-    return Moment(matrix, moment.count, manifest.key, manifest.module)
+    return Moment(matrix, moment.count, manifest.key, manifest.module, metadata["sha256"])

@@ -24,7 +24,7 @@ from harness.editing.directions import floor, losses
 from harness.editing.edit import Edit
 from harness.errors import NumericalError
 from harness.methods.value_cache import Optimised, cache_in_use, portion_key
-from harness.methods.value_forward import Forward, fastest_forward
+from harness.methods.value_forward import Forward
 from harness.methods.value_rows import Objective, PreparedEdit, prefixes, prepare_edit
 from harness.models.activations import FULL, PrefixCache, fused_gelu, prefix_cache
 from harness.models.lm import LM
@@ -112,9 +112,12 @@ def optimise(
     parts: dict[int, tuple[Tensor, ...]] = {}
     with fused_gelu(lm.model):
         identity = cache_in_use().identity(lm, objective)
-        runner, prepared = fastest_forward(lm, whole, objective)
+        way = cache_in_use().way(lm, whole, objective)
+        prepared = way.rows(whole)
         for chunk in _portions(prepared, objective.budget or _budget(lm)):
-            found = _optimised(lm, [prepared[i] for i in chunk], objective=objective, runner=runner, identity=identity)
+            found = _optimised(
+                lm, [prepared[i] for i in chunk], objective=objective, runner=way.runner, identity=identity
+            )
             each = zip(found.start, found.delta, found.losses, found.keys, found.outputs, strict=True)
             parts.update(zip(chunk, each, strict=True))
     ordered = [parts[i] for i in range(len(prepared))]

@@ -29,9 +29,11 @@ from harness.errors import DataError, UsageError
 from harness.io.cache import cache_folder
 from harness.io.files import json_sha256, require_writable
 from harness.io.tensor_file import read_tensors, require_manifest, write_tensors
+from harness.methods.value_forward import Way, fastest_forward
 from harness.methods.value_rows import Objective, PreparedEdit
 from harness.models.guard import is_hooked
 from harness.models.lm import LM
+from harness.models.rounding import rounding_of
 from harness.models.weight_hashes import WeightHashes
 
 __all__ = ["DECISIVE", "Optimised", "ValueCache", "cache_in_use", "portion_key", "values_folder", "values_from"]
@@ -117,6 +119,7 @@ class ValueCache:
         optimised: how many were not.
         seconds: how long it once took to find those that were taken.
         weights: the hashes of the weights of each model.
+        ways: how each model is run, which is tried anew for rows unlike those that it was tried on.
     """
 
     folder: Path | None
@@ -124,6 +127,7 @@ class ValueCache:
     optimised: int = 0
     seconds: float = 0.0
     weights: dict[LM, WeightHashes] = field(default_factory=dict)
+    ways: dict[tuple[object, ...], Way] = field(default_factory=dict)
 
     def counts(self) -> dict[str, float]:
         """How many values were found and optimised, and how long those that were found once took."""
@@ -150,11 +154,27 @@ class ValueCache:
             "weights": self.weights.setdefault(lm, WeightHashes()).of(lm),
             "model": _form(lm),
             "objective": wanted,
-            "machine": _machine(lm.device),
+            "machine": rounding_of(lm.device),
             "code": _code(),
-            "versions": [version(name) for name in ("torch", "transformers")],
+            "transformers": version("transformers"),
         }
         return json_sha256(parts)
+
+    def way(self, lm: LM, prepared: Sequence[PreparedEdit], objective: Objective) -> Way:
+        """How the model is run: as it was for earlier edits, or what :func:`fastest_forward` finds.
+
+        Args:
+            lm: the model.
+            prepared: the rows of each edit, whole.
+            objective: where the change stands.
+        """
+        if is_hooked(lm.model):
+            return fastest_forward(lm, prepared, objective)
+        asked = (lm, objective.layer, objective.seam, objective.loss_layer, lm.dtype)
+        known = self.ways.get(asked)
+        if known is None or not known.covers(prepared):
+            known = self.ways[asked] = fastest_forward(lm, prepared, objective).widened(known)
+        return known
 
     def take(self, key: str | None, lm: LM) -> Optimised | None:
         """What is kept under a key, on the model's device; None where there is nothing that can be used."""
@@ -237,14 +257,6 @@ def _form(lm: LM) -> list[object]:
     training = any(module.training for module in lm.model.modules())
     places = {name: value for name, value in vars(lm.arch).items() if name != "owner"}
     return [kept, getattr(lm.model.config, "_attn_implementation", None), kinds, training, places, lm.pad]
-
-
-def _machine(device: torch.device) -> list[object]:
-    """What decides how numbers are rounded."""
-    module = torch.get_device_module(device)
-    named = device.type != "cpu" and hasattr(module, "get_device_name")
-    name = module.get_device_name(device) if named else torch.backends.cpu.get_cpu_capability()
-    return [device.type, name, torch.get_num_threads(), torch.get_float32_matmul_precision()]
 
 
 @functools.cache

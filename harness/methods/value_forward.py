@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -33,7 +33,7 @@ from harness.models.activations import (
 )
 from harness.models.lm import LM
 
-__all__ = ["BlocksAbove", "BlocksFrom", "Forward", "WholeModel", "fastest_forward"]
+__all__ = ["BlocksAbove", "BlocksFrom", "Forward", "Way", "WholeModel", "fastest_forward"]
 
 
 class Forward:
@@ -236,10 +236,39 @@ class WholeModel(Forward):
         return supervised.to(self.lm.device), essence.to(self.lm.device)
 
 
-def fastest_forward(
-    lm: LM, prepared: Sequence[PreparedEdit], objective: Objective
-) -> tuple[type[Forward], list[PreparedEdit]]:
-    """The fastest way that gives the model's own logits, and the rows for it: split, whole, or the whole model.
+@dataclass(frozen=True)
+class Way:
+    """How a model is run, and on which rows that was tried.
+
+    Attributes:
+        runner: the forward pass.
+        split: whether rows are split.
+        least: the fewest tokens in front of the change, over the edits that it was tried on.
+        most: the most.
+    """
+
+    runner: type[Forward]
+    split: bool
+    least: int
+    most: int
+
+    def rows(self, prepared: Sequence[PreparedEdit]) -> list[PreparedEdit]:
+        """The rows of each edit as this way takes them."""
+        return [one.split() for one in prepared] if self.split else list(prepared)
+
+    def covers(self, prepared: Sequence[PreparedEdit]) -> bool:
+        """Whether it was tried on rows with as little and with as much in front of the change."""
+        return self.least <= min(map(_reach, prepared)) and max(map(_reach, prepared)) <= self.most
+
+    def widened(self, other: Way | None) -> Way:
+        """The same, tried on the rows of another, too, where that is the same way."""
+        if other is None or (other.runner, other.split) != (self.runner, self.split):
+            return self
+        return replace(self, least=min(self.least, other.least), most=max(self.most, other.most))
+
+
+def fastest_forward(lm: LM, prepared: Sequence[PreparedEdit], objective: Objective) -> Way:
+    """The fastest way that gives the model's own logits: on split rows, on whole ones, or the whole model.
 
     Tried with a change at the seam, on rows with little and with much in front of it.
 
@@ -247,22 +276,21 @@ def fastest_forward(
         lm: the model.
         prepared: the rows of each edit, whole.
         objective: where the change stands.
-
-    Returns:
-        The class of the forward pass, and the rows as it takes them.
     """
-    few = [_few(one) for one in dict.fromkeys((min(prepared, key=_reach), max(prepared, key=_reach)))]
+    ends = min(prepared, key=_reach), max(prepared, key=_reach)
+    few = [_few(one) for one in dict.fromkeys(ends)]
     whole = WholeModel(lm, few, objective)
     change = whole.start()
     with torch.no_grad():
         wanted = whole.logits(change)
+    least, most = map(_reach, ends)
     # A patch with hooks follows the tokens of every pass, and is told of whole rows only.
     for split in (False,) if lm.model._forward_pre_hooks else (True, False):
         mine = [one.split() for one in few] if split else few
         for runner in (BlocksAbove, BlocksFrom):
             if _agrees(runner, lm, mine, objective=objective, change=change, wanted=wanted):
-                return runner, [one.split() for one in prepared] if split else list(prepared)
-    return WholeModel, list(prepared)
+                return Way(runner, split, least, most)
+    return Way(WholeModel, False, least, most)
 
 
 def _reach(one: PreparedEdit) -> int:

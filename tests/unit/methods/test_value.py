@@ -259,9 +259,9 @@ def test_running_only_what_the_change_reaches_gives_the_models_logits(fresh, edi
     whole = [prepare_edit(lm, edit, templates=CONTEXTS, fact_token="subject_last") for edit in edits]
     split = [task.split() for task in whole]
     assert any(task.prefixes != split[0].prefixes for task in split[1:])
-    runner, chosen = fastest_forward(lm, whole, objective)
-    assert runner is BlocksAbove
-    assert [task.rows for task in chosen] == [task.rows for task in split]
+    way = fastest_forward(lm, whole, objective)
+    assert way.runner is BlocksAbove
+    assert [task.rows for task in way.rows(whole)] == [task.rows for task in split]
     delta = torch.linspace(-1, 1, 32 * len(edits), dtype=torch.float64).reshape(-1, 32).requires_grad_()
     every = []
     front = prefix_cache(lm, prefixes(split), budget=20)
@@ -477,17 +477,17 @@ def test_models_that_cannot_be_cut_are_run_whole(fresh, edits, monkeypatch):
         wanted = optimise(lm, edits, CONTEXTS, objective=objective).delta
         for module in (value, value_forward):
             patch.setattr(module, "prefix_cache", lambda _lm, heads: refuse() if any(heads) else None)
-        runner, chosen = fastest_forward(lm, prepared, objective)
-        assert (runner, chosen) == (BlocksAbove, prepared)
+        way = fastest_forward(lm, prepared, objective)
+        assert (way.runner, way.rows(prepared)) == (BlocksAbove, prepared)
         assert torch.allclose(optimise(lm, edits, CONTEXTS, objective=objective).delta, wanted)
         patch.setattr(value_forward, "_agrees", lambda *_args, **_options: False)
-        assert fastest_forward(lm, prepared, objective)[0] is WholeModel
+        assert fastest_forward(lm, prepared, objective).runner is WholeModel
         assert torch.allclose(optimise(lm, edits, CONTEXTS, objective=objective).delta, wanted)
     # The block doubles what it gives, and the change with it.
     lm.module(lm.arch.block(1)).register_forward_hook(lambda _module, _args, output: output * 2)
-    runner, chosen = fastest_forward(lm, prepared, objective)
-    assert runner is BlocksFrom
-    assert any(task.prefixes[1] for task in chosen)
+    way = fastest_forward(lm, prepared, objective)
+    assert way.runner is BlocksFrom
+    assert any(task.prefixes[1] for task in way.rows(prepared))
 
 
 def test_a_patch_with_hooks_sees_whole_rows(fresh, edits, monkeypatch):

@@ -25,7 +25,8 @@ from harness.errors import UsageError
 from harness.methods import value_cache
 from harness.methods.value import Values, optimise
 from harness.methods.value_cache import DECISIVE, ValueCache, values_from
-from harness.methods.value_rows import Objective
+from harness.methods.value_forward import Way, fastest_forward
+from harness.methods.value_rows import Objective, PreparedEdit
 from harness.models.lm import LM
 from harness.models.weight_hashes import WeightHashes
 from harness.patches.delta import LowRank
@@ -290,7 +291,7 @@ def test_the_code_that_decides_is_all_that_is_imported_for_it() -> None:
         *("errors.py", "methods/value_cache.py", "methods/keys.py", "methods/context_templates.py"),
         *("methods/second_moments.py", "editing/edit.py", "editing/join.py", "patches/patch.py", "patches/delta.py"),
         *("models/guard.py", "models/weight_hashes.py", "models/reading.py", "models/tokens.py"),
-        *("models/in_memory.py",),
+        *("models/in_memory.py", "models/rounding.py", "methods/decompositions.py"),
     }
     assert {name for name in names if not name.startswith("io/")} - beside == set(DECISIVE)
 
@@ -359,3 +360,30 @@ def test_without_a_cache_nothing_is_kept(tiny: Callable[[str], LM], edits: list[
         optimise(tiny("gpt2"), edits, CONTEXTS, objective=OBJECTIVE)
     assert (counted.found, counted.optimised) == (0, 3)
     assert not (cache / "values").exists()
+
+
+# --- how a model is run ----------------------------------------------------------------------------------------------
+
+
+def test_how_a_model_is_run_is_tried_once_for_rows_of_the_same_reach(
+    tiny: Callable[[str], LM], edits: list[Edit], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[int] = []
+
+    def counted(lm: LM, prepared: Sequence[PreparedEdit], objective: Objective) -> Way:
+        tried.append(len(prepared))
+        return fastest_forward(lm, prepared, objective)
+
+    monkeypatch.setattr(value_cache, "fastest_forward", counted)
+    lm, long = tiny("gpt2"), replace(edits[0], prompt="So it is said here, and everybody knows it, that {} was born in")
+    with values_from(ValueCache(None)):
+        for edit in (edits[0], long, edits[1], edits[0]):
+            optimise(lm, [edit], CONTEXTS, objective=OBJECTIVE)
+        assert len(tried) == 2  # the second reaches further; the third lies between both
+        optimise(lm, edits, CONTEXTS, objective=replace(OBJECTIVE, seam="block"))
+        optimise(tiny("llama"), edits[:1], CONTEXTS, objective=OBJECTIVE)
+        assert len(tried) == 4
+        with patched(lm, Patch(hooks={lm.arch.block(0): lambda hidden, _step: hidden})):
+            for _ in range(2):
+                optimise(lm, edits[:1], CONTEXTS, objective=OBJECTIVE)
+        assert len(tried) == 6
