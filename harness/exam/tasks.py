@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase
 
 from harness.editing.edit import Edit, Example
 from harness.errors import DataError, HarnessError, UsageError, near
-from harness.exam import data, statistics, task_identity
+from harness.exam import data, hub_sets, statistics, task_identity
 from harness.exam.case_sets import CaseSet
 from harness.exam.exam_parts import OWN, exam_parts
 from harness.exam.quiet import quiet_lm_eval
@@ -80,12 +80,14 @@ class Task:
         shown: the name under which its numbers are reported; the members of an edit set share one.
         task: lm-eval's object.
         identity: the sha256 of what its YAML says and of its rows, see :mod:`harness.exam.task_identity`.
+        file: which file of a data folder its rows come from, where it reads a data set of the Hub.
     """
 
     name: str
     shown: str
     task: Any
     identity: str
+    file: data.Provenance | None = None
 
     @property
     def metadata(self) -> Mapping[str, Any]:
@@ -105,7 +107,14 @@ class Task:
         if named is not None:
             return str(named)
         known = list(self.task.aggregation())
-        return next((m for m in ("acc_norm", "exact_match", "acc") if m in known), known[0] if known else None)
+        usual = (metric for metric in ("acc_norm", "exact_match", "acc", "bits_per_byte") if metric in known)
+        return next(usual, known[0] if known else None)
+
+    @property
+    def shown_beside(self) -> list[str]:
+        """What a table shows besides the usual metrics: what the YAML names, and the perplexity of whole texts."""
+        usual = [m for m in ("word_perplexity",) if m in self.task.aggregation()]
+        return [str(metric) for metric in self.metadata.get("shown") or usual]
 
     @property
     def directions(self) -> dict[str, bool | None]:
@@ -118,8 +127,20 @@ class Task:
         return (
             function is None
             or function is mean
-            or getattr(function, "__name__", "") in ("aggregate", "mean", "nanmean")
+            or getattr(function, "__name__", "") in ("aggregate", "mean", "nanmean", "bits_per_byte")
         )
+
+    def contribution(self, metric: str, value: Any) -> statistics.Ratio:
+        """What a document contributes to a metric, from what lm-eval keeps of it.
+
+        Args:
+            metric: a metric that is per document.
+            value: a number, a ratio, or the log-likelihood of a text and its bytes.
+        """
+        if getattr(self.task.aggregation().get(metric), "__name__", "") == "bits_per_byte":
+            likelihood, size = value
+            return statistics.Ratio(-likelihood / math.log(2), size)
+        return statistics.as_ratio(_plain(value))
 
 
 @dataclass(frozen=True, eq=False)
@@ -323,7 +344,10 @@ def _manager(metadata: Mapping[str, Any], names: Iterable[str] = (), include: Se
             raise UsageError(f"--include-path {folder}: no such folder; give one with YAMLs of tasks")
     own = TaskManager(include_path=folders, include_defaults=False, metadata=dict(metadata))
     if all(name in own.task_index for name in names):
-        return own
+        theirs = _folders_of_members(own, names)
+        if not theirs:
+            return own
+        return TaskManager(include_path=[*theirs, *folders], include_defaults=False, metadata=dict(metadata))
     _require_mentioned([name for name in names if name not in own.task_index], own.all_tasks)
     every = _every_task(tuple(folders), tuple(metadata.items()))
     for name in names:
@@ -331,6 +355,12 @@ def _manager(metadata: Mapping[str, Any], names: Iterable[str] = (), include: Se
             ours = near(name, own.all_tasks) or near(name, every.all_tasks)
             raise UsageError(f"task '{name}' does not exist{ours}; `harness tasks` lists them")
     return every
+
+
+def _folders_of_members(manager: TaskManager, names: Iterable[str]) -> list[str]:
+    """lm-eval's folders in which members of groups of this project are."""
+    said = ((manager.task_index[name].cfg or {}).get("metadata") or {} for name in names)
+    return list(dict.fromkeys(folder for metadata in said for folder in hub_sets.folders_of(metadata)))
 
 
 def _require_mentioned(names: Iterable[str], ours: Sequence[str]) -> None:
@@ -374,8 +404,9 @@ def _build(
         rows_of: from a reported name to that hash.
         members: those tasks of a group that are wanted; all where none is named.
     """
+    data_dir = str((manager.metadata or {}).get("data_dir", data.MINI))
     try:
-        with quiet_lm_eval():
+        with quiet_lm_eval(), hub_sets.from_folder(data_dir) as served:
             built = manager.load(list(members) or [name])
     except HarnessError:
         raise
@@ -385,7 +416,8 @@ def _build(
     for leaf, task in built["tasks"].items():
         shown = name if name in sets else leaf
         rows = rows_of(shown) or rows_sha256(task.eval_docs)
-        found.append(Task(leaf, shown, task, of_task(task, rows)))
+        file = served.get((task.DATASET_PATH, task.DATASET_NAME))
+        found.append(Task(leaf, shown, task, of_task(task, rows), file))
     return found
 
 
@@ -402,7 +434,7 @@ def values_of(task: Task, samples: Sequence[Mapping[str, Any]]) -> dict[str, dic
         suffix = "" if sample["filter"] == "none" else f",{sample['filter']}"
         for metric in sample["metrics"]:
             if task.per_document(metric):
-                value = statistics.as_ratio(_plain(sample[metric]))
+                value = task.contribution(metric, sample[metric])
                 found.setdefault(metric + suffix, {})[f"{task.name}/{sample['doc_id']}"] = value
     return found
 

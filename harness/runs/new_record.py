@@ -135,11 +135,11 @@ def _templates(suite: tasks.Suite) -> dict[str, str | None]:
 
 
 def _shown(suite: tasks.Suite) -> dict[str, list[str]]:
-    """What the YAML of a task names under ``metadata.shown``."""
+    """What tables show of a task besides the usual metrics."""
     found: dict[str, list[str]] = {}
     for task in suite.tasks:
-        for metric in task.metadata.get("shown") or ():
-            found.setdefault(task.shown, []).append(str(metric))
+        for metric in task.shown_beside:
+            found.setdefault(task.shown, []).append(metric)
     return found
 
 
@@ -157,12 +157,15 @@ def _sources_of_rows(ready: Prepared) -> dict[str, Any]:
     plan = ready.resolved.plan
     known = data.find_datasets(include=plan.include_path)
     found: dict[str, Any] = {}
+    files = {task.shown: task.file for task in ready.suite.tasks if task.file is not None}
     sources = {task.shown: task.metadata.get("source") for task in ready.suite.tasks}
     for name in ready.suite.shown:
         source = name if name in known else sources[name]  # a task may read the rows of another one
         if isinstance(source, str) and source in known:
             split = plan.split if name == plan.edits else "test"
             found[name] = asdict(data.provenance_of(known[source], split, plan.data_dir))
+        elif name in files:
+            found[name] = asdict(files[name])
         elif name == tasks.OWN:
             sha256 = hashlib.sha256(Path(plan.edits).read_bytes()).hexdigest()
             rows = len(ready.resolved.cases)

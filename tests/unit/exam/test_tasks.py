@@ -55,7 +55,9 @@ def test_the_catalogue() -> None:
     assert [name for name, kind in found.items() if kind == "task"] == sorted(
         [*GENERAL, *CHOICE, "ball", "bias_in_bios", "mcrae"]
     )
-    assert [name for name, kind in found.items() if kind == "group"] == ["canonical", "general", "general_choice"]
+    assert [name for name, kind in found.items() if kind == "group"] == [
+        "abilities", "canonical", "general", "general_choice",
+    ]  # fmt: skip
     assert [name for name, kind in found.items() if kind == "edits"] == sets
     assert tasks.edit_sets() == sets
 
