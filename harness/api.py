@@ -61,17 +61,21 @@ def load(
     device: str | None = None,
     arch: Mapping[str, str] | None = None,
     text: str | None = None,
+    model_args: Mapping[str, object] | None = None,
+    device_map: str | None = None,
 ) -> LM:
     """A causal language model with its tokenizer, and the knowledge where its parts are.
 
     Args:
-        model: a shipped model (``mini``), a folder, or a Hub repository; or a model in memory, which is wrapped as it
-            is, put into evaluation mode, and no longer asks for gradients.
+        model: a shipped model (``mini``), a folder, a GGUF file, or a Hub repository (``owner/name@revision``); or a
+            model in memory, which is wrapped as it is, put into evaluation mode, and no longer asks for gradients.
         tokenizer: the fast tokenizer of a model in memory.
-        dtype: ``float32``, ``bfloat16``, ``float16`` or ``float64``, of a model that is loaded.
+        dtype: ``float32``, ``bfloat16``, ``float16``, ``float64``, or ``auto``, of a model that is loaded.
         device: where a model that is loaded goes; ``auto`` spreads it; by default an accelerator where there is one.
         arch: parts of the architecture named by hand, such as ``{"down": "h.{}.mlp.out"}``.
         text: plain text for second moments: ``mini``, a file, a folder, or a Hub data set.
+        model_args: of a model that is loaded, more of what lm-eval's ``--model_args`` takes, such as ``revision``.
+        device_map: how a model that is loaded is spread over devices, as transformers takes it.
 
     Returns:
         The model as every other function and every editor takes it.
@@ -90,7 +94,9 @@ def load(
         from harness.models import lm
 
         _require_no_tokenizer(model, tokenizer)
-        return lm.load(str(model), dtype=dtype, device=device, names=arch, text=text)
+        return lm.load(
+            str(model), dtype=dtype, device=device, names=arch, text=text, args=model_args, device_map=device_map
+        )
     from harness.models.in_memory import wrapped
 
     return wrapped(model, tokenizer, arch=arch, text=text)
@@ -260,8 +266,10 @@ def run(
     stop_on_collapse: bool = False,
     patch: str | Path | None = None,
     known_only: bool = False,
+    model_args: Mapping[str, object] | None = None,
     output: str | Path | None = None,
     device: str | None = None,
+    device_map: str | None = None,
     rows: int = 32,
     cache: bool = True,
     save_edits: bool = True,
@@ -299,8 +307,10 @@ def run(
         stop_on_collapse: whether to end where the edited model has collapsed.
         patch: a file of saved edits, which are put back instead of making new ones.
         known_only: whether only the facts that the unedited model knows are edited.
+        model_args: of a model that is named, more of what lm-eval's ``--model_args`` takes, such as ``revision``.
         output: the folder of the record; by default nothing is kept on disk.
         device: where a model that is named goes; ``auto`` spreads it; by default an accelerator where there is one.
+        device_map: how a model that is named is spread over devices instead, as transformers takes it.
         rows: rows of one forward pass.
         cache: whether the numbers of the unedited model may come from the cache.
         save_edits: whether the change goes into the folder of the record, at each stop (not of isolated edits).
@@ -335,6 +345,7 @@ def run(
         "data_dir": rows_for(model, data_dir), "text": text,
         "limit": limit, "seed": seed, "dtype": dtype, "arch": dict(arch or {}), "fitted": _text(fitted), "order": order,
         "stop_on_collapse": stop_on_collapse, "known_only": known_only, "patch": _text(patch),
+        "model_args": dict(model_args or {}),
         **handed.editor_fields(editor, settings or {}),
     }  # fmt: skip
     with _model(model, tokenizer, arch, text) as (called, lm), _folder(output) as folder:
@@ -345,7 +356,14 @@ def run(
         kept = output is not None and save_edits
         given = None if isinstance(editor, str) else editor
         options = RunOptions(
-            folder, device=device, rows=rows, cache=cache, save_edits=kept, fresh=fresh, report=progress or tell_nobody
+            folder,
+            device=device,
+            device_map=device_map,
+            rows=rows,
+            cache=cache,
+            save_edits=kept,
+            fresh=fresh,
+            report=progress or tell_nobody,
         )
         return runner.run_plan(resolve(plan, lm=lm, editor=given), options)
 

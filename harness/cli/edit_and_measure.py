@@ -46,6 +46,7 @@ class PlanOptions:
     limit: Annotated[int | None, opt.LIMIT] = None
     seed: Annotated[int | None, opt.SEED] = None
     dtype: Annotated[str | None, opt.DTYPE] = None
+    model_args: Annotated[str | None, opt.MODEL_ARGS] = None
     arch: Annotated[Sequence[str], opt.ARCH] = ()
     config: Annotated[Path | None, opt.CONFIG] = None
     trust_code: Annotated[bool, opt.TRUST_CODE] = False
@@ -64,6 +65,7 @@ class PlanOptions:
             "known_only": self.known_only or None,
             "settings": values.settings(self.settings),
             "arch": values.modules(self.arch),
+            "model_args": values.model_args(self.model_args),
         }
         given = {key: value for key, value in (vars(self) | read).items() if key not in ("config", "trust_code")}
         each = None if seeds is None else values.integers(seeds, "--seeds")
@@ -93,6 +95,7 @@ class ExecutionOptions:
 
     output: Annotated[Path, opt.OUTPUT.but(default=Path("runs"))]
     device: Annotated[str | None, opt.DEVICE]
+    device_map: Annotated[str | None, opt.DEVICE_MAP]
     rows: Annotated[int, opt.ROWS]
     no_cache: Annotated[bool, opt.NO_CACHE]
     no_save_edits: Annotated[bool, opt.NO_SAVE_EDITS]
@@ -105,6 +108,7 @@ class ExecutionOptions:
         return carried.RunOptions(
             self.output,
             device=self.device,
+            device_map=self.device_map,
             rows=self.rows,
             cache=not self.no_cache,
             save_edits=not self.no_save_edits,
@@ -181,6 +185,7 @@ class FitOptions:
     ]
     seed: Annotated[int, opt.SEED.but(default=0)]
     dtype: Annotated[str, opt.DTYPE.but(default="float32")]
+    model_args: Annotated[str | None, opt.MODEL_ARGS]
     device: Annotated[str | None, opt.DEVICE]
     arch: Annotated[Sequence[str], opt.ARCH]
     output: Annotated[Path | None, opt.OUTPUT.but(help="The file.", otherwise="the cache, where `run` looks")]
@@ -197,7 +202,10 @@ def fit(asked: FitOptions) -> None:
     settings = values.settings(asked.settings)
     fitting.require_fittable(asked.editor, asked.model, settings=settings, seed=asked.seed, path=asked.output)
     train = fitting.read_training(asked.edits, rows_for(asked.model, asked.data_dir), asked.split)
-    lm = load(asked.model, dtype=asked.dtype, device=asked.device, names=values.modules(asked.arch), text=asked.text)
+    lm = load(
+        asked.model, dtype=asked.dtype, device=asked.device, names=values.modules(asked.arch), text=asked.text,
+        args=values.model_args(asked.model_args),
+    )  # fmt: skip
     done = fitting.fit_editor(asked.editor, lm, train, settings=settings, seed=asked.seed, path=asked.output)
     what = f"{done.editor.name} to {asked.model} on {done.examples} examples"
     terminal.say_where(f"[green]fitted[/] {what}:", done.path)
@@ -222,6 +230,11 @@ def apply(*, patch: Path, folder: Path, model: str | None, dtype: str | None, tr
     if head["parts"]:  # changes of weights alone need no code
         require_trusted(str(head["editor"]), patch, trust_code)
     about = head["about"]
-    lm = load(model or str(about.get("model")), dtype=str(about.get("dtype", "float32")), device="cpu")
+    lm = load(
+        model or str(about.get("model")),
+        dtype=str(about.get("dtype", "float32")),
+        device="cpu",
+        args=about.get("model_args"),
+    )
     export(patch, lm, folder, dtype=dtype)
     terminal.say_where("[green]written[/]", folder, then=": load it with transformers, or lm_eval --model hf")

@@ -26,6 +26,7 @@ __all__ = [
     "COUNT",
     "DATA_DIR",
     "DEVICE",
+    "DEVICE_MAP",
     "DRY_RUN",
     "DTYPE",
     "EDITOR",
@@ -49,6 +50,7 @@ __all__ = [
     "METHODS",
     "MODE",
     "MODEL",
+    "MODEL_ARGS",
     "NEW_TOKENS",
     "NO_CACHE",
     "NO_ESSENCE",
@@ -226,7 +228,7 @@ class TableFormat(click.Choice[str]):
         """Click sets them in its constructor, which is too early."""
 
 
-MODEL = Option("--model", "A shipped model, a folder, or a Hub repository.", otherwise="mini")
+MODEL = Option("--model", "A shipped model, a folder, a GGUF file, or a Hub repository[@revision].", otherwise="mini")
 EDITOR = Option("--editor", "The method, or path/to/file.py.", otherwise="none")
 TASKS = Option("--tasks", "Tasks and groups, separated by commas; lm-eval's own too.")
 EDITS = Option(
@@ -258,7 +260,15 @@ TEXT = Option("--text", "Plain text for second moments: a file, a folder, or a H
 LIMIT = Option("--limit", "Documents of each task.", int)
 SEED = Option("--seed", "Of everything random.", int, otherwise="0")
 SEEDS = Option("--seeds", "Several runs, such as 0,1,2, each with its own seed and order of the edits.")
-DTYPE = Option("--dtype", "float32, bfloat16, float16 or float64.", otherwise="float32")
+DTYPE = Option("--dtype", "float32, bfloat16, float16, float64, or auto: that of the checkpoint.", otherwise="float32")
+MODEL_ARGS = Option(
+    "--model-args",
+    "More of lm-eval's arguments of a model: revision, subfolder, tokenizer, peft, gguf_file, attn_implementation, ...",
+    metavar="NAME=VALUE,...",
+)
+DEVICE_MAP = Option(
+    "--device-map", "How transformers spreads the model over devices, such as auto; instead of --device."
+)
 ARCH = Option("--arch", "A module of the model, named by hand.", many=True, metavar="PART=NAME")
 CONFIG = Option("--config", "A YAML file with any of the above; lists in it make several runs.", PATH)
 

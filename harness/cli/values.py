@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from harness.errors import UsageError
 
-__all__ = ["integers", "modules", "name_list", "settings"]
+__all__ = ["integers", "model_args", "modules", "name_list", "settings"]
 
 
 def settings(items: Sequence[str]) -> dict[str, object]:
@@ -27,6 +27,20 @@ def modules(items: Sequence[str]) -> dict[str, str]:
     return dict(_pairs([pair for item in items for pair in item.split(",")], "--arch"))
 
 
+def model_args(text: str | None) -> dict[str, object]:
+    """The arguments of a model, from ``name=value,name=value``; a value is read as lm-eval reads it.
+
+    Raises:
+        UsageError: there is no name.
+    """
+    if not text:
+        return {}
+    from lm_eval.utils import handle_arg_string
+
+    pairs = _pairs([part for part in text.split(",") if part], "--model-args", "revision=main")
+    return {key: handle_arg_string(value) for key, value in pairs}
+
+
 def integers(text: str, option: str) -> list[int]:
     """Whole numbers from 0, separated by commas.
 
@@ -44,11 +58,11 @@ def name_list(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(text.split(",")))
 
 
-def _pairs(items: Sequence[str], option: str) -> Iterator[tuple[str, str]]:
+def _pairs(items: Sequence[str], option: str, example: str = "layers=[3]") -> Iterator[tuple[str, str]]:
     for item in items:
         key, equals, value = item.partition("=")
         if not equals or not key:
-            raise UsageError(f"{option} '{item}': expected NAME=VALUE, for example {option} layers=[3]")
+            raise UsageError(f"{option} '{item}': expected NAME=VALUE, for example {option} {example}")
         yield key.strip(), value
 
 

@@ -24,7 +24,7 @@ def export(path: Path, lm: LM, folder: Path, *, dtype: str | None = None) -> Non
         path: the patch.
         lm: the unedited model; unchanged when this returns.
         folder: the checkpoint; a new or an empty folder.
-        dtype: the type of its weights; None for that of the model.
+        dtype: the type of its weights; None or ``auto`` for that of the model.
 
     Raises:
         DataError: the patch cannot be used, or is of another model.
@@ -33,6 +33,7 @@ def export(path: Path, lm: LM, folder: Path, *, dtype: str | None = None) -> Non
     """
     if dtype is not None:
         require_dtype(dtype)
+    dtype = None if dtype == "auto" else dtype
     patch = patch_file.load_patch(path, lm)
     if not patch.only_weights:
         where = ", ".join(filter(None, [*patch.hooks, patch.prompt and "the prompt", patch.logits and "the logits"]))

@@ -18,6 +18,7 @@ from harness.editing.editor import Editor, Wrapper
 from harness.editing.hyperparameters import cast, hints, settable
 from harness.errors import UsageError, near
 from harness.models.lm import LM
+from harness.models.naming import model_key
 
 __all__ = ["Recipe", "compose", "configure", "editor_names", "find", "require_trusted"]
 
@@ -59,7 +60,7 @@ def configure(cls: type[Editor], model: str, settings: Mapping[str, object], inn
     Raises:
         UsageError: a setting does not exist, has the wrong type or is out of range.
     """
-    chosen = {**cls.presets.get(model.rstrip("/").rpartition("/")[2].lower(), {}), **settings}
+    chosen = {**cls.presets.get(model_key(model), {}), **settings}
     wanted, known = hints(cls), settable(cls)
     for key, value in chosen.items():
         if key not in known:

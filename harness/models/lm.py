@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from harness.io import plain_text
 from harness.io.hashes import combined_sha256, tensor_sha256
 from harness.models import arch, tokens
 from harness.models.arch import Architecture
-from harness.models.reading import read_checkpoint, require_causal, require_in_memory
+from harness.models.reading import Checkpoint, read_checkpoint, require_causal, require_in_memory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -131,6 +131,12 @@ class LM:
         """The type of the weights that are edited: of the first down-projection, or of the embedding without one."""
         edited = self.arch.editable
         return self.parameter(self.down(edited[0]) if edited else f"{self.arch.embedding}.weight").dtype
+
+    @property
+    def revision(self) -> str | None:
+        """The commit of the Hub that was read; None of a model that comes from elsewhere."""
+        commit = getattr(self.model.config, "_commit_hash", None)
+        return None if commit is None else str(commit)
 
     @property
     def family(self) -> str:
@@ -328,32 +334,38 @@ def load(
     device: str | None = None,
     names: Mapping[str, str] | None = None,
     text: str | None = None,
+    args: Mapping[str, Any] | None = None,
+    device_map: str | None = None,
 ) -> LM:
-    """Load a shipped model, a folder, or a Hub repository.
+    """Load a shipped model, a folder, a GGUF file, or a Hub repository.
 
     Args:
-        name: the model.
-        dtype: float32, bfloat16, float16 or float64.
+        name: the model; of a repository also ``owner/name@revision``.
+        dtype: float32, bfloat16, float16 or float64, or ``auto`` for that of the checkpoint.
         device: a device, or ``auto`` to spread the model; by default an accelerator where there is one, else the CPU.
         names: parts of the architecture named by hand.
         text: plain text for second moments; by default ``mini`` for shipped models and ``wikitext`` for others.
+        args: more of what lm-eval's ``--model_args`` takes, see :class:`harness.models.reading.Checkpoint`.
+        device_map: how the model is spread over devices, as transformers takes it, instead of ``device``.
 
     Raises:
+        UsageError: device and device_map are both given.
         ModelError: the model cannot be loaded, or a weight is not finite.
     """
+    if device is not None and device_map is not None:
+        raise UsageError(f"device is {device} and device_map {device_map}; give one of them")
     require_dtype(dtype)
     require_device(device)
     if text is not None:
         plain_text.require_text(text)
     inside = shipped().get(name)
-    model, tokenizer = read_checkpoint(
-        name,
-        str(inside or (Path(name).expanduser() if name.startswith("~") else name)),
-        dtype=_DTYPES[dtype],
-        spread=device == "auto",
-        known=", ".join(shipped()),
-    )
-    if device != "auto":
+    spread = "auto" if device == "auto" else device_map
+    asked = Checkpoint(
+        name, str(inside or (Path(name).expanduser() if name.startswith("~") else name)),
+        dtype=_DTYPES.get(dtype, "auto"), device_map=spread, args=args or {}, known=", ".join(shipped()),
+    )  # fmt: skip
+    model, tokenizer = read_checkpoint(asked)
+    if spread is None:
         _place(model, device or _best_device())
     lm = LM.wrap(model, tokenizer, name=name, names=names, text=text or ("mini" if inside else "wikitext"))
     lm.check_finite()
@@ -370,13 +382,13 @@ def _senses(model: PreTrainedModel) -> TypeGuard[BackpackForCausalLM]:
 
 
 def require_dtype(dtype: str) -> None:
-    """See that a model can be loaded in a type of that name.
+    """See that a model can be loaded in a type of that name; ``auto`` is that of the checkpoint.
 
     Raises:
         ModelError: there is none.
     """
-    if dtype not in _DTYPES:
-        raise ModelError(f"dtype '{dtype}' does not exist{near(dtype, _DTYPES)}")
+    if dtype not in (*_DTYPES, "auto"):
+        raise ModelError(f"dtype '{dtype}' does not exist{near(dtype, [*_DTYPES, 'auto'])}")
 
 
 def require_device(device: str | None) -> None:

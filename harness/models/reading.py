@@ -1,108 +1,244 @@
-"""Checkpoints as people have them: a folder or a Hub repository, a model or an adapter that peft saved."""
+"""Checkpoints as people have them: a folder, a GGUF file, a Hub repository; a model, or an adapter that peft saved."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
-import socket
-import urllib.parse
-import urllib.request
 import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 
-from harness.errors import ModelError
+from harness.errors import HarnessError, ModelError, UsageError
+from harness.io import hub
+from harness.models.naming import GGUF, split_revision
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["read_checkpoint", "require_causal", "require_in_memory"]
+__all__ = ["Checkpoint", "read_checkpoint", "require_args", "require_causal", "require_in_memory"]
 
 _ADAPTER = "adapter_config.json"
-_PATIENCE = 5.0  # seconds that the Hub may take to answer
+_OURS = ("revision", "subfolder", "tokenizer", "trust_remote_code", "gguf_file", "peft")
+_ELSEWHERE = {
+    "pretrained": "--model",
+    "dtype": "--dtype",
+    "device": "--device",
+    "device_map": "--device-map",
+    "parallelize": "--device-map auto",
+    "batch_size": "--rows",
+}
+"""What lm-eval takes as an argument of the model and this program as an option."""
 
 
-def read_checkpoint(
-    name: str, source: str, *, dtype: torch.dtype, spread: bool, known: str
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A model and its tokenizer; an adapter is merged into the model that it was trained for.
+@dataclass(frozen=True)
+class Checkpoint:
+    """What is read, and how.
 
-    Args:
+    Attributes:
         name: what the user calls it, for errors.
-        source: a folder or a Hub repository.
-        dtype: the type of its weights.
-        spread: whether the model is spread over devices.
+        source: a folder, a GGUF file, or a Hub repository, with ``@revision`` or not.
+        dtype: the type of its weights; ``auto`` for that of the checkpoint.
+        device_map: how it is spread over devices, as transformers takes it; None to load it in one piece.
+        args: more of what ``lm_eval --model hf --model_args`` takes: ``revision``, ``subfolder``, ``tokenizer``,
+            ``trust_remote_code``, ``gguf_file``, ``peft``; any other goes to transformers, as it does there.
         known: the names of models that ship, for errors.
+    """
+
+    name: str
+    source: str
+    dtype: torch.dtype | Literal["auto"] = torch.float32
+    device_map: str | None = None
+    args: Mapping[str, Any] = field(default_factory=dict)
+    known: str = ""
+
+    @cached_property
+    def where(self) -> str:
+        """The folder or the repository in which the files lie."""
+        source, _ = split_revision(self.source)
+        return str(Path(source).expanduser().parent) if source.endswith(GGUF) else source
+
+    @cached_property
+    def gguf(self) -> str | None:
+        """The GGUF file in there that is read; None for a checkpoint of transformers."""
+        source, _ = split_revision(self.source)
+        return Path(source).name if source.endswith(GGUF) else self.args.get("gguf_file")
+
+    @cached_property
+    def revision(self) -> str | None:
+        """The branch, tag or commit; None for the Hub's own choice.
+
+        Raises:
+            ModelError: name and arguments say two.
+        """
+        _, behind = split_revision(self.source)
+        given = self.args.get("revision")
+        if behind is not None and given is not None and str(given) != behind:
+            raise ModelError(f"{self.name}: the name says revision {behind} and model_args {given}; give one of them")
+        return behind if given is None else str(given)
+
+    @cached_property
+    def files(self) -> dict[str, Any]:
+        """The arguments of transformers that say which files are read."""
+        named = {"revision": self.revision, "subfolder": self.args.get("subfolder"), "gguf_file": self.gguf}
+        trusted = {"trust_remote_code": True} if self.args.get("trust_remote_code") else {}
+        return {key: str(value) for key, value in named.items() if value is not None} | trusted
+
+    @cached_property
+    def others(self) -> dict[str, Any]:
+        """The arguments that go to the model as they are."""
+        return {key: value for key, value in self.args.items() if key not in _OURS}
+
+
+def require_args(args: Mapping[str, Any]) -> None:
+    """Refuse arguments for which there is an option.
 
     Raises:
+        UsageError: there is one of them.
+    """
+    for key in args:
+        if key in _ELSEWHERE:
+            raise UsageError(f"model_args: {key}={args[key]} is said with {_ELSEWHERE[key]}; leave it out there")
+
+
+def read_checkpoint(asked: Checkpoint) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model and its tokenizer; a GGUF file is dequantised, an adapter merged into the model that it was trained for.
+
+    Raises:
+        UsageError: an argument is one for which there is an option.
         ModelError: it cannot be read, is no causal language model, or weights are missing.
     """
-    from transformers import AutoTokenizer
-
-    _require_hub(name, source, known)
-    base = _base_of_adapter(name, source)
+    require_args(asked.args)
+    if asked.gguf is not None:
+        _require_gguf(asked)
+    _require_hub(asked)
+    base = None if asked.gguf is not None else _base_of_adapter(asked)
     if base is None:
-        _require_config(name, source)
+        _require_config(asked)
     try:
         if base is not None:
-            model, theirs = read_checkpoint(base, base, dtype=dtype, spread=spread, known=known)
-            tokenizer = AutoTokenizer.from_pretrained(source) if _has_tokenizer(source) else theirs
-            return _merged(name, source, model, len(tokenizer)), tokenizer
-        _require_decoder(name, source)
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        placement = {"device_map": "auto"} if spread else {}
-        model, report = _family(source).from_pretrained(source, dtype=dtype, output_loading_info=True, **placement)
-    except ModelError:
+            return _adapted(asked, *read_checkpoint(base), asked.where)
+        model, tokenizer, report = _loaded(asked)
+    except HarnessError:
         raise
     except ImportError as error:
         raise ModelError(
-            f"{name}: a library that it needs is not installed ({_reason(error)}); install it, or take a checkpoint "
-            "that is not quantised"
+            f"{asked.name}: a library that it needs is not installed ({_reason(error)}); install it, or take a "
+            "checkpoint that is not quantised"
         ) from error
     except Exception as error:  # a damaged or unusual folder fails with whatever the library that reads it raises
-        raise ModelError(f"{name}: cannot be loaded ({_reason(error)}); shipped models are {known}") from error
+        raise ModelError(_failure(asked, error)) from error
     if report["missing_keys"]:
         missing = ", ".join(sorted(report["missing_keys"])[:3])
-        raise ModelError(f"{name}: the checkpoint lacks {missing}, which would be random; use an intact checkpoint")
-    return model, tokenizer
+        raise ModelError(
+            f"{asked.name}: the checkpoint lacks {missing}, which would be random; use an intact checkpoint"
+        )
+    adapter = asked.args.get("peft")
+    return _adapted(asked, model, tokenizer, str(adapter)) if adapter else (model, tokenizer)
 
 
-def _require_hub(name: str, source: str, known: str) -> None:
+def _loaded(asked: Checkpoint) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Mapping[str, Any]]:
+    """The model, its tokenizer, and what transformers says of its loading."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if asked.gguf is None:
+        _require_decoder(asked)
+    own = asked.args.get("tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(own or asked.where, **({} if own else asked.files))
+    family = AutoModelForCausalLM if asked.gguf is not None else _family(asked)
+    placement = {} if asked.device_map is None else {"device_map": asked.device_map}
+    model, report = family.from_pretrained(
+        asked.where, dtype=asked.dtype, output_loading_info=True, **placement, **asked.files, **asked.others
+    )
+    return (model if asked.gguf is None else _plain(model)), tokenizer, report
+
+
+def _failure(asked: Checkpoint, error: Exception) -> str:
+    """Why a checkpoint cannot be loaded, and what to do about it."""
+    reason = _reason(error)
+    if (asked.revision is not None and "revision" in reason.lower()) or "git identifier" in str(error):
+        return f"{asked.name}: has no revision '{asked.revision}' ({reason}); name a branch, a tag or a commit of it"
+    if asked.gguf is None:
+        return f"{asked.name}: cannot be loaded ({reason}); shipped models are {asked.known}"
+    if "not supported" in reason or "Unrecognized" in reason:
+        return f"{asked.name}: {reason.split(';')[0]}; give another file, or a checkpoint in the format of transformers"
+    return f"{asked.name}: the file is cut off or damaged ({reason}); fetch it again"
+
+
+# --- GGUF -------------------------------------------------------------------------------------------------------------
+
+
+def _require_gguf(asked: Checkpoint) -> None:
+    """See that there is a GGUF file, and a library that reads it.
+
+    Raises:
+        ModelError: there is none, or it is something else.
+    """
+    path = Path(asked.where) / str(asked.gguf)
+    if Path(asked.where).is_dir():
+        if not path.is_file():
+            raise ModelError(f"{asked.name}: no such file; give a GGUF file, a folder, or a Hub repository")
+        with path.open("rb") as file:
+            if file.read(4) != b"GGUF":
+                raise ModelError(f"{asked.name}: is no GGUF file, as it does not begin with GGUF; fetch it again")
+    if importlib.util.find_spec("gguf") is None:
+        raise ModelError(f"{asked.name}: the reader gguf is not installed; pip install 'lm-edit-harness[gguf]'")
+
+
+def _plain(model: PreTrainedModel) -> PreTrainedModel:
+    """A model that says nothing of the quantisation that its file had: its weights are plain numbers now."""
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    for name in ("hf_quantizer", "is_quantized", "quantization_method"):
+        if name in vars(model):
+            delattr(model, name)
+    return model
+
+
+# --- the Hub ----------------------------------------------------------------------------------------------------------
+
+
+def _require_hub(asked: Checkpoint) -> None:
     """Tell at once where the Hub is needed and cannot be reached: its client tries for a minute before it says so."""
-    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub import try_to_load_from_cache
 
-    address = urllib.parse.urlsplit(constants.ENDPOINT)
+    source = asked.where
     if Path(source).expanduser().exists() or source.startswith(("/", ".", "~")) or source.count("/") > 1:
         return
-    if constants.HF_HUB_OFFLINE or urllib.request.getproxies() or address.hostname is None:
+    files = [asked.gguf] if asked.gguf else ["config.json", _ADAPTER]
+    if any(isinstance(try_to_load_from_cache(source, file, revision=asked.revision), str) for file in files):
         return
-    if any(isinstance(try_to_load_from_cache(source, file), str) for file in ("config.json", _ADAPTER)):
-        return
-    try:
-        socket.create_connection((address.hostname, address.port or 443), timeout=_PATIENCE).close()
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
+    reason = hub.unreachable()
+    if reason is not None:
         raise ModelError(
-            f"{name}: cannot be loaded (it is not on this machine, and {address.hostname} does not answer: {reason}); "
-            f"shipped models are {known}"
-        ) from error
+            f"{asked.name}: cannot be loaded (it is not on this machine, and {reason}); shipped models are "
+            f"{asked.known}"
+        )
 
 
-def _reason(error: Exception) -> str:
-    """The first line of an error that says something, and no more of it than fits a line."""
+def _reason(error: Exception, last: bool = False) -> str:
+    """The first line of an error that says something, or its last one, and no more of it than fits a line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__
+    return lines[-1 if last else 0][:300] if lines else type(error).__name__
 
 
-def _require_config(name: str, source: str) -> None:
-    path = Path(source).expanduser()
-    if (name.startswith((".", "/", "~")) or path.exists()) and not (path / "config.json").is_file():
-        raise ModelError(f"{name}: no config.json there; give a folder with a Hugging Face checkpoint")
+def _require_config(asked: Checkpoint) -> None:
+    path = Path(asked.where).expanduser()
+    inside = path / str(asked.args.get("subfolder") or "")
+    local = asked.name.startswith((".", "/", "~")) or path.exists()
+    if local and asked.gguf is None and not (inside / "config.json").is_file():
+        raise ModelError(f"{asked.name}: no config.json there; give a folder with a Hugging Face checkpoint")
 
 
-def _base_of_adapter(name: str, source: str) -> str | None:
+# --- adapters ---------------------------------------------------------------------------------------------------------
+
+
+def _base_of_adapter(asked: Checkpoint) -> Checkpoint | None:
     """The model that an adapter of peft was trained for; None where the source is no adapter.
 
     Raises:
@@ -110,8 +246,9 @@ def _base_of_adapter(name: str, source: str) -> str | None:
     """
     from transformers.utils.peft_utils import find_adapter_config_file
 
+    source = asked.where
     try:
-        found = find_adapter_config_file(source)
+        found = find_adapter_config_file(source, revision=asked.revision)
     except (OSError, ValueError):  # of a model that is not there its loading tells
         return None
     if found is None or (Path(source) / "config.json").is_file():
@@ -120,52 +257,98 @@ def _base_of_adapter(name: str, source: str) -> str | None:
         settings = json.loads(Path(found).read_text(encoding="utf-8"))
         base = settings["base_model_name_or_path"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{name}: {_ADAPTER} names no base_model_name_or_path; save the adapter again") from error
+        raise ModelError(
+            f"{asked.name}: {_ADAPTER} names no base_model_name_or_path; save the adapter again"
+        ) from error
     if not isinstance(base, str) or not base:
-        raise ModelError(f"{name}: {_ADAPTER} has base_model_name_or_path {base!r}, expected a model; name it there")
+        raise ModelError(
+            f"{asked.name}: {_ADAPTER} has base_model_name_or_path {base!r}, expected a model; name it there"
+        )
     beside = Path(source) / base
-    return str(beside) if not Path(base).exists() and (beside / "config.json").is_file() else base
+    place = str(beside) if not Path(base).exists() and (beside / "config.json").is_file() else base
+    args = {key: value for key, value in asked.args.items() if key != "revision"}
+    args |= {"revision": settings["revision"]} if settings.get("revision") else {}
+    return replace(asked, name=place, source=place, args=args)
+
+
+def _adapted(
+    asked: Checkpoint, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, adapter: str
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model with an adapter added to its weights, and the tokenizer that the adapter brings, if any.
+
+    Raises:
+        ModelError: the adapter was trained for another model, or has no weights to add (prompt tuning).
+    """
+    from transformers import AutoTokenizer
+
+    if _has_tokenizer(adapter):
+        tokenizer = AutoTokenizer.from_pretrained(adapter, revision=asked.revision)
+    if len(tokenizer) > len(_embedding(model)):
+        model.resize_token_embeddings(len(tokenizer))
+    adapted = _fitting(asked.name, adapter, model, asked.revision)
+    merge = getattr(adapted.base_model, "merge_and_unload", None)
+    if merge is None:
+        kind = str(adapted.peft_config["default"].peft_type).removeprefix("PeftType.")
+        raise ModelError(
+            f"{asked.name}: a {kind} adapter cannot be merged into the weights; give a LoRA adapter or a model"
+        )
+    merged: PreTrainedModel = merge(safe_merge=False)
+    merged.config.name_or_path = adapter
+    return merged, tokenizer
 
 
 def _has_tokenizer(source: str) -> bool:
     return not Path(source).is_dir() or any(Path(source).glob("tokenizer*.json"))
 
 
-def _merged(name: str, source: str, model: PreTrainedModel, tokens: int) -> PreTrainedModel:
-    """The model with an adapter added to its weights.
+def _fitting(name: str, adapter: str, model: PreTrainedModel, revision: str | None) -> Any:
+    """An adapter on its base, where every tensor of either has its place in the other.
 
     Raises:
-        ModelError: the adapter is of a kind that has no weights to add (prompt tuning).
+        ModelError: one has none, or another shape; or there is no adapter.
     """
-    from peft import PeftModel
+    from peft import PeftModel, get_peft_model_state_dict
+    from peft.utils import load_peft_weights
 
-    if tokens > len(_embedding(model)):
-        model.resize_token_embeddings(tokens)
-    with warnings.catch_warnings():
-        # peft asks a model by a name that transformers has given up.
-        warnings.simplefilter("ignore", FutureWarning)
-        adapted = PeftModel.from_pretrained(model, source)
-    merge = getattr(adapted.base_model, "merge_and_unload", None)
-    if merge is None:
-        kind = str(adapted.peft_config["default"].peft_type).removeprefix("PeftType.")
-        raise ModelError(f"{name}: a {kind} adapter cannot be merged into the weights; give a LoRA adapter or a model")
-    merged: PreTrainedModel = merge(safe_merge=False)
-    merged.config.name_or_path = source
-    return merged
+    where = {} if revision is None or Path(adapter).is_dir() else {"revision": revision}
+    try:
+        with warnings.catch_warnings(record=True) as told:
+            # peft asks a model by a name that transformers has given up; what is missing it says as a warning only.
+            warnings.simplefilter("always")
+            adapted = PeftModel.from_pretrained(model, adapter, **where)
+        held = set(load_peft_weights(adapter, device="cpu", **where))
+    except (RuntimeError, ValueError) as error:
+        raise ModelError(_misfit(name, adapter, _reason(error, last=True))) from error
+    missing = [str(one.message) for one in told if "missing adapter keys" in str(one.message)]
+    homeless = sorted(held - set(get_peft_model_state_dict(adapted)))
+    if missing or homeless:
+        reason = missing[0][:200] if missing else f"the model has no place for {homeless[0]}"
+        raise ModelError(_misfit(name, adapter, reason))
+    return adapted
 
 
-def _family(source: str) -> Any:
+def _misfit(name: str, adapter: str, reason: str) -> str:
+    return (
+        f"{name}: the adapter was trained for another base ({reason}); name that model in {Path(adapter) / _ADAPTER}, "
+        f"or give it with --model BASE --model-args peft={adapter}"
+    )
+
+
+# --- what transformers would load without a word ----------------------------------------------------------------------
+
+
+def _family(asked: Checkpoint) -> Any:
     """What loads a checkpoint; the published Backpacks say that they are GPT-2, and bring code of their own."""
     from transformers import AutoModelForCausalLM, PretrainedConfig
 
     from harness.models import backpack
 
     backpack.register()
-    settings, _ = PretrainedConfig.get_config_dict(source)
+    settings, _ = PretrainedConfig.get_config_dict(asked.where, **asked.files)
     return backpack.BackpackForCausalLM if "num_senses" in settings else AutoModelForCausalLM
 
 
-def _require_decoder(name: str, source: str) -> None:
+def _require_decoder(asked: Checkpoint) -> None:
     """Refuse an encoder-decoder; transformers would load one half of BART and call it a language model.
 
     Raises:
@@ -173,12 +356,12 @@ def _require_decoder(name: str, source: str) -> None:
     """
     from transformers import CONFIG_MAPPING, PretrainedConfig
 
-    settings, _ = PretrainedConfig.get_config_dict(source)
+    settings, _ = PretrainedConfig.get_config_dict(asked.where, **asked.files)
     kind = settings.get("model_type")
     usual = isinstance(kind, str) and kind in CONFIG_MAPPING and CONFIG_MAPPING[kind].is_encoder_decoder
     if settings.get("is_encoder_decoder", usual) is True:
         raise ModelError(
-            f"{name}: {kind} is an encoder-decoder, which reads a prompt otherwise than it writes; give a causal "
+            f"{asked.name}: {kind} is an encoder-decoder, which reads a prompt otherwise than it writes; give a causal "
             "(decoder-only) language model"
         )
 

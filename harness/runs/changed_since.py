@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from harness.editing import learned_file
 from harness.exam import data
@@ -63,27 +65,39 @@ def weights_sha256(resolved: Resolved) -> str:
     plan = resolved.plan
     if resolved.lm is not None:
         return combined_sha256(resolved.lm.state_hashes())
-    return checkpoint_sha256(plan.model, dtype=plan.dtype, arch=plan.arch)
+    return checkpoint_sha256(plan.model, dtype=plan.dtype, arch=plan.arch, args=plan.model_args)
 
 
-def checkpoint_sha256(model: str, *, dtype: str, arch: Mapping[str, str] | None = None) -> str:
+def checkpoint_sha256(
+    model: str, *, dtype: str, arch: Mapping[str, str] | None = None, args: Mapping[str, Any] | None = None
+) -> str:
     """The sha256 of the weights of a checkpoint, which is loaded for it, once for all plans of a call that name it.
 
     Args:
         model: a shipped model, a folder, or a Hub repository.
         dtype: of the weights.
         arch: parts of the architecture named by hand.
+        args: more of how it is read.
     """
-    return _hashed(model, dtype, tuple(sorted((arch or {}).items())), files=_files(Path(model)))
+    read = json.dumps(dict(args or {}), sort_keys=True)
+    return _hashed(model, dtype, tuple(sorted((arch or {}).items())), read, files=_files(Path(model)))
 
 
 @lru_cache(maxsize=4)
-def _hashed(model: str, dtype: str, arch: tuple[tuple[str, str], ...], *, files: tuple[object, ...]) -> str:  # noqa: ARG001
+def _hashed(
+    model: str,
+    dtype: str,
+    arch: tuple[tuple[str, str], ...],
+    args: str,
+    *,
+    files: tuple[object, ...],  # noqa: ARG001
+) -> str:
     """Other bytes in a folder are another model."""
-    return combined_sha256(load(model, dtype=dtype, device="cpu", names=dict(arch) or None).state_hashes())
+    read = load(model, dtype=dtype, device="cpu", names=dict(arch) or None, args=json.loads(args))
+    return combined_sha256(read.state_hashes())
 
 
 def _files(folder: Path) -> tuple[object, ...]:
     """What tells that a file of a checkpoint was written since."""
-    found = sorted(path for path in folder.glob("*") if path.is_file()) if folder.is_dir() else []
+    found = sorted(path for path in (folder.glob("*") if folder.is_dir() else [folder]) if path.is_file())
     return tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in found)

@@ -18,6 +18,7 @@ class RunOptions:
     Attributes:
         output: the folder of the record.
         device: where the model goes; None for an accelerator where there is one.
+        device_map: how it is spread over devices instead, as transformers takes it.
         rows: rows of one forward pass.
         cache: whether the numbers of the unedited model, and the values of edits, may come from the cache.
         save_edits: whether the accumulated change goes to disk at each stop (not of isolated edits).
@@ -27,6 +28,7 @@ class RunOptions:
 
     output: Path
     device: str | None = None
+    device_map: str | None = None
     rows: int = 32
     cache: bool = True
     save_edits: bool = False

@@ -53,6 +53,8 @@ class Plan:
         exam: the parts of the edit set's exam that are asked, such as ``probability``; none for all of it.
         known_only: whether only the facts that the unedited model knows are edited (:mod:`harness.exam.knowledge`).
         include_path: folders of one's own with YAMLs of tasks and edit sets.
+        model_args: more of how the model is read, as lm-eval's ``--model_args`` says it
+            (:class:`harness.models.reading.Checkpoint`).
     """
 
     model: str = "mini"
@@ -78,6 +80,7 @@ class Plan:
     exam: tuple[str, ...] = ()
     known_only: bool = False
     include_path: tuple[str, ...] = ()
+    model_args: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("num_edits", "limit"):
@@ -172,6 +175,8 @@ _TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("num_edits", "batch_size", "limit"), (int, type(None))),
     **dict.fromkeys(("settings", "arch"), (dict,)),
     **dict.fromkeys(("tasks", "exam", "include_path"), (tuple,)),
+    **dict.fromkeys(("settings", "arch", "model_args"), (dict,)),
+    **dict.fromkeys(("tasks", "exam"), (tuple,)),
     "seed": (int,),
     **dict.fromkeys(("stop_on_collapse", "known_only"), (bool,)),
 }

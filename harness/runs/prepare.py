@@ -58,7 +58,10 @@ class Prepared:
 
 
 def prepare_run(
-    resolved: Resolved, device: str | None = None, report: Callable[[str, int, int], None] = tell_nobody
+    resolved: Resolved,
+    device: str | None = None,
+    report: Callable[[str, int, int], None] = tell_nobody,
+    device_map: str | None = None,
 ) -> Prepared:
     """Load the model, and see that the editor and the tasks can be used with it.
 
@@ -66,6 +69,7 @@ def prepare_run(
         resolved: the plan, and what it names.
         device: where the model goes; None for an accelerator where there is one.
         report: told what is done, how far it is, and how much there is.
+        device_map: how the model is spread over devices, as transformers takes it.
 
     Raises:
         HarnessError: something cannot be used.
@@ -73,7 +77,10 @@ def prepare_run(
     """
     require_device(device)
     plan = resolved.plan
-    lm = resolved.lm or load(plan.model, dtype=plan.dtype, device=device, names=plan.arch or None, text=resolved.text)
+    lm = resolved.lm or load(
+        plan.model, dtype=plan.dtype, device=device, names=plan.arch or None, text=resolved.text,
+        args=plan.model_args, device_map=device_map,
+    )  # fmt: skip
     _warn_of_mini_rows(resolved, lm)
     guard = Guard.of(lm)
     editor = _editor(resolved, lm)

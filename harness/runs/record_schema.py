@@ -64,6 +64,7 @@ class _Plan(TypedDict, total=False):
     patch: str | None
     exam: list[str]
     known_only: bool
+    model_args: dict[str, Any]
 
 
 class _Model(TypedDict, total=False):
@@ -73,6 +74,8 @@ class _Model(TypedDict, total=False):
     dtype: str
     architecture: str
     device: str
+    revision: str
+    args: dict[str, Any]
 
 
 class _Editor(TypedDict, total=False):

@@ -22,6 +22,7 @@ from harness.exam import tasks
 from harness.exam.exam_parts import asked_parts
 from harness.io import plain_text
 from harness.models.lm import LM, require_dtype, shipped
+from harness.models.reading import require_args
 from harness.runs.plan import NO_EDITS, UNEDITED, Plan
 
 __all__ = ["Resolved", "resolve"]
@@ -101,6 +102,7 @@ def resolve(plan: Plan, *, lm: LM | None = None, editor: Editor | None = None) -
         DataError: a file or a row cannot be used.
     """
     require_dtype(plan.dtype)
+    require_args(plan.model_args)
     if plan.text is not None:
         plain_text.require_text(plan.text)
     about = patch_file.patch_manifest(Path(plan.patch))["about"] if plan.patch else {}

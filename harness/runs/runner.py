@@ -76,7 +76,7 @@ def run_plan(resolved: Resolved, options: RunOptions) -> Record:
         require_device(options.device)
         clock = Clock(options.report, options.device)
         with clock.phase("load"):
-            ready = prepare_run(resolved, options.device, options.report)
+            ready = prepare_run(resolved, options.device, options.report, options.device_map)
         record = new_record(ready, combined_sha256(ready.guard.state))
         texts = neutral_texts(ready, record)
         with RecordWriter(options.output, record) as writer, one_thread_if_small(ready.lm):

@@ -38,6 +38,7 @@ OTHER: dict[str, Any] = {
     "patch": "memit.safetensors",
     "exam": ("probability",),
     "known_only": True,
+    "model_args": {"revision": "main"},
 }
 
 
