@@ -15,7 +15,7 @@ __all__ = ["COMMANDS", "Group", "harness"]
 COMMANDS: Mapping[str, tuple[str, ...]] = {
     "edit_and_measure": ("run", "fit", "apply"),
     "records": ("leaderboard", "plot", "show", "compare", "check"),
-    "studies": ("trace", "trace-plot", "localize", "sweep", "bench", "contract"),
+    "studies": ("trace", "trace-plot", "localize", "sweep", "tune", "bench", "contract"),
     "lists": ("editors", "tasks", "models", "data", "cov"),
 }
 """Module of this room -> its commands; a command is the function of its name, with ``_`` for ``-``."""

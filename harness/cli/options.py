@@ -16,6 +16,7 @@ import click
 
 __all__ = [
     "ADDRESS",
+    "AGAINST",
     "ANSWER",
     "ARCH",
     "BASELINE",
@@ -61,6 +62,7 @@ __all__ = [
     "OUTPUT",
     "PATCH",
     "PATH",
+    "PROBES",
     "PROBLEMS",
     "PUBLISHED",
     "RELEASED",
@@ -75,11 +77,14 @@ __all__ = [
     "TABLES",
     "TASKS",
     "TEXT",
+    "TEXTS",
     "THRESHOLD",
     "TO",
     "TOKENS",
     "TOLERANCE",
+    "TRACED",
     "TRACE_WINDOW",
+    "TRIALS",
     "TRUST_CODE",
     "VARIANT",
     "WHAT",
@@ -351,6 +356,14 @@ CASES = Option("--cases", "Cases that are examined, from the first.", int, defau
 LEARN = Option("--learn", "Cases that a learning editor learns from.", int, otherwise="all others")
 ENTITY_LAYER = Option("--entity-layer", "Where entities are read.", int, otherwise="the paper's, or at 90 % of depth")
 TOKENS = Option("--tokens", "How much text.", int)
+
+TRIALS = Option("--trials", "Configurations that are tried.", COUNT, default=12)
+PROBES = Option("--probes", "Questions of each kind about each edit.", COUNT, default=3)
+TRACED = Option("--traced", "Facts that are traced at most; 0 traces none.", click.IntRange(min=0), default=10)
+TEXTS = Option("--texts", "Neutral documents that are read after each trial.", COUNT, default=10)
+AGAINST = Option(
+    "--against", "The set or file of the test rows, none of which may be tuned on.", otherwise="that of --edits"
+)
 
 ADDRESS = Option("--address", "HOST:PORT of a Ray cluster.", otherwise="this machine")
 WORKERS = Option("--workers", "Trainings at a time on this machine.", COUNT, default=1)

@@ -1,7 +1,8 @@
-"""Commands of studies: ``trace``, ``trace-plot``, ``localize``, ``sweep``, ``bench`` and ``contract``."""
+"""Commands of studies: ``trace``, ``trace-plot``, ``localize``, ``sweep``, ``tune``, ``bench`` and ``contract``."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from harness.cli import options as opt
 from harness.cli import terminal, values
 
 if TYPE_CHECKING:
+    from harness.runs.plan import Plan
     from harness.studies.causal.tracing import TracePlan
     from harness.studies.localization.localize import Grid, Study
     from harness.studies.remedi.benching import BenchPlan
@@ -22,12 +24,14 @@ __all__ = [
     "ContractOptions",
     "LocalizeOptions",
     "TraceOptions",
+    "TuneOptions",
     "bench",
     "contract",
     "localize",
     "sweep",
     "trace",
     "trace_plot",
+    "tune",
 ]
 
 
@@ -260,6 +264,67 @@ def sweep(*, path: Path, output: Path, address: str | None, workers: int, form: 
     for name, kind in _TABLES.items():
         files.write_whole(output / name, format_tables(trials, kind, asked.balls).encode())
     click.echo(format_tables(trials, form, asked.balls), nl=False)
+
+
+@dataclass(frozen=True)
+class TuneOptions:
+    """The options of ``harness tune``."""
+
+    editor: Annotated[str, opt.EDITOR.but(required=True)]
+    model: Annotated[str, opt.MODEL.but(default="mini")]
+    edits: Annotated[str, opt.EDITS.but(help="Tuning rows: NAME, NAME:N, or a file.", default="counterfact:20")]
+    split: Annotated[str, opt.SPLIT.but(default="train")]
+    against: Annotated[str | None, opt.AGAINST]
+    mode: Annotated[str | None, opt.MODE]
+    settings: Annotated[Sequence[str], opt.SET.but(help="A hyperparameter that is not searched.")]
+    trials: Annotated[int, opt.TRIALS]
+    probes: Annotated[int, opt.PROBES]
+    texts: Annotated[int, opt.TEXTS]
+    traced: Annotated[int, opt.TRACED]
+    data_dir: Annotated[str | None, opt.DATA_DIR]
+    text: Annotated[str | None, opt.TEXT]
+    seed: Annotated[int, opt.SEED.but(default=0)]
+    dtype: Annotated[str, opt.DTYPE.but(default="float32")]
+    arch: Annotated[Sequence[str], opt.ARCH]
+
+    def plan(self) -> Plan:
+        """The untuned editor on the tuning rows.
+
+        Raises:
+            UsageError: an option cannot be read.
+        """
+        from harness.runs.plan_grid import plans
+
+        named = ("editor", "model", "edits", "split", "mode", "data_dir", "text", "seed", "dtype")
+        fields = {name: getattr(self, name) for name in named if getattr(self, name) is not None}
+        read = {"settings": values.settings(self.settings), "arch": values.modules(self.arch)}
+        (found,) = plans({}, options={**fields, **read}, where="tune")
+        return found
+
+
+@click.command(short_help="Tune an editor for a model, on tuning rows alone.")
+@opt.taken(TuneOptions)
+@opt.DEVICE
+@opt.OUTPUT.but(help="Folder of the preset, the report and the trials.", default=Path("tune"))
+def tune(asked: TuneOptions, *, device: str | None, output: Path) -> None:
+    """Tune an editor for a model, on tuning rows alone.
+
+    The layers that causal tracing proposes are tried first, then learning rates, lam and the editor's other main
+    settings, one at a time. What comes out is a preset, for `harness run --config`, and a report of all that was tried.
+    What was stopped goes on where it was when the same command is given again.
+    """
+    from harness.runs.plan import parse_edits
+    from harness.studies.sweeps import tune as study
+    from harness.studies.sweeps.tune_report import write_tuned
+
+    plan = asked.plan()
+    budget = study.Budget(asked.trials, asked.probes, asked.texts, asked.traced)
+    against = asked.against or parse_edits(asked.edits)[0]
+    with terminal.watched() as report:
+        found = study.tune(plan, output / "trials", budget=budget, against=against, device=device, report=report)
+    best = f"the best of {len(found.trials)} trials has objective {found.best.objective:.3f}"
+    terminal.say(f"{best}, the untuned editor {found.trials[0].objective or math.nan:.3f}")
+    terminal.say_where("preset:", *write_tuned(found, output))
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,9 @@ def _source(lm: LM) -> Iterator[str]:
     return iter((files("harness") / "mini" / "text_heldout.txt").read_text(encoding="utf-8").splitlines())
 
 
-def read_neutral_text(lm: LM, found: Texts, base: Reading | None, *, prompt: PromptRule | None = None) -> Reading:
+def read_neutral_text(
+    lm: LM, found: Texts, base: Reading | None, *, prompt: PromptRule | None = None, writes: bool = True
+) -> Reading:
     """Read the texts with the model as it is now.
 
     Args:
@@ -97,6 +99,7 @@ def read_neutral_text(lm: LM, found: Texts, base: Reading | None, *, prompt: Pro
         found: the texts.
         base: the reading of the unedited model; None where this is it.
         prompt: what a patch makes of a context; only the document's own tokens count.
+        writes: whether the model writes too, for the share of repeated trigrams.
     """
     nll: dict[str, Ratio] = {}
     kl: dict[str, Ratio] = {}
@@ -111,7 +114,7 @@ def read_neutral_text(lm: LM, found: Texts, base: Reading | None, *, prompt: Pro
             nll[name] = Ratio(-float(said.sum()), steps)
             kl[name] = Ratio(float(double(before.exp() * (before - log_p)).sum()), steps)
             kept += [log_p] if base is None else []
-    return Reading({"nll": nll, "kl": kl}, tuple(kept), repetition(lm, found))
+    return Reading({"nll": nll, "kl": kl}, tuple(kept), repetition(lm, found) if writes else None)
 
 
 _last: dict[tuple[str, ...], Reading] = {}

@@ -310,7 +310,7 @@ def _fitting(name: str, adapter: str, model: PreTrainedModel, revision: str | No
     from peft import PeftModel, get_peft_model_state_dict
     from peft.utils import load_peft_weights
 
-    where = {} if revision is None or Path(adapter).is_dir() else {"revision": revision}
+    where: dict[str, Any] = {} if revision is None or Path(adapter).is_dir() else {"revision": revision}
     try:
         with warnings.catch_warnings(record=True) as told:
             # peft asks a model by a name that transformers has given up; what is missing it says as a warning only.

@@ -44,6 +44,9 @@ EXACT = {
     "neighborhood": "neighborhood_exact_match",
 }
 
+TUNING = 20_000
+"""The published records from here on are for tuning."""
+
 log = logging.getLogger(__name__)
 
 
@@ -101,9 +104,14 @@ def source(
     """The records of a source in its order.
 
     A folder holds 500 original records.  Where more are asked for (``count``, or ``records`` that are not among them),
-    the rebuilt ones follow; each says ``"rebuilt": true``.
+    the rebuilt ones follow; each says ``"rebuilt": true``.  Of the published 21,919 records those from 20,000 on are
+    for tuning (``train``), and none of them asks what a test record asks.
     """
     found = data.load(NAME, split, data_dir)
+    if data_dir not in (None, "mini"):
+        if split == "train":
+            return _tuning(found, data.load(NAME, "test", data_dir))
+        found = found[:TUNING] if data_dir == "hub" else found
     known = {str(row["case_id"]) for row in found}
     wanted = {str(case) for case in records}
     if split == "test" and data_dir not in (None, "mini", "hub") and (count > len(found) or not wanted <= known):
@@ -111,6 +119,17 @@ def source(
         log.warning("%s: %d original records do not suffice; %d rebuilt ones follow", NAME, len(found), len(rebuilt))
         found += rebuilt
     return found
+
+
+def _tuning(every: Sequence[Row], tested: Sequence[Row]) -> list[Row]:
+    """The records that are kept for tuning."""
+    asked = {_asked(row) for row in tested[:TUNING]} | {_asked(row) for row in every[:TUNING]}
+    return [row for row in every[TUNING:] if _asked(row) not in asked]
+
+
+def _asked(row: Row) -> str:
+    request = row["requested_rewrite"]
+    return str(request["prompt"]).replace("{}", request["subject"])
 
 
 def edits(found: Sequence[Row], **_: object) -> list[Edit]:
