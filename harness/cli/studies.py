@@ -313,15 +313,13 @@ def tune(asked: TuneOptions, *, device: str | None, output: Path) -> None:
     settings, one at a time. What comes out is a preset, for `harness run --config`, and a report of all that was tried.
     What was stopped goes on where it was when the same command is given again.
     """
-    from harness.runs.plan import parse_edits
     from harness.studies.sweeps import tune as study
     from harness.studies.sweeps.tune_report import write_tuned
 
     plan = asked.plan()
     budget = study.Budget(asked.trials, asked.probes, asked.texts, asked.traced)
-    against = asked.against or parse_edits(asked.edits)[0]
     with terminal.watched() as report:
-        found = study.tune(plan, output / "trials", budget=budget, against=against, device=device, report=report)
+        found = study.tune(plan, output / "trials", budget=budget, against=asked.against, device=device, report=report)
     best = f"the best of {len(found.trials)} trials has objective {found.best.objective:.3f}"
     terminal.say(f"{best}, the untuned editor {found.trials[0].objective or math.nan:.3f}")
     terminal.say_where("preset:", *write_tuned(found, output))

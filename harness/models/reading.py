@@ -283,8 +283,8 @@ def _adapted(
 
     if _has_tokenizer(adapter):
         tokenizer = AutoTokenizer.from_pretrained(adapter, revision=asked.revision)
-    if len(tokenizer) > len(_embedding(model)):
-        model.resize_token_embeddings(len(tokenizer))
+        if len(tokenizer) > len(_embedding(model)):
+            model.resize_token_embeddings(len(tokenizer))
     adapted = _fitting(asked.name, adapter, model, asked.revision)
     merge = getattr(adapted.base_model, "merge_and_unload", None)
     if merge is None:
@@ -310,17 +310,19 @@ def _fitting(name: str, adapter: str, model: PreTrainedModel, revision: str | No
     from peft import PeftModel, get_peft_model_state_dict
     from peft.utils import load_peft_weights
 
+    own = {f"base_model.model.{key}" for key in model.state_dict()}
     where: dict[str, Any] = {} if revision is None or Path(adapter).is_dir() else {"revision": revision}
     try:
         with warnings.catch_warnings(record=True) as told:
             # peft asks a model by a name that transformers has given up; what is missing it says as a warning only.
             warnings.simplefilter("always")
             adapted = PeftModel.from_pretrained(model, adapter, **where)
+            placed = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
         held = set(load_peft_weights(adapter, device="cpu", **where))
     except (RuntimeError, ValueError) as error:
         raise ModelError(_misfit(name, adapter, _reason(error, last=True))) from error
     missing = [str(one.message) for one in told if "missing adapter keys" in str(one.message)]
-    homeless = sorted(held - set(get_peft_model_state_dict(adapted)))
+    homeless = sorted(held - placed - own)  # an embedding that was resized is saved whole
     if missing or homeless:
         reason = missing[0][:200] if missing else f"the model has no place for {homeless[0]}"
         raise ModelError(_misfit(name, adapter, reason))

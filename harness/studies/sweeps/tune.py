@@ -48,7 +48,6 @@ __all__ = ["Budget", "Trial", "Tuned", "harmonic", "require_apart", "tune", "tun
 
 Report = Callable[[str, int, int], None]
 
-KINDS = ("rewrite", "paraphrase", "neighborhood")
 _SAMPLES = 3
 """Noises of tracing, which has to find the best layers alone and no exact effects."""
 _STRENGTH = "efficacy_magnitude"
@@ -136,14 +135,15 @@ class Tuned:
         return max(able, key=lambda one: one.objective or 0.0)
 
 
-def tune(plan: Plan, folder: Path, *, budget: Budget, against: str, device: str | None, report: Report) -> Tuned:
+def tune(plan: Plan, folder: Path, *, budget: Budget, against: str | None, device: str | None, report: Report) -> Tuned:
     """Tune an editor; what has a record in the folder is not tried again.
 
     Args:
         plan: the editor, the model and the tuning rows; its settings are held fixed.
         folder: the records of single trials.
         budget: how much is spent.
-        against: the edit set or file whose test rows the tuning rows must not hold.
+        against: the edit set or file whose test rows the tuning rows must not hold; None for the set that is tuned on,
+            of a file of one's own for nothing.
         device: where the model goes.
         report: told what is done, how far it is, and how much there is.
 
@@ -153,7 +153,9 @@ def tune(plan: Plan, folder: Path, *, budget: Budget, against: str, device: str 
     """
     _require_tunable(plan)
     resolved = resolve(plan)
-    require_apart(resolved, against)
+    tested = against or (plan.edits if plan.edits in tasks.edit_sets() else None)
+    if tested is not None:
+        require_apart(resolved, tested)
     files.require_writable(folder)
     lm = load(plan.model, dtype=plan.dtype, device=device, names=plan.arch or None, text=resolved.text)
     return _Tuning(resolved, lm, folder, budget, report).all()

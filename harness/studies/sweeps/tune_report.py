@@ -10,7 +10,7 @@ import yaml
 
 from harness.io import files
 from harness.runs.plan import Plan
-from harness.studies.sweeps.tune import KINDS, Tuned, tuned_name
+from harness.studies.sweeps.tune import Tuned, tuned_name
 
 __all__ = ["preset_fields", "preset_line", "report_text", "write_tuned"]
 
@@ -65,11 +65,11 @@ def _lines(found: Tuned, preset: Path) -> Iterator[str]:
     yield f"`{_command(found)}`: {_spent(found)}."
     yield ""
     yield (
-        f"Rows: {plan.num_edits} of {plan.edits} ({plan.split}, {plan.data_dir}; sha256 {found.sha256}), no test "
-        f"row among them, made as {plan.mode}; of each at most {found.budget.probes} probes of a kind ({', '.join(KINDS)})"
-        f"; neutral text: {found.budget.texts} documents. Objective: `(score + strength / 10) * exp(-kl)`: the "
-        "score is the harmonic mean of the columns before it, strength how much likelier the new answer is than the old "
-        "one, kl the divergence from the unedited model, in nats a token."
+        f"Rows: {plan.num_edits} of {plan.edits} ({plan.split}, {plan.data_dir}; sha256 {found.sha256}), no test row "
+        f"among them, made as {plan.mode}; of each at most {found.budget.probes} probes of a kind; "
+        f"neutral text: {found.budget.texts} documents. Objective: `(score + strength / 10) * exp(-kl)`: the score is "
+        "the harmonic mean of the columns before it, strength how much likelier the new answer is than the old one, kl "
+        "the divergence from the unedited model, in nats a token."
     )
     yield ""
     yield "## Where facts are recalled"
