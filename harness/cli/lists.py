@@ -51,10 +51,11 @@ def tasks() -> None:
 
 @click.command()
 def models() -> None:
-    """List the models that ship with the package."""
+    """List the models that ship with the package, and real ones to begin with: what they need, and the command."""
     import json
 
     from harness.models.lm import shipped
+    from harness.models.suggested import FIRST_RUN, GATED, SUGGESTED
 
     rows = []
     for name, folder in shipped().items():
@@ -62,6 +63,12 @@ def models() -> None:
         size = (folder / "model.safetensors").stat().st_size / 2**20
         rows.append((name, str(config.get("model_type", "")), f"{size:.1f} MiB"))
     terminal.write_table(terminal.plain_table("shipped models", ("name", "architecture", "size"), rows))
+    facts = [(one.name, f"{one.parameters} M", one.memory, one.licence, one.access) for one in SUGGESTED]
+    columns = ("name", "parameters", "memory, float32", "licence", "access")
+    terminal.say("")
+    terminal.write_table(terminal.plain_table("real models to begin with", columns, facts))
+    terminal.say(f"\na first run: {FIRST_RUN}")
+    terminal.say(f"gated: {GATED}")
 
 
 @click.command()

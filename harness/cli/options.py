@@ -362,7 +362,7 @@ PROBES = Option("--probes", "Questions of each kind about each edit.", COUNT, de
 TRACED = Option("--traced", "Facts that are traced at most; 0 traces none.", click.IntRange(min=0), default=10)
 TEXTS = Option("--texts", "Neutral documents that are read after each trial.", COUNT, default=10)
 AGAINST = Option(
-    "--against", "The set or file of the test rows, none of which may be tuned on.", otherwise="that of --edits"
+    "--against", "The set or file of the test rows, none of which may be tuned on.", otherwise="the set of --edits"
 )
 
 ADDRESS = Option("--address", "HOST:PORT of a Ray cluster.", otherwise="this machine")

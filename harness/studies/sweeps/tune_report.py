@@ -42,7 +42,8 @@ def preset_fields(found: Tuned) -> dict[str, Any]:
     plan = found.plan
     settings = {**found.best.settings, **plan.settings}
     fields: dict[str, Any] = {"model": plan.model, "editor": plan.editor, "settings": settings}
-    same = {"dtype": plan.dtype, "data_dir": plan.data_dir, "text": plan.text, "arch": dict(plan.arch)}
+    fields["data_dir"] = plan.data_dir  # what is left out follows the model
+    same = {"dtype": plan.dtype, "text": plan.text, "arch": dict(plan.arch)}
     return fields | {key: value for key, value in same.items() if value != getattr(Plan(), key)}
 
 

@@ -108,12 +108,11 @@ def tuned(fields: dict[str, object], folder: Path, budget: Budget = SMALL) -> Tu
 
 
 def test_a_random_qwen3_ends_with_a_preset_and_a_report(
-    checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Callable[..., Path], text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "text.txt").write_text("Ada Velmont lives in Rome. Everybody knows it.\n" * 200, encoding="utf-8")
     fields = {
         "model": str(checkpoint("qwen3")), "edits": "counterfact:2", "data_dir": "mini",
-        "text": str(tmp_path / "text.txt"), "settings": {"cov_tokens": 400, "v_steps": 3, "contexts": ["{}"]},
+        "text": text, "settings": {"cov_tokens": 1000, "v_steps": 3, "contexts": ["{}"]},
     }  # fmt: skip
     found = tuned(fields, tmp_path / "trials")
     assert [one.stage for one in found.trials][:2] == ["untuned", "lam"] and len(found.trials) == 4
@@ -125,8 +124,8 @@ def test_a_random_qwen3_ends_with_a_preset_and_a_report(
         value = (one.metrics["score"] + one.metrics["strength"] / 10) * math.exp(-one.metrics["kl"])
         assert one.objective == pytest.approx(value)
     preset, report = write_tuned(found, tmp_path)
-    text = report.read_text(encoding="utf-8")
-    assert text.count("\n| lam |") == 1 and "Nothing was traced: the model knows none of the facts" in text
+    said = report.read_text(encoding="utf-8")
+    assert said.count("\n| lam |") == 1 and "Nothing was traced: the model knows none of the facts" in said
     # The preset is a plan: the editor with what was found, and what was held fixed.
     (again,) = plans(yaml.safe_load(preset.read_text(encoding="utf-8")))
     assert again.settings == {**found.best.settings, **fields["settings"]}  # type: ignore[dict-item]
