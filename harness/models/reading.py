@@ -150,7 +150,7 @@ def _loaded(asked: Checkpoint) -> tuple[PreTrainedModel, PreTrainedTokenizerBase
         _require_decoder(asked)
     own = asked.args.get("tokenizer")
     tokenizer = AutoTokenizer.from_pretrained(own or asked.where, **({} if own else asked.files))
-    family = AutoModelForCausalLM if asked.gguf is not None else _family(asked)
+    family: Any = AutoModelForCausalLM if asked.gguf is not None else _family(asked)
     placement = {} if asked.device_map is None else {"device_map": asked.device_map}
     model, report = family.from_pretrained(
         asked.where, dtype=asked.dtype, output_loading_info=True, **placement, **asked.files, **asked.others
