@@ -44,7 +44,7 @@ from harness.studies.causal.trace import TraceSettings, trace_facts
 from harness.studies.sweeps.draws import draw_settings
 from harness.studies.sweeps.tune_space import LAYER_FIELDS, layer_choices, portion, scale_field, searched, width_of
 
-__all__ = ["Budget", "Trial", "Tuned", "harmonic", "require_apart", "tune", "tuned_name"]
+__all__ = ["Budget", "Trial", "Tuned", "require_apart", "score_of", "tune", "tuned_name"]
 
 Report = Callable[[str, int, int], None]
 
@@ -193,7 +193,7 @@ def require_apart(resolved: Resolved, against: str) -> None:
         )
 
 
-def harmonic(values: Sequence[float]) -> float:
+def score_of(values: Sequence[float]) -> float:
     """The harmonic mean; 0 where a value is."""
     return 0.0 if not values or min(values) <= 0 else len(values) / math.fsum(1 / value for value in values)
 
@@ -395,7 +395,7 @@ class _Exam:
             if weight:
                 means[name] = math.fsum(ratio.num for ratio in values[name].values()) / weight
         strength = {"strength": means.pop(_STRENGTH)} if _STRENGTH in means else {}
-        return {**means, "score": harmonic(list(means.values())), **strength}
+        return {**means, "score": score_of(list(means.values())), **strength}
 
 
 def _exam(resolved: Resolved, lm: LM, probes: int) -> _Exam:

@@ -17,7 +17,7 @@ from harness.runs.plan import Plan
 from harness.runs.plan_grid import plans
 from harness.runs.resolve import resolve
 from harness.studies.sweeps import tune as study
-from harness.studies.sweeps.tune import Budget, Trial, Tuned, harmonic, require_apart, tune
+from harness.studies.sweeps.tune import Budget, Trial, Tuned, require_apart, score_of, tune
 from harness.studies.sweeps.tune_report import preset_fields, preset_line, report_text, write_tuned
 from harness.studies.sweeps.tune_space import layer_choices, portion, scale_field, searched, width_of
 
@@ -58,8 +58,8 @@ def test_the_thirds_of_a_range_and_what_is_left_of_a_choice() -> None:
 
 
 def test_the_harmonic_mean() -> None:
-    assert harmonic([0.5, 1.0]) == pytest.approx(2 / 3)
-    assert harmonic([0.5, 0.0]) == harmonic([]) == 0.0
+    assert score_of([0.5, 1.0]) == pytest.approx(2 / 3)
+    assert score_of([0.5, 0.0]) == score_of([]) == 0.0
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------
