@@ -173,10 +173,8 @@ _TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("model", "editor", "edits", "split", "eval_at", "order", "data_dir", "dtype"), (str,)),
     **dict.fromkeys(("mode", "text", "fitted", "patch"), (str, type(None))),
     **dict.fromkeys(("num_edits", "batch_size", "limit"), (int, type(None))),
-    **dict.fromkeys(("settings", "arch"), (dict,)),
     **dict.fromkeys(("tasks", "exam", "include_path"), (tuple,)),
     **dict.fromkeys(("settings", "arch", "model_args"), (dict,)),
-    **dict.fromkeys(("tasks", "exam"), (tuple,)),
     "seed": (int,),
     **dict.fromkeys(("stop_on_collapse", "known_only"), (bool,)),
 }

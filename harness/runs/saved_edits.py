@@ -42,8 +42,6 @@ def save_edits(folder: Path, record: Record, *, ready: Prepared, stop: Stop) -> 
         UsageError: the file cannot be written.
     """
     plan, cases = ready.resolved.plan, ready.resolved.cases
-    known = {"known_only": True} if plan.known_only else {}
-    plan, edits = ready.resolved.plan, ready.resolved.edits
     known = {key: getattr(plan, key) for key in ("known_only", "model_args") if getattr(plan, key)}
     about = {
         **{key: getattr(plan, key) for key in _FROM_PLAN},
