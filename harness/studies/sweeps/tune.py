@@ -40,7 +40,7 @@ from harness.runs.new_record import edits_sha256
 from harness.runs.plan import Plan
 from harness.runs.resolve import Resolved, resolve
 from harness.runs.versions import versions
-from harness.studies.causal.trace import TraceSettings, trace_facts
+from harness.studies.causal.trace import TraceSettings, select_facts, trace_each
 from harness.studies.sweeps.draws import draw_settings
 from harness.studies.sweeps.tune_space import LAYER_FIELDS, layer_choices, portion, scale_field, searched, width_of
 
@@ -235,8 +235,9 @@ class _Tuning:
         best = self._so_far()
         for layers in self._layers(effects):
             self._try("layers", {**best, **layers})
-        turns = [(name, visit) for visit in range(self.budget.trials) for name in fields]
-        for name, visit in turns[len(first) : self.budget.trials]:
+        # More turns than trials, as a value that has been tried already is no trial.
+        turns = [(name, visit) for visit in range(3 * self.budget.trials) for name in fields]
+        for name, visit in turns[len(first) :]:
             self._draw(name, fields[name], visit)
         sha256 = edits_sha256(self.resolved.edits)
         return Tuned(self.plan, self.budget, unedited, tuple(self.trials), effects, untraced, traced, sha256)
@@ -262,12 +263,18 @@ class _Tuning:
         """The mean effect of each layer on the facts that the model knows, or why there is none; and their number."""
         if self._layer_field() is None or not self.budget.traced:
             return None, "it was not asked for" if self._layer_field() else "the layers of this editor are fixed", 0
-        settings = TraceSettings(window=min(5, self.lm.arch.layers), samples=_SAMPLES)
+        settings = TraceSettings(window=max(1, min(5, self.lm.arch.layers // 2)), samples=_SAMPLES)
         try:
-            found = trace_facts(
-                self.lm, self.resolved.edits[: self.budget.traced], settings,
+            chosen = select_facts(
+                self.lm, self.resolved.edits, settings,
+                progress=lambda done, total: self.report("which facts the model knows", done, total),
+            )  # fmt: skip
+            chosen = replace(chosen, asked=chosen.asked[: self.budget.traced])
+            known = trace_each(
+                self.lm, chosen, settings,
                 progress=lambda done, total: self.report("trace known facts", done, total),
             )  # fmt: skip
+            found = list(known)
         except (DataError, ModelError, UsageError) as error:
             return None, str(error), 0
         rows = [one.layer_effect() for one in found]
@@ -300,8 +307,8 @@ class _Tuning:
         return self.resolved.recipe.build(self.lm, chosen, seed=self.plan.seed).root
 
     def _try(self, stage: str, settings: Mapping[str, Any]) -> None:
-        """Carry out one trial, or read what it gave."""
-        if len(self.trials) >= self.budget.trials:
+        """Carry out one trial, or read what it gave; nothing where it has been made, or the budget is spent."""
+        if len(self.trials) >= self.budget.trials or any(one.settings == settings for one in self.trials):
             return
         self.report(f"trial {len(self.trials) + 1} of {self.budget.trials}: {stage}", 0, 0)
         key = digest({**differing(replace(self.plan, settings={**settings, **self.plan.settings})), **self._identity()})
