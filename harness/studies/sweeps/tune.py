@@ -355,13 +355,12 @@ class _Tuning:
         return self.resolved.recipe.build(self.lm, {**settings, **self.plan.settings}, seed=self.plan.seed)
 
     def _looked_at(self, editor: Editor) -> dict[str, float]:
-        edits, mode = self.resolved.edits, self.resolved.mode
+        edits, cases, mode = self.resolved.edits, self.resolved.cases, self.resolved.mode
         (stop,) = schedule.walk(
-            editor, self.lm, edits, mode=mode, batch_size=self.plan.batch_size, at=(len(edits),),
+            editor, self.lm, edits, mode=mode, batch_size=self.plan.batch_size, at=(len(cases),),
             progress=lambda done, total: self.report("edit", done, total),
         )  # fmt: skip
-        ids = [edit.id for edit in edits]
-        with measure.hold(self.model, stop, ids=ids, mode=mode, own=[self.exam.task.name]):
+        with measure.hold(self.model, stop, ids=cases, mode=mode, own=[self.exam.task.name]):
             found = self.exam.look(self.model)
         found["kl"] = self._divergence(stop)
         return found
@@ -409,8 +408,8 @@ def _exam(resolved: Resolved, lm: LM, probes: int) -> _Exam:
     """The documents that are asked: of each edit and kind the first few."""
     plan, name = resolved.plan, str(resolved.edit_set)
     suite = tasks.load_suite(
-        [], edit_set=f"{name}_probability", records=resolved.ids_in_order_of_rows(), data_dir=plan.data_dir,
-        tokenizer=lm.tokenizer, own_file=plan.edits if name == tasks.OWN else None, split=plan.split,
+        [], edit_set=name, records=resolved.ids_in_order_of_rows(), data_dir=plan.data_dir, tokenizer=lm.tokenizer,
+        own_file=plan.edits if name == tasks.OWN else None, split=plan.split, exam=("probability",),
     )  # fmt: skip
     (task,) = suite.tasks
     seen: dict[tuple[str, str], int] = {}
