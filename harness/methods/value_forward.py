@@ -187,8 +187,13 @@ class BlocksAbove(Forward):
                 self.blocks[1 - self.lowest :], self.calls[1 - self.lowest :], strict=True
             ):
                 hidden = first_output(block(hidden, *args, **kwargs))
-        shown = seen["lens"] if self.lens else hidden
-        return self._decode(shown, places.row, places.column), self._decode(hidden, places.kl_row, places.kl_column)
+        if self.lens:
+            shown = self._decode(seen["lens"], places.row, places.column)
+            return shown, self._decode(hidden, places.kl_row, places.kl_column)
+        # At once: of few positions, reading a large vocabulary's matrix takes longer than multiplying with it.
+        row, column = torch.cat([places.row, places.kl_row]), torch.cat([places.column, places.kl_column])
+        supervised, essence = self._decode(hidden, row, column).tensor_split([len(places.row)])
+        return supervised, essence
 
     def _given(self, delta: Float[Tensor, "edits parts_d"]) -> Float[Tensor, "rows columns d"]:
         """What leaves the edited block with the change, ``[rows, columns, d]``."""
