@@ -19,11 +19,13 @@ from typing import Any
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from lm_eval.models.utils import normalize_gen_kwargs
+from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor, nn
 
 from harness.errors import DataError, UsageError
+from harness.exam.greedy import Writing
+from harness.exam.passes import in_memory, too_large
 from harness.exam.quiet import quiet_lm_eval
 from harness.exam.span_scores import Apart, Encoded, Ranked, Span, Whole, score, whole
 from harness.exam.token_tasks import Forced, Target
@@ -42,6 +44,17 @@ _Scored = tuple[tuple[str, str] | None, list[int], list[int]]
 
 PatchOf = Callable[[Instance], int]
 """The index of the patch under which a request is scored."""
+
+
+_GREEDY = {"until", "max_gen_toks", "do_sample", "temperature", "num_beams", "top_p", "top_k"}
+"""What a task may ask of greedy decoding without a change of it."""
+
+_HARMLESS = {
+    *("_from_model_config", "transformers_version", "bos_token_id", "eos_token_id", "pad_token_id", "use_cache"),
+    *("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "num_beams", "max_length", "max_new_tokens"),
+    *("output_attentions", "output_hidden_states", "return_dict_in_generate", "cache_implementation"),
+}
+"""What a checkpoint may say of generation without a change of greedy decoding."""
 
 
 class _Marked(str):
@@ -134,7 +147,7 @@ class EditedLM(HFLM):  # type: ignore[misc]
         """The continuation of each context."""
         for request in requests:
             self._check_room(request)
-        return self._each(requests, super().generate_until)
+        return self._each(requests, self._written)
 
     def _each(self, requests: list[Instance], score: Callable[..., list[Any]], share: bool = True) -> list[Any]:
         """Score requests under the patch, or the patches, that are held."""
@@ -243,6 +256,67 @@ class EditedLM(HFLM):  # type: ignore[misc]
             read, left = said[:left], max(0, left - len(said))
             if len(read) < len(said):
                 yield [*context, *read], said[len(read) :]
+
+    def _written(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
+        """The continuation of each context: greedy ones side by side, others as transformers writes them."""
+        results = [""] * len(requests)
+        alike: dict[str, list[int]] = defaultdict(list)
+        for i, request in enumerate(requests):
+            alike[repr(request.args[1])].append(i)
+        for places in alike.values():
+            some = [requests[i] for i in places]
+            found = self._written_greedily(some, None if self._rows is None else [self._row_patches[i] for i in places])
+            for i, text in zip(places, self._written_plainly(some) if found is None else found, strict=True):
+                results[i] = text
+        return results
+
+    def _written_greedily(self, requests: Sequence[Instance], marks: Sequence[int] | None) -> list[str] | None:
+        """Continuations of one kind; None where something else than the likeliest token is asked for."""
+        asked = normalize_gen_kwargs(dict(requests[0].args[1]), self.max_gen_toks)
+        if set(asked) - _GREEDY or asked["do_sample"] or self._decodes_otherwise() or self.think_end_token:
+            return None
+        end = self.tok_decode([self.eot_token_id], skip_special_tokens=False)
+        until = handle_stop_sequences(asked["until"], eos=end)
+        room, texts = self.max_length - asked["max_gen_toks"], [self.tok_encode(str(r.args[0])) for r in requests]
+        writing = Writing(
+            self.lm,
+            [tuple(ids[-room:]) or (self.prefix_token_id,) for ids in texts],
+            asked["max_gen_toks"],
+            self._ends,
+            lambda ids: any(stop in self.tok_decode(ids) for stop in until if stop),
+            marks or [0] * len(requests),
+            self.room,
+            self.rows,
+            self._carry,
+            self._advance,
+        )
+        if not writing.can():
+            return None
+        self.truncated += sum(len(ids) > room for ids in texts)
+        return [postprocess_generated_text(self.tok_decode(ids), until, None) for ids in writing.texts()]
+
+    def _decodes_otherwise(self) -> bool:
+        """Whether the checkpoint asks for something else than the likeliest token even of greedy decoding."""
+        return bool(set(self.lm.model.generation_config.to_diff_dict()) - _HARMLESS)
+
+    @property
+    def _ends(self) -> frozenset[int]:
+        """The tokens that end a text."""
+        ends = self.lm.model.generation_config.eos_token_id
+        return frozenset([self.eot_token_id, *([ends] if isinstance(ends, int) else ends or [])])
+
+    def _written_plainly(self, requests: list[Instance]) -> list[str]:
+        """Continuations as transformers writes them; of fewer texts at once where memory runs out."""
+        cut = self.truncated
+        while True:
+            self.truncated = cut
+            found = in_memory(functools.partial(super().generate_until, requests, disable_tqdm=True))
+            if found is not None:
+                return list(found)
+            if self.batch_size == 1:
+                raise too_large(self.lm, max((tuple(self.tok_encode(str(r.args[0]))) for r in requests), key=len))
+            self.batch_size_per_gpu = max(1, self.batch_size // 2)
+            self.room.release()
 
     def _spans(self, request: Instance, encoded: Encoded) -> list[Span]:
         context, continuation = request.args

@@ -23,7 +23,7 @@ from harness.models.lm import LM
 from harness.models.memory import Room, out_of_memory, pass_bytes
 from harness.models.packing import Pack, pack_texts, packed_inputs
 
-__all__ = ["Asked", "Found", "Reading", "wide_head"]
+__all__ = ["Asked", "Found", "Fronts", "Head", "Reading", "in_memory", "looked_at", "too_large", "wide_head"]
 
 _LOGITS = 2**23
 """How many logits are held at once (32 MB in float32), unless somebody looks at all of them."""
@@ -112,6 +112,40 @@ class _Wanted:
 
 
 @dataclass(eq=False)
+class Fronts:
+    """What attention keeps of beginnings; of the last one that was asked for, and of those that it begins with.
+
+    Attributes:
+        lm: the model.
+        before: told the mark of the row of the next forward pass.
+    """
+
+    lm: LM
+    before: Callable[[Sequence[int]], None]
+    _kept: list[tuple[int, tuple[int, ...], PrefixCache]] = field(default_factory=list)
+
+    def behind(self, mark: int, front: tuple[int, ...]) -> PrefixCache | None:
+        """What is kept of a beginning, one row; None of an empty one.
+
+        Args:
+            mark: what the beginning carries besides its tokens.
+            front: its tokens.
+        """
+        while self._kept and not (self._kept[-1][0] == mark and _begins(front, self._kept[-1][1])):
+            self._kept.pop()
+        known, kept = self._kept[-1][1:] if self._kept else ((), None)
+        if len(known) < len(front):
+            self.before([mark])
+            kept = prefix_after(self.lm, front[len(known) :], kept)
+            self._kept.append((mark, front, kept))
+        return kept
+
+    def clear(self) -> None:
+        """Forget all of them."""
+        self._kept.clear()
+
+
+@dataclass(eq=False)
 class Reading:
     """How some texts are read.
 
@@ -134,7 +168,10 @@ class Reading:
     rows: int | None = None
     before: Callable[[Sequence[int]], None] = lambda _marks: None
     rounded: bool = False
-    _fronts: list[tuple[int, tuple[int, ...], PrefixCache]] = field(default_factory=list, init=False)
+    _fronts: Fronts = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._fronts = Fronts(self.lm, self.before)
 
     def results(self) -> Iterator[_Answer]:
         """What was found of every question: which text, which of its questions, and the answer."""
@@ -151,7 +188,7 @@ class Reading:
 
     def _behind_one_front(self, rows: list[Pack], shared: bool) -> Iterator[_Answer]:
         """What was found of rows that have the same tokens in front."""
-        kept = _in_memory(lambda: self._front(rows[0]))
+        kept = in_memory(lambda: self._front(rows[0]))
         if kept is None:  # what stands in front does not fit: each text is read as it is
             self.room.front = len(rows[0].front) // 2
             self._fronts.clear()
@@ -159,7 +196,7 @@ class Reading:
         waiting = sorted(rows, key=lambda row: -len(row.ids))
         while waiting:
             portion = self._portion(waiting)
-            found = _in_memory(lambda portion=portion: self.read(portion, kept, shared=shared))  # type: ignore[misc]
+            found = in_memory(lambda portion=portion: self.read(portion, kept, shared=shared))  # type: ignore[misc]
             if found is not None:
                 yield from found
                 del waiting[: len(portion)]
@@ -173,22 +210,13 @@ class Reading:
             return portion
         halves = portion[0].halves()
         if len(halves) < 2:
-            raise self._too_long(*portion[0].texts)
+            raise too_large(self.lm, self.texts[next(iter(portion[0].texts))])
         return halves
-
-    def _too_long(self, text: int) -> ModelError:
-        ids = self.texts[text]
-        said, needed = self.lm.tokenizer.decode(list(ids[:16])), pass_bytes(self.lm, len(ids))
-        return ModelError(
-            f"'{said[:40]}...' has {len(ids)} tokens, and not even one such text fits into the memory of "
-            f"{self.lm.device}: it needs some {needed / 2**30:.2g} GB beside the model; leave its task out, or take a "
-            "smaller dtype or model"
-        )
 
     def _portion(self, waiting: Sequence[Pack]) -> list[Pack]:
         """The next rows: as many tokens as have room, and as many texts as asked for."""
         width, begun, count, texts = len(waiting[0].ids), len(waiting[0].front), 0, 0
-        wide = max(width + begun, self.lm.vocabulary if _looked_at(self.lm) else 0)
+        wide = max(width + begun, self.lm.vocabulary if looked_at(self.lm) else 0)
         for row in waiting:
             texts += len(row.texts)
             tokens = (count + 1) * width
@@ -199,18 +227,8 @@ class Reading:
 
     def _front(self, row: Pack) -> list[PrefixCache]:
         """What attention keeps of the tokens in front of a row; nothing of none."""
-        mark = self._mark(row)
-        while self._fronts and not (self._fronts[-1][0] == mark and _begins(row.front, self._fronts[-1][1])):
-            self._fronts.pop()
-        if not row.front:
-            return []
-        known, kept = self._fronts[-1][1:] if self._fronts else ((), None)
-        if len(known) < len(row.front):
-            self.before([mark])
-            kept = prefix_after(self.lm, row.front[len(known) :], kept)
-            self._fronts.append((mark, row.front, kept))
-        assert kept is not None
-        return [kept]
+        kept = self._fronts.behind(self._mark(row), row.front)
+        return [] if kept is None else [kept]
 
     def _mark(self, row: Pack) -> int:
         return self.marks[min(row.texts)]
@@ -225,7 +243,7 @@ class Reading:
 
     def together(self) -> list[Pack]:
         """The texts with what they share once; none where that saves nothing or cannot be done."""
-        if _looked_at(self.lm) or self.lm.model._forward_pre_hooks or not self.texts:
+        if looked_at(self.lm) or self.lm.model._forward_pre_hooks or not self.texts:
             return []
         longest = max(map(len, self.texts))
         if self.room.apart is not None and longest >= self.room.apart:
@@ -295,10 +313,10 @@ class Reading:
 
     def _first_piece(self, kept: Tensor, given: Mapping[str, Any]) -> tuple[Tensor, Iterator[Tensor]]:
         """Logits ``[positions, vocabulary]`` of the first wanted positions, and of the others as they are needed."""
-        if _looked_at(self.lm):  # by a patch, which sees all of them
+        if looked_at(self.lm):  # by a patch, which sees all of them
             logits = self.lm.model(**given).logits.flatten(0, 1)
             return logits[kept.to(logits.device)], iter(())
-        head = _Head(self.lm, kept, max(1, _LOGITS // self.lm.vocabulary))
+        head = Head(self.lm, kept, max(1, _LOGITS // self.lm.vocabulary))
         with head:
             first: Tensor = self.lm.model(**given).logits[0]
         return first, head.others(len(first))
@@ -331,7 +349,16 @@ def _begins(text: Sequence[int], front: Sequence[int]) -> bool:
     return tuple(text[: len(front)]) == tuple(front)
 
 
-def _in_memory(read: Callable[[], list[_Value]]) -> list[_Value] | None:
+def too_large(lm: LM, ids: Sequence[int]) -> ModelError:
+    """What is said of a text of which not even one fits: what it is, and what it needs."""
+    said, needed = lm.tokenizer.decode(list(ids[:16])), pass_bytes(lm, len(ids))
+    return ModelError(
+        f"'{said[:40]}...' has {len(ids)} tokens, and not even one such text fits into the memory of {lm.device}: it "
+        f"needs some {needed / 2**30:.2g} GB beside the model; leave its task out, or take a smaller dtype or model"
+    )
+
+
+def in_memory(read: Callable[[], _Value]) -> _Value | None:
     """What a pass gives; None where memory runs out."""
     try:
         return read()
@@ -341,14 +368,14 @@ def _in_memory(read: Callable[[], list[_Value]]) -> list[_Value] | None:
     return None
 
 
-def _looked_at(lm: LM) -> bool:
+def looked_at(lm: LM) -> bool:
     """Whether somebody else looks at the logits."""
     head = lm.module(lm.arch.head)
     return bool(lm.model._forward_hooks) or any(hook is not _in_float32 for hook in head._forward_hooks.values())
 
 
 @dataclass(eq=False)
-class _Head:
+class Head:
     """Lets the output layer see the first of some positions, ``[1, size, width]``, and then the others by themselves.
 
     Attributes:

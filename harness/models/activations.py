@@ -100,6 +100,15 @@ class PrefixCache:
 
         return Cache([RepeatableLayer(given(k), given(v)) for k, v in zip(self.keys, self.values, strict=True)])
 
+    def growing(self, rows: int) -> Any:
+        """A cache of transformers that holds one row any number of times, and keeps what is added."""
+        from transformers.cache_utils import DynamicCache
+
+        made = DynamicCache()
+        for layer, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):
+            made.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), layer)
+        return made
+
     def inputs(self, lm: LM, batch: Batch) -> dict[str, Any]:
         """The arguments of a forward pass over rows that go on where these tokens end."""
         columns = torch.arange(self.keys[0].shape[-2], device=self.lengths.device)

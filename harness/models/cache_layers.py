@@ -1,4 +1,4 @@
-"""Key-value caches of our own: layers that forget what is added, and a cache that ends a pass once it is filled.
+"""Key-value caches of our own: layers that forget what is added, texts that come and go, passes that end when filled.
 
 This module and the Backpack are the ones that need transformers when they are imported.
 """
@@ -14,7 +14,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 if TYPE_CHECKING:
     from harness.models.activations import PrefixCache
 
-__all__ = ["Filling", "RepeatableLayer"]
+__all__ = ["Filling", "RepeatableLayer", "SlotLayer"]
 
 
 class RepeatableLayer(DynamicLayer):  # type: ignore[no-untyped-call]
@@ -29,6 +29,56 @@ class RepeatableLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     def update(self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
         """What was kept and what is added, which is not kept."""
         return torch.cat([self.keys, key_states], -2), torch.cat([self.values, value_states], -2)
+
+
+class SlotLayer(DynamicLayer):  # type: ignore[no-untyped-call]
+    """One layer of a cache whose rows are of different lengths and come and go.
+
+    Attributes:
+        keys: ``[slots, heads, columns, dim]``; those of a text begin in the first column.
+        values: the same of the values.
+        at: of each row of the next pass, the column of its new token, ``[rows]``.
+        width: the columns that the next pass sees, the new ones included.
+    """
+
+    def __init__(self, like: DynamicLayer, slots: int, columns: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        # Zeros, since what is hidden still counts as zero times what stands there.
+        self.keys, self.values = (
+            kept.new_zeros(slots, kept.shape[1], columns, kept.shape[3]) for kept in (like.keys, like.values)
+        )
+        self.is_initialized = True
+        self.at = torch.zeros(0, dtype=torch.long)
+        self.width = 0
+
+    def put(self, slot: int, layer: DynamicLayer, row: int, tokens: int) -> None:
+        """Copy what a layer keeps of a text.
+
+        Args:
+            slot: where it goes.
+            layer: the layer that has read the text.
+            row: its row there.
+            tokens: how long it is.
+        """
+        self.keys[slot, :, :tokens] = layer.keys[row, :, :tokens]
+        self.values[slot, :, :tokens] = layer.values[row, :, :tokens]
+
+    def move(self, slot: int, source: int, tokens: int) -> None:
+        """Copy a text of so many tokens from another slot."""
+        self.keys[slot, :, :tokens] = self.keys[source, :, :tokens]
+        self.values[slot, :, :tokens] = self.values[source, :, :tokens]
+
+    def get_seq_length(self) -> int:
+        """The columns in front of a new token."""
+        return self.width - 1
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Keep one new token of each row, and give what there is of each."""
+        rows = len(key_states)
+        each, at = torch.arange(rows, device=self.keys.device), self.at.to(self.keys.device)
+        self.keys[each, :, at] = key_states[:, :, 0]
+        self.values[each, :, at] = value_states[:, :, 0]
+        return self.keys[:rows, :, : self.width], self.values[:rows, :, : self.width]
 
 
 class Filling(DynamicCache):

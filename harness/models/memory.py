@@ -16,6 +16,9 @@ _PORTION = 1024
 _LARGEST = 2**16
 """Tokens of the first pass on an accelerator, halved until they fit: the larger the faster."""
 
+_WRITTEN = 0.5
+"""Share of the weights' memory that texts may take which are written side by side."""
+
 _FRONTS = 0.1
 """Share of the weights' memory that beginnings may take which are kept for several rows."""
 
@@ -29,22 +32,31 @@ class Room:
         front: the longest beginning that may be kept for several rows, in tokens.
         shared: the longest text for which rows that texts share gave the numbers of rows of their own; 0 untried.
         apart: the shortest longest text for which they did not; None for none.
+        written: the tokens of all texts that are written side by side.
+        fits: whether texts can be written side by side with a cache of our own; None untried.
     """
 
     tokens: int
     front: int = 0
     shared: int = 0
     apart: int | None = None
+    written: int = 0
+    fits: bool | None = None
 
     @classmethod
     def of(cls, lm: LM) -> Room:
         """The room to begin with."""
-        weights = sum(parameter.nbytes for parameter in lm.model.parameters())
-        return cls(_PORTION if lm.device.type == "cpu" else _LARGEST, int(_FRONTS * weights / kept_bytes(lm)))
+        kept = sum(parameter.nbytes for parameter in lm.model.parameters()) / kept_bytes(lm)
+        tokens = _PORTION if lm.device.type == "cpu" else _LARGEST
+        return cls(tokens, front=int(_FRONTS * kept), written=int(_WRITTEN * kept))
 
     def halve(self, tokens: int) -> None:
         """A pass of so many tokens did not fit; gives the memory back that is held for later ones."""
         self.tokens = max(1, min(self.tokens, tokens) // 2)
+        self.release()
+
+    def release(self) -> None:
+        """Give memory back that is held for later passes."""
         if torch.accelerator.is_available():
             torch.accelerator.empty_cache()
 

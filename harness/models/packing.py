@@ -22,7 +22,7 @@ from harness.models.lm import LM
 if TYPE_CHECKING:
     from harness.models.activations import PrefixCache
 
-__all__ = ["Pack", "pack_texts", "packed_inputs", "shared_length"]
+__all__ = ["Pack", "pack_texts", "packed_inputs", "shared_length", "split_at_fronts"]
 
 _ROOM = 64
 """Columns up to which any text joins a row: short texts fill it, and attention costs little."""
@@ -130,6 +130,22 @@ def pack_texts(
     return sorted(found, key=lambda pack: -len(pack.ids))
 
 
+def split_at_fronts(texts: Sequence[tuple[int, ...]], marks: Sequence[int], most: int) -> list[tuple[int, list[int]]]:
+    """Texts that have the same tokens in front, and how many these are; at least one token of each text is left.
+
+    Args:
+        texts: tokens.
+        marks: what each text carries besides its tokens; texts of one mark share a front.
+        most: the tokens that may stand in front.
+    """
+    found: list[tuple[int, list[int]]] = []
+    order = sorted(range(len(texts)), key=lambda i: (marks[i], texts[i]))
+    for _, members in groupby(order, key=lambda i: marks[i]):
+        tree = _Tree(texts, list(members), [len(text) - 1 for text in texts], most, row=0)
+        found += [(front, [tree.order[i] for i in some]) for front, some in tree.parts(range(len(tree.order)), 0)]
+    return found
+
+
 @dataclass(frozen=True)
 class _Tree:
     """Texts of one mark in their order, cut into parts that have the same tokens in front."""
@@ -138,12 +154,18 @@ class _Tree:
     order: Sequence[int]
     free: Sequence[int]
     most: int
+    row: int | None = None
+    """Tokens of a tree that needs no front; by default those of a row."""
     shared: list[int] = field(init=False)
     """Of each text in its order, the tokens that it shares with the one before."""
 
     def __post_init__(self) -> None:
         known = [self.texts[i] for i in self.order]
         object.__setattr__(self, "shared", [0, *map(shared_length, known, known[1:])])
+
+    @property
+    def _enough(self) -> int:
+        return _ROW if self.row is None else self.row
 
     def parts(self, some: range, begun: int) -> Iterator[tuple[int, list[int]]]:
         """The length of a front and places of texts behind it; those in front of a part come before it.
@@ -152,13 +174,13 @@ class _Tree:
             some: places of texts that share their first ``begun`` tokens.
             begun: how long what stands in front of them is.
         """
-        if begun + _STEM > self.most or self._size(some, begun) <= _ROW:
+        if begun + _STEM > self.most or self._size(some, begun) <= self._enough:
             yield begun, list(some)
             return
         loose: list[int] = []
         later: list[tuple[range, int]] = []
         for run in self._runs(some, begun + _STEM):
-            if len(run) > 1 and self._size(run, begun) > _ROW:
+            if len(run) > 1 and self._size(run, begun) > self._enough:
                 stem = min(self.shared[i] for i in run[1:])
                 later.append((run, min(stem, self.most, *(self.free[self.order[i]] for i in run))))
             else:
