@@ -225,11 +225,11 @@ class Writing:
         """
         if not self._layers:
             columns = len(self.contexts[portion[0]]) + self.most
-            self._layers = [SlotLayer(layer, slots, columns) for layer in layers]
+            self._layers = [SlotLayer(layer.keys, layer.values, slots=slots, columns=columns) for layer in layers]
         for row in rows:
             length = len(self.contexts[portion[row]])
             for kept, layer in zip(self._layers, layers, strict=True):
-                kept.put(len(self._active), layer, row, length)
+                kept.put(len(self._active), layer.keys[row, :, :length], layer.values[row, :, :length])
             self._active.append(_Text(portion[row], length, tokens[row]))
 
     def _goes_on(self, i: int, token: int) -> bool:
@@ -254,7 +254,7 @@ class Writing:
         logits: Tensor = self.lm.model(
             input_ids=torch.tensor([[text.last] for text in self._active], device=self.lm.device),
             attention_mask=(torch.arange(width) <= at[:, None]).long().to(self.lm.device),
-            past_key_values=Cache(self._layers),
+            past_key_values=Cache(list(self._layers)),
             use_cache=True,
             **self._positions(at[:, None].to(self.lm.device)),
         ).logits[:, -1]
@@ -272,4 +272,4 @@ class Writing:
                 if slot < len(self._active):
                     self._active[slot] = last
                     for layer in self._layers:
-                        layer.move(slot, len(self._active), last.length)
+                        layer.put(slot, *layer.text(len(self._active), last.length))

@@ -41,32 +41,29 @@ class SlotLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         width: the columns that the next pass sees, the new ones included.
     """
 
-    def __init__(self, like: DynamicLayer, slots: int, columns: int) -> None:
+    def __init__(self, keys: Tensor, values: Tensor, *, slots: int, columns: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         # Zeros, since what is hidden still counts as zero times what stands there.
-        self.keys, self.values = (
-            kept.new_zeros(slots, kept.shape[1], columns, kept.shape[3]) for kept in (like.keys, like.values)
-        )
+        self.keys: Tensor = keys.new_zeros(slots, keys.shape[1], columns, keys.shape[3])
+        self.values: Tensor = values.new_zeros(slots, values.shape[1], columns, values.shape[3])
         self.is_initialized = True
         self.at = torch.zeros(0, dtype=torch.long)
         self.width = 0
 
-    def put(self, slot: int, layer: DynamicLayer, row: int, tokens: int) -> None:
-        """Copy what a layer keeps of a text.
+    def put(self, slot: int, keys: Tensor, values: Tensor) -> None:
+        """Copy what is kept of a text.
 
         Args:
             slot: where it goes.
-            layer: the layer that has read the text.
-            row: its row there.
-            tokens: how long it is.
+            keys: its keys, ``[heads, tokens, dim]``.
+            values: its values, the same.
         """
-        self.keys[slot, :, :tokens] = layer.keys[row, :, :tokens]
-        self.values[slot, :, :tokens] = layer.values[row, :, :tokens]
+        tokens = keys.shape[1]
+        self.keys[slot, :, :tokens], self.values[slot, :, :tokens] = keys, values
 
-    def move(self, slot: int, source: int, tokens: int) -> None:
-        """Copy a text of so many tokens from another slot."""
-        self.keys[slot, :, :tokens] = self.keys[source, :, :tokens]
-        self.values[slot, :, :tokens] = self.values[source, :, :tokens]
+    def text(self, slot: int, tokens: int) -> tuple[Tensor, Tensor]:
+        """The keys and values of a text of so many tokens."""
+        return self.keys[slot, :, :tokens], self.values[slot, :, :tokens]
 
     def get_seq_length(self) -> int:
         """The columns in front of a new token."""
@@ -76,8 +73,7 @@ class SlotLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         """Keep one new token of each row, and give what there is of each."""
         rows = len(key_states)
         each, at = torch.arange(rows, device=self.keys.device), self.at.to(self.keys.device)
-        self.keys[each, :, at] = key_states[:, :, 0]
-        self.values[each, :, at] = value_states[:, :, 0]
+        self.keys[each, :, at], self.values[each, :, at] = key_states[:, :, 0], value_states[:, :, 0]
         return self.keys[:rows, :, : self.width], self.values[:rows, :, : self.width]
 
 
