@@ -4,6 +4,8 @@
     python scripts/bench.py --model gpt2-shaped  a random model of GPT-2's shape (124 M parameters)
     python scripts/bench.py --model deep trace   a random model of 28 layers, as many as GPT-J has, and mini's width
     python scripts/bench.py adapter moments      only these
+    python scripts/bench.py general shots probes choices scoring --model DIR --data-dir DIR --documents 10 --repeat 1
+                                                 the exam against plain lm_eval, on the authors' files
 
 Each measurement interleaves the two sides and prints the median of the pairwise ratios, with its range: machines are
 noisy, ratios of neighbours less so. "Plain" is what published code does: one edit, one layer, one record at a time, the
@@ -15,12 +17,16 @@ that others use, --clock cpu with OMP_NUM_THREADS=1 measures processor time. Whe
 from __future__ import annotations
 
 import argparse
+import gc
+import gzip
+import json
 import logging
 import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -30,6 +36,7 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 import numpy as np
 import torch
 from lm_eval import evaluate
+from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor, nn
 from torch.nn import functional
@@ -46,6 +53,7 @@ from harness.exam.canonical import SETS, CanonicalSet
 from harness.exam.data import TASKS
 from harness.exam.measure import Measured, hold, measure_task, of_cases
 from harness.exam.span_scores import Encoded, score
+from harness.exam.token_tasks import Tokenized
 from harness.io import plain_text
 from harness.methods import second_moments
 from harness.methods.context_templates import sample_templates
@@ -80,7 +88,9 @@ class Run:
     edits: int | None
     steps: int | None
     clock: Callable[[], float]
+    documents: int = 40
     data_dir: str = "mini"
+    plain_rows: tuple[int, ...] = (8, 32)
 
 
 def main() -> None:
@@ -91,16 +101,30 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=5, help="pairs of each measurement")
     parser.add_argument("--edits", type=int, help="edits of a measurement (default: 32 values, 50 isolated records)")
     parser.add_argument("--steps", type=int, help="steps of a value optimisation (default: the editor's own)")
-    parser.add_argument("--data-dir", default="mini", help="where the edits of values come from (default: mini)")
+    parser.add_argument("--documents", type=int, default=40, help="documents of a task (default: 40)")
+    parser.add_argument(
+        "--data-dir", default="mini", help="where rows of tasks and edits are: mini, or a folder of the real files"
+    )
+    parser.add_argument(
+        "--plain-rows", type=int, nargs="+", default=[8, 32], help="batch sizes of plain lm_eval; the fastest counts"
+    )
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="default: wall")
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
     lm = random(arguments.model) if arguments.model in RANDOM else load(arguments.model)
-    run = Run(arguments.repeat, arguments.edits, arguments.steps, CLOCKS[arguments.clock], arguments.data_dir)
+    run = Run(
+        arguments.repeat,
+        arguments.edits,
+        arguments.steps,
+        CLOCKS[arguments.clock],
+        arguments.documents,
+        arguments.data_dir,
+        tuple(arguments.plain_rows),
+    )
     print(
         f"{lm.name}, {torch.get_num_threads()} threads, {run.repeat} pairs, {arguments.clock} time; ratio: plain / ours"
     )
-    for name in arguments.which or MEASUREMENTS:
+    for name in arguments.which or [name for name in MEASUREMENTS if arguments.data_dir != "mini" or name not in REAL]:
         MEASUREMENTS[name](lm, run)
 
 
@@ -507,6 +531,162 @@ def _released(lm: LM, prefix: str, suffix: str) -> float:
     return float((each * mask).sum())
 
 
+GENERAL = (
+    *("dialogue", "NER", "NLI", "reasoning", "SentimentAnalysis", "ClosedDomainQA", "OpenDomainQA", "summarization"),
+)
+"""The tasks of general ability."""
+
+
+def against(
+    label: str,
+    ours: Callable[[EditedLM], Sequence[float]],
+    plain: Callable[[HFLM], Sequence[float]],
+    *,
+    lm: LM,
+    run: Run,
+) -> None:
+    """Time the harness and plain lm_eval at each of its batch sizes, of which the fastest counts; numbers must agree.
+
+    Args:
+        label: what is printed.
+        ours: gives numbers of a task through the harness.
+        plain: gives them through plain lm_eval.
+        lm: the model.
+        run: how often, and at which batch sizes.
+    """
+    ratios, own, worst = [], [], 0.0
+    model = EditedLM(lm)
+    for _ in range(run.repeat):
+        numbers: list[Sequence[float]] = []
+        own.append(seconds(partial(_keep, numbers, ours, model), run))
+        took = []
+        for rows in run.plain_rows:
+            other = HFLM(pretrained=lm.model, tokenizer=lm.tokenizer, batch_size=rows)
+            took.append(seconds(partial(_keep, numbers, plain, other), run))
+        ratios.append(min(took) / own[-1])
+        worst = max(worst, *(abs(a - b) for found in numbers[1:] for a, b in zip(numbers[0], found, strict=True)))
+    print(
+        f"{label:<58} {statistics.median(ratios):6.2f}  (ours {statistics.median(own):.1f} s, plain "
+        + ", ".join(f"{t:.1f} s at {rows}" for t, rows in zip(took, run.plain_rows, strict=True))
+        + f"; numbers differ by {worst:.0e})",
+        flush=True,
+    )
+
+
+def _keep(numbers: list[Sequence[float]], score_: Callable[[Any], Sequence[float]], model: HFLM) -> None:
+    numbers.append(score_(model))
+
+
+def task_against(label: str, task: tasks.Task, lm: LM, run: Run) -> None:
+    """A task of lm-eval through both, with all that lm-eval does around the model."""
+    load_ = {"tasks": {task.name: task.task}, "groups": {}, "group_map": {}}
+
+    def metrics(model: HFLM) -> Sequence[float]:
+        if isinstance(task.task, Tokenized):
+            task.task.bind(lm.tokenizer, exact=isinstance(model, EditedLM))
+        found = evaluate(model, load_, limit=run.documents, bootstrap_iters=0)["results"][task.name]
+        return [value for _, value in sorted(found.items()) if isinstance(value, float)]
+
+    def ours(model: EditedLM) -> Sequence[float]:
+        with model.holding(Patch()):
+            return metrics(model)
+
+    against(label, ours, metrics, lm=lm, run=run)
+
+
+def general(lm: LM, run: Run) -> None:
+    """The tasks of general ability, which share little, against plain lm_eval."""
+    for name in GENERAL:
+        suite = tasks.load_suite([name], edit_set=None, records=None, data_dir=run.data_dir, tokenizer=lm.tokenizer)
+        task_against(f"general: {name}, {run.documents} documents", suite.tasks[0], lm, run)
+
+
+def probes(lm: LM, run: Run) -> None:
+    """The probes of edit sets, true and new target after each prompt, against plain lm_eval."""
+    for edit_set in ("counterfact", "zsre"):
+        records = [edit.id for edit in tasks.read_edits(edit_set, data_dir=run.data_dir)[: run.documents]]
+        suite = tasks.load_suite([], edit_set=edit_set, records=records, data_dir=run.data_dir, tokenizer=lm.tokenizer)
+        task = next(task for task in suite.tasks if task.name == f"{edit_set}_probability")
+        label = f"probes: {task.name}, {len(records)} records"
+        task_against(label, task, lm, replace(run, documents=len(task.task.eval_docs)))
+
+
+def shots(lm: LM, run: Run) -> None:
+    """Multiple choice behind five solved examples, answered by letters (MMLU) and by whole answers (ARC)."""
+    asked = read_lines(run, "mmlu/test")
+    subject = asked[-1]["subject"]
+    solved = [row for row in read_lines(run, "mmlu/dev") if row["subject"] == subject]
+    stem = f"The following are multiple choice questions (with answers) about {subject}.\n\n"
+    stem += "".join(f"{_lettered(row)} {'ABCD'[row['answer']]}\n\n" for row in solved)
+    rows = [row for row in asked if row["subject"] == subject][: run.documents]
+    letters = [(stem + _lettered(row), f" {letter}") for row in rows for letter in "ABCD"]
+    pairs_against(f"shots: five-shot MMLU ({subject}), {len(rows)} questions", letters, lm, run)
+    five, rows = read_lines(run, "arc_easy/train")[:5], read_lines(run, "arc_easy/test")[: run.documents]
+    stem = "".join(f"{_asked(row)} {_answer(row)}\n\n" for row in five)
+    said = [(stem + _asked(row), f" {one['text']}") for row in rows for one in row["question"]["choices"]]
+    pairs_against(f"shots: five-shot ARC-Easy, {len(rows)} questions", said, lm, run)
+
+
+def choices(lm: LM, run: Run) -> None:
+    """The four answers of a dialogue (MuTual), each as a text behind it."""
+    path = Path(run.data_dir) / "general" / "mutual" / "dev.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()[: run.documents]]
+    said = [(row["article"], f" {option}") for row in rows for option in row["options"]]
+    pairs_against(f"choices: answers of {len(rows)} dialogues", said, lm, run)
+
+
+def pairs_against(label: str, asked: Sequence[tuple[str, str]], lm: LM, run: Run) -> None:
+    """Log-likelihoods of continuations through both."""
+
+    def logliks(model: HFLM) -> Sequence[float]:
+        requests = [Instance("loglikelihood", {}, pair, 0, metadata=("t", i, 1)) for i, pair in enumerate(asked)]
+        return [value for value, _ in model.loglikelihood(requests, disable_tqdm=True)]
+
+    against(label, logliks, logliks, lm=lm, run=run)
+
+
+def scoring(lm: LM, run: Run) -> None:
+    """What memory the harness takes at its height while it scores, against the model's own."""
+    path = Path(run.data_dir) / "general" / "mutual" / "dev.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()[: run.documents]]
+    whole = [Instance("loglikelihood_rolling", {}, (row["article"] * 4,), 0) for row in rows[:4]]
+    said = [Instance("loglikelihood", {}, (row["article"], f" {one}"), 0) for row in rows for one in row["options"]]
+    model, size = EditedLM(lm), sum(p.numel() * 4 for p in lm.model.parameters()) / 2**20
+    for name, score_ in (
+        ("answers of dialogues", lambda: model.loglikelihood(said)),
+        ("whole texts", lambda: model.loglikelihood_rolling(whole)),
+    ):
+        gc.collect()
+        Path("/proc/self/clear_refs").write_text("5")
+        before = _resident("VmRSS")
+        score_()
+        taken = _resident("VmHWM") - before
+        print(f"scoring: {name} take {taken:.0f} MiB beside {size:.0f} MiB of weights: {1 + taken / size:.2f} of these")
+
+
+def read_lines(run: Run, name: str) -> list[Any]:
+    """Rows of a task of lm-eval, from a folder of the real files."""
+    (path,) = (Path(run.data_dir) / "lm_eval").glob(f"{name}*.jsonl.gz")
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
+def _lettered(row: Mapping[str, Any]) -> str:
+    said = "".join(f"\n{letter}. {choice}" for letter, choice in zip("ABCD", row["choices"], strict=True))
+    return f"{row['question'].strip()}{said}\nAnswer:"
+
+
+def _asked(row: Mapping[str, Any]) -> str:
+    return f"Question: {row['question']['stem']}\nAnswer:"
+
+
+def _answer(row: Mapping[str, Any]) -> str:
+    return str(next(one["text"] for one in row["question"]["choices"] if one["label"] == row["answerKey"]))
+
+
+REAL = ("general", "probes", "shots", "choices", "scoring")
+"""Measurements on the authors' files, which --data-dir names."""
+
 MEASUREMENTS: dict[str, Callable[[LM, Run], None]] = {
     "adapter": adapter,
     "isolated": isolated,
@@ -516,6 +696,11 @@ MEASUREMENTS: dict[str, Callable[[LM, Run], None]] = {
     "trace": trace,
     "memory": memory,
     "canonical": canonical,
+    "general": general,
+    "probes": probes,
+    "shots": shots,
+    "choices": choices,
+    "scoring": scoring,
 }
 
 if __name__ == "__main__":
