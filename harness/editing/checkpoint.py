@@ -11,6 +11,7 @@ from torch import Tensor
 
 from harness.editing import patch_file
 from harness.errors import ModelError, UsageError
+from harness.io.files import beside
 from harness.models.lm import LM, require_dtype
 from harness.patches.patch import patched
 
@@ -45,14 +46,25 @@ def export(path: Path, lm: LM, folder: Path, *, dtype: str | None = None) -> Non
         raise UsageError(f"{folder}: {found}; give --to a new folder")
     with patched(lm, patch):
         try:
-            _save(lm, folder, dtype)
-            lm.tokenizer.save_pretrained(folder)
+            _save_whole(lm, folder, dtype)
         except (OSError, SafetensorError) as error:
             raise UsageError(f"{folder}: cannot be written ({error}); choose another place") from error
 
 
+def _save_whole(lm: LM, folder: Path, dtype: str | None) -> None:
+    """The model and its tokenizer: where the folder is new, all of it or nothing."""
+    if folder.exists():  # what a volume is mounted on cannot be replaced
+        _save(lm, folder, dtype)
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with beside(folder) as part:
+        _save(lm, part, dtype)
+        part.rename(folder)
+
+
 def _save(lm: LM, folder: Path, dtype: str | None) -> None:
-    """The model's weights and configuration, rounded once to the type that is asked for."""
+    """The model's weights, rounded once to the type that is asked for, its configuration, and its tokenizer."""
+    lm.tokenizer.save_pretrained(folder)
     wanted = lm.model.dtype if dtype is None else getattr(torch, dtype)
     if wanted == lm.model.dtype:
         lm.model.save_pretrained(folder)

@@ -24,7 +24,6 @@ import json
 import os
 import re
 import sys
-import tempfile
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -42,7 +41,7 @@ from tqdm import tqdm
 
 from harness.errors import DataError, UsageError, near
 from harness.io.cache import cache_folder
-from harness.io.files import write_whole
+from harness.io.files import beside, write_whole
 
 if TYPE_CHECKING:
     import datasets
@@ -762,25 +761,29 @@ def _download(url: str, target: Path, expected: str | None, source: Source) -> N
     """Fetch to a temporary file beside ``target``, check it, then move it there in one step."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=".part-")
+        with beside(target) as part:
+            part.touch()
+            found = _fetched(url, part, source)
+            if expected is not None and found != expected:
+                raise DataError(
+                    f"{url}: sha256 {found} where {expected} was expected; nothing was kept. Try again; if it stays so "
+                    f"the published file was changed: {_by_hand(source)}"
+                )
+            part.replace(target)
     except OSError as error:
         raise DataError(
             f"{target.parent}: cannot be written ({error.strerror}); set HARNESS_CACHE to a folder that can"
         ) from error
-    part = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            for block in _blocks(url, source):
-                file.write(block)
-        found = _sha256(part)
-        if expected is not None and found != expected:
-            raise DataError(
-                f"{url}: sha256 {found} where {expected} was expected; nothing was kept. Try again; if it stays so the "
-                f"published file was changed: {_by_hand(source)}"
-            )
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
+
+
+def _fetched(url: str, part: Path, source: Source) -> str:
+    """Write what an address gives to a file, and give its sha256."""
+    with part.open("wb") as file:
+        for block in _blocks(url, source):
+            file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+    return _sha256(part)
 
 
 def _blocks(url: str, source: Source) -> Iterator[bytes]:

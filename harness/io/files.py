@@ -12,6 +12,7 @@ import json
 import lzma
 import math
 import os
+import shutil
 import socket
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -163,7 +164,7 @@ def beside(path: Path) -> Iterator[Path]:
     """A temporary place beside a file, for what is to replace it; what a killed writer of this machine left goes.
 
     Yields:
-        A path that only this process writes to; what lies there afterwards is removed.
+        A path that only this process writes to; what lies there afterwards, a file or a folder, is removed.
     """
     host = socket.gethostname()
     _clear(path, host)
@@ -171,8 +172,7 @@ def beside(path: Path) -> Iterator[Path]:
     try:
         yield temporary
     finally:
-        with suppress(OSError):  # there may not even be a folder
-            temporary.unlink(missing_ok=True)
+        _remove(temporary)
 
 
 def _clear(path: Path, host: str) -> None:
@@ -180,8 +180,16 @@ def _clear(path: Path, host: str) -> None:
     for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
         owner, _, process = left.name.removeprefix(f".{path.name}.").rpartition(".")
         if owner in ("", host) and process.isdecimal() and not _alive(int(process)):
-            with suppress(OSError):
-                left.unlink()
+            _remove(left)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there and can be removed."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
 
 
 def _alive(process: int) -> bool:

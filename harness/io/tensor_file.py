@@ -19,7 +19,7 @@ from harness.io.files import beside
 from harness.io.hashes import combined_sha256, tensor_sha256
 from harness.io.schema import checked, parsed
 
-__all__ = ["Head", "content_sha256", "read_manifest", "read_tensors", "require_manifest", "write_tensors"]
+__all__ = ["Head", "content_sha256", "read_manifest", "read_tensors", "require_manifest", "save_whole", "write_tensors"]
 
 
 class Head(TypedDict):
@@ -73,17 +73,31 @@ def write_tensors(
     head = json.dumps(about, sort_keys=True)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with beside(path) as partial:
-            partial.touch()
-            mode = partial.stat().st_mode  # that of every new file; safetensors lets its owner alone read one
-            save_file(plain, partial, metadata={"manifest": f"{_sha256(head)} {head}"})
-            partial.chmod(mode)
-            with partial.open("rb") as file:
-                os.fsync(file.fileno())
-            partial.replace(path)
+        save_whole(path, plain, {"manifest": f"{_sha256(head)} {head}"})
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UsageError(f"{path}: cannot be written ({reason}); choose another place") from error
+
+
+def save_whole(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write tensors, no two of which share memory, and what is said of them: all of it or nothing.
+
+    Args:
+        path: the file, in a folder that is there.
+        tensors: on the processor, contiguous.
+        metadata: texts.
+
+    Raises:
+        OSError, SafetensorError: it cannot be written.
+    """
+    with beside(path) as partial:
+        partial.touch()
+        mode = partial.stat().st_mode  # that of every new file; safetensors lets its owner alone read one
+        save_file(dict(tensors), partial, metadata=dict(metadata))
+        partial.chmod(mode)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
 
 
 def read_manifest(path: Path, kind: str, version: int) -> dict[str, Any]:

@@ -12,7 +12,6 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -24,7 +23,6 @@ import torch
 from jaxtyping import Float, Float64
 from rich.progress import Progress
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from typing_extensions import TypedDict
 
@@ -34,6 +32,7 @@ from harness.io.hashes import tensor_sha256
 from harness.io.plain_text import _files, _hub_parts, read_documents
 from harness.io.progress import progress_console
 from harness.io.schema import checked, parsed
+from harness.io.tensor_file import save_whole
 from harness.methods.decompositions import DecompositionKind, kept_decomposition
 from harness.models.activations import capture_activations, fused_gelu
 from harness.models.lm import LM
@@ -449,13 +448,7 @@ def _write_moment(folder: Path, manifest: Manifest, moment: Moment) -> Moment:
     target = folder / f"{manifest.key}.safetensors"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle, part = tempfile.mkstemp(dir=folder, suffix=".part")
-        os.close(handle)
-        try:
-            save_file({"moment": plain}, part, metadata=metadata)
-            Path(part).replace(target)
-        finally:
-            Path(part).unlink(missing_ok=True)
+        save_whole(target, {"moment": plain}, metadata)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(

@@ -153,16 +153,22 @@ def _pack(metrics: Mapping[str, Values]) -> Json:
 
 def _columns(values: Values, place: Mapping[str, int]) -> Json:
     at, rows = [place[doc] for doc in values], list(values.values())
-    column: Json = {"num": [rounded(row.num) for row in rows]}
+    column: Json = {"num": [_short(row.num) for row in rows]}
     if at != list(range(len(place))):
         column["at"] = at
     if any(row.den != 1 for row in rows):
-        column["den"] = [rounded(row.den) for row in rows]
+        column["den"] = [_short(row.den) for row in rows]
     for key in ("cluster", "stratum"):
         labels = [getattr(row, key) for row in rows]
         if any(label is not None for label in labels):
             column[key] = labels
     return column
+
+
+def _short(number: float) -> float | None:
+    """A number as it is written: the same bytes whether it was counted or was read from a file."""
+    found = rounded(number)
+    return int(found) if isinstance(found, float) and found.is_integer() and abs(found) < 2**53 else found
 
 
 class _Unpacked(Mapping[str, Values]):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from harness.editing.editor import Editor, Wrapper
@@ -18,6 +18,7 @@ from harness.errors import DataError
 from harness.io import tensor_file
 from harness.io.plain_objects import flatten, rebuild
 from harness.models.lm import LM
+from harness.patches.delta import Delta
 from harness.patches.patch import Patch
 
 __all__ = ["Checkpoint", "packages_of"]
@@ -34,6 +35,16 @@ def packages_of(editor: Editor) -> set[str]:
     """The top-level names of the modules that an editor and what it wraps come from."""
     found = {type(editor).__module__.partition(".")[0]}
     return found | packages_of(editor.inner) if isinstance(editor, Wrapper) else found
+
+
+def _is_patch(total: object) -> bool:
+    """Whether it is a patch of changes, hooks and rules; what an editor remembers is its own."""
+    if not (isinstance(total, Patch) and isinstance(total.weights, Mapping) and isinstance(total.hooks, Mapping)):
+        return False
+    names = [*total.weights, *total.hooks]
+    rules = [rule for rule in (*total.hooks.values(), total.prompt, total.logits) if rule is not None]
+    deltas = all(isinstance(delta, Delta) for delta in total.weights.values())
+    return deltas and all(isinstance(name, str) for name in names) and all(callable(rule) for rule in rules)
 
 
 class Checkpoint:
@@ -107,7 +118,7 @@ class Checkpoint:
             state = rebuild(head["state"], tensors, packages=self._packages, given=self._given)
         except ValueError as error:
             raise DataError(f"{self.path}: cannot be used ({error})") from error
-        if not (isinstance(state, Begun) and isinstance(state.edits, int) and isinstance(state.total, Patch)):
+        if not (isinstance(state, Begun) and isinstance(state.edits, int) and _is_patch(state.total)):
             raise DataError(f"{self.path}: holds no state of a run")
         return state
 

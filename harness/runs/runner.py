@@ -86,11 +86,12 @@ def run_plan(resolved: Resolved, options: RunOptions) -> Record:
             key = digest(depends_on(record))
             packages = packages_of(ready.editor)
             state = Checkpoint(writer.path.with_suffix(".state"), key, packages=packages, lm=ready.lm)
+            if not resumed:
+                state.remove()  # one of an earlier run is further than a record that begins anew
             measuring = Measuring(ready, options, writer, texts)
             under_way = _Run(ready, options, writer, clock, state, measuring)
             under_way.go(state.read() if resumed else None)
             writer.complete()
-            state.remove()
     return record
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from harness.errors import HarnessError
+from harness.errors import HarnessError, UsageError
+from harness.runs.folder import exclusive
 from harness.runs.options import RunOptions
 from harness.runs.plan import Plan
 from harness.runs.record import Record, record_name
 from harness.runs.resolve import Resolved, resolve
 from harness.runs.runner import finished, run_plan
+from harness.runs.writer import remove_leftovers
 
 __all__ = ["Outcome", "run_each"]
 
@@ -65,9 +67,17 @@ def run_each(plans: Sequence[Plan], options: RunOptions, watch: Watch) -> Iterat
             failed.append(error)
             yield Outcome(plan, error=error)
             continue
+        if complete is not None:
+            _clean(options.output, complete)
         yield Outcome(plan, kept, options.output / f"{record_name(kept)}.json", known=complete is not None)
     if failed:
         raise type(failed[0])(f"{len(failed)} of {len(plans)} plans failed; the same command runs them again")
+
+
+def _clean(folder: Path, record: Record) -> None:
+    """Remove what a run that was killed when its record was complete left; another run may be at work on it."""
+    with suppress(UsageError), exclusive(folder):
+        remove_leftovers(folder, record)
 
 
 def _run(resolved: Resolved, options: RunOptions, watch: Watch) -> Record:

@@ -18,7 +18,7 @@ from harness.io.files import require_writable, rounded, values_path
 from harness.runs.record import Record, record_name
 from harness.runs.record_file import read_record, write_record
 
-__all__ = ["RecordWriter", "depends_on"]
+__all__ = ["RecordWriter", "depends_on", "remove_leftovers"]
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +36,24 @@ _DEPENDS_ON = {
     "seed": "seed",
 }
 """The fields of a record that say what its numbers depend on, and how a person is told of them."""
+
+
+def _remove_temporary(folder: Path, record: Record) -> None:
+    for half in folder.glob(f".{glob.escape(record_name(record))}.*"):
+        half.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path, record: Record) -> None:
+    """Remove what a run that was killed just after its record was complete left beside it.
+
+    Args:
+        folder: the folder of the record; it is to be held.
+        record: the complete record.
+    """
+    _remove_temporary(folder, record)
+    partial = folder / f"{record_name(record)}{PARTIAL}.json"
+    for left in (partial, values_path(partial), partial.with_suffix(".state")):
+        left.unlink(missing_ok=True)
 
 
 def depends_on(record: Record) -> Json:
@@ -65,8 +83,7 @@ class RecordWriter:
         require_writable(self.folder)
 
     def __enter__(self) -> RecordWriter:
-        for half in self.folder.glob(f".{glob.escape(record_name(self.record))}.*"):
-            half.unlink()  # a run of this plan was killed while it wrote
+        _remove_temporary(self.folder, self.record)  # a run of this plan was killed while it wrote
         return self
 
     def __exit__(
@@ -135,11 +152,9 @@ class RecordWriter:
 
     def complete(self) -> Path:
         """Marks the record complete, puts it in its place, and returns the path."""
-        stale = self.path
         self.record.status, self.record.reason, self._done = "complete", None, True
         self._save("")
-        for leftover in (stale, values_path(stale)):
-            leftover.unlink(missing_ok=True)
+        remove_leftovers(self.folder, self.record)
         return self.path
 
     def _mark(self, error: BaseException | None) -> None:

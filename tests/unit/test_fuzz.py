@@ -25,6 +25,7 @@ def script() -> Iterator[ModuleType]:
     del sys.modules["fuzz"]
 
 
+@pytest.mark.usefixtures("unchecked_shapes")  # as users have it: annotations alone refuse nothing
 @pytest.mark.parametrize("name", FORMATS)
 def test_what_is_damaged_is_read_or_told(
     script: ModuleType, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

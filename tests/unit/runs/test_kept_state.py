@@ -117,6 +117,19 @@ def test_a_state_of_another_run_is_told(tmp_path: Path, caplog: pytest.LogCaptur
     assert checkpoint(tmp_path).read() is not None
 
 
+def test_a_state_of_that_form_is_taken(tmp_path: Path) -> None:
+    """What is refused above is refused for the one field that was changed."""
+    dense = node("harness.patches.delta", "Dense", value=TENSOR)
+    tree = begun(weights={"kind": "mapping", "items": [["a.weight", dense]]})
+    manifest = {"key": "key", "state": tree}
+    tensor_file.write_tensors(
+        tmp_path / "x.state", kind=resume.KIND, version=resume.FORMAT, manifest=manifest, tensors={"0": torch.ones(1)}
+    )
+    found = checkpoint(tmp_path).read()
+    assert found is not None
+    assert torch.equal(found.total.weights["a.weight"].dense(), torch.ones(1))
+
+
 @dataclass
 class Trap:
     """A dataclass that is not ours."""
@@ -129,7 +142,23 @@ def node(module: str, cls: str, /, **fields: Any) -> dict[str, Any]:
     return {"kind": "dataclass", "module": module, "class": cls, "fields": fields}
 
 
+def begun(**fields: Any) -> dict[str, Any]:
+    """A walk with a patch whose fields somebody has changed."""
+    total = node("harness.patches.patch", "Patch", **fields)
+    return node("harness.editing.schedule", "Begun", edits=2, total=total, latest={"kind": "range", "items": [1, 2, 1]})
+
+
+TENSOR = {"kind": "tensor", "name": "0", "order": [0], "device": "cpu"}
+
 FORGED = [
+    begun(weights=[0, 1]),
+    begun(weights=None),
+    begun(weights={"kind": "mapping", "items": [["a.weight", "a text"]]}),
+    begun(weights={"kind": "mapping", "items": [[0, node("harness.patches.delta", "Dense", value=TENSOR)]]}),
+    begun(hooks="mapping"),
+    begun(hooks={"kind": "mapping", "items": [["a", 3]]}),
+    begun(prompt=1.5),
+    begun(logits="a rule"),
     node("os", "system"),
     node("subprocess", "Popen", args=["true"]),
     node("harness.models.lm", "load", name="mini"),
@@ -150,6 +179,7 @@ FORGED = [
 ]
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize("tree", FORGED)
 def test_a_forged_state_makes_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture, tree: object) -> None:
     path = tmp_path / "x.state"
