@@ -725,7 +725,7 @@ def leaderboard(records: str | Path | Sequence[Record], format: str = "md") -> s
         pages.append(sweep_tables.sweep_page(trial.read_trials(Path(records))))
     if not pages or record_file.record_paths(records):
         kept = record_file.read_records(records, values=True)
-        require_tied(kept, shown_and_headline)
+        require_tied(kept, shown_and_headline, intervals=False)
         pages.insert(0, leaderboard_page(kept))
     return form.write(pages)
 

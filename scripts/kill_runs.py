@@ -37,22 +37,23 @@ __all__ = ["COMMANDS", "Outcome", "kill_often"]
 
 SMALL = ("--device", "cpu", "--data-dir", "mini")
 QUICK = ("--set", "cov_tokens=2000", "--set", "v_steps=5")
-SWEEP = {"tasks": ["country_capital"], "methods": {"full": {}}, "configurations": 3, "seeds": 2, "balls": [0.01]}
+FULL = {"lr": 0.001, "batch_size": 5, "accumulate": 1, "steps": 1}
+SWEEP = {"tasks": ["country_capital"], "methods": {"full": FULL}, "configurations": 1, "seeds": 2, "balls": [0.9]}
 LOCALIZE = ("--edits", "counterfact:6", "--facts", "3", "--methods", "ft_l@1,rome@1", "--trace-window", "1")
-EDITED = ("run", "--edits", "counterfact:4", "--tasks", "NLI", "--limit", "8", *SMALL)
+EDITED = ("run", "--edits", "counterfact:4", "--tasks", "NLI", "--limit", "8", "--text", "{inputs}/text.txt", *SMALL)
 
 COMMANDS: Mapping[str, Sequence[str]] = {
     "run, sequential": (*EDITED, "--editor", "memit", *QUICK, "--mode", "sequential", "--eval-at", "every:1"),
     "run, batch": (*EDITED, "--editor", "memit", *QUICK, "--mode", "batch"),
     "run, isolated": (*EDITED, "--editor", "rome", *QUICK, "--mode", "isolated"),
-    "run, several": (*EDITED, "--editor", "ft_l", "--set", "steps=3", "--mode", "batch", "--seeds", "0,1,2"),
+    "run, several": (*EDITED, "--editor", "ft_l", "--set", "steps=3", "--mode", "batch", "--seeds", "0,1"),
     "fit": ("fit", "--editor", "mend", "--edits", "counterfact:8", "--set", "steps=8", "--device", "cpu"),
     "sweep": ("sweep", "{inputs}/sweep.yaml"),
     "localize": (
         *("localize", *LOCALIZE, "--problems", "error-injection,fact-erasure", "--samples", "2", "--device", "cpu"),
         *("--set", "ft_l.steps=2", "--set", "rome.v_steps=3", "--set", "rome.cov_tokens=2000"),
     ),
-    "cov make": ("cov", "make", "--model", "mini", "--tokens", "20000"),
+    "cov make": ("cov", "make", "--model", "mini", "--tokens", "5000", "--device", "cpu"),
     "leaderboard": ("leaderboard", "{inputs}/runs"),
 }
 """What is typed, but for ``--output``."""
@@ -265,21 +266,18 @@ def _struck(child: int, after: float) -> int:
 
 
 def make_inputs(folder: Path) -> None:
-    """What commands read: a file of a sweep, and records."""
+    """What commands read: a file of a sweep, plain text, and records."""
     folder.mkdir()
     (folder / "sweep.yaml").write_text(json.dumps(SWEEP))
-    words = [*COMMANDS["run, several"], "--output", str(folder / "runs")]
-    if _waited(start(words, folder / "made")):
+    lines = (Path(__file__).parents[1] / "harness" / "mini" / "text_heldout.txt").read_text().splitlines(keepends=True)
+    (folder / "text.txt").write_text("".join(lines[:400]))
+    words = [word.replace("{inputs}", str(folder)) for word in COMMANDS["run, several"]]
+    if _waited(start([*words, "--output", str(folder / "runs")], folder / "made")):
         raise SystemExit(f"the records of a leaderboard cannot be made: {(folder / 'made.log').read_text()}")
 
 
 def _ready() -> None:
     """Import what commands import, before they fork."""
-    import harness.exam.measure
-    import harness.reports.leaderboard
-    import harness.runs.measuring
-    import harness.studies.localization.localize_report
-    import harness.studies.sweeps.sweep
     from harness.models.lm import load
 
     load("mini", device="cpu")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from harness.exam.numbers import Json, TaskValues
+from harness.io.files import json_sha256
 from harness.runs.identity import SCHEMA
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class Record:
     ``headlines``: the metric that stands for a task.  ``points``: what was measured, by number of edits; 0 is unedited;
     ``collapse``: tripwire -> the number of edits at which it was first set off.
     ``values``: per-document contributions, kept in the file beside the record; ``None`` where they were not read.
+    What is changed by hand is told by them (:mod:`harness.runs.ties`).
     """
 
     id: str
@@ -57,6 +59,8 @@ class Record:
     versions: dict[str, str] = field(default_factory=dict)
     seed: int = 0
     values: PointValues | None = field(default=None, compare=False)
+    sealed: str | None = field(default=None, compare=False)
+    """What :meth:`seal` was when the values beside the record were written; None where they were not read."""
 
     def point(self, edits: int) -> Json:
         """All that is known after so many edits; empty where nothing is."""
@@ -71,6 +75,11 @@ class Record:
         """All phases of the run; values of edits that were kept from an earlier run count as they took then."""
         spent = [float(phase["seconds"]) for phase in self.cost]
         return sum(spent) + sum(float(phase["values"]["seconds"]) for phase in self.cost if "values" in phase)
+
+    def seal(self) -> str:
+        """The sha256 of all that came out, intervals and p values among it."""
+        said = {key: _plain(getattr(self, key)) for key in _SEALED}
+        return json_sha256(said)
 
     def to_json(self) -> Json:
         """The JSON of the record, without the values of its documents.  Numbers that are not finite become null."""
@@ -92,7 +101,9 @@ class Record:
         return cls(**{key: data[key] for key in _FIELDS if key in data})
 
 
-_FIELDS = [f.name for f in fields(Record) if f.name != "values"]
+_BESIDE = ("values", "sealed")  # what stands in the file beside the record
+_SEALED = ("headlines", "derived", "points", "collapse", "weights", "delta")
+_FIELDS = [f.name for f in fields(Record) if f.name not in _BESIDE]
 _ORDER = ["schema", *(key for key in _FIELDS if key != "schema")]
 
 

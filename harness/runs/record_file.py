@@ -48,7 +48,7 @@ def read_record(path: str | Path, values: bool = False) -> Record:
     record = Record.from_json(data)
     beside = values_path(path)
     if values and beside.exists():
-        record.values = _read_values(beside, record.id)
+        record.values, record.sealed = _read_values(beside, record.id)
     return record
 
 
@@ -96,7 +96,8 @@ def _json(path: Path, content: bytes) -> Any:
         raise DataError(f"{path}: not whole JSON ({error}); repeat the run") from error
 
 
-def _read_values(path: Path, owner: str) -> PointValues:
+def _read_values(path: Path, owner: str) -> tuple[PointValues, str | None]:
+    """The values, and the seal of the record that they were written with; files of earlier versions have none."""
     try:
         data = unpack_json(_bytes(path))
     except ValueError as error:
@@ -105,10 +106,11 @@ def _read_values(path: Path, owner: str) -> PointValues:
         raise DataError(f"{path}: not the values of record {owner}; delete the file, or repeat the run")
     try:
         checked(ValuesFile, data)
-        return {
+        values: PointValues = {
             int(edits): {task: _Unpacked(table, path) for task, table in tasks.items()}
             for edits, tasks in data["points"].items()
         }
+        return values, data.get("record")
     except ValueError as error:
         raise DataError(f"{path}: not what a run writes ({error}); repeat the run") from error
 
@@ -138,7 +140,7 @@ def _packed_values(record: Record, small: bool) -> bytes:
         str(edits): {task: _pack(metrics) for task, metrics in measured.items()}
         for edits, measured in (record.values or {}).items()
     }
-    return pack_json({"schema": SCHEMA, "id": record.id, "points": points}, small)
+    return pack_json({"schema": SCHEMA, "id": record.id, "record": record.seal(), "points": points}, small)
 
 
 # --- values, by column ------------------------------------------------------------------------------------------------
@@ -167,7 +169,7 @@ def _columns(values: Values, place: Mapping[str, int]) -> Json:
 
 def _short(number: float) -> float | None:
     """A number as it is written: the same bytes whether it was counted or was read from a file."""
-    found = rounded(number)
+    found = rounded(float(number))
     return int(found) if isinstance(found, float) and found.is_integer() and abs(found) < 2**53 else found
 
 

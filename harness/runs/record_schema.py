@@ -170,4 +170,5 @@ class ValuesFile(TypedDict):
 
     schema: Count
     id: str
+    record: NotRequired[str]
     points: dict[str, dict[str, _Table]]

@@ -1,17 +1,21 @@
 """Whether the numbers of a record are those that its documents give.
 
-A record says what came out, and what every document contributed lies beside it. Values, counts and differences are
-computed from the latter again; where they are not what the record says, one of the two was changed by hand.
+A record says what came out, and what every document contributed lies beside it, with the sha256 of all that came out
+(:meth:`harness.runs.record.Record.seal`). Values, counts and differences are computed from the documents again; where
+they are not what the record says, or the sha256 is another, one of the two was changed by hand. Records of earlier
+versions have no such sha256: their intervals and p values are computed again.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from harness.errors import DataError
+from harness.exam import neutral_text, numbers
 from harness.exam.numbers import TaskValues
 from harness.exam.statistics import Values
 from harness.runs.record import Record, record_name
@@ -24,33 +28,75 @@ Wanted = Callable[[Record, str, Mapping[str, Json]], Collection[str]]
 
 TOLERANCE = 1e-6
 """Relative above 1: both are kept in nine significant digits."""
+DRAWN = 0.25
+"""Of what the bootstrap draws, in lengths of its interval: documents that differ by rounding alone are drawn apart, and
+are one where they are read again."""
 
 
-def require_tied(records: Iterable[Record], wanted: Wanted | None = None) -> None:
+def require_tied(records: Iterable[Record], wanted: Wanted | None = None, *, intervals: bool = True) -> None:
     """See that records say what their documents give.
 
     Args:
         records: records that were read with their values; one without them says nothing against itself.
         wanted: which metrics are looked at; by default all.
+        intervals: as of :func:`untied`.
 
     Raises:
         DataError: a number is another one; names the first.
     """
     for record in records:
-        for found in untied(record, wanted):
+        for found in untied(record, wanted, intervals=intervals):
             raise DataError(
                 f"{record_name(record)}: {found}: the record or its values were changed after the run; repeat the run"
             )
 
 
-def untied(record: Record, wanted: Wanted | None = None) -> Iterator[str]:
+def untied(record: Record, wanted: Wanted | None = None, *, intervals: bool = True) -> Iterator[str]:
     """What a record says otherwise than its documents do, number by number.
 
     Args:
         record: a record with its values.
         wanted: which metrics are looked at; by default all.
+        intervals: whether intervals and p values of a record without a seal are computed again, which takes a tenth of
+            a second; those of one with a seal are always looked at.
     """
-    values, known = record.values or {}, _Known()
+    told = False
+    for said in _other_numbers(record, wanted):
+        told = True
+        yield said
+    if record.values is None or (record.sealed is None and not intervals) or record.sealed == record.seal():
+        return
+    for said in _other_intervals(record, wanted):
+        told = True
+        yield said
+    # Of a run that was killed between its two files the values are one task ahead.
+    if record.sealed is not None and not told and record.status == "complete":
+        yield "what came out is not what was written beside its documents"
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A metric of a task at a stop: what is said of it, and what its documents gave.
+
+    Attributes:
+        where: in words.
+        task: the name of the task.
+        said: the numbers of the record.
+        parts: the metrics whose harmonic mean it is; itself where it is one.
+        mine: metric -> what each document contributed.
+        base: the same of the unedited model; None where this is the unedited model.
+    """
+
+    where: str
+    task: str
+    said: Json
+    parts: list[str]
+    mine: TaskValues
+    base: TaskValues | None
+
+
+def _places(record: Record, wanted: Wanted | None) -> Iterator[_Place]:
+    values = record.values or {}
     for point in record.points:
         for task, measures in point["tasks"].items():
             mine = values.get(point["edits"], {}).get(task, {})
@@ -60,9 +106,55 @@ def untied(record: Record, wanted: Wanted | None = None) -> Iterator[str]:
                 parts = derived.get(metric, [metric])
                 if metric in measures and all(part in mine for part in parts):
                     where = f"{task} {metric} after {point['edits']} edits"
-                    for what, said, given in _pairs(measures[metric], parts, mine, base, known):
-                        if not _agree(said, given):
-                            yield f"{where}, the {what} is {_said(said)}, but its documents give {_said(given)}"
+                    yield _Place(where, task, measures[metric], parts, mine, base)
+
+
+def _other_numbers(record: Record, wanted: Wanted | None) -> Iterator[str]:
+    """Values, counts and differences that are not those of the documents."""
+    known = _Known()
+    for place in _places(record, wanted):
+        for what, said, given in _pairs(place.said, place.parts, place.mine, place.base, known):
+            if not _agree(said, given):
+                yield f"{place.where}, the {what} is {_said(said)}, but its documents give {_said(given)}"
+
+
+def _other_intervals(record: Record, wanted: Wanted | None) -> Iterator[str]:
+    """Intervals and p values that are not those of the documents."""
+    for place in _places(record, wanted):
+        seed = 0 if place.task == neutral_text.NAME else record.seed
+        values = {part: place.mine[part] for part in place.parts}
+        score = {"score": place.parts} if len(place.parts) > 1 else {}
+        found = numbers.summarise(values, place.base, {}, seed=seed, derived=score)
+        given = found["score" if score else place.parts[0]]
+        slack = 0.0 if _exact(values) and _exact({part: (place.base or {}).get(part, {}) for part in values}) else DRAWN
+        for of, one, other in (
+            ("", place.said, given),
+            ("difference's ", place.said["difference"], given["difference"]),
+        ):
+            if one is not None and other is not None:
+                yield from (f"{place.where}, the {of}{what}" for what in _drawn_otherwise(one, other, slack))
+
+
+def _exact(values: TaskValues) -> bool:
+    """Whether documents contribute whole numbers, which no rounding changes."""
+    return all(_whole(rows) and all(row[0] % 1 == row[1] % 1 == 0 for row in rows.values()) for rows in values.values())
+
+
+def _drawn_otherwise(said: Json, given: Json, slack: float) -> Iterator[str]:
+    """What an interval and its p value are, where they are not what is given."""
+    mine, theirs = said["interval"], given["interval"]
+    near = slack * (theirs[1] - theirs[0]) if theirs else 0.0
+    if (mine is None) is not (theirs is None) or (
+        theirs and not all(_agree(a, b, near) for a, b in zip(mine, theirs, strict=True))
+    ):
+        yield f"interval is {_ends(mine)}, but its documents give {_ends(theirs)}"
+    p, again = said.get("p"), given.get("p")
+    if not _agree(p, again, slack * min(1.0, again or 0.0) + slack / 10):
+        yield f"p value is {_said(p)}, but its documents give {_said(again)}"
+
+
+def _ends(interval: Sequence[float] | None) -> str:
+    return "nothing" if interval is None else f"[{', '.join(map(_said, interval))}]"
 
 
 class _Known:
@@ -93,10 +185,10 @@ def _pairs(
     yield "difference", change["value"], None if before is None or after is None else after - before
 
 
-def _agree(said: float | None, given: float | None) -> bool:
+def _agree(said: float | None, given: float | None, near: float = 0.0) -> bool:
     if said is None or given is None:
         return said is given
-    return abs(said - given) <= TOLERANCE * max(1.0, abs(given))
+    return abs(said - given) <= max(near, TOLERANCE * max(1.0, abs(given)))
 
 
 def _said(number: float | None) -> str:

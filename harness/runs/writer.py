@@ -17,6 +17,7 @@ from harness.exam.numbers import Json, TaskValues
 from harness.io.files import require_writable, rounded, values_path
 from harness.runs.record import Record, record_name
 from harness.runs.record_file import read_record, write_record
+from harness.runs.ties import untied
 
 __all__ = ["RecordWriter", "depends_on", "remove_leftovers"]
 
@@ -141,6 +142,10 @@ class RecordWriter:
         if changed or known.values is None:
             what = f"another {' and another '.join(changed)}" if changed else "no values of documents"
             log.warning("%s: an earlier run that was stopped had %s; this one begins anew", self.path, what)
+            return False
+        other = next(untied(known), None)
+        if other is not None:
+            log.warning("%s: %s: it or its values were changed; this run begins anew", self.path, other)
             return False
         for key in ("points", "collapse", "weights", "delta", "cost", "values"):
             setattr(self.record, key, getattr(known, key))
