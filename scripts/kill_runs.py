@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import importlib
 import json
 import lzma
 import os
@@ -32,6 +33,8 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
+
+from harness.models.lm import load
 
 __all__ = ["COMMANDS", "Outcome", "kill_often"]
 
@@ -57,6 +60,11 @@ COMMANDS: Mapping[str, Sequence[str]] = {
     "leaderboard": ("leaderboard", "{inputs}/runs"),
 }
 """What is typed, but for ``--output``."""
+
+USED = (
+    *("harness.cli.main", "harness.runs.several", "harness.runs.measuring", "harness.reports.leaderboard"),
+    *("harness.studies.localization.localize_report", "harness.studies.sweeps.sweep"),
+)
 
 OUTPUT = {"leaderboard": "{root}/out/board.md", "fit": "{root}/out/mend.safetensors", "cov make": None}
 """Where a command writes, if it is not to a folder; None where it is to the cache alone."""
@@ -278,8 +286,8 @@ def make_inputs(folder: Path) -> None:
 
 def _ready() -> None:
     """Import what commands import, before they fork."""
-    from harness.models.lm import load
-
+    for name in USED:
+        importlib.import_module(name)
     load("mini", device="cpu")
 
 
