@@ -31,7 +31,7 @@ from harness.methods.descent import (
     log_likelihood,
     tokenise,
 )
-from harness.methods.hypernetwork import Hypernetwork, Pair, Shape
+from harness.methods.hypernetwork import Hypernetwork, Pair, Shape, layout
 from harness.methods.keys import require_layers
 from harness.models.activations import at_least_float32, row_portions
 from harness.models.lm import LM
@@ -126,6 +126,10 @@ class Mend(Learned):
         random.Random(self.seed).shuffle(lessons)
         kept = min(max(1, round(self.validation * len(lessons))), len(lessons) - 1)
         return replace(self, learned=_Training(self, lm, lessons[kept:], lessons[:kept]).run())
+
+    def layout(self, lm: LM) -> Mapping[str, Tensor]:
+        """The tensors of the network."""
+        return layout(self.shapes(lm), rank=self.rank, depth=self.depth)
 
     def places(self, lm: LM) -> Sequence[str]:
         """The matrices that are changed."""

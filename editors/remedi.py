@@ -161,6 +161,13 @@ class Remedi(Learned):
         taught, judged = ([one for some in part for one in some] for part in (lessons[:kept], lessons[kept:]))
         return replace(self, learned=_train(self, lm, taught=taught or judged, kept=judged or taught))
 
+    def layout(self, lm: LM) -> Mapping[str, Tensor]:
+        """``W`` and ``b``."""
+        d, dtype = lm.arch.width, torch.promote_types(lm.dtype, torch.float32)
+        return {
+            name: torch.empty(shape, dtype=dtype, device="meta") for name, shape in (("weight", (d, d)), ("bias", (d,)))
+        }
+
     def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:  # noqa: ARG002
         """All edits in one hook; of several of one subject and prompt the last."""
         if not edits:

@@ -409,6 +409,43 @@ def _read_fitted(path: Path) -> None:
     editor.edit(_model(), EDITS[:1])
 
 
+def _network() -> Learned:
+    made = configure(find("mend"), "other", {"layers": [1], "rank": 2})
+    assert isinstance(made, Learned)
+    return made
+
+
+def _map() -> Learned:
+    made = configure(find("remedi"), "other", {"layer": 1})
+    assert isinstance(made, Learned)
+    return made
+
+
+def _make_network(folder: Path) -> Path:
+    return _save_numbers(_network(), folder / "mend.safetensors")
+
+
+def _make_map(folder: Path) -> Path:
+    return _save_numbers(_map(), folder / "remedi.safetensors")
+
+
+def _save_numbers(editor: Learned, path: Path) -> Path:
+    """A file of an editor that learned the number 2 everywhere."""
+    wanted = editor.layout(_model())
+    assert wanted is not None
+    learned = {name: torch.full_like(tensor, 2, device="cpu") for name, tensor in wanted.items()}
+    learned_file.save_learned(replace(editor, learned=learned), _model(), path, trained={"edits": "zsre"})
+    return path
+
+
+def _read_network(path: Path) -> None:
+    learned_file.load_learned(_network(), _model(), path).edit(_model(), EDITS[:1])
+
+
+def _read_map(path: Path) -> None:
+    _use(learned_file.load_learned(_map(), _model(), path).edit(_model(), EDITS[:1]))
+
+
 def _make_moment(folder: Path) -> Path:
     second_moments.moments(_model(), [0], tokens=100, folder=folder)
     (found,) = folder.glob("*.safetensors")
@@ -458,6 +495,8 @@ FORMATS: dict[str, Format] = {
     "values": Format(_make_values, _read_values, _packed),
     "patches": Format(_make_patch, _read_patch, _tensors),
     "fitted": Format(_make_fitted, _read_fitted, _tensors),
+    "networks": Format(_make_network, _read_network, _tensors),
+    "maps": Format(_make_map, _read_map, _tensors),
     "moments": Format(_make_moment, _read_moment, _moment),
     "state": Format(_make_state, _read_state, _tensors),
     "unedited": Format(_make_unedited, _read_unedited, _zipped),

@@ -171,6 +171,13 @@ class Learned(Editor):
             )
         return self.learned
 
+    def layout(self, lm: LM) -> Mapping[str, Tensor] | None:
+        """The tensors that :meth:`fit` finds, without their numbers (on the device ``meta``); a file must hold those.
+
+        None, the default, where their shapes depend on the examples.
+        """
+        return None
+
     def progress(self, lm: LM, total: int) -> AbstractContextManager[Callable[[int, str], None]]:
         """A bar for what is learned, on a terminal only; tell it how much is done, and a word about it."""
         return bar(f"{self.name} learns to edit {lm.name}", total)

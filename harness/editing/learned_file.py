@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
 from typing_extensions import TypedDict
 
 from harness.editing.editor import Editor, Learned
@@ -138,7 +140,8 @@ def load_learned(editor: Learned, lm: LM, path: Path) -> Learned:
         path: the file.
 
     Raises:
-        DataError: the file is damaged, or of another editor, setting or model.
+        DataError: the file is damaged, or of another editor, setting or model; a tensor is not finite, or is not what
+            the editor learns of the model.
     """
     head, tensors = read_tensors(path, KIND, FORMAT)
     require_manifest(path, _Manifest, head)
@@ -155,7 +158,34 @@ def load_learned(editor: Learned, lm: LM, path: Path) -> Learned:
         if known != value:
             option = f"--seed {known}" if key == "seed" else f"--set {key}={json.dumps(known)}"
             raise DataError(f"{path}: was fitted with {key}={known}, not {value}; give {option}, or fit again")
+    _require_layout(editor, lm, path, tensors)
     return replace(editor, learned={name: tensor.to(lm.device) for name, tensor in tensors.items()})
+
+
+def _require_layout(editor: Learned, lm: LM, path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """See that tensors are finite, and are those that the editor learns of this model.
+
+    Raises:
+        DataError: they are not; names the first.
+    """
+    cure = f"fit it again with `{fit_command(editor, lm)}`"
+    for name, tensor in tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise DataError(f"{path}: '{name}' holds a NaN or an infinity; {cure}")
+    wanted = editor.layout(lm)
+    if wanted is None:
+        return
+    for name in [*wanted, *tensors]:
+        mine, theirs = (_said(found.get(name)) for found in (wanted, tensors))
+        if mine != theirs:
+            raise DataError(f"{path}: '{name}' is {theirs}, but {editor.name} learns {mine} of {lm.name}; {cure}")
+
+
+def _said(tensor: Tensor | None) -> str:
+    """The type and the shape of a tensor."""
+    if tensor is None:
+        return "nothing"
+    return f"{str(tensor.dtype).removeprefix('torch.')} of shape {list(tensor.shape)}"
 
 
 def require_usable(editor: Editor, path: str | None) -> None:

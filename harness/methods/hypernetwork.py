@@ -18,7 +18,7 @@ from torch import Tensor
 from harness.errors import DataError
 from harness.patches.delta import double
 
-__all__ = ["Hypernetwork", "Pair", "Shape"]
+__all__ = ["Hypernetwork", "Pair", "Shape", "layout"]
 
 Shape = tuple[int, int]
 """``(in, out)`` of a matrix."""
@@ -55,17 +55,16 @@ class Hypernetwork:
             seed: of ``V``, which is standard normal.
         """
         draw = torch.Generator().manual_seed(seed)
-        made = {f"alpha/{name}": torch.tensor(alpha) for name in shapes}
-        for shape in sorted(set(shapes.values())):
-            names, prefix, d = [n for n, s in shapes.items() if s == shape], _key(shape), sum(shape)
-            for i in range(depth):
-                r = min(rank, d)
-                made |= {f"{prefix}/{i}/U": torch.zeros(d, r), f"{prefix}/{i}/V": torch.randn(r, d, generator=draw)}
-                made |= {f"{prefix}/{i}/bias": torch.zeros(d)}
-                made |= {f"{prefix}/{i}/scale/{name}": torch.ones(d) for name in names}
-                made |= {f"{prefix}/{i}/shift/{name}": torch.zeros(d) for name in names}
-            made |= {f"{prefix}/statistics/{key}": torch.zeros(d) for key in ("mean", "squares")}
-            made[f"{prefix}/statistics/count"] = torch.tensor(0)
+        made = {
+            name: torch.zeros_like(like, device="cpu") for name, like in layout(shapes, rank=rank, depth=depth).items()
+        }
+        for name, tensor in made.items():
+            if name.startswith("alpha/"):
+                tensor.fill_(alpha)
+            elif name.endswith("/V"):
+                tensor.copy_(torch.randn(tensor.shape, generator=draw))
+            elif "/scale/" in name:
+                tensor.fill_(1.0)
         return cls(made, depth)
 
     @property
@@ -126,6 +125,27 @@ class Hypernetwork:
     def _statistics(self, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor, int]:
         mean, squares, count = (self.tensors[f"{_of(u, v)}/statistics/{k}"] for k in ("mean", "squares", "count"))
         return double(mean), double(squares), int(count)
+
+
+def layout(shapes: Mapping[str, Shape], *, rank: int, depth: int) -> dict[str, Tensor]:
+    """The tensors of a network, without their numbers (on the device ``meta``).
+
+    Args:
+        shapes: the matrices by name.
+        rank: the most that the rank of a layer may be.
+        depth: the number of layers.
+    """
+    sizes: dict[str, tuple[int, ...]] = {f"alpha/{name}": () for name in shapes}
+    for shape in sorted(set(shapes.values())):
+        names, prefix, d = [n for n, s in shapes.items() if s == shape], _key(shape), sum(shape)
+        for i in range(depth):
+            r = min(rank, d)
+            sizes |= {f"{prefix}/{i}/U": (d, r), f"{prefix}/{i}/V": (r, d), f"{prefix}/{i}/bias": (d,)}
+            sizes |= {f"{prefix}/{i}/{part}/{name}": (d,) for part in ("scale", "shift") for name in names}
+        sizes |= {f"{prefix}/statistics/{key}": (d,) for key in ("mean", "squares")}
+        sizes[f"{prefix}/statistics/count"] = ()
+    kinds = {name: torch.int64 if name.endswith("/count") else torch.float32 for name in sizes}
+    return {name: torch.empty(size, dtype=kinds[name], device="meta") for name, size in sizes.items()}
 
 
 def _of(u: Tensor, v: Tensor) -> str:

@@ -11,7 +11,8 @@ from types import ModuleType
 import pytest
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "fuzz.py"
-FORMATS = ["edits", "arrays", "plans", "records", "values", "patches", "fitted", "moments", "state", "unedited"]
+FORMATS = ["edits", "arrays", "plans", "records", "values", "patches", "fitted", "networks", "maps", "moments"]
+FORMATS += ["state", "unedited"]
 
 
 @pytest.fixture(scope="module")

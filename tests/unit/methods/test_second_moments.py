@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from editors.memit import Memit
 from editors.rome import Rome
 from harness.errors import DataError, NumericalError
-from harness.io import hub
+from harness.io import hub, tensor_file
 from harness.io.plain_text import read_documents
 from harness.methods import second_moments
 from harness.methods.second_moments import Moment, accumulate_moments, cached_moments, moments, verify_cached
@@ -283,7 +283,7 @@ def test_a_full_cache_is_told(fresh, tmp_path, monkeypatch):
     def full(*_, **__):
         raise SafetensorError("I/O error: No space left on device")
 
-    monkeypatch.setattr(second_moments, "save_file", full)
+    monkeypatch.setattr(tensor_file, "save_file", full)
     with pytest.raises(DataError, match=r"cannot be written \(I/O error: No space left on device\); set HARNESS_CACHE"):
         moments(fresh("gpt2"), [0], tokens=50, folder=tmp_path)
     assert list(tmp_path.iterdir()) == []
