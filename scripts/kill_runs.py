@@ -1,13 +1,13 @@
 """Kill commands at random moments, call them again until they end, and see that nothing is lost and nothing remains.
 
     python scripts/kill_runs.py                                50 kills, shared out among the commands
-    python scripts/kill_runs.py --kills 3 --only cov --only fit --seed 7
+    python scripts/kill_runs.py --kills 3 --only "cov make" --only fit --seed 7
 
 Each command is first carried out undisturbed, in a folder and a cache of its own. Then it is begun in empty ones, is
 killed by SIGKILL, and is called again with the same words until it ends; and so on until it was killed often enough.
 Every other blow falls at a random time, the others before a random step that changes a file: those are what a random
 time hardly ever hits. After each blow every file that has its name is whole; in the end there are the same files with
-the same bytes as without any blow, but for the seconds that a run took. What differs is named; the exit code is then 1.
+the same content as without any blow, but for the seconds that a run took. What differs is named; the exit code is 1.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from harness.io.hashes import tensor_sha256
 from harness.models.lm import load
 
 __all__ = ["COMMANDS", "Outcome", "kill_often"]
@@ -172,6 +173,8 @@ def contents(root: Path) -> dict[str, bytes]:
 
 
 def _untimed(path: Path, root: Path) -> bytes:
+    if path.suffix == ".safetensors" and _readable(path):
+        return _tensors(path)
     content = path.read_bytes().replace(str(root).encode(), b"ROOT")
     if path.suffix != ".json":
         return content
@@ -179,6 +182,13 @@ def _untimed(path: Path, root: Path) -> bytes:
     if isinstance(said, dict):
         said = {key: value for key, value in said.items() if key not in ("cost", "seconds")}
     return json.dumps(said, sort_keys=True).encode()
+
+
+def _tensors(path: Path) -> bytes:
+    """The tensors and what is said of them: safetensors writes the latter in an order that changes by process."""
+    with safe_open(path, "pt") as file:
+        hashes = {name: tensor_sha256(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
+        return json.dumps([hashes, file.metadata()], sort_keys=True).encode()
 
 
 def not_whole(root: Path) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 from collections.abc import Iterator
 from importlib.resources import files
@@ -11,7 +12,7 @@ from pathlib import Path
 from harness.errors import DataError, near
 from harness.io import hub
 
-__all__ = ["read_documents", "require_text"]
+__all__ = ["read_documents", "require_text", "text_identity"]
 
 
 # A commit of each data set, so that its name stands for one text and can be part of a cache key without a network.
@@ -47,6 +48,30 @@ def require_text(source: str) -> None:
         DataError: it is not.
     """
     _files(source)
+
+
+def text_identity(source: str) -> str:
+    """What names the content of a text source: a hash of its files, or the revision of a Hub data set.
+
+    Raises:
+        DataError: it does not exist, or cannot be read.
+    """
+    paths = _files(source)
+    if paths is None:
+        return "hub:" + ":".join(part or "" for part in _hub_parts(source))
+    digest = hashlib.sha256()
+    for path in paths:
+        _digest(path, digest)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _digest(path: Path, digest: hashlib._Hash) -> None:
+    try:
+        with path.open("rb") as handle:
+            while block := handle.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); give a text with --text FILE") from error
 
 
 def _files(source: str) -> list[Path] | None:

@@ -29,7 +29,7 @@ from typing_extensions import TypedDict
 from harness.errors import DataError, NumericalError
 from harness.io.files import json_sha256
 from harness.io.hashes import tensor_sha256
-from harness.io.plain_text import _files, _hub_parts, read_documents
+from harness.io.plain_text import read_documents, text_identity
 from harness.io.progress import progress_console
 from harness.io.schema import checked, parsed
 from harness.io.tensor_file import save_whole
@@ -323,28 +323,9 @@ def require_finite_moment(moment: Moment, name: str) -> None:
         )
 
 
-def _text_id(source: str) -> str:
-    paths = _files(source)
-    if paths is None:
-        return "hub:" + ":".join(part or "" for part in _hub_parts(source))
-    digest = hashlib.sha256()
-    for path in paths:
-        _digest(path, digest)
-    return f"sha256:{digest.hexdigest()}"
-
-
-def _digest(path: Path, digest: hashlib._Hash) -> None:
-    try:
-        with path.open("rb") as handle:
-            while block := handle.read(1 << 20):
-                digest.update(block)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); give a text with --text FILE") from error
-
-
 def _manifests(lm: LM, layers: Sequence[int], tokens: int) -> dict[int, Manifest]:
     tokenizer = hashlib.sha256(lm.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
-    model, text = lm.fingerprint(), _text_id(lm.text)
+    model, text = lm.fingerprint(), text_identity(lm.text)
     # A gigabyte for each layer is where float64 starts to hurt; below, it keeps the small eigenvalues of C.
     dtype = "float64" if lm.arch.inner <= 8192 else "float32"
     return {

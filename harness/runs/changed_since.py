@@ -11,6 +11,7 @@ from typing import Any
 from harness.editing import learned_file
 from harness.exam import data
 from harness.io.hashes import combined_sha256
+from harness.io.plain_text import text_identity
 from harness.models.lm import load
 from harness.runs.new_record import edits_sha256
 from harness.runs.record import Record
@@ -49,6 +50,9 @@ def _changed(record: Record, resolved: Resolved) -> Iterator[str]:
         if name in data.find_datasets(include=plan.include_path)
     ):
         yield "rows"
+    text = resolved.text if resolved.lm is None else resolved.lm.text
+    if text not in (None, "mini") and record.model.get("text", now := text_identity(text)) != now:
+        yield "text"
     if record.versions != versions():
         yield "versions"
 

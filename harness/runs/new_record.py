@@ -13,6 +13,7 @@ from harness.editing.directions import LIKELIHOOD
 from harness.editing.edit import Edit
 from harness.exam import chance, data, tasks
 from harness.exam.knowledge import NEW_TOKENS
+from harness.io.plain_text import text_identity
 from harness.runs.identity import differing, digest
 from harness.runs.prepare import Prepared
 from harness.runs.record import Record
@@ -44,6 +45,7 @@ def new_record(ready: Prepared, weights: str) -> Record:
             "device": lm.device.type,
             **({"revision": lm.revision} if lm.revision else {}),
             **({"args": dict(plan.model_args)} if plan.model_args else {}),
+            **({} if lm.text == "mini" else {"text": text_identity(lm.text)}),
         },
         editor=_editor(ready),
         edits=_edits(ready),

@@ -76,6 +76,7 @@ class _Model(TypedDict, total=False):
     device: str
     revision: str
     args: dict[str, Any]
+    text: str
 
 
 class _Editor(TypedDict, total=False):

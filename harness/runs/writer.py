@@ -28,7 +28,7 @@ PARTIAL = ".partial"
 _DEPENDS_ON = {
     "id": "plan",
     "plan": "plan",
-    "model": "model",
+    "model": "model or plain text",
     "editor": "editor",
     "edits": "edits",
     "data": "rows or text",

@@ -16,7 +16,7 @@ from editors.memit import Memit
 from editors.rome import Rome
 from harness.errors import DataError, NumericalError
 from harness.io import hub, tensor_file
-from harness.io.plain_text import read_documents
+from harness.io.plain_text import read_documents, text_identity
 from harness.methods import second_moments
 from harness.methods.second_moments import Moment, accumulate_moments, cached_moments, moments, verify_cached
 
@@ -270,7 +270,7 @@ def test_hub_texts_are_read_at_a_fixed_commit(monkeypatch):
     assert asked["streaming"] is True
     assert (asked["name"], asked["config"]) == ("Salesforce/wikitext", "wikitext-103-raw-v1")
     assert len(asked["revision"]) == 40
-    assert asked["revision"] in second_moments._text_id("wikitext")
+    assert asked["revision"] in text_identity("wikitext")
 
 
 def test_an_unwritable_cache_is_told(fresh, tmp_path):

@@ -229,6 +229,33 @@ def test_other_weights_or_rows_are_no_continuation(tmp_path: Path, done: Study) 
     assert run_grid(GRID, tmp_path, device="cpu").blocks == done.blocks
 
 
+OWN = '''
+from editors.rome import Rome
+
+class Mine(Rome):
+    """As ROME."""
+    name = "mine"
+'''
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_a_study_does_not_go_on_when_an_editors_file_has_changed(tmp_path: Path, complete: bool) -> None:
+    own = tmp_path / "mine.py"
+    own.write_text(OWN)
+    settings = {"v_steps": 1, "cov_tokens": 10240}
+    grid = replace(GRID, methods=(Method(str(own), 1),), problems=("error_injection",), layers=(0,), settings=settings)
+    first = run_grid(grid, tmp_path, device="cpu")
+    if not complete:
+        Study(**{**vars(first), "blocks": {}, "complete": False}).save()
+    own.write_text(OWN + "# a change\n")
+    with pytest.raises(UsageError) as told:
+        run_grid(grid, tmp_path, device="cpu")
+    said = "was begun with other files of editors; start anew with --fresh, or choose --output"
+    assert str(told.value) == f"{first.path}: {said}"
+    own.write_text(OWN)
+    assert run_grid(grid, tmp_path, device="cpu").blocks == first.blocks
+
+
 def replace_blocks(one: Study, blocks: dict) -> Study:
     """The same study with other blocks."""
     return Study(**{**vars(one), "blocks": blocks})

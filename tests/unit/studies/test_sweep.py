@@ -197,6 +197,41 @@ def test_what_has_a_record_is_not_run_again(tmp_path: Path, monkeypatch: pytest.
     assert [t.log for t in again[1]] == [t.log for t in first[1]]
 
 
+@pytest.mark.parametrize("what", ["files of editors", "weights", "rows"])
+def test_what_is_of_something_else_is_trained_again(
+    tmp_path: Path, nudge: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, what: str
+) -> None:
+    own = tmp_path / "mine.py"
+    own.write_text(Path(nudge).read_text())
+    sweep = Sweep(tasks=("temporal",), methods={"mine": {"editor": str(own)}}, configurations=1, seeds=1, balls=(1e-3,))
+    done: list[str] = []
+
+    def work(job: Job) -> Trial:
+        done.append(job.name)
+        return Trial(job, log((3.0, 0.9), (3.0001, 0.5)), identity=trial.trial_identity(job))
+
+    monkeypatch.setattr(trial, "train", work)
+
+    def run() -> None:
+        sweeps.run_sweep(sweep, tmp_path / "out", cluster=Cluster(), progress=lambda *state: None)
+
+    run()
+    run()
+    assert len(done) == 2  # of the validation and of the test pair, each once
+    if what == "files of editors":
+        own.write_text(own.read_text() + "\n# a change\n")
+    elif what == "weights":
+        monkeypatch.setattr(trial, "checkpoint_sha256", lambda *_, **__: "0" * 64)
+    else:
+        monkeypatch.setattr(trial, "edits_sha256", lambda _: "0" * 16)
+    run()
+    assert len(done) == 4
+    assert len(caplog.messages) == 2
+    assert all(said.endswith(f".json: is of other {what}; trained again") for said in caplog.messages)
+    run()
+    assert len(done) == 4
+
+
 # --- a trial ----------------------------------------------------------------------------------------------------------
 
 

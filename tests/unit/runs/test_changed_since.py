@@ -1,0 +1,185 @@
+"""A finished record is taken only while all that its plan names is what it was; what is not is named in one line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from harness.editing.editor import Learned
+from harness.editing.learned_file import save_learned
+from harness.editing.registry import configure, find
+from harness.models.lm import load
+from harness.runs import changed_since as changes
+from harness.runs.changed_since import changed_since
+from harness.runs.options import RunOptions
+from harness.runs.plan import Plan
+from harness.runs.record import Record
+from harness.runs.resolve import resolve
+from harness.runs.runner import finished, run_plan
+
+LEARNER = '''
+from dataclasses import dataclass
+import torch
+from harness.editing.editor import Learned
+from harness.patches.delta import Dense
+from harness.patches.patch import Patch
+
+@dataclass(frozen=True)
+class Shift(Learned):
+    """Adds what it has learned to one matrix."""
+    name = "shift"
+    batch = True
+
+    def edit(self, lm, edits, memory=None):
+        matrix = lm.matrix(lm.down(0))
+        return Patch({lm.down(0): Dense(self.knowledge(lm)["size"] * torch.ones_like(matrix))})
+'''
+ROWS = [
+    {"prompt": "{} was born in", "subject": "Ada Velmont", "target": "Rome", "target_old": "Oslo"},
+    {"prompt": "The home of {} is", "subject": "Hugo Lantern", "target": "Paris", "target_old": "Oslo"},
+]
+TABLE = "sentence1\tsentence2\tlabel\nAda is here.\tAda is there.\tnot_entailment\nAda is here.\tShe is.\tentailment\n"
+
+
+@dataclass(frozen=True)
+class World:
+    """All that a plan names, as files of a folder, and the record of its run."""
+
+    folder: Path
+    plan: Plan
+    kept: Record
+
+    def file(self, name: str) -> Path:
+        return self.folder / name
+
+
+def learned(path: Path, plan: Plan, size: float) -> None:
+    """What the editor of these tests has learned."""
+    editor = configure(find(plan.editor), plan.model, {})
+    assert isinstance(editor, Learned)
+    lm = load(plan.model, device="cpu")
+    save_learned(replace(editor, learned={"size": torch.tensor(size)}), lm, path, trained={})
+
+
+@pytest.fixture(scope="module")
+def whole(checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> World:
+    folder = tmp_path_factory.mktemp("world")
+    shutil.copytree(checkpoint("gpt2"), folder / "model")
+    (folder / "shift.py").write_text(LEARNER)
+    (folder / "my.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    (folder / "text.txt").write_text("Ada Velmont was born in Rome, and nobody has seen it.\n" * 9)
+    (folder / "data" / "general").mkdir(parents=True)
+    (folder / "data" / "general" / "test-NLI.tsv").write_text(TABLE)
+    plan = Plan(
+        str(folder / "model"), str(folder / "shift.py"), edits=str(folder / "my.jsonl"), mode="batch", tasks=("NLI",)
+    )
+    plan = replace(plan, data_dir=str(folder / "data"), text=str(folder / "text.txt"), limit=2)
+    plan = replace(plan, fitted=str(folder / "shift.safetensors"))
+    learned(folder / "shift.safetensors", plan, 0.01)
+    return World(folder, plan, run_plan(resolve(plan), RunOptions(folder / "out", device="cpu")))
+
+
+@pytest.fixture
+def world(whole: World) -> World:
+    """The files as they were, whatever a test before has done to them."""
+    return whole
+
+
+def weights(world: World) -> None:
+    path = world.file("model/model.safetensors")
+    tensors = load_file(path)
+    tensors["transformer.ln_f.bias"][0] += 1e-3
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def replaced(name: str, old: str, new: str) -> Callable[[World], None]:
+    def change(world: World) -> None:
+        path = world.file(name)
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new, 1))
+
+    return change
+
+
+CHANGES: dict[str, tuple[str, Callable[[World], None]]] = {
+    "weights of the model": ("model/model.safetensors", weights),
+    "edits": ("my.jsonl", replaced("my.jsonl", "Paris", "Vienna")),
+    "files of editors": ("shift.py", replaced("shift.py", "torch.ones_like", "2 * torch.ones_like")),
+    "knowledge of the editor": (
+        "shift.safetensors",
+        lambda world: learned(world.file("shift.safetensors"), world.plan, 0.02),
+    ),
+    "rows": ("data/general/test-NLI.tsv", replaced("data/general/test-NLI.tsv", "She is.", "He is.")),
+    "text": ("text.txt", replaced("text.txt", "Rome", "Oslo")),
+}
+
+
+def test_nothing_has_changed(world: World) -> None:
+    assert changed_since(world.kept, resolve(world.plan)) == []
+    assert finished(resolve(world.plan), world.file("out")) == world.kept
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_what_has_changed_is_named_in_one_line(world: World, caplog: pytest.LogCaptureFixture, what: str) -> None:
+    name, change = CHANGES[what]
+    before = world.file(name).read_bytes()
+    try:
+        change(world)
+        assert changed_since(world.kept, resolve(world.plan)) == [what]
+        assert finished(resolve(world.plan), world.file("out")) is None
+        (said,) = [message for message in caplog.messages if "not taken" in message]
+        assert said.endswith(f": is of other {what}; it is not taken")
+        assert "\n" not in said
+    finally:
+        world.file(name).write_bytes(before)
+    assert changed_since(world.kept, resolve(world.plan)) == []
+
+
+def test_other_versions_are_named(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = changes.versions()
+    monkeypatch.setattr(changes, "versions", lambda: {**now, "torch": "0.1"})
+    assert changed_since(world.kept, resolve(world.plan)) == ["versions"]
+
+
+def test_without_the_model_its_weights_are_not_looked_at(world: World) -> None:
+    path = world.file("model/model.safetensors")
+    before = path.read_bytes()
+    try:
+        weights(world)
+        assert changed_since(world.kept, resolve(world.plan), load_model=False) == []
+    finally:
+        path.write_bytes(before)
+
+
+def test_a_record_of_before_says_nothing_of_its_text(world: World) -> None:
+    early = replace(world.kept, model={key: value for key, value in world.kept.model.items() if key != "text"})
+    assert changed_since(early, resolve(world.plan)) == []
+
+
+def test_a_run_that_was_stopped_does_not_go_on_with_another_text(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from harness.runs.writer import RecordWriter
+
+    def stopped(writer: RecordWriter) -> Path:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RecordWriter, "complete", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run_plan(resolve(world.plan), RunOptions(tmp_path, device="cpu"))
+    before = world.file("text.txt").read_bytes()
+    try:
+        replaced("text.txt", "Rome", "Oslo")(world)
+        run_plan(resolve(world.plan), RunOptions(tmp_path, device="cpu"))
+    finally:
+        world.file("text.txt").write_bytes(before)
+    assert any("had another model or plain text" in message and "begins anew" in message for message in caplog.messages)
