@@ -178,17 +178,23 @@ def _untimed(path: Path, root: Path) -> bytes:
     content = path.read_bytes().replace(str(root).encode(), b"ROOT")
     if path.suffix != ".json":
         return content
-    said = json.loads(content)
-    if isinstance(said, dict):
-        said = {key: value for key, value in said.items() if key not in ("cost", "seconds")}
-    return json.dumps(said, sort_keys=True).encode()
+    return json.dumps(_without_time(json.loads(content)), sort_keys=True).encode()
 
 
 def _tensors(path: Path) -> bytes:
     """The tensors and what is said of them: safetensors writes the latter in an order that changes by process."""
     with safe_open(path, "pt") as file:
         hashes = {name: tensor_sha256(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
-        return json.dumps([hashes, file.metadata()], sort_keys=True).encode()
+        said = dict(file.metadata())
+    digest, _, manifest = said.pop("manifest").rpartition(" {")
+    about = json.loads("{" + manifest) if digest else manifest
+    return json.dumps([hashes, said, _without_time(about)], sort_keys=True).encode()
+
+
+def _without_time(said: Any) -> Any:
+    if not isinstance(said, dict):
+        return said
+    return {key: value for key, value in said.items() if key not in ("cost", "seconds")}
 
 
 def not_whole(root: Path) -> list[str]:
