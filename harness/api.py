@@ -267,6 +267,7 @@ def run(
     patch: str | Path | None = None,
     known_only: bool = False,
     model_args: Mapping[str, object] | None = None,
+    trust_code: bool = False,
     output: str | Path | None = None,
     device: str | None = None,
     device_map: str | None = None,
@@ -308,6 +309,7 @@ def run(
         patch: a file of saved edits, which are put back instead of making new ones.
         known_only: whether only the facts that the unedited model knows are edited.
         model_args: of a model that is named, more of what lm-eval's ``--model_args`` takes, such as ``revision``.
+        trust_code: whether code may run that the patch names by its path; that of ``editor`` is named by the caller.
         output: the folder of the record; by default nothing is kept on disk.
         device: where a model that is named goes; ``auto`` spreads it; by default an accelerator where there is one.
         device_map: how a model that is named is spread over devices instead, as transformers takes it.
@@ -330,6 +332,7 @@ def run(
         >>> record.status
         'complete'
     """
+    from harness.editing.patch_file import require_trusted_parts
     from harness.runs import handed, runner
     from harness.runs.defaults import rows_for
     from harness.runs.options import RunOptions
@@ -338,6 +341,8 @@ def run(
 
     if not isinstance(editor, str):
         handed.require_editor(editor, settings or {})
+    if patch is not None:
+        require_trusted_parts(Path(patch), trust_code)
     values: dict[str, object] = {
         "edits": None if edits is None else _edits(edits), "num_edits": num_edits, "split": split,
         "mode": mode, "batch_size": batch_size, "eval_at": eval_at, "tasks": tasks, "exam": exam or None,
@@ -382,6 +387,7 @@ def evaluate(
     limit: int | None = None,
     dtype: str = "float32",
     arch: Mapping[str, str] | None = None,
+    trust_code: bool = False,
     output: str | Path | None = None,
     device: str | None = None,
     rows: int = 32,
@@ -403,6 +409,7 @@ def evaluate(
         limit: documents of each task; by default all.
         dtype: of a model that is named.
         arch: parts of the architecture named by hand.
+        trust_code: whether code may run that the patch names by its path.
         output: the folder of the record; by default nothing is kept on disk.
         device: where a model that is named goes.
         rows: rows of one forward pass.
@@ -425,8 +432,8 @@ def evaluate(
 
     return run(
         model, "none", NO_EDITS if edits is None else edits, tasks, tokenizer=tokenizer, patch=patch,
-        exam=exam, data_dir=data_dir, text=text, limit=limit, dtype=dtype, arch=arch, output=output,
-        device=device, rows=rows, cache=cache, progress=progress,
+        exam=exam, data_dir=data_dir, text=text, limit=limit, dtype=dtype, arch=arch, trust_code=trust_code,
+        output=output, device=device, rows=rows, cache=cache, progress=progress,
     )  # fmt: skip
 
 
@@ -440,6 +447,7 @@ def sweep(
     *,
     address: str | None = None,
     workers: int = 1,
+    trust_code: bool = False,
     progress: Progress | None = None,
 ) -> list[Trial]:
     """Draw configurations, choose on the validation pairs, and train anew on the test pairs (Hewitt et al. 2024).
@@ -449,6 +457,7 @@ def sweep(
         output: the folder; what has a record in its ``runs`` is never run again.
         address: ``HOST:PORT`` of a Ray cluster; by default this machine.
         workers: trainings at a time on this machine.
+        trust_code: whether code may run that a YAML file names by its path.
         progress: told what is done, how far it is, and how much there is.
 
     Returns:
@@ -471,7 +480,8 @@ def sweep(
     from harness.studies.sweeps.sweep import Sweep, run_sweep
 
     if isinstance(config, str | Path):
-        config = Sweep.read(Path(config))
+        path, config = Path(config), Sweep.read(Path(config))
+        config.require_trusted(path, trust_code)
     asked = config if isinstance(config, Sweep) else Sweep.of(config)
     files.require_writable(Path(output))
     cluster = Cluster(address, workers, asked.cpus, asked.gpus)

@@ -84,9 +84,7 @@ class PlanOptions:
         if self.config is not None and self.editor is None:
             require_trusted(plan.editor, self.config, self.trust_code)
         if plan.patch is not None:
-            head = patch_file.patch_manifest(Path(plan.patch))
-            if head["parts"]:  # changes of weights alone need no code
-                require_trusted(str(head["editor"]), plan.patch, self.trust_code)
+            patch_file.require_trusted_parts(Path(plan.patch), self.trust_code)
 
 
 @dataclass(frozen=True)
@@ -221,15 +219,12 @@ def apply(*, patch: Path, folder: Path, model: str | None, dtype: str | None, tr
     """Write the model with saved edits in its weights, as a checkpoint for transformers and lm_eval."""
     from harness.editing import patch_file
     from harness.editing.checkpoint import export
-    from harness.editing.registry import require_trusted
     from harness.models.lm import load, require_dtype
 
     if dtype is not None:
         require_dtype(dtype)
-    head = patch_file.patch_manifest(patch)
-    if head["parts"]:  # changes of weights alone need no code
-        require_trusted(str(head["editor"]), patch, trust_code)
-    about = head["about"]
+    patch_file.require_trusted_parts(patch, trust_code)
+    about = patch_file.patch_manifest(patch)["about"]
     lm = load(
         model or str(about.get("model")),
         dtype=str(about.get("dtype", "float32")),

@@ -90,14 +90,19 @@ def _tied(*paths: Path) -> list[Record]:
 @opt.TOLERANCE
 @opt.DEVICE
 @opt.ROWS
-def check(*, baseline: Path, only: str, tolerance: float | None, device: str | None, rows: int) -> None:
+@opt.TRUST_CODE.but(help="Run the code of editors that a record names by their path.")
+def check(
+    *, baseline: Path, only: str, tolerance: float | None, device: str | None, rows: int, trust_code: bool
+) -> None:
     """Run recorded plans again; exit 1, with a table of what moved, when a number leaves its tolerance."""
     from harness.errors import CheckFailed
     from harness.reports.terminal_tables import moved_table
     from harness.runs.record import record_name
 
     moved: dict[str, Sequence[Moved]] = {}
-    for kept, again in _repeated(_asked(baseline, only), device, rows):
+    asked = _asked(baseline, only)
+    _require_trusted(asked, baseline, trust_code)
+    for kept, again in _repeated(asked, device, rows):
         moved[record_name(kept)] = _compared(kept, again, tolerance)
     if any(moved.values()):
         terminal.write_table(moved_table(moved))
@@ -122,6 +127,19 @@ def _asked(baseline: Path, only: str) -> list[Record]:
             f"{baseline}: no record is named '{only}'; names look like mini--memit--counterfact-50--batch--1a2b3c4d"
         )
     return found
+
+
+def _require_trusted(records: Sequence[Record], baseline: Path, trusted: bool) -> None:
+    """Refuse code that a record names by its path, unless the user trusts it."""
+    from harness.editing.patch_file import require_trusted_parts
+    from harness.editing.registry import require_trusted
+    from harness.runs.record import record_name
+
+    for kept in records:
+        where = baseline if baseline.is_file() else baseline / f"{record_name(kept)}.json"
+        require_trusted(str(kept.plan.get("editor", "none")), where, trusted)
+        if kept.plan.get("patch"):
+            require_trusted_parts(Path(kept.plan["patch"]), trusted)
 
 
 def _repeated(known: Sequence[Record], device: str | None, rows: int) -> Iterator[tuple[Record, Record]]:

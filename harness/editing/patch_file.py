@@ -14,7 +14,7 @@ from torch import Tensor
 from typing_extensions import TypedDict
 
 from harness import __version__
-from harness.editing.registry import find
+from harness.editing.registry import find, require_trusted
 from harness.errors import DataError, ModelError, UsageError
 from harness.io import tensor_file
 from harness.io.files import json_sha256
@@ -23,7 +23,16 @@ from harness.models.lm import LM
 from harness.patches.delta import Delta, delta_from_tensors
 from harness.patches.patch import Part, Patch
 
-__all__ = ["VERSION", "load_patch", "pack_patch", "patch_digest", "patch_manifest", "save_patch", "unpack_patch"]
+__all__ = [
+    "VERSION",
+    "load_patch",
+    "pack_patch",
+    "patch_digest",
+    "patch_manifest",
+    "require_trusted_parts",
+    "save_patch",
+    "unpack_patch",
+]
 
 VERSION = __version__
 """What saves patches; a patch that cannot be put back says it, so that one knows what to install."""
@@ -99,6 +108,22 @@ def patch_manifest(path: Path) -> dict[str, Any]:
     head = tensor_file.read_manifest(path, KIND, FORMAT)
     tensor_file.require_manifest(path, _Manifest, head)
     return head
+
+
+def require_trusted_parts(path: Path, trusted: bool) -> None:
+    """Refuse a patch whose parts are made by an editor that it names by the path of its code.
+
+    Args:
+        path: the file; one that changes weights alone runs no code.
+        trusted: whether the user has said that its code may run.
+
+    Raises:
+        UsageError: it may not.
+        DataError: the file is damaged, no patch, or of a newer format.
+    """
+    head = patch_manifest(path)
+    if head["parts"]:
+        require_trusted(str(head["editor"]), path, trusted)
 
 
 def load_patch(path: Path, lm: LM) -> Patch:

@@ -211,8 +211,8 @@ def require_trusted(name: str, where: str | Path, trusted: bool) -> None:
     own = [part for part in _parts(name) if part.endswith(".py")]
     if own and not trusted:
         raise UsageError(
-            f"{where}: names the editor '{own[0]}', whose code would run; read it, and then give --trust-code or type "
-            f"--editor {own[0]}"
+            f"{where}: names the editor '{own[0]}', whose code would run; read it, and then give --trust-code (in "
+            f"Python trust_code=True) or type --editor {own[0]}"
         )
 
 

@@ -19,8 +19,9 @@ from cli_calls import ROWS, without_progress
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from harness import api
 from harness.editing.patch_file import save_patch
-from harness.errors import DataError, ModelError
+from harness.errors import DataError, ModelError, UsageError
 from harness.io.plain_text import read_documents
 from harness.models import lm as loading
 from harness.patches.patch import Part, Patch
@@ -78,8 +79,8 @@ def test_a_configuration_runs_no_code_that_it_names(
     found = harness("run", "--config", config, "--dry-run")
     assert found.code == 2
     assert found.err == (
-        f"error: {config}: names the editor '{path}', whose code would run; read it, and then give --trust-code or "
-        f"type --editor {path}"
+        f"error: {config}: names the editor '{path}', whose code would run; read it, and then give --trust-code (in "
+        f"Python trust_code=True) or type --editor {path}"
     )
     assert not marker.exists()
 
@@ -145,6 +146,52 @@ def test_a_patch_runs_no_code_that_it_names(
         found = harness(*call)
         assert (found.code, found.err.startswith(f"error: {file}: names the editor '{path}', whose code")) == (2, True)
     assert not marker.exists()
+
+
+def test_a_check_runs_no_code_that_a_record_names(
+    harness: Harness, mine: tuple[Path, Path], tmp_path: Path, arguments: list[str]
+) -> None:
+    path, marker = mine
+    out = tmp_path / "out"
+    assert harness(*arguments, "--output", out).code == 0
+    (record,) = out.glob("*.json")
+    said = json.loads(record.read_text())
+    said["plan"]["editor"] = str(path)
+    record.write_text(json.dumps(said))
+    for baseline in (out, record):
+        found = harness("check", "--baseline", baseline)
+        assert (found.code, len(found.err.splitlines())) == (2, 1)
+        assert found.err.startswith(f"error: {record}: names the editor '{path}', whose code")
+    assert not marker.exists()
+    found = harness("check", "--baseline", out, "--trust-code")
+    assert "names the editor" not in found.err
+    assert marker.exists()
+
+
+def test_python_runs_no_code_that_a_file_names(
+    mine: tuple[Path, Path], tmp_path: Path, checkpoint: Callable[..., Path]
+) -> None:
+    path, marker = mine
+    model = str(checkpoint("gpt2"))
+    lm = loading.load(model, device="cpu")
+    file = tmp_path / "theirs.safetensors"
+    about = {"model": model, "dtype": "float32", "num_edits": 1, "ids": ["1"]}
+    save_patch(Patch(hooks={"transformer.h.0": Doubled()}), lm, file, editor=str(path), about=about)
+    config = written(tmp_path / "sweep.yaml", {"methods": {"mine": {"editor": str(path)}}, "tasks": "temporal"})
+    calls: list[Callable[..., object]] = [
+        lambda **more: api.run(model, edits=ROWS, patch=file, tasks="NLI", data_dir="mini", **more),
+        lambda **more: api.evaluate(model, "NLI", patch=file, edits=ROWS, data_dir="mini", **more),
+        lambda **more: api.sweep(config, tmp_path / "swept", **more),
+    ]
+    for call in calls:
+        with pytest.raises(UsageError, match=r"names the editor '.*mine\.py', whose code .* trust_code=True"):
+            call()
+        assert not marker.exists()
+    for call in calls[:2]:
+        with pytest.raises(DataError, match="has no part 'Doubled'"):  # its code has run, and it has none
+            call(trust_code=True)
+        assert marker.exists()
+        marker.unlink()
 
 
 # --- options ----------------------------------------------------------------------------------------------------------
