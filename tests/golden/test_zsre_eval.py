@@ -139,7 +139,7 @@ def right_tokens(lm: LM, prompt: str, answer: str) -> list[bool]:
     ("kind", "field", "among", "digits"), [("rewrite", "src", 0.152, 0.200), ("paraphrase", "rephrase", 0.145, 0.186)]
 )
 def test_lone_spaces_of_a_sentencepiece_model_are_tokens_of_their_own(real, kind, field, among, digits):
-    """Merged with what follows, as text pieces had them, they gave 0.10, and 0.05 of answers that begin with a digit."""
+    """Merged with what follows, as text pieces had them, they gave 0.10, and 0.05 of those that begin with digits."""
     lm, rows, ratings = real
     ours = [ratings[f"{i}/{kind}"] for i in range(len(rows))]
     right = [right_tokens(lm, row[field], row["alt"]) for row in rows]
