@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from harness.exam.case_exam import CaseExam
     from harness.exam.span_scores import Ranked
     from harness.exam.statistics import Ratio, aggregate
+    from harness.exam.tasks import read_edits
     from harness.exam.text_metrics import agreement, begins_with, consistency, entropy, vectorizer, words
     from harness.exam.token_tasks import Continuations, Forced, FreeAnswer, TeacherForced, Tokenized
     from harness.studies.remedi import norms
@@ -53,6 +54,7 @@ __all__ = [
     "joined",
     "near",
     "norms",
+    "read_edits",
     "read_rows",
     "row_shapes",
     "subjects",
@@ -76,6 +78,7 @@ _PLACES = {
     "harness.exam.canonical": ("CanonicalSet", "Exam", "read_rows", "subjects"),
     "harness.exam.span_scores": ("Ranked",),
     "harness.exam.statistics": ("Ratio", "aggregate"),
+    "harness.exam.tasks": ("read_edits",),
     "harness.exam.text_metrics": ("agreement", "begins_with", "consistency", "entropy", "vectorizer", "words"),
     "harness.exam.token_tasks": ("Continuations", "Forced", "FreeAnswer", "TeacherForced", "Tokenized"),
     "harness.studies.remedi.entities": ("from_biography", "in_context"),

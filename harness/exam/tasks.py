@@ -200,7 +200,7 @@ def edit_sets(include: Sequence[str] = ()) -> list[str]:
 
 
 def read_edits(
-    name: str, *, data_dir: str, split: str = "test", count: int | None = None, include: Sequence[str] = ()
+    name: str, data_dir: str, *, split: str = "test", count: int | None = None, include: Sequence[str] = ()
 ) -> list[Edit]:
     """The edits of a set, or of one's own JSONL file, in the order of the rows.
 

@@ -20,6 +20,7 @@ OLD = {
     "metrics": ("task_kit", "aggregate"),
     "objectives": ("editor_kit", "DIRECTIONS"),
     "patch": ("editor_kit", "Part"),
+    "tasks": ("task_kit", "read_edits"),
 }
 DOORS = {"editor_kit", "task_kit"}
 
@@ -72,6 +73,7 @@ def test_the_old_place_of_rows_says_what_replaced_it():
     with pytest.warns(DeprecationWarning, match=r"write: from harness\.task_kit import data"):
         module = old("data")
     assert module.splits is task_kit.data.splits
+    assert module.TASKS is task_kit.data.TASKS
 
 
 def test_every_old_place_is_tested():
