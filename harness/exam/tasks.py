@@ -40,6 +40,7 @@ __all__ = [
     "read_edits",
     "read_examples",
     "require_names",
+    "require_own_documents",
     "templates_once",
     "values_of",
 ]
@@ -334,6 +335,28 @@ def load_suite(
         if hasattr(task.task, "bind"):
             task.task.bind(tokenizer, exact=True)
     return Suite(list(found.values()), left_out)
+
+
+def require_own_documents(
+    names: Iterable[str], *, edit_set: str | None, data_dir: str, include: Sequence[str] = ()
+) -> None:
+    """See, before a model is loaded, that isolated edits are not asked about those of another set.
+
+    Args:
+        names: the tasks and groups that are asked for.
+        edit_set: the set that is edited.
+        data_dir: where the rows come from.
+        include: folders of one's own with tasks.
+
+    Raises:
+        UsageError: documents of a task are about the edits of another set.
+        DataError: its data cannot be had.
+    """
+    every = _manager({"data_dir": data_dir}, include=include)
+    about = {member: name for name in edit_sets(include) for member in (name, *_members(every, name))}
+    others = [name for name in names if about.get(name, edit_set) != edit_set]
+    every = _manager({"data_dir": data_dir}, others, include)
+    Suite([task for name in others for task in _build(every, name, lambda _: None)]).spread(edit_set)
 
 
 def _manager(metadata: Mapping[str, Any], names: Iterable[str] = (), include: Sequence[str] = ()) -> TaskManager:

@@ -17,13 +17,10 @@ from harness.errors import UsageError
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-__all__ = ["MIGRATE", "SCHEMA", "differing", "digest", "record_id"]
+__all__ = ["SCHEMA", "differing", "digest", "record_id"]
 
 SCHEMA = 2
 """Of records: what their files hold, and how their ids are made."""
-
-MIGRATE = "python scripts/migrate_records.py"
-"""What rewrites records of an earlier schema."""
 
 
 def record_id(plan: DataclassInstance, schema: int = SCHEMA, leave_out: Collection[str] = ()) -> str:

@@ -18,7 +18,7 @@ from harness.exam.statistics import Ratio, Values
 from harness.io.collector import without_collector
 from harness.io.files import json_text, pack_json, rounded, unpack_json, values_path, write_whole
 from harness.io.schema import checked, parsed
-from harness.runs.identity import MIGRATE, SCHEMA
+from harness.runs.identity import SCHEMA
 from harness.runs.record import PointValues, Record
 from harness.runs.record_schema import Column, RecordFile, ValuesFile
 
@@ -39,7 +39,7 @@ def read_record(path: str | Path, values: bool = False) -> Record:
         )
     if data["schema"] != SCHEMA:
         old = isinstance(data["schema"], int) and data["schema"] < SCHEMA
-        cure = f"rewrite it with: {MIGRATE} {path.parent}" if old else "install a newer version, or repeat the run"
+        cure = "repeat the run" if old else "install a newer version, or repeat the run"
         raise DataError(f"{path}: record schema {data['schema']}, this version reads {SCHEMA}; {cure}")
     try:
         checked(RecordFile, data)

@@ -136,7 +136,7 @@ def resolve(plan: Plan, *, lm: LM | None = None, editor: Editor | None = None) -
         )
     if not unedited and not plan.patch:
         schedule.require_able(method, edits, mode)
-    return Resolved(
+    found = Resolved(
         plan=replace(plan, mode=mode, batch_size=size, num_edits=len(drawn) or None, exam=exam),
         recipe=recipe,
         edits=edits,
@@ -147,6 +147,11 @@ def resolve(plan: Plan, *, lm: LM | None = None, editor: Editor | None = None) -
         lm=lm,
         editor=editor,
     )
+    if found.edits_any and mode == "isolated":
+        tasks.require_own_documents(
+            plan.tasks, edit_set=found.edit_set, data_dir=plan.data_dir, include=plan.include_path
+        )
+    return found
 
 
 def _edit_set(plan: Plan) -> str | None:

@@ -33,7 +33,7 @@ from harness.models.lm import LM, load
 from harness.patches.delta import double
 from harness.reports.cells import brackets, number
 from harness.reports.table import MISSING
-from harness.runs.identity import MIGRATE, record_id
+from harness.runs.identity import record_id
 from harness.runs.versions import versions
 from harness.studies.causal.facts import Fact, Skipped, read_facts
 from harness.studies.causal.trace import (
@@ -433,8 +433,7 @@ def read_study(path: Path) -> Study:
     if not isinstance(record, dict) or record.get("study") != "trace":
         raise DataError(f"{path}: not a record of `harness trace`; give one")
     if record.get("schema") == 1:
-        cure = f"rewrite it with: {MIGRATE} {path.parent}"
-        raise DataError(f"{path}: record schema 1, this version reads {SCHEMA}; {cure}")
+        raise DataError(f"{path}: record schema 1, this version reads {SCHEMA}; repeat the study")
     if record.get("schema") != SCHEMA or values.get("id") != record["id"]:
         raise DataError(f"{path}: of another version, or not of the values beside it; repeat the study")
     return Study(record, tuple(_from_row(row) for row in values["facts"]))

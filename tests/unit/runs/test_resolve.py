@@ -244,3 +244,20 @@ def test_a_new_hyperparameter_of_rome_reaches_the_record_from_its_one_file(small
     assert kept.plan["settings"]["warmth"] == 2.5
     with pytest.raises(UsageError, match="'warmth' is -1"):
         resolve(replace(plan, settings={**settings, "warmth": -1.0}))
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize(
+    ("edits", "asked"),
+    [("counterfact", "zsre"), ("zsre", "counterfact"), ("counterfact", "zsre_generation"), ("own.jsonl", "zsre")],
+)
+def test_isolated_edits_are_not_asked_about_another_sets_and_no_model_is_loaded(
+    edits: str, asked: str, tmp_path: Path
+) -> None:
+    (tmp_path / "own.jsonl").write_text('{"prompt": "{} was born in", "subject": "Ada", "target": "Rome"}\n')
+    named = str(tmp_path / edits) if edits.endswith("jsonl") else edits
+    plan = Plan(editor="memit", edits=named, num_edits=1, tasks=("NLI", asked), mode="isolated")
+    with pytest.raises(UsageError, match=r"asks about edits of another set than .*use --mode batch"):
+        resolve(plan)
+    assert resolve(replace(plan, mode="batch")).plan.tasks == ("NLI", asked)
+    assert resolve(replace(plan, tasks=("NLI", edits))) if edits == "zsre" else resolve(replace(plan, tasks=("NLI",)))
