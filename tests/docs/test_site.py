@@ -35,6 +35,13 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_no_merge_was_left_half_done() -> None:
+    kinds = ("*.md", "*.yml", "*.toml", "docs/**/*.md", "tasks/**/*.md", "tasks/**/*.yaml", "results/**/*.md")
+    texts = {path: path.read_text(encoding="utf-8") for kind in kinds for path in ROOT.glob(kind)}
+    assert ROOT / "mkdocs.yml" in texts
+    assert [path for path, text in texts.items() if re.search(r"^(<{7}|>{7}) ", text, re.MULTILINE)] == []
+
+
 def public(found: griffe.Module) -> Iterator[griffe.Object]:
     """The public functions and classes of a package, and the methods of these classes."""
     for name, member in found.members.items():
