@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from mini_canonical import MAKERS, canonical_rows, corpus_rows
+from mini_cases import mquake_rows
 from mini_remedi import biography_rows, norm_rows
 from mini_scores import measure, table
 from mini_world import (
@@ -101,6 +102,9 @@ def make_data(world: World) -> None:
         write_lines(ROOT / "tasks" / "general" / task / "mini_train.jsonl", train)
     for name in ("counterfact", "zsre"):
         test, train = edit_rows(world, name)
+        write_lines(ROOT / "tasks" / "edits" / name / "mini.jsonl", test)
+        write_lines(ROOT / "tasks" / "edits" / name / "mini_train.jsonl", train)
+    for name, (test, train) in {"mquake": mquake_rows(world)}.items():
         write_lines(ROOT / "tasks" / "edits" / name / "mini.jsonl", test)
         write_lines(ROOT / "tasks" / "edits" / name / "mini_train.jsonl", train)
     texts = json.dumps(snippets(world), ensure_ascii=False, indent=1)

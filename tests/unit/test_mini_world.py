@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import mini_canonical as canonical  # noqa: E402
+import mini_cases as cases  # noqa: E402
 import mini_remedi as remedi  # noqa: E402
 import mini_world as mini  # noqa: E402  (the scripts are no package)
 
@@ -259,3 +260,24 @@ def test_scores_in_the_card_are_the_measured_ones() -> None:
         values = [str(scores[name][key]["value"]) for name in MODELS]
         assert [x.strip() for x in line.strip("|").split("|")][1] == str(first["n"])
         assert line.endswith(f"| {' | '.join(values)} |")
+
+
+def test_shipped_cases_are_the_generated_ones(world: mini.World) -> None:
+    test, train = cases.mquake_rows(world)
+    assert read("tasks/edits/mquake/mini.jsonl") == test
+    assert read("tasks/edits/mquake/mini_train.jsonl") == train
+
+
+def test_what_follows_in_a_case_is_true_of_its_edits(world: mini.World) -> None:
+    """The answer of two hops is the second fact of the new head, or what that fact was edited to."""
+    facts = {(fact.relation.id, fact.subject): fact.object for fact in world.facts}
+    for row in cases.mquake_rows(world)[0]:
+        first, *second = row["requested_rewrite"]
+        old, new = first["target_true"]["str"], first["target_new"]["str"]
+        assert facts["head", first["subject"]] == old != new
+        relations = [name for name in cases.SECOND if facts[name, old] == row["answer"]]
+        assert (
+            any(facts[name, new] == row["new_answer"] for name in relations)
+            or second[0]["target_new"]["str"] == row["new_answer"]
+        )
+        assert [hop["answer"] for hop in row["new_single_hops"]] == [new, row["new_answer"]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,10 @@ from harness.editing.edit import Edit
 from harness.errors import DataError
 from harness.exam import data
 from harness.exam.case_exam import CaseExam
+from harness.exam.case_sets import CaseSet
 from harness.exam.cases import Case, read_cases, rule_of
+
+SHARED = Path(__file__).resolve().parents[4] / "shared" / "data"
 
 RULE: dict[str, Any] = {
     "id": "name",
@@ -218,3 +222,29 @@ def test_what_must_stay_is_compared_with_the_unedited_model(tmp_path: Path) -> N
     assert made.config.metadata["agreement"] == {"locality_agreement": {"kind": "locality"}}
     (doc,) = [d for d in made.eval_docs if d["kind"] == "locality"]
     assert made.process_results(doc, ["anything"]) == {}
+
+
+# --- MQuAKE -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_right_answers_of_mquake_agree_with_published_verdicts() -> None:
+    """The published verdicts of 3,000 cases hold the three answers against the answer from *before* the edits."""
+    found, told = SHARED / "mquake" / "MQuAKE-CF-3k.jsonl.gz", SHARED / "published" / "mello_cf3k_percase.jsonl.gz"
+    if not found.is_file():
+        pytest.skip("needs the real data beside the project")
+    cases = {
+        case.id: case
+        for case in CaseSet.read(data.TASKS / "edits" / "mquake" / "mquake.yaml").cases(str(SHARED), "test")
+    }
+    with gzip.open(told, "rt", encoding="utf-8") as file:
+        verdicts = [json.loads(line) for line in file]
+    assert len(cases) == len(verdicts) == 3000
+    assert sum(len(case.edits) for case in cases.values()) == 6015
+
+    def right(verdict: dict[str, Any], kind: str) -> bool:
+        answers = {a for q in cases[str(verdict["case_id"])].probes if q.kind == kind for a in q.answers}
+        return any(said in answers for said in verdict["preds"])
+
+    assert all(right(verdict, "hop_old") == verdict["succ"] for verdict in verdicts)
+    assert sum(right(verdict, "hop_old") for verdict in verdicts) == 389  # 12.97 %
+    assert sum(right(verdict, "hop") for verdict in verdicts) == 732

@@ -89,15 +89,24 @@ def test_a_group_has_its_members(path: Path, manager: Any) -> None:
     assert set(manager.load([config["group"]])["tasks"]) == set(members)
 
 
-@pytest.mark.parametrize("path", TASKS, ids=_id)
-def test_metadata_say_what_a_table_needs(path: Path) -> None:
-    config = _config(path)
-    metadata = config["metadata"]
-    metrics = [metric["metric"] for metric in config["metric_list"]]
-    assert metadata["headline"] in metrics
-    assert len(set(metrics)) == len(metrics)
+def _metrics(config: dict[str, Any], manager: Any) -> list[str]:
+    """The metrics of a task: those that it lists, or those that its cases have."""
+    if "case" in config["metadata"]:
+        (task,) = manager.load([config["task"]])["tasks"].values()
+        assert set(task.aggregation()) == set(task.higher_is_better()) == set(task.metrics)
+        return [*task.metrics, *(task.config.metadata.get("agreement") or {})]
     assert all(isinstance(metric["higher_is_better"], bool) for metric in config["metric_list"])
     assert all(metric["aggregation"] for metric in config["metric_list"])
+    return [metric["metric"] for metric in config["metric_list"]]
+
+
+@pytest.mark.parametrize("path", TASKS, ids=_id)
+def test_metadata_say_what_a_table_needs(path: Path, manager: Any) -> None:
+    config = _config(path)
+    metadata = config["metadata"]
+    metrics = _metrics(config, manager)
+    assert {metadata["headline"], *metadata.get("shown", [])} <= set(metrics)
+    assert len(set(metrics)) == len(metrics)
     assert isinstance(metadata["version"], float)
     assert metadata["licence"]
     assert metadata["source"]
