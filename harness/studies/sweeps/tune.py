@@ -42,7 +42,15 @@ from harness.runs.resolve import Resolved, resolve
 from harness.runs.versions import versions
 from harness.studies.causal.trace import TraceSettings, select_facts, trace_each
 from harness.studies.sweeps.draws import draw_settings
-from harness.studies.sweeps.tune_space import LAYER_FIELDS, layer_choices, portion, scale_field, searched, width_of
+from harness.studies.sweeps.tune_space import (
+    LAYER_FIELDS,
+    layer_choices,
+    portion,
+    rises,
+    scale_field,
+    searched,
+    width_of,
+)
 
 __all__ = ["Budget", "Trial", "Tuned", "require_apart", "score_of", "tune", "tuned_name"]
 
@@ -245,7 +253,8 @@ class _Tuning:
     def _draw(self, name: str, distribution: Mapping[str, Any], visit: int) -> None:
         """Try another value of one field; all others as in the best trial so far."""
         best = self._so_far()
-        part = portion(distribution, visit, best.get(name, getattr(self.untuned, name)))
+        now, rising = best.get(name, getattr(self.untuned, name)), name == "lr" and rises(self.untuned)
+        part = portion(distribution, visit, now=now, rising=rising)
         drawn = draw_settings({name: part}, f"{self.plan.seed} {name} {visit}", self.lm.arch.layers, where=name)
         self._try(name, {**best, **{key: _short(value) for key, value in drawn.items()}})
 

@@ -15,7 +15,7 @@ from harness.editing.editor import Editor
 from harness.editing.hyperparameters import settable
 from harness.studies.causal.trace import layer_window
 
-__all__ = ["LAYER_FIELDS", "layer_choices", "portion", "scale_field", "searched", "width_of"]
+__all__ = ["LAYER_FIELDS", "layer_choices", "portion", "rises", "scale_field", "searched", "width_of"]
 
 LAYER_FIELDS = ("layers", "layer")
 """What an editor calls where it edits: several layers, or one."""
@@ -66,12 +66,17 @@ def scale_field(editor: Editor) -> str | None:
     Args:
         editor: the editor as it is without tuning.
     """
-    if editor.name in _UP:
+    if rises(editor):
         return "lr"
     return "lam" if _number(editor, "lam") else None
 
 
-def portion(distribution: Mapping[str, Any], visit: int, now: object) -> dict[str, Any]:
+def rises(editor: Editor) -> bool:
+    """Whether the rate that an editor needs on a small model is far above the published one."""
+    return editor.name in _UP
+
+
+def portion(distribution: Mapping[str, Any], visit: int, *, now: object, rising: bool = False) -> dict[str, Any]:
     """The part of a distribution from which a field is drawn when it is visited again.
 
     Of a range its lower third, its upper third and its middle, in turn; of a choice all but the value of now.
@@ -80,11 +85,13 @@ def portion(distribution: Mapping[str, Any], visit: int, now: object) -> dict[st
         distribution: as :func:`searched` gives it.
         visit: how often the field has been visited before.
         now: its value in the best trial so far.
+        rising: whether the upper third and the middle come before the lower third.
     """
     if "choice" in distribution:
         return {"choice": [value for value in distribution["choice"] if value != now]}
     low, high = distribution["log10"]
-    start = low + (high - low) * (0, 2, 1)[visit % 3] / 3
+    third = ((2, 1, 0) if rising else (0, 2, 1))[visit % 3]
+    start = low + (high - low) * third / 3
     return {"log10": [start, start + (high - low) / 3]}
 
 

@@ -53,8 +53,9 @@ def test_the_fields_that_are_searched() -> None:
 
 def test_the_thirds_of_a_range_and_what_is_left_of_a_choice() -> None:
     wide = {"log10": [0.0, 3.0]}
-    assert [portion(wide, visit, None)["log10"] for visit in range(4)] == [[0, 1], [2, 3], [1, 2], [0, 1]]
-    assert portion({"choice": [1, 2, 3]}, 0, 2) == {"choice": [1, 3]}
+    assert [portion(wide, i, now=None)["log10"] for i in range(4)] == [[0, 1], [2, 3], [1, 2], [0, 1]]
+    assert [portion(wide, i, now=None, rising=True)["log10"] for i in range(3)] == [[2, 3], [1, 2], [0, 1]]
+    assert portion({"choice": [1, 2, 3]}, 0, now=2) == {"choice": [1, 3]}
 
 
 def test_the_harmonic_mean() -> None:
