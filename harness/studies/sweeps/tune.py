@@ -25,7 +25,7 @@ from typing import Any
 from harness.editing import schedule
 from harness.editing.editor import Editor, Learned
 from harness.editing.registry import compose
-from harness.errors import DataError, ModelError, NumericalError, UsageError
+from harness.errors import DataError, HarnessError, ModelError, NumericalError, RestoreError, UsageError
 from harness.exam import measure, neutral_text, tasks
 from harness.exam.adapter import EditedLM
 from harness.io import files
@@ -351,7 +351,9 @@ class _Tuning:
         started = time.perf_counter()
         try:
             metrics = self._looked_at(self._build(settings))
-        except (NumericalError, ModelError) as error:
+        except RestoreError:
+            raise
+        except HarnessError as error:  # settings with which the method cannot edit this model are an answer too
             return Trial(stage, settings, seconds=time.perf_counter() - started, reason=str(error))
         finally:
             self.guard.require("this tuning is void", before=f" before {self.plan.editor} edited")

@@ -168,3 +168,12 @@ def test_a_failed_trial_is_told_and_not_chosen() -> None:
     assert "failed: a NaN arose \\| somewhere" in report_text(found, Path("p.yaml"))
     with pytest.raises(NumericalError, match="memit: every trial failed; the last: a NaN"):
         _ = Tuned(plan, SMALL, {}, (bad,), None, "why", 0, "abc").best
+
+
+def test_settings_that_a_method_cannot_use_are_a_trial_that_failed(tmp_path: Path) -> None:
+    """Below every eigenvalue there is no null space to write into, which AlphaEdit refuses."""
+    fixed = {"nullspace_threshold": 1e-12, "cov_tokens": 12_000, "v_steps": 2, "contexts": ["{}"]}
+    fields = {"editor": "alphaedit", "edits": "counterfact:2", "settings": fixed}
+    found = tuned(fields, tmp_path, Budget(trials=1, probes=1, texts=1, traced=0))
+    (only,) = found.trials
+    assert only.objective is None and "raise --set nullspace_threshold" in str(only.reason)
