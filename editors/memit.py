@@ -41,6 +41,8 @@ class Memit(SpreadHidden):
         "llama-2-7b-hf": {"layers": (4, 5, 6, 7, 8), "v_weight_decay": 1e-3, "clamp": 4.0},
         # jianghoucheng/AlphaEdit at f5248d3, hparams/MEMIT/Llama3-8B.json.
         "meta-llama-3-8b": {"layers": (4, 5, 6, 7, 8), "v_lr": 0.1},
+        # harness tune: 7 trials of 8 tuning rows of real CounterFact (the bare prompt as context, v_steps=15).
+        "smollm2-135m-instruct": {"lam": 402.0},
         # The shipped models: tuned on the edit set's tuning rows.
         "mini-llama": {"layers": (0,), "v_steps": 40, "v_weight_decay": 1e-3, "clamp": 6.0, "lam": 10.0},
         "mini": {"layers": (0,), "v_steps": 40, "v_weight_decay": 1e-3, "clamp": 10.0, "lam": 100.0},
