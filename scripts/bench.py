@@ -55,6 +55,7 @@ from harness.exam.measure import Measured, hold, measure_task, of_cases
 from harness.exam.span_scores import Encoded, score
 from harness.exam.token_tasks import Tokenized
 from harness.io import plain_text
+from harness.io.hashes import tensor_sha256
 from harness.methods import second_moments
 from harness.methods.context_templates import sample_templates
 from harness.methods.keys import Unedited, find_fact_token, prompt_rows, rank_one_changes, read_keys
@@ -65,6 +66,7 @@ from harness.methods.value_cache import ValueCache, values_from
 from harness.methods.value_rows import Objective
 from harness.models.activations import Row, first_output, row_portions
 from harness.models.lm import LM, load
+from harness.models.published import fast_hashes
 from harness.patches.patch import Patch, patched
 from harness.studies.causal import trace as tracing
 from harness.studies.causal.facts import Asked
@@ -498,6 +500,21 @@ def holding(lm: LM, run: Run) -> None:
     pairs("holding: a patch, against a deep copy of the model", ours, lambda: deepcopy(lm.model), run)
 
 
+def hashing(lm: LM, run: Run) -> None:
+    """Seeing that a model is bitwise what it was, by a fast hash of every weight, against a sha256 of every weight."""
+    state = lm.model.state_dict()
+    size = sum(tensor.nbytes for tensor in state.values()) / 2**30
+
+    def ours() -> dict[str, str]:
+        return fast_hashes(state)
+
+    def plain() -> dict[str, str]:
+        return {name: tensor_sha256(tensor) for name, tensor in state.items()}
+
+    pairs(f"hashing: all of {size:.2f} GB by XXH3, against sha256", ours, plain, run)
+    print(f"    seconds a GB: {seconds(ours, run) / size:.3f}, sha256 {seconds(plain, run) / size:.3f}")
+
+
 def canonical(lm: LM, run: Run) -> None:
     """All of a canonical set as its evaluation reads it, batched by length, against single rows as released."""
     rows: list[tuple[str, str]] = []
@@ -693,6 +710,7 @@ MEASUREMENTS: dict[str, Callable[[LM, Run], None]] = {
     "values": values,
     "moments": moments,
     "holding": holding,
+    "hashing": hashing,
     "trace": trace,
     "memory": memory,
     "canonical": canonical,

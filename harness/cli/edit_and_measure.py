@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -118,7 +118,8 @@ class ExecutionOptions:
 @opt.taken(PlanOptions, ExecutionOptions)
 @opt.SEEDS
 @opt.DRY_RUN
-def run(plan: PlanOptions, execution: ExecutionOptions, *, seeds: str | None, dry_run: bool) -> None:
+@opt.NO_PROBES
+def run(plan: PlanOptions, execution: ExecutionOptions, *, seeds: str | None, dry_run: bool, no_probes: bool) -> None:
     """Edit a model, and measure it before and after.
 
     A run that was stopped, even killed, goes on where it was when the same command is given again. Of several runs
@@ -127,7 +128,7 @@ def run(plan: PlanOptions, execution: ExecutionOptions, *, seeds: str | None, dr
     from harness.runs.several import run_each
 
     if dry_run:
-        _show_plans(plan.plans(seeds), execution.output)
+        _show_plans(plan.plans(seeds), execution.options(), probes=not no_probes)
         return
     kept = []
     for done in run_each(plan.plans(seeds), execution.options(), terminal.watched):
@@ -136,13 +137,26 @@ def run(plan: PlanOptions, execution: ExecutionOptions, *, seeds: str | None, dr
     _show_seeds(kept)
 
 
-def _show_plans(plans: Sequence[Plan], folder: Path) -> None:
-    """What would be run, and whether its record is there; all names are looked up before the first is shown."""
-    from harness.reports.plan_table import plan_table
+def _show_plans(plans: Sequence[Plan], options: carried.RunOptions, *, probes: bool) -> None:
+    """What would be run, whether its record is there, and what it will take where the model is at hand.
+
+    All names are looked up before the first plan is shown.
+
+    Args:
+        plans: the plans.
+        options: how they would be carried out.
+        probes: whether a little of the work is tried.
+    """
+    from harness.reports.plan_table import estimate_table, plan_table
+    from harness.runs.estimate import at_hand, estimate_run
     from harness.runs.resolve import resolve
 
     for one in [resolve(plan) for plan in plans]:
-        terminal.write_table(plan_table(one, folder))
+        terminal.write_table(plan_table(one, options.output))
+        if probes and at_hand(one):
+            with terminal.watched() as report:
+                found = estimate_run(one, replace(options, report=report))
+            terminal.write_table(estimate_table(found))
 
 
 def _show_outcome(done: Outcome) -> None:

@@ -55,6 +55,7 @@ __all__ = [
     "NEW_TOKENS",
     "NO_CACHE",
     "NO_ESSENCE",
+    "NO_PROBES",
     "NO_SAVE_EDITS",
     "NUM_EDITS",
     "ONLY",
@@ -283,7 +284,8 @@ DEVICE = Option("--device", "Where the model goes; 'auto' spreads it.", otherwis
 ROWS = Option("--rows", "Rows of one forward pass.", COUNT, default=32)
 NO_CACHE = Option("--no-cache", "Measure the unedited model, and optimise values of edits, again.", flag=True)
 NO_SAVE_EDITS = Option("--no-save-edits", "Do not keep the edits that were made as a file.", flag=True)
-DRY_RUN = Option("--dry-run", "Say what would be run; no model is loaded, nothing is written.", flag=True)
+DRY_RUN = Option("--dry-run", "Say what would be run, and what it would take; nothing is written.", flag=True)
+NO_PROBES = Option("--no-probes", "With --dry-run: load no model, and do not say how long it takes.", flag=True)
 FRESH = Option("--fresh", "Start anew where an earlier run of the same plan was stopped.", flag=True)
 TO = Option("--to", "The folder of the checkpoint.", PATH, parameter="folder", required=True)
 

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from harness.editing import patch_file, schedule
 from harness.errors import UsageError
-from harness.io.hashes import combined_sha256
 from harness.models.guard import unchanged
 from harness.models.lm import LM
 from harness.patches.delta import double
@@ -176,7 +175,8 @@ def held(
         RestoreError: the editor left something behind, or the model is not what it was.
     """
     with unchanged(lm) as guard:
+        unedited = lm.fingerprint()
         patch = patch_of(editor, lm, edits, mode=mode)
         guard.require("load the model again", weights=False, before=f" before {editor.name} edited")
         with patched(lm, patch):
-            yield Edited(lm, patch, name, tuple(edits), combined_sha256(guard.state), source or {})
+            yield Edited(lm, patch, name, tuple(edits), unedited, source or {})

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from typing import Any, Protocol
 
 import torch
+import xxhash
 from torch import Tensor
 
-__all__ = ["combined_sha256", "tensor_sha256"]
+__all__ = ["combined_sha256", "tensor_sha256", "tensor_xxh3"]
 
 
 def combined_sha256(hashes: Mapping[str, str]) -> str:
@@ -18,8 +20,24 @@ def combined_sha256(hashes: Mapping[str, str]) -> str:
 
 def tensor_sha256(tensor: Tensor) -> str:
     """The sha256 of a tensor's bytes, its shape and its type."""
+    return _fed(hashlib.sha256(), tensor)
+
+
+def tensor_xxh3(tensor: Tensor) -> str:
+    """The XXH3 hash (128 bits) of a tensor's bytes, its shape and its type: at the speed of memory, not published."""
+    return _fed(xxhash.xxh3_128(), tensor)
+
+
+class _Digest(Protocol):
+    def update(self, data: Any, /) -> None: ...
+
+    def hexdigest(self) -> str: ...
+
+
+def _fed(digest: _Digest, tensor: Tensor) -> str:
+    """What a digest makes of a tensor."""
     plain = tensor.detach().cpu().contiguous()
-    digest = hashlib.sha256(f"{plain.dtype}{tuple(plain.shape)}".encode())
+    digest.update(f"{plain.dtype}{tuple(plain.shape)}".encode())
     if plain.numel():
         digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -44,7 +44,11 @@ __all__ = [
     "Moment",
     "accumulate_moments",
     "cached_moments",
+    "first_documents",
     "head_sha256",
+    "keep_stand_ins",
+    "missing_moments",
+    "moment_bytes",
     "moments",
     "moments_folder",
     "read_cached_header",
@@ -57,6 +61,9 @@ log = logging.getLogger(__name__)
 FORMAT = 1
 _WINDOW = 256  # documents that are sorted by length before they are batched
 _LONGEST = 4096  # tokens that are read of a document, where the model takes more: keys of all layers stand in memory
+_DOUBLED = 8192
+"""The widest keys whose moments are kept in float64, for the small eigenvalues; beyond, each layer has a gigabyte."""
+
 _STRIPE = 256  # columns of a moment that are computed at a time
 
 
@@ -212,6 +219,56 @@ def moments(
     return {layer: moment for layer, moment in found.items() if moment is not None}
 
 
+def missing_moments(lm: LM, layers: Sequence[int], *, tokens: int) -> list[int]:
+    """The layers whose second moments are not in the cache.
+
+    Args:
+        lm: the model.
+        layers: the layers.
+        tokens: how many tokens of text.
+    """
+    if not layers:
+        return []
+    wanted = _manifests(lm, sorted(set(layers)), tokens)
+    return [layer for layer, one in wanted.items() if not (moments_folder() / f"{one.key}.safetensors").is_file()]
+
+
+def first_documents(lm: LM, tokens: int) -> Iterator[str]:
+    """The documents of the model's plain text, until they have so many tokens.
+
+    Args:
+        lm: the model.
+        tokens: how many.
+    """
+    left = tokens
+    for text in read_documents(lm.text):
+        if left <= 0:
+            return
+        left -= len(lm.encode(text)[: _longest(lm)]) if text else 0
+        yield text
+
+
+def keep_stand_ins(lm: LM, found: Mapping[int, Moment], *, tokens: int) -> None:
+    """Put moments of too little text, which are made invertible, where those of all of it are looked for.
+
+    They tell how long the work with moments takes; the cache is to be one that is thrown away.
+
+    Args:
+        lm: the model.
+        found: the moments by layer.
+        tokens: over how many tokens they are said to be.
+    """
+    for layer, manifest in _manifests(lm, sorted(found), tokens).items():
+        matrix = found[layer].matrix
+        ridge = 1e-3 * matrix.diagonal().mean() * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+        _write_moment(moments_folder(), manifest, replace(found[layer], matrix=matrix + ridge, count=tokens))
+
+
+def moment_bytes(lm: LM) -> int:
+    """The bytes of one number of a second moment in its file."""
+    return 8 if lm.arch.inner <= _DOUBLED else 4
+
+
 def accumulate_moments(
     lm: LM,
     layers: Sequence[int],
@@ -326,8 +383,7 @@ def require_finite_moment(moment: Moment, name: str) -> None:
 def _manifests(lm: LM, layers: Sequence[int], tokens: int) -> dict[int, Manifest]:
     tokenizer = hashlib.sha256(lm.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
     model, text = lm.fingerprint(), text_identity(lm.text)
-    # A gigabyte for each layer is where float64 starts to hurt; below, it keeps the small eigenvalues of C.
-    dtype = "float64" if lm.arch.inner <= 8192 else "float32"
+    dtype = "float64" if lm.arch.inner <= _DOUBLED else "float32"
     return {
         layer: Manifest(model, tokenizer, lm.arch.down_of(layer), text, tokens, _longest(lm), dtype) for layer in layers
     }

@@ -41,7 +41,7 @@ class Guard:
 
     Attributes:
         lm: the model.
-        state: the sha256 of every parameter and of every buffer that a checkpoint holds, by name.
+        state: the fast hash of every parameter and of every buffer that a checkpoint holds, by name.
         rest: everything else that decides its numbers, by what a message calls it.
     """
 
@@ -52,7 +52,7 @@ class Guard:
     @classmethod
     def of(cls, lm: LM) -> Guard:
         """The model as it is now."""
-        return cls(lm, lm.state_hashes(), _rest(lm))
+        return cls(lm, lm.fast_hashes(), _rest(lm))
 
     def differing(self, weights: bool = True) -> list[str]:
         """What is not as it was, by name.
@@ -60,7 +60,7 @@ class Guard:
         Args:
             weights: whether parameters are looked at too, each of which is read whole.
         """
-        found = _moved(self.state, self.lm.state_hashes()) if weights else []
+        found = _moved(self.state, self.lm.fast_hashes()) if weights else []
         rest = _moved(self.rest, _rest(self.lm))
         own = _written_by_passes(self.lm) if rest else set()
         return found + [name for name in rest if name not in own]

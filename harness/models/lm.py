@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from harness.errors import DataError, ModelError, UsageError, near
 from harness.io import plain_text
-from harness.io.hashes import combined_sha256, tensor_sha256
+from harness.io.hashes import combined_sha256
 from harness.models import arch, tokens
 from harness.models.arch import Architecture
+from harness.models.published import Published, fast_hashes
 from harness.models.reading import Checkpoint, read_checkpoint, require_causal, require_in_memory
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class LM:
         name: a shipped model, a folder, or a Hub repository.
         arch: where the model's parts are.
         text: where plain text for second moments comes from: ``mini``, a file, a folder, or a Hub data set.
+        published: the sha256 of its weights, as far as they were asked for.
     """
 
     model: PreTrainedModel
@@ -68,6 +70,7 @@ class LM:
     name: str
     arch: Architecture
     text: str = "mini"
+    published: Published = field(default_factory=Published, repr=False)
 
     @classmethod
     def wrap(
@@ -302,11 +305,15 @@ class LM:
 
     def state_hashes(self) -> dict[str, str]:
         """The sha256 of every parameter and buffer, as they are now."""
-        return {name: tensor_sha256(tensor) for name, tensor in sorted(self.model.state_dict().items())}
+        return self.published.of_model(dict(sorted(self.model.state_dict().items())))
+
+    def fast_hashes(self) -> dict[str, str]:
+        """The fast hash of every parameter and buffer, as they are now: bitwise the same where this is the same."""
+        return fast_hashes(self.model.state_dict())
 
     def hashes(self, parameters: Iterable[str]) -> dict[str, str]:
         """The sha256 of some parameters, as they are now."""
-        return {name: tensor_sha256(self.parameter(name)) for name in sorted(parameters)}
+        return self.published.of({name: self.parameter(name) for name in sorted(parameters)})
 
     def check_finite(self) -> None:
         """Look for a NaN or an infinity in the weights.

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from harness.editing.editor import Editor
 from harness.exam.exam_parts import exam_parts
+from harness.runs.estimate import Estimate
 from harness.runs.resolve import Resolved
 from harness.runs.runner import finished
 
-__all__ = ["plan_table"]
+__all__ = ["estimate_table", "plan_table"]
 
 _SHOWN = 3  # edits that are written out
 
@@ -37,6 +38,29 @@ def plan_table(resolved: Resolved, folder: Path) -> RenderableType:
     for name, value in _rows(resolved, folder):
         table.add_row(name, Text(value))
     return table
+
+
+def estimate_table(found: Estimate) -> RenderableType:
+    """What a plan will take: documents, tokens, seconds and memory of each phase and task, and what is kept."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in ("phase", "documents", "requests", "tokens read", "written at most", "seconds", "peak MiB"):
+        table.add_column(name, justify="left" if name == "phase" else "right", overflow="fold")
+    for phase in found.phases:
+        for name, one in ((phase.name, phase), *((f"  {part.name}", part) for part in phase.parts)):
+            asked = one.asked
+            counts = (asked.documents, asked.requests, asked.read, asked.written)
+            shown = [f"{count:,}" if asked.documents else "" for count in counts]
+            table.add_row(name, *shown, f"{one.seconds:,.1f}", f"{one.peak_memory_mib:,.0f}")
+    total = sum(phase.seconds for phase in found.phases)
+    said = [f"about {_time(total)} in all", f"{found.edits} edits"]
+    said += [f"{found.patch_bytes:,} bytes of changes"] if found.edits else []
+    said += [f"{found.statistics_bytes:,} bytes of second moments are made first"] if found.statistics_bytes else []
+    return Group(table, Text("; ".join(said)))
+
+
+def _time(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} minutes {rest} seconds" if minutes else f"{rest} seconds"
 
 
 def _rows(resolved: Resolved, folder: Path) -> Iterator[tuple[str, str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -77,7 +77,8 @@ def run_plan(resolved: Resolved, options: RunOptions) -> Record:
         clock = Clock(options.report, options.device)
         with clock.phase("load"):
             ready = prepare_run(resolved, options.device, options.report, options.device_map)
-        record = new_record(ready, combined_sha256(ready.guard.state))
+        hashes = ready.lm.state_hashes()
+        record = new_record(ready, combined_sha256(hashes))
         texts = neutral_texts(ready, record)
         with RecordWriter(options.output, record) as writer, one_thread_if_small(ready.lm):
             resumed = not options.fresh and writer.resume()
@@ -89,7 +90,7 @@ def run_plan(resolved: Resolved, options: RunOptions) -> Record:
             if not resumed:
                 state.remove()  # one of an earlier run is further than a record that begins anew
             measuring = Measuring(ready, options, writer, texts)
-            under_way = _Run(ready, options, writer, clock, state, measuring)
+            under_way = _Run(ready, options, writer, clock, state, measuring, hashes)
             under_way.go(state.read() if resumed else None)
             writer.complete()
     return record
@@ -105,6 +106,7 @@ class _Run:
     clock: Clock
     state: Checkpoint
     measuring: Measuring
+    hashes: Mapping[str, str]
 
     def go(self, begun: schedule.Begun | None) -> None:
         """Measure unedited, then at each stop; check that nothing remains."""
@@ -163,7 +165,7 @@ class _Run:
         ready, record = self.ready, self.writer.record
         # The weights themselves are looked at once, at the end: reading all of them takes long.
         ready.guard.require(VOID, weights=False, before=f" before {ready.editor.name} edited")
-        note_change(record, lm=ready.lm, editor=ready.editor, stop=stop, hashes=ready.guard.state)
+        note_change(record, lm=ready.lm, editor=ready.editor, stop=stop, hashes=self.hashes)
         self.writer.noted(stop.edits, weights=record.delta)
         # Edits that were put back from a file stand in it already.
         if self.options.save_edits and len(stop.patches) == 1 and not ready.resolved.plan.patch:

@@ -33,7 +33,6 @@ from harness.editing.registry import Recipe, compose, find
 from harness.errors import DataError, UsageError, near
 from harness.exam import tasks
 from harness.io import files
-from harness.io.hashes import combined_sha256
 from harness.io.nobody import tell_nobody
 from harness.io.schema import Count, checked, parsed
 from harness.methods.descent import TokenisedEdit
@@ -310,7 +309,7 @@ def run_grid(
     layers = _checked_layers(lm, grid)
     guard = Guard.of(lm)
     rows = digest({"rows": [asdict(one) for one in examples]})
-    mine = {"sha256": combined_sha256(guard.state), "rows": rows, "editors": _sources(grid), "versions": versions()}
+    mine = {"sha256": lm.fingerprint(), "rows": rows, "editors": _sources(grid), "versions": versions()}
     _require_same(study, grid, mine)
     if study.complete:
         return study

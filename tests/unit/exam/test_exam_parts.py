@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,16 @@ def test_what_is_not_asked_has_no_number_and_is_not_built(
     }  # fmt: skip
     assert part.templates == whole.templates
     assert part.plan["exam"] == ["probability"]
+
+
+def test_a_finished_part_is_told_with_its_number(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    told: list[str] = []
+    plan = Plan(str(checkpoint("gpt2")), num_edits=1, mode="isolated", exam=("generation", "text"))
+    options = RunOptions(tmp_path, device="cpu", cache=False, report=lambda name, *_: told.append(name))
+    run_plan(resolve(plan), options)
+    (said,) = [line for line in told if line.startswith("counterfact, unedited: ")]
+    assert re.fullmatch(r"counterfact, unedited: generation_exact_match \d\.\d{3}", said)
+    assert not [line for line in told if "probability" in line]
 
 
 def test_a_part_of_ones_own_rows(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
