@@ -76,6 +76,13 @@ def test_the_old_place_of_rows_says_what_replaced_it():
     assert module.TASKS is task_kit.data.TASKS
 
 
+def test_the_old_place_of_models_loads_them():
+    with pytest.warns(DeprecationWarning, match=r"load is harness\.load"):
+        module = old("lm")
+    assert set(module.shipped()) >= {"mini", "mini-llama"}
+    assert module.load("mini", device="cpu").name == "mini"
+
+
 def test_every_old_place_is_tested():
     places = {p.stem for p in (ROOT / "harness").glob("[!_]*.py") if "is an old place" in p.read_text()}
     assert places == {*OLD, "data"}

@@ -165,6 +165,9 @@ def test_an_adapter_without_weights_to_add(tmp_path):
     ("changed", "message"),
     [
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "a library that it needs is not installed"),
+        ({"quantization_config": {"quant_method": "awq", "bits": 4}}, "a library that it needs is not installed"),
+        ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}, "is not installed"),
+        ({"quantization_config": {"quant_method": "compressed-tensors"}}, "a library that it needs is not installed"),
         ({"hidden_size": 48}, "cannot be loaded"),
         ({"vocab_size": 300}, "cannot be loaded"),
         ({"model_type": "no-such-model"}, "cannot be loaded"),
