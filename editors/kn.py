@@ -186,6 +186,20 @@ class KnowledgeNeurons(Editor):
         """All down-projections: a neuron may be in any layer."""
         return [lm.arch.down_of(layer) for layer in range(lm.arch.layers)]
 
+    def require(self, lm: LM) -> None:
+        """See that what is added to a value can be taken from the output embedding.
+
+        Raises:
+            ModelError: its rows are of another size than the residual stream, or a layer has no down-projection.
+        """
+        super().require(lm)
+        size = lm.matrix(f"{lm.arch.head}.weight").shape[1]
+        if size != lm.arch.width:
+            raise ModelError(
+                f"{lm.name}: the rows of its output embedding have {size} numbers, its residual stream "
+                f"{lm.arch.width}; kn needs both alike, choose another editor"
+            )
+
     def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:
         """One edit after the other; the memory holds the context templates."""
         if not edits:
@@ -269,11 +283,6 @@ class KnowledgeNeurons(Editor):
     def _vector(self, lm: LM, edit: Edit) -> Tensor:
         """``-remove E[answer] + add sum_t E[target_t]`` in rows ``E`` of the output embedding, ``[d]``."""
         embedding = lm.matrix(f"{lm.arch.head}.weight")
-        if embedding.shape[1] != lm.arch.width:
-            raise ModelError(
-                f"{lm.name}: the rows of its output embedding have {embedding.shape[1]} numbers, its residual stream "
-                f"{lm.arch.width}; kn needs both alike, choose another editor"
-            )
         (answer,) = greedy(lm, lm.encode(edit.text), 1)
         target = at_least_float32(embedding[self._target(lm, edit)]).sum(0)
         return self.add * target - self.remove * at_least_float32(embedding[answer])

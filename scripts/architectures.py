@@ -28,9 +28,9 @@ from tiny_models import known_families, save_model, write_text
 from torch import Tensor
 
 from harness.editing.edit import Edit, Example, Probe
-from harness.editing.editor import Editor, Learned
+from harness.editing.editor import Editor, Learned, Wrapper
 from harness.editing.promises import keeps_promise
-from harness.editing.registry import configure, find
+from harness.editing.registry import configure, editor_names, find
 from harness.errors import HarnessError, ModelError
 from harness.exam.adapter import EditedLM
 from harness.methods.keys import prompt_rows
@@ -42,7 +42,7 @@ from harness.models.lm import LM, load
 from harness.patches.patch import Patch, Step, patched
 from harness.studies.contract import checks
 
-__all__ = ["EDITORS", "GROUPS", "PAGE", "Outcome", "Zoo", "cell", "measured", "outcome", "page", "reasons"]
+__all__ = ["EDITORS", "PAGE", "Outcome", "Zoo", "cell", "groups", "measured", "outcome", "page", "reasons"]
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "architectures.md"
 EDITS = (
@@ -71,12 +71,12 @@ EDITORS: Mapping[str, Mapping[str, Any]] = {
     "ft_m": _TUNED,
     "locft": _TUNED,
     "lora": _TUNED,
-    "mend": {"rank": 4, "steps": 2, "accumulate": 1, "validate_every": 1, "lr": 0.0, "alpha": 1e-3},
-    "ultraedit": {"lr": 1e-1},
+    "mend": {"rank": 4, "steps": 2, "accumulate": 1, "validate_every": 1, "lr": 0.0, "alpha": 1e-5, "alpha_lr": 0.0},
+    "ultraedit": {"lr": 3e-3},
     "kn": {"steps": 4, "contexts": ["{}"]},
     "full": _TUNED,
     "grace": {"n_iter": 6, "edit_lr": 1.0},
-    "wise": {"n_iter": 6, "alpha": 0.5, "beta": 2.0, "gamma": 1.0, "texts": 2, "contexts": ["{}"]},
+    "wise": {"n_iter": 8, "edit_lr": 0.3, "alpha": 0.5, "beta": 2.0, "gamma": 1.0, "texts": 2, "contexts": ["{}"]},
     "remedi": {"epochs": 1, "layer": 0},
     "senses": {"k": 2, "epochs": 8, "lr": 0.5, "kl": 1e-3, "accumulate": 1, "chunks": 4, "chunk_tokens": 16},
     "ike": {"k": 1, "room": 8},
@@ -86,7 +86,7 @@ EDITORS: Mapping[str, Mapping[str, Any]] = {
 }
 """Settings with which each editor is quick; those of locate-then-edit keep nothing back of the value they write."""
 
-GROUPS: Mapping[str, tuple[str, ...]] = {
+_GROUPS: Mapping[str, tuple[str, ...]] = {
     "ROME": ("rome", "r_rome"),
     "MEMIT": ("memit", "emmet", "alphaedit"),
     "MEMIT, `site=mlp`": ("memit site=mlp", "emmet site=mlp", "alphaedit site=mlp"),
@@ -100,8 +100,18 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
 }
 """What stands in one column of the page; of MEMIT's family each member with either site."""
 
+
+@functools.cache
+def groups() -> dict[str, tuple[str, ...]]:
+    """The columns of the page; an editor that is in none of them has one with others of its kind."""
+    listed = {name.partition(" ")[0] for names in _GROUPS.values() for name in names}
+    methods = (name for name in editor_names() if not issubclass(find(name), Wrapper))
+    others = tuple(name for name in methods if name not in listed)
+    return {**_GROUPS, **({"others": others} if others else {})}
+
+
 _WRITTEN = 3  # tokens
-_LIKELIER = 0.01  # nats, of a few quick steps
+_LIKELIER = 2e-4  # nats, of a few quick steps
 _ROUNDING = 1e-3  # nats between two orders of the same sums
 
 
@@ -164,7 +174,7 @@ def outcome(zoo: Zoo, lm: LM, editor: str, *, whole: bool = True) -> Outcome:
     Args:
         zoo: where its plain text and a companion are.
         lm: the model.
-        editor: one of :data:`EDITORS`, or with ``site=mlp`` behind its name.
+        editor: its name, or with ``site=mlp`` behind its name.
         whole: whether an editor that is not refused is tried, too; else nothing is said of it (``accepted``).
     """
     guard = Guard.of(lm)
@@ -188,7 +198,7 @@ def _configured(zoo: Zoo, lm: LM, editor: str) -> Editor:
     """The editor with quick settings, at layers that can be edited where there are some."""
     name, _, site = editor.partition(" site=")
     cls = find(name)
-    settings = dict(EDITORS[name]) | ({"site": site} if site else {})
+    settings = dict(EDITORS.get(name, {})) | ({"site": site} if site else {})
     layers = list(lm.arch.editable or [0])
     fields = cls.__dataclass_fields__
     if "layers" in fields and "layers" not in settings:
@@ -275,7 +285,7 @@ def _examined(lm: LM, patch: Patch, edits: Sequence[Edit]) -> tuple[list[float],
 
 def measured(zoo: Zoo, family: str) -> tuple[str, dict[str, Outcome]]:
     """Which layers of a family's model can be written, and what every editor does on it."""
-    editors = [name for group in GROUPS.values() for name in group]
+    editors = [name for group in groups().values() for name in group]
     try:
         lm = zoo.model(family)
     except ModelError as error:
@@ -313,12 +323,12 @@ def page(
         families: which of them, in the order of the rows.
         told: told each family that is done.
     """
-    head = ["family", "layers", *GROUPS]
+    head = ["family", "layers", *groups()]
     rows = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     why, wrong = [], []
     for family in families:
         layers, found = measured(zoo, family)
-        cells = [cell({name: found[name].verdict for name in group}) for group in GROUPS.values()]
+        cells = [cell({name: found[name].verdict for name in group}) for group in groups().values()]
         rows.append("| " + " | ".join([f"`{family}`", layers, *cells]) + " |")
         why += [
             f"* `{family}`, {', '.join(names)}: {line.removeprefix(f'{family}: ')}"
@@ -326,7 +336,7 @@ def page(
         ]
         wrong += [f"{family}, {name}: {one.reason}" for name, one in found.items() if one.verdict == "wrong"]
         told(family)
-    members = [f"* **{group}**: {', '.join(f'`{name}`' for name in names)}" for group, names in GROUPS.items()]
+    members = [f"* **{group}**: {', '.join(f'`{name}`' for name in names)}" for group, names in groups().items()]
     begin = INTRODUCTION.format(version=transformers.__version__, count=len(families))
     return "\n".join([begin, *rows, "", "The columns:", "", *members, "", "## Why refused", "", *why, ""]), wrong
 

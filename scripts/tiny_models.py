@@ -89,7 +89,7 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {
     "opt": {**_NEW, "ffn_dim": 64, "word_embed_proj_dim": 32, "init_std": 0.3},
     "opt (narrow embedding)": {
         **_NEW,
-        "init_std": 0.3,
+        "activation_function": "gelu",  # of neurons that no token wakes a second moment has no inverse
         "ffn_dim": 64,
         "word_embed_proj_dim": 16,
         "do_layer_norm_before": False,
@@ -292,6 +292,7 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {
         "num_hidden_layers": 4,
         "ffn_hidden_size": 64,
         "expert_ffn_hidden_size": 24,
+        "num_experts_per_tok": 2,
         "moe_topk": 2,
         "zero_expert_num": 1,
     },

@@ -394,14 +394,14 @@ class EditedLM(HFLM):  # type: ignore[misc]
 
     @functools.cached_property
     def _padding_is_unseen(self) -> bool:
-        """Whether what the model writes does not depend on the padding in front of it; it does in RWKV.
+        """Whether what the model writes does not depend on the padding in front of it; it does in RWKV and MiniMax.
 
-        Tried on one text, the logits of the first token that is written with and without padding.
+        Tried on one text, the logits of the first tokens that are written with and without padding.
         """
-        text = torch.tensor([[token % self.lm.vocabulary for token in (5, 6, 7)]], device=self.lm.device)
+        text = torch.tensor([[token % self.lm.vocabulary for token in range(5, 17)]], device=self.lm.device)
         front = torch.full((1, 3), self.lm.pad, device=self.lm.device)
         ids, mask = torch.cat([front, text], 1), torch.cat([torch.zeros_like(front), torch.ones_like(text)], 1)
-        options = {"max_new_tokens": 1, "output_logits": True, "return_dict_in_generate": True}
+        options = {"min_new_tokens": 3, "max_new_tokens": 3, "output_logits": True, "return_dict_in_generate": True}
         index = None if self._rows is None else self._rows.index
         if self._rows is not None and index is not None:
             self._rows.index = index[:1]
@@ -413,8 +413,8 @@ class EditedLM(HFLM):  # type: ignore[misc]
         if self._rows is not None:
             self._rows.index = index
         loose = 1e-3 if self.lm.model.dtype in (torch.float32, torch.float64) else 0.1
-        gap = float((plain.logits[0] - padded.logits[0]).float().norm())
-        return gap <= loose * float(plain.logits[0].float().norm())
+        first, second = (torch.stack(found.logits).float() for found in (plain, padded))
+        return float((first - second).norm()) <= loose * float(first.norm())
 
     def tok_encode(self, string: str, *given: Any, **options: Any) -> list[int]:
         """The tokens of a text that goes on: what a tokenizer puts behind every text is none of them.

@@ -243,12 +243,20 @@ class _Tracker:
         self.step = Step(seen, mask, ids.shape[1])
 
     def _past(self, kwargs: Mapping[str, Any]) -> int:
-        """The columns that were read in earlier passes; of a model that keeps a state (RWKV) all of the last ones."""
+        """The columns that were read in earlier passes; where a state stands for them (Mamba, RWKV) all of the last."""
         cache = kwargs.get("past_key_values")
         if cache is not None:
-            return int(cache.get_seq_length())
-        kept = any(kwargs.get(name) is not None for name in ("state", "cache_params"))
-        return self.step.ids.shape[1] if kept and self.step is not None else 0
+            # Of the first layer, which may keep a state instead (MiniMax).
+            others = [one.get_seq_length() for one in getattr(cache, "layers", ()) if hasattr(one, "get_seq_length")]
+            return int(cache.get_seq_length()) or int(max(others, default=0))
+        kept = [kwargs[name] for name in ("state", "cache_params") if kwargs.get(name) is not None]
+        return self.step.ids.shape[1] if self.step is not None and any(map(_used, kept)) else 0
+
+
+def _used(kept: Any) -> bool:
+    """Whether a state is of tokens that have been read; a cache may be made before the first pass (Mamba)."""
+    asked = getattr(kept, "has_previous_state", None)
+    return bool(asked()) if callable(asked) else True
 
 
 @contextmanager

@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[3] / "scripts"))
 from tiny_models import make_model, make_tokenizer
 
 from editors.grace import Grace
+from editors.kn import KnowledgeNeurons
 from editors.locft import BreadthFirst
 from editors.lora import Lora
 from editors.remedi import Remedi
@@ -138,6 +139,11 @@ def test_whole_blocks_and_what_they_hand_on_need_no_down_projection() -> None:
     Remedi(layer=1).require(tiny("mamba"))
 
 
+def test_kn_refuses_an_output_embedding_of_another_width_before_anything_is_measured() -> None:
+    with pytest.raises(ModelError, match="output embedding have 16 numbers, its residual stream 32"):
+        KnowledgeNeurons().require(tiny("opt (narrow embedding)"))
+
+
 def test_remedi_refuses_blocks_that_hand_on_several_vectors() -> None:
     with pytest.raises(ModelError, match=r"'model\.layers\.0' hands on 64 numbers a token"):
         Remedi(layer=0).require(tiny("gemma3n_text"))
@@ -146,16 +152,19 @@ def test_remedi_refuses_blocks_that_hand_on_several_vectors() -> None:
 PROMPTS = ["Ada Velmont was born in", "Hugo", "The home of Iris"]
 
 
-@pytest.mark.parametrize("family", ["rwkv", "mamba", "recurrent_gemma", "openai-gpt", "bamba", "gpt2"])
+@pytest.mark.parametrize("family", ["rwkv", "mamba", "recurrent_gemma", "minimax", "openai-gpt", "bamba", "gpt2"])
 def test_what_is_written_in_a_batch_is_what_is_written_alone(family: str) -> None:
     lm = tiny(family)
     asked = [Instance("generate_until", {}, (p, {"until": [], "max_gen_toks": 6}), i) for i, p in enumerate(PROMPTS)]
     together = EditedLM(lm).generate_until(asked)
     assert together == [EditedLM(lm, batch_size=1).generate_until([one])[0] for one in asked]
-    assert EditedLM(lm)._padding_is_unseen == (family not in ("rwkv", "recurrent_gemma"))
+    assert EditedLM(lm)._padding_is_unseen == (family not in ("rwkv", "recurrent_gemma", "minimax"))
 
 
-@pytest.mark.parametrize("family", ["rwkv", "mamba", "recurrent_gemma", "qwen3_next", "llama"])
+STATES = ["rwkv", "mamba", "mamba2", "falcon_mamba", "recurrent_gemma", "qwen3_next", "bamba", "lfm2", "jamba", "xlstm"]
+
+
+@pytest.mark.parametrize("family", [*STATES, "zamba2", "nemotron_h", "minimax", "llama"])
 def test_a_rule_sees_the_whole_text_with_whatever_a_model_keeps_of_it(family: str) -> None:
     lm, seen = tiny(family), []
 
@@ -165,8 +174,9 @@ def test_a_rule_sees_the_whole_text_with_whatever_a_model_keeps_of_it(family: st
 
     ids = torch.tensor([lm.encode("Ada was")])
     with patched(lm, Patch(logits=rule)), torch.no_grad():
+        lm.model(torch.ones(2, 5, dtype=torch.long))  # of another text, of which nothing is left
         lm.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=3, min_new_tokens=3, pad_token_id=0)
-    assert [total for total, _ in seen] == [7, 8, 9]
+    assert [total for total, _ in seen] == [5, 7, 8, 9]
 
 
 def test_a_state_that_a_model_keeps_for_itself_is_nothing_left_behind() -> None:
