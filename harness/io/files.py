@@ -26,6 +26,7 @@ from harness.io.schema import parsed
 __all__ = [
     "at_home",
     "beside",
+    "discard",
     "json_sha256",
     "json_text",
     "pack_json",
@@ -169,10 +170,11 @@ def beside(path: Path) -> Iterator[Path]:
     host = socket.gethostname()
     _clear(path, host)
     temporary = path.parent / f".{path.name}.{host}.{os.getpid()}"
+    discard(temporary)  # of a killed writer that had this number before
     try:
         yield temporary
     finally:
-        _remove(temporary)
+        discard(temporary)
 
 
 def _clear(path: Path, host: str) -> None:
@@ -180,10 +182,10 @@ def _clear(path: Path, host: str) -> None:
     for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
         owner, _, process = left.name.removeprefix(f".{path.name}.").rpartition(".")
         if owner in ("", host) and process.isdecimal() and not _alive(int(process)):
-            _remove(left)
+            discard(left)
 
 
-def _remove(path: Path) -> None:
+def discard(path: Path) -> None:
     """Remove a file or a folder, if it is there and can be removed."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)

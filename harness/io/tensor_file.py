@@ -90,7 +90,9 @@ def save_whole(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str,
     Raises:
         OSError, SafetensorError: it cannot be written.
     """
-    with beside(path) as partial:
+    with beside(path) as place:
+        place.mkdir()  # safetensors writes to a temporary file of its own beside the one that is named
+        partial = place / path.name
         partial.touch()
         mode = partial.stat().st_mode  # that of every new file; safetensors lets its owner alone read one
         save_file(dict(tensors), partial, metadata=dict(metadata))

@@ -14,7 +14,7 @@ from types import TracebackType
 
 from harness.errors import DataError
 from harness.exam.numbers import Json, TaskValues
-from harness.io.files import require_writable, rounded, values_path
+from harness.io.files import discard, require_writable, rounded, values_path
 from harness.runs.record import Record, record_name
 from harness.runs.record_file import read_record, write_record
 from harness.runs.ties import untied
@@ -41,7 +41,7 @@ _DEPENDS_ON = {
 
 def _remove_temporary(folder: Path, record: Record) -> None:
     for half in folder.glob(f".{glob.escape(record_name(record))}.*"):
-        half.unlink(missing_ok=True)
+        discard(half)
 
 
 def remove_leftovers(folder: Path, record: Record) -> None:

@@ -215,6 +215,24 @@ def test_a_writer_that_is_killed_leaves_nothing_after_the_next(write: str, tmp_p
     assert left.name == "file" or left.suffix == ".safetensors"
 
 
+def test_what_safetensors_leaves_when_it_is_killed_goes_with_the_next_writer(tmp_path: Path) -> None:
+    """It writes to a temporary file of its own, whose name it draws."""
+    head = (
+        "import os, signal, torch; from pathlib import Path; from harness.io import tensor_file; "
+        f"path = Path({str(tmp_path / 'file')!r}); "
+    )
+    die = (
+        "tensor_file.save_file = lambda tensors, place, metadata: "
+        "((place.parent / '.tmpLbN6Xi').touch(), os.kill(os.getpid(), signal.SIGKILL)); "
+    )
+    write = "tensor_file.write_tensors(path, kind='patch', version=1, manifest={}, tensors={'a': torch.ones(2)})"
+    killed = subprocess.run([sys.executable, "-c", head + die + write], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert [path.name for path in tmp_path.rglob(".tmp*")] == [".tmpLbN6Xi"]
+    subprocess.run([sys.executable, "-c", head + write], check=True)
+    assert [path.name for path in tmp_path.rglob("*")] == ["file"]
+
+
 @pytest.mark.parametrize(
     ("value", "found"),
     [
