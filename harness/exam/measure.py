@@ -225,7 +225,7 @@ def contributions(tasks: Sequence[Task], measured: Mapping[str, Measured]) -> di
 def base_key(
     fingerprint: str, task: Task, *, limit: int | None, batch_size: int, provenance: object, device: str
 ) -> str | None:
-    """What the numbers of the unedited model depend on, as a hash; None for tasks whose files are not ours to hash.
+    """What the numbers of the unedited model depend on, as a hash; None for tasks that lie in no file.
 
     Args:
         fingerprint: of the model, see :func:`fingerprint`.
@@ -235,13 +235,14 @@ def base_key(
         provenance: which file the rows come from.
         device: where the model is.
     """
-    if task.folder is None:
+    beside = task.metadata.get("config_source")
+    if beside is None:
         return None
     parts = {
         "model": fingerprint,
         "task": task.name,
         "identity": task.identity,
-        "functions": _code_sha256([task.folder]),
+        "functions": _code_sha256([Path(beside).parent]),
         "metadata": {k: v for k, v in task.metadata.items() if k in ("records", "data_dir", "file", "target", "split")},
         "data": provenance,
         "documents": files.json_sha256(list(task.task.eval_docs)),

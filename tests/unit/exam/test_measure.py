@@ -236,9 +236,17 @@ def test_a_model_is_more_than_its_weights(fresh: Callable[..., LM]) -> None:
     assert len({measure.fingerprint(lm, "w") for lm in (first, second, third)}) == 3
 
 
-def test_tasks_of_others_are_measured_every_time() -> None:
+def test_tasks_of_others_are_known_by_the_files_beside_their_yaml(tmp_path: Path) -> None:
+    shutil.copytree(NLI.parent, tmp_path / "theirs")
+    theirs = task(source=tmp_path / "theirs" / "NLI.yaml")
+    before = key(task=theirs)
+    assert before is not None
+    (tmp_path / "theirs" / "utils.py").write_text("# another way to ask")
+    assert key(task=theirs) != before
+
+
+def test_a_task_that_lies_in_no_file_is_measured_every_time() -> None:
     assert key(task=task(source=None)) is None
-    assert key(task=task(source=Path("/elsewhere/NLI.yaml"))) is None
     assert measure.load_base(None) is None
     measure.save_base(None, Measured())  # nothing is written, nothing fails
 
