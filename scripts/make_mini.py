@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from mini_canonical import MAKERS, canonical_rows, corpus_rows
 from mini_cases import mquake_rows
+from mini_cases_more import more_rows
 from mini_remedi import biography_rows, norm_rows
 from mini_scores import measure, table
 from mini_world import (
@@ -107,6 +108,9 @@ def make_data(world: World) -> None:
     for name, (test, train) in {"mquake": mquake_rows(world)}.items():
         write_lines(ROOT / "tasks" / "edits" / name / "mini.jsonl", test)
         write_lines(ROOT / "tasks" / "edits" / name / "mini_train.jsonl", train)
+    for name, by_split in more_rows(world).items():
+        for split, rows in by_split.items():
+            write_lines(ROOT / "tasks" / "edits" / name / mini_file(split), rows)
     texts = json.dumps(snippets(world), ensure_ascii=False, indent=1)
     (ROOT / "tasks" / "edits" / "counterfact" / "mini_snippets.json").write_text(texts + "\n", encoding="utf-8")
     for name in MAKERS:

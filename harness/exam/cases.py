@@ -24,12 +24,14 @@ block ``metadata.case`` of a set's YAML says in JMESPath (https://jmespath.org) 
 Protocols: ``generation`` (the free continuation begins with one of the answers), ``accuracy`` (teacher-forced share of
 the answer's tokens), ``probability`` (an answer is likelier than ``rival``), ``choice`` (of ``choices``, an answer is
 the likeliest).  Besides JMESPath's own functions a path can call ``fill(prompt, subject)``, which puts the subject into
-its slot.
+its slot, ``spelled(text, subject)``, the subject in the capitals in which the text has it, and ``entries(object)``,
+which lists the fields of an object as ``{key, value}``.
 """
 
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -216,6 +218,17 @@ class _Functions(functions.Functions):  # type: ignore[misc]  # jmespath has no 
     def _func_fill(self, prompt: str, subject: str) -> str:
         """``fill(prompt, subject)``: the prompt with the subject in its slot."""
         return prompt.replace(SLOT, subject, 1)
+
+    @functions.signature({"types": ["string"]}, {"types": ["string"]})  # type: ignore[untyped-decorator]
+    def _func_spelled(self, text: str, subject: str) -> str:
+        """``spelled(text, subject)``: the subject in the capitals in which the text has it."""
+        found = re.search(re.escape(subject), text, re.IGNORECASE)
+        return subject if found is None else found.group()
+
+    @functions.signature({"types": ["object"]})  # type: ignore[untyped-decorator]
+    def _func_entries(self, fields: dict[str, Any]) -> list[dict[str, Any]]:
+        """``entries(object)``: its fields as a list of ``{key, value}``, where names are data, such as languages."""
+        return [{"key": key, "value": value} for key, value in fields.items()]
 
 
 _OPTIONS = jmespath.Options(custom_functions=_Functions())

@@ -14,6 +14,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 import mini_canonical as canonical  # noqa: E402
 import mini_cases as cases  # noqa: E402
+import mini_cases_more as more  # noqa: E402
 import mini_remedi as remedi  # noqa: E402
 import mini_world as mini  # noqa: E402  (the scripts are no package)
 
@@ -266,6 +267,18 @@ def test_shipped_cases_are_the_generated_ones(world: mini.World) -> None:
     test, train = cases.mquake_rows(world)
     assert read("tasks/edits/mquake/mini.jsonl") == test
     assert read("tasks/edits/mquake/mini_train.jsonl") == train
+
+
+@pytest.mark.parametrize(
+    "name", ["akew", "akew_text", "mzsre", "bmike53", "mlake", "peak", "conflictedit", "roundedit"]
+)
+def test_shipped_rows_of_text_languages_lists_and_conflicts_are_the_generated_ones(
+    world: mini.World, name: str
+) -> None:
+    for split, rows in more.more_rows(world)[name].items():
+        file = "mini.jsonl" if split == "test" else f"mini_{split}.jsonl"
+        assert rows
+        assert read(f"tasks/edits/{name}/{file}") == rows
 
 
 def test_what_follows_in_a_case_is_true_of_its_edits(world: mini.World) -> None:

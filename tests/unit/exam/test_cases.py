@@ -130,6 +130,29 @@ def test_a_rule_that_cannot_be_read_is_refused(change: dict[str, Any], said: str
     assert said in str(error.value)
 
 
+def test_fields_whose_names_are_data_are_listed() -> None:
+    """Each language of a row is asked; what is no question, such as an id, is not."""
+    rule = changed(
+        RULE,
+        probes=[
+            {"kind": "rewrite", "each": "entries(@)[?value.q]", "prompt": "value.q", "answers": "value.a",
+             "language": "key"}
+        ],
+        combine={},
+    )  # fmt: skip
+    asked = read(changed(ROW, en={"q": "Where?", "a": "Rome"}, de={"q": "Wo?", "a": "Rom"}), rule).probes
+    assert [(q.language, q.prompt, q.answers) for q in asked] == [("en", "Where?", ("Rome",)), ("de", "Wo?", ("Rom",))]
+
+
+@pytest.mark.parametrize(
+    ("text", "subject", "said"), [("is the U.Men (a band)", "The U.Men (a", "the U.Men (a"), ("is Ada", "Max", "Max")]
+)
+def test_a_subject_is_spelled_as_its_text_has_it(text: str, subject: str, said: str) -> None:
+    rule = changed(RULE, probes=[{"kind": "subject", "prompt": "spelled(text, subject)", "expect": "unchanged"}])
+    rule["combine"] = {}
+    assert read(changed(ROW, text=text, subject=subject), rule).probes[0].prompt == said
+
+
 def test_an_id_that_occurs_twice_is_refused() -> None:
     with pytest.raises(DataError, match="the id c7 occurs twice"):
         read_cases(rule_of("toy", RULE, "toy.yaml"), [ROW, ROW], as_edit)
@@ -248,3 +271,93 @@ def test_the_right_answers_of_mquake_agree_with_published_verdicts() -> None:
     assert all(right(verdict, "hop_old") == verdict["succ"] for verdict in verdicts)
     assert sum(right(verdict, "hop_old") for verdict in verdicts) == 389  # 12.97 %
     assert sum(right(verdict, "hop") for verdict in verdicts) == 732
+
+
+# --- sets on text, languages, lists and conflicts ---------------------------------------------------------------------
+
+COUNTS = [
+    # set, split, cases, edits, questions
+    ("akew", "test", 354, 436, 4432),
+    ("akew_text", "test", 354, 436, 4432),
+    ("mzsre", "test", 743, 743, 743 * 12 * 8),
+    ("bmike53", "test", 1031, 1031, 1031 * 13 * 8),
+    ("bmike53", "zsre", 743, 743, (743 * 13 - 12) * 8),
+    ("mlake", "test", 5360, 5360, 5357 * 4),
+    ("peak", "test", 1962, 1962, 2 * 1961 + 2 * 3343 + 3 * 1962 + 26506 + 23992 + 2 * 10760),
+    ("conflictedit", "test", 2500, 5000, 4 * 2500),
+    ("conflictedit", "composite", 2000, 4000, 4 * 2000 + 2 * (2000 - 24)),
+    ("conflictedit", "coverage", 2500, 5000, 2 * 2500 + 2 * 2499),
+    ("conflictedit", "composite_gptj", 2500, 5000, 4 * 2500 + 2 * (2500 - 56)),
+    ("roundedit", "test", 2500, 5000, 3 * 2500 + 4789),
+    ("roundedit", "hard", 2500, 5000, 3 * 2500 + 4791),
+    ("roundedit", "easy_gptj", 2500, 5000, 3 * 2500 + 4789),
+    ("roundedit", "hard_gptj", 2500, 5000, 3 * 2500 + 4791),
+]
+
+
+@pytest.mark.parametrize(("name", "split", "cases", "edits", "questions"), COUNTS)
+def test_every_row_of_the_real_files_is_a_case(name: str, split: str, cases: int, edits: int, questions: int) -> None:
+    found = CaseSet.read(data.TASKS / "edits" / name / f"{name}.yaml")
+    source = found.dataset.files[split]
+    if not (SHARED / source.path).is_file():
+        pytest.skip("needs the real data beside the project")
+    read = found.cases(str(SHARED), split)
+    assert (len(read), sum(len(case.edits) for case in read), sum(len(case.probes) for case in read)) == (
+        cases,
+        edits,
+        questions,
+    )
+    assert data.provenance_of(found.dataset, split, str(SHARED)).verified
+
+
+def mini_case(name: str, split: str = "test") -> Case:
+    return CaseSet.read(data.TASKS / "edits" / name / f"{name}.yaml").cases(None, split)[0]
+
+
+def test_a_round_leads_away_and_back() -> None:
+    away, back = mini_case("roundedit").edits
+    assert away.text == back.text
+    assert (away.target, away.target_old) == (back.target_old, back.target)
+    asked = {q.kind: q for q in mini_case("roundedit").probes}
+    assert (asked["back"].answers, asked["away"].answers) == ((back.target,), (away.target,))
+    assert back.target not in {q.answers[0] for q in mini_case("roundedit").probes if q.kind == "others"}
+
+
+@pytest.mark.parametrize(("split", "kinds"), [
+    ("test", {"conflict", "first"}), ("coverage", {"conflict", "first"}), ("composite", {"conflict", "first", "tied"})
+])  # fmt: skip
+def test_a_conflict_holds_the_second_edit_against_what_the_first_makes_of_its_fact(split: str, kinds: set[str]) -> None:
+    case = mini_case("conflictedit", split)
+    first, second = case.edits
+    asked = {q.kind: q for q in case.probes if q.protocol == "probability"}
+    implied = {"test": first.subject, "coverage": first.target, "composite": first.target}[split]
+    assert (asked["conflict"].prompt, asked["conflict"].answers) == (second.text, (second.target,))
+    assert asked["conflict"].rival == implied
+    assert (asked["first"].prompt, asked["first"].rival) == (first.text, first.target_old)
+    assert {q.kind for q in case.probes} == kinds
+
+
+def test_a_list_keeps_its_true_objects_and_leaves_the_false_ones_out() -> None:
+    case = mini_case("peak")
+    asked = {(q.kind, q.protocol): q for q in case.probes}
+    true, false = asked["kept", "choice"].answers, asked["intruded", "generation"].answers
+    assert set(asked["kept", "choice"].choices) == {*true, *false}
+    assert case.edits[0].target not in {*true, *false}
+    assert {q.answers[0] for q in case.probes if q.kind == "kept_each"} == set(true)
+    assert {q.answers[0] for q in case.probes if q.kind == "intruded_each"} == set(false)
+
+
+def test_text_and_facts_are_edits_of_one_case_that_are_asked_alike() -> None:
+    told, structured = mini_case("akew_text"), mini_case("akew")
+    assert told.probes == structured.probes
+    assert all(one.target in text.target for one, text in zip(structured.edits, told.edits, strict=True))
+    assert [one.subject for one in structured.edits] == [one.subject for one in told.edits]
+
+
+@pytest.mark.parametrize("name", ["mzsre", "bmike53"])
+def test_an_english_edit_is_asked_in_each_language(name: str) -> None:
+    case = mini_case(name)
+    asked = {q.language: q for q in case.probes if (q.kind, q.protocol) == ("rewrite", "accuracy")}
+    assert set(asked) == {"en", "de"}
+    assert (asked["en"].prompt, asked["en"].answers) == (case.edits[0].text, (case.edits[0].target,))
+    assert asked["de"].prompt != asked["en"].prompt
