@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from mini_canonical import MAKERS, canonical_rows, corpus_rows
-from mini_cases import mquake_rows
+from mini_cases import SETS, case_rows, mquake_rows
 from mini_cases_more import more_rows
 from mini_remedi import biography_rows, norm_rows
 from mini_scores import measure, table
@@ -105,7 +105,8 @@ def make_data(world: World) -> None:
         test, train = edit_rows(world, name)
         write_lines(ROOT / "tasks" / "edits" / name / "mini.jsonl", test)
         write_lines(ROOT / "tasks" / "edits" / name / "mini_train.jsonl", train)
-    for name, (test, train) in {"mquake": mquake_rows(world)}.items():
+    made = {"mquake": mquake_rows(world), **{name: case_rows(world, name) for name in SETS}}
+    for name, (test, train) in made.items():
         write_lines(ROOT / "tasks" / "edits" / name / "mini.jsonl", test)
         write_lines(ROOT / "tasks" / "edits" / name / "mini_train.jsonl", train)
     for name, by_split in more_rows(world).items():

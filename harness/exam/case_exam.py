@@ -163,10 +163,10 @@ class CaseExam(Tokenized):
         found = {_metric(doc["kind"], doc["protocol"]): total}
         if doc["language"]:
             found[_localised(doc)] = total
-        right = [score.num == score.den for score in known]
+        parts = [score.num / score.den for score in known]
         for metric, rule in self.set.rule.combine.items():
             if (rule.kind, rule.protocol) == (doc["kind"], doc["protocol"]):
-                value = _put_together(rule.how, right) if len(known) == len(scores) else math.nan
+                value = _put_together(rule.how, parts) if len(known) == len(scores) else math.nan
                 found[metric] = Ratio(value, 1.0, doc["case"])
         return found
 
@@ -227,9 +227,10 @@ class CaseExam(Tokenized):
         return [len(ids) for ids in self.tokenizer(said, add_special_tokens=False)["input_ids"]] if said else []
 
 
-def _put_together(how: str, right: Sequence[bool]) -> float:
-    """One number of the questions of a case: whether any is right, whether all are, or how many of them."""
-    return {"any": float(any(right)), "all": float(all(right)), "mean": sum(right) / len(right)}[how]
+def _put_together(how: str, parts: Sequence[float]) -> float:
+    """One number of the questions of a case: whether any is wholly right, whether all are, or the mean of them."""
+    right = [part == 1 for part in parts]
+    return {"any": float(any(right)), "all": float(all(right)), "mean": sum(parts) / len(parts)}[how]
 
 
 def _metric(kind: str, protocol: str) -> str:

@@ -5,6 +5,7 @@ block ``metadata.case`` of a set's YAML says in JMESPath (https://jmespath.org) 
 
     case:
       id: case_id                     # of the row; its number in the file where it is left out
+      when: contains(question, name)  # a row where it finds nothing true is no case; left out: every row is one
       edits:
         each: requested_rewrite       # a list of the row; left out: the row is the edit
         prompt: prompt                # with {} where the subject stands, or the subject written out
@@ -48,7 +49,7 @@ __all__ = ["HOW", "PROTOCOLS", "Case", "CaseRule", "Combined", "ProbeRule", "Que
 PROTOCOLS = ("generation", "accuracy", "probability", "choice")
 EXPECTED = ("new", "old", "unchanged")
 HOW = ("any", "all", "mean")
-"""How the answers of a case are put together: one of them right, all, or the share that is."""
+"""How the answers of a case are put together: one of them right, all, or their mean (their share, or of accuracies)."""
 
 _EDIT_FIELDS = ("prompt", "subject", "target", "target_old", "prefix", "suffix", "join", "relation")
 _PATHS = ("each", "prompt", "answers", "rival", "choices", "language", "when")
@@ -123,6 +124,7 @@ class CaseRule:
 
     name: str
     id: str | None
+    when: str | None
     each: str | None
     edit: Mapping[str, str]
     probes: tuple[ProbeRule, ...]
@@ -144,7 +146,7 @@ def rule_of(name: str, said: object, where: str) -> CaseRule:
         DataError: a field does not exist or is missing, or a path cannot be read.
     """
     block = _mapping(said, where)
-    _known(block, ("id", "edits", "probes", "combine"), where)
+    _known(block, ("id", "when", "edits", "probes", "combine"), where)
     edit = dict(_mapping(block.get("edits"), f"{where}.edits"))
     each = edit.pop("each", None)
     _known(edit, _EDIT_FIELDS, f"{where}.edits")
@@ -152,9 +154,10 @@ def rule_of(name: str, said: object, where: str) -> CaseRule:
     if not isinstance(probes, list) or not probes:
         raise DataError(f"{where}.probes is {probes!r}, expected a list of probes, each with kind, prompt and answers")
     rules = tuple(_probe_rule(one, f"{where}.probes[{i}]") for i, one in enumerate(probes))
-    for path in filter(None, (block.get("id"), each, *edit.values())):
+    whole = block.get("id"), block.get("when"), each
+    for path in filter(None, (*whole, *edit.values())):
         _compiled(str(path), where)
-    return CaseRule(name, block.get("id"), each, edit, rules, _combined(block.get("combine") or {}, rules, where))
+    return CaseRule(name, *whole, edit, rules, _combined(block.get("combine") or {}, rules, where))
 
 
 def _probe_rule(said: object, where: str) -> ProbeRule:
@@ -256,7 +259,11 @@ def read_cases(rule: CaseRule, rows: Iterable[Mapping[str, Any]], as_edit: Any) 
     Raises:
         DataError: a path finds nothing in a row, a probe has no answer, or an id occurs twice; names the row.
     """
-    found = [_case(rule, row, number, as_edit) for number, row in enumerate(rows)]
+    found = [
+        _case(rule, row, number, as_edit)
+        for number, row in enumerate(rows)
+        if rule.when is None or _at(rule.when, row, f"{rule.name}, row {number + 1}")
+    ]
     seen: set[str] = set()
     for case in found:
         if case.id in seen:

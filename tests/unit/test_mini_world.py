@@ -294,3 +294,114 @@ def test_what_follows_in_a_case_is_true_of_its_edits(world: mini.World) -> None:
             or second[0]["target_new"]["str"] == row["new_answer"]
         )
         assert [hop["answer"] for hop in row["new_single_hops"]] == [new, row["new_answer"]]
+
+
+@pytest.mark.parametrize("name", cases.SETS)
+def test_shipped_rows_of_one_edit_are_the_generated_ones(world: mini.World, name: str) -> None:
+    test, train = cases.case_rows(world, name)
+    assert read(f"tasks/edits/{name}/mini.jsonl") == test
+    assert read(f"tasks/edits/{name}/mini_train.jsonl") == train
+
+
+def subjects_of(rows: list[dict]) -> set[str]:
+    return {row["requested_rewrite"]["subject"] if "requested_rewrite" in row else row["subject"] for row in rows}
+
+
+@pytest.mark.parametrize("name", cases.SETS)
+def test_no_subject_is_in_both_splits_of_a_set(world: mini.World, name: str) -> None:
+    test, train = map(subjects_of, cases.case_rows(world, name))
+    assert test and train and not test & train
+
+
+def answer(world: mini.World, statement: str) -> set[str]:
+    """What the world says behind a statement or to a question, in any of its phrasings."""
+    return {
+        fact.object
+        for fact in world.facts
+        if fact.subject in statement
+        for said in (*fact.relation.statements, *fact.relation.questions)
+        if said.format(fact.subject) == statement
+    }
+
+
+def after_the_hop(world: mini.World, question: str, company: str, head: str) -> str:
+    """The answer to a question about a company's head, read from the world's facts about a head."""
+    (relation,) = [name for name, asked in cases.HOPS.items() if question in {one.format(company) for one in asked}]
+    return next(fact.object for fact in world.about(head) if fact.relation.id == relation)
+
+
+def test_a_hop_follows_from_the_new_head_or_the_new_seat(world: mini.World) -> None:
+    heads = {fact.object: fact.subject for fact in world.facts if fact.relation.id == "head"}
+    rows = [
+        (row["requested_rewrite"]["subject"], row["requested_rewrite"]["target_new"]["str"], row["portability"])
+        for row in cases.case_rows(world, "portability")[0]
+    ] + [(row["subject"], row["alt"], row["portability"]) for row in cases.case_rows(world, "portability_zsre")[0]]
+    seats = 0
+    for company, new, hop in rows:
+        asked = hop["New Question"]
+        if "is the company that" in asked or "based?" in asked:
+            (head,) = [name for name in heads if f"that {name} leads" in asked]
+            assert (heads[head], hop["New Answer"]) == (company, new)
+            seats += 1
+        else:
+            assert hop["New Answer"] == after_the_hop(world, asked, company, new)
+    assert 0 < seats < len(rows)
+
+
+def test_what_a_new_head_leads_has_one_answer(world: mini.World) -> None:
+    heads = {fact.object for fact in world.facts if fact.relation.id == "head"}
+    for row in cases.case_rows(world, "portability_inverse")[0]:
+        assert row["inverse question"] == f"Which company does {row['alt']} lead?"
+        assert row["alt"] not in heads and row["answers"] == [row["pred"]] != [row["alt"]]
+    for row in cases.case_rows(world, "knowedit")[0]:
+        for one in row["portability"].get("Logical_Generalization", []):
+            assert row["target_new"] in one["prompt"] and row["target_new"] not in heads
+            assert one["ground_truth"] == [[row["subject"]]]
+
+
+def test_what_stays_is_true_in_the_world(world: mini.World) -> None:
+    trivia = dict(world.trivia)
+    for row in cases.case_rows(world, "qaedit")[0]:
+        assert len({one["loc"] for one in row["locality"]}) == 5
+        assert all(trivia[one["loc"]] == one["loc_ans"] for one in row["locality"])
+        assert row["target"] not in answer(world, row["prompt"]) == answer(world, row["rephrase"])
+    for row in cases.case_rows(world, "wikibigedit")[0]:
+        assert row["locality_ground_truth"] in answer(world, row["locality_prompt"])
+        assert row["locality_prompt"] != row["prompt"]
+    for row in cases.case_rows(world, "knowedit")[0]:
+        assert answer(world, row["prompt"]) == {row["ground_truth"]} != {row["target_new"]}
+        for one in row["locality"].get("Relation_Specificity", []):
+            assert [list(answer(world, one["prompt"]))] == one["ground_truth"]
+        for one in row["locality"].get("Forgetfulness", []):
+            assert row["target_new"] in one["prompt"] and one["ground_truth"] == [[row["ground_truth"]]]
+
+
+def test_what_follows_under_another_name_and_by_another_fact(world: mini.World) -> None:
+    lasts = [name.split()[-1] for names in world.kinds.values() for name in names]
+    reasoned = 0
+    for row in cases.case_rows(world, "knowedit")[0]:
+        for one in row["portability"].get("Subject_Aliasing", []):
+            alias = row["subject"].split()[-1]
+            assert lasts.count(alias) == 1 and one["prompt"] == row["prompt"].replace(row["subject"], alias)
+            assert one["ground_truth"] == [[row["target_new"]]]
+        for one in row["portability"].get("Reasoning", []):
+            right = after_the_hop(world, one["prompt"], row["subject"], row["target_new"])
+            assert one["ground_truth"] == [[right]]
+            reasoned += 1
+    assert reasoned
+
+
+def test_the_letter_is_that_of_the_new_object(world: mini.World) -> None:
+    hops = 0
+    for row in cases.case_rows(world, "halluedit")[0]:
+        assert row["output"] in answer(world, row["question"])
+        options = dict(one.split(". ") for one in row["multiple_choice_with_letters"].split("  "))
+        assert options[row["multiple_choice_labels"]] == row["object"] != row["output"]
+        assert sorted(options) == ["A", "B", "C", "D"] and len(set(options.values())) == 4
+        assert row["output"] in options.values()
+        assert row["yes_question"].endswith(f" {row['object']}?") and row["no_question"].endswith(f" {row['output']}?")
+        if row["question_2hop"]:
+            right = after_the_hop(world, row["question_2hop"], row["subject"], row["object"])
+            assert row["answer_2hop"] == right
+            hops += 1
+    assert hops

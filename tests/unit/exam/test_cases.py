@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,15 @@ def test_a_subject_is_spelled_as_its_text_has_it(text: str, subject: str, said: 
     assert read(changed(ROW, text=text, subject=subject), rule).probes[0].prompt == said
 
 
+def test_a_row_that_is_no_case_is_passed_over_and_the_others_keep_their_numbers() -> None:
+    rule = {key: value for key, value in RULE.items() if key != "id"}
+    rows = [ROW, changed(ROW, name=""), changed(ROW, name="c9")]
+    found = read_cases(rule_of("toy", changed(rule, when="name"), "toy.yaml"), rows, as_edit)
+    assert [case.id for case in found] == ["0", "2"]
+    with pytest.raises(DataError, match=r"'name\[' is no JMESPath"):
+        rule_of("toy", changed(rule, when="name["), "toy.yaml")
+
+
 def test_an_id_that_occurs_twice_is_refused() -> None:
     with pytest.raises(DataError, match="the id c7 occurs twice"):
         read_cases(rule_of("toy", RULE, "toy.yaml"), [ROW, ROW], as_edit)
@@ -222,6 +232,16 @@ def test_accuracy_is_the_share_of_the_tokens_of_the_best_alias(tmp_path: Path) -
     rule = changed(RULE, probes=[{**RULE["probes"][1], "protocol": "accuracy"}], combine={})
     given = [Forced(-1.0, 4, 1), Forced(-1.0, 10, 6), Forced(-1.0, 4, 4), Forced(-1.0, 10, 0)]
     assert scored(exam(tmp_path, [ROW], rule), "hop", "accuracy", given) == {"hop_accuracy": (10, 14)}
+
+
+def test_the_mean_of_a_case_is_that_of_its_accuracies(tmp_path: Path) -> None:
+    from harness.exam.token_tasks import Forced
+
+    rule = changed(RULE, probes=[{**RULE["probes"][1], "protocol": "accuracy"}])
+    rule["combine"] = {f"hop_{how}": {"kind": "hop", "how": how} for how in ("mean", "any", "all")}
+    given = [Forced(-1.0, 4, 1), Forced(-1.0, 10, 6), Forced(-1.0, 4, 4), Forced(-1.0, 10, 0)]
+    found = scored(exam(tmp_path, [ROW], rule), "hop", "accuracy", given)
+    assert found == {"hop_accuracy": (10, 14), "hop_mean": (0.8, 1), "hop_any": (1, 1), "hop_all": (0, 1)}
 
 
 def test_languages_have_columns_of_their_own(tmp_path: Path) -> None:
@@ -361,3 +381,37 @@ def test_an_english_edit_is_asked_in_each_language(name: str) -> None:
     assert set(asked) == {"en", "de"}
     assert (asked["en"].prompt, asked["en"].answers) == (case.edits[0].text, (case.edits[0].target,))
     assert asked["de"].prompt != asked["en"].prompt
+
+
+# --- sets of one edit a case ------------------------------------------------------------------------------------------
+
+HALLUCINATION = (
+    "rewrite", "paraphrase", "yes", "no", "letter", "reversed", *(f"hop_{n}" for n in range(2, 7)), "locality",
+)  # fmt: skip
+QUESTIONS: dict[tuple[str, str], tuple[int, dict[str, int]]] = {
+    ("portability", "test"): (1031, {"rewrite": 1031, "paraphrase": 2062, "hop": 1031, "neighborhood": 10310}),
+    ("portability_zsre", "test"): (1037, dict.fromkeys(("rewrite", "paraphrase", "hop", "locality"), 1037)),
+    ("portability_inverse", "test"): (380, dict.fromkeys(("rewrite", "paraphrase", "inverse"), 380)),
+    ("qaedit", "test"): (1000, {"rewrite": 1000, "paraphrase": 1000, "locality": 5000}),
+    ("knowedit", "test"): (839, {
+        "rewrite": 839, "paraphrase": 839, "aliasing": 2358, "reasoning": 2082, "logic": 405, "specificity": 5486,
+        "forgetfulness": 468,
+    }),
+    ("halluedit", "test"): (2272, dict.fromkeys(HALLUCINATION, 2272)),
+    ("halluedit", "llama_3_8b_instruct"): (2230, dict.fromkeys(HALLUCINATION, 2230)),
+    ("halluedit", "mistral_7b_instruct"): (2228, dict.fromkeys(HALLUCINATION, 2228)),
+    ("wikibigedit", "test"): (3000, dict.fromkeys(("rewrite", "paraphrase", "locality"), 3000)),
+}  # fmt: skip
+"""Cases of the real files, and how many questions of each kind they ask in its first protocol."""
+
+
+@pytest.mark.parametrize(("name", "split"), QUESTIONS)
+def test_real_files_are_read_to_their_end(name: str, split: str) -> None:
+    one = CaseSet.read(data.TASKS / "edits" / name / f"{name}.yaml")
+    if not (SHARED / one.dataset.files[split].path).is_file():
+        pytest.skip("needs the real data beside the project")
+    first = {rule.kind: rule.protocols[0] for rule in one.rule.probes}
+    found = one.cases(str(SHARED), split)
+    asked = Counter(q.kind for case in found for q in case.probes if q.protocol == first[q.kind])
+    assert (len(found), dict(asked)) == QUESTIONS[name, split]
+    assert sum(len(case.edits) for case in found) == len(found)

@@ -23,6 +23,10 @@ GENERAL = [
     "ClosedDomainQA", "NER", "NLI", "OpenDomainQA", "SentimentAnalysis", "dialogue", "reasoning", "summarization",
 ]  # fmt: skip
 CHOICE = ["ClosedDomainQA_choice", "NLI_choice", "SentimentAnalysis_choice", "dialogue_choice"]
+CASES = [
+    "akew", "akew_text", "bmike53", "conflictedit", "halluedit", "knowedit", "mlake", "mquake", "mzsre", "peak",
+    "portability", "portability_inverse", "portability_zsre", "qaedit", "roundedit", "wikibigedit",
+]  # fmt: skip
 ROW = {"prompt": "{} was born in", "subject": "Ada Velmont", "target": "Rome"}
 
 
@@ -51,7 +55,7 @@ def suite(tiny: Callable[[str], LM], *names: str, edit_set: str | None = None, *
 
 def test_the_catalogue() -> None:
     found = tasks.catalogue()
-    sets = sorted(["counterfact", "zsre", *SETS])
+    sets = sorted(["counterfact", "zsre", *CASES, *SETS])
     assert [name for name, kind in found.items() if kind == "task"] == sorted(
         [*GENERAL, *CHOICE, "ball", "bias_in_bios", "mcrae"]
     )
