@@ -271,7 +271,7 @@ def run(
     output: str | Path | None = None,
     device: str | None = None,
     device_map: str | None = None,
-    rows: int = 32,
+    rows: int | None = None,
     cache: bool = True,
     save_edits: bool = True,
     fresh: bool = False,
@@ -313,7 +313,7 @@ def run(
         output: the folder of the record; by default nothing is kept on disk.
         device: where a model that is named goes; ``auto`` spreads it; by default an accelerator where there is one.
         device_map: how a model that is named is spread over devices instead, as transformers takes it.
-        rows: rows of one forward pass.
+        rows: texts of one forward pass at most; None for as many as fit.
         cache: whether the numbers of the unedited model may come from the cache.
         save_edits: whether the change goes into the folder of the record, at each stop (not of isolated edits).
         fresh: whether to start anew where an earlier run of the same plan was stopped.
@@ -390,7 +390,7 @@ def evaluate(
     trust_code: bool = False,
     output: str | Path | None = None,
     device: str | None = None,
-    rows: int = 32,
+    rows: int | None = None,
     cache: bool = True,
     progress: Progress | None = None,
 ) -> Record:
@@ -412,7 +412,7 @@ def evaluate(
         trust_code: whether code may run that the patch names by its path.
         output: the folder of the record; by default nothing is kept on disk.
         device: where a model that is named goes.
-        rows: rows of one forward pass.
+        rows: texts of one forward pass at most; None for as many as fit.
         cache: whether the numbers of the unedited model may come from the cache.
         progress: told what is done, how far it is, and how much there is.
 

@@ -94,7 +94,7 @@ class ExecutionOptions:
     output: Annotated[Path, opt.OUTPUT.but(default=Path("runs"))]
     device: Annotated[str | None, opt.DEVICE]
     device_map: Annotated[str | None, opt.DEVICE_MAP]
-    rows: Annotated[int, opt.ROWS]
+    rows: Annotated[int | None, opt.ROWS]
     no_cache: Annotated[bool, opt.NO_CACHE]
     no_save_edits: Annotated[bool, opt.NO_SAVE_EDITS]
     fresh: Annotated[bool, opt.FRESH]

@@ -105,6 +105,28 @@ PATH = click.Path(path_type=Path)
 COUNT = click.IntRange(min=1)
 
 
+class Texts(click.ParamType[int | None]):
+    """A number of texts, or ``auto`` for as many as fit, which is None."""
+
+    name = "auto|integer"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        """What was typed as a number.
+
+        Args:
+            value: what was typed.
+            param: the option.
+            ctx: the command.
+        """
+        if value is None or value == "auto":
+            return None
+        try:
+            number = int(value)
+        except ValueError:
+            self.fail(f"'{value}' is neither auto nor a number of texts.", param, ctx)
+        return COUNT.convert(number, param, ctx)
+
+
 @dataclass(frozen=True)
 class Option:
     """An option, which decorates the commands that take it.
@@ -281,7 +303,7 @@ CONFIG = Option("--config", "A YAML file with any of the above; lists in it make
 TRUST_CODE = Option("--trust-code", "Run the code of editors that a file names by their path.", flag=True)
 OUTPUT = Option("--output", "Folder of the record.", PATH)
 DEVICE = Option("--device", "Where the model goes; 'auto' spreads it.", otherwise="an accelerator, else the CPU")
-ROWS = Option("--rows", "Rows of one forward pass.", COUNT, default=32)
+ROWS = Option("--rows", "Texts of one forward pass at most, or auto: as many as fit.", Texts(), default="auto")
 NO_CACHE = Option("--no-cache", "Measure the unedited model, and optimise values of edits, again.", flag=True)
 NO_SAVE_EDITS = Option("--no-save-edits", "Do not keep the edits that were made as a file.", flag=True)
 DRY_RUN = Option("--dry-run", "Say what would be run, and what it would take; nothing is written.", flag=True)

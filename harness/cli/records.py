@@ -92,7 +92,7 @@ def _tied(*paths: Path) -> list[Record]:
 @opt.ROWS
 @opt.TRUST_CODE.but(help="Run the code of editors that a record names by their path.")
 def check(
-    *, baseline: Path, only: str, tolerance: float | None, device: str | None, rows: int, trust_code: bool
+    *, baseline: Path, only: str, tolerance: float | None, device: str | None, rows: int | None, trust_code: bool
 ) -> None:
     """Run recorded plans again; exit 1, with a table of what moved, when a number leaves its tolerance."""
     from harness.errors import CheckFailed
@@ -142,7 +142,7 @@ def _require_trusted(records: Sequence[Record], baseline: Path, trusted: bool) -
             require_trusted_parts(Path(kept.plan["patch"]), trusted)
 
 
-def _repeated(known: Sequence[Record], device: str | None, rows: int) -> Iterator[tuple[Record, Record]]:
+def _repeated(known: Sequence[Record], device: str | None, rows: int | None) -> Iterator[tuple[Record, Record]]:
     """Each record, and that of its plan carried out again."""
     from tempfile import TemporaryDirectory
 

@@ -72,16 +72,18 @@ class _Led(str):
 class EditedLM(HFLM):  # type: ignore[misc]
     """An lm-eval model that can hold a patch for all documents, or one for each."""
 
-    def __init__(self, lm: LM, batch_size: int = 32, progress: Progress | None = None) -> None:
+    def __init__(self, lm: LM, batch_size: int | None = None, progress: Progress | None = None) -> None:
         """Wrap a model.
 
         Args:
             lm: the model; it is shared, not copied.
-            batch_size: rows of one forward pass.
+            batch_size: texts of one forward pass at most; None for as many as fit.
             progress: told how many requests are done.
         """
         with quiet_lm_eval():
-            super().__init__(pretrained=lm.model, tokenizer=lm.tokenizer, batch_size=batch_size, max_length=lm.context)
+            super().__init__(
+                pretrained=lm.model, tokenizer=lm.tokenizer, batch_size=batch_size or 32, max_length=lm.context
+            )
         self.lm = lm
         self.progress = progress
         self.rows = batch_size

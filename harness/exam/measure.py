@@ -223,7 +223,7 @@ def contributions(tasks: Sequence[Task], measured: Mapping[str, Measured]) -> di
 
 
 def base_key(
-    fingerprint: str, task: Task, *, limit: int | None, batch_size: int, provenance: object, device: str
+    fingerprint: str, task: Task, *, limit: int | None, batch_size: int | None, provenance: object, device: str
 ) -> str | None:
     """What the numbers of the unedited model depend on, as a hash; None for tasks that lie in no file.
 
@@ -231,7 +231,7 @@ def base_key(
         fingerprint: of the model, see :func:`fingerprint`.
         task: the task, with its documents.
         limit: documents at most.
-        batch_size: rows of one forward pass.
+        batch_size: texts of one forward pass at most; None for as many as fit.
         provenance: which file the rows come from.
         device: where the model is.
     """

@@ -57,8 +57,9 @@ class Room:
 
     def release(self) -> None:
         """Give memory back that is held for later passes."""
-        if torch.accelerator.is_available():
-            torch.accelerator.empty_cache()
+        from accelerate.utils.memory import clear_device_cache
+
+        clear_device_cache(garbage_collection=True)
 
 
 def kept_bytes(lm: LM) -> int:

@@ -19,7 +19,7 @@ class RunOptions:
         output: the folder of the record.
         device: where the model goes; None for an accelerator where there is one.
         device_map: how it is spread over devices instead, as transformers takes it.
-        rows: rows of one forward pass.
+        rows: texts of one forward pass at most; None for as many as fit.
         cache: whether the numbers of the unedited model, and the values of edits, may come from the cache.
         save_edits: whether the accumulated change goes to disk at each stop (not of isolated edits).
         fresh: whether to start anew where an earlier run of the plan was stopped.
@@ -29,7 +29,7 @@ class RunOptions:
     output: Path
     device: str | None = None
     device_map: str | None = None
-    rows: int = 32
+    rows: int | None = None
     cache: bool = True
     save_edits: bool = False
     fresh: bool = False

@@ -84,6 +84,7 @@ CALLS: dict[str, tuple[dict[str, object], tuple[str, ...]]] = {
     "num-edits": ({"--num-edits": "0"}, ("num_edits is 0, expected at least 1",)),
     "num-edits beyond": ({"--num-edits": "3"}, ("my.jsonl: has 2 edits, 3 were asked for",)),
     "rows": ({"--rows": "0"}, ("0 is not in the range x>=1",)),
+    "rows in words": ({"--rows": "many"}, ("'many' is neither auto nor a number of texts",)),
     "edit set": ({"--edits": "counterfct"}, ("edit set 'counterfct' does not exist (did you mean counterfact, ",)),
     "edit set number": ({"--edits": "zsre:x"}, ("--edits 'zsre:x': 'x' is not a number of edits",)),
     "edits file": ({"--edits": "nowhere.jsonl"}, ("nowhere.jsonl: no such file; give JSON lines",)),
