@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -88,7 +89,7 @@ class Writing:
         return self._written
 
     def can(self) -> bool:
-        """Whether texts can be written so, tried on the longest and the shortest context.
+        """Whether texts can be written so, tried on two short contexts.
 
         Not so where a patch looks at hidden states or logits, where a model keeps something else than keys and values
         of all tokens, or where it counts positions by the columns of a cache.
@@ -128,8 +129,10 @@ class Writing:
         return self._written
 
     def _agree(self) -> bool:
-        order = sorted(range(len(self.contexts)), key=lambda i: -len(self.contexts[i]))
-        chosen = [order[0], order[-1]][: len(order)]
+        # Two of different lengths show it, and short ones cost little.
+        order = sorted(range(len(self.contexts)), key=lambda i: len(self.contexts[i]))
+        longer = (i for i in order if len(self.contexts[i]) > len(self.contexts[order[0]]))
+        chosen = [*islice(longer, 1), order[0]]
         try:
             logits, layers = self._read(chosen, 0)
             if not all(type(layer).__name__ in _ALL_TOKENS for layer in layers):
