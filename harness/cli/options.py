@@ -94,6 +94,7 @@ __all__ = [
     "Option",
     "TableFormat",
     "taken",
+    "Texts",
 ]
 
 Command = TypeVar("Command", bound=Callable[..., None])
