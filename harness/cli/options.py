@@ -93,8 +93,8 @@ __all__ = [
     "WORKERS",
     "Option",
     "TableFormat",
-    "taken",
     "Texts",
+    "taken",
 ]
 
 Command = TypeVar("Command", bound=Callable[..., None])
