@@ -415,3 +415,21 @@ def test_real_files_are_read_to_their_end(name: str, split: str) -> None:
     asked = Counter(q.kind for case in found for q in case.probes if q.protocol == first[q.kind])
     assert (len(found), dict(asked)) == QUESTIONS[name, split]
     assert sum(len(case.edits) for case in found) == len(found)
+
+
+def test_each_question_of_knowedit_has_a_published_score() -> None:
+    """EasyEdit's results by record have one number for each question of each kind, in the order of the file."""
+    found = SHARED / "knowedit" / "wiki_counterfact" / "test_cf.jsonl.gz"
+    told = SHARED / "published" / "knowedit_easyedit_percase_llama2.jsonl.gz"
+    if not (found.is_file() and told.is_file()):
+        pytest.skip("needs the real data beside the project")
+    cases = CaseSet.read(data.TASKS / "edits" / "knowedit" / "knowedit.yaml").cases(str(SHARED), "test")
+    with gzip.open(told, "rt", encoding="utf-8") as file:
+        lines = [one for one in map(json.loads, file) if (one["editor"], one["data"]) == ("ROME", "counterfact")]
+    names = {"aliasing": "port_Subject_Aliasing", "reasoning": "port_reasoning", "logic": "port_Logical_Generalization",
+             "specificity": "loc_Relation_Specificity", "forgetfulness": "loc_Forgetfulness"}  # fmt: skip
+    assert lines
+    for line in lines:
+        asked = Counter(q.kind for q in cases[line["case_id"]].probes if q.protocol == "accuracy")
+        scored = {kind: len(line["post"].get(name) or []) for kind, name in names.items()}
+        assert {kind: asked[kind] for kind in names} == scored, line["case_id"]
