@@ -237,7 +237,8 @@ def test_the_split_reaches_the_examination(tiny: Callable[[str], LM]) -> None:
 def test_an_unknown_edit_set(tmp_path: Path) -> None:
     with pytest.raises(
         UsageError,
-        match=r"edit set 'counterfct' does not exist \(did you mean counterfact, country_capital\?\); or give",
+        match=r"edit set 'counterfct' does not exist \(did you mean counterfact, country_capital, conflictedit\?\); "
+        r"or give",
     ):
         tasks.read_edits("counterfct", data_dir="mini")
     with pytest.raises(DataError, match=r"no\.jsonl: no such file; give JSON lines"):
