@@ -64,6 +64,8 @@ class MaskedFineTuning(Editor):
         "mistral-7b-v0.1": {"layers": (21,), "norm_constraint": 5e-5},
         "qwen2-7b": {"layers": (27,)},
         "qwen2.5-7b": {"layers": (27,)},
+        # harness tune: 4 trials of 8 tuning rows of real CounterFact.
+        "smollm2-135m-instruct": {"layers": (7,)},
         # The shipped models: tuned on the edit set's tuning rows.
         "mini-llama": {"layers": (2,), "lr": 3e-3, "batch_size": 10},
         "mini": {"layers": (2,), "lr": 2e-3, "batch_size": 10},
