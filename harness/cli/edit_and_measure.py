@@ -30,6 +30,7 @@ class PlanOptions:
     tasks: Annotated[str | None, opt.TASKS] = None
     edits: Annotated[str | None, opt.EDITS] = None
     num_edits: Annotated[int | None, opt.NUM_EDITS] = None
+    split: Annotated[str | None, opt.SPLIT] = None
     exam: Annotated[str | None, opt.EXAM] = None
     include_path: Annotated[str | None, opt.INCLUDE_PATH] = None
     mode: Annotated[str | None, opt.MODE] = None

@@ -244,6 +244,7 @@ def _remarks(record: Record, last: int) -> Iterator[str]:
             wanted = metric == record.headlines.get(task) or metric in EXAM
             if wanted and measure["value"] is None:
                 yield f"{task} {metric}: {measure.get('reason') or 'no value'}"
+    yield from (f"{task}: {caveat}" for task, caveat in record.caveats.items())
     for task, count in record.point(last).get("truncated", {}).items():
         yield f"{task}: {count} requests were longer than the model's context and were cut from the left"
     yield from (f"warning: {warning}" for warning in record.edits.get("warnings", []))

@@ -53,6 +53,7 @@ def new_record(ready: Prepared, weights: str) -> Record:
         derived=_derived(ready.suite),
         shown=_shown(ready.suite),
         chance=_chance(ready.suite),
+        caveats=_caveats(ready.suite),
         data=_sources_of_rows(ready),
         templates=_templates(ready.suite),
         versions=versions(),
@@ -145,6 +146,11 @@ def _shown(suite: tasks.Suite) -> dict[str, list[str]]:
         for metric in task.shown_beside:
             found.setdefault(task.shown, []).append(metric)
     return found
+
+
+def _caveats(suite: tasks.Suite) -> dict[str, str]:
+    """What the YAMLs want a reader to know beside the numbers."""
+    return {task.shown: str(task.metadata["caveat"]) for task in suite.tasks if task.metadata.get("caveat")}
 
 
 def _chance(suite: tasks.Suite) -> dict[str, dict[str, float]]:

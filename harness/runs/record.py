@@ -49,6 +49,8 @@ class Record:
     """Task -> the metrics that its YAML wants tables to show besides the usual ones."""
     chance: dict[str, dict[str, float]] | None = None
     """Task -> metric -> what a model gets that knows nothing; None where a record is older than this field."""
+    caveats: dict[str, str] = field(default_factory=dict)
+    """Task -> what its YAML wants a reader to know beside its numbers."""
     points: list[Json] = field(default_factory=list)
     collapse: dict[str, int] = field(default_factory=dict)
     weights: Json = field(default_factory=dict)

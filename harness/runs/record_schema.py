@@ -141,6 +141,7 @@ class RecordFile(TypedDict):
     derived: NotRequired[dict[str, dict[str, list[str]]]]
     shown: NotRequired[dict[str, list[str]]]
     chance: NotRequired[dict[str, dict[str, float]] | None]
+    caveats: NotRequired[dict[str, str]]
     collapse: NotRequired[dict[str, Count]]
     weights: NotRequired[_Weights]
     delta: NotRequired[dict[str, dict[str, Number | list[Number]]]]

@@ -193,7 +193,17 @@ def test_too_little_text_for_a_covariance_says_how_much_there_was_and_how_much_i
     at = arguments.index("--editor")
     plain = [*arguments[: at + 1], "rome", *arguments[at + 2 : arguments.index("--set")]]
     found = harness(
-        *plain, "--mode", "isolated", "--set", "cov_tokens=50", "--text", text, "--output", tmp_path / "out"
+        *plain,
+        "--mode",
+        "isolated",
+        "--set",
+        "cov_tokens=50",
+        "--data-dir",
+        "mini",
+        "--text",
+        text,
+        "--output",
+        tmp_path / "out",
     )
     assert_told(found, "the second moment of ", "has no inverse: 50 tokens were read, at least 64 are needed")
     assert "raise --set cov_tokens=640 or give more text with --text FILE" in found.err

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from harness.errors import DataError, UsageError
 from harness.exam import data, tasks
 from harness.reports.leaderboard import leaderboard
+from harness.reports.terminal_tables import run_table
 from harness.runs.options import RunOptions
 from harness.runs.plan import Plan
 from harness.runs.record import Record
@@ -23,6 +26,7 @@ class: !function harness.task_kit.CaseExam
 metadata:
   version: 1.0
   headline: rewrite_success
+  caveat: capitals move
   source: {files: {test: {path: capitals.json}}}
   case:
     edits: {prompt: ask, subject: land, target: now, target_old: before}
@@ -122,6 +126,9 @@ def test_flat_rows(sets: Path, tmp_path: Path) -> None:
     assert record.data["capitals"]["path"] == "capitals.json"
     assert record.headlines["capitals"] == "rewrite_success"
     assert "capitals" in leaderboard([record], "csv")
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(run_table(record))
+    assert "capitals: capitals move" in console.export_text()
 
 
 def test_nested_rows(sets: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from harness.editing.hyperparameters import plain, settable, with_newer
-from harness.editing.registry import find
+from harness.editing.registry import compose, find
 from harness.errors import DataError, UsageError
 from harness.exam import data, task_identity, tasks
 from harness.exam.canonical import SETS
@@ -360,8 +360,8 @@ def test_the_committed_records_name_the_hyperparameters_that_editors_have_now() 
         assert set(named) <= set(settable(cls)), kept.id
         whole = with_newer(cls, named)
         assert set(whole) == set(settable(cls)), kept.id
+        today = compose(kept.plan["editor"]).configured(kept.plan["model"], kept.plan["settings"], seed=0)
         for name in set(whole) - set(named):
-            default = plain(settable(cls)[name].default)
-            assert whole[name] == default, (
-                f"{kept.id} was made with {name}={whole[name]}, today's {default} is another row"
+            assert whole[name] == plain(getattr(today, name)), (
+                f"{kept.id} was made with {name}={whole[name]}, today's {getattr(today, name)} is another row"
             )

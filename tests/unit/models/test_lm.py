@@ -10,9 +10,10 @@ import torch
 
 from harness.editing.edit import Edit
 from harness.errors import DataError, ModelError
+from harness.exam import knowledge
+from harness.io.nobody import tell_nobody
 from harness.models import lm as loading
 from harness.patches.patch import Patch
-from harness.studies.causal import facts
 from harness.studies.localization import localize
 from harness.studies.remedi import asking
 
@@ -134,7 +135,7 @@ def test_texts_are_written_as_asked_for_and_not_as_a_checkpoint_recommends(fresh
 
     def written():
         prompt, about = "The home of Hugo Lantern is", Edit("1", "{} is in", "Hugo Lantern", "Rome")
-        greedy = facts._greedy(lm, [tuple(lm.encode(prompt))], 20)
+        greedy = knowledge.continuations(lm, [tuple(lm.encode(prompt))], new_tokens=20, report=tell_nobody)
         sampled = asking.sampled(lm, [asking.Question(prompt, Patch())] * 3, length=40, seed=0)
         texts = localize._texts(lm, [about], 0, lambda *_: None)["1"]
         return greedy, sampled, [text.target for text in texts]
