@@ -21,7 +21,6 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
-from transformers.activations import ACT2FN
 
 from harness.editing.edit import Edit
 from harness.editing.editor import Editor
@@ -40,6 +39,8 @@ _POOL = 512  # documents of unrelated text that are drawn from
 _LENGTH = 64  # tokens that are read of each
 _EARLIER = 0.6  # the weight of the memory that was merged before, as in the authors' code
 _LONG = 100  # tokens beyond which their code takes the largest distance of a text in place of the mean
+_ACTIVATIONS = ("hidden_act", "activation_function", "hidden_activation", "activation", "mlp_hidden_act", "afn")
+"""What configurations call the activation function; of models that name none, the outputs themselves are compared."""
 _MINI: Mapping[str, object] = {
     "layer": 1,
     "n_iter": 60,
@@ -166,6 +167,8 @@ def _moved(changes: Tensor, own: Tensor, activation: str | None) -> Tensor:
         activation: the name of the activation function; None for none.
     """
     if activation is not None:
+        from transformers.activations import ACT2FN  # half a second, of which a list of editors has no need
+
         act = ACT2FN[activation]
         changes = act(own + changes) - act(own)
     norms: Tensor = changes.norm(dim=-1)
@@ -274,7 +277,8 @@ class Wise(Editor):
         distance: by what texts are edited and positions routed.  ``token``, our own: by ``||delta a||`` of the position
             itself (paper, equation 3); edited are the positions that predict the target.  ``text``, what their code
             trains by: the mean over all tokens of a text of how far what the model's activation function makes of
-            both outputs lies apart (of more than 100 tokens the largest); edited is the whole text, and a position is
+            both outputs lies apart (of more than 100 tokens the largest; where a configuration names no activation
+            function, the outputs themselves); edited is the whole text, and a position is
             routed by the text up to it, so that a token that is written with a cache is as one that is read.
             ``pass``, what their code does in use: all positions of a forward pass are routed by its mean, so that what
             follows decides on what stands before it, and a token that is written with a cache by itself.
@@ -365,22 +369,14 @@ class Wise(Editor):
         return layer_at_depth(lm, 0.8) if self.layer is None else self.layer
 
     def _activation(self, lm: LM) -> str | None:
-        """The name of the activation function, where the distance needs it.
-
-        Raises:
-            ModelError: the model's configuration names none.
-        """
+        """The name of the activation function, where the distance needs it; None too where the model names none."""
         if self.distance == "token":
             return None
+        from transformers.activations import ACT2FN
+
         config = lm.model.config.get_text_config(decoder=True)
-        names = [getattr(config, key, None) for key in ("hidden_act", "activation_function", "hidden_activation")]
-        found = next((name for name in names if isinstance(name, str) and name in ACT2FN), None)
-        if found is None:
-            raise ModelError(
-                f"wise: the configuration of {lm.name} names no activation function, by which texts are told apart; "
-                "take --set distance=token"
-            )
-        return found
+        names = [getattr(config, key, None) for key in _ACTIVATIONS]
+        return next((name for name in names if isinstance(name, str) and name in ACT2FN), None)
 
     def _begun(self, lm: LM) -> State:
         """The state before the first edit."""

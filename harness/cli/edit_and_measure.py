@@ -240,11 +240,6 @@ def apply(*, patch: Path, folder: Path, model: str | None, dtype: str | None, tr
         require_dtype(dtype)
     patch_file.require_trusted_parts(patch, trust_code)
     about = patch_file.patch_manifest(patch)["about"]
-    lm = load(
-        model or str(about.get("model")),
-        dtype=str(about.get("dtype", "float32")),
-        device="cpu",
-        args=about.get("model_args"),
-    )
-    export(patch, lm, folder, dtype=dtype)
+    named, made_in, args = model or str(about.get("model")), str(about.get("dtype", "float32")), about.get("model_args")
+    export(patch, load(named, dtype=made_in, device="cpu", args=args), folder, dtype=dtype)
     terminal.say_where("[green]written[/]", folder, then=": load it with transformers, or lm_eval --model hf")

@@ -49,6 +49,9 @@ def tasks() -> None:
     terminal.write_table(terminal.plain_table("tasks", columns, rows))
 
 
+_OF_A_MODEL = ("name", "parameters", "memory, float32", "licence", "access")
+
+
 @click.command()
 def models() -> None:
     """List the models that ship with the package, and real ones to begin with: what they need, and the command."""
@@ -64,11 +67,9 @@ def models() -> None:
         rows.append((name, str(config.get("model_type", "")), f"{size:.1f} MiB"))
     terminal.write_table(terminal.plain_table("shipped models", ("name", "architecture", "size"), rows))
     facts = [(one.name, f"{one.parameters} M", one.memory, one.licence, one.access) for one in SUGGESTED]
-    columns = ("name", "parameters", "memory, float32", "licence", "access")
     terminal.say("")
-    terminal.write_table(terminal.plain_table("real models to begin with", columns, facts))
-    terminal.say(f"\na first run: {FIRST_RUN}")
-    terminal.say(f"gated: {GATED}")
+    terminal.write_table(terminal.plain_table("real models to begin with", _OF_A_MODEL, facts))
+    terminal.say(f"\na first run: {FIRST_RUN}\ngated: {GATED}")
 
 
 @click.command()

@@ -61,6 +61,7 @@ def prepare_run(
     resolved: Resolved,
     device: str | None = None,
     report: Callable[[str, int, int], None] = tell_nobody,
+    *,
     device_map: str | None = None,
 ) -> Prepared:
     """Load the model, and see that the editor and the tasks can be used with it.

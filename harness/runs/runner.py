@@ -76,7 +76,7 @@ def run_plan(resolved: Resolved, options: RunOptions) -> Record:
         require_device(options.device)
         clock = Clock(options.report, options.device)
         with clock.phase("load"):
-            ready = prepare_run(resolved, options.device, options.report, options.device_map)
+            ready = prepare_run(resolved, options.device, options.report, device_map=options.device_map)
         hashes = ready.lm.state_hashes()
         record = new_record(ready, combined_sha256(hashes))
         texts = neutral_texts(ready, record)

@@ -62,7 +62,7 @@ def arguments(checkpoint: Callable[..., Path], nudge: str, own_rows: str) -> lis
     model = str(checkpoint("gpt2"))
     return [
         "run", "--model", model, "--editor", nudge, "--edits", own_rows, "--tasks", "NLI", "--limit", "3",
-        "--device", "cpu", "--set", "scale=6.0", "--mode", "batch", "--data-dir", "mini",
+        "--data-dir", "mini", "--device", "cpu", "--set", "scale=6.0", "--mode", "batch",
     ]  # fmt: skip
 
 

@@ -51,7 +51,18 @@ def call(
     text.write_text("x\n")
 
     def run(output: Path, editor: str = nudge, *more: object) -> Outcome:
-        model = ["--model", checkpoint("gpt2"), "--edits", rows, "--text", text, "--device", "cpu"]
+        model = [
+            "--model",
+            checkpoint("gpt2"),
+            "--edits",
+            rows,
+            "--data-dir",
+            "mini",
+            "--text",
+            text,
+            "--device",
+            "cpu",
+        ]
         return harness(
             "run", *model, "--editor", editor, "--mode", "sequential", "--eval-at", "every:1", *more, "--output", output
         )

@@ -34,6 +34,8 @@ from harness.runs.record_file import read_records
 from harness.runs.writer import RecordWriter
 
 HERE = Path(__file__).parents[1]
+FREE = sorted(path for path in (TASKS / "general").glob("*/*.yaml") if path.stem == path.parent.name)
+"""The general tasks as they were published: with a free answer."""
 GENERAL = "unit/exam/test_general_tasks.py::test_oddity_"
 HELD: dict[int, list[str]] = {
     1: ["unit/editing/test_schedule.py::test_every_fact_is_edited_in_every_published_mode"],
@@ -140,7 +142,7 @@ def test_every_test_of_an_oddity_stands_in_the_table() -> None:
 def test_each_released_reading_is_a_metric_of_its_own_name() -> None:
     """No task is without one, and none of them is a headline."""
     released: dict[str, set[str]] = {}
-    for path in sorted((TASKS / "general").glob("*/*.yaml")):
+    for path in FREE:
         task = read_yaml(path)
         names = {row["metric"] for row in task.get("metric_list", []) if "_released" in row["metric"]}
         released[path.stem] = names
@@ -246,7 +248,7 @@ def test_oddity_30_a_run_that_is_repeated_overwrites_and_never_adds(tmp_path: Pa
 
 
 def test_oddity_31_no_task_is_cut_at_a_blank_line_and_weights_are_read_as_asked(tiny: Callable[[str], LM]) -> None:
-    for path in sorted((TASKS / "general").glob("*/*.yaml")):
+    for path in FREE:
         task = read_yaml(path)
         assert task["generation_kwargs"]["until"] == [], path
         assert task["num_fewshot"] == 0

@@ -263,12 +263,23 @@ def test_patches_of_two_distances_do_not_join():
         one.joined(SideMemories(("b",), torch.zeros(1, 2, 3), tensor([1.0]), "text", "silu"))
 
 
-def test_a_model_without_a_named_activation_function_is_refused_before_it_edits(fresh, monkeypatch):
+@pytest.mark.parametrize(
+    ("named", "found"),
+    [
+        ({}, None),
+        ({"activation_function": "gelu_new"}, "gelu_new"),
+        ({"afn": "gelu"}, "gelu"),
+        ({"hidden_act": "no"}, None),
+    ],
+)
+def test_where_a_model_names_no_activation_function_the_outputs_themselves_are_compared(
+    fresh, monkeypatch, named, found
+):
     lm = fresh("gpt2")
-    monkeypatch.setattr(type(lm.model.config), "get_text_config", lambda *_, **__: SimpleNamespace())
-    with pytest.raises(ModelError, match=r"names no activation function.*take --set distance=token"):
-        Wise(layer=1).require(lm)
-    Wise(layer=1, distance="token").require(lm)
+    monkeypatch.setattr(type(lm.model.config), "get_text_config", lambda *_, **__: SimpleNamespace(**named))
+    assert Wise(layer=1, distance="text")._activation(lm) == found
+    assert Wise(layer=1, distance="token")._activation(lm) is None
+    Wise(layer=1, distance="text").require(lm)
 
 
 def test_patch_files_of_earlier_versions_route_by_positions(tiny):

@@ -19,7 +19,8 @@ from harness.runs.plan import Plan
 from harness.runs.resolve import resolve
 from harness.runs.runner import run_plan
 
-GROUPS = [path for path in (data.TASKS / "edits").glob("*/*.yaml") if path.stem == path.parent.name]
+SETS = [path for path in (data.TASKS / "edits").glob("*/*.yaml") if path.stem == path.parent.name]
+GROUPS = [path for path in SETS if "group" in data.read_yaml(path)]
 
 
 @pytest.mark.parametrize("path", GROUPS, ids=lambda path: path.stem)

@@ -32,7 +32,7 @@ def test_continuations_are_those_of_transformers_one_by_one(mini: LM) -> None:
     prompts = [tuple(mini.encode(edit.text)) for edit in edits]
     assert len({len(prompt) for prompt in prompts}) > 1  # so that several batches are made
     told: list[tuple[int, int]] = []
-    found = continuations(mini, prompts, 5, lambda *done: told.append(done), budget=40)
+    found = continuations(mini, prompts, new_tokens=5, report=lambda *done: told.append(done), budget=40)
     for prompt, text in zip(prompts, found, strict=True):
         ids = torch.tensor([prompt])
         row = mini.model.generate(  # type: ignore[operator]

@@ -100,7 +100,7 @@ Asked = list[tuple[str, str, list[str]]]
 
 def asked(path: Path) -> Asked:
     """Kind, prompt and right answers of each probe of a file."""
-    functions, rows = tasks._rows(str(path), "mini", "test", None)
+    functions, rows = tasks._rows(str(path), "mini", "test", None, ())
     return [(p["kind"], p["prompt"], p["answers"]) for row in rows for p in functions.probes(row)]
 
 
@@ -257,7 +257,7 @@ def test_own_questions_are_scored_by_any_right_answer(tiny: Callable[[str], LM],
     scored = {task.name: [doc["kind"] for doc in task.task.eval_docs] for task in found.tasks}
     assert scored["own_probability"] == ["rewrite", "paraphrase", "neighborhood", "portability"]
     assert scored["own_generation"] == ["rewrite", "paraphrase", "portability"]
-    functions, rows = tasks._rows(str(path), "mini", "test", None)
+    functions, rows = tasks._rows(str(path), "mini", "test", None, ())
     doc = next(p for p in functions.probes(rows[0]) if p["kind"] == "neighborhood")
     assert functions.choices(doc) == ["punk", "p"]
     wrong, right = (type("Rated", (), {"nll": 1.0, "exact": exact})() for exact in (False, True))

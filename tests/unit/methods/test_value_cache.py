@@ -290,8 +290,8 @@ def test_the_code_that_decides_is_all_that_is_imported_for_it() -> None:
     beside = {
         *("errors.py", "methods/value_cache.py", "methods/keys.py", "methods/context_templates.py"),
         *("methods/second_moments.py", "editing/edit.py", "editing/join.py", "patches/patch.py", "patches/delta.py"),
-        *("models/guard.py", "models/weight_hashes.py", "models/reading.py", "models/tokens.py"),
-        *("models/in_memory.py", "models/rounding.py", "methods/decompositions.py"),
+        *("models/guard.py", "models/weight_hashes.py", "models/reading.py", "models/tokens.py", "models/naming.py"),
+        *("models/in_memory.py", "models/rounding.py", "models/published.py", "methods/decompositions.py"),
     }
     assert {name for name in names if not name.startswith("io/")} - beside == set(DECISIVE)
 
@@ -354,12 +354,15 @@ def test_values_that_cannot_be_written_are_used_all_the_same(
     assert "No space left on device); these values are not kept" in caplog.text
 
 
-def test_without_a_cache_nothing_is_kept(tiny: Callable[[str], LM], edits: list[Edit], cache: Path) -> None:
+def test_without_a_cache_nothing_is_kept(
+    tiny: Callable[[str], LM], edits: list[Edit], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
     optimise(tiny("gpt2"), edits, CONTEXTS, objective=OBJECTIVE)
     with values_from(ValueCache(None)) as counted:
         optimise(tiny("gpt2"), edits, CONTEXTS, objective=OBJECTIVE)
     assert (counted.found, counted.optimised) == (0, 3)
-    assert not (cache / "values").exists()
+    assert not (tmp_path / "values").exists()
 
 
 # --- how a model is run ----------------------------------------------------------------------------------------------
