@@ -20,9 +20,22 @@ RESULTS = Path(__file__).parents[3] / "results"
 STUDIES = sorted((RESULTS / "localize").glob("*.json.gz"))
 
 
-def test_the_leaderboard() -> None:
-    found = leaderboard(read_records(RESULTS / "records", values=True), "md")
-    assert found == (RESULTS / "LEADERBOARD.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("board", [RESULTS, RESULTS / "smollm2"], ids=["mini", "smollm2"])
+def test_the_leaderboard(board: Path) -> None:
+    found = leaderboard(read_records(board / "records", values=True), "md")
+    assert found == (board / "LEADERBOARD.md").read_text(encoding="utf-8")
+
+
+def test_the_page_of_the_real_model_says_what_its_records_say() -> None:
+    said = (RESULTS / "on-real-data.md").read_text(encoding="utf-8")
+    columns = [("counterfact", name) for name in ("score", "efficacy", "paraphrase", "neighborhood")]
+    columns += [("piqa", "acc_norm"), ("sciq", "acc_norm"), ("arc_easy", "acc_norm"), ("lambada_openai", "acc")]
+    rows = {line.split("|")[1].split()[0].strip("`,"): line for line in said.splitlines() if line.count("|") == 10}
+    for record in read_records(RESULTS / "smollm2" / "records"):
+        row = rows[{"none": "unedited"}.get(record.plan["editor"], record.plan["editor"])]
+        last = record.tasks(record.points[-1]["edits"])
+        shown = [cell.split()[0] for cell in row.split("|")[2:10]]
+        assert shown == [f"{last[task][metric]['value']:.3f}" for task, metric in columns]
 
 
 @pytest.mark.parametrize("folder", ["sweeps", "real/canonical"])
