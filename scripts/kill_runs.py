@@ -200,8 +200,9 @@ def _without_time(said: Any) -> Any:
 
 
 def not_whole(root: Path) -> list[str]:
-    """The files that have their name and cannot be read."""
-    return [f"{path.name} is half-written" for path in files_of(root) if path.name[0] != "." and not _readable(path)]
+    """The files that have their name and place and cannot be read; what a writer has begun lies behind a dot."""
+    named = (path for path in files_of(root) if not any(part[0] == "." for part in path.relative_to(root).parts))
+    return [f"{path.name} is half-written" for path in named if not _readable(path)]
 
 
 def _readable(path: Path) -> bool:

@@ -148,8 +148,8 @@ def test_a_record_is_read_back_as_it_was_written(tmp_path: Path) -> None:
 
 def test_the_top_level_layout(tmp_path: Path) -> None:
     data = json.loads(write(tmp_path, make()).read_text())
-    expected = "schema id plan status reason model editor edits headlines derived shown chance points collapse weights "
-    expected += "delta data templates"
+    expected = "schema id plan status reason model editor edits headlines derived shown chance caveats points collapse "
+    expected += "weights delta data templates"
     assert list(data) == [*expected.split(), "cost", "versions", "seed"]
     assert [point["edits"] for point in data["points"]] == [0, 50]
 
