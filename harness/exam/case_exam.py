@@ -23,7 +23,7 @@ from harness.errors import DataError
 from harness.exam import case_sets, statistics
 from harness.exam.statistics import Ratio
 from harness.exam.text_metrics import begins_with
-from harness.exam.token_tasks import ROOM, Forced, Target, Tokenized, pieces
+from harness.exam.token_tasks import Forced, Target, Tokenized, join_pieces, pieces
 
 if TYPE_CHECKING:
     import datasets
@@ -113,8 +113,8 @@ class CaseExam(Tokenized):
             **kwargs: lm-eval's bookkeeping, handed on to the request.
         """
         templated = bool(kwargs.pop("apply_chat_template", False))
-        template = kwargs.pop("chat_template", None)
-        asked = [self._context(prompt, doc, ctx, template if templated else None) for prompt in doc["prompts"]]
+        kwargs.pop("chat_template", None)
+        asked = [_context(prompt, doc["prompt"], ctx) for prompt in doc["prompts"]]
         if doc["protocol"] == "generation":
             options = {**deepcopy(self.config.generation_kwargs), "max_gen_toks": self._length}
             return [Instance("generate_until", doc, (context, options), i, **kwargs) for i, context in enumerate(asked)]
@@ -126,14 +126,6 @@ class CaseExam(Tokenized):
         if not self._exact:
             pairs = [(one.context, one.text) for context, text in pairs for one in self._cut(context, text)]
         return [Instance("loglikelihood", doc, pair, i, **kwargs) for i, pair in enumerate(pairs)]
-
-    def _context(self, prompt: str, doc: Doc, ctx: str, template: Any) -> str:
-        """What stands in front of a question's answer: of the first what lm-eval put together, of others likewise."""
-        if prompt == doc["prompt"]:
-            return ctx
-        if template is None and ctx.endswith(doc["prompt"]):
-            return ctx[: len(ctx) - len(doc["prompt"])] + prompt
-        return ctx.replace(doc["prompt"], prompt)
 
     def _cut(self, context: str, text: str) -> list[Any]:
         return pieces(self.tokenizer, context, text, per_token=True)
@@ -174,7 +166,7 @@ class CaseExam(Tokenized):
         """Whether each free continuation begins with a right answer; missing where none could have been written."""
         found = []
         for prompt, text, answers in zip(doc["prompts"], texts, doc["answers"], strict=True):
-            short = min(self._tokens(prompt, answers)) <= self._length
+            short = min(self.tokens_of(prompt, answers)) <= self._length
             found.append(Ratio(float(begins_with(text, answers[0], answers[1:])) if short else math.nan))
         return found
 
@@ -202,9 +194,7 @@ class CaseExam(Tokenized):
         for prompt, texts in zip(doc["prompts"], self._rated(doc), strict=True):
             for text in texts:
                 cut = self._cut(prompt, joined(prompt, text, None))
-                got = [next(answers) for _ in cut]
-                hits = sum(piece.tokens for piece, (_, greedy) in zip(cut, got, strict=True) if greedy)
-                found.append(Forced(math.fsum(loglik for loglik, _ in got), sum(p.tokens for p in cut), hits))
+                found.append(join_pieces(cut, [next(answers) for _ in cut]))
         return found
 
     # --- the length of a free answer ----------------------------------------------------------------------------------
@@ -212,19 +202,18 @@ class CaseExam(Tokenized):
     @cached_property
     def _length(self) -> int:
         """How many tokens are written: what the longest wanted answer needs, within limits."""
-        limit = int(self.config.generation_kwargs["max_gen_toks"])
-        least = int((self.config.metadata or {}).get("least_tokens", _LEAST))
         asked = [doc for doc in self.eval_docs if doc["protocol"] == "generation"]
         needed = [
-            max(self._tokens(prompt, answers), default=0)
+            max(self.tokens_of(prompt, answers), default=0)
             for doc in asked
             for prompt, answers in zip(doc["prompts"], doc["answers"], strict=True)
         ]
-        return min(limit, max(least, max(needed, default=0) + ROOM))
+        return self.written_tokens(max(needed, default=0), least=_LEAST)
 
-    def _tokens(self, prompt: str, answers: Sequence[str]) -> list[int]:
-        said = [joined(prompt, text, None) for text in answers]
-        return [len(ids) for ids in self.tokenizer(said, add_special_tokens=False)["input_ids"]] if said else []
+
+def _context(prompt: str, first: str, ctx: str) -> str:
+    """What stands in front of a question's answer, where lm-eval put ``ctx`` together for the first question."""
+    return ctx.removesuffix(first) + prompt if ctx.endswith(first) else ctx.replace(first, prompt)
 
 
 def _put_together(how: str, parts: Sequence[float]) -> float:

@@ -24,11 +24,21 @@ from harness.editing.join import joined
 from harness.errors import UsageError
 from harness.exam.statistics import Ratio
 
-__all__ = ["ROOM", "Continuations", "Forced", "FreeAnswer", "Piece", "Target", "TeacherForced", "Tokenized", "pieces"]
+__all__ = [
+    "Continuations",
+    "Forced",
+    "FreeAnswer",
+    "Piece",
+    "Target",
+    "TeacherForced",
+    "Tokenized",
+    "join_pieces",
+    "pieces",
+]
 
 Doc: TypeAlias = Mapping[str, Any]
 
-ROOM = 4
+_ROOM = 4
 """Tokens that are written beyond the longest answer: an article in front of it, and what shows that a word ends."""
 
 
@@ -138,6 +148,27 @@ class Tokenized(ConfigurableTask):  # type: ignore[misc]  # lm-eval has no types
             self._tokenizer = self._from_metadata()
         return self._tokenizer
 
+    def tokens_of(self, prompt: str, answers: Sequence[str], join: str | None = None) -> list[int]:
+        """The number of tokens of each answer after a prompt.
+
+        Args:
+            prompt: what stands before.
+            answers: what continues it.
+            join: what stands between; None for what the text would have.
+        """
+        said = [joined(prompt, text, join) for text in answers]
+        return [len(ids) for ids in self.tokenizer(said, add_special_tokens=False)["input_ids"]] if said else []
+
+    def written_tokens(self, longest: int, least: int) -> int:
+        """How many tokens of a free answer are written: what the longest wanted answer needs, within limits.
+
+        Args:
+            longest: the tokens of that answer.
+            least: how many are written in any case, where ``least_tokens`` under ``metadata`` says no other number.
+        """
+        limit = int(self.config.generation_kwargs["max_gen_toks"])
+        return min(limit, max(int((self.config.metadata or {}).get("least_tokens", least)), longest + _ROOM))
+
     def _from_metadata(self) -> Any:
         known = self.config.metadata or {}
         name = known.get("tokenizer") or known.get("pretrained")
@@ -190,7 +221,9 @@ class TeacherForced(Tokenized):
         ctx = self.doc_to_text(doc)
         cut = self._pieces.get(doc["id"]) or self._cut(ctx, self._said(doc, ctx, templated=False))
         answers = iter(results)
-        return self.config.process_results(doc, [_join(choice, [next(answers) for _ in choice]) for choice in cut])
+        return self.config.process_results(
+            doc, [join_pieces(choice, [next(answers) for _ in choice]) for choice in cut]
+        )
 
     @property
     def _per_token(self) -> bool:
@@ -205,7 +238,8 @@ class TeacherForced(Tokenized):
         return [pieces(self.tokenizer, ctx, choice, per_token=self._per_token) for choice in said]
 
 
-def _join(cut: Sequence[Piece], answers: Sequence[tuple[float, bool]]) -> Forced:
+def join_pieces(cut: Sequence[Piece], answers: Sequence[tuple[float, bool]]) -> Forced:
+    """The rating of a continuation, from lm-eval's answer to each of its :func:`pieces`."""
     hits = sum(piece.tokens for piece, (_, greedy) in zip(cut, answers, strict=True) if greedy)
     return Forced(math.fsum(loglik for loglik, _ in answers), sum(piece.tokens for piece in cut), hits)
 
@@ -242,16 +276,12 @@ class FreeAnswer(Tokenized):
     @cached_property
     def _length(self) -> int:
         """How many tokens are written."""
-        limit = int(self.config.generation_kwargs["max_gen_toks"])
-        least = int((self.config.metadata or {}).get("least_tokens", 0))
-        longest = max((max(self._needed(doc)) for doc in self.eval_docs), default=0)
-        return min(limit, max(least, longest + ROOM))
+        return self.written_tokens(max((max(self._needed(doc)) for doc in self.eval_docs), default=0), least=0)
 
     def _needed(self, doc: Doc) -> list[int]:
         """The number of tokens of each wanted answer."""
         wanted = doc.get("answers") or [self.doc_to_target(doc)]
-        said = [joined(self.doc_to_text(doc), text, doc.get("join")) for text in wanted]
-        return [len(ids) for ids in self.tokenizer(said, add_special_tokens=False)["input_ids"]]
+        return self.tokens_of(self.doc_to_text(doc), wanted, doc.get("join"))
 
 
 class Continuations(Tokenized):
