@@ -9,7 +9,7 @@ import logging
 import math
 import zlib
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -30,8 +30,10 @@ from harness.exam.statistics import Ratio, Values
 from harness.exam.tasks import Task, templates_once, values_of
 from harness.io import files
 from harness.io.cache import cache_folder
+from harness.io.locks import made_once
 from harness.io.schema import Count, Number, checked, parsed
 from harness.models.lm import LM
+from harness.models.rounding import rounding_of
 from harness.patches.patch import Patch
 
 __all__ = [
@@ -43,6 +45,7 @@ __all__ = [
     "hold",
     "load_base",
     "measure_task",
+    "measured_once",
     "of_cases",
     "save_base",
     "summarise_tasks",
@@ -223,7 +226,7 @@ def contributions(tasks: Sequence[Task], measured: Mapping[str, Measured]) -> di
 
 
 def base_key(
-    fingerprint: str, task: Task, *, limit: int | None, batch_size: int | None, provenance: object, device: str
+    fingerprint: str, task: Task, *, limit: int | None, batch_size: int | None, provenance: object, device: torch.device
 ) -> str | None:
     """What the numbers of the unedited model depend on, as a hash; None for tasks that lie in no file.
 
@@ -249,10 +252,9 @@ def base_key(
         "beside": {name: _files(task, name) for name in (task.metadata.get("needs") or {}).values()},
         "limit": limit,
         "batch": batch_size,
-        "device": device,
-        "threads": torch.get_num_threads(),
+        "machine": rounding_of(device),  # the kind of a device, not its number: eight of one kind measure once
         "code": _code_sha256([_PACKAGE / room for room in _DECISIVE]),
-        "versions": [__version__, *(version(name) for name in ("torch", "transformers", "lm_eval", "tokenizers"))],
+        "versions": [__version__, *(version(name) for name in ("transformers", "lm_eval", "tokenizers"))],
     }
     return files.json_sha256(parts)
 
@@ -308,6 +310,11 @@ def load_base(key: str | None) -> Measured | None:
         return None
     plain = {metric: math.nan if value is None else value for metric, value in stored["plain"].items()}
     return Measured(values, plain, stored["answers"], stored["documents"], stored["truncated"])
+
+
+def measured_once(key: str | None) -> AbstractContextManager[bool]:
+    """While the unedited model is measured: another process that needs the same waits; says whether this one has."""
+    return nullcontext(False) if key is None else made_once(_base_path(key))
 
 
 class _Kept(TypedDict):

@@ -26,7 +26,7 @@ def cache_apart() -> Iterator[Path]:
     kept, before = cache_folder().resolve(), os.environ.get("HARNESS_CACHE")
     with TemporaryDirectory(prefix="harness-cache-") as name:
         for path in kept.rglob("*"):
-            if path.is_file():
+            if path.is_file() and path.parent.name != "locks":
                 link = Path(name) / path.relative_to(kept)
                 link.parent.mkdir(parents=True, exist_ok=True)
                 link.symlink_to(path)

@@ -19,6 +19,7 @@ from typing_extensions import TypedDict
 from harness.errors import DataError, UsageError
 from harness.io.cache import cache_folder
 from harness.io.files import json_sha256
+from harness.io.locks import made_once
 from harness.io.tensor_file import read_tensors, require_manifest, write_tensors
 from harness.models.rounding import rounding_of
 
@@ -59,12 +60,20 @@ def kept_decomposition(
     key = json_sha256({"format": FORMAT, "kind": kind, "moment": moment, "rounding": rounding_of(device)})
     path = cache_folder() / _FOLDERS[kind] / f"{key}.safetensors"
     found = _read(path, kind, key)
-    if found is not None:
-        return {name: tensor.to(device) for name, tensor in found.items()}
-    # As it will be read, that is, row by row.
+    if found is None:
+        with made_once(path) as waited:
+            found = _read(path, kind, key) if waited else None
+            found = found or _made(path, kind, compute, {"key": key, "moment": moment})
+    return {name: tensor.to(device) for name, tensor in found.items()}
+
+
+def _made(
+    path: Path, kind: DecompositionKind, compute: Callable[[], dict[str, Tensor]], manifest: dict[str, object]
+) -> dict[str, Tensor]:
+    """What is computed now, as it will be read, that is, row by row; it is kept where it can be."""
     made = {name: tensor.contiguous() for name, tensor in compute().items()}
     try:
-        write_tensors(path, kind=kind, version=FORMAT, manifest={"key": key, "moment": moment}, tensors=made)
+        write_tensors(path, kind=kind, version=FORMAT, manifest=manifest, tensors=made)
     except UsageError as error:
         log.warning("%s; it is not kept", str(error).partition("; ")[0])
     return made

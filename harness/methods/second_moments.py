@@ -29,6 +29,7 @@ from typing_extensions import TypedDict
 from harness.errors import DataError, NumericalError
 from harness.io.files import json_sha256
 from harness.io.hashes import tensor_sha256
+from harness.io.locks import made_once
 from harness.io.plain_text import read_documents, text_identity
 from harness.io.progress import progress_console
 from harness.io.schema import checked, parsed
@@ -172,6 +173,11 @@ class Manifest:
         """The name of the cache file."""
         return json_sha256(asdict(self))
 
+    @property
+    def text_key(self) -> str:
+        """What is the same for all layers of a model that read the same text."""
+        return json_sha256({**asdict(self), "module": ""})
+
 
 @dataclass(frozen=True)
 class CachedMoment:
@@ -209,13 +215,34 @@ def moments(
         )
     folder = folder or moments_folder()
     wanted = _manifests(lm, sorted(set(layers)), tokens)
+    found = _kept_moments(lm, wanted, folder)
+    if len(found) < len(wanted):
+        # One lock for all layers: several processes that need some of them read the text once.
+        with made_once(folder / f"{next(iter(wanted.values())).text_key}.safetensors") as waited:
+            found = _kept_moments(lm, wanted, folder) if waited else found
+            missing = [layer for layer in wanted if layer not in found]
+            if missing:
+                found |= _made_now(lm, {layer: wanted[layer] for layer in missing}, folder, tokens, progress)
+    return {layer: found[layer] for layer in wanted}
+
+
+def _made_now(
+    lm: LM,
+    wanted: Mapping[int, Manifest],
+    folder: Path,
+    tokens: int,
+    progress: Callable[[int, int], None] | None,
+) -> dict[int, Moment]:
+    """The moments of a pass over the text, which are kept."""
+    made = accumulate_moments(lm, list(wanted), read_documents(lm.text), tokens=tokens, progress=progress)
+    for moment in made.values():
+        require_finite_moment(moment, moment.name)
+    return {layer: _write_moment(folder, wanted[layer], moment) for layer, moment in made.items()}
+
+
+def _kept_moments(lm: LM, wanted: Mapping[int, Manifest], folder: Path) -> dict[int, Moment]:
+    """The moments that are in the cache, by layer."""
     found = {layer: _from_cache(folder / f"{m.key}.safetensors", m, lm) for layer, m in wanted.items()}
-    missing = [layer for layer, moment in found.items() if moment is None]
-    if missing:
-        made = accumulate_moments(lm, missing, read_documents(lm.text), tokens=tokens, progress=progress)
-        for layer, moment in made.items():
-            require_finite_moment(moment, moment.name)
-            found[layer] = _write_moment(folder, wanted[layer], moment)
     return {layer: moment for layer, moment in found.items() if moment is not None}
 
 

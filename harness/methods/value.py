@@ -144,11 +144,15 @@ def _optimised(
     """
     cache, key = cache_in_use(), portion_key(identity, prepared, runner.__name__)
     found = cache.take(key, lm)
-    if found is None:
-        began = time.perf_counter()
-        found = _descend(lm, prepared, objective=objective, runner=runner)
-        found = replace(found, seconds=time.perf_counter() - began)
-        cache.keep(key, found)
+    if found is not None:
+        return found
+    with cache.making(key) as waited:
+        found = cache.take(key, lm) if waited else None
+        if found is None:
+            began = time.perf_counter()
+            found = _descend(lm, prepared, objective=objective, runner=runner)
+            found = replace(found, seconds=time.perf_counter() - began)
+            cache.keep(key, found)
     return found
 
 

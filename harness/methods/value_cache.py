@@ -14,7 +14,7 @@ import functools
 import hashlib
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -28,6 +28,7 @@ from typing_extensions import TypedDict
 from harness.errors import DataError, UsageError
 from harness.io.cache import cache_folder
 from harness.io.files import json_sha256, require_writable
+from harness.io.locks import made_once
 from harness.io.tensor_file import read_tensors, require_manifest, write_tensors
 from harness.methods.value_forward import Way, fastest_forward
 from harness.methods.value_rows import Objective, PreparedEdit
@@ -192,6 +193,10 @@ class ValueCache:
         self.found += len(found.delta)
         self.seconds += found.seconds
         return found
+
+    def making(self, key: str | None) -> AbstractContextManager[bool]:
+        """While values are optimised: another process that needs the same waits; says whether this one has waited."""
+        return nullcontext(False) if self.folder is None or key is None else made_once(self._path(key))
 
     def keep(self, key: str | None, made: Optimised) -> None:
         """Keep what was optimised; where it cannot be written, a line says so, and the values are used all the same."""

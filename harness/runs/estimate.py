@@ -272,7 +272,7 @@ class _Trial:
         """Whether an earlier run has kept what the unedited model makes of a task."""
         limit = None if task.name in self._own else self.ready.resolved.plan.limit
         fingerprint = measure.fingerprint(self.ready.lm, self._record.model["sha256"])
-        source, device = self._record.data.get(task.shown), str(self.ready.lm.device)
+        source, device = self._record.data.get(task.shown), self.ready.lm.device
         key = measure.base_key(
             fingerprint, task, limit=limit, batch_size=self.options.rows, provenance=source, device=device
         )

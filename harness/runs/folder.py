@@ -1,4 +1,4 @@
-"""One run at a time writes to a folder."""
+"""One run at a time writes a record; several may write to one folder."""
 
 from __future__ import annotations
 
@@ -15,20 +15,25 @@ __all__ = ["exclusive"]
 
 
 @contextmanager
-def exclusive(folder: str | Path) -> Iterator[None]:
-    """Hold a folder, so that no other run writes to it; a process that is killed lets go of it.
+def exclusive(folder: str | Path, record: str) -> Iterator[None]:
+    """Hold the record of a plan, so that no other run writes it; a process that is killed lets go of it.
+
+    Args:
+        folder: where records lie.
+        record: the id of the record.
 
     Raises:
-        UsageError: the folder cannot be written to, or another run holds it.
+        UsageError: the folder cannot be written to, or another run holds the record.
     """
     folder = Path(folder)
     require_writable(folder)
-    lock = FileLock(folder / ".harness.lock", timeout=0)
+    lock = FileLock(folder / f".{record[:8]}.lock", timeout=0)
     try:
         lock.acquire()
     except Timeout as error:
         raise UsageError(
-            f"{folder}: another run is writing to this folder; wait for it to end or choose another --output"
+            f"{folder}: another run is writing the record {record[:8]} of this plan; wait for it to end or choose "
+            "another --output"
         ) from error
     try:
         yield

@@ -126,14 +126,18 @@ class Measuring:
 
     def _score_unedited(self, task: tasks.Task, limit: int | None) -> Measured:
         """As an earlier run has kept it, or anew."""
-        source, device = self.writer.record.data.get(task.shown), str(self.ready.lm.device)
+        source, device = self.writer.record.data.get(task.shown), self.ready.lm.device
         key = measure.base_key(
             self._fingerprint, task, limit=limit, batch_size=self.options.rows, provenance=source, device=device
         )
         cached = measure.load_base(key) if self.options.cache else None
-        if cached is None:
-            cached = measure.measure_task(self._model, task, limit=limit)
-            measure.save_base(key, cached)
+        if cached is not None:
+            return cached
+        with measure.measured_once(key) as waited:
+            cached = measure.load_base(key) if waited and self.options.cache else None
+            if cached is None:
+                cached = measure.measure_task(self._model, task, limit=limit)
+                measure.save_base(key, cached)
         return cached
 
     def _note_latest(

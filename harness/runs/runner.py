@@ -72,7 +72,7 @@ def run_plan(resolved: Resolved, options: RunOptions) -> Record:
         HarnessError: the plan cannot be carried out.
         RestoreError: the model is not bitwise what it was.
     """
-    with exclusive(options.output):
+    with exclusive(options.output, resolved.id):
         require_device(options.device)
         clock = Clock(options.report, options.device)
         with clock.phase("load"):

@@ -76,7 +76,7 @@ def run_each(plans: Sequence[Plan], options: RunOptions, watch: Watch) -> Iterat
 
 def _clean(folder: Path, record: Record) -> None:
     """Remove what a run that was killed when its record was complete left; another run may be at work on it."""
-    with suppress(UsageError), exclusive(folder):
+    with suppress(UsageError), exclusive(folder, record.id):
         remove_leftovers(folder, record)
 
 

@@ -48,7 +48,7 @@ def remove_leftovers(folder: Path, record: Record) -> None:
     """Remove what a run that was killed just after its record was complete left beside it.
 
     Args:
-        folder: the folder of the record; it is to be held.
+        folder: the folder of the record, which is to be held.
         record: the complete record.
     """
     _remove_temporary(folder, record)
@@ -64,7 +64,7 @@ def depends_on(record: Record) -> Json:
 
 
 class RecordWriter:
-    """Writes the record of a run under way; the folder is to be held (:func:`harness.runs.folder.exclusive`).
+    """Writes the record of a run under way; the record is to be held (:func:`harness.runs.folder.exclusive`).
 
         with RecordWriter(folder, record) as writer:
             writer.measured(0, "NLI", summarise(...), values)

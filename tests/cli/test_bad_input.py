@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -330,11 +331,16 @@ def test_an_output_that_cannot_be_written(harness: Callable[..., Any], arguments
     assert (tmp_path / "file").read_text() == "content"
 
 
-def test_a_second_run_in_one_folder(harness: Callable[..., Any], arguments: list[str], tmp_path: Path) -> None:
-    with FileLock(tmp_path / ".harness.lock"):
+def test_a_second_run_of_one_plan(harness: Callable[..., Any], arguments: list[str], tmp_path: Path) -> None:
+    shown = harness(*arguments, "--output", tmp_path, "--dry-run", "--no-probes")
+    record = re.search(r"[0-9a-f]{16}", shown.out)
+    assert record is not None
+    mine = record.group()[:8]
+    with FileLock(tmp_path / f".{mine}.lock"):
         found = harness(*arguments, "--output", tmp_path)
     assert_told(
-        found, f"{tmp_path}: another run is writing to this folder; wait for it to end or choose another --output"
+        found,
+        f"{tmp_path}: another run is writing the record {mine} of this plan; wait for it to end or choose another",
     )
     assert list(tmp_path.glob("*.json*")) == []
 

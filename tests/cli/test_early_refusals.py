@@ -1,4 +1,4 @@
-"""A wrong name is told before a model is loaded, and a folder in use before anything is."""
+"""A wrong name is told before a model is loaded, and a record in use before anything is."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
+
+from harness.runs import plan_grid
+from harness.runs.resolve import resolve
 
 CALLS: list[tuple[str, str]] = [
     ("run --editor rmoe", "editor 'rmoe' does not exist (did you mean rome"),
@@ -28,7 +31,7 @@ CALLS: list[tuple[str, str]] = [
     ("run --patch nowhere.safetensors", "nowhere.safetensors: "),
     ("run --config nowhere.yaml", "nowhere.yaml: cannot be read"),
     ("run --editor memit --output FILE", "cannot be written to"),
-    ("run --editor memit --output LOCKED", "another run is writing to this folder"),
+    ("run --editor memit --output LOCKED", "another run is writing the record "),
     ("fit --editor mnd", "editor 'mnd' does not exist (did you mean mend"),
     ("fit --editor rome", "rome learns nothing before its first edit"),
     ("fit --editor mend --set stps=1", "mend has no hyperparameter 'stps' (did you mean steps"),
@@ -75,7 +78,8 @@ def test_a_mistake_is_told_before_a_model_is_loaded(
     (tmp_path / "FILE").write_text("content")
     (tmp_path / "FOLDER").mkdir()
     (tmp_path / "LOCKED").mkdir()
-    with FileLock(tmp_path / "LOCKED" / ".harness.lock"):
+    (plan,) = plan_grid.plans({}, options={"editor": "memit"})
+    with FileLock(tmp_path / "LOCKED" / f".{resolve(plan).id[:8]}.lock"):
         found = harness(*call.split())
     assert (found.code, found.out) == (2, "")
     assert len(found.err.strip().splitlines()) == 1

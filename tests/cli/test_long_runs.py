@@ -120,10 +120,12 @@ def test_a_second_run_that_would_go_on_is_told_and_touches_nothing(
         assert call(out).code == 130
     before = {path.name: path.read_bytes() for path in out.glob("*.*") if path.suffix != ".lock"}
     assert any(name.endswith(".state") for name in before)
-    with FileLock(out / ".harness.lock"):
+    (state,) = out.glob("*.state")
+    mine = state.name.removesuffix(".partial.state")[-8:]
+    with FileLock(out / f".{mine}.lock"):
         second = call(out)
     assert second.code == 2
-    assert "another run is writing to this folder" in second.err
+    assert f"another run is writing the record {mine} of this plan" in second.err
     assert {path.name: path.read_bytes() for path in out.glob("*.*") if path.suffix != ".lock"} == before
     assert call(out).code == 0
 

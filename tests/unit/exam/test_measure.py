@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from tokenizers import processors
 
 from harness.editing.schedule import Stop
@@ -145,7 +146,7 @@ def key(**changes: Any) -> str | None:
     """The key of some numbers, but for the changes."""
     arguments = {
         "fingerprint": "f", "task": task(data_dir="mini", records=["1"]), "limit": 5, "batch_size": 8,
-        "provenance": {"sha256": "d"}, "device": "cpu",
+        "provenance": {"sha256": "d"}, "device": torch.device("cpu"),
     }  # fmt: skip
     return measure.base_key(**{**arguments, **changes})
 
@@ -157,7 +158,6 @@ def test_the_key_changes_with_everything_the_numbers_depend_on(monkeypatch: pyte
         key(limit=None),
         key(batch_size=9),
         key(provenance={"sha256": "e"}),
-        key(device="cuda"),
         key(task=task("NER", data_dir="mini", records=["1"])),
         key(task=task(identity="1" * 64, data_dir="mini", records=["1"])),
         key(task=task(data_dir="mini", records=["1", "2"])),
@@ -174,8 +174,18 @@ def test_the_key_changes_with_everything_the_numbers_depend_on(monkeypatch: pyte
     monkeypatch.setattr(measure, "__version__", "9.9")
     keys.append(key())
     monkeypatch.undo()
+    monkeypatch.setattr(measure, "rounding_of", lambda device: ["another machine"])
+    keys.append(key())
+    monkeypatch.undo()
     assert len(set(keys)) == len(keys) == 15
     assert key() == keys[0]
+
+
+def test_devices_of_one_kind_share_the_numbers_of_the_unedited_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = SimpleNamespace(get_device_name=lambda device: "H200")
+    monkeypatch.setattr("torch.get_device_module", lambda device: module)
+    first, second = key(device=torch.device("cuda:0")), key(device=torch.device("cuda:7"))
+    assert first == second != key()
 
 
 PACKAGE = Path(measure.__file__).parents[1]

@@ -358,18 +358,32 @@ def test_a_folder_that_cannot_be_written_is_refused_before_any_work(tmp_path: Pa
         RecordWriter("/proc/nowhere", make())
 
 
-def test_a_second_run_in_the_same_folder_is_told(tmp_path: Path) -> None:
+def test_a_second_run_of_the_same_plan_is_told(tmp_path: Path) -> None:
     with (
-        exclusive(tmp_path),
-        pytest.raises(UsageError, match="another run is writing to this folder"),
-        exclusive(tmp_path),
+        exclusive(tmp_path, "1" * 16),
+        pytest.raises(UsageError, match="another run is writing the record 11111111 of this plan"),
+        exclusive(tmp_path, "1" * 16),
     ):
-        pytest.fail("two runs write to it")
-    with pytest.raises(KeyError), exclusive(tmp_path):
+        pytest.fail("two runs write it")
+    with pytest.raises(KeyError), exclusive(tmp_path, "1" * 16):
         raise KeyError
-    with exclusive(tmp_path), RecordWriter(tmp_path, make()) as writer:  # released
+    with exclusive(tmp_path, make().id), RecordWriter(tmp_path, make()) as writer:  # released
         writer.complete()
-    assert not (tmp_path / ".harness.lock").exists()
+    assert list(tmp_path.glob(".*.lock")) == []
+
+
+def test_runs_of_other_plans_write_to_the_same_folder_at_the_same_time(tmp_path: Path) -> None:
+    first, second = make(id="1" * 16), make(id="2" * 16)
+    with exclusive(tmp_path, first.id), RecordWriter(tmp_path, first) as one:
+        one.measured(0, "NLI", numbers={}, values={})
+        with exclusive(tmp_path, second.id), RecordWriter(tmp_path, second) as two:
+            two.measured(0, "NLI", numbers={}, values={})
+            two.complete()
+        one.complete()
+    assert [(record.id, record.status) for record in read_records(tmp_path)] == [
+        (first.id, "complete"),
+        (second.id, "complete"),
+    ]
 
 
 HOLD = """
@@ -377,7 +391,7 @@ import sys, time
 from harness.runs.folder import exclusive
 from harness.runs.record import Record
 from harness.runs.writer import RecordWriter
-with exclusive(sys.argv[1]), RecordWriter(sys.argv[1], Record(id="1" * 16, plan={})) as writer:
+with exclusive(sys.argv[1], "1" * 16), RecordWriter(sys.argv[1], Record(id="1" * 16, plan={})) as writer:
     writer.measured(0, "NLI", numbers={}, values={})
     print("held", flush=True)
     time.sleep(60)
@@ -388,11 +402,11 @@ def test_the_lock_of_a_killed_process_is_no_obstacle(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None and process.stdout.readline() == "held\n"
-        with pytest.raises(UsageError, match="another run is writing"), exclusive(tmp_path):
+        with pytest.raises(UsageError, match="another run is writing"), exclusive(tmp_path, "1" * 16):
             pass
         process.send_signal(signal.SIGKILL)
         process.wait(10)
-        with exclusive(tmp_path), RecordWriter(tmp_path, make()) as writer:
+        with exclusive(tmp_path, "1" * 16), RecordWriter(tmp_path, make()) as writer:
             writer.complete()
     finally:
         process.kill()

@@ -194,9 +194,10 @@ def test_the_last_of_many_plans_is_looked_up_before_the_first_is_run(small: Plan
 
 
 @pytest.mark.usefixtures("no_model")
-def test_a_folder_in_use_is_refused_before_the_model_is_loaded(small: Plan, tmp_path: Path) -> None:
-    with exclusive(tmp_path), pytest.raises(UsageError, match="another run is writing to this folder"):
-        run_plan(resolve(small), RunOptions(tmp_path, device="cpu"))
+def test_a_record_in_use_is_refused_before_the_model_is_loaded(small: Plan, tmp_path: Path) -> None:
+    resolved = resolve(small)
+    with exclusive(tmp_path, resolved.id), pytest.raises(UsageError, match=f"is writing the record {resolved.id[:8]}"):
+        run_plan(resolved, RunOptions(tmp_path, device="cpu"))
 
 
 @pytest.mark.usefixtures("no_model")

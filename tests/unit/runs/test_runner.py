@@ -433,9 +433,10 @@ def test_an_interruption_keeps_what_was_measured(done: tuple[Path, Record], plan
     assert [file.name for file in sorted(tmp_path.iterdir())] == [file.name for file in sorted(done[0].iterdir())]
 
 
-def test_a_second_run_in_one_folder_is_told(plan: Plan, tmp_path: Path) -> None:
-    with FileLock(tmp_path / ".harness.lock"), pytest.raises(UsageError, match="another run is writing to this folder"):
-        run_plan(resolve(plan), options(tmp_path))
+def test_a_second_run_of_one_plan_is_told(plan: Plan, tmp_path: Path) -> None:
+    resolved = resolve(plan)
+    with FileLock(tmp_path / f".{resolved.id[:8]}.lock"), pytest.raises(UsageError, match="another run is writing the"):
+        run_plan(resolved, options(tmp_path))
     assert list(tmp_path.glob("*.json")) == []
 
 
