@@ -722,7 +722,7 @@ def leaderboard(records: str | Path | Sequence[Record], format: str = "md") -> s
     from harness.reports.leaderboard import leaderboard_page, shown_and_headline
     from harness.reports.registry import find_format
     from harness.runs import record_file
-    from harness.runs.ties import require_tied
+    from harness.runs.ties import require_one_each, require_tied
     from harness.studies.sweeps.trial_paths import trial_paths
 
     form = find_format(format)
@@ -735,6 +735,7 @@ def leaderboard(records: str | Path | Sequence[Record], format: str = "md") -> s
         pages.append(sweep_tables.sweep_page(trial.read_trials(Path(records))))
     if not pages or record_file.record_paths(records):
         kept = record_file.read_records(records, values=True)
+        require_one_each(kept, records)
         require_tied(kept, shown_and_headline, intervals=False)
         pages.insert(0, leaderboard_page(kept))
     return form.write(pages)

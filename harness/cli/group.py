@@ -4,21 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
+from keyword import iskeyword
 
 import click
 
 from harness import __version__
 from harness.errors import UsageError, near
 
-__all__ = ["COMMANDS", "Group", "harness"]
+__all__ = ["COMMANDS", "Group", "function_name", "harness"]
 
 COMMANDS: Mapping[str, tuple[str, ...]] = {
     "edit_and_measure": ("run", "fit", "apply"),
     "records": ("leaderboard", "plot", "show", "compare", "check"),
     "studies": ("trace", "trace-plot", "localize", "sweep", "tune", "bench", "contract"),
     "lists": ("editors", "tasks", "models", "data", "cov"),
+    "published": ("import",),
 }
-"""Module of this room -> its commands; a command is the function of its name, with ``_`` for ``-``."""
+"""Module of this room -> its commands; a command is the function that :func:`function_name` says."""
+
+
+def function_name(command: str) -> str:
+    """The name of a command's function: with ``_`` for ``-``, and behind a word that Python keeps for itself."""
+    name = command.replace("-", "_")
+    return f"{name}_" if iskeyword(name) else name
 
 
 class Group(click.Group):
@@ -32,7 +40,7 @@ class Group(click.Group):
         """The command, from its module; None where there is none."""
         for module, names in COMMANDS.items():
             if cmd_name in names:
-                found = getattr(import_module(f"harness.cli.{module}"), cmd_name.replace("-", "_"))
+                found = getattr(import_module(f"harness.cli.{module}"), function_name(cmd_name))
                 assert isinstance(found, click.Command)
                 return found
         return None

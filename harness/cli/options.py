@@ -23,6 +23,7 @@ __all__ = [
     "BATCH_SIZE",
     "BUDGET",
     "CASES",
+    "COMMIT",
     "CONFIG",
     "COUNT",
     "DATA_DIR",
@@ -39,6 +40,7 @@ __all__ = [
     "FACTS",
     "FITTED",
     "FORCING_SAMPLES",
+    "FOREIGN",
     "FORMAT",
     "FRESH",
     "HIGH",
@@ -47,11 +49,13 @@ __all__ = [
     "KNOWN_ONLY",
     "LAYERS",
     "LEARN",
+    "LICENCE",
     "LIMIT",
     "METHODS",
     "MODE",
     "MODEL",
     "MODEL_ARGS",
+    "MODES",
     "NEW_TOKENS",
     "NO_CACHE",
     "NO_ESSENCE",
@@ -67,6 +71,7 @@ __all__ = [
     "PROBLEMS",
     "PUBLISHED",
     "RELEASED",
+    "REPOSITORY",
     "ROWS",
     "SAMPLES",
     "SEED",
@@ -87,10 +92,12 @@ __all__ = [
     "TRACE_WINDOW",
     "TRIALS",
     "TRUST_CODE",
+    "UNEDITED",
     "VARIANT",
     "WHAT",
     "WINDOW",
     "WORKERS",
+    "ForeignFormat",
     "Option",
     "TableFormat",
     "Texts",
@@ -104,6 +111,9 @@ Rest = ParamSpec("Rest")
 
 PATH = click.Path(path_type=Path)
 COUNT = click.IntRange(min=1)
+
+
+MODES = click.Choice(["isolated", "batch", "sequential"])
 
 
 class Texts(click.ParamType[int | None]):
@@ -242,6 +252,21 @@ def _options(cls: type[object]) -> dict[str, Option]:
     return {name: get_args(hint)[1] for name, hint in get_type_hints(cls, include_extras=True).items()}
 
 
+class ForeignFormat(click.Choice[str]):
+    """One of the formats that can be imported, which are looked up when they are asked for."""
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """Their names."""
+        from harness.reports.importing import reader_names
+
+        return tuple(reader_names())
+
+    @choices.setter
+    def choices(self, given: object) -> None:
+        """Click sets them in its constructor, which is too early."""
+
+
 class TableFormat(click.Choice[str]):
     """One of the formats of tables, which are looked up when they are asked for."""
 
@@ -311,6 +336,12 @@ DRY_RUN = Option("--dry-run", "Say what would be run, and what it would take; no
 NO_PROBES = Option("--no-probes", "With --dry-run: load no model, and do not say how long it takes.", flag=True)
 FRESH = Option("--fresh", "Start anew where an earlier run of the same plan was stopped.", flag=True)
 TO = Option("--to", "The folder of the checkpoint.", PATH, parameter="folder", required=True)
+
+FOREIGN = ForeignFormat([])
+REPOSITORY = Option("--repository", "Where the files are published: owner/name.", otherwise="that of the format")
+COMMIT = Option("--commit", "The commit of that repository.", otherwise="not told")
+LICENCE = Option("--licence", "The licence of the files.", otherwise="that of the format's repository")
+UNEDITED = Option("--unedited", "The same files of the unedited model.", PATH)
 
 FORMAT = Option("--format", "How the table is written.", kind=TableFormat([]), default="md", parameter="form")
 BASELINE = Option("--baseline", "A record, or a folder of records.", PATH, required=True)

@@ -122,6 +122,11 @@ def _asked(baseline: Path, only: str) -> list[Record]:
 
     found = [kept for kept in read_records(baseline, values=True) if fnmatch(record_name(kept), only)]
     require_tied(found)
+    for kept in found:
+        if kept.published:
+            raise DataError(
+                f"{baseline}: {record_name(kept)} is {kept.published['label']}: nothing of it can be run again"
+            )
     if not found:
         raise DataError(
             f"{baseline}: no record is named '{only}'; names look like mini--memit--counterfact-50--batch--1a2b3c4d"

@@ -16,6 +16,7 @@ __all__ = [
     "CHANCE",
     "EDIT_METRICS",
     "LEGEND",
+    "PUBLISHED",
     "VARIANTS",
     "BoardRow",
     "Measured",
@@ -23,6 +24,8 @@ __all__ = [
     "Metric",
     "brackets",
     "number",
+    "published_by",
+    "published_notes",
     "shown_interval",
     "shown_metrics",
     "shown_row",
@@ -54,6 +57,10 @@ CHANCE = (
     f"{AT_CHANCE}: the unedited model cannot be told from one that knows nothing. Its 95 % interval contains what "
     "guessing gives (one over the number of choices; 0 for free text), or lies below it: a difference there shows "
     "nothing."
+)
+PUBLISHED = (
+    "Published, not run here: rows that were brought in from the files of their authors, in tables of their own; what "
+    "those files do not tell is missing."
 )
 COST = (("seconds",), ("peak", "MiB"))
 
@@ -215,7 +222,8 @@ class MeasuredSection:
         batch = f", {p['batch_size']} at a time" if p["batch_size"] else ""
         limit = f"at most {p['limit']} documents a task" if p["limit"] else ""
         rows = f"{p['edits']} edit{'s' if p['edits'] != 1 else ''} of {p['edit_set']}"
-        parts = [p["model"], rows, f"{p['mode']}{batch}", p["dtype"], f"data: {p['data']}", limit]
+        data = f"data: {p['data']}" if p["data"] else ""
+        parts = [p["model"], rows, f"{p['mode']}{batch}", p["dtype"], data, limit, p.get("published")]
         return " · ".join(str(part) for part in parts if part)
 
     @property
@@ -256,6 +264,28 @@ def variant(record: Record, task: str) -> str:
     prompts = {k: v for k, v in record.templates.items() if k == task or k.startswith(f"{task}_")}
     what = [(record.data.get(task) or {}).get("sha256"), prompts]
     return json_sha256(what)[:6]
+
+
+# --- runs that were not made here -------------------------------------------------------------------------------------
+
+
+def published_by(record: Record) -> str:
+    """Whose numbers a record holds that was not made here, for the title of a section."""
+    named = "@".join(str(record.published[key]) for key in ("repository", "commit") if record.published.get(key))
+    label = str(record.published.get("label", "published"))
+    return f"{label}: {named}" if named else label
+
+
+def published_notes(section: MeasuredSection) -> list[str]:
+    """What a reader is told below a table of published rows: how they were measured, and what is not known of them."""
+    sources = [row.record.published for row in section.rows if row.record and row.record.published]
+    if not sources:
+        return []
+    said = [str(source.get(key) or "") for key in ("protocol", "citation") for source in sources]
+    notes = [str(note) for source in sources for note in source.get("notes") or []]
+    unknown = dict.fromkeys(str(one) for source in sources for one in source.get("unknown", []))
+    lacking = [f"Not known: {', '.join(unknown)}."] if unknown else []
+    return [text for text in dict.fromkeys([*said, *notes, *lacking]) if text]
 
 
 # --- what is shown of them --------------------------------------------------------------------------------------------

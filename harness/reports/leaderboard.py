@@ -17,12 +17,15 @@ from harness.reports.cells import (
     CHANCE,
     EDIT_METRICS,
     LEGEND,
+    PUBLISHED,
     VARIANTS,
     BoardRow,
     Measured,
     MeasuredSection,
     Metric,
     number,
+    published_by,
+    published_notes,
     shown_metrics,
     shown_row,
     unedited_at_chance,
@@ -78,7 +81,9 @@ def leaderboard_page(records: Sequence[Record]) -> Page:
         sections = _sections(pool(whole, shown_and_headline))
     split = any(" @" in label for section in sections for label in section.labels)
     marked = any(cell.at_chance for section in sections for row in section.rows for cell in row.cells)
-    introduction = (*LEGEND, *([CHANCE] if marked else []), *([VARIANTS] if split else []), *left_out)
+    brought = any(record.published for record in whole)
+    said = [text for text, wanted in ((CHANCE, marked), (VARIANTS, split), (PUBLISHED, brought)) if wanted]
+    introduction = (*LEGEND, *said, *left_out)
     return Page("Leaderboard", introduction, tuple(map(_shown, sections)), data=_data(sections))
 
 
@@ -96,7 +101,9 @@ def shown_and_headline(record: Record, task: str, measures: Mapping[str, Json]) 
 
 def _shown(section: MeasuredSection) -> Section:
     rows = tuple(shown_row(row, section.metrics) for row in section.rows)
-    return Section(section.title, (Table("", section.columns, rows, tuple(order_notes(section))),))
+    return Section(
+        section.title, (Table("", section.columns, rows, (*order_notes(section), *published_notes(section))),)
+    )
 
 
 # --- what may be compared ---------------------------------------------------------------------------------------------
@@ -113,7 +120,7 @@ def _sections(records: Sequence[Record]) -> list[MeasuredSection]:
 
 def _order(key: str) -> tuple[Any, ...]:
     p = json.loads(key)
-    return (p["model"], p["edit_set"], p["mode"], p["edits"], p["batch_size"] or 0, key)
+    return ("published" in p, p["model"], p["edit_set"], p["mode"], p["edits"], p["batch_size"] or 0, key)
 
 
 def _protocol(record: Record, edits: int) -> Json:
@@ -126,10 +133,11 @@ def _protocol(record: Record, edits: int) -> Json:
         "mode": record.edits.get("mode") or plan.get("mode") or "",
         "batch_size": plan.get("batch_size"),
         "dtype": record.model.get("dtype", ""),
-        "data": str(plan.get("data_dir") or "mini").rstrip("/").rsplit("/", 1)[-1],
+        "data": "" if record.published else str(plan.get("data_dir") or "mini").rstrip("/").rsplit("/", 1)[-1],
         "limit": plan.get("limit"),
         "weights": record.model.get("sha256"),
         "ids": record.edits.get("sha256"),
+        **({"published": published_by(record)} if record.published else {}),
     }
 
 
@@ -236,7 +244,11 @@ def _data(sections: Sequence[MeasuredSection]) -> Data:
     keys = list(dict.fromkeys((m.task, m.metric, m.variant) for section in sections for m in section.metrics))
     heads = [column + part for column in _data_names(keys) for part in _MEASURE]
     rows = [_data_row(section, row, keys) for section in sections for row in section.rows]
-    return Data((*_PROTOCOL, "editor", "seed", "record", *heads, "seconds", "mib"), tuple(rows))
+    fields = (*_PROTOCOL, "editor", "seed", "record", *heads, "seconds", "mib")
+    if not any("published" in section.protocol for section in sections):
+        return Data(fields, tuple(rows))
+    whose = [section.protocol.get("published") for section in sections for _ in section.rows]
+    return Data((*fields, "published"), tuple((*row, by) for row, by in zip(rows, whose, strict=True)))
 
 
 def _data_names(keys: Sequence[tuple[str, str, str]]) -> list[str]:

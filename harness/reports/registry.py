@@ -5,16 +5,13 @@ A new format is a file there with one subclass of :class:`Format`; ``harness lea
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from types import ModuleType
 from typing import ClassVar
 
 from harness.errors import UsageError, near
 from harness.reports import formats
+from harness.reports.one_a_file import parts_by_name
 from harness.reports.table import Page
 
 __all__ = ["Format", "find_format", "format_names"]
@@ -54,18 +51,5 @@ def find_format(name: str) -> Format:
 
 
 def _found() -> dict[str, type[Format]]:
-    files = pkgutil.iter_modules(formats.__path__, f"{formats.__name__}.")
-    found = [_only_format(importlib.import_module(file.name)) for file in files]
-    return {kind.name: kind for kind in found}
-
-
-def _only_format(module: ModuleType) -> type[Format]:
-    """The format that a file defines."""
-    own = [
-        kind
-        for _, kind in inspect.getmembers(module, inspect.isclass)
-        if issubclass(kind, Format) and kind.__module__ == module.__name__
-    ]
-    if len(own) != 1:
-        raise UsageError(f"{module.__file__}: defines {len(own)} formats; a file defines one subclass of Format")
-    return own[0]
+    found: dict[str, type[Format]] = parts_by_name(formats, Format)
+    return found

@@ -145,7 +145,7 @@ def _edits(record: Record) -> object:
 def _can(group: Sequence[Record]) -> bool:
     counts = [[point["edits"] for point in record.points] for record in group]
     return (
-        len({record.seed for record in group}) == len(group) > 1
+        len({record.seed for record in group} - {None}) == len(group) > 1
         and all(record.status == "complete" and record.values for record in group)
         and all(count == counts[0] for count in counts)
     )
@@ -175,7 +175,7 @@ class _Unedited:
 
 
 def _pooled(group: Sequence[Record], shown: Shown | None, unedited: _Unedited) -> Record:
-    group = sorted(group, key=lambda record: record.seed)
+    group = sorted(group, key=lambda record: record.seed or 0)
     first, seeds = group[0], [record.seed for record in group]
     plan = {**first.plan, "seeds": seeds}
     points = [{"edits": point["edits"], "tasks": {}} for point in first.points]

@@ -109,7 +109,8 @@ def _title(record: Record) -> Text:
     )
     title = Text.assemble((str(record.editor.get("name", "editor")), "bold cyan"), " on ")
     title.append(str(record.model.get("name", "model")), "bold")
-    title.append(f" · {made} · seed {record.seed}")
+    known = record.published.get("label", "published") if record.seed is None else f"seed {record.seed}"
+    title.append(f" · {made} · {known}")
     return title
 
 
@@ -291,6 +292,8 @@ def _facts(record: Record) -> _Facts:
         "editor": str(editor.get("name", "")),
         "hyperparameters": _pairs(editor.get("hyperparameters") or {}),
         "notes": "; ".join(str(note) for note in editor.get("notes") or []),
+        "published": _published(record.published),
+        "not known": ", ".join(record.published.get("unknown", [])),
         "plan": _pairs({key: value for key, value in record.plan.items() if value not in (None, [], {}, ())}),
         "each edit alone": _spread(record.edits),
         "joins": _pairs({edit: repr(join) for edit, join in record.edits.get("joins", {}).items()}),
@@ -298,6 +301,14 @@ def _facts(record: Record) -> _Facts:
         "versions": _pairs(record.versions),
     }
     return _Facts({key: value for key, value in rows.items() if value})
+
+
+def _published(source: Mapping[str, Any]) -> str:
+    """Where the numbers of a run that was not made here come from, and how they were measured there."""
+    named = "@".join(str(source[key]) for key in ("repository", "commit") if source.get(key))
+    licence = f"licence {source['licence']}" if source.get("licence") else ""
+    said = (source.get("label"), named, licence, source.get("citation"), source.get("protocol"))
+    return " · ".join(str(part) for part in said if part)
 
 
 def _spread(edits: Mapping[str, Any]) -> str:

@@ -31,7 +31,8 @@ def frame(record: Record) -> pandas.DataFrame:
     ]
     table = pandas.DataFrame(rows, columns=list(COLUMNS))
     numbers = ["value", "low", "high", "unedited", "difference", "difference_low", "difference_high", "p", "detectable"]
-    return table.astype({**dict.fromkeys(numbers, "float64"), **dict.fromkeys(("edits", "seed"), "int64")})
+    whole = {"edits": "int64", "seed": "int64" if record.seed is not None else "Int64"}
+    return table.astype({**dict.fromkeys(numbers, "float64"), **whole})
 
 
 def _row(record: Record, edits: int, task: str, metric: str, numbers: dict[str, Any]) -> dict[str, Any]:

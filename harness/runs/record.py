@@ -59,7 +59,10 @@ class Record:
     templates: Json = field(default_factory=dict)
     cost: list[Json] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
-    seed: int = 0
+    seed: int | None = 0
+    """None where it is not told: of a published run."""
+    published: Json = field(default_factory=dict)
+    """Of a run that was not made here but brought in: where its numbers are published, and what is not known."""
     values: PointValues | None = field(default=None, compare=False)
     sealed: str | None = field(default=None, compare=False)
     """What :meth:`seal` was when the values beside the record were written; None where they were not read."""
@@ -85,8 +88,8 @@ class Record:
 
     def to_json(self) -> Json:
         """The JSON of the record, without the values of its documents.  Numbers that are not finite become null."""
-        shown = {key: getattr(self, key) for key in _FIELDS}
-        return {key: _plain(shown[key]) for key in _ORDER}
+        shown = {key: getattr(self, key) for key in _FIELDS if key != "published" or self.published}
+        return {key: _plain(shown[key]) for key in _ORDER if key in shown}
 
     def to_frame(self) -> pandas.DataFrame:
         """The numbers as a table: a row for each metric of each task after each number of edits.

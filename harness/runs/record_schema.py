@@ -125,6 +125,19 @@ class _Weights(TypedDict, total=False):
     restored: dict[str, str]
 
 
+class _Published(TypedDict):
+    label: str
+    format: str
+    protocol: str
+    repository: str | None
+    commit: str | None
+    licence: str | None
+    citation: NotRequired[str | None]
+    unknown: list[str]
+    notes: NotRequired[list[str]]
+    files: NotRequired[list[dict[str, Any]]]
+
+
 class RecordFile(TypedDict):
     """A record, without the values of its documents."""
 
@@ -149,7 +162,8 @@ class RecordFile(TypedDict):
     templates: NotRequired[dict[str, str | None]]
     cost: NotRequired[list[_Phase]]
     versions: NotRequired[dict[str, str]]
-    seed: NotRequired[int]
+    seed: NotRequired[int | None]
+    published: NotRequired[_Published]
 
 
 class Column(TypedDict):

@@ -20,7 +20,7 @@ from harness.exam.numbers import TaskValues
 from harness.exam.statistics import Values
 from harness.runs.record import Record, record_name
 
-__all__ = ["require_tied", "untied"]
+__all__ = ["require_one_each", "require_tied", "untied"]
 
 Json = dict[str, Any]
 Wanted = Callable[[Record, str, Mapping[str, Json]], Collection[str]]
@@ -48,6 +48,26 @@ def require_tied(records: Iterable[Record], wanted: Wanted | None = None, *, int
         for found in untied(record, wanted, intervals=intervals):
             raise DataError(
                 f"{record_name(record)}: {found}: the record or its values were changed after the run; repeat the run"
+            )
+
+
+def require_one_each(records: Iterable[Record], where: object) -> None:
+    """See that no two records claim one id with other numbers.
+
+    Args:
+        records: records; copies of one are one.
+        where: the folder, for the message.
+
+    Raises:
+        DataError: two do; names the id.
+    """
+    known: dict[str, Record] = {}
+    for record in records:
+        other = known.setdefault(record.id, record)
+        if other is not record and record.status == other.status == "complete" and other.seal() != record.seal():
+            raise DataError(
+                f"{where}: two records claim the id {record.id} ({record_name(record)}) with other numbers; they are "
+                "other runs: keep one of them, or put them into folders of their own"
             )
 
 
@@ -121,7 +141,7 @@ def _other_numbers(record: Record, wanted: Wanted | None) -> Iterator[str]:
 def _other_intervals(record: Record, wanted: Wanted | None) -> Iterator[str]:
     """Intervals and p values that are not those of the documents."""
     for place in _places(record, wanted):
-        seed = 0 if place.task == neutral_text.NAME else record.seed
+        seed = 0 if place.task == neutral_text.NAME else record.seed or 0
         values = {part: place.mine[part] for part in place.parts}
         score = {"score": place.parts} if len(place.parts) > 1 else {}
         found = numbers.summarise(values, place.base, {}, seed=seed, derived=score)

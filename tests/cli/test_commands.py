@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 import pytest
 
-from harness.cli.group import COMMANDS, harness
+from harness.cli.group import COMMANDS, function_name, harness
 
 ROOT = Path(__file__).parents[2]
 MODULES = {path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "harness" / "cli").glob("*.py")}
@@ -46,7 +46,7 @@ def test_every_command_is_found_and_none_is_left_out() -> None:
         assert command is not None
         assert command.name == name
         assert command.help
-    listed = {f"{module}.{name.replace('-', '_')}" for module, found in COMMANDS.items() for name in found}
+    listed = {f"{module}.{function_name(name)}" for module, found in COMMANDS.items() for name in found}
     inside = {f"lists.{node.name}" for node in MODULES["lists"].body if _is_below(node, "cov")}
     assert set(FUNCTIONS) == listed | inside | {"group.harness"}
     assert harness.get_command(context, "rn") is None

@@ -1,0 +1,46 @@
+"""Commands that read what others published: ``import``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import click
+
+from harness.cli import options as opt
+from harness.cli import terminal
+
+__all__ = ["ToldOptions", "import_"]
+
+_FILES = "what the files say"
+
+
+@dataclass(frozen=True)
+class ToldOptions:
+    """What the files do not say themselves."""
+
+    model: Annotated[str | None, opt.MODEL.but(help="The model that was edited.", otherwise=_FILES)]
+    editor: Annotated[str | None, opt.EDITOR.but(help="The method, as its authors call it.", otherwise=_FILES)]
+    edit_set: Annotated[str | None, opt.EDITS.but(help="What was edited.", otherwise=_FILES)]
+    mode: Annotated[str | None, opt.MODE.but(help="How edits were made.", kind=opt.MODES, otherwise=_FILES)]
+    repository: Annotated[str | None, opt.REPOSITORY]
+    commit: Annotated[str | None, opt.COMMIT]
+    licence: Annotated[str | None, opt.LICENCE]
+    unedited: Annotated[Path | None, opt.UNEDITED]
+
+
+@click.command("import")
+@click.argument("form", metavar="FORMAT", type=opt.FOREIGN)
+@click.argument("path", type=opt.PATH)
+@opt.OUTPUT.but(help="Folder of the records.", required=True)
+@opt.taken(ToldOptions)
+def import_(told: ToldOptions, form: str, path: Path, output: Path) -> None:
+    """Make records of the result files of other programs, marked as published and not run here.
+
+    FORMAT is the program that wrote them; PATH is a file or a folder of its results.
+    """
+    from harness.reports.importing import Told, import_files
+
+    written = import_files(form, path, output, Told(**vars(told)))
+    terminal.say_where(f"[green]{len(written)} records[/] of {form} in", output)
