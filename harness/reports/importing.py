@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -131,7 +132,9 @@ def import_files(form: str, path: Path, output: Path, told: Told | None = None) 
     """
     found = read_published(form, path, told)
     paths = [output / f"{record_name(record)}.json" for record in found]
-    with exclusive(output):
+    with ExitStack() as held:
+        for record in found:
+            held.enter_context(exclusive(output, record.id))
         there = read_records(output) if record_paths(output) else []
         require_one_each([*there, *found], output)
         for place, record in zip(paths, found, strict=True):
