@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from harness.editing.edit import Edit, Example, Probe
     from harness.editing.join import joined, trimmed
     from harness.errors import DataError, ModelError, UsageError, near
-    from harness.exam import answer_scores, data, general_text, row_shapes
+    from harness.exam import answer_scores, data, general_text, own_cases, row_shapes
     from harness.exam.canonical import CanonicalSet, Exam, read_rows, subjects
-    from harness.exam.case_exam import CaseExam
+    from harness.exam.case_exam import CaseExam, OwnCaseExam
     from harness.exam.span_scores import Ranked
     from harness.exam.statistics import Ratio, aggregate
     from harness.exam.tasks import read_edits
@@ -35,6 +35,7 @@ __all__ = [
     "Forced",
     "FreeAnswer",
     "ModelError",
+    "OwnCaseExam",
     "Probe",
     "Ranked",
     "Ratio",
@@ -54,6 +55,7 @@ __all__ = [
     "joined",
     "near",
     "norms",
+    "own_cases",
     "read_edits",
     "read_rows",
     "row_shapes",
@@ -68,13 +70,14 @@ _MODULES = {
     "data": "harness.exam.data",
     "general_text": "harness.exam.general_text",
     "norms": "harness.studies.remedi.norms",
+    "own_cases": "harness.exam.own_cases",
     "row_shapes": "harness.exam.row_shapes",
 }
 _PLACES = {
     "harness.editing.edit": ("Edit", "Example", "Probe"),
     "harness.editing.join": ("joined", "trimmed"),
     "harness.errors": ("DataError", "ModelError", "UsageError", "near"),
-    "harness.exam.case_exam": ("CaseExam",),
+    "harness.exam.case_exam": ("CaseExam", "OwnCaseExam"),
     "harness.exam.canonical": ("CanonicalSet", "Exam", "read_rows", "subjects"),
     "harness.exam.span_scores": ("Ranked",),
     "harness.exam.statistics": ("Ratio", "aggregate"),

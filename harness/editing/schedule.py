@@ -30,6 +30,7 @@ __all__ = [
     "Begun",
     "Stop",
     "cases_of",
+    "contradicting_cases",
     "default_mode",
     "duplicates",
     "operations",
@@ -322,9 +323,14 @@ def duplicates(edits: Sequence[Edit]) -> list[str]:
     """What is said twice, or said in two ways, in one edit set: a sentence for each, of many for the first few."""
     first: dict[str, Edit] = {}
     found = []
+    divided = {edit.id: known for known, edit in _contradictions(edits)}
     for edit in edits:
         known = first.setdefault(edit.text, edit)
-        if known is not edit and _wants(known) == _wants(edit):
+        if edit.id in divided:
+            other = divided[edit.id]
+            two = f"'{edit.text}' -> '{edit.target}', but '{other.text}' -> '{other.target}'"
+            found.append(f"case {edit.case} contradicts itself: {two}")
+        elif known is not edit and _wants(known) == _wants(edit):
             found.append(f"edit {edit.id} repeats edit {known.id} ('{edit.text}' -> '{edit.target}')")
         elif known is not edit and known.direction == edit.direction == "likelihood":
             two = f"'{edit.text}' -> '{edit.target}', not '{known.target}'"
@@ -333,3 +339,29 @@ def duplicates(edits: Sequence[Edit]) -> list[str]:
         return found
     more = len(found) - _TOLD + 1
     return [*found[: _TOLD - 1], f"{more} more edits repeat or contradict an earlier one, {len(found)} in all"]
+
+
+def contradicting_cases(edits: Sequence[Edit]) -> list[str]:
+    """The cases of which two edits cannot both hold: one fact, two answers."""
+    return list(dict.fromkeys(str(edit.case) for _, edit in _contradictions(edits)))
+
+
+def _contradictions(edits: Sequence[Edit]) -> Iterator[tuple[Edit, Edit]]:
+    """Edits of one case that say two things of one fact: of one prompt, or of one subject and relation."""
+    said: dict[tuple[str | None, ...], Edit] = {}
+    for edit in edits:
+        if edit.case is None or edit.direction != "likelihood":
+            continue
+        facts: list[tuple[str | None, ...]] = [(edit.case, _plain(edit.text))]
+        if edit.relation is not None and edit.subject is not None:
+            facts.append((edit.case, _plain(edit.subject), edit.relation))
+        others = [said[fact] for fact in facts if fact in said and _plain(said[fact].target) != _plain(edit.target)]
+        if others:
+            yield others[0], edit
+        for fact in facts:
+            said.setdefault(fact, edit)
+
+
+def _plain(text: str) -> str:
+    """A text without what makes no other fact of it: capitals and spaces."""
+    return " ".join(text.split()).casefold()

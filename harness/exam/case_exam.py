@@ -14,13 +14,14 @@ from copy import deepcopy
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from lm_eval.api.instance import Instance
 
 from harness.editing.join import joined
-from harness.errors import DataError
+from harness.errors import DataError, UsageError
 from harness.exam import case_sets, statistics
+from harness.exam.own_cases import OwnCaseSet
 from harness.exam.statistics import Ratio
 from harness.exam.text_metrics import begins_with
 from harness.exam.token_tasks import Forced, Target, Tokenized, join_pieces, pieces
@@ -28,9 +29,9 @@ from harness.exam.token_tasks import Forced, Target, Tokenized, join_pieces, pie
 if TYPE_CHECKING:
     import datasets
 
-    from harness.exam.cases import Case, Question
+    from harness.exam.cases import Case, CaseRule, Question
 
-__all__ = ["CaseExam"]
+__all__ = ["CaseExam", "OwnCaseExam"]
 
 Doc = Mapping[str, Any]
 
@@ -38,6 +39,17 @@ _NAMES = {"generation": "exact_match", "accuracy": "accuracy", "probability": "s
 """What a metric of each protocol is called, behind its kind."""
 _LEAST, _MOST = 20, 256
 """How many tokens of a free answer are written at least, and at most; a YAML may say other limits."""
+
+
+class _Cases(Protocol):
+    """Cases, and how they are asked."""
+
+    @property
+    def rule(self) -> CaseRule:
+        """Which kinds of questions there are."""
+
+    def cases(self, data_dir: str | None, split: str, /) -> list[Case]:
+        """The cases of a source."""
 
 
 class CaseExam(Tokenized):
@@ -60,7 +72,7 @@ class CaseExam(Tokenized):
             self.config.metadata["agreement"] = {f"{kind}_agreement": {"kind": kind} for kind in unchanged}
 
     @cached_property
-    def set(self) -> case_sets.CaseSet:
+    def set(self) -> _Cases:
         """The edit set."""
         return case_sets.CaseSet.read(Path(str(self.config.metadata["config_source"])))
 
@@ -209,6 +221,24 @@ class CaseExam(Tokenized):
             for prompt, answers in zip(doc["prompts"], doc["answers"], strict=True)
         ]
         return self.written_tokens(max(needed, default=0), least=_LEAST)
+
+
+class OwnCaseExam(CaseExam):
+    """Asks the probes of a file of one's own that no field of a flat row says; see :mod:`harness.exam.own_cases`."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__(config)
+        self.config.metadata["shown"] = [*self.metrics, *self.config.metadata.get("agreement", {})]
+
+    @cached_property
+    def set(self) -> OwnCaseSet:
+        """The cases of the file."""
+        file = self.config.metadata.get("file")
+        if not file:
+            raise UsageError(
+                'own_cases: no file; run with --edits my.json, or --metadata \'{"file": "my.json"}\' under lm_eval'
+            )
+        return OwnCaseSet.read(Path(str(file)))
 
 
 def _context(prompt: str, first: str, ctx: str) -> str:

@@ -19,6 +19,7 @@ block ``metadata.case`` of a set's YAML says in JMESPath (https://jmespath.org) 
           answers: "[row.new_answer, row.new_answer_alias]"
           expect: new                 # new (default), old, unchanged
           protocol: [generation, accuracy]
+      languages: [en, de]             # of the questions; left out: whatever the rows say
       combine:
         hop_any: {kind: hop, how: any}          # right where any question of the case is
 
@@ -31,7 +32,9 @@ which lists the fields of an object as ``{key, value}``.
 
 from __future__ import annotations
 
+import difflib
 import functools
+import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -43,17 +46,34 @@ from jmespath.exceptions import JMESPathError
 
 from harness.editing.edit import SLOT, Edit
 from harness.errors import DataError, near
+from harness.exam.text_metrics import folded
 
-__all__ = ["HOW", "PROTOCOLS", "Case", "CaseRule", "Combined", "ProbeRule", "Question", "read_cases", "rule_of"]
+__all__ = [
+    "EXPECTED",
+    "HOW",
+    "PROTOCOLS",
+    "Case",
+    "CaseRule",
+    "Combined",
+    "ProbeRule",
+    "Question",
+    "read_cases",
+    "require_askable",
+    "rule_of",
+]
+
+log = logging.getLogger(__name__)
 
 PROTOCOLS = ("generation", "accuracy", "probability", "choice")
 EXPECTED = ("new", "old", "unchanged")
+"""Whose answers are right: the edited model's, those of before, or whatever the unedited model says."""
 HOW = ("any", "all", "mean")
 """How the answers of a case are put together: one of them right, all, or their mean (their share, or of accuracies)."""
 
 _EDIT_FIELDS = ("prompt", "subject", "target", "target_old", "prefix", "suffix", "join", "relation")
 _PATHS = ("each", "prompt", "answers", "rival", "choices", "language", "when")
 _PROBE_FIELDS = ("kind", *_PATHS, "expect", "protocol", "lower_is_better")
+_MISSPELT = 0.8  # how like two names of fields are, of which one is taken for the other misspelt
 _SHOWN = 8  # fields of a row that a message names
 
 
@@ -129,6 +149,7 @@ class CaseRule:
     edit: Mapping[str, str]
     probes: tuple[ProbeRule, ...]
     combine: Mapping[str, Combined]
+    languages: tuple[str, ...] = ()
 
 
 # --- the rule ---------------------------------------------------------------------------------------------------------
@@ -146,7 +167,7 @@ def rule_of(name: str, said: object, where: str) -> CaseRule:
         DataError: a field does not exist or is missing, or a path cannot be read.
     """
     block = _mapping(said, where)
-    _known(block, ("id", "when", "edits", "probes", "combine"), where)
+    _known(block, ("id", "when", "edits", "probes", "combine", "languages"), where)
     edit = dict(_mapping(block.get("edits"), f"{where}.edits"))
     each = edit.pop("each", None)
     _known(edit, _EDIT_FIELDS, f"{where}.edits")
@@ -157,7 +178,18 @@ def rule_of(name: str, said: object, where: str) -> CaseRule:
     whole = block.get("id"), block.get("when"), each
     for path in filter(None, (*whole, *edit.values())):
         _compiled(str(path), where)
-    return CaseRule(name, *whole, edit, rules, _combined(block.get("combine") or {}, rules, where))
+    combined = _combined(block.get("combine") or {}, rules, where)
+    return CaseRule(name, *whole, edit, rules, combined, _languages(block, rules, where))
+
+
+def _languages(block: Mapping[str, Any], rules: Sequence[ProbeRule], where: str) -> tuple[str, ...]:
+    """The languages in which a set says that it asks."""
+    named = block.get("languages") or []
+    if not isinstance(named, list) or not all(isinstance(one, str) for one in named):
+        raise DataError(f"{where}.languages is {named!r}, expected a list of names, such as [en, de]")
+    if named and not any("language" in rule.paths for rule in rules):
+        raise DataError(f"{where}.languages names {', '.join(named)}, but no probe says its 'language'; give a path")
+    return tuple(named)
 
 
 def _probe_rule(said: object, where: str) -> ProbeRule:
@@ -259,6 +291,7 @@ def read_cases(rule: CaseRule, rows: Iterable[Mapping[str, Any]], as_edit: Any) 
     Raises:
         DataError: a path finds nothing in a row, a probe has no answer, or an id occurs twice; names the row.
     """
+    rows = list(rows)
     found = [
         _case(rule, row, number, as_edit)
         for number, row in enumerate(rows)
@@ -269,7 +302,77 @@ def read_cases(rule: CaseRule, rows: Iterable[Mapping[str, Any]], as_edit: Any) 
         if case.id in seen:
             raise DataError(f"{rule.name}: the id {case.id} occurs twice; give each row an id of its own")
         seen.add(case.id)
+    _require_found(rule, rows, found)
+    _require_languages(rule, found)
     return found
+
+
+def _require_found(rule: CaseRule, rows: Sequence[Mapping[str, Any]], cases: Sequence[Case]) -> None:
+    """Tell of a path that finds nothing because no row has the field with which it begins.
+
+    Raises:
+        DataError: rows have a field of nearly that name.
+    """
+    asked = {question.kind for case in cases for question in case.probes}
+    for probe in (one for one in rule.probes if cases and one.kind not in asked):
+        what = f"the {probe.kind} questions"
+        each = probe.paths.get("each")
+        _require_begun(each, [{**row, "row": row} for row in rows], rule, what)
+        parts = [part for row in rows for part in _elements(each, row, rule.name, optional=True)]
+        for key in ("prompt", "when"):
+            _require_begun(probe.paths.get(key), parts, rule, what)
+    if "target_old" in rule.edit and cases and not any(edit.target_old for case in cases for edit in case.edits):
+        parts = [part for row in rows for part in _elements(rule.each, row, rule.name, optional=True)]
+        _require_begun(rule.edit["target_old"], parts, rule, "the edits' target_old")
+
+
+def _require_begun(path: str | None, parts: Sequence[Mapping[str, Any]], rule: CaseRule, what: str) -> None:
+    name = rule.name
+    read = {field for one in _paths_of(rule) for field in _begins_with(_compiled(one, name).parsed)}
+    known = {key for part in parts for key in part}
+    begun = set() if path is None else _begins_with(_compiled(path, name).parsed)
+    if not parts or not begun or begun & known:
+        return
+    meant = difflib.get_close_matches(min(begun), sorted(known - {"row", *read}), n=1, cutoff=_MISSPELT)
+    said = f"{name}: '{path}' finds nothing for {what} in any row"
+    if meant:
+        raise DataError(f"{said} (did you mean {meant[0]}?); a row has {_fields(parts[0])}")
+    log.warning("%s, so that they are not asked; a row has %s", said, _fields(parts[0]))
+
+
+def _paths_of(rule: CaseRule) -> list[str]:
+    """All paths of a rule."""
+    probes = (path for one in rule.probes for path in one.paths.values())
+    return [path for path in (rule.id, rule.when, rule.each, *rule.edit.values(), *probes) if path]
+
+
+def _begins_with(node: Mapping[str, Any]) -> set[str]:
+    """The fields of a row at which a parsed path sets out; none where it takes the row as it is."""
+    if node["type"] == "field":
+        return {str(node["value"])}
+    children = [one for one in node.get("children", ()) if isinstance(one, Mapping)]
+    through = ("function_expression", "or_expression", "and_expression", "not_expression", "comparator",
+               "multi_select_list")  # fmt: skip
+    return set().union(*(_begins_with(one) for one in (children if node["type"] in through else children[:1])))
+
+
+def _require_languages(rule: CaseRule, cases: Sequence[Case]) -> None:
+    """See that a set asks in the languages that it names, and in no other."""
+    asked = sorted({question.language for case in cases for question in case.probes if question.language})
+    if not rule.languages or not cases:
+        return
+    for language in rule.languages:
+        if language not in asked:
+            raise DataError(
+                f"{rule.name}: the language '{language}' has no probes{near(language, asked)}; leave it out of "
+                "metadata.case.languages, or give rows that ask in it"
+            )
+    for language in asked:
+        if language not in rule.languages:
+            raise DataError(
+                f"{rule.name}: a probe is in '{language}'{near(language, rule.languages)}; name it in "
+                "metadata.case.languages, or leave those probes out"
+            )
 
 
 def _case(rule: CaseRule, row: Mapping[str, Any], number: int, as_edit: Any) -> Case:
@@ -296,17 +399,11 @@ def _questions(rule: ProbeRule, row: Mapping[str, Any], where: str) -> Iterator[
         if prompt in (None, ""):
             continue  # a row that lacks this kind is not asked about it
         answers = tuple(_texts(_at(rule.paths.get("answers", "`[]`"), part, where)))
-        if not answers and rule.expect != "unchanged":
-            raise DataError(
-                f"{where}: its {rule.kind} question '{_short(prompt)}' has no answer; give one, or leave it out"
-            )
         rival = _at(rule.paths["rival"], part, where) if "rival" in rule.paths else None
-        if rival is not None and str(rival) in answers and "probability" in rule.protocols:
-            raise DataError(f"{where}: its {rule.kind} question has '{rival}' both as an answer and as the rival")
         choices = tuple(_texts(_at(rule.paths.get("choices", "`[]`"), part, where)))
-        language = _at(rule.paths["language"], part, where) if "language" in rule.paths else None
+        language = _found(rule.paths["language"], part, where) if "language" in rule.paths else None
         for protocol in rule.protocols:
-            yield Question(
+            question = Question(
                 rule.kind,
                 str(prompt).rstrip(" \t"),
                 answers,
@@ -316,6 +413,41 @@ def _questions(rule: ProbeRule, row: Mapping[str, Any], where: str) -> Iterator[
                 choices if protocol == "choice" else (),
                 None if language is None else str(language),
             )
+            require_askable(question, where, _missing(rule, question, part))
+            yield question
+
+
+def _missing(rule: ProbeRule, question: Question, part: Mapping[str, Any]) -> str:
+    """Which path of a question finds nothing that it needs, and what the row has; empty where all find something."""
+    found = {"answers": question.answers or question.expect == "unchanged", "rival": question.rival or False}
+    wanted = ["answers", *(["rival"] if question.protocol == "probability" else [])]
+    path = next((rule.paths[key] for key in wanted if key in rule.paths and not found[key]), None)
+    return "" if path is None else f" ('{path}' finds nothing; it has {_fields(part)})"
+
+
+def require_askable(question: Question, where: str, why: str = "") -> None:
+    """See that a question can be answered rightly and wrongly.
+
+    Args:
+        question: the question.
+        where: what an error names.
+        why: what an error adds where something is missing.
+
+    Raises:
+        DataError: it has no answer, nothing to compare it with, no right choice, or the rival is right as well.
+    """
+    said = f"{where}: its {question.kind} question '{_short(question.prompt)}'"
+    if not question.answers and question.expect != "unchanged":
+        raise DataError(f"{said} has no answer{why}; give one, or leave it out")
+    if question.protocol == "probability" and not question.rival:
+        raise DataError(f"{said} has no rival to compare its answer with{why}; give one, or leave it out")
+    same = [one for one in question.answers if question.rival and folded(one) == folded(question.rival)]
+    if same:
+        raise DataError(f"{said} has '{same[0]}' both as an answer and as the rival; leave it out of one of them")
+    if question.protocol == "choice" and not set(question.answers) & set(question.choices):
+        raise DataError(
+            f"{said} has none of its answers among its choices ({_short(', '.join(question.choices)) or 'none'})"
+        )
 
 
 def _elements(each: str | None, row: Mapping[str, Any], where: str, *, optional: bool = False) -> Iterator[Any]:
@@ -351,7 +483,8 @@ def _at(path: str, row: Any, where: str) -> Any:
     try:
         return _compiled(path, where).search(row, _OPTIONS)
     except JMESPathError as error:
-        raise DataError(f"{where}: '{path}' cannot be followed ({' '.join(str(error).split())[:120]})") from error
+        has = f"; it has {_fields(row)}" if isinstance(row, Mapping) else ""
+        raise DataError(f"{where}: '{path}' cannot be followed ({' '.join(str(error).split())[:120]}){has}") from error
 
 
 def _texts(value: object) -> Iterator[str]:

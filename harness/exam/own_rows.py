@@ -40,6 +40,10 @@ def edits_of_rows(given: Sequence[Edit | Mapping[str, object]]) -> list[Edit]:
     found: list[Edit] = []
     for row in numbered:
         found += [row[2]] if isinstance(row[2], Edit) else functions.edits(functions.usable([row], WHERE))
+    cases: dict[str, list[Edit]] = {}
+    for edit in found:
+        cases.setdefault(edit.belongs_to, []).append(edit)
+    found = [edit for members in cases.values() for edit in members]
     seen: set[str] = set()
     for edit in found:
         if edit.id in seen:
@@ -86,6 +90,7 @@ def _row(edit: Edit) -> Row:
         raise DataError(f"edit {edit.id} wants {edit.direction}, which no row can say; hold it with harness.edit")
     old = {} if edit.target_old is None else {"target_old": edit.target_old}
     old |= {} if edit.join is None else {"join": edit.join}
+    old |= {} if edit.case is None else {"case": edit.case}
     if edit.subject is None:
         return {"id": edit.id, "prefix": edit.prompt, "suffix": edit.target, **old}
     prompt = edit.prompt if edit.slot is None else edit.text

@@ -2,8 +2,8 @@
 
 The field names of every shape stand in :data:`SHAPES` and nowhere else.  A row is of the first shape whose ``marks`` it
 has, otherwise of our own: ``prompt, subject, target`` or ``prefix, suffix``, with ``id``, ``target_old``,
-``paraphrases``, ``neighborhood`` and ``portability``.  A field that nothing reads is refused: a misspelt one would
-otherwise be an exam that is silently not held.
+``paraphrases``, ``neighborhood``, ``portability``, and the fields that rows of every shape may have (:data:`ANY`).  A
+field that nothing reads is refused: a misspelt one would otherwise be an exam that is silently not held.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from typing import Any
 
 from harness.errors import DataError, near
 
-__all__ = ["OURS", "SHAPES", "Shape", "place_of", "read_row"]
+__all__ = ["ANY", "OURS", "SHAPES", "Shape", "place_of", "read_row", "require_answers", "texts_of", "with_questions"]
 
 Row = dict[str, Any]
 
 PROBES = ("neighborhood", "portability")
 """Fields that hold questions with their right answers."""
+ANY = ("case", "aliases", "join", "probes")
+"""Fields that rows of every shape may have: the case that a row belongs to, other right answers, and more questions."""
 OURS = (
     "id",
     "prompt",
@@ -30,8 +32,7 @@ OURS = (
     "prefix",
     "suffix",
     "paraphrases",
-    "aliases",
-    "join",
+    *ANY,
     *PROBES,
 )
 """The fields of our own rows."""
@@ -166,14 +167,17 @@ def read_row(row: Mapping[str, Any], name: str) -> list[Row]:
     if shape is None:
         _require(row)
         _refuse_unread(row, OURS, OURS)
+        require_answers(row)
         return [_checked({"id": name, **row})]
-    _refuse_unread(row, (*shape.reads, *shape.passes), tuple(shape.reads), shape.name)
+    _refuse_unread(row, (*shape.reads, *shape.passes, *ANY), tuple(shape.reads), shape.name)
     parts = list(_edits_of(row))
     named = str(row.get("case_id", row.get("id", name)))
-    found = [_renamed(part, shape) for part in parts]
+    also = {key: row[key] for key in ANY if key in row}
+    found = [_renamed(part, shape) | also for part in parts]
     if len(found) > 1:
-        # What several edits bring about together is no question to one of them.
-        found = [{**one, "id": f"{named}.{i}", "portability": []} for i, one in enumerate(found, start=1)]
+        found = [{"case": named, **one, "id": f"{named}.{i}"} for i, one in enumerate(found, start=1)]
+        # What several edits bring about together is asked once.
+        found[1:] = [{**one, "portability": [], "probes": []} for one in found[1:]]
     return [_checked({"id": name, **one}) for one in found]
 
 
@@ -201,6 +205,14 @@ def _require(row: Mapping[str, Any]) -> None:
         if name == "subject":
             raise DataError(f"'subject' is missing; name what the edit is about, or give prefix and suffix{meant}")
         raise DataError(f"'{name}' is missing; rows hold prompt, subject and target, or prefix and suffix{meant}")
+
+
+def require_answers(row: Mapping[str, Any]) -> None:
+    """See that questions of our own rows have answers; what other tools leave open is passed over."""
+    for name in (name for name in PROBES if name in row):
+        for question in _questions(row[name], name):
+            if question["prompt"].strip() and not any(answer.strip() for answer in question["answer"]):
+                raise DataError(f"the {name} question '{question['prompt']}' has no answer; give one, or leave it out")
 
 
 def _refuse_unread(row: Mapping[str, Any], known: Sequence[str], offered: Sequence[str], shape: str = "") -> None:
@@ -332,12 +344,32 @@ def _refuse_within(value: Mapping[str, Any], name: str) -> None:
 
 
 def _checked(row: Row) -> Row:
-    """The row with its id as a text and its questions in one form; those without an answer cannot be scored."""
-    for name in PROBES:
-        if name in row:
-            asked = [*_questions(row[name], name)]
-            row[name] = [q for q in asked if q["prompt"].strip() and any(a.strip() for a in q["answer"])]
-    return {**row, "id": str(row["id"])}
+    """The row with its id and its case as texts, and its questions in one form."""
+    case = row.get("case")
+    if "case" in row and (not isinstance(case, str | int) or isinstance(case, bool) or not str(case).strip()):
+        raise DataError(f"'case' is {case!r}, expected the name of the case that the row belongs to")
+    return {**with_questions(row), "id": str(row["id"]), **({"case": str(case)} if "case" in row else {})}
+
+
+def with_questions(row: Mapping[str, Any]) -> Row:
+    """A row with its questions in one form; those without an answer cannot be scored, and are left out."""
+    asked = {name: [*_questions(row[name], name)] for name in PROBES if name in row}
+    return {
+        **row,
+        **{
+            name: [q for q in questions if q["prompt"].strip() and any(a.strip() for a in q["answer"])]
+            for name, questions in asked.items()
+        },
+    }
+
+
+def texts_of(value: object) -> Iterator[str]:
+    """The texts of a value that is one, or a list of them or of such lists; without what is empty."""
+    if isinstance(value, list):
+        for one in value:
+            yield from texts_of(one)
+    elif value is not None and str(value).strip():
+        yield str(value).strip()
 
 
 # --- where the subject stands -----------------------------------------------------------------------------------------

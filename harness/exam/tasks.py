@@ -27,11 +27,13 @@ from harness.errors import DataError, HarnessError, UsageError, near
 from harness.exam import data, hub_sets, statistics, task_identity
 from harness.exam.case_sets import CaseSet
 from harness.exam.exam_parts import OWN, exam_parts
+from harness.exam.own_cases import asks_probes
 from harness.exam.quiet import quiet_lm_eval
 from harness.exam.task_identity import of_task, rows_sha256
 
 __all__ = [
     "OWN",
+    "OWN_CASES",
     "Suite",
     "Task",
     "catalogue",
@@ -44,6 +46,9 @@ __all__ = [
     "templates_once",
     "values_of",
 ]
+
+OWN_CASES = "own_cases"
+"""The task that asks what the fields of flat rows do not say; it stands beside the others where a file has such."""
 
 Item = TypeVar("Item", Edit, Example)
 
@@ -189,7 +194,7 @@ def catalogue() -> dict[str, str]:
     """The names of this project's tasks and groups, each with what it is: ``task``, ``group`` or ``edits``."""
     manager = _manager({})
     sets = [*edit_sets(), OWN]
-    members = {m for name in sets for m in _members(manager, name)}
+    members = {OWN_CASES, *(m for name in sets for m in _members(manager, name))}
     kinds = dict.fromkeys(manager.all_subtasks, "task") | dict.fromkeys(manager.all_groups, "group")
     return {n: "edits" if n in sets else kind for n, kind in sorted(kinds.items()) if n not in {*members, OWN}}
 
@@ -324,6 +329,8 @@ def load_suite(
         rows = _rows_of(edit_set, split, data_dir, own_file, include)
         parts = exam_parts(edit_set) if exam else {}
         asked = [parts[name].task for name in exam]
+        if edit_set == OWN and own_file is not None and not exam and asks_probes(Path(own_file), records or ()):
+            asked = [*_members(mine, OWN), OWN_CASES]
         found |= {t.name: t for t in _build(mine, edit_set, lambda _: rows, asked)}
         left_out = {p.task: _identity_of(mine, p.task, str(rows)) for p in parts.values() if p.task not in found}
     others = [name for name in names if name != edit_set]

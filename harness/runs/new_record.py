@@ -11,6 +11,7 @@ from typing import Any
 from harness.editing import learned_file
 from harness.editing.directions import LIKELIHOOD
 from harness.editing.edit import Edit
+from harness.editing.schedule import contradicting_cases
 from harness.exam import chance, data, tasks
 from harness.exam.knowledge import NEW_TOKENS
 from harness.io.plain_text import text_identity
@@ -75,12 +76,14 @@ def _editor(ready: Prepared) -> dict[str, Any]:
 def _edits(ready: Prepared) -> dict[str, Any]:
     named, edits, cases = ready.resolved.plan.edits, ready.resolved.edits, ready.resolved.cases
     said = {(edit.text, edit.continuation) for edit in edits}
+    divided = contradicting_cases(edits)
     joins = {edit.id: found["join"] for edit in edits if (found := _joined(edit))}
     return {
         "dataset": Path(named).name if Path(named).is_file() else named,
         "count": len(cases) if ready.resolved.edits_any else 0,
         "unique": len(said),
         "contradicting": len(said) - len({prompt for prompt, _ in said}),
+        **({"contradicting_cases": len(divided)} if divided else {}),
         "ids": list(cases),
         "sha256": edits_sha256(edits),
         **({"joins": joins} if joins else {}),

@@ -99,6 +99,7 @@ class _Edits(TypedDict, total=False):
     count: Count
     unique: Count
     contradicting: Count
+    contradicting_cases: Count
     ids: list[str]
     sha256: str
     mode: str

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.task_kit import DataError, Forced, Ratio, UsageError, begins_with, data, row_shapes, trimmed
+from harness.task_kit import DataError, Forced, Ratio, UsageError, begins_with, data, own_cases, row_shapes, trimmed
 
 if TYPE_CHECKING:
     import datasets
@@ -45,7 +45,7 @@ def rows(path: Path) -> list[Row]:
 
 
 def usable(read: Iterable[tuple[str, str, object]], where: str) -> list[Row]:
-    """Rows of any shape in our own.
+    """Rows of any shape in our own, those of a case behind the first of it.
 
     Args:
         read: of each row where it stands, its id where it has none, and the row or why it is none.
@@ -63,7 +63,10 @@ def usable(read: Iterable[tuple[str, str, object]], where: str) -> list[Row]:
             wrong.setdefault(str(error), []).append(place)
     if wrong:
         raise DataError(f"{where}, {_named(wrong)}")
-    return found
+    try:
+        return own_cases.together(found)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
 
 
 def _named(wrong: Mapping[str, Sequence[str]]) -> str:
@@ -83,9 +86,10 @@ def _read(row: object, name: str) -> list[Row]:
         raise row
     if not isinstance(row, Mapping):
         raise DataError(f"is of type {type(row).__name__}, expected an Edit, or prompt, subject ...")
-    found = row_shapes.read_row(row, name)
+    found = own_cases.read_rows(row, name)
     for one in found:
         edit(one)
+        own_cases.require_other_answers(one)
     return found
 
 
@@ -111,11 +115,11 @@ def edit(row: Row) -> Edit:
     old = old.strip() if isinstance(old, str) else None
     if "prefix" in row:
         prompt, target, join = seam(row, _text(row, "prefix"))
-        return Edit(row["id"], prompt, None, target, old, join=join)
+        return Edit(row["id"], prompt, None, target, old, join=join, case=row.get("case"))
     prompt, target, join = seam(row, _text(row, "prompt"))
     subject = _text(row, "subject").strip()
     prompt, slot = _with_slot(prompt, subject)
-    return Edit(row["id"], prompt, subject, target, old, join=join, slot=slot)
+    return Edit(row["id"], prompt, subject, target, old, join=join, slot=slot, case=row.get("case"))
 
 
 def seam(row: Row, prompt: str) -> tuple[str, str, str | None]:
@@ -200,7 +204,10 @@ def examples(found: Sequence[Row]) -> list[Example]:
 
 
 def probes(row: Row) -> Iterator[Row]:
-    """The prompt itself, the row's ``paraphrases``, and its questions with answers of their own."""
+    """The prompt itself, the row's ``paraphrases``, and its questions with answers of their own.
+
+    Of its ``probes`` those that a field of the row could say; the others are asked by ``own_cases``.
+    """
     wanted = edit(row)
     right = [wanted.target, *(row.get("aliases") or ())]
     asked = [("rewrite", wanted.text, right, wanted.join)]
@@ -210,14 +217,20 @@ def probes(row: Row) -> Iterator[Row]:
         asked += [
             (kind, question["prompt"].rstrip(" \t"), question["answer"], None) for question in row.get(kind) or ()
         ]
+    asked += [
+        (one["kind"], one["prompt"], one["answers"], None)
+        for one in row.get("probes") or ()
+        if one["kind"] in own_cases.PLAIN
+    ]
     for i, (kind, prompt, answers, join) in enumerate(asked):
+        same = kind in OTHERS or answers is right or wanted.target in answers
         yield {
             "id": f"{wanted.id}/{i}",
-            "case": wanted.id,
+            "case": wanted.belongs_to,
             "kind": kind,
             "prompt": prompt,
-            "target_new": wanted.target,
-            "target_old": wanted.target_old or "",
+            "target_new": wanted.target if same else answers[0],
+            "target_old": (wanted.target_old or "") if same else "",
             "answers": list(dict.fromkeys(answer.strip() for answer in answers if answer.strip())),
             "join": join,
         }
@@ -232,7 +245,7 @@ def dataset(file: str | None = None, records: Sequence[str] | None = None, **_: 
             'own: no file; run with --edits my.jsonl, or --metadata \'{"file": "my.jsonl"}\' under lm_eval'
         )
     wanted = None if records is None else set(records)
-    chosen = [row for row in rows(Path(file)) if wanted is None or row["id"] in wanted]
+    chosen = [row for row in rows(Path(file)) if wanted is None or own_cases.belongs_to(row) in wanted]
     return {"test": datasets.Dataset.from_list([probe for row in chosen for probe in probes(row)])}
 
 

@@ -425,3 +425,23 @@ def test_an_editor_of_single_facts_makes_those_of_a_case_one_after_the_other(tin
         2,
     ]  # each sees those before it in its case
     assert [memory for _, memory in editor.calls] == [None, 1, None, None, 1, 2]
+
+
+def test_a_case_whose_edits_cannot_both_hold_contradicts_itself() -> None:
+    def edit(name: str, target: str, case: str | None, prompt: str = "{} lives in", relation: str = "home") -> Edit:
+        return Edit(name, prompt, "Ada", target, case=case, relation=relation)
+
+    edits = [
+        edit("1.1", "Rome", "1"), edit("1.2", "Oslo", "1"),
+        edit("2.1", "Rome", "2"), edit("2.2", "Rome", "2", "{} has a house in"),
+        edit("2.3", "Ada", "2", "{} is", relation="self"),
+        edit("3.1", "Rome", "3"), edit("3.2", "Oslo", "3", "The home of {} is"),
+        edit("4.1", "Rome", "4"), edit("4.2", "rome ", "4", "{}  LIVES in"), edit("5", "Oslo", None),
+    ]  # fmt: skip
+    assert schedule.contradicting_cases(edits) == ["1", "3"]
+    assert schedule.duplicates(edits[:2]) == [
+        "case 1 contradicts itself: 'Ada lives in' -> 'Oslo', but 'Ada lives in' -> 'Rome'"
+    ]
+    assert schedule.duplicates(edits[5:7]) == [
+        "case 3 contradicts itself: 'The home of Ada is' -> 'Oslo', but 'Ada lives in' -> 'Rome'"
+    ]

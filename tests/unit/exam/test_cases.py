@@ -16,7 +16,7 @@ from harness.errors import DataError
 from harness.exam import data
 from harness.exam.case_exam import CaseExam
 from harness.exam.case_sets import CaseSet
-from harness.exam.cases import Case, read_cases, rule_of
+from harness.exam.cases import Case, CaseRule, read_cases, rule_of
 
 SHARED = Path(__file__).resolve().parents[4] / "shared" / "data"
 
@@ -128,6 +128,77 @@ def test_a_row_that_cannot_be_a_case_is_named(change: dict[str, Any], said: str)
 def test_a_rule_that_cannot_be_read_is_refused(change: dict[str, Any], said: str) -> None:
     with pytest.raises(DataError, match=r"toy\.yaml") as error:
         rule_of("toy", changed(RULE, **change), "toy.yaml")
+    assert said in str(error.value)
+
+
+def rule(**change: Any) -> CaseRule:
+    """The rule of the toy set, changed."""
+    return rule_of("toy", changed(RULE, **change), "toy.yaml")
+
+
+WHO: dict[str, Any] = {"kind": "who", "prompt": "q", "answers": "a"}
+Q = {"q": "x", "a": "y"}
+OLDS = {"each": "facts", "prompt": "cloze", "subject": "about", "target": "new.text", "target_old": "olds"}
+NOWHERE: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+    ({"probes": [{**WHO, "prompt": "qestion"}]}, {"question": "x"},
+     "'qestion' finds nothing for the who questions in any row (did you mean question?); a row has name, "),
+    ({"probes": [{**WHO, "each": "askd[*].b", "prompt": "value"}]}, {"asked": [1]},
+     "'askd[*].b' finds nothing for the who questions in any row (did you mean asked?)"),
+    ({"probes": [{**WHO, "when": "topics && x"}]}, {**Q, "topic": [1]},
+     "'topics && x' finds nothing for the who questions in any row (did you mean topic?)"),
+    ({"probes": [{**WHO, "when": "contains(topics, 'x')"}]}, Q, "'contains(topics, 'x')' cannot be followed (In"),
+    ({"probes": [{**WHO, "each": "facts", "prompt": "clauses"}]}, {"facts": [{**ROW["facts"][0], "clause": "x"}]},
+     "'clauses' finds nothing for the who questions in any row (did you mean clause?)"),
+    ({"probes": [WHO], "edits": OLDS}, Q,
+     "'olds' finds nothing for the edits' target_old in any row (did you mean old?)"),
+    ({"probes": [{**WHO, "answers": "as"}]}, {"q": "x"}, "'x' has no answer ('as' finds nothing; it has name, facts"),
+    ({"probes": [{**WHO, "rival": "b", "protocol": "probability"}]}, Q,
+     "has no rival to compare its answer with ('b' finds nothing; it has name"),
+    ({"probes": [{**WHO, "language": "tongue"}]}, Q, "row 1: 'tongue' finds nothing; the row has"),
+    ({"probes": [{**WHO, "choices": "c", "protocol": "choice"}]}, {**Q, "c": ["z", "w"]},
+     "question 'x' has none of its answers among its choices (z, w)"),
+    ({"probes": [{**WHO, "choices": "c", "protocol": "choice"}]}, Q, "among its choices (none)"),
+    ({"probes": [{**WHO, "rival": "b"}]}, {"q": "x", "a": ["z", "The Y"], "b": " y"}, "'The Y' both as an answer and"),
+    ({"probes": [{**WHO, "language": "l"}], "languages": ["en", "de"]}, {**Q, "l": "en"},
+     "toy: the language 'de' has no probes"),
+    ({"probes": [{**WHO, "language": "l"}], "languages": ["en"]}, {**Q, "l": "enn"},
+     "toy: the language 'en' has no probes (did you mean enn?)"),
+    ({"probes": [{**WHO, "language": "l"}, {**WHO, "kind": "b", "language": "m"}], "languages": ["en"]},
+     {**Q, "l": "en", "m": "fr"}, "toy: a probe is in 'fr'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "row", "said"), NOWHERE, ids=range(len(NOWHERE)))
+def test_what_a_path_does_not_find_is_told(change: dict[str, Any], row: dict[str, Any], said: str) -> None:
+    with pytest.raises(DataError, match=r"^toy") as error:
+        read_cases(rule(combine={}, **change), [{**ROW, **row}], as_edit)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_kind_that_no_row_has_is_told_and_missing(caplog: pytest.LogCaptureFixture) -> None:
+    change = {"probes": [WHO, {**WHO, "kind": "far", "prompt": "elsewhere"}], "combine": {}}
+    (case,) = read_cases(rule(**change), [{**ROW, **Q}], as_edit)
+    assert {q.kind for q in case.probes} == {"who"}
+    assert caplog.messages == [
+        "toy: 'elsewhere' finds nothing for the far questions in any row, so that they are not asked; a row has name, "
+        "facts, questions, answer, aliases, quiz, near, q ..."
+    ]
+
+
+def test_a_kind_that_no_row_has_is_missing_where_rows_have_its_field() -> None:
+    change = {"probes": [WHO, {**WHO, "kind": "more", "each": "list", "prompt": "value"}], "combine": {}}
+    (case,) = read_cases(rule(**change), [{**ROW, "q": "x", "a": "y", "list": []}], as_edit)
+    assert {q.kind for q in case.probes} == {"who"}
+
+
+@pytest.mark.parametrize(
+    ("languages", "said"),
+    [("en", "languages is 'en', expected a list"), (["en"], "no probe says its 'language'; give a path")],
+)
+def test_languages_are_names_of_those_of_probes(languages: object, said: str) -> None:
+    with pytest.raises(DataError, match="toy") as error:
+        rule(languages=languages, probes=[WHO], combine={})
     assert said in str(error.value)
 
 

@@ -223,11 +223,14 @@ def test_a_row_of_each_shape_is_read_and_examined(file: Callable[..., Path], sha
     assert asked(path) == probes
 
 
-def test_each_edit_of_a_case_is_a_row_and_no_question_is_asked_of_one_alone(file: Callable[..., Path]) -> None:
+def test_each_edit_of_a_case_is_a_row_and_their_question_is_asked_once_of_all(file: Callable[..., Path]) -> None:
     both = {**MQUAKE, "requested_rewrite": [_hop("Ada", "Croatia"), _hop("Hugo", "Peru")]}
     path = file(json.dumps([both]))
     assert [fact[0] for fact in facts(path)] == ["5.1", "5.2"]
-    assert {kind for kind, *_ in asked(path)} == {"rewrite", "paraphrase"}
+    assert {edit.belongs_to for edit in tasks.read_edits(str(path), data_dir="mini")} == {"5"}
+    assert [prompt for kind, prompt, _ in asked(path) if kind == "portability"] == MQUAKE["questions"]
+    functions, rows = tasks._rows(str(path), "mini", "test", None, ())
+    assert {probe["case"] for row in rows for probe in functions.probes(row)} == {"5"}
 
 
 def test_rows_in_memory_are_read_as_those_of_a_file() -> None:
