@@ -18,7 +18,7 @@ from harness.exam import data, row_shapes
 from harness.exam.cases import EXPECTED, PROTOCOLS, Case, CaseRule, ProbeRule, Question, require_askable
 from harness.exam.text_metrics import folded
 
-__all__ = ["PLAIN", "OwnCaseSet", "asks_probes", "belongs_to", "read_rows", "together"]
+__all__ = ["PLAIN", "OwnCaseSet", "asks_probes", "belongs_to", "own_rows_of", "require_other_answers", "together"]
 
 Row = dict[str, Any]
 
@@ -37,7 +37,7 @@ def belongs_to(row: Mapping[str, Any]) -> str:
     return str(row.get("case", row["id"]))
 
 
-def read_rows(row: Mapping[str, Any], name: str) -> list[Row]:
+def own_rows_of(row: Mapping[str, Any], name: str) -> list[Row]:
     """A row of any shape, or a case, as rows of our own, one for each edit.
 
     Args:

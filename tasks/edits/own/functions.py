@@ -86,7 +86,7 @@ def _read(row: object, name: str) -> list[Row]:
         raise row
     if not isinstance(row, Mapping):
         raise DataError(f"is of type {type(row).__name__}, expected an Edit, or prompt, subject ...")
-    found = own_cases.read_rows(row, name)
+    found = own_cases.own_rows_of(row, name)
     for one in found:
         edit(one)
         own_cases.require_other_answers(one)

@@ -40,7 +40,9 @@ def manager(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     file = tmp_path_factory.mktemp("own") / "edits.jsonl"
-    file.write_text(json.dumps({"prompt": "{} lives in", "subject": "Ann", "target": "Rome"}) + "\n")
+    probes = [{"kind": "hop", "prompt": "Ann's mayor is", "answers": "Bela"}]
+    row = {"prompt": "{} lives in", "subject": "Ann", "target": "Rome", "probes": probes}
+    file.write_text(json.dumps(row) + "\n")
     return TaskManager(include_path=str(data.TASKS), include_defaults=False, metadata={"file": str(file)})
 
 
@@ -104,6 +106,10 @@ def _metrics(config: dict[str, Any], manager: Any) -> list[str]:
 def test_metadata_say_what_a_table_needs(path: Path, manager: Any) -> None:
     config = _config(path)
     metadata = config["metadata"]
+    if config["task"] == "own_cases":  # its kinds are those of the user's file
+        (task,) = manager.load(["own_cases"])["tasks"].values()
+        assert task.metrics == task.config.metadata["shown"] == ["hop_exact_match"]
+        return
     metrics = _metrics(config, manager)
     assert {metadata["headline"], *metadata.get("shown", [])} <= set(metrics)
     assert len(set(metrics)) == len(metrics)
