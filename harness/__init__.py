@@ -14,10 +14,34 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from harness.api import edit, evaluate, fit, leaderboard, load, localize, read_records, run, sweep, trace
+    from harness.api import (
+        edit,
+        evaluate,
+        fit,
+        leaderboard,
+        load,
+        localize,
+        read_records,
+        read_samples,
+        run,
+        sweep,
+        trace,
+    )
 
 __version__ = "0.2.0"
-__all__ = ["edit", "evaluate", "fit", "leaderboard", "load", "localize", "read_records", "run", "sweep", "trace"]
+__all__ = [
+    "edit",
+    "evaluate",
+    "fit",
+    "leaderboard",
+    "load",
+    "localize",
+    "read_records",
+    "read_samples",
+    "run",
+    "sweep",
+    "trace",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from harness.editing.edit import Edit
     from harness.editing.edited import Edited
     from harness.editing.editor import Editor
+    from harness.exam.samples import Sample
     from harness.models.lm import LM
     from harness.runs.record import Record
     from harness.studies.causal.tracing import Study as Tracing
@@ -30,7 +31,19 @@ if TYPE_CHECKING:
     from harness.studies.sweeps.sweep import Sweep
     from harness.studies.sweeps.trial import Trial
 
-__all__ = ["edit", "evaluate", "fit", "leaderboard", "load", "localize", "read_records", "run", "sweep", "trace"]
+__all__ = [
+    "edit",
+    "evaluate",
+    "fit",
+    "leaderboard",
+    "load",
+    "localize",
+    "read_records",
+    "read_samples",
+    "run",
+    "sweep",
+    "trace",
+]
 
 ModelLike: TypeAlias = "str | Path | PreTrainedModel | LM"
 """A shipped model, a folder or a Hub repository by name; or a model in memory."""
@@ -274,6 +287,7 @@ def run(
     rows: int | None = None,
     cache: bool = True,
     save_edits: bool = True,
+    log_samples: bool = True,
     fresh: bool = False,
     progress: Progress | None = None,
 ) -> Record:
@@ -316,6 +330,7 @@ def run(
         rows: texts of one forward pass at most; None for as many as fit.
         cache: whether the numbers of the unedited model may come from the cache.
         save_edits: whether the change goes into the folder of the record, at each stop (not of isolated edits).
+        log_samples: whether what was asked and replied goes into the folder of the record, for :func:`read_samples`.
         fresh: whether to start anew where an earlier run of the same plan was stopped.
         progress: told what is done, how far it is, and how much there is.
 
@@ -367,6 +382,7 @@ def run(
             rows=rows,
             cache=cache,
             save_edits=kept,
+            log_samples=output is not None and log_samples,
             fresh=fresh,
             report=progress or tell_nobody,
         )
@@ -694,6 +710,38 @@ def read_records(path: str | Path, *, values: bool = False) -> list[Record]:
     from harness.runs import record_file
 
     return record_file.read_records(path, values)
+
+
+@as_before()
+def read_samples(
+    path: str | Path, *, changed: bool = False, task: str | None = None, kind: str | None = None
+) -> list[Sample]:
+    """What a run asked, and what the model replied before and after editing, in the order in which it was measured.
+
+    Args:
+        path: the JSON of a run with samples beside it, or the file of samples.
+        changed: whether only those are wanted to which the edited model replies something else.
+        task: only those of this task, or of the edit set of this name.
+        kind: only questions of this kind, such as ``paraphrase``.
+
+    Returns:
+        The samples.
+
+    Raises:
+        DataError: no samples lie beside the record, or the file is not what a run writes.
+
+    Examples:
+        >>> import harness
+        >>> from pathlib import Path
+        >>> kept = harness.run("mini", "rome", "counterfact:2", exam="generation", output="runs")
+        >>> (record,) = Path("runs").glob("*.json")
+        >>> sample, *others = harness.read_samples(record, kind="rewrite")
+        >>> sample.after.text.strip().startswith(sample.target)
+        True
+    """
+    from harness.runs.sample_file import chosen_samples
+
+    return list(chosen_samples(path, changed=changed, task=task, kind=kind))
 
 
 @as_before()

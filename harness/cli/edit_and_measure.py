@@ -98,6 +98,7 @@ class ExecutionOptions:
     rows: Annotated[int | None, opt.ROWS]
     no_cache: Annotated[bool, opt.NO_CACHE]
     no_save_edits: Annotated[bool, opt.NO_SAVE_EDITS]
+    log_samples: Annotated[bool, opt.LOG_SAMPLES]
     fresh: Annotated[bool, opt.FRESH]
 
     def options(self) -> carried.RunOptions:
@@ -111,6 +112,7 @@ class ExecutionOptions:
             rows=self.rows,
             cache=not self.no_cache,
             save_edits=not self.no_save_edits,
+            log_samples=self.log_samples,
             fresh=self.fresh,
         )
 

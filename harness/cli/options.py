@@ -51,6 +51,7 @@ __all__ = [
     "LEARN",
     "LICENCE",
     "LIMIT",
+    "LOG_SAMPLES",
     "METHODS",
     "MODE",
     "MODEL",
@@ -206,7 +207,8 @@ class Option:
         if self.otherwise and self.default is None and not self.required:
             said = f"{said}  [default: {self.otherwise}]".strip()
         if self.flag:
-            return click.option(*words, help=said, is_flag=True)(command)
+            on: dict[str, Any] = {"default": True, "show_default": True} if "/" in self.name else {}
+            return click.option(*words, help=said, is_flag=True, **on)(command)
         # None as a default is not the same as none: with it, an option that can be given several times is no tuple.
         more: dict[str, Any] = {} if self.default is None else {"default": self.default, "show_default": True}
         return click.option(
@@ -332,6 +334,11 @@ DEVICE = Option("--device", "Where the model goes; 'auto' spreads it.", otherwis
 ROWS = Option("--rows", "Texts of one forward pass at most, or auto: as many as fit.", Texts(), default="auto")
 NO_CACHE = Option("--no-cache", "Measure the unedited model, and optimise values of edits, again.", flag=True)
 NO_SAVE_EDITS = Option("--no-save-edits", "Do not keep the edits that were made as a file.", flag=True)
+LOG_SAMPLES = Option(
+    "--log-samples/--no-log-samples",
+    "Keep what every document was asked, and the replies before and after, beside the record.",
+    flag=True,
+)
 DRY_RUN = Option("--dry-run", "Say what would be run, and what it would take; nothing is written.", flag=True)
 NO_PROBES = Option("--no-probes", "With --dry-run: load no model, and do not say how long it takes.", flag=True)
 FRESH = Option("--fresh", "Start anew where an earlier run of the same plan was stopped.", flag=True)

@@ -26,6 +26,7 @@ from harness.errors import DataError
 from harness.exam import numbers, statistics, text_metrics
 from harness.exam.adapter import EditedLM
 from harness.exam.quiet import quiet_lm_eval
+from harness.exam.samples import Sample, SampleLine, samples_of
 from harness.exam.statistics import Ratio, Values
 from harness.exam.tasks import Task, templates_once, values_of
 from harness.io import files
@@ -69,6 +70,7 @@ class Measured:
         answers: the text of each document that was generated, for agreement between two models.
         documents: each document's row, as far as agreement needs it.
         truncated: how many requests were cut from the left to fit the model.
+        samples: what was asked and replied.
     """
 
     values: dict[str, dict[str, Ratio]] = field(default_factory=dict)
@@ -76,6 +78,7 @@ class Measured:
     answers: dict[str, str] = field(default_factory=dict)
     documents: dict[str, dict[str, str]] = field(default_factory=dict)
     truncated: int = 0
+    samples: list[Sample] = field(default_factory=list)
 
     @property
     def names(self) -> list[str]:
@@ -152,7 +155,9 @@ def measure_task(model: EditedLM, task: Task, *, limit: int | None, documents: S
             bootstrap_iters=0,
         )
     samples = found["samples"][task.name]
-    measured = Measured(values=values_of(task, samples), truncated=model.truncated - cut)
+    values = values_of(task, samples)
+    kept = samples_of(task.name, samples, values, group=None if task.shown == task.name else task.shown)
+    measured = Measured(values=values, truncated=model.truncated - cut, samples=kept)
     for key, value in found["results"][task.name].items():
         metric, comma, kind = key.partition(",")
         name = metric if kind == "none" else key
@@ -309,7 +314,8 @@ def load_base(key: str | None) -> Measured | None:
         )
         return None
     plain = {metric: math.nan if value is None else value for metric, value in stored["plain"].items()}
-    return Measured(values, plain, stored["answers"], stored["documents"], stored["truncated"])
+    samples = [Sample.from_json(line) for line in stored["samples"]]
+    return Measured(values, plain, stored["answers"], stored["documents"], stored["truncated"], samples)
 
 
 def measured_once(key: str | None) -> AbstractContextManager[bool]:
@@ -326,6 +332,7 @@ class _Kept(TypedDict):
     answers: dict[str, str]
     documents: dict[str, dict[str, str]]
     truncated: Count
+    samples: list[SampleLine]
 
 
 def save_base(key: str | None, measured: Measured) -> None:
@@ -345,6 +352,7 @@ def save_base(key: str | None, measured: Measured) -> None:
         "answers": measured.answers,
         "documents": measured.documents,
         "truncated": measured.truncated,
+        "samples": [sample.to_json() for sample in measured.samples],
     }
     files.write_whole(path, gzip.compress(json.dumps(body, allow_nan=False).encode(), mtime=0))
 

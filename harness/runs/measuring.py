@@ -13,6 +13,7 @@ from harness.errors import HarnessError, UsageError
 from harness.exam import collapse, data, measure, neutral_text, numbers, tasks
 from harness.exam.adapter import EditedLM
 from harness.exam.measure import Measured
+from harness.exam.samples import Sample, pair_samples
 from harness.patches.patch import Patch, patched
 from harness.runs.options import RunOptions
 from harness.runs.prepare import Prepared
@@ -93,12 +94,27 @@ class Measuring:
             self.base |= measured
         elif stop.latest.start and self._is_edit_set(shown):
             self._note_latest(shown, members, measured, stop)
-        self.writer.measured(count, shown, numbers=table, values=measure.contributions(members, measured))
+        self.writer.measured(
+            count,
+            shown,
+            numbers=table,
+            values=measure.contributions(members, measured),
+            samples=self._samples(measured, stop),
+        )
         self._tell(shown, count, table)
         cut = sum(one.truncated for one in measured.values())
         if cut:
             earlier = self.writer.record.point(count).get("truncated", {})
             self.writer.noted(count, truncated={**earlier, shown: cut})
+
+    def _samples(self, measured: Mapping[str, Measured], stop: Stop | None) -> list[Sample] | None:
+        """What is kept of what was asked and replied; the unedited model's replies stand beside the edited one's."""
+        if not self.options.log_samples or (stop is None and self.ready.resolved.edits_any):
+            return None
+        if stop is None:
+            return [sample for one in measured.values() for sample in one.samples]
+        parts = (pair_samples(one.samples, self.base[name].samples, stop.edits) for name, one in measured.items())
+        return [sample for part in parts for sample in part]
 
     def _tell(self, shown: str, count: int, table: Mapping[str, numbers.Json]) -> None:
         """Say the number that a table shows first."""

@@ -22,6 +22,7 @@ class RunOptions:
         rows: texts of one forward pass at most; None for as many as fit.
         cache: whether the numbers of the unedited model, and the values of edits, may come from the cache.
         save_edits: whether the accumulated change goes to disk at each stop (not of isolated edits).
+        log_samples: whether what was asked and replied is kept beside the record.
         fresh: whether to start anew where an earlier run of the plan was stopped.
         report: told what is done (``phase``), how far it is, and how much there is.
     """
@@ -32,5 +33,6 @@ class RunOptions:
     rows: int | None = None
     cache: bool = True
     save_edits: bool = False
+    log_samples: bool = False
     fresh: bool = False
     report: Callable[[str, int, int], None] = tell_nobody

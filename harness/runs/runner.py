@@ -89,6 +89,7 @@ def run_plan(resolved: Resolved, options: RunOptions) -> Record:
             state = Checkpoint(writer.path.with_suffix(".state"), key, packages=packages, lm=ready.lm)
             if not resumed:
                 state.remove()  # one of an earlier run is further than a record that begins anew
+                writer.forget_samples()
             measuring = Measuring(ready, options, writer, texts)
             under_way = _Run(ready, options, writer, clock, state, measuring, hashes)
             under_way.go(state.read() if resumed else None)

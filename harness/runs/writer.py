@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import glob
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
 from harness.errors import DataError
 from harness.exam.numbers import Json, TaskValues
+from harness.exam.samples import Sample
 from harness.io.files import discard, require_writable, rounded, values_path
 from harness.runs.record import Record, record_name
 from harness.runs.record_file import read_record, write_record
+from harness.runs.sample_file import SampleParts, samples_path
 from harness.runs.ties import untied
 
 __all__ = ["RecordWriter", "depends_on", "remove_leftovers"]
@@ -55,6 +57,7 @@ def remove_leftovers(folder: Path, record: Record) -> None:
     partial = folder / f"{record_name(record)}{PARTIAL}.json"
     for left in (partial, values_path(partial), partial.with_suffix(".state")):
         left.unlink(missing_ok=True)
+    SampleParts(samples_path(partial)).remove()
 
 
 def depends_on(record: Record) -> Json:
@@ -81,6 +84,7 @@ class RecordWriter:
         self.folder = Path(folder)
         self.record = record
         self._done = False
+        self._samples = SampleParts(samples_path(self.path))
         require_writable(self.folder)
 
     def __enter__(self) -> RecordWriter:
@@ -99,7 +103,15 @@ class RecordWriter:
         """Where the record lies: while the run is under way beside the place where it will lie."""
         return self.folder / f"{record_name(self.record)}{'' if self._done else PARTIAL}.json"
 
-    def measured(self, edits: int, task: str, *, numbers: Mapping[str, Json], values: TaskValues) -> None:
+    def measured(
+        self,
+        edits: int,
+        task: str,
+        *,
+        numbers: Mapping[str, Json],
+        values: TaskValues,
+        samples: Sequence[Sample] | None = None,
+    ) -> None:
         """Adds what one task gave after so many edits, in nine significant digits, and saves.
 
         Args:
@@ -107,11 +119,14 @@ class RecordWriter:
             task: the name under which the numbers are reported.
             numbers: metric -> value, n, interval and difference, as :func:`harness.exam.numbers.summarise` gives them.
             values: metric -> document -> what it contributes.
+            samples: what was asked and replied; None where it is not kept.
 
         Raises:
             UsageError: the record cannot be written.
         """
         record = self.record
+        if samples is not None:  # first: what is in the record is not measured again after a kill
+            self._samples.add(edits, task, samples)
         self._point(edits)["tasks"][task] = rounded(numbers)
         record.values = record.values if record.values is not None else {}
         record.values.setdefault(edits, {})[task] = {metric: dict(rows) for metric, rows in values.items()}
@@ -155,9 +170,16 @@ class RecordWriter:
         """Writes what there is so far."""
         self._save("" if self._done else PARTIAL)
 
+    def forget_samples(self) -> None:
+        """Removes the samples of an earlier run, of a record that begins anew."""
+        self._samples.remove()
+
     def complete(self) -> Path:
-        """Marks the record complete, puts it in its place, and returns the path."""
+        """Marks the record complete, puts it and its samples in their places, and returns the path."""
         self.record.status, self.record.reason, self._done = "complete", None, True
+        missing = self._samples.join(self.record, samples_path(self.path))
+        if missing:
+            log.warning("%s: the run that was stopped kept no samples of %s", self.path, ", ".join(missing))
         self._save("")
         remove_leftovers(self.folder, self.record)
         return self.path

@@ -87,7 +87,10 @@ def gpt2(fresh: Callable[..., LM]) -> tuple[Any, Any]:
 
 
 def test_what_is_public() -> None:
-    names = ["edit", "evaluate", "fit", "leaderboard", "load", "localize", "read_records", "run", "sweep", "trace"]
+    names = [
+        *("edit", "evaluate", "fit", "leaderboard", "load", "localize"),
+        *("read_records", "read_samples", "run", "sweep", "trace"),
+    ]
     assert harness.__all__ == api.__all__ == names
     assert dir(harness) == ["__version__", *names]
     assert all(getattr(harness, name) is getattr(api, name) for name in names)
