@@ -47,6 +47,11 @@ class SampleParts:
     def add(self, at: int, task: str, samples: Sequence[Sample]) -> None:
         """Write the samples of one reported name at one stop.
 
+        Args:
+            at: how many edits had been made.
+            task: the name.
+            samples: what was asked and replied.
+
         Raises:
             UsageError: they cannot be written.
         """
