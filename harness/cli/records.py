@@ -1,4 +1,4 @@
-"""Commands that read records: ``leaderboard``, ``plot``, ``show``, ``compare`` and ``check``."""
+"""Commands that read records: ``leaderboard``, ``board``, ``plot``, ``show``, ``compare`` and ``check``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from harness.reports.regressions import Moved
     from harness.runs.record import Record
 
-__all__ = ["check", "compare", "leaderboard", "plot", "show"]
+__all__ = ["board", "check", "compare", "leaderboard", "plot", "show"]
 
 
 @click.command()
@@ -35,6 +35,21 @@ def leaderboard(folder: Path, form: str, output: Path | None) -> None:
         click.echo(text, nl=False)
     else:
         files.write_whole(output, text.encode())
+
+
+@click.command()
+@click.argument("folders", nargs=-1, required=True, type=opt.PATH)
+@opt.TO.but(help="The folder of the site: new, or a board that is made again.")
+def board(folders: Sequence[Path], folder: Path) -> None:
+    """Make a site of the records in FOLDERS: a page to open from a file or to put on any web server.
+
+    Of a folder the records in it and in its `records` are taken. What did not change since the last call is kept.
+    """
+    from harness.reports.board.site import write_board
+
+    built = write_board(folders, folder)
+    terminal.say(f"{built.records} records in {built.sections} tables")
+    terminal.say_where("board:", folder / "index.html")
 
 
 @click.command()

@@ -40,6 +40,7 @@ __all__ = [
     "harmonic",
     "harmonic_difference",
     "holm",
+    "is_exact",
     "mcnemar",
     "significant",
     "wilson",
@@ -209,6 +210,11 @@ def difference(base: Values, edited: Values, *, seed: int, resamples: int = RESA
     if binary is not None:
         return _noted(binary, note)
     return _noted(_bootstrap_difference(units, _minus, seed=seed, resamples=resamples), note)
+
+
+def is_exact(base: Values, edited: Values) -> bool:
+    """Whether :func:`difference` tests two samples by McNemar's exact test, and not by the bootstrap."""
+    return _binary_difference(_Units.of(_paired([base], [edited])[0])) is not None
 
 
 def harmonic(components: Sequence[Values], seed: int, resamples: int = RESAMPLES) -> Estimate:

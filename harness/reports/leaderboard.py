@@ -37,7 +37,7 @@ from harness.reports.seeds import order_notes, pool
 from harness.reports.table import Data, Page, Section, Table
 from harness.runs.record import Record, record_name
 
-__all__ = ["leaderboard", "leaderboard_page", "shown_and_headline"]
+__all__ = ["leaderboard", "leaderboard_page", "measured_sections", "section_order", "shown_and_headline"]
 
 Json = dict[str, Any]
 Member = tuple[Record, int]
@@ -75,16 +75,21 @@ def leaderboard_page(records: Sequence[Record]) -> Page:
     named.  What is best of a column is marked only where the records have the values of their documents
     (``read_records(folder, values=True)``).
     """
-    whole = sorted((r for r in records if r.status == "complete"), key=lambda r: (record_name(r), r.id))
     left_out = sorted(f"{record_name(r)} is left out: {r.status}" for r in records if r.status != "complete")
-    with without_collector():
-        sections = _sections(pool(whole, shown_and_headline))
+    sections = measured_sections(records)
     split = any(" @" in label for section in sections for label in section.labels)
     marked = any(cell.at_chance for section in sections for row in section.rows for cell in row.cells)
-    brought = any(record.published for record in whole)
+    brought = any(record.published for record in records if record.status == "complete")
     said = [text for text, wanted in ((CHANCE, marked), (VARIANTS, split), (PUBLISHED, brought)) if wanted]
     introduction = (*LEGEND, *said, *left_out)
     return Page("Leaderboard", introduction, tuple(map(_shown, sections)), data=_data(sections))
+
+
+def measured_sections(records: Sequence[Record]) -> list[MeasuredSection]:
+    """The tables of records that are complete; those that differ in their seed alone are one row, their mean."""
+    whole = sorted((r for r in records if r.status == "complete"), key=lambda r: (record_name(r), r.id))
+    with without_collector():
+        return _sections(pool(whole, shown_and_headline))
 
 
 def shown_and_headline(record: Record, task: str, measures: Mapping[str, Json]) -> list[str]:
@@ -115,12 +120,19 @@ def _sections(records: Sequence[Record]) -> list[MeasuredSection]:
         for point in record.points:
             if point["edits"]:
                 groups.setdefault(json.dumps(_protocol(record, point["edits"])), []).append((record, point["edits"]))
-    return [_section(json.loads(key), groups[key]) for key in sorted(groups, key=_order)]
+    found = [_section(json.loads(key), members) for key, members in groups.items()]
+    return sorted(found, key=lambda section: section_order(section.protocol))
 
 
-def _order(key: str) -> tuple[Any, ...]:
-    p = json.loads(key)
-    return ("published" in p, p["model"], p["edit_set"], p["mode"], p["edits"], p["batch_size"] or 0, key)
+def section_order(protocol: Json) -> tuple[Any, ...]:
+    """What the tables of a page are sorted by.
+
+    Args:
+        protocol: what the rows of a table have in common.
+    """
+    p = protocol
+    order = (p["model"], p["edit_set"], p["mode"], p["edits"], p["batch_size"] or 0, json.dumps(p))
+    return ("published" in p, *order)
 
 
 def _protocol(record: Record, edits: int) -> Json:

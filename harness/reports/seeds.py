@@ -24,7 +24,7 @@ from harness.reports.table import MISSING
 from harness.runs.identity import digest
 from harness.runs.record import PointValues, Record
 
-__all__ = ["Stability", "order_notes", "pool", "stability"]
+__all__ = ["Stability", "order_notes", "pool", "pooled_id", "seed_groups", "stability"]
 
 Json = dict[str, Any]
 
@@ -121,11 +121,26 @@ def pool(records: Sequence[Record], shown: Shown | None = None) -> list[Record]:
         records: the records.
         shown: which metrics of a task are wanted, as each is resampled; by default all.
     """
+    unedited = _Unedited()
+    groups = seed_groups(records)
+    return [one for group in groups for one in ([_pooled(group, shown, unedited)] if _can(group) else group)]
+
+
+def seed_groups(records: Sequence[Record]) -> list[list[Record]]:
+    """Records that differ in their seed alone, together, in the order in which they come."""
     groups: dict[str, list[Record]] = {}
     for record in records:
         groups.setdefault(_key(record), []).append(record)
-    unedited = _Unedited()
-    return [one for group in groups.values() for one in ([_pooled(group, shown, unedited)] if _can(group) else group)]
+    return list(groups.values())
+
+
+def pooled_id(group: Sequence[Record]) -> str:
+    """The id of the mean of some records that differ in their seed alone."""
+    return digest({"seeds": [record.id for record in _by_seed(group)]})
+
+
+def _by_seed(group: Sequence[Record]) -> list[Record]:
+    return sorted(group, key=lambda record: record.seed or 0)
 
 
 def _key(record: Record) -> str:
@@ -175,7 +190,7 @@ class _Unedited:
 
 
 def _pooled(group: Sequence[Record], shown: Shown | None, unedited: _Unedited) -> Record:
-    group = sorted(group, key=lambda record: record.seed or 0)
+    group = _by_seed(group)
     first, seeds = group[0], [record.seed for record in group]
     plan = {**first.plan, "seeds": seeds}
     points = [{"edits": point["edits"], "tasks": {}} for point in first.points]
@@ -191,8 +206,7 @@ def _pooled(group: Sequence[Record], shown: Shown | None, unedited: _Unedited) -
             base = values.get(0, {}).get(task)
             point["tasks"][task] = _numbers(group, edits, task, wanted=wanted, means=means, base=base)
     cost = [{"phase": "mean over seeds", **_cost(group)}]
-    name = digest({"seeds": [record.id for record in group]})
-    return replace(first, id=name, plan=plan, points=points, values=values, cost=cost)
+    return replace(first, id=pooled_id(group), plan=plan, points=points, values=values, cost=cost)
 
 
 def _means(group: Sequence[Record], edits: int, task: str, wanted: Sequence[str]) -> _Means:

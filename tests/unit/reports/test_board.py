@@ -1,0 +1,245 @@
+"""The site of a board: its numbers are those of the leaderboard, hostile text stays text, it appears whole or not."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shlex
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import click
+import numpy as np
+import pytest
+from synthetic import record, write
+
+from harness.cli.edit_and_measure import PlanOptions
+from harness.cli.edit_and_measure import run as run_command
+from harness.errors import DataError, UsageError
+from harness.exam.statistics import Ratio, difference, is_exact
+from harness.reports.board.cards import card_of, markdown_html
+from harness.reports.board.repeat import repeat_command
+from harness.reports.board.site import write_board
+from harness.reports.comparison import mean_difference
+from harness.reports.leaderboard import leaderboard
+from harness.runs.plan import Plan
+from harness.runs.record_file import read_records
+
+HOSTILE = "</script><img src=x onerror=alert(1)>\"'`${1}{{1}}\u2028=1+1"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for editor, skill in (("memit", 0.95), ("rome", 0.8), ("ft", 0.4)):
+        write(tmp_path / "runs", record(editor, skill))
+    for seed in (0, 1):
+        write(tmp_path / "runs", record("lora", 0.7, seed=seed))
+    return tmp_path / "runs"
+
+
+def data_of(site: Path, kind: str) -> list[Any]:
+    """What the scripts of a site bring, of one kind."""
+    found = []
+    for path in sorted((site / "data").glob("*.js")):
+        said = re.fullmatch(r"board\.put\((.*)\);\n", path.read_text(), re.DOTALL)
+        assert said
+        is_of, _, content = json.loads(f"[{said[1]}]")
+        found += [content] if is_of == kind else []
+    return found
+
+
+class Links(HTMLParser):
+    """The addresses that a page names, and the tags it has."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.tags: list[str] = []
+        self.scripts: list[str] = []
+        self.handlers: list[str] = []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.found += [value for name, value in attrs if name in ("href", "src") and value]
+        if tag == "script":
+            self.scripts.append(str(dict(attrs).get("src")))
+        self.handlers += [name for name, _ in attrs if name.startswith("on")]
+
+
+# --- what is written --------------------------------------------------------------------------------------------------
+
+
+def test_the_numbers_are_those_of_the_leaderboard(folder: Path, tmp_path: Path) -> None:
+    built = write_board([folder], tmp_path / "site")
+    assert (built.records, built.sections) == (5, 1)
+    (head,), (rows,) = data_of(tmp_path / "site", "section"), data_of(tmp_path / "site", "rows")
+    board = list(csv.DictReader(leaderboard(read_records(folder, values=True), "csv").splitlines()))
+    base, *others = board
+    assert [row["editor"] for row in rows] == [line["editor"].split(" ")[0] for line in others]
+    assert [row["seeds"] for row in rows if row["editor"] == "lora"] == [[0, 1]]
+    for row, line in zip([{"cells": head["base"]}, *rows], [base, *others], strict=True):
+        for cell, column in zip(row["cells"], head["columns"], strict=True):
+            name = f"{column['task']}.{column['metric']}"
+            assert cell[3] == pytest.approx(float(line[name]), rel=1e-5)
+            assert cell[6] == int(line[f"{name}.n"])
+            assert bool(cell[11] & 1) == (line[f"{name}.best"] == "1")
+            if line[f"{name}.p"]:
+                assert cell[10] == pytest.approx(float(line[f"{name}.p"]), rel=1e-5)
+    shown = leaderboard(read_records(folder, values=True), "md")
+    assert all(f" {cell[0]}" in shown or f"**{cell[0]}" in shown for row in rows for cell in row["cells"])
+
+
+def test_every_link_leads_somewhere(folder: Path, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    write_board([folder], site)
+    pages = sorted(site.rglob("*.html"))
+    assert len(pages) == 2 + 5 + 4 + 9
+    for page in pages:
+        for link in Links(page).found:
+            if page.parent.name == "tasks" and link.startswith("https://"):
+                continue  # the card of a task names its paper
+            assert not re.match(r"\w+:|//", link), f"{page}: {link}"
+            target = unquote(link.partition("#")[0])
+            assert not target or (page.parent / target).is_file(), f"{page}: {link}"
+
+
+def test_names_that_are_markup_stay_text(tmp_path: Path) -> None:
+    made = record("memit", 0.9, model=HOSTILE)
+    made.editor["name"], made.editor["notes"] = HOSTILE, [HOSTILE]
+    made.plan["settings"] = {HOSTILE: HOSTILE}
+    made.edits["dataset"], made.edits["warnings"], made.caveats = HOSTILE, [HOSTILE], {HOSTILE: HOSTILE}
+    made.versions[HOSTILE] = HOSTILE
+    write(tmp_path / "runs", made)
+    site = tmp_path / "site"
+    write_board([tmp_path / "runs"], site)
+    assert all(site in path.resolve().parents for path in site.rglob("*"))
+    for page in site.rglob("*.html"):
+        seen = Links(page)
+        assert "img" not in seen.tags and not seen.handlers, page
+        assert all(link.endswith(".js") for link in seen.scripts), page
+    (head,) = data_of(site, "section")
+    assert head["protocol"]["edit_set"] == HOSTILE
+    for script in (site / "data").glob("*.js"):
+        assert "\u2028" not in script.read_text()
+
+
+def test_a_card_is_no_place_for_tags() -> None:
+    assert "<img" not in markdown_html("<img src=x onerror=alert(1)>\n\n[a](javascript:alert(1))")
+    assert "href" not in markdown_html("[a](javascript:alert(1))")
+    assert card_of("../../etc/passwd").text == ""
+    assert "harmonic mean" in card_of("counterfact").definition("score")
+    assert card_of("NER").definition("f1").startswith("micro F1 over whole entities")
+    assert card_of("NER").definition("no_such") == ""
+    assert len(card_of("NER").rows) == 3
+
+
+# --- whole or not at all ----------------------------------------------------------------------------------------------
+
+
+def test_a_folder_that_is_no_board_stays(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(UsageError, match="holds something that is no board; give --to a new folder"):
+        write_board([folder], tmp_path / "mine")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
+def test_a_record_that_cannot_be_used_leaves_the_site_as_it_was(folder: Path, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    write_board([folder], site)
+    before = {path: path.read_bytes() for path in site.rglob("*") if path.is_file()}
+    broken = next(folder.glob("*--memit--*.json"))
+    whole = broken.read_text()
+    broken.write_text(whole.replace('"value": 0.', '"value": 1.', 1))
+    with pytest.raises(DataError, match="changed after the run"):
+        write_board([folder], site)
+    broken.write_text(whole[:300])
+    with pytest.raises(DataError, match="not whole JSON"):
+        write_board([folder], site)
+    assert {path: path.read_bytes() for path in site.rglob("*") if path.is_file()} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["runs", "site"]
+
+
+def test_two_records_that_claim_one_id(folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    same = record("memit", 0.95)
+    write(other, same)
+    assert write_board([folder, other], tmp_path / "site").records == 5
+    changed = record("memit", 0.6)
+    changed.id = same.id
+    write(other, changed)
+    with pytest.raises(DataError, match=r"claims the id of .* with other numbers"):
+        write_board([folder, other], tmp_path / "site")
+
+
+def test_folders_without_records(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="holds no record"):
+        write_board([tmp_path], tmp_path / "site")
+    with pytest.raises(DataError, match="no such folder"):
+        write_board([tmp_path / "none"], tmp_path / "site")
+    assert not (tmp_path / "site").exists()
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        Plan(),
+        Plan("mini", "memit", {"layers": [0, 1], "v_lr": 5e-4, "v_stop": "loss", "x": "1e3", "y": None, "z": "true"}),
+        Plan("a b'c", "rome+rect", edits="zsre", num_edits=5, tasks=("NER", "NLI"), seed=3, limit=10),
+        Plan(arch={"blocks": "h"}, stop_on_collapse=True, known_only=True, eval_at="1,10,final", order="random"),
+        Plan(model_args={"revision": "main", "trust_remote_code": False}, mode="sequential", batch_size=2),
+    ],
+    ids=range(5),
+)
+def test_the_command_makes_the_same_plan(plan: Plan) -> None:
+    said = repeat_command(plan.to_json())
+    assert said is not None
+    _, _, *arguments = shlex.split(said)
+    with click.Context(run_command) as context:
+        run_command.parse_args(context, arguments)
+    options = {key: value for key, value in context.params.items() if key in PlanOptions.__dataclass_fields__}
+    (found,) = PlanOptions(**options).plans()
+    assert found.id == plan.id
+
+
+def test_a_plan_of_another_version_has_no_command() -> None:
+    assert repeat_command({"model": "mini", "new_field": 1}) is None
+
+
+# --- numbers of several tasks -----------------------------------------------------------------------------------------
+
+
+def test_the_interval_of_a_mean_difference_covers_it() -> None:
+    """Of 400 pairs of samples with true changes of -0.1 and 0.04, the mean of which is -0.03."""
+    rng, hits = np.random.default_rng(0), 0
+    for _ in range(400):
+        measures = []
+        for kept, gained in ((0.75, 0.05), (0.95, 0.09)):
+            before = rng.random(120) < 0.5
+            after = np.where(before, rng.random(120) < kept, rng.random(120) < gained)
+            sides = [{str(i): Ratio(float(one)) for i, one in enumerate(side)} for side in (before, after)]
+            found = difference(*sides, seed=0)
+            measures.append({"difference": {"value": found.value, "interval": (found.low, found.high)}})
+        mean = mean_difference(measures)
+        assert mean is not None
+        truth = ((0.5 * 0.75 + 0.5 * 0.05 - 0.5) + (0.5 * 0.95 + 0.5 * 0.09 - 0.5)) / 2
+        hits += mean[1] <= truth <= mean[2]
+    assert 0.925 <= hits / 400 <= 0.985
+
+
+def test_a_mean_difference_needs_every_difference() -> None:
+    one = {"difference": {"value": 0.2, "interval": [0.1, 0.5]}}
+    assert mean_difference([one, None]) is None and mean_difference([]) is None
+    assert mean_difference([one, one]) == pytest.approx((0.2, 0.2 - 0.02**0.5 / 2, 0.2 + 0.18**0.5 / 2))
+
+
+def test_which_test_a_difference_has() -> None:
+    right, half = {"a": Ratio(1.0), "b": Ratio(0.0)}, {"a": Ratio(0.5), "b": Ratio(0.0)}
+    assert is_exact(right, right) and not is_exact(right, half)
