@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from harness.api import (
         edit,
         evaluate,
+        export,
         fit,
         leaderboard,
         load,
@@ -32,6 +33,7 @@ __version__ = "0.2.0"
 __all__ = [
     "edit",
     "evaluate",
+    "export",
     "fit",
     "leaderboard",
     "load",

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = [
     "edit",
     "evaluate",
+    "export",
     "fit",
     "leaderboard",
     "load",
@@ -750,7 +751,7 @@ def leaderboard(records: str | Path | Sequence[Record], format: str = "md") -> s
 
     Args:
         records: records, or the folder that holds them; those of a sweep are read from the folder, its ``runs``, or
-            the ``runs`` of its folders.
+            the ``runs`` of its folders. Also the tables of :func:`export` (``csv`` or ``parquet``).
         format: ``md``, ``csv``, ``html``, ``json`` or ``latex``.
 
     Returns:
@@ -769,6 +770,7 @@ def leaderboard(records: str | Path | Sequence[Record], format: str = "md") -> s
     """
     from harness.reports.leaderboard import leaderboard_page, shown_and_headline
     from harness.reports.registry import find_format
+    from harness.reports.tables_file import records_at
     from harness.runs import record_file
     from harness.runs.ties import require_one_each, require_tied
     from harness.studies.sweeps.trial_paths import trial_paths
@@ -782,11 +784,59 @@ def leaderboard(records: str | Path | Sequence[Record], format: str = "md") -> s
 
         pages.append(sweep_tables.sweep_page(trial.read_trials(Path(records))))
     if not pages or record_file.record_paths(records):
-        kept = record_file.read_records(records, values=True)
+        kept = records_at(records)
         require_one_each(kept, records)
         require_tied(kept, shown_and_headline, intervals=False)
         pages.insert(0, leaderboard_page(kept))
     return form.write(pages)
+
+
+@as_before()
+def export(
+    records: str | Path | Record | Sequence[str | Path | Record],
+    to: str | Path,
+    *,
+    format: str,
+    documents: str = "shown",
+) -> list[Path]:
+    """Write records for others' tools: all files or, where something is wrong, none.
+
+    Args:
+        records: records, files or folders that hold some, or tables that were exported before.
+        to: the folder; files of the same names in it are replaced, others stay.
+        format: ``csv``, ``parquet`` (three tidy tables) or ``eee`` (Every Eval Ever 0.3.0).
+        documents: whose single documents are written: ``shown``, of the metrics that a leaderboard shows, ``all``, or
+            ``none``.
+
+    Returns:
+        The files.
+
+    Raises:
+        UsageError: there is no such format, or nothing can be written there.
+        DataError: there is no record, one that cannot be read, or one whose numbers are not those that its documents
+            give; or two records claim one id.
+
+    Examples:
+        >>> import harness
+        >>> kept = harness.run("mini", "memit", "counterfact:3")
+        >>> [path.name for path in harness.export(kept, "tables", format="csv")]
+        ['documents.csv', 'records.csv', 'values.csv']
+    """
+    import time
+
+    from harness.reports.export import Asked, export_records, find_export
+    from harness.reports.leaderboard import shown_and_headline
+    from harness.reports.tables_file import records_at
+    from harness.reports.tidy import require_documents
+    from harness.runs.record import Record
+    from harness.runs.ties import require_tied
+
+    find_export(format)
+    asked = Asked(int(time.time()), require_documents(documents))
+    given = [records] if isinstance(records, str | Path | Record) else records
+    kept = [one for item in given for one in ([item] if isinstance(item, Record) else records_at(item))]
+    require_tied(kept, shown_and_headline, intervals=False)
+    return export_records(kept, format, to=Path(to), asked=asked)
 
 
 # --- what the functions share -----------------------------------------------------------------------------------------

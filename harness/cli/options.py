@@ -29,6 +29,7 @@ __all__ = [
     "DATA_DIR",
     "DEVICE",
     "DEVICE_MAP",
+    "DOCUMENTS",
     "DRY_RUN",
     "DTYPE",
     "EDITOR",
@@ -36,6 +37,7 @@ __all__ = [
     "ENTITY_LAYER",
     "EVAL_AT",
     "EXAM",
+    "EXPORT",
     "FACT",
     "FACTS",
     "FITTED",
@@ -98,6 +100,7 @@ __all__ = [
     "WHAT",
     "WINDOW",
     "WORKERS",
+    "ExportFormat",
     "ForeignFormat",
     "Option",
     "TableFormat",
@@ -269,6 +272,21 @@ class ForeignFormat(click.Choice[str]):
         """Click sets them in its constructor, which is too early."""
 
 
+class ExportFormat(click.Choice[str]):
+    """One of the formats of exports, which are looked up when they are asked for."""
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """Their names."""
+        from harness.reports.export import export_names
+
+        return tuple(export_names())
+
+    @choices.setter
+    def choices(self, given: object) -> None:
+        """Click sets them in its constructor, which is too early."""
+
+
 class TableFormat(click.Choice[str]):
     """One of the formats of tables, which are looked up when they are asked for."""
 
@@ -351,6 +369,13 @@ LICENCE = Option("--licence", "The licence of the files.", otherwise="that of th
 UNEDITED = Option("--unedited", "The same files of the unedited model.", PATH)
 
 FORMAT = Option("--format", "How the table is written.", kind=TableFormat([]), default="md", parameter="form")
+EXPORT = Option("--format", "Whose format it is.", kind=ExportFormat([]), parameter="form", required=True)
+DOCUMENTS = Option(
+    "--documents",
+    "Whose single documents are written: of the metrics that a leaderboard shows, of all, or of none.",
+    click.Choice(["shown", "all", "none"]),
+    default="shown",
+)
 BASELINE = Option("--baseline", "A record, or a folder of records.", PATH, required=True)
 ONLY = Option("--only", "A pattern of record names, for example '*--memit--*'.", default="*")
 TOLERANCE = Option("--tolerance", "Largest difference of a value that still counts as equal.", float)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -9,7 +10,7 @@ if TYPE_CHECKING:
 
     from harness.runs.record import Record
 
-__all__ = ["COLUMNS", "frame"]
+__all__ = ["COLUMNS", "frame", "number_row"]
 
 COLUMNS = (
     "record", "model", "editor", "edit_set", "mode", "seed", "edits", "task", "metric", "value", "n", "low", "high",
@@ -24,7 +25,7 @@ def frame(record: Record) -> pandas.DataFrame:
     import pandas
 
     rows = [
-        _row(record, int(point["edits"]), task, metric, numbers)
+        number_row(record, int(point["edits"]), task=task, metric=metric, numbers=numbers)
         for point in record.points
         for task, metrics in point["tasks"].items()
         for metric, numbers in metrics.items()
@@ -35,7 +36,16 @@ def frame(record: Record) -> pandas.DataFrame:
     return table.astype({**dict.fromkeys(numbers, "float64"), **whole})
 
 
-def _row(record: Record, edits: int, task: str, metric: str, numbers: dict[str, Any]) -> dict[str, Any]:
+def number_row(record: Record, edits: int, *, task: str, metric: str, numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """What a record says of one metric, by the names of :data:`COLUMNS`.
+
+    Args:
+        record: the record.
+        edits: after so many edits.
+        task: one of its tasks.
+        metric: one of the metrics of the task.
+        numbers: the metric's value, n, interval, reason and difference.
+    """
     low, high = numbers.get("interval") or (None, None)
     change = numbers.get("difference") or {}
     change_low, change_high = change.get("interval") or (None, None)

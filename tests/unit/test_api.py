@@ -88,7 +88,7 @@ def gpt2(fresh: Callable[..., LM]) -> tuple[Any, Any]:
 
 def test_what_is_public() -> None:
     names = [
-        *("edit", "evaluate", "fit", "leaderboard", "load", "localize"),
+        *("edit", "evaluate", "export", "fit", "leaderboard", "load", "localize"),
         *("read_records", "read_samples", "run", "sweep", "trace"),
     ]
     assert harness.__all__ == api.__all__ == names

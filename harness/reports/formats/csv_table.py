@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Sequence
 from typing import ClassVar
 
+from harness.io.spreadsheet import cell_text, csv_rows
 from harness.reports.registry import Format
 from harness.reports.table import Page
 
 __all__ = ["CommaSeparated"]
-
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 class CommaSeparated(Format):
@@ -28,12 +26,12 @@ class CommaSeparated(Format):
 
 def _one(page: Page) -> str:
     out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows([map(_cell, row) for row in (page.data.fields, *page.data.rows)])
+    csv_rows(out).writerows([map(_cell, row) for row in (page.data.fields, *page.data.rows)])
     return out.getvalue()
 
 
 def _cell(value: object) -> object:
-    """A value; of text that a spreadsheet would run as a formula, the text (OWASP, "CSV injection")."""
+    """A value; of text that a spreadsheet would run as a formula, the text."""
     if isinstance(value, bool):
         return int(value)
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+    return cell_text(value) if isinstance(value, str) and value else value

@@ -1,0 +1,185 @@
+"""Exports: what others' schemas and readers say of them; all files or none; found by file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import Draft7Validator
+from synthetic import record
+
+from harness.errors import DataError, UsageError
+from harness.reports import export as exports
+from harness.reports.export import Asked, export_names, export_records, find_export
+from harness.runs.record import Record, record_name
+from harness.runs.record_file import read_record, record_paths
+
+RESULTS = Path(__file__).parents[3] / "results"
+SCHEMAS = Path(__file__).parent / "every_eval_ever"
+WHEN = 1_764_450_000
+HOSTILE = "../../=x|<b>\n"
+
+Json = dict[str, Any]
+
+
+def committed(every: int) -> list[Path]:
+    """One in so many of the committed records, all of real models among them."""
+    mini = record_paths(RESULTS / "records")
+    return [*mini[::every], *record_paths(RESULTS / "real"), *record_paths(RESULTS / "smollm2")]
+
+
+def write(records: list[Record], form: str, folder: Path, **asked: Any) -> list[Path]:
+    return export_records(records, form, to=folder, asked=Asked(WHEN, **asked))
+
+
+@cache
+def schema(name: str) -> Callable[[Json], Iterator[object]]:
+    return Draft7Validator(json.loads((SCHEMAS / f"{name}.schema.json").read_text())).iter_errors
+
+
+# --- all or nothing ---------------------------------------------------------------------------------------------------
+
+
+def test_they_are_found_by_file() -> None:
+    files = {path.stem for path in Path(exports.exports.__file__).parent.glob("[!_]*.py")}
+    assert len(export_names()) == len(files) >= 3
+    with pytest.raises(UsageError, match=r"format 'exel' does not exist.*choose csv, eee"):
+        find_export("exel")
+
+
+def test_two_records_that_claim_one_id_are_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    one = record("rome", 0.5, tasks=())
+    other = replace(record("rome", 0.9, tasks=()), id=one.id)
+    with pytest.raises(DataError, match=f"{record_name(one)}: two records claim this id with other numbers"):
+        write([one, other], "csv", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+    write([one, replace(one)], "csv", tmp_path / "out")
+    assert (tmp_path / "out" / "records.csv").read_text().count("\n") == 2
+
+
+def test_what_fails_half_way_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(records: object, folder: Path, asked: object) -> None:
+        (folder / "half").write_text("x")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(exports.find_export("csv").__class__, "write", staticmethod(fail))
+    with pytest.raises(UsageError, match=r"out: cannot be written \(No space left on device\)"):
+        write([record("rome", 0.5, tasks=())], "csv", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_files_of_the_folder_stay(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    write([record("rome", 0.5, tasks=())], "csv", tmp_path)
+    first = (tmp_path / "values.csv").read_bytes()
+    write([record("memit", 0.9, tasks=())], "csv", tmp_path)
+    assert (tmp_path / "values.csv").read_bytes() != first
+    assert {path.name for path in tmp_path.iterdir()} == {"mine.txt", "documents.csv", "records.csv", "values.csv"}
+    with pytest.raises(UsageError, match=r"mine\.txt: is a file; give a folder"):
+        write([record("rome", 0.5, tasks=())], "csv", tmp_path / "mine.txt")
+
+
+@pytest.mark.parametrize("form", export_names())
+def test_no_name_leads_out_of_the_folder(form: str, tmp_path: Path) -> None:
+    made = replace(record(HOSTILE, 0.5, model=HOSTILE, tasks=("NLI",), documents=3), id="../../../escaped")
+    made.edits["dataset"] = HOSTILE
+    written = write([made], form, tmp_path / "a" / "b" / "out", **HUB.get(form, {}))
+    found = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert written and sorted(found) == sorted(written)
+    assert all(path.resolve().is_relative_to(tmp_path / "a" / "b" / "out") for path in written)
+
+
+HUB: dict[str, Json] = {}
+
+
+# --- Every Eval Ever --------------------------------------------------------------------------------------------------
+
+
+def evaluations(paths: list[Path]) -> list[Json]:
+    return [json.loads(path.read_text()) for path in paths if path.suffix == ".json"]
+
+
+def lines(path: Path) -> list[Json]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_committed_records_are_valid_every_eval_ever(tmp_path: Path) -> None:
+    records = [read_record(path, values=True) for path in committed(24)]
+    written = write(records, "eee", tmp_path / "out")
+    found = evaluations(written)
+    assert len(found) == sum(len(record.points) for record in records) > 30
+    assert [error for one in found for error in schema("eval")(one)] == []
+    samples = [line for path in written if path.suffix == ".jsonl" for line in lines(path)[::300]]
+    assert len(samples) > 100
+    assert [error for one in samples for error in schema("instance_level_eval")(one)] == []
+    # What its validator asks beyond the schema: scores inside their scale, and one place and name for each evaluation.
+    for one in found:
+        for result in one["evaluation_results"]:
+            config, score = result["metric_config"], result["score_details"]["score"]
+            if "score_type" in config:
+                assert config["min_score"] <= score <= float(config["max_score"])
+    assert len({one["evaluation_id"] for one in found}) == len(found)
+
+
+def test_an_evaluation_says_what_its_record_says(tmp_path: Path) -> None:
+    made = record("rome", 0.5, tasks=("NLI",), documents=10, counts=(0, 10, 50))
+    written = write([made], "eee", tmp_path)
+    assert len(written) == 6
+    by_edits = {one["model_info"]["additional_details"]["edits"]: one for one in evaluations(written)}
+    assert set(by_edits) == {"0", "10", "50"}
+    one = by_edits["50"]
+    assert one["model_info"]["id"] == "lm-edit-harness/mini" and one["retrieved_timestamp"] == str(WHEN)
+    assert one["model_info"]["additional_details"]["editor"] == "rome"
+    assert "editor" not in by_edits["0"]["model_info"]["additional_details"]
+    [result] = [r for r in one["evaluation_results"] if r["evaluation_result_id"] == "NLI.accuracy"]
+    numbers = made.tasks(50)["NLI"]["accuracy"]
+    assert result["score_details"]["score"] == numbers["value"]
+    uncertainty = result["score_details"]["uncertainty"]
+    assert [uncertainty["confidence_interval"][end] for end in ("lower", "upper")] == numbers["interval"]
+    assert uncertainty["num_samples"] == 10
+    assert float(result["score_details"]["details"]["difference"]) == numbers["difference"]["value"]
+    assert result["metric_config"]["metric_id"] == "accuracy" and not result["metric_config"]["lower_is_better"]
+
+
+def test_the_documents_of_an_evaluation_are_those_of_its_record(tmp_path: Path) -> None:
+    made = record("rome", 0.5, tasks=("NER",), documents=10)
+    written = write([made], "eee", tmp_path)
+    [whole] = [one for one in evaluations(written) if one["evaluation_id"].endswith("-50-edits")]
+    about = whole["detailed_evaluation_results"]
+    path = tmp_path / about["file_path"]
+    assert about["checksum"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    rows = lines(path)
+    assert about["total_rows"] == len(rows) == 50 * (1 + 2 + 5) + 10
+    assert {row["evaluation_id"] for row in rows} == {whole["evaluation_id"]}
+    mine = [row for row in rows if row["evaluation_result_id"] == "NER.f1"]
+    known = (made.values or {})[50]["NER"]["f1"]
+    assert {row["sample_id"]: row["evaluation"]["score"] for row in mine} == {
+        name: row.num / row.den for name, row in known.items()
+    }
+    assert all(row["evaluation"]["is_correct"] is (row["evaluation"]["score"] == 1) for row in rows)
+
+
+def test_a_missing_value_is_no_score(tmp_path: Path) -> None:
+    made = record("rome", 0.5, tasks=("NLI",), documents=4)
+    made.points[1]["tasks"]["NLI"]["accuracy"].update(value=None, n=0, interval=None, reason="all were empty")
+    written = write([replace(made, values=None)], "eee", tmp_path)
+    [one] = [one for one in evaluations(written) if one["evaluation_id"].endswith("-50-edits")]
+    assert list(schema("eval")(one)) == []
+    assert "NLI.accuracy" not in {result["evaluation_result_id"] for result in one["evaluation_results"]}
+    told = json.loads(one["source_metadata"]["additional_details"]["without_value"])
+    assert told == {"NLI.accuracy": "all were empty"}
+    assert "detailed_evaluation_results" not in one and [path.suffix for path in written] == [".json"] * 2
+
+
+def test_names_that_a_datastore_refuses_are_changed(tmp_path: Path) -> None:
+    for name in ("CON", "data", "a/..", "..", "a:b*c"):
+        for path in write([record("rome", 0.5, model=name, tasks=())], "eee", tmp_path / "out"):
+            data, collection, developer, model, _ = path.relative_to(tmp_path / "out").parts
+            assert (data, collection) == ("data", "lm-edit-harness")
+            assert {developer.lower(), model.lower()}.isdisjoint({"con", "data", "..", "."})
