@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
 
 from harness.models.lm import shipped
+from harness.runs.record import Record
 
 __all__ = ["PROJECT", "is_public", "model_parts"]
 
@@ -15,20 +14,20 @@ UNKNOWN = "unknown"
 _HUB = re.compile(r"([A-Za-z0-9][\w.-]*)/([A-Za-z0-9][\w.-]*)(@[\w./-]+)?")
 
 
-def model_parts(model: Mapping[str, Any]) -> tuple[str, str]:
-    """Developer and model, of what a record says of its model.
+def model_parts(record: Record) -> tuple[str, str]:
+    """Developer and model of a record.
 
     Of a repository on the Hub they are the two parts of its name; of a model that ships with the package the developer
     is this project; of a folder, whose name says nothing of who made it, ``unknown``.
     """
-    name = str(model.get("name") or "model")
+    name = str(record.model.get("name") or "model")
     found = _HUB.fullmatch(name)
-    if found and model.get("revision"):
+    if found and (record.model.get("revision") or record.published):
         return found[1], found[2]
     last = name.rstrip("/").rsplit("/", 1)[-1] or "model"
     return (PROJECT if name in shipped() else UNKNOWN), last
 
 
-def is_public(model: Mapping[str, Any]) -> bool:
+def is_public(record: Record) -> bool:
     """Whether it is known that everybody can get the weights."""
-    return model_parts(model)[0] != UNKNOWN
+    return model_parts(record)[0] != UNKNOWN

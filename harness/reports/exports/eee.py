@@ -50,7 +50,7 @@ class _Evaluation:
 
     def __init__(self, record: Record, edits: int, asked: Asked) -> None:
         self.record, self.edits, self.asked = record, edits, asked
-        self.developer, self.model = model_parts(record.model)
+        self.developer, self.model = model_parts(record)
         self.model_id = f"{self.developer}/{self.model}"
         self.id = f"{PROJECT}/{self.model_id}/{record.id}-{edits}-edits"
         content = hashlib.sha256(self.id.encode()).digest()[:16]
@@ -137,7 +137,7 @@ def _model_info(one: _Evaluation) -> Json:
         "inference_engine": {"name": "transformers", "version": record.versions.get("transformers", "unknown")},
         "additional_details": {
             "deployment_type": "self_deployed",
-            "model_availability": "open_weights" if is_public(model) else "unknown",
+            "model_availability": "open_weights" if is_public(record) else "unknown",
             **{key: plain_text(value) for key, value in [*known.items(), *edited.items()]},
         },
     }

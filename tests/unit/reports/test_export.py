@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 from jsonschema import Draft7Validator
+from published_files import hallu_row, write_lines
 from synthetic import record
 
 from harness.errors import DataError, UsageError
 from harness.reports import export as exports
 from harness.reports.export import Asked, export_names, export_records, find_export
+from harness.reports.importing import read_published
 from harness.runs.record import Record, record_name
 from harness.runs.record_file import read_record, record_paths
 
@@ -175,6 +177,23 @@ def test_a_missing_value_is_no_score(tmp_path: Path) -> None:
     told = json.loads(one["source_metadata"]["additional_details"]["without_value"])
     assert told == {"NLI.accuracy": "all were empty"}
     assert "detailed_evaluation_results" not in one and [path.suffix for path in written] == [".json"] * 2
+
+
+def published(folder: Path) -> list[Record]:
+    return read_published("halluedit", write_lines(folder / "halluedit_percase_meta_llama_3_8b_instruct.jsonl", ROWS))
+
+
+ROWS = [hallu_row("ROME", case, [1, case % 2, 0, 1, 0, 1, 1]) for case in range(4)]
+
+
+def test_a_published_run_is_a_third_partys(tmp_path: Path) -> None:
+    records = published(tmp_path)
+    found = evaluations(write(records, "eee", tmp_path / "out"))
+    assert found and [error for one in found for error in schema("eval")(one)] == []
+    assert {one["model_info"]["id"] for one in found} == {"meta-llama/Meta-Llama-3-8B-Instruct"}
+    assert {one["source_metadata"]["evaluator_relationship"] for one in found} == {"third_party"}
+    assert {one["eval_library"]["name"] for one in found} == {"halluedit"}
+    assert all("not run here" in one["source_metadata"]["additional_details"]["label"] for one in found)
 
 
 def test_names_that_a_datastore_refuses_are_changed(tmp_path: Path) -> None:

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pyarrow.parquet
 import pytest
+from published_files import hallu_row, write_lines
 from synthetic import record
 
 from harness.errors import DataError
 from harness.exam.statistics import Ratio
 from harness.reports.export import Asked, export_records
+from harness.reports.importing import read_published
 from harness.reports.leaderboard import leaderboard
 from harness.reports.tables_file import read_tables, records_at
 from harness.runs.record import Record
@@ -74,6 +76,15 @@ def test_nothing_of_a_record_is_lost(kind: str, tmp_path: Path) -> None:
     assert list(read) == [HOSTILE, "", "'"] and math.isnan(read[HOSTILE].num)
     assert list(read.values())[1:] == list(odd.values[50]["NLI"]["accuracy"].values())[1:]
     assert back[2].values is None
+
+
+@KINDS
+def test_a_published_run_is_read_again(kind: str, tmp_path: Path) -> None:
+    rows = [hallu_row("ROME", case, [1, case % 2, 0, 1, 0, 1, 1]) for case in range(4)]
+    records = read_published("halluedit", write_lines(tmp_path / "halluedit_percase_llama_2_7b_chat.jsonl", rows))
+    back = read_tables(exported(records, tmp_path / "tables", kind))
+    assert records[0].seed is None and all(map(same, records, back))
+    assert leaderboard(back) == leaderboard(records)
 
 
 def test_missing_is_empty_and_never_zero(tmp_path: Path) -> None:
