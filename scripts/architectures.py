@@ -106,7 +106,7 @@ _GROUPS: Mapping[str, tuple[str, ...]] = {
 def groups() -> dict[str, tuple[str, ...]]:
     """The columns of the page; an editor that is in none of them has one with others of its kind."""
     listed = {name.partition(" ")[0] for names in _GROUPS.values() for name in names}
-    methods = (name for name in editor_names() if not issubclass(find(name), Wrapper))
+    methods = (name for name in editor_names() if not issubclass(find(name), Wrapper) and not find(name).reference)
     others = tuple(name for name in methods if name not in listed)
     return {**_GROUPS, **({"others": others} if others else {})}
 

@@ -53,7 +53,8 @@ def _on_backpack(seed: int) -> Iterator[Plan]:
 
 
 def _of(model: str, seed: int) -> Iterator[Plan]:
-    editors = [name for name in editor_names() if not issubclass(find(name), Wrapper) and not find(name).family]
+    shipped = ((name, find(name)) for name in editor_names())
+    editors = [n for n, cls in shipped if not issubclass(cls, Wrapper) and not cls.family and not cls.reference]
     for editor in (*editors, *COMPOSED):
         method = compose(editor).cls
         if seed and not method.random:

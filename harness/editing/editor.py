@@ -50,6 +50,7 @@ class Editor(ABC):
         exceptions: promises of :mod:`harness.editing.promises` that the method cannot keep by its nature, each with
             the reason.
         presets: hyperparameters for one model, by the model's name, each with its source in a comment.
+        reference: whether it is no method, but shows what a metric can reach, or notices; it stands on no board.
 
     Raises:
         UsageError: a hyperparameter is out of its range.
@@ -64,6 +65,7 @@ class Editor(ABC):
     family: ClassVar[str | None] = None
     exceptions: ClassVar[Mapping[str, str]] = {}
     presets: ClassVar[Mapping[str, Mapping[str, object]]] = {}
+    reference: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         for key, wanted in hints(type(self)).items():
