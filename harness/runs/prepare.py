@@ -179,5 +179,5 @@ def _require_plain(lm: LM, layers: Sequence[int]) -> None:
         for layer in layers:
             require_plain(lm, lm.down(layer))
     except ModelError as error:
-        others = ", ".join(name for name in editor_names() if "weights" not in find(name).seams)
+        others = ", ".join(n for n in editor_names() if "weights" not in find(n).seams and not find(n).reference)
         raise ModelError(f"{error}: {others}") from error

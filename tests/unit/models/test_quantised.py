@@ -24,7 +24,10 @@ FAMILIES = ["llama", "neox"]
 OF_WEIGHTS = [
     name
     for name in editor_names()
-    if "weights" in find(name).seams and not issubclass(find(name), Wrapper | Learned) and name != "none"
+    if "weights" in find(name).seams
+    and not issubclass(find(name), Wrapper | Learned)
+    and name != "none"
+    and not find(name).reference
 ]
 QUICK = {"cov_tokens": 4000, "v_steps": 3, "steps": 3}
 REFUSED = r"'{}' is quantised \({}\) and cannot take a change of weights; load the model in bfloat16, or choose"
@@ -149,6 +152,15 @@ def test_an_editor_of_weights_never_ends_in_a_traceback_of_torch(quantised, edit
     assert lm.state_hashes() == before
 
 
+def test_noise_on_a_quantised_weight_is_refused(quantised, edits):
+    lm = quantised("llama")
+    with (
+        pytest.raises(ModelError, match=r"'model\.layers\.1\..*weight' is quantised \(int8\)"),
+        patched(lm, find("sabotage")(trick="noise").edit(lm, edits)),
+    ):
+        pass
+
+
 @pytest.mark.parametrize("name", ["rome", "r_rome", "memit", "memit+rect+prune", "ft", "ft_l"])
 def test_what_writes_into_down_projections_is_refused_before_the_model_is_run(quantised, edits, name):
     lm, passes = quantised("llama"), []
@@ -168,7 +180,7 @@ def test_what_writes_into_down_projections_is_refused_before_the_model_is_run(qu
 def test_a_run_is_refused_before_anything_is_measured_and_names_what_works(quantised, monkeypatch, name, form, kind):
     monkeypatch.setattr(preparing, "load", lambda *args, **options: quantised("llama", form))
     monkeypatch.setattr(preparing.tasks, "load_suite", lambda *args, **options: pytest.fail("went on to the tasks"))
-    works = [n for n in editor_names() if "weights" not in find(n).seams]
+    works = [n for n in editor_names() if "weights" not in find(n).seams and not find(n).reference]
     assert works
     with pytest.raises(ModelError, match=REFUSED.format(r"model\.layers\.0\.mlp\.down_proj\.weight", kind)) as told:
         prepare_run(resolve(Plan(editor=name, num_edits=2)))
