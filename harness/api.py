@@ -268,6 +268,7 @@ def run(
     split: str = "test",
     mode: str | None = None,
     batch_size: int | None = None,
+    cases_at_once: int | None = None,
     eval_at: str = "final",
     data_dir: str | Path | None = None,
     text: str | None = None,
@@ -310,6 +311,7 @@ def run(
         split: the split of the edit set: ``test`` or ``train``.
         mode: ``isolated``, ``batch`` or ``sequential``; by default the editor's own.
         batch_size: edits of one sequential operation.
+        cases_at_once: cases that isolated mode edits together, examines and takes back; None for one.
         eval_at: edit counts to measure at, besides 0: ``10,100,final`` or ``every:10``.
         data_dir: where the rows come from: ``mini``, a folder, or ``hub``; by default ``mini`` for a
             shipped model and ``hub`` for another.
@@ -361,8 +363,8 @@ def run(
         require_trusted_parts(Path(patch), trust_code)
     values: dict[str, object] = {
         "edits": None if edits is None else _edits(edits), "num_edits": num_edits, "split": split,
-        "mode": mode, "batch_size": batch_size, "eval_at": eval_at, "tasks": tasks, "exam": exam or None,
-        "include_path": include_path or None,
+        "mode": mode, "batch_size": batch_size, "cases_at_once": cases_at_once, "eval_at": eval_at,
+        "tasks": tasks, "exam": exam or None, "include_path": include_path or None,
         "data_dir": rows_for(model, data_dir), "text": text,
         "limit": limit, "seed": seed, "dtype": dtype, "arch": dict(arch or {}), "fitted": _text(fitted), "order": order,
         "stop_on_collapse": stop_on_collapse, "known_only": known_only, "patch": _text(patch),

@@ -35,6 +35,7 @@ class PlanOptions:
     include_path: Annotated[str | None, opt.INCLUDE_PATH] = None
     mode: Annotated[str | None, opt.MODE] = None
     batch_size: Annotated[int | None, opt.BATCH_SIZE] = None
+    cases_at_once: Annotated[int | None, opt.CASES_AT_ONCE] = None
     eval_at: Annotated[str | None, opt.EVAL_AT] = None
     stop_on_collapse: Annotated[bool, opt.STOP_ON_COLLAPSE] = False
     order: Annotated[str | None, opt.ORDER] = None

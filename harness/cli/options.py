@@ -23,6 +23,7 @@ __all__ = [
     "BATCH_SIZE",
     "BUDGET",
     "CASES",
+    "CASES_AT_ONCE",
     "COMMIT",
     "CONFIG",
     "COUNT",
@@ -322,6 +323,9 @@ MODE = Option(
     click.Choice(["isolated", "batch", "sequential", "instance-sequential", "batch-single", "batch-sequential"]),
 )
 BATCH_SIZE = Option("--batch-size", "Edits of one sequential operation.", int)
+CASES_AT_ONCE = Option(
+    "--cases-at-once", "Cases that isolated mode edits together, examines and takes back.", int, otherwise="1"
+)
 EVAL_AT = Option("--eval-at", "Edit counts to measure at: 0,10,final or every:K.", otherwise="final")
 STOP_ON_COLLAPSE = Option("--stop-on-collapse", "End where the edited model has collapsed.", flag=True)
 ORDER = Option("--order", "The order of the edits.", click.Choice(["file", "random"]), otherwise="file")

@@ -2,9 +2,9 @@
 
 What is counted are cases: as a rule one edit each; where several belong together, they are made together.
 
-``isolated``: each edit alone on the unedited model. ``batch``: all edits in one operation; measured at several counts,
-each count is an operation of its own on the unedited model. ``sequential``: operation after operation on the weights
-that the earlier ones left; a partial last operation is kept.
+``isolated``: each edit alone on the unedited model, or so many cases at once as are asked for. ``batch``: all edits in
+one operation; measured at several counts, each count is an operation of its own on the unedited model. ``sequential``:
+operation after operation on the weights that the earlier ones left; a partial last operation is kept.
 
 The three modes of Gu et al. 2024 (arXiv 2401.04700) are names for these: ``instance-sequential`` is sequential, one
 edit at a time; ``batch-single`` is batch; ``batch-sequential`` is sequential, ``batch_size`` edits at a time.
@@ -36,6 +36,7 @@ __all__ = [
     "operations",
     "plain_mode",
     "require_able",
+    "require_at_once",
     "require_editable",
     "stops",
     "walk",
@@ -55,7 +56,7 @@ class Stop:
 
     Attributes:
         edits: how many cases have been made, which is the number of edits where a case is one.
-        patches: one patch that holds them all, or in isolated editing one for each case.
+        patches: one patch that holds them all, or in isolated editing one for each case, or for so many at once.
         latest: the positions of the cases of the last operation.
     """
 
@@ -102,6 +103,19 @@ def cases_of(edits: Sequence[Edit]) -> list[list[Edit]]:
 def default_mode(editor: type[Editor]) -> str:
     """Batch for methods that edit many facts at once by definition, isolated for the others."""
     return "batch" if editor.batch else "isolated"
+
+
+def require_at_once(at_once: int | None, mode: str) -> None:
+    """See that so many cases at once are asked of isolated editing alone.
+
+    Raises:
+        UsageError: another mode makes them otherwise.
+    """
+    if at_once is not None and mode != "isolated":
+        raise UsageError(
+            f"cases_at_once {at_once} with mode {mode}: it belongs to --mode isolated; batch makes all cases at once, "
+            "and sequential keeps the earlier ones"
+        )
 
 
 def operations(count: int, mode: str, batch_size: int | None) -> list[range]:
@@ -192,6 +206,7 @@ def walk(
     progress: Callable[[int, int], None] = tell_nobody,
     begun: Begun | None = None,
     keep: Callable[[Begun], None] = _forget,
+    at_once: int | None = None,
 ) -> Iterator[Stop]:
     """Make the edits, and yield at each count of ``at`` beyond 0.
 
@@ -208,6 +223,7 @@ def walk(
         progress: told how many edits are made, and how many there are.
         begun: where an earlier sequential walk was; its own last stop is yielded again.
         keep: given how far a sequential walk has come, after every operation.
+        at_once: cases that isolated editing makes together; None for one.
     """
     require_editable(editor, lm, edits, mode=mode)
     wanted, cases = [count for count in at if count], cases_of(edits)
@@ -216,16 +232,21 @@ def walk(
         return
     for count in wanted:
         chosen = cases[:count]
-        made = _apart(editor, lm, chosen) if mode == "isolated" else [editor.edit(lm, list(chain(*chosen)))]
+        made = _apart(editor, lm, chosen, at_once or 1) if mode == "isolated" else [editor.edit(lm, _flat(chosen))]
         progress(count, len(cases))
         yield Stop(count, [editor.finish(lm, patch) for patch in made], range(count))
 
 
-def _apart(editor: Editor, lm: LM, cases: Sequence[Sequence[Edit]]) -> Sequence[Patch]:
-    """A patch for each case."""
-    if all(len(case) == 1 for case in cases):
-        return editor.edit_each(lm, [edit for (edit,) in cases])
-    return [_together(editor, lm, case, Patch()) for case in cases]
+def _apart(editor: Editor, lm: LM, cases: Sequence[Sequence[Edit]], at_once: int) -> Sequence[Patch]:
+    """A patch for each case, or for so many of them at once."""
+    groups = [_flat(cases[start : start + at_once]) for start in range(0, len(cases), at_once)]
+    if all(len(group) == 1 for group in groups):
+        return editor.edit_each(lm, [edit for (edit,) in groups])
+    return [_together(editor, lm, group, Patch()) for group in groups]
+
+
+def _flat(cases: Sequence[Sequence[Edit]]) -> list[Edit]:
+    return list(chain(*cases))
 
 
 def _together(editor: Editor, lm: LM, edits: Sequence[Edit], held: Patch) -> Patch:

@@ -87,7 +87,13 @@ class Measured:
 
 
 def hold(
-    model: EditedLM, stop: Stop | None, *, ids: Sequence[str], mode: str, own: Collection[str]
+    model: EditedLM,
+    stop: Stop | None,
+    *,
+    ids: Sequence[str],
+    mode: str,
+    own: Collection[str],
+    at_once: int | None = None,
 ) -> AbstractContextManager[EditedLM]:
     """The context in which a stop is measured: no patch, one patch, or a patch for each document.
 
@@ -102,12 +108,13 @@ def hold(
         ids: the ids of all edits, in the order of the stop's patches.
         mode: ``isolated``, ``batch`` or ``sequential``.
         own: lm-eval's names of the tasks of the edit set.
+        at_once: cases that a patch of isolated editing holds; None for one.
     """
     if stop is None:
         return model.holding(Patch())
     if mode != "isolated":
         return model.holding(stop.patches[0])
-    position = {edit: i for i, edit in enumerate(ids)}
+    position = {edit: i // (at_once or 1) for i, edit in enumerate(ids)}
 
     def patch_of(request: Any) -> int:
         named = _edit_of(request, own)

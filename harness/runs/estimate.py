@@ -239,7 +239,9 @@ class _Trial:
         order = random.Random(0).sample(places, len(places))
 
         def ask(count: int) -> None:
-            held = measure.hold(self._model, stop, ids=cases, mode=self.ready.resolved.mode, own=self._own)
+            resolved = self.ready.resolved
+            at_once = resolved.plan.cases_at_once
+            held = measure.hold(self._model, stop, ids=cases, mode=resolved.mode, own=self._own, at_once=at_once)
             with _quiet(self._model), held:
                 measure.measure_task(self._model, task, limit=None, documents=sorted(order[:count]))
 
@@ -313,6 +315,7 @@ class _Trial:
             mode=resolved.mode,
             batch_size=resolved.plan.batch_size,
             at=[count],
+            at_once=resolved.plan.cases_at_once,
         )
         return next(iter(walk))
 

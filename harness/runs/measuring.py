@@ -74,7 +74,9 @@ class Measuring:
         """Score every task, and read the neutral texts, at a stop; None is the unedited model."""
         ids = self.ready.resolved.cases
         own = [task.name for task in self.ready.suite.of(self.ready.resolved.edit_set)]
-        with measure.hold(self._model, stop, ids=ids, mode=self.ready.resolved.mode, own=own):
+        resolved = self.ready.resolved
+        at_once = resolved.plan.cases_at_once
+        with measure.hold(self._model, stop, ids=ids, mode=resolved.mode, own=own, at_once=at_once):
             for shown in self.ready.suite.shown:
                 # An earlier run that was stopped may have come this far; the unedited model is what others are held to.
                 if stop is None or shown not in self.writer.record.tasks(stop.edits):

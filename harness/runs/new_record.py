@@ -76,7 +76,7 @@ def _editor(ready: Prepared) -> dict[str, Any]:
 def _edits(ready: Prepared) -> dict[str, Any]:
     named, edits, cases = ready.resolved.plan.edits, ready.resolved.edits, ready.resolved.cases
     said = {(edit.text, edit.continuation) for edit in edits}
-    divided = contradicting_cases(edits)
+    divided, at_once = contradicting_cases(edits), ready.resolved.plan.cases_at_once
     joins = {edit.id: found["join"] for edit in edits if (found := _joined(edit))}
     return {
         "dataset": Path(named).name if Path(named).is_file() else named,
@@ -88,6 +88,7 @@ def _edits(ready: Prepared) -> dict[str, Any]:
         "sha256": edits_sha256(edits),
         **({"joins": joins} if joins else {}),
         **({"spread": ready.spread} if ready.spread else {}),
+        **({"mode": f"isolated, {at_once} cases at once"} if at_once else {}),
         "warnings": ready.warnings,
         **_known(ready),
     }

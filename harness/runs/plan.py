@@ -38,6 +38,7 @@ class Plan:
         split: the split of the edit set: ``test`` or ``train``.
         mode: isolated, batch or sequential; None for the editor's own.
         batch_size: edits of one sequential operation.
+        cases_at_once: cases that isolated mode edits together, examines and takes back (MQuAKE's k); None for one.
         eval_at: where to measure, besides 0.
         tasks: what is examined besides the edits.
         data_dir: where the rows come from: ``mini``, a folder, or ``hub``.
@@ -81,12 +82,13 @@ class Plan:
     known_only: bool = False
     include_path: tuple[str, ...] = ()
     model_args: Mapping[str, Any] = field(default_factory=dict)
+    cases_at_once: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("num_edits", "limit"):
+        for name, otherwise in (("num_edits", "take all"), ("limit", "take all"), ("cases_at_once", "edit each alone")):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"{name} is {value}, expected at least 1; leave it out to take all")
+            if isinstance(value, int) and value < 1:
+                raise UsageError(f"{name} is {value}, expected at least 1; leave it out to {otherwise}")
         if self.order not in ("file", "random"):
             raise UsageError(f"order is '{self.order}', expected file or random")
 
@@ -172,7 +174,7 @@ def _names(value: object, where: str, key: str) -> tuple[str, ...]:
 _TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("model", "editor", "edits", "split", "eval_at", "order", "data_dir", "dtype"), (str,)),
     **dict.fromkeys(("mode", "text", "fitted", "patch"), (str, type(None))),
-    **dict.fromkeys(("num_edits", "batch_size", "limit"), (int, type(None))),
+    **dict.fromkeys(("num_edits", "batch_size", "limit", "cases_at_once"), (int, type(None))),
     **dict.fromkeys(("tasks", "exam", "include_path"), (tuple,)),
     **dict.fromkeys(("settings", "arch", "model_args"), (dict,)),
     "seed": (int,),

@@ -50,6 +50,7 @@ class _Plan(TypedDict, total=False):
     split: str
     mode: str | None
     batch_size: Count | None
+    cases_at_once: Count | None
     eval_at: str
     tasks: list[str]
     data_dir: str

@@ -159,6 +159,7 @@ class _Run:
             progress=lambda done, total: self.options.report("edit", done, total),
             begun=begun,
             keep=self.state.keep,
+            at_once=resolved.plan.cases_at_once,
         )
 
     def _note(self, stop: schedule.Stop) -> None:

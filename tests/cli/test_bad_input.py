@@ -80,6 +80,8 @@ CALLS: dict[str, tuple[dict[str, object], tuple[str, ...]]] = {
     "eval-at": ({"--eval-at": "often"}, ("--eval-at 'often' cannot be read", "every:K")),
     "eval-at beyond": ({"--eval-at": "9"}, ("--eval-at 9: there are only 2 edits",)),
     "batch size": ({"--batch-size": "2"}, ("batch size 2 with mode batch", "--mode sequential")),
+    "cases at once": ({"--cases-at-once": "2", "--mode": "batch"}, ("cases_at_once 2 with mode batch", "isolated")),
+    "no case at once": ({"--cases-at-once": "0"}, ("cases_at_once is 0, expected at least 1",)),
     "limit": ({"--limit": "0"}, ("limit is 0, expected at least 1",)),
     "limit type": ({"--limit": "few"}, ("'few' is not a valid integer", "--help")),
     "num-edits": ({"--num-edits": "0"}, ("num_edits is 0, expected at least 1",)),

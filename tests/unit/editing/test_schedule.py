@@ -445,3 +445,20 @@ def test_a_case_whose_edits_cannot_both_hold_contradicts_itself() -> None:
     assert schedule.duplicates(edits[5:7]) == [
         "case 3 contradicts itself: 'The home of Ada is' -> 'Oslo', but 'Ada lives in' -> 'Rome'"
     ]
+
+
+def test_so_many_cases_at_once_are_one_operation_on_the_unedited_model(tiny: Callable[[str], LM]) -> None:
+    lm, editor = tiny("gpt2"), Recorder()
+    cases = [*made(3), *(replace(edit, case="c") for edit in made(5)[3:])]
+    (stop,) = schedule.walk(editor, lm, cases, mode="isolated", batch_size=None, at=[4], at_once=2)
+    assert [entry(lm, patch) for patch in stop.patches] == [1.0, 1.5]  # two edits, then three; finish() halves
+    (one,) = schedule.walk(editor, lm, cases, mode="isolated", batch_size=None, at=[4], at_once=9)
+    assert [entry(lm, patch) for patch in one.patches] == [2.5]
+
+
+@pytest.mark.parametrize("mode", ["batch", "sequential"])
+def test_cases_at_once_belong_to_isolated_editing(mode: str) -> None:
+    with pytest.raises(UsageError, match=f"cases_at_once 2 with mode {mode}: it belongs to --mode isolated"):
+        schedule.require_at_once(2, mode)
+    schedule.require_at_once(None, mode)
+    schedule.require_at_once(2, "isolated")

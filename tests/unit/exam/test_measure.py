@@ -57,6 +57,15 @@ def test_unedited_and_batch_hold_one_patch(tiny: Callable[[str], LM]) -> None:
     assert seen == [(None, None), (rule.prompt, None)]
 
 
+def test_cases_that_are_made_at_once_share_a_patch(tiny: Callable[[str], LM]) -> None:
+    model, patches = EditedLM(tiny("gpt2")), [Patch(), Patch(), Patch()]
+    with measure.hold(model, Stop(5, patches), ids=[*"abcde"], mode="isolated", own=["own"], at_once=2):
+        patch_of = model._patch_of
+    assert patch_of is not None
+    assert [patch_of(request(0, task="own", case=case)) for case in "abcde"] == [0, 0, 1, 1, 2]
+    assert [patch_of(request(i)) for i in range(4)] == [0, 1, 2, 0]
+
+
 def test_in_isolated_editing_each_document_has_its_own_edit(tiny: Callable[[str], LM]) -> None:
     model, patches = EditedLM(tiny("gpt2")), [Patch(), Patch(), Patch()]
     with measure.hold(model, Stop(3, patches), ids=["a", "b", "c"], mode="isolated", own=["own"]):

@@ -165,3 +165,23 @@ def test_a_file_that_is_not_there_is_named(sets: Path) -> None:
     (sets / "linked.jsonl").unlink()
     with pytest.raises(DataError, match="linked"):
         tasks.read_edits("linked", data_dir="mini", include=[str(sets)])
+
+
+def test_groups_of_cases_are_edited_examined_and_taken_back(sets: Path, tmp_path: Path) -> None:
+    def run(**options: Any) -> Record:
+        plan = Plan(editor="ft_m", edits="capitals", include_path=(str(sets),), **options)
+        return run_plan(resolve(plan), RunOptions(output=tmp_path / "out", device="cpu"))
+
+    grouped = run(cases_at_once=2)
+    alone = run(mode="isolated", cases_at_once=1)
+    together = run(mode="batch", num_edits=2)
+    assert grouped.plan["mode"] == "isolated"
+    assert grouped.edits["mode"] == "isolated, 2 cases at once"
+    assert "isolated, 2 cases at once" in leaderboard([grouped, alone])
+    assert alone.id == resolve(Plan(editor="ft_m", edits="capitals", include_path=(str(sets),), mode="isolated")).id
+    own = {record.id: record.values[record.edits["count"]]["capitals"] for record in (grouped, alone, together)
+           if record.values}  # fmt: skip
+    first, whole = own[grouped.id]["rewrite_success"], own[together.id]["rewrite_success"]
+    assert len(first) == 3
+    assert {doc: first[doc].num for doc in whole} == {doc: ratio.num for doc, ratio in whole.items()}
+    assert grouped.delta != alone.delta

@@ -39,6 +39,7 @@ OTHER: dict[str, Any] = {
     "exam": ("probability",),
     "known_only": True,
     "model_args": {"revision": "main"},
+    "cases_at_once": 3,
 }
 
 
