@@ -800,15 +800,18 @@ def export(
     *,
     format: str,
     documents: str = "shown",
+    hub: Mapping[str, str] | None = None,
 ) -> list[Path]:
     """Write records for others' tools: all files or, where something is wrong, none.
 
     Args:
         records: records, files or folders that hold some, or tables that were exported before.
         to: the folder; files of the same names in it are replaced, others stay.
-        format: ``csv``, ``parquet`` (three tidy tables) or ``eee`` (Every Eval Ever 0.3.0).
+        format: ``csv``, ``parquet`` (three tidy tables), ``eee`` (Every Eval Ever 0.3.0), ``lm-eval`` (its result
+            files) or ``hf`` (``.eval_results`` of a model's page on the Hub).
         documents: whose single documents are written: ``shown``, of the metrics that a leaderboard shows, ``all``, or
-            ``none``.
+            ``none``. Formats that have a place for it get what was asked and replied, from samples beside a record.
+        hub: task -> the data set on the Hub that its rows are of, ``OWNER/NAME`` or ``OWNER/NAME:TASK``.
 
     Returns:
         The files.
@@ -828,14 +831,18 @@ def export(
 
     from harness.reports.export import Asked, export_records, find_export
     from harness.reports.leaderboard import shown_and_headline
-    from harness.reports.tables_file import records_at
+    from harness.reports.tables_file import records_at, samples_at
     from harness.reports.tidy import require_documents
     from harness.runs.record import Record
     from harness.runs.ties import require_tied
 
     find_export(format)
-    asked = Asked(int(time.time()), require_documents(documents))
+    chosen = require_documents(documents)
     given = [records] if isinstance(records, str | Path | Record) else records
+    samples = {} if chosen == "none" else {
+        name: path for item in given if not isinstance(item, Record) for name, path in samples_at(item).items()
+    }  # fmt: skip
+    asked = Asked(int(time.time()), chosen, dict(hub or {}), samples)
     kept = [one for item in given for one in ([item] if isinstance(item, Record) else records_at(item))]
     require_tied(kept, shown_and_headline, intervals=False)
     return export_records(kept, format, to=Path(to), asked=asked)

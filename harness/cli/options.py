@@ -47,6 +47,7 @@ __all__ = [
     "FORMAT",
     "FRESH",
     "HIGH",
+    "HUB_DATASET",
     "KIND",
     "KNOWN",
     "KNOWN_ONLY",
@@ -379,6 +380,13 @@ DOCUMENTS = Option(
     "Whose single documents are written: of the metrics that a leaderboard shows, of all, or of none.",
     click.Choice(["shown", "all", "none"]),
     default="shown",
+)
+HUB_DATASET = Option(
+    "--hub-dataset",
+    "The data set on the Hub that the rows of a task are of, and its task there.",
+    parameter="hub",
+    many=True,
+    metavar="TASK=OWNER/NAME[:TASK]",
 )
 BASELINE = Option("--baseline", "A record, or a folder of records.", PATH, required=True)
 ONLY = Option("--only", "A pattern of record names, for example '*--memit--*'.", default="*")

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from harness.errors import UsageError
 
-__all__ = ["integers", "model_args", "modules", "name_list", "settings"]
+__all__ = ["hub_datasets", "integers", "model_args", "modules", "name_list", "settings"]
 
 
 def settings(items: Sequence[str]) -> dict[str, object]:
@@ -39,6 +39,15 @@ def model_args(text: str | None) -> dict[str, object]:
 
     pairs = _pairs([part for part in text.split(",") if part], "--model-args", "revision=main")
     return {key: handle_arg_string(value) for key, value in pairs}
+
+
+def hub_datasets(items: Sequence[str]) -> dict[str, str]:
+    """Data sets on the Hub by task, from ``--hub-dataset task=owner/name``.
+
+    Raises:
+        UsageError: there is no task.
+    """
+    return dict(_pairs(items, "--hub-dataset", "counterfact=OWNER/NAME"))
 
 
 def integers(text: str, option: str) -> list[int]:

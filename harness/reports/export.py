@@ -30,11 +30,13 @@ class Asked:
         when: the time of the export, in seconds since 1970.
         documents: whose documents are written.
         hub: task -> the data set on the Hub that its rows are of, ``OWNER/NAME`` or ``OWNER/NAME:TASK``.
+        samples: id of a record -> the file of its samples, where there is one.
     """
 
     when: int
     documents: Documents = "shown"
     hub: Mapping[str, str] = field(default_factory=dict)
+    samples: Mapping[str, Path] = field(default_factory=dict)
 
 
 class Export(ABC):

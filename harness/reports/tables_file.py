@@ -13,9 +13,10 @@ from harness.errors import DataError
 from harness.io.spreadsheet import text_of_cell
 from harness.reports.tidy import TABLES, Column, records_of
 from harness.runs.record import Record
-from harness.runs.record_file import read_records, record_paths
+from harness.runs.record_file import read_record, read_records, record_paths
+from harness.runs.sample_file import samples_path
 
-__all__ = ["read_tables", "records_at", "tables_in"]
+__all__ = ["read_tables", "records_at", "samples_at", "tables_in"]
 
 _ENDINGS = (".csv", ".parquet")
 
@@ -42,6 +43,14 @@ def records_at(path: str | Path) -> list[Record]:
     if tables is None or (path.is_dir() and record_paths(path)):
         return read_records(path, values=True)
     return read_tables(path)
+
+
+def samples_at(path: str | Path) -> dict[str, Path]:
+    """Id of a record -> the file of its samples, of the records of a file or a folder that have one."""
+    path = Path(path)
+    places = record_paths(path) if path.is_dir() else [path]
+    beside = {place: samples_path(place) for place in places if place.suffix == ".json"}
+    return {read_record(place).id: file for place, file in beside.items() if file.is_file()}
 
 
 def read_tables(path: str | Path) -> list[Record]:

@@ -116,7 +116,7 @@ def record_name(record: Record) -> str:
     """The file name of a record without its ending, such as ``mini--memit--counterfact-50--batch--1a2b3c4d``."""
     edits = f"{record.edits.get('dataset') or 'no-edits'}-{record.edits.get('count', 0)}"
     parts = [record.model.get("name", "model"), record.editor.get("name", "editor"), edits, record.plan.get("mode", "")]
-    return "--".join([*(_slug(str(part)) for part in parts if part), record.id[:8]])
+    return "--".join([*(_slug(str(part)) for part in parts if part), _slug(record.id[:8])])
 
 
 def _slug(text: str) -> str:

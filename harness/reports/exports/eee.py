@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 from uuid import UUID
 
 from harness.exam.statistics import Ratio
+from harness.reports.asked_and_said import AskedAndSaid, asked_and_said
 from harness.reports.export import Asked, Export, plain_text
 from harness.reports.metric_facts import scale
 from harness.reports.model_names import PROJECT, is_public, model_parts
@@ -160,7 +161,9 @@ def _source_data(one: _Evaluation, task: str) -> Json:
     details = {"task": task, **known}
     repository = one.asked.hub.get(task)
     if repository is not None:
-        kind = {"source_type": "hf_dataset", "hf_repo": repository.partition(":")[0]}
+        kind: Json = {"source_type": "hf_dataset", "hf_repo": repository.partition(":")[0]}
+    elif known.get("source") == "published":  # then its path is an address
+        kind = {"source_type": "url", "url": [known["path"]]}
     else:
         kind = {"source_type": "other"}
     return {"dataset_name": task, **kind, "additional_details": {k: plain_text(v) for k, v in details.items()}}
@@ -230,6 +233,7 @@ def _write_samples(one: _Evaluation, path: Path) -> Json:
 
 
 def _samples(one: _Evaluation) -> Iterator[Json]:
+    said = asked_and_said(one.asked.samples.get(one.record.id), one.edits) if one.asked.documents != "none" else {}
     for task, table in (one.record.values or {}).get(one.edits, {}).items():
         measures = one.record.tasks(one.edits).get(task, {})
         for metric in document_metrics(one.record, task, measures=measures, documents=one.asked.documents):
@@ -237,26 +241,57 @@ def _samples(one: _Evaluation) -> Iterator[Json]:
                 continue
             for document, row in table.get(metric, {}).items():
                 if row.den > 0 and math.isfinite(row.num / row.den):
-                    yield _sample(one, f"{task}.{metric}", task=task, document=document, row=row)
+                    yield {
+                        "schema_version": SCHEMA_VERSION,
+                        "evaluation_id": one.id,
+                        "model_id": one.model_id,
+                        "evaluation_name": task,
+                        "evaluation_result_id": f"{task}.{metric}",
+                        "sample_id": document,
+                        **_scored(row, said.get(document, [])),
+                    }
 
 
-def _sample(one: _Evaluation, result: str, *, task: str, document: str, row: Ratio) -> Json:
-    """A line. A record keeps what a document contributed, not its text, which is said so."""
+def _scored(row: Ratio, said: Sequence[AskedAndSaid]) -> Json:
+    """What a document contributed; and what was asked and replied, where samples lie beside the record."""
     score = row.num / row.den
-    told = {"num": row.num, "den": row.den, "cluster": row.cluster, "stratum": row.stratum, "text": "not in the record"}
+    told = {"num": row.num, "den": row.den, "cluster": row.cluster, "stratum": row.stratum}
+    if not said:
+        told["text"] = "not kept beside the record"
     return {
-        "schema_version": SCHEMA_VERSION,
-        "evaluation_id": one.id,
-        "model_id": one.model_id,
-        "evaluation_name": task,
-        "evaluation_result_id": result,
-        "sample_id": document,
+        **_asked(said),
         "interaction_type": "single_turn",
-        "input": {"raw": "", "reference": []},
-        "output": {"raw": []},
-        "answer_attribution": [],
         "evaluation": {"score": score, "is_correct": score == 1.0},
         "metadata": {key: plain_text(value) for key, value in told.items() if value is not None},
+    }
+
+
+def _asked(said: Sequence[AskedAndSaid]) -> Json:
+    """Prompts, right answers and replies of a document; those of several questions one after the other."""
+    samples = [one.sample for one in said]
+    answers = [one.answer for one in said if one.answer is not None]
+    raw = "\n\n".join(sample.prompt for sample in samples)
+    reference = [right for sample in samples for right in (sample.answers or (sample.target,))]
+    content = json.dumps({"raw": raw, "reference": reference}, sort_keys=True, separators=(",", ":"))
+    return {
+        **({"sample_hash": hashlib.sha256(content.encode()).hexdigest()} if said else {}),
+        "input": {
+            "raw": raw,
+            "reference": reference,
+            **({"choices": list(samples[0].choices)} if len(samples) == 1 and len(samples[0].choices) > 1 else {}),
+        },
+        "output": {"raw": answers},
+        "answer_attribution": [
+            {
+                "turn_idx": 0,
+                "source": "output.raw",
+                "extracted_value": answers[-1],
+                "extraction_method": "none" if said[-1].reply.text is not None else "likeliest choice",
+                "is_terminal": True,
+            }
+        ]
+        if answers
+        else [],
     }
 
 

@@ -11,16 +11,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from huggingface_hub import parse_eval_result_entries
 from jsonschema import Draft7Validator
+from lm_eval.api.metrics import mean_stderr
+from lm_eval.utils import get_results_filenames, get_sample_results_filenames, make_table
 from published_files import hallu_row, write_lines
 from synthetic import record
 
+import harness
 from harness.errors import DataError, UsageError
 from harness.reports import export as exports
 from harness.reports.export import Asked, export_names, export_records, find_export
 from harness.reports.importing import read_published
+from harness.reports.tables_file import samples_at
 from harness.runs.record import Record, record_name
 from harness.runs.record_file import read_record, record_paths
+from harness.runs.sample_file import iterate_samples
 
 RESULTS = Path(__file__).parents[3] / "results"
 SCHEMAS = Path(__file__).parent / "every_eval_ever"
@@ -202,3 +209,126 @@ def test_names_that_a_datastore_refuses_are_changed(tmp_path: Path) -> None:
             data, collection, developer, model, _ = path.relative_to(tmp_path / "out").parts
             assert (data, collection) == ("data", "lm-edit-harness")
             assert {developer.lower(), model.lower()}.isdisjoint({"con", "data", "..", "."})
+
+
+# --- lm-evaluation-harness --------------------------------------------------------------------------------------------
+
+
+def results_of(written: list[Path], edits: int) -> Json:
+    [path] = [path for path in written if path.parent.name.endswith(f".edits-{edits}")]
+    return json.loads(path.read_text())  # type: ignore[no-any-return]
+
+
+def test_committed_records_are_read_by_what_reads_lm_eval(tmp_path: Path) -> None:
+    records = [read_record(path, values=True) for path in committed(24)]
+    written = write(records, "lm-eval", tmp_path / "out")
+    names = [path.as_posix() for path in written]
+    assert get_results_filenames(names) == names and len(names) == sum(len(record.points) for record in records)
+    for one in records:
+        last = one.points[-1]
+        [path] = [path for path in written if path.parent.name == f"{record_name(one)}.edits-{last['edits']}"]
+        table = make_table(json.loads(path.read_text()))
+        valued = [task for task, found in last["tasks"].items() if any(n["value"] is not None for n in found.values())]
+        assert valued and all(f"|{task}" in table for task in valued)
+
+
+def test_results_are_those_of_the_record(tmp_path: Path) -> None:
+    made = record("rome", 0.5, tasks=("NLI", "NER"), documents=10)
+    made.points[1]["tasks"]["NER"]["f1"].update(value=None, n=0, interval=None, reason="nothing was said")
+    made.points[1]["tasks"]["NLI"]["acc,strict"] = made.points[1]["tasks"]["NLI"]["accuracy"]
+    found = results_of(write([made], "lm-eval", tmp_path), 50)
+    numbers = made.tasks(50)["NLI"]["accuracy"]
+    assert found["results"]["NLI"]["accuracy,none"] == numbers["value"] == found["results"]["NLI"]["acc,strict"]
+    assert found["results"]["NLI"]["accuracy_stderr,none"] == pytest.approx(
+        mean_stderr([row.num for row in (made.values or {})[50]["NLI"]["accuracy"].values()])
+    )
+    assert found["results"]["NLI"]["acc_stderr,strict"] == "N/A"  # no documents are known
+    assert "NER" not in found["results"] and found["without_value"] == {"NER.f1": "nothing was said"}
+    assert found["n-samples"]["NLI"] == {"original": 10, "effective": 10}
+    assert found["own"]["NLI"]["accuracy"]["interval"] == numbers["interval"]
+    assert found["date"] == WHEN and found["edited"]["editor"] == "rome"
+    assert results_of(write([made], "lm-eval", tmp_path), 0)["edited"]["editor"] == "none"
+
+
+# --- pages on the Hub -------------------------------------------------------------------------------------------------
+
+
+HUB["hf"] = {"hub": {"NLI": "nyu-mll/glue:rte"}}
+
+
+def test_the_page_of_a_model_gets_the_headlines(tmp_path: Path) -> None:
+    made = record("rome", 0.5, tasks=("NLI", "NER"), documents=10)
+    hub = {"NLI": "nyu-mll/glue:rte", "counterfact": "someone/counterfact"}
+    written = write([made], "hf", tmp_path, hub=hub)
+    assert {path.parent.name for path in written} == {".eval_results"} and len(written) == 4
+    [path] = [path for path in written if path.name == "NLI.yaml" and ".edits-50" in str(path)]
+    [entry] = parse_eval_result_entries(yaml.safe_load(path.read_text()))
+    assert (entry.dataset_id, entry.task_id) == ("nyu-mll/glue", "rte")
+    assert entry.value == made.tasks(50)["NLI"]["accuracy"]["value"]
+    assert entry.notes is not None and "50 edits of counterfact by rome, batch; accuracy, n = 10" in entry.notes
+    made.points[1]["tasks"]["NLI"]["accuracy"].update(value=None, interval=None, reason="none")
+    assert len(write([made], "hf", tmp_path / "again", hub=hub)) == 3
+
+
+NO_PAGE = [
+    (record("rome", 0.5, tasks=("NLI",)), {}, "hf: a page shows results of data sets on the Hub"),
+    (record("rome", 0.5, tasks=("NLI",)), {"NLI": "glue"}, "NLI=glue: expected OWNER/NAME"),
+    (record("rome", 0.5, tasks=("NLI",)), {"NER": "a/b"}, "hf: no record has a headline of NER"),
+    (record("rome", 0.5, mode="isolated", tasks=("NLI",)), {"NLI": "a/b"}, "isolated edits make as many models"),
+]
+
+
+@pytest.mark.parametrize(("made", "hub", "said"), NO_PAGE)
+def test_what_has_no_page_is_told(made: Record, hub: dict[str, str], said: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=said):
+        write([made], "hf", tmp_path / "out", hub=hub)
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- what was asked and replied ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run_with_samples(tmp_path_factory: pytest.TempPathFactory) -> tuple[Record, Path]:
+    """A run of two edits on the shipped model, with its samples."""
+    folder = tmp_path_factory.mktemp("samples")
+    made = harness.run(
+        "mini", "ft_m", "counterfact:2", ["NLI"], mode="batch", limit=3, settings={"steps": 2}, output=folder
+    )
+    return read_record(folder / f"{record_name(made)}.json", values=True), samples_at(folder)[made.id]
+
+
+def test_every_eval_ever_gets_what_was_asked_and_replied(run_with_samples: tuple[Record, Path], tmp_path: Path) -> None:
+    made, samples = run_with_samples
+    for path in write([made], "eee", tmp_path / "out", samples={made.id: samples}):
+        if path.suffix == ".jsonl":
+            rows = lines(path)
+            edits = int(rows[0]["evaluation_id"].split("-")[-2])
+            assert [error for row in rows for error in schema("instance_level_eval")(row)] == []
+            known = {f"{one.task}/{one.doc_id}": one for one in iterate_samples(samples) if not one.question}
+            without = [row for row in rows if row["sample_id"] not in known]
+            assert {row["evaluation_name"] for row in without} == {"neutral_text"}
+            assert all(row["input"]["raw"] == "" and "not kept" in row["metadata"]["text"] for row in without)
+            for row in (row for row in rows if row["sample_id"] in known):
+                sample = known[row["sample_id"]]
+                reply = sample.after if edits else sample.before
+                assert row["input"]["raw"].startswith(sample.prompt) and sample.target in row["input"]["reference"]
+                if reply is not None and reply.text is not None:
+                    assert row["output"]["raw"][0] == reply.text
+            assert {row["evaluation_name"] for row in rows} == {"counterfact", "NLI", "neutral_text"}
+
+
+def test_lm_eval_gets_its_samples(run_with_samples: tuple[Record, Path], tmp_path: Path) -> None:
+    made, samples = run_with_samples
+    written = [path.as_posix() for path in write([made], "lm-eval", tmp_path / "out", samples={made.id: samples})]
+    found = get_sample_results_filenames(written)
+    assert {Path(path).name.split("_")[1] for path in found} >= {"NLI", "counterfact"}
+    [path] = [path for path in found if "edits-2/samples_NLI" in path]
+    rows = lines(Path(path))
+    known = [one for one in iterate_samples(samples) if one.task == "NLI"]
+    assert [row["doc_id"] for row in rows] == [one.doc_id for one in known]
+    assert [row["resps"][0][0] for row in rows] == [one.after and one.after.text for one in known]
+    values = (made.values or {})[2]["NLI"]["accuracy"]
+    assert {f"NLI/{row['doc_id']}": row["accuracy"] for row in rows} == {name: r.num for name, r in values.items()}
+    assert write([made], "lm-eval", tmp_path / "none", samples={made.id: samples}, documents="none") != []
+    assert not list((tmp_path / "none").rglob("samples_*"))
