@@ -4,6 +4,7 @@
     python scripts/check_exports.py FOLDER     the records of a folder, and of the folders in it
 
 Every Eval Ever: aggregate files, and each hundredth document, against the official JSON schemas, which the tests ship.
+lm-eval: its own table of each file has a line for each number.
 Tables: what is read back is the same record, to the last digit. Needs ``jsonschema`` (the extra ``test``).
 """
 
@@ -17,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jsonschema import Draft7Validator
+from lm_eval.utils import make_table
 
 from harness.reports.export import Asked, export_records
 from harness.reports.tables_file import read_tables
@@ -33,7 +35,7 @@ def main() -> None:
     place = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "results"
     paths = [path for folder in [place, *sorted(place.rglob("*/"))] for path in record_paths(folder)]
     records = [read_record(path, values=True) for path in sorted(set(paths))]
-    wrong = [*_tables(records), *_every_eval_ever(records)]
+    wrong = [*_tables(records), *_every_eval_ever(records), *_lm_eval(records)]
     for line in wrong[:20]:
         print(line)
     print(f"{len(records)} records, {len(wrong)} faults")
@@ -62,6 +64,21 @@ def _every_eval_ever(records: list[Record]) -> Iterator[str]:
                 schema = one if path.suffix == ".jsonl" else whole
                 for error in (error for value in values for error in schema.iter_errors(value)):
                     yield f"eee: {record.id} {path.name}: {error.message}"
+
+
+def _lm_eval(records: list[Record]) -> Iterator[str]:
+    """Values that lm-eval's own table of a file does not show."""
+    for record in records:
+        with tempfile.TemporaryDirectory() as folder:
+            written = export_records([record], "lm-eval", to=Path(folder) / "out", asked=Asked(int(time.time())))
+            said = {
+                path.parent.name.rpartition("-")[2]: json.loads(path.read_text(encoding="utf-8")) for path in written
+            }
+        for point in record.points:
+            table = make_table(said[str(point["edits"])])
+            numbers = [one for found in point["tasks"].values() for one in found.values() if one["value"] is not None]
+            if table.count("\n") != len(numbers) + 2:
+                yield f"lm-eval: {record.id} after {point['edits']} edits: a table of other numbers"
 
 
 def _validator(name: str) -> Draft7Validator:
