@@ -282,6 +282,13 @@ def run(
     patch: str | Path | None = None,
     known_only: bool = False,
     model_args: Mapping[str, object] | None = None,
+    num_fewshot: int | None = None,
+    apply_chat_template: bool | str = False,
+    system_instruction: str | None = None,
+    fewshot_as_multiturn: bool | None = None,
+    gen_kwargs: Mapping[str, object] | None = None,
+    enable_thinking: bool | None = None,
+    think_end_token: str | int | None = None,
     trust_code: bool = False,
     output: str | Path | None = None,
     device: str | None = None,
@@ -326,6 +333,14 @@ def run(
         patch: a file of saved edits, which are put back instead of making new ones.
         known_only: whether only the facts that the unedited model knows are edited.
         model_args: of a model that is named, more of what lm-eval's ``--model_args`` takes, such as ``revision``.
+        num_fewshot: solved examples in front of each question; by default as many as the task says. This and the
+            six below are lm-eval's words.
+        apply_chat_template: whether questions are turns of a chat; the name of a template where there are several.
+        system_instruction: what the system turn says.
+        fewshot_as_multiturn: whether solved examples are turns of their own; by default yes with a chat template.
+        gen_kwargs: what is laid over what tasks say of generation, such as ``{"max_gen_toks": 64}``.
+        enable_thinking: what the chat template is told of thinking.
+        think_end_token: the text, or the number of the token, behind which the answer stands.
         trust_code: whether code may run that the patch names by its path; that of ``editor`` is named by the caller.
         output: the folder of the record; by default nothing is kept on disk.
         device: where a model that is named goes; ``auto`` spreads it; by default an accelerator where there is one.
@@ -369,6 +384,9 @@ def run(
         "limit": limit, "seed": seed, "dtype": dtype, "arch": dict(arch or {}), "fitted": _text(fitted), "order": order,
         "stop_on_collapse": stop_on_collapse, "known_only": known_only, "patch": _text(patch),
         "model_args": dict(model_args or {}),
+        "num_fewshot": num_fewshot, "apply_chat_template": apply_chat_template,
+        "system_instruction": system_instruction, "fewshot_as_multiturn": fewshot_as_multiturn,
+        "gen_kwargs": dict(gen_kwargs or {}), "enable_thinking": enable_thinking, "think_end_token": think_end_token,
         **handed.editor_fields(editor, settings or {}),
     }  # fmt: skip
     with _model(model, tokenizer, arch, text) as (called, lm), _folder(output) as folder:

@@ -50,6 +50,13 @@ class PlanOptions:
     dtype: Annotated[str | None, opt.DTYPE] = None
     model_args: Annotated[str | None, opt.MODEL_ARGS] = None
     arch: Annotated[Sequence[str], opt.ARCH] = ()
+    num_fewshot: Annotated[int | None, opt.NUM_FEWSHOT] = None
+    apply_chat_template: Annotated[str | None, opt.APPLY_CHAT_TEMPLATE] = None
+    system_instruction: Annotated[str | None, opt.SYSTEM_INSTRUCTION] = None
+    fewshot_as_multiturn: Annotated[bool | None, opt.FEWSHOT_AS_MULTITURN] = None
+    gen_kwargs: Annotated[str | None, opt.GEN_KWARGS] = None
+    enable_thinking: Annotated[bool | None, opt.ENABLE_THINKING] = None
+    think_end_token: Annotated[str | None, opt.THINK_END_TOKEN] = None
     config: Annotated[Path | None, opt.CONFIG] = None
     trust_code: Annotated[bool, opt.TRUST_CODE] = False
 
@@ -68,6 +75,9 @@ class PlanOptions:
             "settings": values.settings(self.settings),
             "arch": values.modules(self.arch),
             "model_args": values.model_args(self.model_args),
+            "apply_chat_template": values.yes_no_or_name(self.apply_chat_template),
+            "gen_kwargs": values.gen_kwargs(self.gen_kwargs),
+            "think_end_token": values.text_or_token(self.think_end_token),
         }
         given = {key: value for key, value in (vars(self) | read).items() if key not in ("config", "trust_code")}
         each = None if seeds is None else values.integers(seeds, "--seeds")

@@ -40,7 +40,7 @@ class Group(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         """The command, from its module; None where there is none."""
         for module, names in COMMANDS.items():
-            if cmd_name in names:
+            if cmd_name.replace("_", "-") in names:
                 found = getattr(import_module(f"harness.cli.{module}"), function_name(cmd_name))
                 assert isinstance(found, click.Command)
                 return found
@@ -57,7 +57,11 @@ class Group(click.Group):
 
 @click.group(
     cls=Group,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    # Options can be typed with dashes or underscores: --num-fewshot, or --num_fewshot as for lm_eval.
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "token_normalize_func": lambda token: token.replace("_", "-"),
+    },
     help="""Measure what an edit of a language model gains, and what it costs.
 
     \b

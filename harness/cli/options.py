@@ -18,6 +18,7 @@ __all__ = [
     "ADDRESS",
     "AGAINST",
     "ANSWER",
+    "APPLY_CHAT_TEMPLATE",
     "ARCH",
     "BASELINE",
     "BATCH_SIZE",
@@ -35,17 +36,20 @@ __all__ = [
     "DTYPE",
     "EDITOR",
     "EDITS",
+    "ENABLE_THINKING",
     "ENTITY_LAYER",
     "EVAL_AT",
     "EXAM",
     "EXPORT",
     "FACT",
     "FACTS",
+    "FEWSHOT_AS_MULTITURN",
     "FITTED",
     "FORCING_SAMPLES",
     "FOREIGN",
     "FORMAT",
     "FRESH",
+    "GEN_KWARGS",
     "HIGH",
     "HUB_DATASET",
     "KIND",
@@ -67,6 +71,7 @@ __all__ = [
     "NO_PROBES",
     "NO_SAVE_EDITS",
     "NUM_EDITS",
+    "NUM_FEWSHOT",
     "ONLY",
     "ORDER",
     "OUTPUT",
@@ -85,10 +90,12 @@ __all__ = [
     "SIGMA",
     "SPLIT",
     "STOP_ON_COLLAPSE",
+    "SYSTEM_INSTRUCTION",
     "TABLES",
     "TASKS",
     "TEXT",
     "TEXTS",
+    "THINK_END_TOKEN",
     "THRESHOLD",
     "TO",
     "TOKENS",
@@ -157,6 +164,7 @@ class Option:
         parameter: the parameter of the command; by default the name.
         required: whether a command does not run without it.
         flag: whether it takes no value.
+        bare: its value where it is typed without one; None where it must have one.
         many: whether it can be given several times.
         metavar: what the help writes for its value.
     """
@@ -169,6 +177,7 @@ class Option:
     parameter: str | None = None
     required: bool = False
     flag: bool = False
+    bare: str | None = None
     many: bool = False
     metavar: str | None = None
 
@@ -216,6 +225,8 @@ class Option:
             return click.option(*words, help=said, is_flag=True, **on)(command)
         # None as a default is not the same as none: with it, an option that can be given several times is no tuple.
         more: dict[str, Any] = {} if self.default is None else {"default": self.default, "show_default": True}
+        if self.bare is not None:
+            more |= {"is_flag": False, "flag_value": self.bare}
         return click.option(
             *words,
             help=said or None,
@@ -344,6 +355,33 @@ MODEL_ARGS = Option(
     "--model-args",
     "More of lm-eval's arguments of a model: revision, subfolder, tokenizer, peft, gguf_file, attn_implementation, ...",
     metavar="NAME=VALUE,...",
+)
+NUM_FEWSHOT = Option("--num-fewshot", "Solved examples in front of each question.", int, otherwise="the task's own")
+APPLY_CHAT_TEMPLATE = Option(
+    "--apply-chat-template",
+    "Ask by the tokenizer's chat template, or by one of its templates.",
+    bare="true",
+    metavar="[NAME]",
+)
+SYSTEM_INSTRUCTION = Option("--system-instruction", "What the system turn says.", metavar="TEXT")
+FEWSHOT_AS_MULTITURN = Option(
+    "--fewshot-as-multiturn",
+    "Whether solved examples are turns of their own.",
+    click.BOOL,
+    bare="true",
+    otherwise="true with a chat template",
+    metavar="[BOOL]",
+)
+GEN_KWARGS = Option(
+    "--gen-kwargs",
+    "Laid over what tasks say of generation: do_sample, temperature, until, ...",
+    metavar="NAME=VALUE,...",
+)
+ENABLE_THINKING = Option(
+    "--enable-thinking", "What the chat template is told of thinking.", click.BOOL, bare="true", metavar="[BOOL]"
+)
+THINK_END_TOKEN = Option(
+    "--think-end-token", "The text, or the number of the token, behind which the answer stands.", metavar="TEXT"
 )
 DEVICE_MAP = Option(
     "--device-map", "How transformers spreads the model over devices, such as auto; instead of --device."

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentTypeError
 from collections.abc import Iterator, Sequence
 
 from harness.errors import UsageError
 
-__all__ = ["hub_datasets", "integers", "model_args", "modules", "name_list", "settings"]
+__all__ = [
+    "gen_kwargs",
+    "hub_datasets",
+    "integers",
+    "model_args",
+    "modules",
+    "name_list",
+    "settings",
+    "text_or_token",
+    "yes_no_or_name",
+]
 
 
 def settings(items: Sequence[str]) -> dict[str, object]:
@@ -48,6 +59,34 @@ def hub_datasets(items: Sequence[str]) -> dict[str, str]:
         UsageError: there is no task.
     """
     return dict(_pairs(items, "--hub-dataset", "counterfact=OWNER/NAME"))
+
+
+def gen_kwargs(text: str | None) -> dict[str, object]:
+    """What is laid over the generation of tasks, from ``name=value,name=value`` or JSON, read as lm-eval reads it.
+
+    Raises:
+        UsageError: there is no name.
+    """
+    if not text:
+        return {}
+    from lm_eval._cli.utils import key_val_to_dict, try_parse_json
+
+    try:
+        found = try_parse_json(text)
+        return dict(found) if isinstance(found, dict) else dict(key_val_to_dict(text))
+    except (ValueError, ArgumentTypeError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"--gen-kwargs '{text}': {reason}; write for example do_sample=true,temperature=0.7") from None
+
+
+def yes_no_or_name(text: str | None) -> bool | str | None:
+    """``true`` and ``false`` as what they say, any other text as a name."""
+    return None if text is None else {"true": True, "false": False}.get(text.lower(), text)
+
+
+def text_or_token(text: str | None) -> int | str | None:
+    """The number of a token, where a text is one; else the text."""
+    return int(text) if text is not None and text.isdigit() else text
 
 
 def integers(text: str, option: str) -> list[int]:

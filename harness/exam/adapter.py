@@ -11,12 +11,13 @@ from __future__ import annotations
 import functools
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from harness.errors import DataError, UsageError
 from harness.exam.greedy import Writing
 from harness.exam.passes import in_memory, too_large
+from harness.exam.prompting import Prompting, chat_template_text, rendered, template_sha256, worded
 from harness.exam.quiet import quiet_lm_eval
 from harness.exam.span_scores import Apart, Encoded, Ranked, Span, Whole, score, whole
 from harness.exam.token_tasks import Forced, Target
@@ -72,19 +74,37 @@ class _Led(str):
 class EditedLM(HFLM):  # type: ignore[misc]
     """An lm-eval model that can hold a patch for all documents, or one for each."""
 
-    def __init__(self, lm: LM, batch_size: int | None = None, progress: Progress | None = None) -> None:
+    def __init__(
+        self,
+        lm: LM,
+        batch_size: int | None = None,
+        progress: Progress | None = None,
+        prompting: Prompting | None = None,
+    ) -> None:
         """Wrap a model.
 
         Args:
             lm: the model; it is shared, not copied.
             batch_size: texts of one forward pass at most; None for as many as fit.
             progress: told how many requests are done.
+            prompting: how it is asked; by default as the tasks say.
+
+        Raises:
+            UsageError: the tokenizer has no such chat template.
         """
+        self.prompting = said = prompting or Prompting()
         with quiet_lm_eval():
             super().__init__(
-                pretrained=lm.model, tokenizer=lm.tokenizer, batch_size=batch_size or 32, max_length=lm.context
+                pretrained=lm.model,
+                tokenizer=lm.tokenizer,
+                batch_size=batch_size or 32,
+                max_length=lm.context,
+                think_end_token=None if said.think_end_token is None else str(said.think_end_token),
+                enable_thinking=said.enable_thinking,
             )
         self.lm = lm
+        named = said.apply_chat_template
+        self._template = chat_template_text(lm.tokenizer, named, lm.name) if named else None
         self.progress = progress
         self.rows = batch_size
         self.room = Room.of(lm)
@@ -107,6 +127,40 @@ class EditedLM(HFLM):  # type: ignore[misc]
     def prefix_token_id(self) -> int:
         """The token in front of a text that nothing stands in front of."""
         return self.lm.start
+
+    @property
+    def asked(self) -> dict[str, object]:
+        """How it is asked, and by which chat template; empty where that is as the tasks say."""
+        named = self.prompting.apply_chat_template
+        template = {"chat_template": template_sha256(self.lm.tokenizer, named, self.lm.name)} if named else {}
+        return {**worded(vars(self.prompting)), **template}
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """The text of a chat; a system turn that the template does not take is left out, as by lm-eval.
+
+        Args:
+            chat_history: the turns, each with its ``role`` and ``content``.
+            add_generation_prompt: whether a turn of the assistant is begun; otherwise its last one goes on.
+
+        Raises:
+            UsageError: the template does not take the turns.
+        """
+        try:
+            return self._rendered(chat_history, begun=add_generation_prompt)
+        except TemplateError:
+            turns = [turn for turn in chat_history if turn["role"] != "system"]
+        try:
+            return self._rendered(turns, begun=add_generation_prompt)
+        except TemplateError as error:
+            roles, reason = ", ".join(turn["role"] for turn in turns), " ".join(str(error).split())
+            raise UsageError(
+                f"{self.lm.name}: its chat template does not take the turns {roles} ({reason}); leave "
+                "--apply-chat-template out, or give --fewshot-as-multiturn false"
+            ) from error
+
+    def _rendered(self, turns: Sequence[Mapping[str, str]], *, begun: bool) -> str:
+        more = self.prompting.template_args
+        return rendered(self.tokenizer, turns, self._template or "", more=more, begun=begun)
 
     @contextmanager
     def holding(self, patch: Patch) -> Iterator[EditedLM]:
@@ -136,6 +190,7 @@ class EditedLM(HFLM):  # type: ignore[misc]
         """The log-likelihood of each continuation, and whether it is the greedy one; of a :class:`Target` more."""
         for request in requests:
             self._check_continuation(request)
+        self._require_no_thinking(requests)
         kinds = {kind for request in requests for kind in (Target, Apart) if isinstance(request.args[1], kind)}
         if Target in kinds:
             return self._each(requests, self._targets)
@@ -475,6 +530,15 @@ class EditedLM(HFLM):  # type: ignore[misc]
         context, continuation = request.args
         if not continuation:
             raise DataError(f"{request.task_name}, document {request.doc_id}: nothing to score after '{context[-40:]}'")
+
+    def _require_no_thinking(self, requests: Sequence[Instance]) -> None:
+        """Refuse to score an answer that a thought would have to stand in front of, as lm-eval does."""
+        if self.prompting.enable_thinking:
+            names = ", ".join(sorted({str(request.task_name) for request in requests}))
+            raise UsageError(
+                f"{names}: scores given answers, in front of which no thought is written; leave --enable-thinking out, "
+                "or ask tasks that generate (of an edit set: --exam generation)"
+            )
 
     def _check_length(self, text: str, tokens: int) -> None:
         if tokens > self.max_length:

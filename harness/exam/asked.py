@@ -9,6 +9,7 @@ from typing import Any
 from lm_eval.models.utils import normalize_gen_kwargs
 
 from harness.exam.adapter import EditedLM
+from harness.exam.prompting import FEWSHOT_SEED
 from harness.exam.quiet import quiet_lm_eval
 from harness.exam.tasks import Task, templates_once
 
@@ -59,8 +60,16 @@ def asked_by_document(task: Task, model: EditedLM, limit: int | None) -> dict[in
         model: whose tokens are counted.
         limit: documents at most; None for all.
     """
+    said = model.prompting
+    task.task.set_fewshot_seed(FEWSHOT_SEED)
     with quiet_lm_eval(), templates_once():
-        task.task.build_all_requests(limit=limit)
+        task.task.build_all_requests(
+            limit=limit,
+            system_instruction=said.system_instruction,
+            apply_chat_template=bool(said.apply_chat_template),
+            fewshot_as_multiturn=said.multiturn,
+            chat_template=model.apply_chat_template if said.apply_chat_template else None,
+        )
     found: dict[int, list[Any]] = {}
     for request in task.task.instances:
         found.setdefault(request.doc_id, []).append(request)

@@ -25,6 +25,7 @@ from harness.editing.schedule import Stop
 from harness.errors import DataError
 from harness.exam import numbers, statistics, text_metrics
 from harness.exam.adapter import EditedLM
+from harness.exam.prompting import FEWSHOT_SEED
 from harness.exam.quiet import quiet_lm_eval
 from harness.exam.samples import Sample, SampleLine, samples_of
 from harness.exam.statistics import Ratio, Values
@@ -153,6 +154,8 @@ def measure_task(model: EditedLM, task: Task, *, limit: int | None, documents: S
         return Measured()
     chosen = None if documents is None else {task.name: list(documents)}
     cut = model.truncated
+    # Drawn anew each time: the edited model is shown the solved examples that the unedited one was.
+    task.task.set_fewshot_seed(FEWSHOT_SEED)
     with quiet_lm_eval(), templates_once():
         found = lm_eval.evaluate(
             model,
@@ -160,6 +163,9 @@ def measure_task(model: EditedLM, task: Task, *, limit: int | None, documents: S
             limit=limit if chosen is None else None,
             samples=chosen,
             bootstrap_iters=0,
+            system_instruction=model.prompting.system_instruction,
+            apply_chat_template=model.prompting.apply_chat_template,
+            fewshot_as_multiturn=model.prompting.multiturn,
         )
     samples = found["samples"][task.name]
     values = values_of(task, samples)
@@ -238,7 +244,14 @@ def contributions(tasks: Sequence[Task], measured: Mapping[str, Measured]) -> di
 
 
 def base_key(
-    fingerprint: str, task: Task, *, limit: int | None, batch_size: int | None, provenance: object, device: torch.device
+    fingerprint: str,
+    task: Task,
+    *,
+    limit: int | None,
+    batch_size: int | None,
+    provenance: object,
+    device: torch.device,
+    asked: Mapping[str, object] | None = None,
 ) -> str | None:
     """What the numbers of the unedited model depend on, as a hash; None for tasks that lie in no file.
 
@@ -249,6 +262,7 @@ def base_key(
         batch_size: texts of one forward pass at most; None for as many as fit.
         provenance: which file the rows come from.
         device: where the model is.
+        asked: how the model is asked (:attr:`harness.exam.adapter.EditedLM.asked`).
     """
     beside = task.metadata.get("config_source")
     if beside is None:
@@ -262,6 +276,7 @@ def base_key(
         "data": provenance,
         "documents": files.json_sha256(list(task.task.eval_docs)),
         "beside": {name: _files(task, name) for name in (task.metadata.get("needs") or {}).values()},
+        "asked": dict(asked or {}),
         "limit": limit,
         "batch": batch_size,
         "machine": rounding_of(device),  # the kind of a device, not its number: eight of one kind measure once

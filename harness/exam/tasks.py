@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import lm_eval.tasks
 import lm_eval.utils
 from lm_eval.api.metrics import mean
+from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
 from transformers import PreTrainedTokenizerBase
 
@@ -28,6 +29,7 @@ from harness.exam import data, hub_sets, statistics, task_identity
 from harness.exam.case_sets import CaseSet
 from harness.exam.exam_parts import OWN, exam_parts
 from harness.exam.own_cases import asks_probes
+from harness.exam.prompting import Prompting
 from harness.exam.quiet import quiet_lm_eval
 from harness.exam.task_identity import of_task, rows_sha256
 
@@ -302,6 +304,7 @@ def load_suite(
     split: str = "test",
     exam: Sequence[str] = (),
     include: Sequence[str] = (),
+    prompting: Prompting | None = None,
 ) -> Suite:
     """Build the tasks of a run.
 
@@ -315,11 +318,13 @@ def load_suite(
         split: the split of the edit set.
         exam: the parts of the edit set's exam that are asked; none for all of it.
         include: folders of one's own with tasks.
+        prompting: how they are put to the model; by default as they say themselves.
 
     Raises:
         UsageError: a task does not exist.
         DataError: its data cannot be had.
     """
+    prompting = prompting or Prompting()
     found: dict[str, Task] = {}
     left_out: dict[str, str] = {}
     if edit_set is not None:
@@ -331,12 +336,16 @@ def load_suite(
         asked = [parts[name].task for name in exam]
         if edit_set == OWN and own_file is not None and not exam and asks_probes(Path(own_file), records or ()):
             asked = [*_members(mine, OWN), OWN_CASES]
-        found |= {t.name: t for t in _build(mine, edit_set, lambda _: rows, asked)}
-        left_out = {p.task: _identity_of(mine, p.task, str(rows)) for p in parts.values() if p.task not in found}
+        found |= {t.name: t for t in _build(mine, edit_set, lambda _: rows, asked, prompting)}
+        left_out = {
+            p.task: _identity_of(mine, p.task, str(rows), prompting) for p in parts.values() if p.task not in found
+        }
     others = [name for name in names if name != edit_set]
     manager = _manager({"data_dir": data_dir}, others, include)
     for name in others:
-        built = _build(manager, name, lambda shown: _rows_of(shown, "test", data_dir, None, include))
+        built = _build(
+            manager, name, lambda shown: _rows_of(shown, "test", data_dir, None, include), prompting=prompting
+        )
         found |= {t.name: t for t in built if t.name not in found}
     for task in found.values():
         if hasattr(task.task, "bind"):
@@ -417,14 +426,41 @@ def _rows_of(shown: str, split: str, data_dir: str, own_file: str | None, includ
     return None if found is None else data.file_sha256(found, split, data_dir)
 
 
-def _identity_of(manager: TaskManager, name: str, rows: str) -> str:
+def _identity_of(manager: TaskManager, name: str, rows: str, prompting: Prompting) -> str:
     """The identity of a task that is not built."""
     said = task_identity.definition(Path(str(manager.task_index[name].yaml_path)))
-    return task_identity.identity(said, rows, said.get("num_fewshot") or 0)
+    return task_identity.identity(said, rows, prompting.shots(said.get("num_fewshot")))
+
+
+def _ask(task: Any, prompting: Prompting) -> None:
+    """Let a task ask as lm-eval's own command line would.
+
+    Raises:
+        UsageError: it has fewer solved examples than are asked for.
+    """
+    shots = prompting.shots(task.get_config("num_fewshot"))
+    task.set_config(key="num_fewshot", value=shots)
+    if shots and isinstance(task, ConfigurableTask):
+        known = task.sampler.fewshot_docs() if hasattr(task, "sampler") else ()
+        # Where they are drawn from the questions themselves, one more is drawn, so as to leave the question out.
+        most = len(known) - (task.fewshot_cfg.split == task.config.test_split)
+        if shots > most:
+            raise UsageError(
+                f"task '{task.config.task}': {shots} solved examples stand in front of each question, and it has "
+                f"{max(0, most)}; ask for fewer with --num-fewshot"
+            )
+    if prompting.gen_kwargs and task.OUTPUT_TYPE == "generate_until":
+        own = task.get_config("generation_kwargs") or {}
+        # A new mapping: that of the task may be the one which the index of all tasks holds.
+        task.set_config(key="generation_kwargs", value={**own, **prompting.gen_kwargs})
 
 
 def _build(
-    manager: TaskManager, name: str, rows_of: Callable[[str], str | None], members: Sequence[str] = ()
+    manager: TaskManager,
+    name: str,
+    rows_of: Callable[[str], str | None],
+    members: Sequence[str] = (),
+    prompting: Prompting | None = None,
 ) -> list[Task]:
     """The tasks of a name; ``rows_of`` gives the hash of the file that a reported name's rows come from, if any.
 
@@ -445,6 +481,7 @@ def _build(
     sets, found = [*edit_sets(), OWN], []
     for leaf, task in built["tasks"].items():
         shown = name if name in sets else leaf
+        _ask(task, prompting or Prompting())
         rows = rows_of(shown) or rows_sha256(task.eval_docs)
         file = served.get((task.DATASET_PATH, task.DATASET_NAME))
         found.append(Task(leaf, shown, task, of_task(task, rows), file))

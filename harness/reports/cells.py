@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harness.exam import chance
+from harness.exam.prompting import told
 from harness.exam.statistics import agreeing, significant
 from harness.io.files import json_sha256
 from harness.reports.table import AT_CHANCE, MISSING, Cell, Column, Row, Verdict, text_cells
@@ -223,7 +224,16 @@ class MeasuredSection:
         limit = f"at most {p['limit']} documents a task" if p["limit"] else ""
         rows = f"{p['edits']} edit{'s' if p['edits'] != 1 else ''} of {p['edit_set']}"
         data = f"data: {p['data']}" if p["data"] else ""
-        parts = [p["model"], rows, f"{p['mode']}{batch}", p["dtype"], data, limit, p.get("published")]
+        parts = [
+            p["model"],
+            rows,
+            f"{p['mode']}{batch}",
+            p["dtype"],
+            data,
+            limit,
+            *told(p.get("prompting", {})),
+            p.get("published"),
+        ]
         return " · ".join(str(part) for part in parts if part)
 
     @property

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.exam.exam_parts import OWN
+from harness.exam.prompting import worded
 from harness.io.collector import without_collector
 from harness.reports.cells import (
     CHANCE,
@@ -131,7 +132,15 @@ def section_order(protocol: Json) -> tuple[Any, ...]:
         protocol: what the rows of a table have in common.
     """
     p = protocol
-    order = (p["model"], p["edit_set"], p["mode"], p["edits"], p["batch_size"] or 0, json.dumps(p))
+    order = (
+        p["model"],
+        p["edit_set"],
+        p["mode"],
+        p["edits"],
+        p["batch_size"] or 0,
+        bool(p["prompting"]),
+        json.dumps(p),
+    )
     return ("published" in p, *order)
 
 
@@ -147,10 +156,17 @@ def _protocol(record: Record, edits: int) -> Json:
         "dtype": record.model.get("dtype", ""),
         "data": "" if record.published else str(plan.get("data_dir") or "mini").rstrip("/").rsplit("/", 1)[-1],
         "limit": plan.get("limit"),
+        "prompting": _prompting(record),
         "weights": record.model.get("sha256"),
         "ids": record.edits.get("sha256"),
         **({"published": published_by(record)} if record.published else {}),
     }
+
+
+def _prompting(record: Record) -> Json:
+    """How the model was asked, and by which chat template; empty where that was as the tasks say."""
+    template = record.model.get("chat_template")
+    return {**worded(record.plan), **({"chat_template": template} if template else {})}
 
 
 def _section(protocol: Json, members: Sequence[Member]) -> MeasuredSection:
@@ -257,10 +273,22 @@ def _data(sections: Sequence[MeasuredSection]) -> Data:
     heads = [column + part for column in _data_names(keys) for part in _MEASURE]
     rows = [_data_row(section, row, keys) for section in sections for row in section.rows]
     fields = (*_PROTOCOL, "editor", "seed", "record", *heads, "seconds", "mib")
-    if not any("published" in section.protocol for section in sections):
-        return Data(fields, tuple(rows))
-    whose = [section.protocol.get("published") for section in sections for _ in section.rows]
-    return Data((*fields, "published"), tuple((*row, by) for row, by in zip(rows, whose, strict=True)))
+    protocols = [section.protocol for section in sections for _ in section.rows]
+    # What few tables are told apart by has a column where there are such tables.
+    for field, said in (("published", _published_cell), ("prompting", _prompting_cell)):
+        cells = [said(protocol) for protocol in protocols]
+        if any(cell is not None for cell in cells):
+            fields, rows = (*fields, field), [(*row, cell) for row, cell in zip(rows, cells, strict=True)]
+    return Data(fields, tuple(rows))
+
+
+def _published_cell(protocol: Json) -> object:
+    return protocol.get("published")
+
+
+def _prompting_cell(protocol: Json) -> object:
+    """How tasks are asked, as JSON; None where that is as they say."""
+    return json.dumps(protocol["prompting"], sort_keys=True) if protocol["prompting"] else None
 
 
 def _data_names(keys: Sequence[tuple[str, str, str]]) -> list[str]:

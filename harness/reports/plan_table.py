@@ -11,6 +11,7 @@ from rich.text import Text
 
 from harness.editing.editor import Editor
 from harness.exam.exam_parts import exam_parts
+from harness.exam.prompting import told
 from harness.runs.estimate import Estimate
 from harness.runs.resolve import Resolved
 from harness.runs.runner import finished
@@ -73,6 +74,9 @@ def _rows(resolved: Resolved, folder: Path) -> Iterator[tuple[str, str]]:
         yield "ends early", "where the model has collapsed"
     yield from _exam(resolved)
     yield "tasks", ", ".join([*([plan.edits] if resolved.edits else []), *plan.tasks])
+    asked = told(plan.to_json())
+    if asked:
+        yield "asked", ", ".join(asked)
     yield "documents", "all" if plan.limit is None else f"at most {plan.limit} of each task"
     yield "rows from", plan.data_dir
     yield "plain text", resolved.text or "the model's default"

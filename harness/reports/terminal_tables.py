@@ -14,6 +14,7 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.table import Table
 from rich.text import Text
 
+from harness.exam.prompting import told
 from harness.exam.statistics import holm
 from harness.reports.cells import (
     CHANCE,
@@ -110,7 +111,7 @@ def _title(record: Record) -> Text:
     title = Text.assemble((str(record.editor.get("name", "editor")), "bold cyan"), " on ")
     title.append(str(record.model.get("name", "model")), "bold")
     known = record.published.get("label", "published") if record.seed is None else f"seed {record.seed}"
-    title.append(f" · {made} · {known}")
+    title.append("".join(f" · {part}" for part in [made, known, *told(record.plan)]))
     return title
 
 

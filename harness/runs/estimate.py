@@ -167,8 +167,8 @@ class _Trial:
         self.edits = self.patch_bytes = self.statistics_bytes = 0
         self._record = new_record(ready, ready.lm.fingerprint())
         self._texts = neutral_texts(ready, self._record)
-        self._model = EditedLM(ready.lm, batch_size=options.rows)
         plan = ready.resolved.plan
+        self._model = EditedLM(ready.lm, batch_size=options.rows, prompting=plan.prompting)
         self._own = [task.name for task in ready.suite.of(ready.resolved.edit_set)]
         self._asked = {
             task.name: asked_by_document(task, self._model, None if task.name in self._own else plan.limit)
@@ -276,8 +276,9 @@ class _Trial:
         fingerprint = measure.fingerprint(self.ready.lm, self._record.model["sha256"])
         source, device = self._record.data.get(task.shown), self.ready.lm.device
         key = measure.base_key(
-            fingerprint, task, limit=limit, batch_size=self.options.rows, provenance=source, device=device
-        )
+            fingerprint, task, limit=limit, batch_size=self.options.rows, provenance=source, device=device,
+            asked=self._model.asked,
+        )  # fmt: skip
         return measure.load_base(key) is not None
 
     @cached_property

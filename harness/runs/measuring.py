@@ -146,8 +146,9 @@ class Measuring:
         """As an earlier run has kept it, or anew."""
         source, device = self.writer.record.data.get(task.shown), self.ready.lm.device
         key = measure.base_key(
-            self._fingerprint, task, limit=limit, batch_size=self.options.rows, provenance=source, device=device
-        )
+            self._fingerprint, task, limit=limit, batch_size=self.options.rows, provenance=source, device=device,
+            asked=self._model.asked,
+        )  # fmt: skip
         cached = measure.load_base(key) if self.options.cache else None
         if cached is not None:
             return cached
@@ -190,7 +191,8 @@ class Measuring:
 
     @cached_property
     def _model(self) -> EditedLM:
-        return EditedLM(self.ready.lm, batch_size=self.options.rows)
+        prompting = self.ready.resolved.plan.prompting
+        return EditedLM(self.ready.lm, batch_size=self.options.rows, prompting=prompting)
 
     @cached_property
     def _fingerprint(self) -> str:

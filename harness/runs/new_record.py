@@ -14,6 +14,7 @@ from harness.editing.edit import Edit
 from harness.editing.schedule import contradicting_cases
 from harness.exam import chance, data, tasks
 from harness.exam.knowledge import NEW_TOKENS
+from harness.exam.prompting import template_sha256
 from harness.io.plain_text import text_identity
 from harness.runs.identity import differing, digest
 from harness.runs.prepare import Prepared
@@ -46,6 +47,7 @@ def new_record(ready: Prepared, weights: str) -> Record:
             "device": lm.device.type,
             **({"revision": lm.revision} if lm.revision else {}),
             **({"args": dict(plan.model_args)} if plan.model_args else {}),
+            **_chat_template(ready),
             **({} if lm.text == "mini" else {"text": text_identity(lm.text)}),
         },
         editor=_editor(ready),
@@ -60,6 +62,12 @@ def new_record(ready: Prepared, weights: str) -> Record:
         versions=versions(),
         seed=plan.seed,
     )
+
+
+def _chat_template(ready: Prepared) -> dict[str, str]:
+    """The hash of the chat template by which the model is asked, if it is."""
+    named, lm = ready.resolved.plan.apply_chat_template, ready.lm
+    return {"chat_template": template_sha256(lm.tokenizer, named, lm.name)} if named else {}
 
 
 def _editor(ready: Prepared) -> dict[str, Any]:

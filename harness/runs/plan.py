@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from harness.errors import UsageError, near
+from harness.exam.prompting import Prompting
 from harness.runs.identity import record_id
 
 __all__ = ["NO_EDITS", "UNEDITED", "Plan", "parse_edits"]
@@ -56,6 +57,14 @@ class Plan:
         include_path: folders of one's own with YAMLs of tasks and edit sets.
         model_args: more of how the model is read, as lm-eval's ``--model_args`` says it
             (:class:`harness.models.reading.Checkpoint`).
+        num_fewshot: solved examples in front of each question; this and the fields below are lm-eval's
+            (:class:`harness.exam.prompting.Prompting`). None for the number that a task says.
+        apply_chat_template: whether questions are turns of a chat; or the name of a template.
+        system_instruction: what the system turn says.
+        fewshot_as_multiturn: whether solved examples are turns of their own; None for yes with a chat template.
+        gen_kwargs: what is laid over the ``generation_kwargs`` of tasks that generate.
+        enable_thinking: what the chat template is told of thinking.
+        think_end_token: what ends a thought; the answer stands behind it.
     """
 
     model: str = "mini"
@@ -83,6 +92,13 @@ class Plan:
     include_path: tuple[str, ...] = ()
     model_args: Mapping[str, Any] = field(default_factory=dict)
     cases_at_once: int | None = None
+    num_fewshot: int | None = None
+    apply_chat_template: bool | str = False
+    system_instruction: str | None = None
+    fewshot_as_multiturn: bool | None = None
+    gen_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    enable_thinking: bool | None = None
+    think_end_token: str | int | None = None
 
     def __post_init__(self) -> None:
         for name, otherwise in (("num_edits", "take all"), ("limit", "take all"), ("cases_at_once", "edit each alone")):
@@ -91,10 +107,16 @@ class Plan:
                 raise UsageError(f"{name} is {value}, expected at least 1; leave it out to {otherwise}")
         if self.order not in ("file", "random"):
             raise UsageError(f"order is '{self.order}', expected file or random")
+        _ = self.prompting  # tells of fields that do not go together
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain values."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @property
+    def prompting(self) -> Prompting:
+        """How tasks are put to the model."""
+        return Prompting(**{one.name: getattr(self, one.name) for one in fields(Prompting) if hasattr(self, one.name)})
 
     @property
     def id(self) -> str:
@@ -174,9 +196,13 @@ def _names(value: object, where: str, key: str) -> tuple[str, ...]:
 _TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("model", "editor", "edits", "split", "eval_at", "order", "data_dir", "dtype"), (str,)),
     **dict.fromkeys(("mode", "text", "fitted", "patch"), (str, type(None))),
-    **dict.fromkeys(("num_edits", "batch_size", "limit", "cases_at_once"), (int, type(None))),
+    **dict.fromkeys(("num_edits", "batch_size", "limit", "cases_at_once", "num_fewshot"), (int, type(None))),
     **dict.fromkeys(("tasks", "exam", "include_path"), (tuple,)),
-    **dict.fromkeys(("settings", "arch", "model_args"), (dict,)),
+    **dict.fromkeys(("settings", "arch", "model_args", "gen_kwargs"), (dict,)),
+    **dict.fromkeys(("fewshot_as_multiturn", "enable_thinking"), (bool, type(None))),
+    "apply_chat_template": (bool, str),
+    "system_instruction": (str, type(None)),
+    "think_end_token": (str, int, type(None)),
     "seed": (int,),
     **dict.fromkeys(("stop_on_collapse", "known_only"), (bool,)),
 }

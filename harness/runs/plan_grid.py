@@ -27,7 +27,7 @@ _EDITS = 50
 _OF_EDITS = ("num_edits", "exam", "patch")
 """The fields that say something of edits, so that a plan which has one means edits."""
 
-_MAPPINGS = ("settings", "arch", "model_args")
+_MAPPINGS = ("settings", "arch", "model_args", "gen_kwargs")
 
 _LISTS = ("tasks", "exam", "include_path")
 """The fields of a plan that are lists themselves."""
@@ -72,7 +72,7 @@ def plans(
     Args:
         values: fields of a plan or of a study, as a configuration file has them.
         options: fields that are laid over each plan; those that are None leave it as it is, and the mappings
-            ``settings``, ``arch`` and ``model_args`` are laid over those of the plan.
+            ``settings``, ``arch``, ``model_args`` and ``gen_kwargs`` are laid over those of the plan.
         seeds: a plan for each, with the order of its edits drawn from the seed unless the fields say one.
         where: what an error names.
 

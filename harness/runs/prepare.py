@@ -15,6 +15,7 @@ from harness.editing.replay import replay
 from harness.errors import ModelError, UsageError
 from harness.exam import data, tasks
 from harness.exam.knowledge import Knowledge, known_edits
+from harness.exam.prompting import require_roles
 from harness.io.nobody import tell_nobody
 from harness.models.guard import Guard
 from harness.models.lm import LM, load, require_device
@@ -87,6 +88,7 @@ def prepare_run(
     editor = _editor(resolved, lm)
     _require_layers(resolved, lm, editor)
     schedule.require_editable(editor, lm, resolved.edits, mode=resolved.mode)
+    require_roles(lm.tokenizer, plan.prompting, lm.name)
     asked, knowledge = resolved.edits, _knowledge(resolved, lm, report)
     resolved = _of_known(resolved, knowledge) if knowledge and plan.known_only else resolved
     suite = tasks.load_suite(
@@ -99,6 +101,7 @@ def prepare_run(
         split=plan.split,
         exam=plan.exam,
         include=plan.include_path,
+        prompting=plan.prompting,
     )
     spread = suite.spread(resolved.edit_set) if resolved.edits_any and resolved.mode == "isolated" else []
     guard.require(VOID, weights=False, before=f" before {editor.name} was configured")

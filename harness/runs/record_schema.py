@@ -66,6 +66,13 @@ class _Plan(TypedDict, total=False):
     exam: list[str]
     known_only: bool
     model_args: dict[str, Any]
+    num_fewshot: Count | None
+    apply_chat_template: bool | str
+    system_instruction: str | None
+    fewshot_as_multiturn: bool | None
+    gen_kwargs: dict[str, Any]
+    enable_thinking: bool | None
+    think_end_token: str | int | None
 
 
 class _Model(TypedDict, total=False):
@@ -77,6 +84,7 @@ class _Model(TypedDict, total=False):
     device: str
     revision: str
     args: dict[str, Any]
+    chat_template: str
     text: str
 
 

@@ -166,6 +166,7 @@ def test_the_key_changes_with_everything_the_numbers_depend_on(monkeypatch: pyte
         key(fingerprint="g"),
         key(limit=None),
         key(batch_size=9),
+        key(asked={"num_fewshot": 5}),
         key(provenance={"sha256": "e"}),
         key(task=task("NER", data_dir="mini", records=["1"])),
         key(task=task(identity="1" * 64, data_dir="mini", records=["1"])),
@@ -186,7 +187,7 @@ def test_the_key_changes_with_everything_the_numbers_depend_on(monkeypatch: pyte
     monkeypatch.setattr(measure, "rounding_of", lambda device: ["another machine"])
     keys.append(key())
     monkeypatch.undo()
-    assert len(set(keys)) == len(keys) == 15
+    assert len(set(keys)) == len(keys) == 16
     assert key() == keys[0]
 
 

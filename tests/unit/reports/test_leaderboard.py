@@ -187,6 +187,10 @@ def test_a_derived_score_can_be_bold() -> None:
         lambda r: r.edits.update(mode="isolated"),
         lambda r: r.plan.update(batch_size=5),
         lambda r: r.plan.update(limit=7),
+        lambda r: r.plan.update(num_fewshot=0),
+        lambda r: r.plan.update(apply_chat_template=True),
+        lambda r: r.model.update(chat_template="other"),
+        lambda r: r.plan.update(gen_kwargs={"temperature": 0.5}),
         lambda r: r.plan.update(data_dir="/data/real"),
         lambda r: r.points[1].update(edits=20),
     ],
@@ -199,6 +203,13 @@ def test_another_protocol_is_another_table(change: Callable[[Record], None]) -> 
     assert output.count("\n## ") == 2
     assert "**" not in output
     assert "/data" not in output
+
+
+def test_how_tasks_are_asked_stands_over_the_table() -> None:
+    a, b = fixed("a", 0.8, 0.1, right=80), fixed("b", 0.4, 0.1, right=40)
+    b.plan.update(num_fewshot=5, apply_chat_template=True, think_end_token=None)
+    titles = [line for line in leaderboard([a, b], "md").splitlines() if line.startswith("## ")]
+    assert [title.endswith(" · 5-shot · chat template") for title in titles] == [False, True]
 
 
 def test_the_prompts_of_the_members_of_a_group_count() -> None:

@@ -40,6 +40,13 @@ OTHER: dict[str, Any] = {
     "known_only": True,
     "model_args": {"revision": "main"},
     "cases_at_once": 3,
+    "num_fewshot": 5,
+    "apply_chat_template": True,
+    "system_instruction": "Be brief.",
+    "fewshot_as_multiturn": False,
+    "gen_kwargs": {"temperature": 0.5},
+    "enable_thinking": False,
+    "think_end_token": "</think>",
 }
 
 
