@@ -23,6 +23,7 @@ class ToldOptions:
     model: Annotated[str | None, opt.MODEL.but(help="The model that was edited.", otherwise=_FILES)]
     editor: Annotated[str | None, opt.EDITOR.but(help="The method, as its authors call it.", otherwise=_FILES)]
     edit_set: Annotated[str | None, opt.EDITS.but(help="What was edited.", otherwise=_FILES)]
+    num_edits: Annotated[int | None, opt.NUM_EDITS.but(help="How many edits were made.", kind=opt.COUNT)]
     mode: Annotated[str | None, opt.MODE.but(help="How edits were made.", kind=opt.MODES, otherwise=_FILES)]
     repository: Annotated[str | None, opt.REPOSITORY]
     commit: Annotated[str | None, opt.COMMIT]

@@ -32,6 +32,7 @@ class Told:
         model: the model that was edited.
         editor: the method.
         edit_set: what was edited.
+        num_edits: how many edits were made.
         mode: ``isolated``, ``batch`` or ``sequential``.
         repository: ``owner/name`` of where they are published.
         commit: of the repository.
@@ -42,6 +43,7 @@ class Told:
     model: str | None = None
     editor: str | None = None
     edit_set: str | None = None
+    num_edits: int | None = None
     mode: str | None = None
     repository: str | None = None
     commit: str | None = None

@@ -23,13 +23,7 @@ from harness.runs.record import Record
 __all__ = ["LABEL", "Exam", "Origin", "PublishedRun", "Scores", "one_line_name", "published_record"]
 
 LABEL = "published, not run here"
-UNKNOWN = (
-    "seconds",
-    "memory",
-    "the sha256 of the weights",
-    "whether the weights were restored",
-    "versions of libraries",
-)
+UNKNOWN = ("memory", "the sha256 of the weights", "whether the weights were restored")
 """What no file of other programs tells."""
 LONGEST_NAME = 200
 
@@ -90,6 +84,9 @@ class PublishedRun:
         settings: the hyperparameters that the files tell.
         notes: what a reader must know beside the numbers.
         seed: None where it is not told.
+        seconds: of the whole run; None where they are not told.
+        versions: of libraries, as far as they are told.
+        rows: name of the exam -> a hash of its documents, as far as it is told.
         files: the files, with their hashes.
     """
 
@@ -105,6 +102,9 @@ class PublishedRun:
     settings: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     seed: int | None = None
+    seconds: float | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    rows: Mapping[str, str] = field(default_factory=dict)
     files: tuple[Path, ...] = ()
 
 
@@ -153,7 +153,9 @@ def published_record(run: PublishedRun, origin: Origin, form: str) -> Record:
         shown={name: list(exam.shown) for name, exam in run.exams.items() if exam.shown},
         chance={name: dict(exam.chance) for name, exam in run.exams.items() if exam.chance},
         points=[_point(run, count) for count in sorted({0, *run.scores, *run.plain})],
-        data={name: {"source": _place(origin), "rows": len(cases)} for name in run.exams},
+        data={name: _rows(run, name, edits, origin) for name in run.exams},
+        cost=[] if run.seconds is None else [{"phase": "whole run", "seconds": run.seconds, "peak_memory_mib": None}],
+        versions=dict(run.versions),
         seed=run.seed,
         published=_told(run, origin, form),
         values={count: dict(exams) for count, exams in sorted(run.scores.items())},
@@ -186,8 +188,10 @@ def _point(run: PublishedRun, edits: int) -> Json:
         for name, exam in run.exams.items()
         if name in mine or name in plain
     }
-    for measures in tasks.values():
-        for measure in measures.values():
+    for name, measures in tasks.items():
+        for metric, measure in measures.items():
+            if metric in plain.get(name, {}) and not metric.endswith("_released"):
+                measure["reason"] = "no interval: only the value is told"
             if (measure["difference"] or {}).get("n") == 0:  # nothing of the kind was asked before
                 measure["difference"] = None
     return {"edits": edits, "tasks": rounded(tasks)}
@@ -195,9 +199,15 @@ def _point(run: PublishedRun, edits: int) -> Json:
 
 def _told(run: PublishedRun, origin: Origin, form: str) -> Json:
     missing = [key for key, value in asdict(origin).items() if value is None]
-    unknown = [*UNKNOWN, *(["seed"] if run.seed is None else []), *([] if run.settings else ["hyperparameters"])]
-    if 0 not in run.scores and 0 not in run.plain:
-        unknown.append("the unedited model")
+    told = {
+        "seconds": run.seconds is not None,
+        "versions of libraries": bool(run.versions),
+        "seed": run.seed is not None,
+        "hyperparameters": bool(run.settings),
+        "the unedited model": 0 in run.scores or 0 in run.plain,
+        "what each case gave": bool(run.scores),
+    }
+    unknown = [*UNKNOWN, *(what for what, known in told.items() if not known)]
     files = [{"name": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()} for path in run.files[:1]]
     return {
         "label": LABEL,
@@ -216,6 +226,14 @@ def _sha256(files: Sequence[Path]) -> str:
     for path in sorted(files):
         whole.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
     return whole.hexdigest()
+
+
+def _rows(run: PublishedRun, name: str, edits: int, origin: Origin) -> Json:
+    """What is known of the documents of an exam."""
+    each = run.scores.get(edits, {}).get(name, {}).values()
+    count = len({case for metric in each for case in metric})
+    known = {"rows": count or None, "sha256": run.rows.get(name)}
+    return {"source": _place(origin), **{key: value for key, value in known.items() if value is not None}}
 
 
 def _place(origin: Origin) -> str:
