@@ -201,13 +201,13 @@ class Option:
             otherwise: another word on what is done without it; None for the same.
             parameter: another parameter; None for the same.
             metavar: what the help writes for its value; None for the same.
-            required: whether the command does not run without it.
+            required: whether the command does not run without it; then it has no default.
         """
         return replace(
             self,
             help=self.help if help is None else help,
             kind=kind or self.kind,
-            default=self.default if default is None else default,
+            default=None if required else self.default if default is None else default,
             otherwise=self.otherwise if otherwise is None else otherwise,
             parameter=parameter or self.parameter,
             metavar=metavar or self.metavar,
@@ -412,7 +412,7 @@ LICENCE = Option("--licence", "The licence of the files.", otherwise="that of th
 UNEDITED = Option("--unedited", "The same files of the unedited model.", PATH)
 
 FORMAT = Option("--format", "How the table is written.", kind=TableFormat([]), default="md", parameter="form")
-EXPORT = Option("--format", "Whose format it is.", kind=ExportFormat([]), parameter="form", required=True)
+EXPORT = FORMAT.but(help="Whose format it is.", kind=ExportFormat([]), required=True)
 DOCUMENTS = Option(
     "--documents",
     "Whose single documents are written: of the metrics that a leaderboard shows, of all, or of none.",

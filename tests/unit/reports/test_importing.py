@@ -133,7 +133,7 @@ def test_published_rows_stand_in_a_section_of_their_own(answers: Path, tmp_path:
     page = leaderboard(read_records(tmp_path, values=True))
     title = next(line for line in page.splitlines() if line.startswith("## "))
     assert title.endswith("· isolated · published, not run here: llm-editing/HalluEditBench@a07439e")
-    assert "Not known: seconds" in page
+    assert "Not known: memory" in page
     rows = [line for line in page.splitlines() if line.startswith("| ROME")]
     assert len(rows) == 1 and rows[0].endswith("|  |  |")  # neither seconds nor memory
 
