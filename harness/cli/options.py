@@ -20,11 +20,13 @@ __all__ = [
     "ANSWER",
     "APPLY_CHAT_TEMPLATE",
     "ARCH",
+    "AT",
     "BASELINE",
     "BATCH_SIZE",
     "BUDGET",
     "CASES",
     "CASES_AT_ONCE",
+    "CHANGED",
     "COMMIT",
     "CONFIG",
     "COUNT",
@@ -80,6 +82,7 @@ __all__ = [
     "PROBES",
     "PROBLEMS",
     "PUBLISHED",
+    "QUESTIONS",
     "RELEASED",
     "REPOSITORY",
     "ROWS",
@@ -87,11 +90,13 @@ __all__ = [
     "SEED",
     "SEEDS",
     "SET",
+    "SHOW_SAMPLES",
     "SIGMA",
     "SPLIT",
     "STOP_ON_COLLAPSE",
     "SYSTEM_INSTRUCTION",
     "TABLES",
+    "TASK",
     "TASKS",
     "TEXT",
     "TEXTS",
@@ -410,6 +415,12 @@ REPOSITORY = Option("--repository", "Where the files are published: owner/name."
 COMMIT = Option("--commit", "The commit of that repository.", otherwise="not told")
 LICENCE = Option("--licence", "The licence of the files.", otherwise="that of the format's repository")
 UNEDITED = Option("--unedited", "The same files of the unedited model.", PATH)
+
+SHOW_SAMPLES = Option("--samples", "Show what every document was asked, and the replies before and after.", flag=True)
+CHANGED = Option("--changed", "With --samples: only those to which the edited model replies something else.", flag=True)
+TASK = Option("--task", "With --samples: only those of this task, or edit set.")
+QUESTIONS = Option("--kind", "With --samples: only questions of this kind, such as paraphrase.")
+AT = Option("--at", "With --samples: those after so many edits.", int, otherwise="the most")
 
 FORMAT = Option("--format", "How the table is written.", kind=TableFormat([]), default="md", parameter="form")
 EXPORT = FORMAT.but(help="Whose format it is.", kind=ExportFormat([]), required=True)

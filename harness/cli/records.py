@@ -71,11 +71,39 @@ def plot(paths: Sequence[Path], output: Path) -> None:
 
 @click.command()
 @click.argument("path", type=opt.PATH)
-def show(path: Path) -> None:
-    """Show one record whole: every metric, the plan, hashes and cost."""
+@opt.SHOW_SAMPLES
+@opt.CHANGED
+@opt.TASK
+@opt.QUESTIONS
+@opt.AT
+@opt.LIMIT.but(help="With --samples: how many are shown, from the first.", kind=opt.COUNT, otherwise="20")
+def show(
+    *, path: Path, samples: bool, changed: bool, task: str | None, kind: str | None, at: int | None, limit: int | None
+) -> None:
+    """Show one record whole: every metric, the plan, hashes and cost; or what was asked and said (--samples)."""
+    from harness.errors import UsageError
     from harness.reports import terminal_tables
 
+    if samples:
+        _show_samples(path, changed=changed, task=task, kind=kind, at=at, limit=20 if limit is None else limit)
+        return
+    if changed or any(one is not None for one in (task, kind, at, limit)):
+        raise UsageError("--changed, --task, --kind, --at and --limit choose among samples; give --samples too")
     terminal.write_table(terminal_tables.record_table(*_tied(path)))
+
+
+def _show_samples(path: Path, *, changed: bool, task: str | None, kind: str | None, at: int | None, limit: int) -> None:
+    """The first of some samples of a record, of its last stop unless another one is named."""
+    from harness.reports.sample_view import sample_view
+    from harness.runs.record_file import read_record
+    from harness.runs.sample_file import chosen_samples, last_stop
+
+    stop = last_stop(read_record(path)) if at is None else at
+    shown, count = [], 0
+    for one in chosen_samples(path, changed=changed, task=task, kind=kind, at=stop):
+        count += 1
+        shown += [one] if count <= limit else []
+    terminal.write_table(sample_view(shown, count=count))
 
 
 @click.command()

@@ -21,7 +21,7 @@ from harness.io.files import discard, write_whole
 from harness.io.schema import checked, parsed
 from harness.runs.record import Record
 
-__all__ = ["SampleParts", "chosen_samples", "iterate_samples", "samples_path"]
+__all__ = ["SampleParts", "chosen_samples", "iterate_samples", "last_stop", "samples_path"]
 
 _ENDING = ".samples.jsonl.xz"
 _LINE_AT_MOST = 2**26  # bytes
@@ -74,7 +74,7 @@ class SampleParts:
             UsageError: the file cannot be written.
         """
         every = [(int(point["edits"]), task) for point in record.points for task in point["tasks"]]
-        last = max((at for at, _ in every), default=0)
+        last = last_stop(record)
         wanted = [(at, task) for at, task in every if task != neutral_text.NAME and (at or not last)]
         found = {(at, task): part for at, task in wanted if (part := self._part(at, task)).is_file()}
         if found:
@@ -89,6 +89,11 @@ class SampleParts:
 
     def _part(self, at: int, task: str) -> Path:
         return self.folder / f"{at:08d}-{hashlib.sha256(task.encode()).hexdigest()[:16]}{_ENDING}"
+
+
+def last_stop(record: Record) -> int:
+    """The greatest number of edits after which something was asked."""
+    return max((int(point["edits"]) for point in record.points if set(point["tasks"]) - {neutral_text.NAME}), default=0)
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
