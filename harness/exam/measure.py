@@ -169,7 +169,7 @@ def measure_task(model: EditedLM, task: Task, *, limit: int | None, documents: S
         )
     samples = found["samples"][task.name]
     values = values_of(task, samples)
-    kept = samples_of(task.name, samples, values, group=None if task.shown == task.name else task.shown)
+    kept = samples_of(task.name, samples, values=values, group=None if task.shown == task.name else task.shown)
     measured = Measured(values=values, truncated=model.truncated - cut, samples=kept)
     for key, value in found["results"][task.name].items():
         metric, comma, kind = key.partition(",")

@@ -160,6 +160,7 @@ def _reply(said: Mapping[str, Any] | None) -> Reply | None:
 def samples_of(
     task: str,
     logged: Sequence[Mapping[str, Any]],
+    *,
     values: Mapping[str, Mapping[str, Ratio]],
     group: str | None = None,
 ) -> list[Sample]:

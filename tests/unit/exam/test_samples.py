@@ -22,14 +22,14 @@ def logged(arguments: list[tuple[Any, ...]], replies: list[Any], **more: Any) ->
 
 def one(*given: Any, **more: Any) -> Sample:
     """The only sample of a document."""
-    (sample,) = samples_of("t", [logged(*given, **more)], {})
+    (sample,) = samples_of("t", [logged(*given, **more)], values={})
     return sample
 
 
 def test_a_text_with_its_target_and_what_the_document_contributes() -> None:
     document = logged([("The home of Ada is", {"until": []})], [" Rome."], target="Rome", doc_id=7)
     values = {"exact_match": {"t/7": Ratio(1.0)}, "share": {"t/7": Ratio(1.0, 4.0)}, "other": {"t/8": Ratio(1.0)}}
-    (sample,) = samples_of("t", [document], {**values, "none": {"t/7": Ratio(math.nan)}}, group="g")
+    (sample,) = samples_of("t", [document], values={**values, "none": {"t/7": Ratio(math.nan)}}, group="g")
     assert (sample.task, sample.group, sample.doc_id, sample.prompt) == ("t", "g", 7, "The home of Ada is")
     assert (sample.target, sample.answers, sample.choices) == ("Rome", (), ())
     assert sample.before == Reply(" Rome.", scores={"exact_match": 1.0, "share": 0.25, "none": None})
@@ -62,7 +62,7 @@ def test_a_whole_text_is_rated_alone() -> None:
 
 def test_each_prompt_of_a_document_is_a_question_with_its_own_answers() -> None:
     doc = {"kind": "hop", "case": "4", "answers": [["Rome", "Roma"], ["Oslo"]]}
-    found = samples_of("t", [logged([("a", {}), ("b", {})], [" Rome", " Bonn"], doc=doc)], {})
+    found = samples_of("t", [logged([("a", {}), ("b", {})], [" Rome", " Bonn"], doc=doc)], values={})
     assert [(s.question, s.prompt, s.target, s.answers) for s in found] == [
         (0, "a", "Rome", ("Rome", "Roma")), (1, "b", "Oslo", ()),
     ]  # fmt: skip
@@ -78,7 +78,7 @@ def test_the_right_answer_of_a_neighbour_is_the_true_one() -> None:
 
 def test_of_several_filters_the_first_is_kept_once() -> None:
     documents = [logged([("a", {})], ["x"], filter=name, doc_id=i) for name in ("strict", "loose") for i in (3, 5)]
-    assert [sample.doc_id for sample in samples_of("t", documents, {})] == [3, 5]
+    assert [sample.doc_id for sample in samples_of("t", documents, values={})] == [3, 5]
 
 
 @pytest.mark.parametrize(
