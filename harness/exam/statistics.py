@@ -17,15 +17,16 @@ bootstrap and its expanded percentile interval, which corrects the percentile in
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float64, Int
 from numpy.typing import NDArray
 from scipy import special
+
+from harness.exam.ratios import Columns, Ratio, Values
 
 __all__ = [
     "Difference",
@@ -54,24 +55,6 @@ _KEPT = 500_000  # resampling weights kept for the next metric: some MiB each
 _BLOCK = 4_000_000  # resampling weights held at once: bounds the memory to some tens of MiB
 
 Array = NDArray[np.float64]
-
-
-class Ratio(NamedTuple):
-    """What one document contributes to one metric.
-
-    ``num`` / ``den``: added up over documents; ``den = 0`` says that the metric does not apply to this document.
-    ``cluster``: the documents of one cluster (the probes of one edit) are averaged first and resampled together.
-    ``stratum``: the value is the unweighted mean over strata (a macro average by type).
-    """
-
-    num: float
-    den: float = 1.0
-    cluster: str | None = None
-    stratum: str | None = None
-
-
-Values = Mapping[str, Ratio]
-"""The contributions to one metric, by document id."""
 
 
 @dataclass(frozen=True)
@@ -185,7 +168,7 @@ def estimate(values: Values, seed: int, resamples: int = RESAMPLES) -> Estimate:
     kept, dropped = _finite(values)
     units = _Units.of([kept])
     value = _optional(units.values()[0])
-    n, clusters = int(sum(r.den > 0 for r in kept.values())), units.clusters
+    n, clusters = _applicable(kept), units.clusters
     if value is None:
         return Estimate(None, 0, reason=_empty(values, kept))
     interval, why = _interval(units, seed, resamples)
@@ -308,6 +291,9 @@ class _Units:
     @classmethod
     def of(cls, components: Sequence[Values]) -> _Units:
         """The table of several metrics over the same documents or clusters; what is not finite does not count."""
+        columns = [one for one in components if isinstance(one, Columns) and one.whole]
+        if len(columns) == len(components):
+            return cls._of_columns(columns)
         row: dict[tuple[bool, str], int] = {}
         column: dict[tuple[int, str | None], int] = {}
         at: list[tuple[int, int, float, float]] = []
@@ -318,17 +304,49 @@ class _Units:
                 at.append((i, column.setdefault((c, stratum), len(column)), n, d))
                 membership.append((i, stratum))
         num, den = np.zeros((2, len(row), len(column)))
-        rows, columns, nums, dens = zip(*at, strict=True) if at else ((), (), (), ())
-        np.add.at(num, (np.array(rows, np.intp), np.array(columns, np.intp)), nums)
-        np.add.at(den, (np.array(rows, np.intp), np.array(columns, np.intp)), dens)
+        rows, places, nums, dens = zip(*at, strict=True) if at else ((), (), (), ())
+        np.add.at(num, (np.array(rows, np.intp), np.array(places, np.intp)), nums)
+        np.add.at(den, (np.array(rows, np.intp), np.array(places, np.intp)), dens)
         clustered = [any(r.cluster is not None for r in values.values()) for values in components]
-        for (c, _), j in column.items():
-            if clustered[c]:
-                num[:, j] = np.divide(num[:, j], den[:, j], out=np.zeros(len(row)), where=den[:, j] > 0)
-                den[:, j] = den[:, j] > 0
         which = np.array([c for c, _ in column], dtype=np.intp)
-        group = _groups(len(row), membership)
-        return cls(num, den, which, group, len(components), any(clustered))
+        return cls._averaged(num, den, which, _groups(len(row), membership), clustered)
+
+    @classmethod
+    def _of_columns(cls, components: Sequence[Columns]) -> _Units:
+        """The same, added up by column: in the same order, so to the same digits."""
+        row: dict[tuple[bool, str], int] = {}
+        sums: list[Array] = []
+        which: list[int] = []
+        membership: list[tuple[int, str | None]] = []
+        places = [np.array([row.setdefault(n, len(row)) for n in c.layout.coded_units[0]], np.intp) for c in components]
+        for c, one in enumerate(components):
+            layout, place = one.layout, places[c]
+            strata, stratum = layout.coded_strata
+            at = place[layout.coded_units[1]] * len(strata) + stratum
+            size = len(row) * len(strata)
+            both = [np.bincount(at, weights, size).reshape(len(row), len(strata)) for weights in (one.num, one.den)]
+            sums.append(np.stack(both).astype(np.float64))  # of no documents they would be counts
+            which += [c] * len(strata)
+            membership += [(int(place[unit]), name) for unit, name in layout.membership]
+        num, den = np.concatenate(sums, axis=2) if sums else np.zeros((2, 0, 0))
+        clustered = [one.layout.cluster is not None for one in components]
+        return cls._averaged(num, den, np.array(which, np.intp), _groups(len(row), membership), clustered)
+
+    @classmethod
+    def _averaged(
+        cls,
+        num: Float64[Array, "units columns"],
+        den: Float64[Array, "units columns"],
+        component: Int[NDArray[np.intp], "columns"],
+        group: Int[NDArray[np.intp], "units"],
+        clustered: Sequence[bool],
+    ) -> _Units:
+        """The table of sums, where clusters count as their mean."""
+        for j, c in enumerate(component):
+            if clustered[c]:
+                num[:, j] = np.divide(num[:, j], den[:, j], out=np.zeros(len(num)), where=den[:, j] > 0)
+                den[:, j] = den[:, j] > 0
+        return cls(num, den, component, group, len(clustered), any(clustered))
 
     @property
     def count(self) -> int:
@@ -409,8 +427,17 @@ def _blocks(resamples: int, rows: int) -> Iterable[tuple[int, int]]:
     return ((start, min(start + step, resamples)) for start in range(0, resamples, step))
 
 
-def _finite(values: Values) -> tuple[dict[str, Ratio], int]:
+def _applicable(kept: Values) -> int:
+    """The documents that a metric applies to."""
+    if isinstance(kept, Columns):
+        return int((kept.den > 0).sum())
+    return int(sum(row.den > 0 for row in kept.values()))
+
+
+def _finite(values: Values) -> tuple[Values, int]:
     """The contributions that are numbers, and how many are not."""
+    if isinstance(values, Columns) and values.whole:
+        return values, 0
     finite = math.isfinite
     kept = {name: ratio for name, ratio in values.items() if finite(ratio[0]) and finite(ratio[1]) and ratio[1] >= 0}
     return kept, len(values) - len(kept)
@@ -469,9 +496,13 @@ def _expanded_tail(freedom: int) -> float:
 # --- two samples ------------------------------------------------------------------------------------------------------
 
 
-def _paired(base: Sequence[Values], edited: Sequence[Values]) -> tuple[list[dict[str, Ratio]], str | None]:
+def _paired(base: Sequence[Values], edited: Sequence[Values]) -> tuple[list[Values], str | None]:
     """Both samples, restricted to the documents that are numbers in both, and a note on the others."""
-    before, after, lost = [], [], 0
+    if all(_alike(b, e) for b, e in zip(base, edited, strict=True)):
+        return [*base, *edited], None
+    before: list[Values] = []
+    after: list[Values] = []
+    lost = 0
     for b, e in zip(base, edited, strict=True):
         kept_b, kept_e = _finite(b)[0], _finite(e)[0]
         shared = [name for name in kept_b if name in kept_e]
@@ -480,6 +511,13 @@ def _paired(base: Sequence[Values], edited: Sequence[Values]) -> tuple[list[dict
         lost += len(b.keys() | e.keys()) - len(shared)
     total = sum(len(b.keys() | e.keys()) for b, e in zip(base, edited, strict=True))
     return before + after, f"{lost} of {total} documents have no value on both sides" if lost else None
+
+
+def _alike(base: Values, edited: Values) -> bool:
+    """Whether both are columns of the same documents, all of which are numbers."""
+    if not (isinstance(base, Columns) and isinstance(edited, Columns)):
+        return False
+    return base.layout is edited.layout and base.whole and edited.whole
 
 
 def _minus(values: Float64[Array, "*resamples 2"]) -> Float64[Array, "*resamples"]:

@@ -25,7 +25,8 @@ Count: TypeAlias = Annotated[int, Ge(0)]
 Pair: TypeAlias = Annotated[list[float], Len(2, 2)]
 """An interval."""
 
-_HUGE = re.compile(r"[eE]\+?\d{3}|\d{300}")
+_ZEROS = bytes.maketrans(b"123456789E", b"000000000e")
+_EXPONENT = re.compile(rb"e\+?000+")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
 
 
@@ -38,9 +39,10 @@ def parsed(content: bytes | str) -> Any:
     try:
         text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
         value = json.loads(text, parse_constant=_no_number)
-        if _SURROGATE.search(text):
+        # Bytes that are UTF-8 hold no half of a character, but an escape can name one.
+        if (isinstance(content, str) or b"\\u" in content) and _SURROGATE.search(text):
             json.dumps(value, ensure_ascii=False).encode()
-        if _HUGE.search(text):
+        if _may_be_huge(content if isinstance(content, bytes) else content.encode(errors="replace")):
             _require_finite(value)
     except UnicodeError as error:
         raise ValueError(f"not UTF-8 text ({error.reason})") from error  # type: ignore[attr-defined]
@@ -88,6 +90,20 @@ def _short(text: str) -> str:
 
 def _no_number(text: str) -> NoReturn:
     raise ValueError(f"{text} is no number")
+
+
+def _may_be_huge(content: bytes) -> bool:
+    """Whether a number of a text may have no end: a long one, or an exponent of three digits behind a digit.
+
+    Most of a file of values are digits, and most hashes hold an ``e`` between digits, so that a single pattern looks at
+    every character several times, and nearly always finds something.
+    """
+    zeros = content.translate(_ZEROS)
+    if b"0" * 300 in zeros:
+        return True
+    found = (one.span() for one in _EXPONENT.finditer(zeros))
+    around = ((zeros[start - 1 : start], zeros[end : end + 1]) for start, end in found)
+    return any(before in (b"0", b".") and after in b",]} \r\n\t" for before, after in around)
 
 
 def _require_finite(value: object) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.exam.numbers import TaskValues, summarise
-from harness.exam.statistics import Ratio, Values
+from harness.exam.ratios import Columns, Ratio, Values
 from harness.reports.cells import BoardRow, MeasuredSection
 from harness.reports.table import MISSING
 from harness.runs.identity import digest
@@ -166,7 +166,7 @@ def _can(group: Sequence[Record]) -> bool:
     )
 
 
-_Means = dict[str, dict[str, Ratio]]
+_Means = dict[str, Values]
 
 
 class _Unedited:
@@ -218,12 +218,21 @@ def _means(group: Sequence[Record], edits: int, task: str, wanted: Sequence[str]
     return {metric: _mean_over_runs([table.get(metric, {}) for table in tables]) for metric in metrics}
 
 
-def _mean_over_runs(sides: Sequence[Values]) -> dict[str, Ratio]:
+def _mean_over_runs(sides: Sequence[Values]) -> Values:
     """Of each document the mean over the runs that have it: in another order, other edits come first."""
+    columns = [side for side in sides if isinstance(side, Columns) and side.whole]
+    if len(columns) == len(sides) and all(side.layout is columns[0].layout for side in columns):
+        nums, dens = ([side.num.tolist() for side in columns], [side.den.tolist() for side in columns])
+        return Columns(columns[0].layout, _means_across(nums), _means_across(dens))
     if all(side.keys() == sides[0].keys() for side in sides):
         return {document: _average([side[document] for side in sides]) for document in sides[0]}
     documents = dict.fromkeys(document for side in sides for document in side)
     return {document: _average([side[document] for side in sides if document in side]) for document in documents}
+
+
+def _means_across(rows: Sequence[Sequence[float]]) -> NDArray[np.float64]:
+    # Rounded once, as `_average` rounds; a mean of numpy rounds at each step.
+    return np.array([math.fsum(each) / len(rows) for each in zip(*rows, strict=True)], np.float64)
 
 
 def _average(ratios: Sequence[Ratio]) -> Ratio:

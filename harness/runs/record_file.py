@@ -6,15 +6,16 @@ document contributed, so that any two records can be compared document by docume
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from harness.errors import DataError
 from harness.exam.numbers import Json
-from harness.exam.statistics import Ratio, Values
+from harness.exam.ratios import Columns, Values, layout_of
 from harness.io.collector import without_collector
 from harness.io.files import json_text, pack_json, rounded, unpack_json, values_path, write_whole
 from harness.io.schema import checked, parsed
@@ -182,7 +183,7 @@ class _Unpacked(Mapping[str, Values]):
     def __init__(self, table: Json, path: Path) -> None:
         self._path = path
         self._columns: Json = table["metrics"]
-        self._ids: Sequence[str] = table["ids"]
+        self._ids: tuple[str, ...] = tuple(table["ids"])
         self._known: dict[str, Values] = {}
 
     def __getitem__(self, metric: str) -> Values:
@@ -211,10 +212,16 @@ class _Unpacked(Mapping[str, Values]):
     __hash__ = None  # type: ignore[assignment]  # as of a dict
 
 
-def _rows(column: Json, ids: Sequence[str]) -> dict[str, Ratio]:
+def _rows(column: Json, ids: tuple[str, ...]) -> Columns:
     num: list[float | None] = column["num"]
-    docs = [ids[i] for i in column["at"]] if "at" in column else ids
-    nums = [math.nan if value is None else float(value) for value in num]
-    dens = [math.nan if value is None else float(value) for value in column.get("den", ())] or [1.0] * len(num)
-    clusters, strata = (column.get(key) or [None] * len(num) for key in ("cluster", "stratum"))
-    return {doc: Ratio(*row) for doc, row in zip(docs, zip(nums, dens, clusters, strata, strict=True), strict=True)}
+    docs = tuple(ids[i] for i in column["at"]) if "at" in column else ids
+    cluster, stratum = (_labels(column.get(key)) for key in ("cluster", "stratum"))
+    den = column.get("den") or [1.0] * len(num)
+    if {len(docs), len(den), *(len(label) for label in (cluster, stratum) if label)} != {len(num)}:
+        raise ValueError("columns of several lengths")
+    return Columns(layout_of(docs, cluster, stratum), np.array(num, np.float64), np.array(den, np.float64))
+
+
+def _labels(column: Sequence[str | None] | None) -> tuple[str | None, ...] | None:
+    """None where no document has one."""
+    return tuple(column) if column and any(label is not None for label in column) else None

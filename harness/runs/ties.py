@@ -14,10 +14,12 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from harness.errors import DataError
 from harness.exam import neutral_text, numbers
 from harness.exam.numbers import TaskValues
-from harness.exam.statistics import Values
+from harness.exam.ratios import Columns, Values
 from harness.runs.record import Record, record_name
 
 __all__ = ["require_one_each", "require_tied", "untied"]
@@ -220,12 +222,17 @@ def _counts(num: float, den: float) -> bool:
 
 
 def _count(values: Values) -> int:
+    if isinstance(values, Columns) and values.whole:
+        return int((values.den > 0).sum())
     return sum(_counts(row[0], row[1]) and row[1] > 0 for row in values.values())
 
 
 def _shared(base: Values, edited: Values) -> tuple[Values, Values]:
     """Both sides, restricted to the documents that are numbers in both."""
-    if base.keys() == edited.keys() and _whole(base) and _whole(edited):
+    if isinstance(base, Columns) and isinstance(edited, Columns) and base.layout is edited.layout:
+        if base.whole and edited.whole:
+            return base, edited
+    elif base.keys() == edited.keys() and _whole(base) and _whole(edited):
         return base, edited
     both = [doc for doc, row in base.items() if _counts(row[0], row[1]) and doc in edited]
     both = [doc for doc in both if _counts(edited[doc][0], edited[doc][1])]
@@ -233,6 +240,8 @@ def _shared(base: Values, edited: Values) -> tuple[Values, Values]:
 
 
 def _whole(values: Values) -> bool:
+    if isinstance(values, Columns):
+        return values.whole
     return math.isfinite(sum(row[0] + row[1] for row in values.values()))
 
 
@@ -242,10 +251,30 @@ def _value(values: Values) -> float | None:
     As :mod:`harness.exam.statistics` has it, without what only intervals need: this is asked of every number of
     hundreds of records.
     """
+    if isinstance(values, Columns) and values.whole:
+        return _of_columns(values)
     nums, dens, clusters, strata = zip(*values.values(), strict=True) if values else ((), (), (), ())
     if set(strata) == {None} and set(clusters) == {None} and _whole(values) and min(dens) >= 0:
         return sum(nums) / den if (den := sum(dens)) > 0 else None
     return _over_strata(values, clustered=set(clusters) != {None})
+
+
+def _of_columns(values: Columns) -> float | None:
+    """The same, added up by column."""
+    layout = values.layout
+    if layout.cluster is None and layout.stratum is None:
+        den = float(values.den.sum())
+        return float(values.num.sum()) / den if den > 0 else None
+    (units, unit), (strata, stratum) = layout.coded_units, layout.coded_strata
+    size = len(units) * len(strata)
+    sums = (np.bincount(unit * len(strata) + stratum, weights, size) for weights in (values.num, values.den))
+    nums, dens = (one.reshape(len(units), len(strata)) for one in sums)
+    if layout.cluster is not None:
+        nums = np.divide(nums, dens, out=np.zeros_like(nums), where=dens > 0)
+        dens = np.where(dens > 0, 1.0, 0.0)
+    totals = dens.sum(axis=0)
+    known = totals > 0
+    return float((nums.sum(axis=0)[known] / totals[known]).mean()) if known.any() else None
 
 
 def _over_strata(values: Values, clustered: bool) -> float | None:
