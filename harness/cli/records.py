@@ -48,7 +48,7 @@ def board(folders: Sequence[Path], folder: Path) -> None:
     from harness.reports.board.site import write_board
 
     built = write_board(folders, folder)
-    terminal.say(f"{built.records} records in {built.sections} tables")
+    terminal.say(f"{built.records} records in {built.sections} tables; {built.read} of them were read")
     terminal.say_where("board:", folder / "index.html")
 
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import lru_cache
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.exam import data
-from harness.exam.tasks import Task, templates_once
+
+if TYPE_CHECKING:
+    from harness.exam.tasks import Task
 
 __all__ = ["at_chance", "named_levels", "task_levels"]
 
@@ -38,6 +40,8 @@ def task_levels(task: Task) -> dict[str, float]:
 
 def _one_in_so_many(task: Task) -> float:
     """One over the number of choices, the mean over documents."""
+    from harness.exam.tasks import templates_once  # tables of records need no lm-eval, which takes seconds to import
+
     with templates_once():
         return fmean(1 / len(task.task.doc_to_choice(document)) for document in task.task.eval_docs)
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from harness.exam.numbers import TaskValues
+from harness.io.collector import without_collector
 from harness.reports.board.cards import card_of
 from harness.reports.board.chunks import Whose, chunks_of, section_head, section_slug
 from harness.reports.board.pages import Pages, script_of
@@ -77,15 +79,45 @@ def make_family(paths: Sequence[Path], pages: Pages) -> Family:
     Raises:
         DataError: one cannot be read, or says something else than its documents.
     """
-    records = [read_record(path, values=True) for path in paths]
-    require_tied(records, shown_and_headline, intervals=False)
-    for record, path in zip(records, paths, strict=True):
-        pages.record(record_view(record), path)
+    with without_collector():
+        records = [_read(path, pages) for path in paths]
     sections = measured_sections(records)
     members = _members(records)
     lines: list[Json] = []
     heads = [_write_section(section, members, pages, lines) for section in sections]
     return Family(heads, [_record_line(record) for record in records], lines)
+
+
+def _read(path: Path, pages: Pages) -> Record:
+    """A record, its page written, without what no table shows: a family can have thousands."""
+    record = read_record(path, values=True)
+    require_tied([record], shown_and_headline, intervals=False)
+    pages.record(record_view(record), path)
+    points = [{"edits": point["edits"], "tasks": dict(_shown_tasks(record, point))} for point in record.points]
+    values = {point["edits"]: dict(_shown_values(record, point)) for point in points}
+    return replace(
+        record,
+        points=points,
+        values=values if record.values else None,
+        editor={key: value for key, value in record.editor.items() if key != "notes"},
+        weights={},
+        delta={},
+        versions={},
+    )
+
+
+def _shown_tasks(record: Record, point: Json) -> Iterator[tuple[str, Json]]:
+    for task, measures in point["tasks"].items():
+        yield task, {metric: measures[metric] for metric in shown_and_headline(record, task, measures)}
+
+
+def _shown_values(record: Record, point: Json) -> Iterator[tuple[str, TaskValues]]:
+    """Of each task what documents contribute to the metrics that are shown, and to the parts of scores."""
+    known = (record.values or {}).get(point["edits"], {})
+    for task, measures in point["tasks"].items():
+        derived = record.derived.get(task, {})
+        needed = {*measures, *(part for score in measures for part in derived.get(score, ()))}
+        yield task, {metric: known[task][metric] for metric in known.get(task, {}) if metric in needed}
 
 
 def _record_line(record: Record) -> Json:

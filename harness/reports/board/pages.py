@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
@@ -32,11 +33,17 @@ def script_of(kind: str, key: str, content: object) -> str:
 
 
 class Pages:
-    """Writes the pages of a site; all that comes from records is escaped."""
+    """Writes the pages of a site; all that comes from records is escaped.
+
+    Attributes:
+        folder: of the site.
+        written: the files, in the order in which they were written.
+    """
 
     def __init__(self, folder: Path) -> None:
         """Pages in a folder, which is made."""
         self.folder = folder
+        self.written: list[str] = []
         self._environment = Environment(
             loader=PackageLoader("harness.reports.board"),
             autoescape=True,
@@ -50,7 +57,22 @@ class Pages:
 
     def write(self, name: str, text: str) -> None:
         """Write one file."""
+        self.written.append(name)
         (self.folder / name).write_text(text, encoding="utf-8")
+
+    def keep(self, names: Sequence[str], old: Path) -> None:
+        """Take files from an earlier site as they are.
+
+        Args:
+            names: the files.
+            old: the folder of that site.
+        """
+        for name in names:
+            self.written.append(name)
+            try:
+                os.link(old / name, self.folder / name)
+            except OSError:  # a file system without links
+                shutil.copyfile(old / name, self.folder / name)
 
     def page(self, name: str, template: str, /, **context: object) -> None:
         """Write the page of a template.
@@ -72,6 +94,7 @@ class Pages:
         """
         patches = [(one.name, one.stat().st_size) for one in patches_beside(path, view.name)]
         for name, _ in patches:
+            self.written.append(f"files/{name}")
             shutil.copyfile(path.with_name(name), self.folder / "files" / name)
         self.page(f"records/{view.name}.html", "record", record=view, patches=patches)
 

@@ -1,28 +1,31 @@
-"""Folders of records to a site."""
+"""Folders of records to a site, which appears whole, and of which only what changed is made.
+
+What takes seconds to import is imported where something is to be made.
+"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.editing.registry import editor_names, find
 from harness.errors import DataError, UsageError
 from harness.io.files import beside, discard
-from harness.reports.board.cards import card_of
-from harness.reports.board.family import Family, family_key, make_family
-from harness.reports.board.pages import Pages
-from harness.reports.cells import CHANCE, LEGEND, VARIANTS
-from harness.reports.leaderboard import section_order
-from harness.runs.record_file import read_record, record_paths
+from harness.reports.board.index import (
+    MARK,
+    Index,
+    MadeFamily,
+    Source,
+    code_sha256,
+    read_index,
+    source_of,
+    write_index,
+)
 
 __all__ = ["Built", "write_board"]
 
 Json = dict[str, Any]
-MARK = "board.json"
-"""The file that says that a folder is a board, which the next one may replace."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +35,12 @@ class Built:
     Attributes:
         records: the pages of records.
         sections: the tables.
+        read: the records that were read; the others stand there from the last time.
     """
 
     records: int
     sections: int
+    read: int
 
 
 def write_board(folders: Sequence[Path], to: Path) -> Built:
@@ -50,20 +55,27 @@ def write_board(folders: Sequence[Path], to: Path) -> Built:
         DataError: a folder holds no record, one of them cannot be read or says something else than its documents, or
             two claim one id.
     """
-    paths = _paths(folders)
+    sources = [source_of(path) for path in _paths(folders)]
     _require_free(to)
+    old = read_index(to, code_sha256())
+    families, new = _families(sources, old)
+    stale = {key for key, members in families.items() if not _stands(old, key, members)}
+    if not stale and old.families.keys() == families.keys():
+        return _counted(old.families.values(), read=0)
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
         with beside(to) as temporary:
-            built = _build(paths, temporary)
+            _write(families, stale, old=old, new=new, place=(to, temporary))
             _put_in_place(temporary, to)
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise UsageError(f"{to}: cannot be written ({reason}); choose another folder with --to") from error
-    return built
+    return _counted(new.families.values(), read=sum(len(families[key]) for key in stale))
 
 
 def _paths(folders: Sequence[Path]) -> list[Path]:
+    from harness.runs.record_file import record_paths
+
     found: list[Path] = []
     for folder in folders:
         if not folder.is_dir():
@@ -80,6 +92,79 @@ def _require_free(to: Path) -> None:
         raise UsageError(f"{to}: holds something that is no board; give --to a new folder")
 
 
+def _stands(old: Index, key: str, members: Sequence[Source]) -> bool:
+    """Whether an earlier site has a family as it is."""
+    return key in old.families and old.families[key].members == [one.sha256 for one in members]
+
+
+def _families(sources: Sequence[Source], old: Index) -> tuple[dict[str, list[Source]], Index]:
+    """The records of each family, and a new index without the families; what the old one knows is not read."""
+    families: dict[str, list[Source]] = {}
+    first: dict[str, Source] = {}
+    new = Index(old.code)
+    for one in sources:
+        if one.sha256 in new.records:
+            continue
+        record, family = old.records.get(one.sha256) or _told(one.path)
+        if record in first:
+            _require_same(one.path, first[record].path)
+            continue
+        first[record] = one
+        new.records[one.sha256] = (record, family)
+        families.setdefault(family, []).append(one)
+    return families, new
+
+
+def _told(path: Path) -> tuple[str, str]:
+    from harness.reports.board.family import family_key
+    from harness.runs.record_file import read_record
+
+    record = read_record(path)
+    return record.id, family_key(record)
+
+
+def _require_same(path: Path, other: Path) -> None:
+    """Two files may hold one record; two records may not claim one id."""
+    from harness.runs.record_file import read_record
+
+    if read_record(path).to_json() != read_record(other).to_json():
+        raise DataError(f"{path}: claims the id of {other} with other numbers; leave one of them out")
+
+
+def _write(
+    families: Mapping[str, Sequence[Source]],
+    stale: Collection[str],
+    *,
+    old: Index,
+    new: Index,
+    place: tuple[Path, Path],
+) -> None:
+    """Write a whole site.
+
+    Args:
+        families: the records of each.
+        stale: the families that are made; the others are taken as they are.
+        old: what stands at the place.
+        new: what is made, to which the families are added.
+        place: where the old site stands, and where the new one is written.
+    """
+    from harness.reports.board.family import Family, make_family
+    from harness.reports.board.pages import Pages
+    from harness.reports.board.shared_pages import write_shared_pages
+
+    pages = Pages(place[1])
+    for key, members in families.items():
+        if key not in stale:
+            pages.keep(old.families[key].files, place[0])
+            new.families[key] = old.families[key]
+            continue
+        start = len(pages.written)
+        made = make_family([one.path for one in members], pages)
+        new.families[key] = MadeFamily([one.sha256 for one in members], pages.written[start:], asdict(made))
+    write_shared_pages([Family(**one.made) for one in new.families.values()], pages)
+    write_index(new, place[1])
+
+
 def _put_in_place(temporary: Path, to: Path) -> None:
     """The new site where the old one was; a rename each, so that a reader sees one of them whole."""
     with beside(to.with_name(f"{to.name}.old")) as old:
@@ -89,84 +174,6 @@ def _put_in_place(temporary: Path, to: Path) -> None:
         discard(old)
 
 
-def _build(paths: Sequence[Path], folder: Path) -> Built:
-    pages = Pages(folder)
-    families: dict[str, list[Path]] = {}
-    ids: dict[str, Path] = {}
-    for path in paths:
-        record = read_record(path)
-        if record.id in ids:
-            _require_same(path, ids[record.id])
-            continue
-        ids[record.id] = path
-        families.setdefault(family_key(record), []).append(path)
-    made = [make_family(members, pages) for members in families.values()]
-    return _whole(made, pages)
-
-
-def _require_same(path: Path, other: Path) -> None:
-    """Two files may hold one record; two records may not claim one id."""
-    if read_record(path).to_json() != read_record(other).to_json():
-        raise DataError(f"{path}: claims the id of {other} with other numbers; leave one of them out")
-
-
-def _whole(made: Iterable[Family], pages: Pages) -> Built:
-    """The pages of all families together."""
-    families = list(made)
-    sections = sorted((s for one in families for s in one.sections), key=lambda s: section_order(s["protocol"]))
-    records = sorted((r for one in families for r in one.records), key=lambda r: r["name"])
-    rows = [row for one in families for row in one.rows]
-    editors, tasks = _by(rows, "editor"), _by_task(rows)
-    pages.static()
-    links = {"editors": _links(editors), "tasks": _links(tasks)}
-    pages.index(sections, records, legend=[*LEGEND, CHANCE, VARIANTS], **links)
-    for name, slug in links["editors"].items():
-        pages.page(f"editors/{slug}.html", "editor", name=name, rows=editors[name], about=_about(name))
-    for name, slug in links["tasks"].items():
-        pages.page(
-            f"tasks/{slug}.html", "task", name=name, rows=tasks[name], card=card_of(name), editors=links["editors"]
-        )
-    pages.write(MARK, "{}\n")
-    return Built(len(records), len(sections))
-
-
-def _by(rows: Iterable[Json], key: str) -> dict[str, list[Json]]:
-    found: dict[str, list[Json]] = {}
-    for row in rows:
-        found.setdefault(row[key], []).append(row)
-    return dict(sorted(found.items()))
-
-
-def _by_task(rows: Iterable[Json]) -> dict[str, list[Json]]:
-    found: dict[str, list[Json]] = {}
-    for row in rows:
-        for task in row["tasks"]:
-            found.setdefault(task, []).append(row)
-    return dict(sorted(found.items()))
-
-
-def _links(names: Iterable[str]) -> dict[str, str]:
-    """Names, each with a file name of its own."""
-    found: dict[str, str] = {}
-    for name in names:
-        plain = re.sub(r"[^A-Za-z0-9+._]+", "-", name).strip("-.")[:80] or "unnamed"
-        taken = {slug.lower() for slug in found.values()}
-        found[name] = next(
-            s for s in (plain, *(f"{plain}-{i}" for i in range(2, len(taken) + 3))) if s.lower() not in taken
-        )
-    return found
-
-
-def _about(name: str) -> list[Mapping[str, str]]:
-    """What each part of a shipped editor says of itself; nothing of one that is not installed here."""
-    known = set(editor_names())
-    return [{"name": part, "text": _docs(part)} for part in name.split("+") if part in known]
-
-
-def _docs(part: str) -> str:
-    import inspect
-    import sys
-
-    cls = find(part)
-    module = sys.modules[cls.__module__]
-    return "\n\n".join(text for text in (inspect.getdoc(module), inspect.getdoc(cls)) if text)
+def _counted(families: Iterable[MadeFamily], read: int) -> Built:
+    made = [one.made for one in families]
+    return Built(sum(len(one["records"]) for one in made), sum(len(one["sections"]) for one in made), read)

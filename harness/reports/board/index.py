@@ -1,0 +1,115 @@
+"""What a site was made from, so that the next one makes only what changed.
+
+Everything is known by its contents: a record by the sha256 of its files, the code by that of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness.exam.data import TASKS
+from harness.io.files import values_path
+
+__all__ = ["MARK", "Index", "MadeFamily", "Source", "code_sha256", "read_index", "source_of", "write_index"]
+
+MARK = "board.json"
+"""The file that says that a folder is a board, and what it was made from."""
+_CODE = Path(__file__).resolve().parents[3]
+_ROOMS = ("harness/reports", "harness/exam", "harness/runs", "editors")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A record on disk.
+
+    Attributes:
+        path: its file.
+        sha256: of it and of all that lies beside it.
+    """
+
+    path: Path
+    sha256: str
+
+
+@dataclass(frozen=True)
+class MadeFamily:
+    """A family that stands in a site.
+
+    Attributes:
+        members: the sha256 of each record, in order.
+        files: what was written.
+        made: what the pages of all families together are made from.
+    """
+
+    members: list[str]
+    files: list[str]
+    made: dict[str, list[dict[str, Any]]]
+
+
+@dataclass
+class Index:
+    """What a site was made from.
+
+    Attributes:
+        code: the sha256 of the code and cards.
+        records: sha256 of a record -> its id and its family.
+        families: by their keys.
+    """
+
+    code: str
+    records: dict[str, tuple[str, str]] = field(default_factory=dict)
+    families: dict[str, MadeFamily] = field(default_factory=dict)
+
+
+def source_of(path: Path) -> Source:
+    """A record with the sha256 of its files; of the file of its edits the name and the size stand for the contents."""
+    found = hashlib.sha256()
+    stem = path.name.removesuffix(".json")
+    for one in (path, values_path(path), path.with_name(f"{stem}.samples.jsonl.xz")):
+        content = one.read_bytes() if one.is_file() else b""
+        found.update(f"{len(content)} ".encode() + content)
+    for patch in sorted(path.parent.glob(f"{stem}.edits-*.safetensors")):
+        found.update(f"{patch.name} {patch.stat().st_size}".encode())
+    return Source(path, found.hexdigest())
+
+
+def code_sha256() -> str:
+    """The sha256 of everything but records that a site shows or is made by."""
+    found = hashlib.sha256()
+    for path in sorted(_code_files()):
+        content = path.read_bytes()
+        found.update(f"{path.name} {len(content)} ".encode() + content)
+    return found.hexdigest()
+
+
+def _code_files() -> Iterable[Path]:
+    for room in _ROOMS:
+        yield from (path for path in (_CODE / room).rglob("*") if path.suffix in (".py", ".html", ".js", ".css"))
+    yield from (path for path in TASKS.rglob("*") if path.suffix in (".md", ".yaml"))
+
+
+def read_index(folder: Path, code: str) -> Index:
+    """The index of a site; an empty one where there is none, or other code made it.
+
+    Args:
+        folder: of the site.
+        code: the sha256 of the code that asks.
+    """
+    try:
+        said = json.loads((folder / MARK).read_text(encoding="utf-8"))
+        if said["code"] == code:
+            records = {sha: (one[0], one[1]) for sha, one in said["records"].items()}
+            return Index(code, records, {key: MadeFamily(**one) for key, one in said["families"].items()})
+    except (OSError, ValueError, LookupError, TypeError):
+        pass
+    return Index(code)
+
+
+def write_index(index: Index, folder: Path) -> None:
+    """Write an index into the folder of its site."""
+    (folder / MARK).write_text(json.dumps(asdict(index), separators=(",", ":")) + "\n", encoding="utf-8")

@@ -1,0 +1,81 @@
+"""The pages of all families together: the overview, comparisons, editors and tasks."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from harness.editing.registry import editor_names, find
+from harness.reports.board.cards import card_of
+from harness.reports.board.family import Family
+from harness.reports.board.pages import Pages
+from harness.reports.cells import CHANCE, LEGEND, VARIANTS
+from harness.reports.leaderboard import section_order
+
+__all__ = ["write_shared_pages"]
+
+Json = dict[str, Any]
+
+
+def write_shared_pages(families: Sequence[Family], pages: Pages) -> None:
+    """Write the pages of all families together.
+
+    Args:
+        families: of the site.
+        pages: what writes pages.
+    """
+    sections = sorted((s for one in families for s in one.sections), key=lambda s: section_order(s["protocol"]))
+    records = sorted((r for one in families for r in one.records), key=lambda r: r["name"])
+    rows = [row for one in families for row in one.rows]
+    editors, tasks = _by(rows, "editor"), _by_task(rows)
+    pages.static()
+    links = {"editors": _links(editors), "tasks": _links(tasks)}
+    pages.index(sections, records, legend=[*LEGEND, CHANCE, VARIANTS], **links)
+    for name, slug in links["editors"].items():
+        pages.page(f"editors/{slug}.html", "editor", name=name, rows=editors[name], about=_about(name))
+    for name, slug in links["tasks"].items():
+        pages.page(
+            f"tasks/{slug}.html", "task", name=name, rows=tasks[name], card=card_of(name), editors=links["editors"]
+        )
+
+
+def _by(rows: Iterable[Json], key: str) -> dict[str, list[Json]]:
+    found: dict[str, list[Json]] = {}
+    for row in rows:
+        found.setdefault(row[key], []).append(row)
+    return dict(sorted(found.items()))
+
+
+def _by_task(rows: Iterable[Json]) -> dict[str, list[Json]]:
+    found: dict[str, list[Json]] = {}
+    for row in rows:
+        for task in row["tasks"]:
+            found.setdefault(task, []).append(row)
+    return dict(sorted(found.items()))
+
+
+def _links(names: Iterable[str]) -> dict[str, str]:
+    """Names, each with a file name of its own."""
+    found: dict[str, str] = {}
+    for name in names:
+        plain = re.sub(r"[^A-Za-z0-9+._]+", "-", name).strip("-.")[:80] or "unnamed"
+        taken = {slug.lower() for slug in found.values()}
+        found[name] = next(
+            s for s in (plain, *(f"{plain}-{i}" for i in range(2, len(taken) + 3))) if s.lower() not in taken
+        )
+    return found
+
+
+def _about(name: str) -> list[Mapping[str, str]]:
+    """What each part of a shipped editor says of itself; nothing of one that is not installed here."""
+    known = set(editor_names())
+    return [{"name": part, "text": _docs(part)} for part in name.split("+") if part in known]
+
+
+def _docs(part: str) -> str:
+    cls = find(part)
+    module = sys.modules[cls.__module__]
+    return "\n\n".join(text for text in (inspect.getdoc(module), inspect.getdoc(cls)) if text)
