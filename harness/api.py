@@ -483,7 +483,8 @@ def sweep(
     output: str | Path = "sweep",
     *,
     address: str | None = None,
-    workers: int = 1,
+    workers: int | None = None,
+    cluster: str | None = None,
     trust_code: bool = False,
     progress: Progress | None = None,
 ) -> list[Trial]:
@@ -492,8 +493,9 @@ def sweep(
     Args:
         config: a YAML file, or the fields of :class:`harness.studies.sweeps.sweep.Sweep`.
         output: the folder; what has a record in its ``runs`` is never run again.
-        address: ``HOST:PORT`` of a Ray cluster; by default this machine.
-        workers: trainings at a time on this machine.
+        address: the earlier name of ``cluster``.
+        workers: trainings at a time; by default one, on a cluster as many as there is room for.
+        cluster: ``HOST:PORT`` of a Ray cluster, ``auto`` for this machine's, or ``local`` to start one.
         trust_code: whether code may run that a YAML file names by its path.
         progress: told what is done, how far it is, and how much there is.
 
@@ -513,7 +515,7 @@ def sweep(
         'val'
     """
     from harness.io import files
-    from harness.studies.sweeps.crew import Cluster
+    from harness.runs.crew.cells import crew_of
     from harness.studies.sweeps.sweep import Sweep, run_sweep
 
     if isinstance(config, str | Path):
@@ -521,8 +523,8 @@ def sweep(
         config.require_trusted(path, trust_code)
     asked = config if isinstance(config, Sweep) else Sweep.of(config)
     files.require_writable(Path(output))
-    cluster = Cluster(address, workers, asked.cpus, asked.gpus)
-    validated, tested = run_sweep(asked, Path(output) / "runs", cluster=cluster, progress=progress or tell_nobody)
+    crew = crew_of(workers, cluster or address, cpus=asked.cpus, gpus=asked.gpus)
+    validated, tested = run_sweep(asked, Path(output) / "runs", crew=crew, progress=progress or tell_nobody)
     return [*validated, *tested]
 
 

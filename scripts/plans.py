@@ -7,24 +7,25 @@ import io
 import os
 import shlex
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import redirect_stderr, redirect_stdout
-from itertools import repeat
-from multiprocessing import get_context
+from dataclasses import replace
 from pathlib import Path
-
-import yaml
+from typing import Any
 
 from harness import cli
+from harness.cli.terminal import cells_watched
 from harness.editing import learned_file
 from harness.editing.editor import Learned
 from harness.editing.registry import compose
 from harness.errors import HarnessError
 from harness.models.lm import load
 from harness.runs import plan_grid
+from harness.runs.crew.cells import Cell, Crew, Report
+from harness.runs.crew.dispatch import run_cells
+from harness.runs.options import RunOptions
 from harness.runs.plan import Plan
 from harness.runs.resolve import resolve
+from harness.runs.several import PlanJob, carry_out, plan_cell
 
 __all__ = ["call", "identity", "kept", "run_plans", "shown", "study"]
 
@@ -54,16 +55,31 @@ def run_plans(plans: Sequence[Plan], folder: Path, device: str, jobs: int) -> in
     """Run plans, some at a time, each on one thread; their editors learn first.
 
     Returns:
-        How many failed; all of them, where a worker died.
+        How many failed.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
-        try:
-            list(pool.map(call, _lessons(plans, device)))
-            return sum(pool.map(_run, plans, repeat(folder), repeat(device)))
-        except BrokenProcessPool:
-            print("a worker died, perhaps for want of memory; the same command goes on where it was", flush=True)
-            return len(plans)
+    lessons = [Cell(" ".join(words), words) for words in _lessons(plans, device)]
+    failed = _run(lessons, _learn, jobs)
+    cells = [cell for plan in plans if (cell := _cell(plan, RunOptions(folder, device=device)))]
+    return failed + len(plans) - len(cells) + _run(cells, _carry_out, jobs)
+
+
+def _cell(plan: Plan, options: RunOptions) -> Cell[PlanJob] | None:
+    """A plan as a cell; None of one that cannot be carried out, which is said."""
+    try:
+        return plan_cell(plan, resolve(plan), options, again=True)
+    except HarnessError as error:
+        print(f"{plan.editor}: {error}", flush=True)
+        return None
+
+
+def _run(cells: Sequence[Cell[Any]], work: Any, jobs: int) -> int:
+    """Carry out cells, and say what failed, in how many."""
+    with cells_watched(len(cells), jobs > 1) as watcher:
+        failed = [one for one in run_cells(cells, work, Crew(jobs), watcher=watcher) if one.error is not None]
+    for one in failed:
+        print(f"{one.cell.shown or one.cell.name}: {one.error}", flush=True)
+    return len(failed)
 
 
 def _lessons(plans: Sequence[Plan], device: str) -> list[list[str]]:
@@ -83,25 +99,24 @@ def _lessons(plans: Sequence[Plan], device: str) -> list[list[str]]:
     return list(missing.values())
 
 
-def _run(plan: Plan, folder: Path, device: str) -> int:
-    """Run one plan; its record appears in ``folder`` when it is complete."""
-    try:
-        workshop = folder / f".{identity(plan)[:8]}"
-    except HarnessError as error:
-        print(f"{plan.editor}: {error}", flush=True)
-        return 1
+def _learn(words: Sequence[str], report: Report) -> None:
+    """Let an editor learn, by a command."""
+    report(words[0], 0, 0)
+    if call(words):
+        raise HarnessError(f"{' '.join(words)} failed")
+
+
+def _carry_out(job: PlanJob, report: Report) -> None:
+    """Run one plan in a folder of its own; its record appears in the folder of all when it is complete."""
+    folder = job.options.output
+    workshop = folder / f".{job.record[:8]}"
     workshop.mkdir(exist_ok=True)
-    written = workshop / "plan.yaml"
-    written.write_text(yaml.safe_dump(plan.to_json()), encoding="utf-8")
-    options = ["--config", str(written), "--output", str(workshop), "--no-save-edits", "--device", device]
-    done = call(["run", *options])
-    if done == 0:
-        for path in workshop.glob("*.json*"):
-            path.replace(folder / path.name)
-        for leftover in workshop.iterdir():
-            leftover.unlink()
-        workshop.rmdir()
-    return done
+    carry_out(replace(job, options=replace(job.options, output=workshop)), report)
+    for path in workshop.glob("*.json*"):
+        path.replace(folder / path.name)
+    for leftover in workshop.iterdir():
+        leftover.unlink()
+    workshop.rmdir()
 
 
 def call(options: Sequence[str]) -> int:

@@ -131,24 +131,47 @@ class ExecutionOptions:
 @click.command()
 @opt.taken(PlanOptions, ExecutionOptions)
 @opt.SEEDS
+@opt.WORKERS
+@opt.CLUSTER
 @opt.DRY_RUN
 @opt.NO_PROBES
-def run(plan: PlanOptions, execution: ExecutionOptions, *, seeds: str | None, dry_run: bool, no_probes: bool) -> None:
+def run(
+    plan: PlanOptions,
+    execution: ExecutionOptions,
+    *,
+    seeds: str | None,
+    workers: int | None,
+    cluster: str | None,
+    dry_run: bool,
+    no_probes: bool,
+) -> None:
     """Edit a model, and measure it before and after.
 
     A run that was stopped, even killed, goes on where it was when the same command is given again. Of several runs
-    (--seeds, or lists in the --config file) those that are complete are kept, unless --fresh is given.
+    (--seeds, or lists in the --config file) those that are complete are kept, unless --fresh is given; --workers and
+    --cluster carry out several at a time.
     """
+    from harness.runs.crew.cells import crew_of
     from harness.runs.several import run_each
 
     if dry_run:
         _show_plans(plan.plans(seeds), execution.options(), probes=not no_probes)
         return
-    kept = []
-    for done in run_each(plan.plans(seeds), execution.options(), terminal.watched):
-        _show_outcome(done)
-        kept += [done.record] if done.record else []
-    _show_seeds(kept)
+    plans, crew = plan.plans(seeds), crew_of(workers, cluster)
+    ended: list[Outcome] = []
+    try:
+        with terminal.cells_watched(len(plans), not crew.here) as watcher:
+            for done in run_each(plans, execution.options(), watcher=watcher, crew=crew):
+                ended.append(done)
+                if crew.here:
+                    _show_outcome(done)
+    finally:
+        for done in ended if not crew.here else ():  # tables would mix with the bars of what is under way
+            _show_outcome(done)
+        for done in ended:
+            if done.error is not None:
+                terminal.tell(f"{done.plan.editor}: {done.error}")
+    _show_seeds([done.record for done in ended if done.record])
 
 
 def _show_plans(plans: Sequence[Plan], options: carried.RunOptions, *, probes: bool) -> None:
@@ -174,11 +197,9 @@ def _show_plans(plans: Sequence[Plan], options: carried.RunOptions, *, probes: b
 
 
 def _show_outcome(done: Outcome) -> None:
-    """The table of a plan that was run now, and where its record lies; or why it failed."""
+    """The table of a plan that was run now, and where its record lies."""
     from harness.reports.terminal_tables import run_table
 
-    if done.error is not None:
-        terminal.tell(f"{done.plan.editor}: {done.error}")
     if done.record is None or done.path is None:
         return
     if not done.known:

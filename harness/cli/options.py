@@ -27,6 +27,7 @@ __all__ = [
     "CASES",
     "CASES_AT_ONCE",
     "CHANGED",
+    "CLUSTER",
     "COMMIT",
     "CONFIG",
     "COUNT",
@@ -119,6 +120,7 @@ __all__ = [
     "Option",
     "TableFormat",
     "Texts",
+    "Workers",
     "taken",
 ]
 
@@ -153,6 +155,28 @@ class Texts(click.ParamType[int | None]):
             number = int(value)
         except ValueError:
             self.fail(f"'{value}' is neither auto nor a number of texts.", param, ctx)
+        return COUNT.convert(number, param, ctx)
+
+
+class Workers(click.ParamType[int]):
+    """A number of workers, or ``auto`` for as many as there is room for, which is 0."""
+
+    name = "auto|integer"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """What was typed as a number.
+
+        Args:
+            value: what was typed.
+            param: the option.
+            ctx: the command.
+        """
+        if value == "auto":
+            return 0
+        try:
+            number = int(value)
+        except ValueError:
+            self.fail(f"'{value}' is neither auto nor a number of workers.", param, ctx)
         return COUNT.convert(number, param, ctx)
 
 
@@ -514,5 +538,13 @@ AGAINST = Option(
     "--against", "The set or file of the test rows, none of which may be tuned on.", otherwise="the set of --edits"
 )
 
-ADDRESS = Option("--address", "HOST:PORT of a Ray cluster.", otherwise="this machine")
-WORKERS = Option("--workers", "Trainings at a time on this machine.", COUNT, default=1)
+CLUSTER = Option(
+    "--cluster", "HOST:PORT of a Ray cluster, auto for this machine's, or local to start one.", otherwise="none"
+)
+ADDRESS = Option("--address", "The earlier name of --cluster.")
+WORKERS = Option(
+    "--workers",
+    "How many pieces of work at a time, or auto: one for each accelerator or core.",
+    Workers(),
+    otherwise="1; with --cluster as many as there is room for",
+)

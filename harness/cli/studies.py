@@ -240,26 +240,36 @@ def _say_fits(kept: Study) -> None:
 @click.command()
 @click.argument("path", type=opt.PATH)
 @opt.OUTPUT.but(help="Folder of the records and tables.", default=Path("sweep"))
-@opt.ADDRESS
 @opt.WORKERS
+@opt.CLUSTER
+@opt.ADDRESS
 @opt.FORMAT
 @opt.TRUST_CODE
-def sweep(*, path: Path, output: Path, address: str | None, workers: int, form: str, trust_code: bool) -> None:
+def sweep(
+    *,
+    path: Path,
+    output: Path,
+    address: str | None,
+    workers: int | None,
+    cluster: str | None,
+    form: str,
+    trust_code: bool,
+) -> None:
     """Draw configurations, choose on the validation pairs, train anew on the test pairs, and print the tables.
 
     PATH is a YAML file; README.md shows one. What has a record in the output folder is never run again.
     """
     from harness.io import files
-    from harness.studies.sweeps.crew import Cluster
+    from harness.runs.crew.cells import crew_of
     from harness.studies.sweeps.sweep import Sweep, run_sweep
     from harness.studies.sweeps.sweep_tables import format_tables
 
     asked = Sweep.read(path)
     asked.require_trusted(path, trust_code)
     files.require_writable(output)
-    cluster = Cluster(address, workers, asked.cpus, asked.gpus)
+    crew = crew_of(workers, cluster or address, cpus=asked.cpus, gpus=asked.gpus)
     with terminal.watched() as report:
-        validated, tested = run_sweep(asked, output / "runs", cluster=cluster, progress=report)
+        validated, tested = run_sweep(asked, output / "runs", crew=crew, progress=report)
     trials = [*validated, *tested]
     for name, kind in _TABLES.items():
         files.write_whole(output / name, format_tables(trials, kind, asked.balls).encode())

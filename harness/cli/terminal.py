@@ -9,11 +9,11 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,12 +21,15 @@ if TYPE_CHECKING:
     from collections.abc import Buffer  # type: ignore[attr-defined]
 
     from rich.console import Console, RenderableType
-    from rich.progress import Progress
+    from rich.progress import Progress, TaskID
+
+    from harness.runs.crew.cells import Cell, Ended, Watcher
 
 __all__ = [
     "Report",
     "Written",
     "be_quiet",
+    "cells_watched",
     "output_kept",
     "plain_table",
     "say",
@@ -101,6 +104,111 @@ def watched() -> Iterator[Report]:
     with _bar() as bar:
         phases = _Phases(bar)
         yield phases.report
+
+
+@contextmanager
+def cells_watched(cells: int, side_by_side: bool = False) -> Iterator[Watcher]:
+    """A bar for each piece of work under way, and how long all take; where no terminal is, a line for each.
+
+    Args:
+        cells: how many pieces of work there are; of a single one its phases are shown.
+        side_by_side: whether several are under way at a time, so that their phases would mix.
+    """
+    from harness.io.progress import progress_console
+
+    with ExitStack() as stack:
+        if not progress_console().is_terminal:
+            phases = None if side_by_side else _Lines().report
+            yield _OneCell(stack, phases) if cells == 1 and phases else _CellLines(phases)
+        else:
+            yield _OneCell(stack) if cells == 1 else _CellBars(stack)
+
+
+class _OneCell:
+    """The phases of the only cell."""
+
+    def __init__(self, stack: ExitStack, report: Report | None = None) -> None:
+        self._stack, self._report = stack, report
+
+    def begun(self, cell: Cell[Any]) -> None:  # noqa: ARG002 (as of a watcher)
+        """Open what its phases are shown in."""
+        self._report = self._report or self._stack.enter_context(watched())
+
+    def report(self, cell: Cell[Any], phase: str, *, done: int, total: int) -> None:  # noqa: ARG002 (as of a watcher)
+        """Show how far it is."""
+        if self._report is not None:
+            self._report(phase, done, total)
+
+    def ended(self, one: Ended[Any, Any], *, left: int, seconds: float) -> None:  # noqa: ARG002 (as of a watcher)
+        """Make room for its table."""
+        self._stack.close()
+
+
+class _CellLines:
+    """A line for each cell that has ended, with about how long the rest takes; phases where one runs at a time."""
+
+    def __init__(self, report: Report | None) -> None:
+        self._report, self._ended = report, 0
+
+    def begun(self, cell: Cell[Any]) -> None:
+        """Say which one is begun, where its phases are told."""
+        if self._report is not None:
+            self._report(cell.shown or cell.name, 0, 0)
+
+    def report(self, cell: Cell[Any], phase: str, *, done: int, total: int) -> None:  # noqa: ARG002 (as of a watcher)
+        """Say which phase it is in."""
+        if self._report is not None:
+            self._report(phase, done, total)
+
+    def ended(self, one: Ended[Any, Any], *, left: int, seconds: float) -> None:
+        """Say what has ended, and what is left."""
+        self._ended += 1
+        click.echo(f"[{datetime.now():%H:%M:%S}] {_ended_line(one, self._ended, left, seconds)}", err=True)
+
+
+class _CellBars:
+    """A bar for each cell under way."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self._bar, self._ended = _bar(), 0
+        self._shown: dict[str, TaskID] = {}
+        stack.callback(self._bar.stop)
+
+    def begun(self, cell: Cell[Any]) -> None:
+        """Show a bar for it."""
+        self._drop(cell)
+        self._bar.start()
+        self._shown[cell.name] = self._bar.add_task((cell.shown or cell.name)[:44], total=None)
+
+    def report(self, cell: Cell[Any], phase: str, *, done: int, total: int) -> None:  # noqa: ARG002 (as of a watcher)
+        """Show how far it is."""
+        self._bar.update(self._shown[cell.name], completed=done, total=total or None)
+
+    def ended(self, one: Ended[Any, Any], *, left: int, seconds: float) -> None:
+        """Take its bar away, and say what is left."""
+        self._ended += 1
+        self._drop(one.cell)
+        if not self._shown:
+            self._bar.stop()  # whoever gets the cell may print
+        self._bar.console.print(_escape(_ended_line(one, self._ended, left, seconds)), highlight=False)
+
+    def _drop(self, cell: Cell[Any]) -> None:
+        if cell.name in self._shown:
+            self._bar.remove_task(self._shown.pop(cell.name))
+
+
+def _ended_line(one: Ended[Any, Any], ended: int, left: int, seconds: float) -> str:
+    """What has become of a cell, and about how long the rest takes."""
+    rest = f", {left} left, about {_duration(seconds)}" if left else ""
+    state = "failed" if one.error is not None else "done"
+    return f"{ended} ended{rest}: {one.cell.shown or one.cell.name}, {state} in {_duration(one.seconds)}"
+
+
+def _duration(seconds: float) -> str:
+    """A time as people say it."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 class _Phases:

@@ -13,6 +13,7 @@ from harness.exam import data
 from harness.io.hashes import combined_sha256
 from harness.io.plain_text import text_identity
 from harness.models.lm import load
+from harness.runs.loaded import checkpoint_files
 from harness.runs.new_record import edits_sha256
 from harness.runs.record import Record
 from harness.runs.resolve import Resolved
@@ -84,7 +85,7 @@ def checkpoint_sha256(
         args: more of how it is read.
     """
     read = json.dumps(dict(args or {}), sort_keys=True)
-    return _hashed(model, dtype, tuple(sorted((arch or {}).items())), read, files=_files(Path(model)))
+    return _hashed(model, dtype, tuple(sorted((arch or {}).items())), read, files=checkpoint_files(Path(model)))
 
 
 @lru_cache(maxsize=4)
@@ -99,9 +100,3 @@ def _hashed(
     """Other bytes in a folder are another model."""
     read = load(model, dtype=dtype, device="cpu", names=dict(arch) or None, args=json.loads(args))
     return combined_sha256(read.state_hashes())
-
-
-def _files(folder: Path) -> tuple[object, ...]:
-    """What tells that a file of a checkpoint was written since."""
-    found = sorted(path for path in (folder.glob("*") if folder.is_dir() else [folder]) if path.is_file())
-    return tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in found)

@@ -22,6 +22,7 @@ from harness.models.lm import LM, load, require_device
 from harness.patches.patch import require_plain
 from harness.runs import handed
 from harness.runs.defaults import rows_for
+from harness.runs.loaded import OneModel
 from harness.runs.resolve import Resolved
 
 __all__ = ["VOID", "Prepared", "prepare_run"]
@@ -64,6 +65,7 @@ def prepare_run(
     report: Callable[[str, int, int], None] = tell_nobody,
     *,
     device_map: str | None = None,
+    models: OneModel | None = None,
 ) -> Prepared:
     """Load the model, and see that the editor and the tasks can be used with it.
 
@@ -72,6 +74,7 @@ def prepare_run(
         device: where the model goes; None for an accelerator where there is one.
         report: told what is done, how far it is, and how much there is.
         device_map: how the model is spread over devices, as transformers takes it.
+        models: keeps the model for the next plan; None to load it for this one alone.
 
     Raises:
         HarnessError: something cannot be used.
@@ -79,10 +82,14 @@ def prepare_run(
     """
     require_device(device)
     plan = resolved.plan
-    lm = resolved.lm or load(
-        plan.model, dtype=plan.dtype, device=device, names=plan.arch or None, text=resolved.text,
-        args=plan.model_args, device_map=device_map,
-    )  # fmt: skip
+
+    def read() -> LM:
+        return load(
+            plan.model, dtype=plan.dtype, device=device, names=plan.arch or None, text=resolved.text,
+            args=plan.model_args, device_map=device_map,
+        )  # fmt: skip
+
+    lm = resolved.lm or (read() if models is None else models.of(resolved, read, device=device, device_map=device_map))
     _warn_of_mini_rows(resolved, lm)
     guard = Guard.of(lm)
     editor = _editor(resolved, lm)

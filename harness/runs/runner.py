@@ -17,6 +17,7 @@ from harness.runs.changed_weights import note_change, note_restored
 from harness.runs.clock import Clock
 from harness.runs.folder import exclusive
 from harness.runs.identity import digest
+from harness.runs.loaded import OneModel
 from harness.runs.measuring import Measuring, neutral_texts
 from harness.runs.new_record import new_record
 from harness.runs.options import RunOptions
@@ -59,16 +60,17 @@ def finished(resolved: Resolved, folder: Path, *, load_model: bool = True) -> Re
     return None
 
 
-def run_plan(resolved: Resolved, options: RunOptions) -> Record:
+def run_plan(resolved: Resolved, options: RunOptions, models: OneModel | None = None) -> Record:
     """Carry out a plan; the record is on disk when this returns, and as far as it came when this raises.
 
     Args:
         resolved: the plan, and what it names.
         options: how it is carried out.
+        models: keeps the model for the next plan; None to load it for this one alone.
 
     Raises:
-        UsageError: the folder cannot be written to, another run holds it, or the device cannot be used; told before
-            anything is loaded.
+        UsageError: the folder cannot be written to, another run holds the record, or the device cannot be used; told
+            before anything is loaded.
         HarnessError: the plan cannot be carried out.
         RestoreError: the model is not bitwise what it was.
     """
@@ -76,7 +78,7 @@ def run_plan(resolved: Resolved, options: RunOptions) -> Record:
         require_device(options.device)
         clock = Clock(options.report, options.device)
         with clock.phase("load"):
-            ready = prepare_run(resolved, options.device, options.report, device_map=options.device_map)
+            ready = prepare_run(resolved, options.device, options.report, device_map=options.device_map, models=models)
         hashes = ready.lm.state_hashes()
         record = new_record(ready, combined_sha256(hashes))
         texts = neutral_texts(ready, record)

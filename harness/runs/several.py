@@ -1,25 +1,28 @@
-"""Several plans, one after the other."""
+"""Several plans: the cells of a crew."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, suppress
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness.errors import HarnessError, UsageError
+from harness.io.nobody import tell_nobody
+from harness.runs.crew.cells import ALONE, Cell, Crew, Ended, Report, Watcher, require_all
+from harness.runs.crew.dispatch import run_cells
 from harness.runs.folder import exclusive
+from harness.runs.loaded import OneModel
 from harness.runs.options import RunOptions
 from harness.runs.plan import Plan
 from harness.runs.record import Record, record_name
+from harness.runs.record_file import read_record
 from harness.runs.resolve import Resolved, resolve
 from harness.runs.runner import finished, run_plan
 from harness.runs.writer import remove_leftovers
 
-__all__ = ["Outcome", "run_each"]
-
-Watch = Callable[[], AbstractContextManager[Callable[[str, int, int], None]]]
-"""Opens what is told, while a plan is carried out, how far it is."""
+__all__ = ["Outcome", "PlanJob", "carry_out", "plan_cell", "run_each"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,45 +44,127 @@ class Outcome:
     known: bool = False
 
 
-def run_each(plans: Sequence[Plan], options: RunOptions, watch: Watch) -> Iterator[Outcome]:
-    """Run plans one after the other, and say of each what became of it.
+@dataclass(frozen=True)
+class PlanJob:
+    """A plan that is to be carried out.
+
+    Attributes:
+        plan: the plan.
+        record: the id of its record.
+        options: how it is carried out.
+        again: whether it is carried out where its record is complete.
+    """
+
+    plan: Plan
+    record: str
+    options: RunOptions
+    again: bool = False
+
+
+def plan_cell(plan: Plan, resolved: Resolved, options: RunOptions, *, again: bool = False) -> Cell[PlanJob]:
+    """A plan as a cell of a crew.
+
+    Args:
+        plan: the plan.
+        resolved: what it names.
+        options: how it is carried out.
+        again: whether it is carried out where its record is complete.
+    """
+    edits = plan.edits if plan.num_edits is None else f"{Path(plan.edits).name}:{plan.num_edits}"
+    parts = [plan.editor, *(f"{key}={value}" for key, value in plan.settings.items()), Path(plan.model).name, edits]
+    shown = " ".join([*parts, resolved.mode, f"seed {plan.seed}"])
+    job = PlanJob(plan, resolved.id, replace(options, report=tell_nobody), again)
+    return Cell(resolved.id, job, shown, f"{plan.model} {plan.dtype} {plan.model_args}")
+
+
+def run_each(
+    plans: Sequence[Plan], options: RunOptions, *, watcher: Watcher | None = None, crew: Crew = ALONE
+) -> Iterator[Outcome]:
+    """Run plans, and say of each what became of it.
 
     Of several, those whose record is complete are not run again, and one that fails does not keep the others from it.
 
     Args:
         plans: the plans.
         options: how they are carried out.
-        watch: opens what is told how far a plan is.
+        watcher: who is told how they come along.
+        crew: who carries them out; by default this process, one after the other.
 
     Raises:
-        HarnessError: the only plan fails; or some of several have failed, when all are through.
+        HarnessError: the only plan fails.
+        CheckFailed: some of several have failed, when all are through.
     """
     several = len(plans) > 1
-    found = [resolve(plan) for plan in plans]  # a mistake in the last one is told before the first one is run
-    known = [finished(one, options.output) if several and not options.fresh else None for one in found]
-    failed: list[HarnessError] = []
-    for plan, resolved, complete in zip(plans, found, known, strict=True):
-        try:
-            kept = complete or _run(resolved, options, watch)
-        except HarnessError as error:
-            if not several:
-                raise
-            failed.append(error)
-            yield Outcome(plan, error=error)
-            continue
-        if complete is not None:
-            _clean(options.output, complete)
-        yield Outcome(plan, kept, options.output / f"{record_name(kept)}.json", known=complete is not None)
-    if failed:
-        raise type(failed[0])(f"{len(failed)} of {len(plans)} plans failed; the same command runs them again")
+    # A mistake in the last plan is told before the first is run; two plans may turn out to be one.
+    found = {one.id: (plan, one) for plan, one in [(plan, resolve(plan)) for plan in plans]}
+    cells = []
+    for plan, resolved in found.values():
+        complete = finished(resolved, options.output) if several and not options.fresh else None
+        if complete is None:
+            cells.append(plan_cell(plan, resolved, options, again=options.fresh or not several))
+        else:
+            yield Outcome(plan, complete, _cleaned(options.output, complete), known=True)
+    failed = []
+    work = functools.partial(_here, {key: one for key, (_, one) in found.items()}) if crew.here else carry_out
+    for one in run_cells(cells, work, crew, watcher=watcher):
+        if one.error is not None and not several:
+            raise one.error
+        failed += [one] if one.error is not None else []
+        yield _outcome(one)
+    _models().forget()
+    require_all(failed, len(found), "plans")
 
 
-def _clean(folder: Path, record: Record) -> None:
-    """Remove what a run that was killed when its record was complete left; another run may be at work on it."""
+def _outcome(one: Ended[PlanJob, tuple[Path, bool]]) -> Outcome:
+    if one.done is None:
+        return Outcome(one.cell.job.plan, error=one.error)
+    path, known = one.done
+    return Outcome(one.cell.job.plan, read_record(path, values=True), path, known=known)
+
+
+def carry_out(job: PlanJob, report: Report) -> tuple[Path, bool]:
+    """Carry out a plan, with the model of the one before where that is the same.
+
+    Args:
+        job: the plan, and how it is carried out.
+        report: told how far it is.
+
+    Returns:
+        Where its record lies, and whether it was complete before.
+
+    Raises:
+        HarnessError: it fails.
+    """
+    return _carried_out(resolve(job.plan), job, report)
+
+
+def _here(found: Mapping[str, Resolved], job: PlanJob, report: Report) -> tuple[Path, bool]:
+    """Carry out a plan that is resolved already."""
+    return _carried_out(found[job.record], job, report)
+
+
+def _carried_out(resolved: Resolved, job: PlanJob, report: Report) -> tuple[Path, bool]:
+    options = replace(job.options, report=report)
+    # Another crew at work on the same folder may have come to it first.
+    complete = None if job.again else finished(resolved, options.output)
+    if complete is not None:
+        return _cleaned(options.output, complete), True
+    try:
+        record = run_plan(resolved, options, _models())
+    except BaseException:
+        _models().forget()
+        raise
+    return options.output / f"{record_name(record)}.json", False
+
+
+@functools.lru_cache(maxsize=1)
+def _models() -> OneModel:
+    """The model that this process has loaded for its cells."""
+    return OneModel()
+
+
+def _cleaned(folder: Path, record: Record) -> Path:
+    """Where a complete record lies, without what a run that was killed at its end left beside it, or is at work on."""
     with suppress(UsageError), exclusive(folder, record.id):
         remove_leftovers(folder, record)
-
-
-def _run(resolved: Resolved, options: RunOptions, watch: Watch) -> Record:
-    with watch() as report:
-        return run_plan(resolved, replace(options, report=report))
+    return folder / f"{record_name(record)}.json"

@@ -384,8 +384,9 @@ def test_mistakes_about_records(harness: Callable[..., Any], records: dict[str, 
 # --- what is promised to be told --------------------------------------------------------------------------------------
 
 FIT, LONG, HERE = "cli/test_fit.py::", "cli/test_long_runs.py::", "cli/test_bad_input.py::"
-CANONICAL, SWEEP, TRACE = (
+CANONICAL, RAY, SWEEP, TRACE = (
     "unit/exam/test_canonical.py::",
+    "unit/runs/test_crew_ray.py::",
     "unit/studies/test_sweep.py::",
     "unit/studies/test_trace.py::",
 )
@@ -433,7 +434,7 @@ TOLD: dict[str, list[str]] = {
         f"{HERE}test_a_sweep_that_cannot_be_read",
         f"{SWEEP}test_mistakes_in_the_file_are_one_line",
     ],
-    "a Ray address that does not answer": [f"{SWEEP}test_an_address_that_does_not_answer_is_one_line"],
+    "a Ray address that does not answer": [f"{RAY}test_an_address_that_does_not_answer_is_one_line"],
     "a subject not in its prompt": [
         "cli/test_trace_command.py::test_subjects_that_are_not_there_are_named_and_left_out",
         "unit/studies/test_tracing.py::test_a_record_says_what_it_depends_on_and_who_was_left_out",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import subprocess
@@ -97,14 +96,11 @@ def test_what_lies_beside_a_record_that_is_complete_goes(
     plans = [plan, Plan.from_json({**plan.to_json(), "seed": 1})]
     options = RunOptions(tmp_path, device="cpu")
 
-    def watch() -> object:
-        return contextlib.nullcontext(lambda *_: None)
-
     with monkeypatch.context() as patch:
         patch.setattr("harness.runs.writer.remove_leftovers", lambda *_: None)
-        list(run_each(plans, options, watch))
+        list(run_each(plans, options))
     assert len(list(tmp_path.glob("*.partial*"))) == 6
-    found = list(run_each(plans, options, watch))
+    found = list(run_each(plans, options))
     assert [one.known for one in found] == [True, True]
     assert list(tmp_path.glob("*.partial*")) == []
 

@@ -61,3 +61,23 @@ def test_a_mistake_is_told_before_anything_runs_and_a_failure_keeps_none_from_ru
     assert [one.plan["settings"] for one in read_records(tmp_path / "out") if one.status == "complete"] == [
         {"layer": 1}
     ]
+
+
+def test_two_workers_give_the_records_of_one(harness: Callable[..., Outcome], study: Path, tmp_path: Path) -> None:
+    fields = yaml.safe_load(study.read_text())
+    fields["runs"][0]["settings"].append({"layer": 9})  # fails, twice
+    study.write_text(yaml.safe_dump(fields))
+    call = ["run", "--config", study, "--trust-code", "--device", "cpu", "--output"]
+    alone, both = harness(*call, tmp_path / "alone"), harness(*call, tmp_path / "both", "--workers", 2)
+    assert (alone.code, both.code) == (1, 1)
+    assert alone.out.count("record: ") == both.out.count("record: ") == 4
+    for done in (alone, both):
+        told = [line for line in done.err.splitlines() if line.startswith("error: ")]
+        assert len(told) == 3
+        assert told[-1].endswith("2 of 6 plans failed; the same command runs them again")
+    one, two = (read_records(tmp_path / name, values=True) for name in ("alone", "both"))
+    assert [record.id for record in one] == [record.id for record in two]
+    for a, b in zip(one, two, strict=True):
+        if a.status == "complete":
+            assert {**a.to_json(), "cost": []} == {**b.to_json(), "cost": []}
+            assert a.values == b.values

@@ -4,7 +4,7 @@ Protocol of Hewitt et al. 2024, "Model Editing with Canonical Examples", arXiv 2
 model, a task, a method) some configurations are drawn and trained on the validation pair; for each ball the one that
 gains most inside it is trained again on the test pair, several times (:mod:`harness.studies.sweeps.sweep_tables`).
 
-The trainings run side by side (:mod:`harness.studies.sweeps.crew`).  One whose record is there is never run again.
+The trainings run side by side (:mod:`harness.runs.crew`).  One whose record is there is never run again.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from harness.errors import UsageError, near
 from harness.exam.canonical import SETS
 from harness.io.files import at_home
 from harness.models.lm import load
+from harness.runs.crew.cells import Cell, Crew, Report, require_all
+from harness.runs.crew.dispatch import run_cells
 from harness.runs.defaults import rows_for
 from harness.runs.plan import Plan
 from harness.runs.resolve import resolve
 from harness.studies.sweeps import trial
 from harness.studies.sweeps.ball import TOLERANCES
-from harness.studies.sweeps.crew import Cluster, run_jobs
 from harness.studies.sweeps.draws import PUBLISHED, draw_settings, method_named
 from harness.studies.sweeps.sweep_tables import chosen_trials, groups
 from harness.studies.sweeps.trial import Job, Trial
@@ -224,13 +225,13 @@ def test_jobs(sweep: Sweep, validated: Sequence[Trial]) -> list[Job]:
 # --- carrying out -----------------------------------------------------------------------------------------------------
 
 
-def run_sweep(sweep: Sweep, folder: Path, *, cluster: Cluster, progress: Progress) -> tuple[list[Trial], list[Trial]]:
+def run_sweep(sweep: Sweep, folder: Path, *, crew: Crew, progress: Progress) -> tuple[list[Trial], list[Trial]]:
     """Carry out a sweep; what has a record in the folder is not run again.
 
     Args:
         sweep: what is asked.
         folder: the records of single trainings.
-        cluster: where the trainings run, and how many at once.
+        crew: who carries out the trainings.
         progress: called with the part (``validation``, ``test``), how many trainings are done, and how many there are.
 
     Returns:
@@ -243,9 +244,9 @@ def run_sweep(sweep: Sweep, folder: Path, *, cluster: Cluster, progress: Progres
         resolve(plan)  # what does not exist is told before a model is loaded
     layers = load(sweep.model, dtype=sweep.dtype, device="cpu").arch.layers
     jobs = validation_jobs(sweep, layers)
-    validated = _finished(jobs, folder, cluster, lambda done, total: progress("validation", done, total))
+    validated = _finished(jobs, folder, crew, lambda done, total: progress("validation", done, total))
     jobs = test_jobs(sweep, validated)
-    return validated, _finished(jobs, folder, cluster, lambda done, total: progress("test", done, total))
+    return validated, _finished(jobs, folder, crew, lambda done, total: progress("test", done, total))
 
 
 def _plans(sweep: Sweep) -> Iterator[Plan]:
@@ -266,13 +267,28 @@ def _is_done(job: Job, folder: Path) -> bool:
     return kept is not None and not changed
 
 
-def _finished(jobs: Sequence[Job], folder: Path, cluster: Cluster, progress: Callable[[int, int], None]) -> list[Trial]:
+def _trained(job: Job, report: Report) -> Trial:
+    """Carry out a training, wherever that is."""
+    report(job.name, 0, 0)
+    return trial.train(job)
+
+
+def _finished(jobs: Sequence[Job], folder: Path, crew: Crew, progress: Callable[[int, int], None]) -> list[Trial]:
     missing = [job for job in jobs if not _is_done(job, folder)]
     done = len(jobs) - len(missing)
     progress(done, len(jobs))
-    for one in run_jobs(missing, trial.train, cluster):
-        trial.write_trial(folder, one)
+    failed = []
+    cells = [Cell(job.name, job, shares=f"{job.examined} {job.dtype}") for job in missing]
+    for one in run_cells(cells, _trained, crew):
+        if one.done is not None:
+            trial.write_trial(folder, one.done)
+        if one.error is not None:
+            log.warning("%s: %s", one.cell.name, one.error)
+            failed.append(one)
         done += 1
         progress(done, len(jobs))
+    if len(failed) == 1 and failed[0].error is not None:
+        raise failed[0].error
+    require_all(failed, len(jobs), "trainings")
     found = [trial.read_trial(folder, job) for job in jobs]
     return [one for one in found if one is not None]

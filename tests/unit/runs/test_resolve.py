@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -176,20 +175,15 @@ def test_a_run_looks_up_what_its_plan_names_once(small: Plan, counted: dict[str,
 
 def test_many_plans_are_each_looked_up_once(small: Plan, counted: dict[str, int], tmp_path: Path) -> None:
     plans = [small, replace(small, seed=1)]
-
-    @contextmanager
-    def unwatched() -> Iterator[Callable[[str, int, int], None]]:
-        yield lambda *_: None
-
     for known in (False, True):
-        done = list(run_each(plans, RunOptions(tmp_path / "out", device="cpu"), unwatched))
+        done = list(run_each(plans, RunOptions(tmp_path / "out", device="cpu")))
         assert [one.known for one in done] == [known] * 2
     assert counted == {"compose": 4, "find": 4, "read_edits": 4}  # two plans, twice
 
 
 def test_the_last_of_many_plans_is_looked_up_before_the_first_is_run(small: Plan, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="editor 'memt' does not exist"):
-        list(run_each([small, replace(small, editor="memt")], RunOptions(tmp_path / "out"), lambda: pytest.fail("ran")))
+        list(run_each([small, replace(small, editor="memt")], RunOptions(tmp_path / "out")))
     assert not (tmp_path / "out").exists()
 
 

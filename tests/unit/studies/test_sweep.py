@@ -1,12 +1,9 @@
-"""Sweeps: the file, drawn jobs, records, what is measured, a killed worker of Ray."""
+"""Sweeps: the file, drawn jobs, records, what is measured."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -27,12 +24,12 @@ from harness.exam.statistics import Ratio
 from harness.models.lm import LM
 from harness.patches.delta import Dense
 from harness.patches.patch import Patch, Step, patched
+from harness.runs.crew.cells import ALONE
 from harness.runs.plan import Plan
 from harness.runs.resolve import Resolved, resolve
 from harness.studies.sweeps import sweep as sweeps
 from harness.studies.sweeps import trial
 from harness.studies.sweeps.ball import Epoch
-from harness.studies.sweeps.crew import Cluster, run_jobs
 from harness.studies.sweeps.sweep import Sweep, test_jobs, validation_jobs
 from harness.studies.sweeps.trial import Job, Trial
 
@@ -189,10 +186,10 @@ def test_what_has_a_record_is_not_run_again(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(trial, "train", work)
     said: list[tuple[str, int, int]] = []
-    first = sweeps.run_sweep(sweep, tmp_path, cluster=Cluster(), progress=lambda *state: said.append(state))
+    first = sweeps.run_sweep(sweep, tmp_path, crew=ALONE, progress=lambda *state: said.append(state))
     assert len(done) == len(set(done)) == 5
     assert said[-1] == ("test", 2, 2)
-    again = sweeps.run_sweep(sweep, tmp_path, cluster=Cluster(), progress=lambda *state: None)
+    again = sweeps.run_sweep(sweep, tmp_path, crew=ALONE, progress=lambda *state: None)
     assert len(done) == 5
     assert [t.log for t in again[1]] == [t.log for t in first[1]]
 
@@ -213,7 +210,7 @@ def test_what_is_of_something_else_is_trained_again(
     monkeypatch.setattr(trial, "train", work)
 
     def run() -> None:
-        sweeps.run_sweep(sweep, tmp_path / "out", cluster=Cluster(), progress=lambda *state: None)
+        sweeps.run_sweep(sweep, tmp_path / "out", crew=ALONE, progress=lambda *state: None)
 
     run()
     run()
@@ -437,71 +434,3 @@ def test_the_text_of_the_regulariser_is_read_only_where_none_is_named(monkeypatc
     monkeypatch.setattr(trial, "_regulariser", lambda data_dir: pytest.fail("was read"))
     assert trial._settings(replace(job, settings={"kl_text": "mine"})) == {"kl_text": "mine"}
     assert trial._settings(replace(job, method="ft_l", editor="ft_l")) == {"lr": 0.1}
-
-
-# --- Ray --------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "address, message",
-    [
-        ("127.0.0.1:1", "no Ray cluster answers"),
-        ("here", "expected HOST:PORT"),
-        ("ray://127.0.0.1:1", "no Ray cluster"),
-    ],
-)
-def test_an_address_that_does_not_answer_is_one_line(address: str, message: str) -> None:
-    pytest.importorskip("ray", reason="Ray is not installed")
-    with pytest.raises(UsageError, match=message):
-        list(run_jobs([Job("m", "t", "x", "none")], lambda job: Trial(job, ()), Cluster(address)))
-
-
-def test_without_ray_the_cure_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(UsageError, match=r"need Ray: pip install 'lm-edit-harness\[sweep\]'; or use --workers 1"):
-        list(run_jobs([Job("m", "t", "x", "none")], lambda job: Trial(job, ()), Cluster(workers=2)))
-
-
-KILL = """
-import collections, json, os, pathlib, signal, sys, threading, time
-from harness.studies.sweeps.crew import Cluster, run_jobs
-from harness.patches.delta import Dense
-
-folder = pathlib.Path(sys.argv[1])
-started, records = folder / "started", folder / "records"
-started.mkdir()
-records.mkdir()
-
-def work(job):
-    (started / f"{job}-{os.getpid()}").touch()
-    time.sleep(0.05)
-    return job
-
-def kill():
-    while len(list(started.iterdir())) < 10:
-        time.sleep(0.01)
-    os.kill(int(max(started.iterdir(), key=lambda p: p.stat().st_mtime).name.split("-")[1]), signal.SIGKILL)
-
-killer = threading.Thread(target=kill)
-killer.start()
-for job in run_jobs(range(40), work, Cluster(workers=2)):
-    (records / f"{job}.json").open("x").write("{}")  # a second record of one job would be an error
-killer.join()
-times = collections.Counter(path.name.split("-")[0] for path in started.iterdir())
-print(json.dumps(times))
-"""
-
-
-def test_a_killed_worker_loses_no_training_and_doubles_none(tmp_path: Path) -> None:
-    pytest.importorskip("ray", reason="Ray is not installed")
-    script = tmp_path / "kill.py"
-    script.write_text(KILL)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_DEDUP_LOGS": "0"}
-    done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path)], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    started = json.loads(done.stdout.strip().splitlines()[-1])
-    assert len(list((tmp_path / "records").glob("*.json"))) == 40
-    assert len(started) == 40
-    assert sum(started.values()) > 40  # what the killed worker had begun was begun again

@@ -1,0 +1,52 @@
+"""The model that was loaded last, for plans that name the same one after the other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from harness.models.lm import LM
+from harness.runs.resolve import Resolved
+
+__all__ = ["OneModel", "checkpoint_files"]
+
+
+class OneModel:
+    """Keeps one model for as long as plans name it. Whoever sees that a run went wrong is to let go of it."""
+
+    def __init__(self) -> None:
+        self._key: tuple[object, ...] | None = None
+        self._lm: LM | None = None
+
+    def of(self, resolved: Resolved, read: Callable[[], LM], *, device: str | None, device_map: str | None) -> LM:
+        """The model of a plan, which is read where it is not at hand.
+
+        Args:
+            resolved: the plan, and what it names.
+            read: reads the model.
+            device: where it goes.
+            device_map: how it is spread over devices.
+        """
+        key = _key(resolved, device, device_map)
+        if self._lm is None or key != self._key:
+            self.forget()  # before the next one is read: two may not fit
+            self._lm, self._key = read(), key
+        return self._lm
+
+    def forget(self) -> None:
+        """Let go of the model."""
+        self._key = self._lm = None
+
+
+def _key(resolved: Resolved, device: str | None, device_map: str | None) -> tuple[object, ...]:
+    """What decides which model is read, the state of its files among it."""
+    plan = resolved.plan
+    parts = json.dumps([dict(plan.arch), dict(plan.model_args)], sort_keys=True, default=str)
+    return plan.model, plan.dtype, parts, resolved.text, device, device_map, checkpoint_files(Path(plan.model))
+
+
+def checkpoint_files(folder: Path) -> tuple[object, ...]:
+    """What tells that a file of a checkpoint was written since."""
+    found = sorted(path for path in (folder.glob("*") if folder.is_dir() else [folder]) if path.is_file())
+    return tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in found)
