@@ -267,7 +267,7 @@ def run(
     include_path: str | Sequence[str] = (),
     split: str = "test",
     mode: str | None = None,
-    batch_size: int | None = None,
+    edit_batch_size: int | None = None,
     cases_at_once: int | None = None,
     eval_at: str = "final",
     data_dir: str | Path | None = None,
@@ -293,7 +293,7 @@ def run(
     output: str | Path | None = None,
     device: str | None = None,
     device_map: str | None = None,
-    rows: int | None = None,
+    batch_size: int | Literal["auto"] = "auto",
     cache: bool = True,
     save_edits: bool = True,
     log_samples: bool = True,
@@ -317,7 +317,7 @@ def run(
         include_path: folders of one's own with YAMLs of tasks and edit sets.
         split: the split of the edit set: ``test`` or ``train``.
         mode: ``isolated``, ``batch`` or ``sequential``; by default the editor's own.
-        batch_size: edits of one sequential operation.
+        edit_batch_size: edits of one sequential operation.
         cases_at_once: cases that isolated mode edits together, examines and takes back; None for one.
         eval_at: edit counts to measure at, besides 0: ``10,100,final`` or ``every:10``.
         data_dir: where the rows come from: ``mini``, a folder, or ``hub``; by default ``mini`` for a
@@ -345,7 +345,7 @@ def run(
         output: the folder of the record; by default nothing is kept on disk.
         device: where a model that is named goes; ``auto`` spreads it; by default an accelerator where there is one.
         device_map: how a model that is named is spread over devices instead, as transformers takes it.
-        rows: texts of one forward pass at most; None for as many as fit.
+        batch_size: texts of one forward pass at most; ``auto`` for as many as fit.
         cache: whether the numbers of the unedited model may come from the cache.
         save_edits: whether the change goes into the folder of the record, at each stop (not of isolated edits).
         log_samples: whether what was asked and replied goes into the folder of the record, for :func:`read_samples`.
@@ -367,7 +367,7 @@ def run(
     """
     from harness.editing.patch_file import require_trusted_parts
     from harness.runs import handed, runner
-    from harness.runs.defaults import rows_for
+    from harness.runs.defaults import note_rows, rows_for
     from harness.runs.options import RunOptions
     from harness.runs.plan_grid import plans
     from harness.runs.resolve import resolve
@@ -378,7 +378,7 @@ def run(
         require_trusted_parts(Path(patch), trust_code)
     values: dict[str, object] = {
         "edits": None if edits is None else _edits(edits), "num_edits": num_edits, "split": split,
-        "mode": mode, "batch_size": batch_size, "cases_at_once": cases_at_once, "eval_at": eval_at,
+        "mode": mode, "edit_batch_size": edit_batch_size, "cases_at_once": cases_at_once, "eval_at": eval_at,
         "tasks": tasks, "exam": exam or None, "include_path": include_path or None,
         "data_dir": rows_for(model, data_dir), "text": text,
         "limit": limit, "seed": seed, "dtype": dtype, "arch": dict(arch or {}), "fitted": _text(fitted), "order": order,
@@ -394,6 +394,8 @@ def run(
             {"model": called} if lm is None else {"model": called, "dtype": str(lm.model.dtype).removeprefix("torch.")}
         )
         (plan,) = plans({}, options=values, where="run")
+        rows = None if batch_size == "auto" else batch_size
+        note_rows(plan, rows)
         kept = output is not None and save_edits
         given = None if isinstance(editor, str) else editor
         options = RunOptions(
@@ -427,7 +429,7 @@ def evaluate(
     trust_code: bool = False,
     output: str | Path | None = None,
     device: str | None = None,
-    rows: int | None = None,
+    batch_size: int | Literal["auto"] = "auto",
     cache: bool = True,
     progress: Progress | None = None,
 ) -> Record:
@@ -449,7 +451,7 @@ def evaluate(
         trust_code: whether code may run that the patch names by its path.
         output: the folder of the record; by default nothing is kept on disk.
         device: where a model that is named goes.
-        rows: texts of one forward pass at most; None for as many as fit.
+        batch_size: texts of one forward pass at most; ``auto`` for as many as fit.
         cache: whether the numbers of the unedited model may come from the cache.
         progress: told what is done, how far it is, and how much there is.
 
@@ -470,7 +472,7 @@ def evaluate(
     return run(
         model, "none", NO_EDITS if edits is None else edits, tasks, tokenizer=tokenizer, patch=patch,
         exam=exam, data_dir=data_dir, text=text, limit=limit, dtype=dtype, arch=arch, trust_code=trust_code,
-        output=output, device=device, rows=rows, cache=cache, progress=progress,
+        output=output, device=device, batch_size=batch_size, cache=cache, progress=progress,
     )  # fmt: skip
 
 

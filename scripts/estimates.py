@@ -41,7 +41,9 @@ def plans(model: str | None, data_dir: str) -> Iterator[tuple[str, Plan]]:
     yield "`mini`, memit, 20 zsRE edits in one batch", Plan(editor="memit", edits="zsre", num_edits=20)
     yield (
         "`mini`, memit, 10 edits one after another, two stops",
-        Plan(editor="memit", num_edits=10, mode="sequential", batch_size=1, eval_at="5,final", exam=("probability",)),
+        Plan(
+            editor="memit", num_edits=10, mode="sequential", edit_batch_size=1, eval_at="5,final", exam=("probability",)
+        ),
     )
     if model is not None:
         where: dict[str, Any] = {"model": model, "data_dir": data_dir}

@@ -39,7 +39,15 @@ def record(
 ) -> Record:
     """A complete record: ``skill`` near 1 edits well and harms little."""
     chosen = {"model": model, "editor": editor, "edits": "counterfact", "num_edits": counts[-1], "mode": mode}
-    full = {**chosen, "batch_size": None, "data_dir": "mini", "limit": None, "seed": seed, "tasks": list(tasks), **plan}
+    full = {
+        **chosen,
+        "edit_batch_size": None,
+        "data_dir": "mini",
+        "limit": None,
+        "seed": seed,
+        "tasks": list(tasks),
+        **plan,
+    }
     made = Record(
         id=digest(full),
         plan=full,

@@ -34,7 +34,7 @@ class PlanOptions:
     exam: Annotated[str | None, opt.EXAM] = None
     include_path: Annotated[str | None, opt.INCLUDE_PATH] = None
     mode: Annotated[str | None, opt.MODE] = None
-    batch_size: Annotated[int | None, opt.BATCH_SIZE] = None
+    edit_batch_size: Annotated[int | None, opt.EDIT_BATCH_SIZE] = None
     cases_at_once: Annotated[int | None, opt.CASES_AT_ONCE] = None
     eval_at: Annotated[str | None, opt.EVAL_AT] = None
     stop_on_collapse: Annotated[bool, opt.STOP_ON_COLLAPSE] = False
@@ -106,7 +106,7 @@ class ExecutionOptions:
     output: Annotated[Path, opt.OUTPUT.but(default=Path("runs"))]
     device: Annotated[str | None, opt.DEVICE]
     device_map: Annotated[str | None, opt.DEVICE_MAP]
-    rows: Annotated[int | None, opt.ROWS]
+    batch_size: Annotated[int | None, opt.BATCH_SIZE]
     no_cache: Annotated[bool, opt.NO_CACHE]
     no_save_edits: Annotated[bool, opt.NO_SAVE_EDITS]
     log_samples: Annotated[bool, opt.LOG_SAMPLES]
@@ -120,7 +120,7 @@ class ExecutionOptions:
             self.output,
             device=self.device,
             device_map=self.device_map,
-            rows=self.rows,
+            rows=self.batch_size,
             cache=not self.no_cache,
             save_edits=not self.no_save_edits,
             log_samples=self.log_samples,
@@ -152,16 +152,20 @@ def run(
     --cluster carry out several at a time.
     """
     from harness.runs.crew.cells import crew_of
+    from harness.runs.defaults import note_rows
     from harness.runs.several import run_each
 
+    wanted = plan.plans(seeds)
+    for one in wanted[:1]:
+        note_rows(one, execution.batch_size)
     if dry_run:
-        _show_plans(plan.plans(seeds), execution.options(), probes=not no_probes)
+        _show_plans(wanted, execution.options(), probes=not no_probes)
         return
-    plans, crew = plan.plans(seeds), crew_of(workers, cluster)
+    crew = crew_of(workers, cluster)
     ended: list[Outcome] = []
     try:
-        with terminal.cells_watched(len(plans), not crew.here) as watcher:
-            for done in run_each(plans, execution.options(), watcher=watcher, crew=crew):
+        with terminal.cells_watched(len(wanted), not crew.here) as watcher:
+            for done in run_each(wanted, execution.options(), watcher=watcher, crew=crew):
                 ended.append(done)
                 if crew.here:
                     _show_outcome(done)

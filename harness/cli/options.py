@@ -39,6 +39,7 @@ __all__ = [
     "DTYPE",
     "EDITOR",
     "EDITS",
+    "EDIT_BATCH_SIZE",
     "ENABLE_THINKING",
     "ENTITY_LAYER",
     "EVAL_AT",
@@ -86,7 +87,6 @@ __all__ = [
     "QUESTIONS",
     "RELEASED",
     "REPOSITORY",
-    "ROWS",
     "SAMPLES",
     "SEED",
     "SEEDS",
@@ -363,7 +363,7 @@ MODE = Option(
     "How edits are made; the last three are the names of Gu et al.",
     click.Choice(["isolated", "batch", "sequential", "instance-sequential", "batch-single", "batch-sequential"]),
 )
-BATCH_SIZE = Option("--batch-size", "Edits of one sequential operation.", int)
+EDIT_BATCH_SIZE = Option("--edit-batch-size", "Edits of one sequential operation.", int)
 CASES_AT_ONCE = Option(
     "--cases-at-once", "Cases that isolated mode edits together, examines and takes back.", int, otherwise="1"
 )
@@ -421,7 +421,9 @@ CONFIG = Option("--config", "A YAML file with any of the above; lists in it make
 TRUST_CODE = Option("--trust-code", "Run the code of editors that a file names by their path.", flag=True)
 OUTPUT = Option("--output", "Folder of the record.", PATH)
 DEVICE = Option("--device", "Where the model goes; 'auto' spreads it.", otherwise="an accelerator, else the CPU")
-ROWS = Option("--rows", "Texts of one forward pass at most, or auto: as many as fit.", Texts(), default="auto")
+BATCH_SIZE = Option(
+    "--batch-size", "Texts of one forward pass at most, or auto: as many as fit.", Texts(), default="auto"
+)
 NO_CACHE = Option("--no-cache", "Measure the unedited model, and optimise values of edits, again.", flag=True)
 NO_SAVE_EDITS = Option("--no-save-edits", "Do not keep the edits that were made as a file.", flag=True)
 LOG_SAMPLES = Option(

@@ -132,10 +132,10 @@ def _tied(*paths: Path) -> list[Record]:
 @opt.ONLY
 @opt.TOLERANCE
 @opt.DEVICE
-@opt.ROWS
+@opt.BATCH_SIZE
 @opt.TRUST_CODE.but(help="Run the code of editors that a record names by their path.")
 def check(
-    *, baseline: Path, only: str, tolerance: float | None, device: str | None, rows: int | None, trust_code: bool
+    *, baseline: Path, only: str, tolerance: float | None, device: str | None, batch_size: int | None, trust_code: bool
 ) -> None:
     """Run recorded plans again; exit 1, with a table of what moved, when a number leaves its tolerance."""
     from harness.errors import CheckFailed
@@ -145,7 +145,7 @@ def check(
     moved: dict[str, Sequence[Moved]] = {}
     asked = _asked(baseline, only)
     _require_trusted(asked, baseline, trust_code)
-    for kept, again in _repeated(asked, device, rows):
+    for kept, again in _repeated(asked, device, batch_size):
         moved[record_name(kept)] = _compared(kept, again, tolerance)
     if any(moved.values()):
         terminal.write_table(moved_table(moved))

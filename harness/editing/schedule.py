@@ -88,10 +88,10 @@ def plain_mode(mode: str | None, batch_size: int | None) -> tuple[str | None, in
     """
     if mode == "instance-sequential" and batch_size not in (None, 1):
         raise UsageError(
-            f"batch size {batch_size} with instance-sequential, which edits one fact at a time; leave it out"
+            f"edit batch size {batch_size} with instance-sequential, which edits one fact at a time; leave it out"
         )
     if mode == "batch-sequential" and batch_size is None:
-        raise UsageError("batch-sequential needs --batch-size, the edits of one operation")
+        raise UsageError("batch-sequential needs --edit-batch-size, the edits of one operation")
     return PUBLISHED.get(mode or "", mode), 1 if mode == "instance-sequential" else batch_size
 
 
@@ -133,7 +133,7 @@ def operations(count: int, mode: str, batch_size: int | None) -> list[range]:
         raise UsageError(f"mode '{mode}' does not exist; choose {', '.join(MODES)}")
     if batch_size is not None and (batch_size < 1 or mode != "sequential"):
         raise UsageError(
-            f"batch size {batch_size} with mode {mode}: it must be at least 1, and belongs to --mode sequential"
+            f"edit batch size {batch_size} with mode {mode}: it must be at least 1, and belongs to --mode sequential"
         )
     size = {"isolated": 1, "batch": max(count, 1), "sequential": batch_size or 1}[mode]
     return [range(start, min(start + size, count)) for start in range(0, count, size)]

@@ -31,7 +31,7 @@ _ELSEWHERE = {
     "device": "--device",
     "device_map": "--device-map",
     "parallelize": "--device-map auto",
-    "batch_size": "--rows",
+    "batch_size": "--batch-size",
 }
 """What lm-eval takes as an argument of the model and this program as an option."""
 

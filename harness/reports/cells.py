@@ -220,7 +220,7 @@ class MeasuredSection:
     def title(self) -> str:
         """What all rows of the table have in common, in words."""
         p = self.protocol
-        batch = f", {p['batch_size']} at a time" if p["batch_size"] else ""
+        batch = f", {p['edit_batch_size']} at a time" if p["edit_batch_size"] else ""
         limit = f"at most {p['limit']} documents a task" if p["limit"] else ""
         rows = f"{p['edits']} edit{'s' if p['edits'] != 1 else ''} of {p['edit_set']}"
         data = f"data: {p['data']}" if p["data"] else ""

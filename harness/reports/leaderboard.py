@@ -45,7 +45,7 @@ Member = tuple[Record, int]
 """A record, and the number of edits at which it is looked at."""
 
 UNEDITED = "unedited"
-_PROTOCOL = ("model", "edit_set", "edits", "mode", "batch_size", "dtype", "data", "limit")
+_PROTOCOL = ("model", "edit_set", "edits", "mode", "edit_batch_size", "dtype", "data", "limit")
 _MEASURE = (
     "",
     ".n",
@@ -137,7 +137,7 @@ def section_order(protocol: Json) -> tuple[Any, ...]:
         p["edit_set"],
         p["mode"],
         p["edits"],
-        p["batch_size"] or 0,
+        p["edit_batch_size"] or 0,
         bool(p["prompting"]),
         json.dumps(p),
     )
@@ -152,7 +152,7 @@ def _protocol(record: Record, edits: int) -> Json:
         "edit_set": record.edits.get("dataset", "no edits"),
         "edits": edits,
         "mode": record.edits.get("mode") or plan.get("mode") or "",
-        "batch_size": plan.get("batch_size"),
+        "edit_batch_size": plan.get("edit_batch_size"),
         "dtype": record.model.get("dtype", ""),
         "data": "" if record.published else str(plan.get("data_dir") or "mini").rstrip("/").rsplit("/", 1)[-1],
         "limit": plan.get("limit"),

@@ -100,7 +100,7 @@ def _editor(resolved: Resolved) -> Iterator[tuple[str, str]]:
 
 def _edits(resolved: Resolved) -> Iterator[tuple[str, str]]:
     plan, edits = resolved.plan, resolved.edits
-    size = f", {plan.batch_size} at a time" if plan.batch_size is not None else ""
+    size = f", {plan.edit_batch_size} at a time" if plan.edit_batch_size is not None else ""
     size += f", {plan.cases_at_once} cases at once" if plan.cases_at_once is not None else ""
     yield "edits", f"{len(edits)} of {plan.edits} ({plan.split}), order: {plan.order}"
     yield "mode", f"{resolved.mode}{size}"

@@ -164,7 +164,7 @@ def published_record(run: PublishedRun, origin: Origin, form: str) -> Record:
 
 def _plan(run: PublishedRun, edits: int) -> Json:
     plan: Json = {"model": run.model, "editor": run.editor, "edits": run.edit_set, "num_edits": edits, "mode": run.mode}
-    more = {"batch_size": run.batch_size, "settings": dict(run.settings), "seed": run.seed}
+    more = {"edit_batch_size": run.batch_size, "settings": dict(run.settings), "seed": run.seed}
     return plan | {key: value for key, value in more.items() if value not in (None, {})}
 
 

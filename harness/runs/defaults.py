@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,11 @@ from harness.models.lm import LM, shipped
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["rows_for"]
+    from harness.runs.plan import Plan
+
+__all__ = ["note_rows", "rows_for"]
+
+log = logging.getLogger(__name__)
 
 
 def rows_for(model: str | Path | PreTrainedModel | LM, given: str | Path | None = None) -> str:
@@ -29,3 +34,18 @@ def rows_for(model: str | Path | PreTrainedModel | LM, given: str | Path | None 
     from harness.models.in_memory import ships
 
     return "mini" if ships(model.model if isinstance(model, LM) else model) else "hub"
+
+
+def note_rows(plan: Plan, rows: int | None) -> None:
+    """Tell whoever may mean the edits of one operation, which ``batch_size`` was before it was lm-eval's word.
+
+    Args:
+        plan: the plan.
+        rows: texts of one forward pass at most, as they were given.
+    """
+    if rows is not None and plan.edit_batch_size is None and plan.mode == "sequential":
+        log.warning(
+            "batch size %d is texts of one forward pass, and one edit is made at a time; edits of one operation are "
+            "--edit-batch-size",
+            rows,
+        )

@@ -216,7 +216,7 @@ class _Trial:
         sequential = resolved.mode == "sequential"
         counts = [max(stops)] if sequential else stops
         self.edits = sum(counts)
-        size = resolved.plan.batch_size or 1
+        size = resolved.plan.edit_batch_size or 1
         seconds = sum(line.seconds(count / size if sequential else count) for count in counts)
         self._note_patches(made, max(stops))
         phases = [Phase("edit", seconds + missing.seconds, max(line.peak, missing.peak))]
@@ -301,20 +301,20 @@ class _Trial:
         """How many operations, or edits of one operation, a rehearsal can have."""
         resolved = self.ready.resolved
         if resolved.mode == "sequential":
-            return len(schedule.operations(count, "sequential", resolved.plan.batch_size))
+            return len(schedule.operations(count, "sequential", resolved.plan.edit_batch_size))
         return count
 
     def _make(self, portions: int) -> Stop:
         """Make the first edits."""
         resolved = self.ready.resolved
         sequential = resolved.mode == "sequential"
-        count = min(portions * (resolved.plan.batch_size or 1) if sequential else portions, len(resolved.cases))
+        count = min(portions * (resolved.plan.edit_batch_size or 1) if sequential else portions, len(resolved.cases))
         walk = schedule.walk(
             self.ready.editor,
             self.ready.lm,
             [edit for case in schedule.cases_of(resolved.edits)[:count] for edit in case],
             mode=resolved.mode,
-            batch_size=resolved.plan.batch_size,
+            batch_size=resolved.plan.edit_batch_size,
             at=[count],
             at_once=resolved.plan.cases_at_once,
         )

@@ -34,7 +34,7 @@ def record_id(plan: DataclassInstance, schema: int = SCHEMA, leave_out: Collecti
     Raises:
         UsageError: a number in it is not finite.
     """
-    named = {key: value for key, value in differing(plan).items() if key not in leave_out}
+    named = {key: value for key, value in _named(plan).items() if key not in leave_out}
     return digest({"schema": schema, "plan": named})
 
 
@@ -45,6 +45,16 @@ def differing(plan: DataclassInstance) -> dict[str, Any]:
         for field in fields(plan)
         if not _is_default(field, value := getattr(plan, field.name))
     }
+
+
+def _named(plan: DataclassInstance) -> dict[str, Any]:
+    """The same under the names that ids are made with.
+
+    A field that was called otherwise before keeps that word there (``metadata={"named": ...}``), so that its new name
+    renames no record.
+    """
+    words = {field.name: field.metadata.get("named", field.name) for field in fields(plan)}
+    return {words[key]: value for key, value in differing(plan).items()}
 
 
 def digest(content: Mapping[str, Any]) -> str:
@@ -70,7 +80,7 @@ def _is_default(field: Field[Any], value: object) -> bool:
 
 def _plain(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
-        return differing(value)
+        return _named(value)
     if isinstance(value, Mapping):
         return {str(key): _plain(one) for key, one in value.items()}
     if isinstance(value, list | tuple):

@@ -6,6 +6,7 @@ What differs from the defaults names the record. Where results go, and how fast,
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -17,7 +18,9 @@ from harness.errors import UsageError, near
 from harness.exam.prompting import Prompting
 from harness.runs.identity import record_id
 
-__all__ = ["NO_EDITS", "UNEDITED", "Plan", "parse_edits"]
+__all__ = ["NO_EDITS", "UNEDITED", "Plan", "current_names", "parse_edits"]
+
+log = logging.getLogger(__name__)
 
 NO_EDITS = "none"
 """The name that stands for no edit set: a run that measures a model on tasks alone."""
@@ -38,7 +41,7 @@ class Plan:
         num_edits: how many of its rows, from the first; None for all.
         split: the split of the edit set: ``test`` or ``train``.
         mode: isolated, batch or sequential; None for the editor's own.
-        batch_size: edits of one sequential operation.
+        edit_batch_size: edits of one sequential operation.
         cases_at_once: cases that isolated mode edits together, examines and takes back (MQuAKE's k); None for one.
         eval_at: where to measure, besides 0.
         tasks: what is examined besides the edits.
@@ -74,7 +77,7 @@ class Plan:
     num_edits: int | None = None
     split: str = "test"
     mode: str | None = None
-    batch_size: int | None = None
+    edit_batch_size: int | None = field(default=None, metadata={"named": "batch_size"})
     eval_at: str = "final"
     tasks: tuple[str, ...] = ()
     data_dir: str = "mini"
@@ -131,6 +134,7 @@ class Plan:
             UsageError: a field does not exist or has the wrong type.
         """
         known = {f.name for f in fields(cls)}
+        values = current_names(values, where)
         for key in values:
             if key not in known:
                 raise UsageError(f"{where}: '{key}' is not a field of a plan{near(str(key), known)}")
@@ -166,6 +170,28 @@ class Plan:
         return values
 
 
+_RENAMED = {"batch_size": "edit_batch_size"}
+"""What fields were called before; ``batch_size`` is now, as for lm-eval, rows of a forward pass, and no field."""
+
+
+def current_names(values: Mapping[str, Any], where: str | None = None) -> dict[str, Any]:
+    """Fields of a plan, those of an earlier version under the names that they have now.
+
+    Args:
+        values: the fields.
+        where: what is warned of an old name; None where nobody is, as of a record.
+
+    Raises:
+        UsageError: a field stands there under both names.
+    """
+    for old, new in _RENAMED.items():
+        if where is not None and old in values:
+            if new in values:
+                raise UsageError(f"{where}: gives {new} and {old}, its name in earlier versions; leave {old} out")
+            log.warning("%s: '%s' is read as '%s', its name now; write that", where, old, new)
+    return {_RENAMED.get(key, key): value for key, value in values.items()}
+
+
 def parse_edits(text: str) -> tuple[str, int | None]:
     """``NAME:N`` as a name and a number; ``NAME`` as a name and None.
 
@@ -196,7 +222,7 @@ def _names(value: object, where: str, key: str) -> tuple[str, ...]:
 _TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("model", "editor", "edits", "split", "eval_at", "order", "data_dir", "dtype"), (str,)),
     **dict.fromkeys(("mode", "text", "fitted", "patch"), (str, type(None))),
-    **dict.fromkeys(("num_edits", "batch_size", "limit", "cases_at_once", "num_fewshot"), (int, type(None))),
+    **dict.fromkeys(("num_edits", "edit_batch_size", "limit", "cases_at_once", "num_fewshot"), (int, type(None))),
     **dict.fromkeys(("tasks", "exam", "include_path"), (tuple,)),
     **dict.fromkeys(("settings", "arch", "model_args", "gen_kwargs"), (dict,)),
     **dict.fromkeys(("fewshot_as_multiturn", "enable_thinking"), (bool, type(None))),

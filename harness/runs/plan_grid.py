@@ -18,7 +18,7 @@ from typing import Any
 from harness.errors import UsageError
 from harness.io.files import at_home
 from harness.runs.defaults import rows_for
-from harness.runs.plan import NO_EDITS, UNEDITED, Plan, parse_edits
+from harness.runs.plan import NO_EDITS, UNEDITED, Plan, current_names, parse_edits
 
 __all__ = ["expand", "plans"]
 
@@ -44,11 +44,11 @@ def expand(values: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
     Raises:
         UsageError: ``runs`` is no list of fields, or a list is empty.
     """
-    shared = {key: value for key, value in values.items() if key != "runs"}
+    shared = current_names({key: value for key, value in values.items() if key != "runs"}, where)
     runs = values.get("runs", [{}])
     if not isinstance(runs, list) or not runs or not all(isinstance(run, dict) for run in runs):
         raise UsageError(f"{where}: 'runs' is {runs!r}, expected a list of fields of a plan such as [editor: rome]")
-    return [one for run in runs for one in _each(shared | run, where)]
+    return [one for run in runs for one in _each(shared | current_names(run, where), where)]
 
 
 def _each(values: dict[str, Any], where: str) -> list[dict[str, Any]]:

@@ -157,7 +157,7 @@ def _of_known(resolved: Resolved, knowledge: Knowledge) -> Resolved:
             f"{plan.model} knows none of the {knowledge.asked} facts of {plan.edits}, so that known_only leaves "
             "nothing; name more of them or another set, or leave --known-only out"
         )
-    stops = schedule.stops(plan.eval_at, len(kept), mode=resolved.mode, batch_size=plan.batch_size)
+    stops = schedule.stops(plan.eval_at, len(kept), mode=resolved.mode, batch_size=plan.edit_batch_size)
     edits = tuple(edit for case, _ in kept for edit in case)
     return replace(resolved, edits=edits, rows=tuple(row for _, row in kept), stops=tuple(stops))
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from harness.exam.numbers import Json, TaskValues
 from harness.io.files import json_sha256
 from harness.runs.identity import SCHEMA
+from harness.runs.plan import current_names
 
 if TYPE_CHECKING:
     import pandas
@@ -102,8 +103,9 @@ class Record:
 
     @classmethod
     def from_json(cls, data: Json) -> Record:
-        """The record that :meth:`to_json` wrote."""
-        return cls(**{key: data[key] for key in _FIELDS if key in data})
+        """The record that :meth:`to_json` wrote, its plan under the names that fields have now."""
+        found = cls(**{key: data[key] for key in _FIELDS if key in data})
+        return replace(found, plan=current_names(found.plan))
 
 
 _BESIDE = ("values", "sealed")  # what stands in the file beside the record

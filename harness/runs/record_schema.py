@@ -49,7 +49,8 @@ class _Plan(TypedDict, total=False):
     num_edits: Count | None
     split: str
     mode: str | None
-    batch_size: Count | None
+    batch_size: Count | None  # of earlier versions: edit_batch_size
+    edit_batch_size: Count | None
     cases_at_once: Count | None
     eval_at: str
     tasks: list[str]

@@ -113,7 +113,7 @@ def resolve(plan: Plan, *, lm: LM | None = None, editor: Editor | None = None) -
     exam = asked_parts(_edit_set(plan), plan.exam)
     learned_file.require_usable(method.root, plan.fitted)
     usual = schedule.default_mode(recipe.cls) if plan.cases_at_once is None else "isolated"
-    mode, size = schedule.plain_mode(plan.mode or usual, plan.batch_size)
+    mode, size = schedule.plain_mode(plan.mode or usual, plan.edit_batch_size)
     assert mode is not None
     schedule.require_at_once(plan.cases_at_once, mode)
     at_once = None if plan.cases_at_once == 1 else plan.cases_at_once
@@ -140,7 +140,9 @@ def resolve(plan: Plan, *, lm: LM | None = None, editor: Editor | None = None) -
     if not unedited and not plan.patch:
         schedule.require_able(method, edits, mode)
     found = Resolved(
-        plan=replace(plan, mode=mode, batch_size=size, num_edits=len(drawn) or None, exam=exam, cases_at_once=at_once),
+        plan=replace(
+            plan, mode=mode, edit_batch_size=size, num_edits=len(drawn) or None, exam=exam, cases_at_once=at_once
+        ),
         recipe=recipe,
         edits=edits,
         rows=tuple(row for row, _ in drawn),
@@ -184,7 +186,7 @@ def _replayed(plan: Plan, about: Mapping[str, Any]) -> Plan:
     if plan.editor != UNEDITED:
         raise UsageError(f"--patch puts saved edits back and --editor {plan.editor} makes new ones; give one of them")
     known = {key: about[key] for key in ("edits", "split", "num_edits", "data_dir", "order", "seed") if key in about}
-    return replace(plan, mode="batch", batch_size=None, cases_at_once=None, eval_at="final", **known)
+    return replace(plan, mode="batch", edit_batch_size=None, cases_at_once=None, eval_at="final", **known)
 
 
 def _ordered(edits: Sequence[Edit], plan: Plan) -> list[tuple[int, list[Edit]]]:

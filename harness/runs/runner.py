@@ -156,7 +156,7 @@ class _Run:
             self.ready.lm,
             resolved.edits,
             mode=resolved.mode,
-            batch_size=resolved.plan.batch_size,
+            batch_size=resolved.plan.edit_batch_size,
             at=resolved.stops,
             progress=lambda done, total: self.options.report("edit", done, total),
             begun=begun,

@@ -25,7 +25,7 @@ def rows(out: str) -> dict[str, str]:
 def test_it_says_what_would_be_run(harness: Callable[..., Any], tmp_path: Path) -> None:
     found = harness(
         "run", "--editor", "memit+rect", "--set", "v_steps=7", "--edits", "counterfact:20", "--mode", "sequential",
-        "--batch-size", "5", "--eval-at", "5,final", "--tasks", "NER,NLI", "--limit", "9", "--seed", "3",
+        "--edit-batch-size", "5", "--eval-at", "5,final", "--tasks", "NER,NLI", "--limit", "9", "--seed", "3",
         "--dry-run", "--no-probes", "--output", tmp_path / "out",
     )  # fmt: skip
     assert (found.code, found.err) == (0, "")

@@ -16,7 +16,7 @@ from harness.runs.record_file import read_records
     [
         ("zsre", "rome", "instance-sequential", ("--eval-at", "1,final", "--set", "covariance=false"), [0, 1, 4]),
         ("counterfact", "ft_l", "batch-single", (), [0, 4]),
-        ("zsre", "ft_m", "batch-sequential", ("--batch-size", "3", "--eval-at", "3,final"), [0, 3, 4]),
+        ("zsre", "ft_m", "batch-sequential", ("--edit-batch-size", "3", "--eval-at", "3,final"), [0, 3, 4]),
     ],
 )
 def test_a_baseline_of_each_mode_on_the_real_data(

@@ -204,9 +204,11 @@ def test_oddity_04_a_partial_last_batch_is_kept_and_names_count_plainly(
     """The released code names thirty batches of ten '10*0', and of seven facts in twos makes three batches."""
     assert [len(portion) for portion in operations(end - begin, "sequential", size)] == sizes
     count = end - begin
-    kept = made_up("memit", 0.5, mode="sequential", counts=(0, count), tasks=("NLI",), documents=5, batch_size=size)
+    kept = made_up(
+        "memit", 0.5, mode="sequential", counts=(0, count), tasks=("NLI",), documents=5, edit_batch_size=size
+    )
     assert record_name(kept).startswith(f"mini--memit--counterfact-{count}--sequential--")
-    assert kept.plan["batch_size"] == size
+    assert kept.plan["edit_batch_size"] == size
 
 
 def test_oddity_19_all_cases_count_not_the_first_twenty() -> None:

@@ -51,7 +51,7 @@ def family_key(record: Record) -> str:
     model = [record.model.get(key) for key in ("name", "sha256", "dtype")]
     how = [record.edits.get("dataset"), record.edits.get("mode") or plan.get("mode")]
     by = published_by(record) if record.published else None
-    return json.dumps([*model, *how, plan.get("batch_size"), data, plan.get("limit"), by])
+    return json.dumps([*model, *how, plan.get("edit_batch_size"), data, plan.get("limit"), by])
 
 
 @dataclass(frozen=True)

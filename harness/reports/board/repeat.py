@@ -47,6 +47,8 @@ def _options(named: Json) -> Iterator[str]:
                 yield from (_NAMED[field], f"{key}={_said(one)}")
         elif field == "model_args":
             yield from (option, ",".join(f"{key}={_said(one)}" for key, one in value.items()))
+        elif field == "gen_kwargs":
+            yield from (option, json.dumps(value))
         elif value is True:
             yield option
         else:

@@ -368,7 +368,7 @@ class _Tuning:
     def _looked_at(self, editor: Editor) -> dict[str, float]:
         edits, cases, mode = self.resolved.edits, self.resolved.cases, self.resolved.mode
         (stop,) = schedule.walk(
-            editor, self.lm, edits, mode=mode, batch_size=self.plan.batch_size, at=(len(cases),),
+            editor, self.lm, edits, mode=mode, batch_size=self.plan.edit_batch_size, at=(len(cases),),
             progress=lambda done, total: self.report("edit", done, total),
         )  # fmt: skip
         with measure.hold(self.model, stop, ids=cases, mode=mode, own=[self.exam.task.name]):

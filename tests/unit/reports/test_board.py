@@ -194,9 +194,12 @@ def test_folders_without_records(tmp_path: Path) -> None:
         Plan("mini", "memit", {"layers": [0, 1], "v_lr": 5e-4, "v_stop": "loss", "x": "1e3", "y": None, "z": "true"}),
         Plan("a b'c", "rome+rect", edits="zsre", num_edits=5, tasks=("NER", "NLI"), seed=3, limit=10),
         Plan(arch={"blocks": "h"}, stop_on_collapse=True, known_only=True, eval_at="1,10,final", order="random"),
-        Plan(model_args={"revision": "main", "trust_remote_code": False}, mode="sequential", batch_size=2),
+        Plan(num_fewshot=0, apply_chat_template=True, system_instruction="Be brief.", fewshot_as_multiturn=False),
+        Plan(gen_kwargs={"until": ["a", "b"], "temperature": 0.5, "do_sample": True}, think_end_token=7),
+        Plan(apply_chat_template="tool_use", enable_thinking=False, think_end_token="</think>"),
+        Plan(model_args={"revision": "main", "trust_remote_code": False}, mode="sequential", edit_batch_size=2),
     ],
-    ids=range(5),
+    ids=range(8),
 )
 def test_the_command_makes_the_same_plan(plan: Plan) -> None:
     said = repeat_command(plan.to_json())

@@ -185,7 +185,7 @@ def test_a_derived_score_can_be_bold() -> None:
         lambda r: r.edits.update(dataset="zsre"),
         lambda r: r.edits.update(sha256="other"),
         lambda r: r.edits.update(mode="isolated"),
-        lambda r: r.plan.update(batch_size=5),
+        lambda r: r.plan.update(edit_batch_size=5),
         lambda r: r.plan.update(limit=7),
         lambda r: r.plan.update(num_fewshot=0),
         lambda r: r.plan.update(apply_chat_template=True),

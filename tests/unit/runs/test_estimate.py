@@ -32,8 +32,8 @@ def plan(checkpoint: Callable[..., Path], nudge: str, tmp_path: Path) -> Plan:
     rows = tmp_path / "my.jsonl"
     rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     return Plan(
-        str(checkpoint("gpt2")), nudge, {"scale": 3.0}, str(rows), mode="sequential", batch_size=1, eval_at="1,final",
-        tasks=("NLI", "NLI_choice"), limit=7, text="mini",
+        str(checkpoint("gpt2")), nudge, {"scale": 3.0}, str(rows), mode="sequential", edit_batch_size=1,
+        eval_at="1,final", tasks=("NLI", "NLI_choice"), limit=7, text="mini",
     )  # fmt: skip
 
 
@@ -62,7 +62,9 @@ def asked_in(run: Plan, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[s
     return found
 
 
-@pytest.mark.parametrize("changes", [{}, {"mode": "isolated", "batch_size": None, "eval_at": "final"}, {"limit": None}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"mode": "isolated", "edit_batch_size": None, "eval_at": "final"}, {"limit": None}]
+)
 def test_documents_and_tokens_are_those_of_the_run(
     plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
 ) -> None:
@@ -89,7 +91,9 @@ def test_what_an_earlier_run_has_kept_takes_no_time(
     plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
-    once = replace(plan, editor="none", settings={}, mode="isolated", batch_size=None, eval_at="final", edits="none")
+    once = replace(
+        plan, editor="none", settings={}, mode="isolated", edit_batch_size=None, eval_at="final", edits="none"
+    )
     run_plan(resolve(once), RunOptions(tmp_path / "out", device="cpu"))
     options = RunOptions(tmp_path / "out", device="cpu")
     before = sorted(cache_folder().rglob("*"))

@@ -89,7 +89,9 @@ def test_a_value_is_compared_as_json_has_it() -> None:
 def test_every_field_reaches_the_id(name: str) -> None:
     other = {"order": "random", "stop_on_collapse": True, "tasks": ("NLI",), "exam": ("text",)}
     other |= {"fewshot_as_multiturn": False, "enable_thinking": False}
-    changed = other.get(name, 7 if name in ("num_edits", "batch_size", "limit", "seed", "num_fewshot") else "other")
+    changed = other.get(
+        name, 7 if name in ("num_edits", "edit_batch_size", "limit", "seed", "num_fewshot") else "other"
+    )
     assert replace(Plan(), **{name: changed}).id != Plan().id
 
 

@@ -12,7 +12,10 @@ import pytest
 
 from harness.cli.edit_and_measure import PlanOptions
 from harness.errors import UsageError
+from harness.runs.defaults import note_rows
+from harness.runs.identity import SCHEMA, digest
 from harness.runs.plan import Plan, parse_edits
+from harness.runs.record import Record
 
 OTHER: dict[str, Any] = {
     "model": "mini-llama",
@@ -23,7 +26,7 @@ OTHER: dict[str, Any] = {
     "include_path": ("mine",),
     "split": "train",
     "mode": "sequential",
-    "batch_size": 2,
+    "edit_batch_size": 2,
     "eval_at": "every:2",
     "tasks": ("NLI",),
     "data_dir": "hub",
@@ -84,6 +87,34 @@ def test_a_plan_survives_json() -> None:
     assert again == plan
     assert again.id == plan.id
     assert Plan.from_json({}) == Plan()
+
+
+# --- a field that was called otherwise ------------------------------------------
+
+
+def test_a_new_name_of_a_field_renames_no_record() -> None:
+    plan = Plan(mode="sequential", edit_batch_size=2)
+    assert plan.id == digest({"schema": SCHEMA, "plan": {"mode": "sequential", "batch_size": 2}})
+    record = Record.from_json({"id": plan.id, "plan": {"mode": "sequential", "batch_size": 2}})
+    assert record.plan == {"mode": "sequential", "edit_batch_size": 2}
+    assert Plan.from_json(record.plan) == plan
+
+
+def test_an_old_name_in_a_configuration_is_read_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    text = "editor: memit\nmode: sequential\nbatch_size: [2, 5]\nruns: [{edits: counterfact}, {batch_size: 3}]\n"
+    plans = PlanOptions(config=written(tmp_path, text)).plans()
+    assert [plan.edit_batch_size for plan in plans] == [2, 5, 3]
+    assert caplog.text.count("'batch_size' is read as 'edit_batch_size', its name now; write that") == 2
+    with pytest.raises(UsageError, match="gives edit_batch_size and batch_size, its name in earlier versions"):
+        cli(written(tmp_path, "batch_size: 2\nedit_batch_size: 2\n"))
+
+
+def test_who_may_mean_edits_by_the_size_of_a_batch_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    for plan, rows in ((Plan(mode="batch"), 8), (Plan(mode="sequential"), None), (Plan(**OTHER), 8)):
+        note_rows(plan, rows)
+    assert not caplog.text
+    note_rows(Plan(mode="sequential"), 8)
+    assert "edits of one operation are --edit-batch-size" in caplog.text
 
 
 # --- what is refused ------------------------------------------

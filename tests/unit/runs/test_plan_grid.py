@@ -125,7 +125,7 @@ def test_each_plan_of_a_study_names_what_exists(path: Path) -> None:
             (cls,) = [one for one in recipe.parts if one.name == (part or recipe.cls.name)]
             inner = configure(recipe.cls, plan.model, {}) if issubclass(cls, Wrapper) else None
             assert configure(cls, plan.model, {name: value}, inner).hyperparameters()
-        mode, size = plain_mode(plan.mode, plan.batch_size)
+        mode, size = plain_mode(plan.mode, plan.edit_batch_size)
         assert plan.num_edits is not None
         assert stops(plan.eval_at, plan.num_edits, mode=str(mode), batch_size=size)[-1] == plan.num_edits
         assert set(plan.tasks) <= known
@@ -156,7 +156,9 @@ def test_the_studies_at_paper_scale_stop_where_the_papers_do() -> None:
     rect, prune = (plans(path) for stem in ("rect", "prune") for path in STUDIES if path.stem == stem)
     rome = [p for p in rect if p.editor == "rome" and "gpt2-xl" in p.model]
     assert [(p.eval_at, p.num_edits) for p in rome] == [("5,10,15,final", 20)]
-    operations = {(p.batch_size, p.num_edits) for p in rect if p.mode == "batch-sequential" and "gpt2-xl" in p.model}
+    operations = {
+        (p.edit_batch_size, p.num_edits) for p in rect if p.mode == "batch-sequential" and "gpt2-xl" in p.model
+    }
     assert operations == {(10, 500), (30, 1500), (50, 2500)}  # fifty operations each
     assert {p.tasks for p in rect} == {("general",)}
     assert {p.edits for p in rect} == {"zsre"}

@@ -49,7 +49,7 @@ def test_what_a_plan_leaves_open_is_filled_in() -> None:
     every = resolve(replace(PLAN, num_edits=None))
     assert every.plan.num_edits == len(every.edits) == len(tasks.read_edits("counterfact", data_dir="mini"))
     one = resolve(replace(PLAN, editor="rome", mode="instance-sequential", eval_at="every:2"))
-    assert (one.plan.mode, one.plan.batch_size, one.stops) == ("sequential", 1, (0, 2, 4, 5))
+    assert (one.plan.mode, one.plan.edit_batch_size, one.stops) == ("sequential", 1, (0, 2, 4, 5))
     assert resolve(Plan()).stops == (0,)  # the unedited model
 
 
@@ -93,7 +93,7 @@ def test_text_that_lies_beside_the_rows_is_found(checkpoint: Callable[..., Path]
         ({"edits": "counterfac"}, "edit set 'counterfac' does not exist (did you mean counterfact"),
         ({"edits": "no.jsonl"}, "no.jsonl: no such file"),
         ({"mode": "bach"}, "mode 'bach' does not exist; choose isolated, batch, sequential"),
-        ({"mode": "batch-sequential"}, "batch-sequential needs --batch-size"),
+        ({"mode": "batch-sequential"}, "batch-sequential needs --edit-batch-size"),
         ({"editor": "rome", "mode": "batch"}, "rome edits one fact at a time"),
         ({"eval_at": "6"}, "--eval-at 6: there are only 5 edits"),
         ({"num_edits": 100_000}, "100000 were asked for"),

@@ -212,7 +212,14 @@ def test_values_are_kept_from_run_to_run_and_the_record_says_so(
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
     settings = {"layers": [0, 1], "v_steps": 3, "cov_tokens": 2000, "lam": 10.0}
     plan = Plan(
-        str(checkpoint("gpt2")), "memit", settings, rows, mode="sequential", batch_size=2, eval_at="2,3", text="mini"
+        str(checkpoint("gpt2")),
+        "memit",
+        settings,
+        rows,
+        mode="sequential",
+        edit_batch_size=2,
+        eval_at="2,3",
+        text="mini",
     )
     plain, first, second = (
         run_plan(resolve(plan), options(tmp_path / name, cache=cache))
@@ -253,7 +260,7 @@ def test_no_edit_measures_the_unedited_model_only(done: tuple[Path, Record], pla
 
 
 def test_sequential_edits_are_measured_where_asked(plan: Plan, tmp_path: Path) -> None:
-    sequential = replace(plan, mode="sequential", batch_size=2, eval_at="every:2", tasks=())
+    sequential = replace(plan, mode="sequential", edit_batch_size=2, eval_at="every:2", tasks=())
     kept = run_plan(resolve(sequential), options(tmp_path))
     assert [point["edits"] for point in kept.points] == [0, 2, 3]
     assert kept.delta["transformer.h.1.mlp.c_proj.weight"]["rank"] == 3
@@ -285,7 +292,9 @@ def test_a_document_is_the_same_one_at_every_stop_and_in_every_order(plan: Plan,
 def test_the_latest_edits_are_those_of_the_edit_set_alone(plan: Plan, tmp_path: Path) -> None:
     """ZsRE names its records 0, 1, 2; one's own rows are named 1, 2, 3."""
     kept = run_plan(
-        resolve(replace(plan, mode="sequential", eval_at="2", batch_size=1, num_edits=2, tasks=("zsre",), limit=9)),
+        resolve(
+            replace(plan, mode="sequential", eval_at="2", edit_batch_size=1, num_edits=2, tasks=("zsre",), limit=9)
+        ),
         RunOptions(tmp_path, device="cpu", rows=7),  # what it leaves in the cache is no other test's
     )
     assert list(kept.point(2)["latest"]) == ["own"]

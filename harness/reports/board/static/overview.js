@@ -11,7 +11,7 @@
 
   // --- which table ---------------------------------------------------------------------------------------------------
 
-  const how = p => [p.mode || "no mode", `${p.edits} edit${p.edits === 1 ? "" : "s"}`, p.batch_size ? `${p.batch_size} at a time` : "",
+  const how = p => [p.mode || "no mode", `${p.edits} edit${p.edits === 1 ? "" : "s"}`, p.edit_batch_size ? `${p.edit_batch_size} at a time` : "",
     p.dtype, `data: ${p.data}`, p.limit ? `at most ${p.limit} documents` : ""].filter(Boolean).join(" · ");
   const unique = list => [...new Set(list)];
   const options = (select, values, chosen) => {
