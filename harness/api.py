@@ -770,13 +770,16 @@ def read_samples(
 
 
 @as_before()
-def leaderboard(records: str | Path | Sequence[Record], format: str = "md") -> str:
+def leaderboard(
+    records: str | Path | Sequence[Record], format: str = "md", *, published: str | Path | None = None
+) -> str:
     """A table of records: a row for each editor, a column for each task; of a sweep, the paper's tables.
 
     Args:
         records: records, or the folder that holds them; those of a sweep are read from the folder, its ``runs``, or
             the ``runs`` of its folders. Also the tables of :func:`export` (``csv`` or ``parquet``).
         format: ``md``, ``csv``, ``html``, ``json`` or ``latex``.
+        published: a table of values of papers, which stand in columns of their own beside the rows that they belong to.
 
     Returns:
         The text of the table.
@@ -793,6 +796,7 @@ def leaderboard(records: str | Path | Sequence[Record], format: str = "md") -> s
         True
     """
     from harness.reports.leaderboard import leaderboard_page, shown_and_headline
+    from harness.reports.published_values import read_published_values
     from harness.reports.registry import find_format
     from harness.reports.tables_file import records_at
     from harness.runs import record_file
@@ -800,8 +804,9 @@ def leaderboard(records: str | Path | Sequence[Record], format: str = "md") -> s
     from harness.studies.sweeps.trial_paths import trial_paths
 
     form = find_format(format)
+    beside = [] if published is None else read_published_values(Path(published))
     if not isinstance(records, str | Path):
-        return form.write([leaderboard_page(records)])
+        return form.write([leaderboard_page(records, beside)])
     pages = []
     if trial_paths(Path(records)):
         from harness.studies.sweeps import sweep_tables, trial
@@ -811,7 +816,7 @@ def leaderboard(records: str | Path | Sequence[Record], format: str = "md") -> s
         kept = records_at(records)
         require_one_each(kept, records)
         require_tied(kept, shown_and_headline, intervals=False)
-        pages.insert(0, leaderboard_page(kept))
+        pages.insert(0, leaderboard_page(kept, beside))
     return form.write(pages)
 
 

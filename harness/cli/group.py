@@ -19,7 +19,7 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
     "share": ("export",),
     "studies": ("trace", "trace-plot", "localize", "sweep", "tune", "bench", "contract"),
     "lists": ("editors", "tasks", "models", "data", "cov"),
-    "published": ("import",),
+    "published": ("import", "audit"),
 }
 """Module of this room -> its commands; a command is the function that :func:`function_name` says."""
 

@@ -220,6 +220,7 @@ class Option:
         parameter: str | None = None,
         metavar: str | None = None,
         required: bool = False,
+        flag: bool | None = None,
     ) -> Option:
         """The option as one command has it.
 
@@ -231,6 +232,7 @@ class Option:
             parameter: another parameter; None for the same.
             metavar: what the help writes for its value; None for the same.
             required: whether the command does not run without it; then it has no default.
+            flag: whether it takes no value; None for the same.
         """
         return replace(
             self,
@@ -241,6 +243,7 @@ class Option:
             parameter=parameter or self.parameter,
             metavar=metavar or self.metavar,
             required=required or self.required,
+            flag=self.flag if flag is None else flag,
         )
 
     def __call__(self, command: Command) -> Command:
@@ -448,7 +451,7 @@ TASK = Option("--task", "With --samples: only those of this task, or edit set.")
 QUESTIONS = Option("--kind", "With --samples: only questions of this kind, such as paraphrase.")
 AT = Option("--at", "With --samples: those after so many edits.", int, otherwise="the most")
 
-FORMAT = Option("--format", "How the table is written.", kind=TableFormat([]), default="md", parameter="form")
+FORMAT = Option("--format", "How the table is written.", kind=TableFormat([]), parameter="form")
 EXPORT = FORMAT.but(help="Whose format it is.", kind=ExportFormat([]), required=True)
 DOCUMENTS = Option(
     "--documents",

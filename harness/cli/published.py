@@ -1,4 +1,4 @@
-"""Commands that read what others published: ``import``."""
+"""Commands that read what others published: ``import`` and ``audit``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import click
 from harness.cli import options as opt
 from harness.cli import terminal
 
-__all__ = ["ToldOptions", "import_"]
+__all__ = ["ToldOptions", "audit", "import_"]
 
 _FILES = "what the files say"
 
@@ -45,3 +45,24 @@ def import_(told: ToldOptions, form: str, path: Path, output: Path) -> None:
 
     written = import_files(form, path, output, Told(**vars(told)))
     terminal.say_where(f"[green]{len(written)} records[/] of {form} in", output)
+
+
+@click.command()
+@click.argument("path", type=opt.PATH)
+@opt.FORMAT.but(help="The program that wrote the files.", kind=opt.FOREIGN, otherwise=_FILES)
+@opt.taken(ToldOptions)
+def audit(told: ToldOptions, path: Path, form: str | None) -> None:
+    """Say what our checks say of result files, records or a table of published values; exit 1 where they say anything.
+
+    One line a finding, with the name of its check: protocols, covariance, unedited, few, power, no difference, seeds.
+    """
+    from harness.errors import CheckFailed
+    from harness.reports.auditing import audit_path
+    from harness.reports.importing import Told
+
+    findings = audit_path(path, Told(**vars(told)), form)
+    for finding in findings:
+        click.echo(str(finding))
+    if findings:
+        raise CheckFailed(f"{path}: {len(findings)} finding{'s' if len(findings) > 1 else ''}")
+    terminal.say_where("[green]ok[/] nothing found in", path)

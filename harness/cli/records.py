@@ -20,9 +20,12 @@ __all__ = ["board", "check", "compare", "leaderboard", "plot", "show"]
 
 @click.command()
 @click.argument("folder", type=opt.PATH)
-@opt.FORMAT
+@opt.FORMAT.but(default="md")
 @opt.OUTPUT.but(help="Write to a file instead of the terminal.")
-def leaderboard(folder: Path, form: str, output: Path | None) -> None:
+@opt.PUBLISHED.but(
+    help="A CSV of values of papers, put beside the rows that they belong to.", kind=opt.PATH, flag=False
+)
+def leaderboard(folder: Path, form: str, output: Path | None, published: Path | None) -> None:
     """Make a table of the records in FOLDER: a row for each editor, a column for each task; of a sweep the paper's.
 
     Records of a sweep (`harness sweep`) are read from FOLDER, its `runs`, or the `runs` of its folders.
@@ -30,7 +33,7 @@ def leaderboard(folder: Path, form: str, output: Path | None) -> None:
     from harness import api
     from harness.io import files
 
-    text = api.leaderboard(folder, form)
+    text = api.leaderboard(folder, form, published=published)
     if output is None:
         click.echo(text, nl=False)
     else:

@@ -33,6 +33,9 @@ from harness.reports.cells import (
     variant,
 )
 from harness.reports.comparison import pair_difference
+from harness.reports.pairs import pairs_table
+from harness.reports.published_values import PublishedValue
+from harness.reports.reference_columns import QUOTED, UNMATCHED, reference_columns, with_reference_data, with_references
 from harness.reports.registry import find_format
 from harness.reports.seeds import order_notes, pool
 from harness.reports.table import Data, Page, Section, Table
@@ -60,30 +63,47 @@ _MEASURE = (
 )
 
 
-def leaderboard(records: Sequence[Record], fmt: str = "md") -> str:
+def leaderboard(records: Sequence[Record], fmt: str = "md", published: Sequence[PublishedValue] = ()) -> str:
     """The leaderboard of records in a format, such as ``md``, ``csv``, ``html``, ``json`` or ``latex``.
+
+    Args:
+        records: the records.
+        fmt: the name of the format.
+        published: values of papers, which stand beside the rows that they belong to.
 
     Raises:
         UsageError: there is no such format.
     """
-    return find_format(fmt).write([leaderboard_page(records)])
+    return find_format(fmt).write([leaderboard_page(records, published)])
 
 
-def leaderboard_page(records: Sequence[Record]) -> Page:
+def leaderboard_page(records: Sequence[Record], published: Sequence[PublishedValue] = ()) -> Page:
     """The leaderboard of records, before any format.
 
     Records that differ in their seed alone are one row, their mean.  Records that are not complete are left out and
     named.  What is best of a column is marked only where the records have the values of their documents
     (``read_records(folder, values=True)``).
+
+    Args:
+        records: the records.
+        published: values of papers, which stand in columns of their own beside the rows that they belong to.
     """
     left_out = sorted(f"{record_name(r)} is left out: {r.status}" for r in records if r.status != "complete")
     sections = measured_sections(records)
     split = any(" @" in label for section in sections for label in section.labels)
     marked = any(cell.at_chance for section in sections for row in section.rows for cell in row.cells)
     brought = any(record.published for record in records if record.status == "complete")
-    said = [text for text, wanted in ((CHANCE, marked), (VARIANTS, split), (PUBLISHED, brought)) if wanted]
-    introduction = (*LEGEND, *said, *left_out)
-    return Page("Leaderboard", introduction, tuple(map(_shown, sections)), data=_data(sections))
+    beside = any(reference_columns(section, published) for section in sections)
+    cases = (
+        (CHANCE, marked),
+        (VARIANTS, split),
+        (PUBLISHED, brought),
+        (QUOTED, beside),
+        (UNMATCHED, bool(published) and not beside),
+    )
+    introduction = (*LEGEND, *(text for text, wanted in cases if wanted), *left_out)
+    shown = tuple(_shown(section, published) for section in sections)
+    return Page("Leaderboard", introduction, shown, data=with_reference_data(_data(sections), sections, published))
 
 
 def measured_sections(records: Sequence[Record]) -> list[MeasuredSection]:
@@ -105,11 +125,12 @@ def shown_and_headline(record: Record, task: str, measures: Mapping[str, Json]) 
     return list(dict.fromkeys([*shown_metrics(record, task, measures), *headline]))
 
 
-def _shown(section: MeasuredSection) -> Section:
+def _shown(section: MeasuredSection, published: Sequence[PublishedValue]) -> Section:
+    """The table of a section; of published rows, where nothing can be run again, every two are compared as well."""
     rows = tuple(shown_row(row, section.metrics) for row in section.rows)
-    return Section(
-        section.title, (Table("", section.columns, rows, (*order_notes(section), *published_notes(section))),)
-    )
+    table = Table("", section.columns, rows, (*order_notes(section), *published_notes(section)))
+    pairs = pairs_table(section) if "published" in section.protocol else None
+    return Section(section.title, (with_references(table, section, published), *([pairs] if pairs else [])))
 
 
 # --- what may be compared ---------------------------------------------------------------------------------------------

@@ -27,9 +27,10 @@ GROUPS: Mapping[str, str] = {
     "lm.free_generation.exact_match_fallback": "Free answers, compared with the right one.",
 }
 """What newer versions call a way of measuring (``metric_meta``) -> in words."""
-NOTES: Mapping[str, str] = {
-    "GRACE": "EasyEdit measures GRACE otherwise than the rest: on what it generates, not teacher-forced (evaluate.py)."
+PROTOCOLS: Mapping[str, str] = {
+    "GRACE": "GRACE alone is measured on what it generates, not teacher-forced (EasyEdit's evaluate.py)."
 }
+"""Editors that EasyEdit measures otherwise."""
 KINDS: Mapping[str, str] = {
     "subject_aliasing": "aliasing",
     "reasoning": "reasoning",
@@ -139,10 +140,10 @@ def _published(run: _Run, cases: _Cases) -> PublishedRun:
         edit_set=exam,
         mode="sequential" if run.sequential else "isolated",
         batch_size=1 if run.sequential else None,
-        protocol=_protocol(cases),
+        protocol=_protocol(editor, cases),
         exams={exam: _exam(after)},
         scores={**({0: {exam: before}} if before else {}), len(cases): {exam: after}},
-        notes=(*said, *([NOTES[editor]] if editor in NOTES else [])),
+        notes=said,
         files=tuple(dict.fromkeys(file for *_, file in cases)),
     )
 
@@ -154,7 +155,7 @@ def _exam(after: Scores) -> Exam:
     return Exam("efficacy", directions, shown=asked)
 
 
-def _protocol(cases: _Cases) -> str:
+def _protocol(editor: str, cases: _Cases) -> str:
     """How the answer to the edit's own question was measured, which newer versions say."""
     groups: dict[str, tuple[str, Path]] = {}
     for case_id, case, file in cases:
@@ -167,7 +168,7 @@ def _protocol(cases: _Cases) -> str:
             f"{file}: case {one} was measured by {first}, case {other} by {second}: two protocols are mixed; give the "
             "cases of one"
         )
-    return GROUPS.get(next(iter(groups)), PROTOCOL)
+    return GROUPS.get(next(iter(groups)), PROTOCOLS.get(editor, PROTOCOL))
 
 
 def _scores(cases: _Cases, side: str) -> Scores:

@@ -47,14 +47,15 @@ PUBLISHED_AS: Mapping[str, str] = {"ICL": "ICE"}
 """What the files call an editor -> what the published table calls it."""
 SETTINGS: Mapping[str, Mapping[str, Any]] = {"ROME": {"mom2_adjustment": False}, "MEMIT": {"mom2_adjustment": True}}
 """What the authors' hyperparameter files say of these models, in ``code/hparams``."""
-NOTES: Mapping[str, str] = {
-    "GRACE": "GRACE was asked otherwise than the rest (hallucination_editor.py): after the edit without the chat "
-    "template, for as many tokens as the right answer has."
-}
 PROTOCOL = (
     "Free answers of at most 16 tokens to each question, right where they contain the answer, or it contains them, or "
     "a local model judges them alike; locality: the answer is judged alike before and after."
 )
+PROTOCOLS: Mapping[str, str] = {
+    "GRACE": "GRACE alone was asked after its edit without the chat template, for as many tokens as the right answer "
+    "has (hallucination_editor.py); otherwise as the rest."
+}
+"""Editors that the authors' program asks otherwise."""
 EXAM = Exam(
     headline="efficacy",
     directions=dict.fromkeys([*METRICS.values(), "generalization", "generalization_released"], True),
@@ -195,12 +196,11 @@ def _run(model: str, editor: str, answers: list[_Answers]) -> PublishedRun:
         editor=editor,
         edit_set=EDIT_SET,
         mode="isolated",
-        protocol=PROTOCOL,
+        protocol=PROTOCOLS.get(editor, PROTOCOL),
         exams={EDIT_SET: EXAM},
         scores={0: {EDIT_SET: before}, edits: {EDIT_SET: after}},
         plain={0: {EDIT_SET: _released(answers, "pre")}, edits: {EDIT_SET: _released(answers, "post")}},
         settings=SETTINGS.get(editor, {}),
-        notes=(NOTES[editor],) if editor in NOTES else (),
         files=tuple(dict.fromkeys(answer.file for answer in answers)),
     )
 
