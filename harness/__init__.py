@@ -31,10 +31,12 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 __all__ = [
+    "audit",
     "edit",
     "evaluate",
     "export",
     "fit",
+    "import_records",
     "leaderboard",
     "load",
     "localize",

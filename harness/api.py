@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from harness.editing.editor import Editor
     from harness.exam.samples import Sample
     from harness.models.lm import LM
+    from harness.reports.auditing import Finding
     from harness.runs.record import Record
     from harness.studies.causal.tracing import Study as Tracing
     from harness.studies.localization.localize import Study as Localization
@@ -32,10 +33,12 @@ if TYPE_CHECKING:
     from harness.studies.sweeps.trial import Trial
 
 __all__ = [
+    "audit",
     "edit",
     "evaluate",
     "export",
     "fit",
+    "import_records",
     "leaderboard",
     "load",
     "localize",
@@ -873,6 +876,97 @@ def export(
     kept = [one for item in given for one in ([item] if isinstance(item, Record) else records_at(item))]
     require_tied(kept, shown_and_headline, intervals=False)
     return export_records(kept, format, to=Path(to), asked=asked)
+
+
+# --- what others published --------------------------------------------------------------------------------------------
+
+
+@as_before()
+def import_records(
+    format: str,
+    path: str | Path,
+    *,
+    output: str | Path | None = None,
+    model: str | None = None,
+    editor: str | None = None,
+    edits: str | None = None,
+    num_edits: int | None = None,
+    mode: str | None = None,
+    repository: str | None = None,
+    commit: str | None = None,
+    licence: str | None = None,
+    unedited: str | Path | None = None,
+) -> list[Record]:
+    """Records of the result files of other programs, marked as published and not run here.
+
+    Args:
+        format: ``halluedit``, ``easyedit``, ``rome``, ``nas``, ``ultraedit`` or ``lm-eval``.
+        path: a file or a folder of results.
+        output: the folder where the records are written, too; by default nothing is kept on disk.
+        model: the model that was edited, where the files do not say it; likewise the others.
+        editor: the method, as its authors call it.
+        edits: what was edited.
+        num_edits: how many edits were made.
+        mode: how edits were made: ``isolated``, ``batch`` or ``sequential``.
+        repository: where the files are published, ``owner/name``.
+        commit: of that repository.
+        licence: of the files.
+        unedited: the same files of the unedited model.
+
+    Returns:
+        The records, at least one.
+
+    Raises:
+        UsageError: there is no such format, or the folder cannot be written to.
+        DataError: the files are cut, of another version, or of mixed runs; or two records claim one id with other
+            numbers.
+
+    Examples:
+        >>> import json, pathlib, harness
+        >>> bits = {"edit": 1, "rephrase": 1, "yes": 1, "no": 0, "mc": 1, "reversed": 0}
+        >>> row = {"topic": "art", "editor": "ROME", "case_id": 0, "pre": bits, "post": {**bits, "locality": 1}}
+        >>> path = pathlib.Path("halluedit_percase_llama_2_7b_chat_hf.jsonl")
+        >>> _ = path.write_text(json.dumps(row))
+        >>> harness.import_records("halluedit", path)[0].published["label"]
+        'published, not run here'
+    """
+    from harness.reports.importing import Told, import_files, read_published
+
+    told = Told(
+        model=model, editor=editor, edit_set=edits, num_edits=num_edits, mode=mode, repository=repository,
+        commit=commit, licence=licence, unedited=None if unedited is None else Path(unedited),
+    )  # fmt: skip
+    if output is not None:
+        import_files(format, Path(path), Path(output), told)
+    return read_published(format, Path(path), told)
+
+
+@as_before()
+def audit(path: str | Path, *, format: str | None = None, model: str | None = None) -> list[Finding]:
+    r"""What our checks say of result files, of records, or of a table of published values.
+
+    Args:
+        path: a file or a folder.
+        format: of result files, as :func:`import_records` takes it; by default it is seen from their names.
+        model: the model that was edited, where result files do not say it.
+
+    Returns:
+        The findings, none where there is nothing to say.
+
+    Raises:
+        DataError: there is nothing that can be looked at.
+
+    Examples:
+        >>> import pathlib, harness
+        >>> path = pathlib.Path("values.csv")
+        >>> _ = path.write_text("paper,model,data,method,metric,value\nA,gpt2,zsRE,ROME,efficacy,99.8\n")
+        >>> [finding.check for finding in harness.audit(path)]
+        ['n', 'seeds', 'quoted']
+    """
+    from harness.reports.auditing import audit_path
+    from harness.reports.importing import Told
+
+    return audit_path(Path(path), Told(model=model), format)
 
 
 # --- what the functions share -----------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from harness.reports.cells import BoardRow, MeasuredSection, number, signed, sig
 from harness.reports.comparison import pair_difference
 from harness.reports.importing import Told, find_reader, read_published, reader_names
 from harness.reports.leaderboard import measured_sections
-from harness.reports.published_values import PublishedValue, is_table, read_published_values
+from harness.reports.published_values import UNEDITED, PublishedValue, alike, is_table, read_published_values
 from harness.runs.record import Record, record_name
 from harness.runs.record_file import read_records, record_paths
 
@@ -225,7 +225,7 @@ def _ties(section: MeasuredSection, place: int) -> Iterator[Finding]:
     tested = [(a, b, change) for a, b, change in found if change is not None and change.value is not None]
     adjusted = holm([1.0 if change.p is None else change.p for *_, change in tested])
     for ((first, _), (second, _), change), p in zip(tested, adjusted, strict=True):
-        said = {"value": change.value, "interval": _limits(change), "p": change.p}
+        said = {"value": 100 * (change.value or 0.0), "interval": _points(change), "p": change.p}
         if change.low is not None and not significant_change(said, p):
             low, high = (signed(100 * end) for end in agreeing(change.p, change.low, change.high or 0.0))
             points = signed(100 * (change.value or 0.0))
@@ -241,8 +241,9 @@ def _paired(
     return pair_difference((record, one.edits), (edited, other.edits), task=task, metric=metric)
 
 
-def _limits(change: Difference) -> list[float] | None:
-    return None if change.low is None or change.high is None else [change.low, change.high]
+def _points(change: Difference) -> list[float] | None:
+    """The interval of a difference in points."""
+    return None if change.low is None or change.high is None else [100 * change.low, 100 * change.high]
 
 
 def _seeds(records: Sequence[Record], sections: Sequence[MeasuredSection]) -> Iterator[Finding]:  # noqa: ARG001
@@ -322,7 +323,7 @@ def _of_a_table(where: str, values: Sequence[PublishedValue]) -> Iterator[Findin
     counts = [one.n_edits for one in values]
     unsaid = sum(not count or not count[0].isdigit() for count in counts)
     if unsaid:
-        yield Finding("n", where, f"of {unsaid} of {len(values)} values the number of edits is not told, or only about")
+        yield Finding("n", where, f"the number of edits of {unsaid} of {len(values)} values is not told, or only about")
     if not any(one.sd for one in values):
         yield Finding(
             "seeds", where, f"none of {len(values)} values has a deviation: made once, or over seeds not told"
@@ -337,7 +338,8 @@ def _mixed(where: str, values: Sequence[PublishedValue]) -> Iterator[Finding]:
     cells: dict[tuple[str, ...], set[str]] = {}
     for one in values:
         way = ", ".join(part for part in (one.protocol, f"{one.n_edits} edits" if one.n_edits else "") if part)
-        ways.setdefault((one.model, one.data, one.metric), {}).setdefault(way, []).append(one.method)
+        if alike(one.method) not in UNEDITED:
+            ways.setdefault((one.model, one.data, one.metric), {}).setdefault(way, []).append(one.method)
         cells.setdefault((one.model, one.data, one.method, one.metric, way, one.batch), set()).add(one.value)
     for (model, data, metric), found in ways.items():
         shared = [set(methods) for methods in found.values()]

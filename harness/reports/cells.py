@@ -294,7 +294,7 @@ def published_notes(section: MeasuredSection) -> list[str]:
     said = [str(source.get(key) or "") for key in ("protocol", "citation") for source in sources]
     notes = [str(note) for source in sources for note in source.get("notes") or []]
     unknown = dict.fromkeys(str(one) for source in sources for one in source.get("unknown", []))
-    lacking = [f"Not known: {', '.join(unknown)}."] if unknown else []
+    lacking = [f"Not known of some or all rows: {', '.join(unknown)}."] if unknown else []
     return [text for text in dict.fromkeys([*said, *notes, *lacking]) if text]
 
 

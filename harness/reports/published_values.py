@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,12 +18,16 @@ from harness.errors import DataError, near
 from harness.exam.data import read_text
 from harness.reports.published_runs import one_line_name
 
-__all__ = ["READ", "PublishedValue", "alike", "is_table", "read_published_values"]
+__all__ = ["READ", "UNEDITED", "PublishedValue", "alike", "is_table", "read_published_values"]
 
 READ = ("read in a stored file", "read in the paper", "recomputed")
 NEEDED = ("paper", "model", "data", "method", "metric", "value")
+FILLED = ("paper", "metric", "value")
+"""What no line may leave empty: without a model or data a value stands beside no row."""
 OPTIONAL = ("table", "protocol", "n_edits", "batch", "sd", "source", "certainty")
-LONGEST = 1000
+UNEDITED = ("unedited", "preedited", "base", "preedit", "noedit", "original")
+"""What papers call the unedited model."""
+_NUMBER = re.compile(r"[<>~\u2248]?\s*([-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d{1,2})?)\s*[A-Za-z%]*")
 _LEFT_OUT = {"meta", "hf"}
 """Parts of a model's name that papers leave out."""
 
@@ -49,8 +52,8 @@ class PublishedValue:
 
     @property
     def number(self) -> float:
-        """The value as a number."""
-        return float(self.value)
+        """The value as a number, without what stands around it, such as ``>`` or a unit."""
+        return float(_NUMBER.fullmatch(self.value)[1])  # type: ignore[index]
 
     @property
     def quoted(self) -> bool:
@@ -97,13 +100,13 @@ def _value(row: Mapping[str | None, str | list[str] | None], where: str) -> Publ
     if None in row or None in row.values():
         raise DataError(f"{where}: another number of cells than the head has; put texts with commas into quotes")
     for name, text in texts.items():
-        if name in NEEDED and not text:
-            raise DataError(f"{where}: '{name}' is empty; a value needs {', '.join(NEEDED)}")
+        if name in FILLED and not text:
+            raise DataError(f"{where}: '{name}' is empty; a value needs {', '.join(FILLED)}")
         if text:
             _require_text(text, name, where)
     for name in ("value", "sd"):
-        if texts[name] and not _is_number(texts[name]):
-            raise DataError(f"{where}: {name} {ascii(texts[name])[:40]} is no finite number")
+        if texts[name] and _NUMBER.fullmatch(texts[name]) is None:
+            raise DataError(f"{where}: {name} {ascii(texts[name])[:40]} is no number; 0.26, >21000 and 12.29 h are")
     return PublishedValue(**texts)
 
 
@@ -112,10 +115,3 @@ def _require_text(text: str, name: str, where: str) -> None:
         one_line_name(text, f"'{name}'")
     except DataError as error:
         raise DataError(f"{where}: {error}") from error
-
-
-def _is_number(text: str) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False

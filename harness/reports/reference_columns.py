@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from harness.reports.cells import BoardRow, MeasuredSection
-from harness.reports.published_values import PublishedValue, alike
+from harness.reports.published_values import UNEDITED, PublishedValue, alike
 from harness.reports.table import MISSING, Cell, Column, Data, Table
 
 __all__ = ["QUOTED", "UNMATCHED", "Reference", "reference_columns", "with_reference_data", "with_references"]
@@ -21,9 +21,6 @@ QUOTED = (
     "where others quote it."
 )
 UNMATCHED = "No published value that was given belongs to a model and an edit set of this page."
-UNEDITED = ("unedited", "preedited", "base", "preedit", "noedit", "original")
-"""What papers call the unedited model."""
-
 _Key: TypeAlias = tuple[str, ...]
 
 
@@ -58,7 +55,7 @@ class Reference:
         how = ", ".join(part for part in (one.protocol, edits, batch) if part) or "how it was measured is not told"
         paper = ", ".join(part for part in (one.paper, one.table) if part)
         source = f" Source: {one.source}." if one.source else ""
-        return f"[{self.name}] {paper}: {how}.{source} {one.certainty or 'certainty not told'}."
+        return f"[{self.name}] {paper}: {how}.{source} Certainty: {one.certainty or 'not told'}."
 
     def of(self, row: BoardRow) -> PublishedValue | None:
         """The value of a row; None where none is published."""
@@ -91,7 +88,7 @@ def reference_columns(section: MeasuredSection, values: Sequence[PublishedValue]
     model, data = alike(str(section.protocol["model"])), alike(str(section.protocol["edit_set"]))
     groups: dict[_Key, dict[str, PublishedValue]] = {}
     for one in values:
-        if (alike(one.model), alike(one.data)) == (model, data):
+        if one.data and (alike(one.model), alike(one.data)) == (model, data):
             groups.setdefault(_measured_alike(one), {})[alike(one.method)] = one
     methods = {alike(str(row.record.editor.get("name", ""))) for row in section.rows if row.record} | set(UNEDITED)
     shown = [found for found in groups.values() if methods & found.keys()]

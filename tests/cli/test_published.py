@@ -87,3 +87,46 @@ def test_a_format_or_a_place_that_is_none(answers: Path, tmp_path: Path, harness
     assert done.code == 2 and "'wild' is not" in done.err
     done = harness("import", "halluedit", tmp_path / "none", "--output", tmp_path / "out")
     assert done.code == 2 and "no such file or folder" in done.err
+
+
+VALUES = """paper,model,data,method,metric,value,certainty
+A,Llama-3-8B-Instruct,HalluEditBench,ROME,efficacy,79.22,read in the paper
+"""
+
+
+def test_published_values_stand_beside_the_rows(board: Path, tmp_path: Path, harness: Harness) -> None:
+    path = tmp_path / "values.csv"
+    path.write_text(VALUES)
+    page = harness("leaderboard", board, "--published", path)
+    assert page.code == 0 and "published<br>efficacy [a]" in page.out
+    assert next(line for line in page.out.splitlines() if line.startswith("| ROME")).endswith("| 79.22 |")
+    assert "[a] A: how it was measured is not told. Certainty: read in the paper." in page.out
+    path.write_text(VALUES.replace("79.22", "much"))
+    done = harness("leaderboard", board, "--published", path)
+    assert (
+        done.code == 2 and done.err == f"error: {path}, line 2: value 'much' is no number; 0.26, >21000 and 12.29 h are"
+    )
+
+
+def test_an_audit_is_one_line_a_finding_and_exit_1(
+    answers: Path, board: Path, tmp_path: Path, harness: Harness
+) -> None:
+    done = harness("audit", answers, "--commit", "a07439e")
+    assert done.code == 1 and done.err == f"error: {answers}: {len(done.out.splitlines())} findings"
+    assert "covariance: edited without the covariance of keys" in done.out
+    again = harness("audit", board)
+    assert again.code == 1 and again.out == done.out
+    answers.write_text(answers.read_text()[:-20])
+    cut = harness("audit", answers)
+    assert cut.code == 1 and len(cut.out.splitlines()) == 1 and "unreadable" in cut.out and "line 16" in cut.out
+    nothing = harness("audit", tmp_path / "none")
+    assert nothing.code == 2 and len(nothing.err.splitlines()) == 1
+
+
+def test_an_audit_that_finds_nothing_is_exit_0(tmp_path: Path, harness: Harness) -> None:
+    path = tmp_path / "values.csv"
+    path.write_text(
+        "paper,model,data,method,metric,value,sd,n_edits,certainty\nA,m,d,ROME,es,1.0,0.1,5,read in the paper\n"
+    )
+    done = harness("audit", path)
+    assert (done.code, done.err) == (0, "") and done.out.startswith("ok nothing found in")
