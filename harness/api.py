@@ -937,7 +937,7 @@ def import_records(
         commit=commit, licence=licence, unedited=None if unedited is None else Path(unedited),
     )  # fmt: skip
     if output is not None:
-        import_files(format, Path(path), Path(output), told)
+        import_files(format, Path(path), Path(output), told=told)
     return read_published(format, Path(path), told)
 
 

@@ -36,14 +36,14 @@ class ToldOptions:
 @click.argument("path", type=opt.PATH)
 @opt.OUTPUT.but(help="Folder of the records.", required=True)
 @opt.taken(ToldOptions)
-def import_(told: ToldOptions, form: str, path: Path, output: Path) -> None:
+def import_(told: ToldOptions, *, form: str, path: Path, output: Path) -> None:
     """Make records of the result files of other programs, marked as published and not run here.
 
     FORMAT is the program that wrote them; PATH is a file or a folder of its results.
     """
     from harness.reports.importing import Told, import_files
 
-    written = import_files(form, path, output, Told(**vars(told)))
+    written = import_files(form, path, output, told=Told(**vars(told)))
     terminal.say_where(f"[green]{len(written)} records[/] of {form} in", output)
 
 

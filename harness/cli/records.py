@@ -25,7 +25,7 @@ __all__ = ["board", "check", "compare", "leaderboard", "plot", "show"]
 @opt.PUBLISHED.but(
     help="A CSV of values of papers, put beside the rows that they belong to.", kind=opt.PATH, flag=False
 )
-def leaderboard(folder: Path, form: str, output: Path | None, published: Path | None) -> None:
+def leaderboard(folder: Path, *, form: str, output: Path | None, published: Path | None) -> None:
     """Make a table of the records in FOLDER: a row for each editor, a column for each task; of a sweep the paper's.
 
     Records of a sweep (`harness sweep`) are read from FOLDER, its `runs`, or the `runs` of its folders.

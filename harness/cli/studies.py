@@ -243,7 +243,7 @@ def _say_fits(kept: Study) -> None:
 @opt.WORKERS
 @opt.CLUSTER
 @opt.ADDRESS
-@opt.FORMAT
+@opt.FORMAT.but(default="md")
 @opt.TRUST_CODE
 def sweep(
     *,

@@ -40,7 +40,7 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path}: {error}; copy the file again") from error
 
 
-def require_shape(kind: Any, value: object, where: str, what: str) -> None:
+def require_shape(kind: Any, value: object, *, where: str, what: str) -> None:
     """See that a row is what a format says.
 
     Args:

@@ -116,7 +116,7 @@ def read_published(form: str, path: Path, told: Told | None = None) -> list[Reco
     return sorted(found, key=lambda record: (record_name(record), record.id))
 
 
-def import_files(form: str, path: Path, output: Path, told: Told | None = None) -> list[Path]:
+def import_files(form: str, path: Path, output: Path, *, told: Told | None = None) -> list[Path]:
     """Write the records of published files into a folder; all of them, or none.
 
     Args:

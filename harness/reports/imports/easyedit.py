@@ -101,7 +101,7 @@ def _cases(file: Path) -> Iterator[tuple[_Run, str, Mapping[str, Any]]]:
         raise DataError(f"{file}: no array of cases, as EasyEdit writes; give its results of single edits")
     named = _from_name(file)
     for number, case in enumerate(cases, start=1):
-        require_shape(_Case, case, f"{file}, row {number}", "EasyEdit's results")
+        require_shape(_Case, case, where=f"{file}, row {number}", what="EasyEdit's results")
         run = _Run(named.model, case.get("editor", named.editor), case.get("data", named.data), named.sequential)
         # In batches EasyEdit counts the cases of each batch from 0: of its own files the place names the case.
         yield run, str(case["case_id"] if lines and "case_id" in case else number - 1), case

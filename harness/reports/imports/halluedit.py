@@ -139,7 +139,7 @@ def _collected(file: Path) -> Iterator[_Answers]:
     short = re.sub(r"\.jsonl(\.gz)?$", "", file.name).removeprefix("halluedit_percase_")
     for number, row in enumerate(read_jsonl(file), start=1):
         where = f"{file}, row {number}"
-        require_shape(_Collected, row, where, "HalluEditBench's answers")
+        require_shape(_Collected, row, where=where, what="HalluEditBench's answers")
         names = one_line_name(row["editor"], "an editor"), one_line_name(row["topic"], "a topic")
         pre, post = (_bits(row[side], where) for side in ("pre", "post"))
         yield _Answers(model_name(one_line_name(short, "a model")), *names, str(row["case_id"]), pre, post, file)
@@ -158,7 +158,7 @@ def _own(file: Path) -> Iterator[_Answers]:
     names = one_line_name(found["editor"], "an editor"), one_line_name(found["topic"], "a topic")
     for number, case in enumerate(cases, start=1):
         where = f"{file}, row {number}"
-        require_shape(_Case, case, where, "HalluEditBench's results")
+        require_shape(_Case, case, where=where, what="HalluEditBench's results")
         pre, post = (_found(case[side], where, side == "post") for side in ("pre", "post"))
         yield _Answers(model_name(file.parent.name), *names, str(case["case_id"]), pre, post, file)
 

@@ -90,7 +90,7 @@ def _read(file: Path) -> _Found:
     if _File.fullmatch(file.name) is None:
         raise DataError(f"{file}: its name is no results_DATE.json, as lm-eval's files have; give the file of results")
     results = read_json(file)
-    require_shape(_Results, results, str(file), "lm-eval's results")
+    require_shape(_Results, results, where=str(file), what="lm-eval's results")
     scores: dict[str, Scores] = {}
     plain: dict[str, dict[str, float]] = {}
     documents: dict[str, dict[str, str]] = {}
@@ -123,7 +123,7 @@ def _samples(file: Path, task: str) -> tuple[Scores, dict[str, str]]:
     hashes: dict[str, str] = {}
     for number, sample in enumerate(read_jsonl(file), start=1):
         where = f"{file}, line {number}"
-        require_shape(_Sample, sample, where, "lm-eval's samples")
+        require_shape(_Sample, sample, where=where, what="lm-eval's samples")
         document, kind = f"{task}/{sample['doc_id']}", sample.get("filter", "none")
         hashes[document] = str(sample.get("doc_hash", ""))
         for metric in sample.get("metrics", []):

@@ -77,7 +77,7 @@ def _cases(file: Path) -> list[tuple[Case, str]]:
     once, found = Once(), list[tuple[Case, str]]()
     for number, row in enumerate(read_jsonl(file), start=1):
         where = f"{file}, row {number}"
-        require_shape(Case, row, where, "NAS's checkpoints")
+        require_shape(Case, row, where=where, what="NAS's checkpoints")
         once(row["case_id"], where, f"case {row['case_id']}")
         found.append((row, where))  # type: ignore[arg-type]
     return found

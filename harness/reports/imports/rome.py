@@ -48,7 +48,7 @@ def _read(files: Sequence[Path]) -> _Cases:
     once, found = Once(), []
     for file in sorted(files, key=lambda file: (int(_File.fullmatch(file.name)[1]), file.name)):  # type: ignore[index]
         case = read_json(file)
-        require_shape(Case, case, str(file), "ROME's, MEMIT's or AlphaEdit's results")
+        require_shape(Case, case, where=str(file), what="ROME's, MEMIT's or AlphaEdit's results")
         once(case["case_id"], str(file), f"case {case['case_id']}")
         found.append((case, file))
     _require_one_run(found)

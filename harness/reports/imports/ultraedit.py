@@ -65,7 +65,7 @@ class UltraEdit(Reader):
 
 def _run(file: Path, told: Told) -> PublishedRun:
     summary = read_json(file)
-    require_shape(_Summary, summary, str(file), "UltraEdit's summary")
+    require_shape(_Summary, summary, where=str(file), what="UltraEdit's summary")
     config = _config(file.with_name("config.yaml"))
     size, turns = config["dataset"].get("n_edits"), config["num_seq"]
     if not isinstance(size, int) or size < 1 or turns < 1:
@@ -97,5 +97,5 @@ def _config(path: Path) -> _Config:
         raise DataError(f"{path}: not found beside the summary; it says which editor, model and data were run")
     found = read_yaml(path)
     plain = {key: one["value"] if isinstance(one, dict) and "value" in one else one for key, one in found.items()}
-    require_shape(_Config, plain, str(path), "UltraEdit's configuration")
+    require_shape(_Config, plain, where=str(path), what="UltraEdit's configuration")
     return plain  # type: ignore[return-value]

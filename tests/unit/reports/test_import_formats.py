@@ -42,7 +42,7 @@ def refused(form: str, path: Path, **told: Any) -> str:
 
 def written(form: str, path: Path, output: Path, **told: Any) -> list[Record]:
     """The records as they are read again, each tied to its values."""
-    import_files(form, path, output, Told(**told))
+    import_files(form, path, output, told=Told(**told))
     kept = read_records(output, values=True)
     assert all(not list(untied(record)) for record in kept)
     return kept

@@ -118,18 +118,18 @@ def test_pairing_tells_rome_from_memit_on_llama_3(shared: Path) -> None:
 
 
 def test_records_are_written_read_and_tied(answers: Path, tmp_path: Path) -> None:
-    paths = import_files("halluedit", answers, tmp_path / "out", Told(commit="a07439e"))
+    paths = import_files("halluedit", answers, tmp_path / "out", told=Told(commit="a07439e"))
     kept = read_records(tmp_path / "out", values=True)
     assert [f"{record_name(record)}.json" for record in kept] == [path.name for path in paths]
     assert all(not list(untied(record)) for record in kept)
     assert [record.to_json() for record in kept] == [
         record.to_json() for record in read_published("halluedit", answers, Told(commit="a07439e"))
     ]
-    assert import_files("halluedit", answers, tmp_path / "out", Told(commit="a07439e")) == paths  # once more
+    assert import_files("halluedit", answers, tmp_path / "out", told=Told(commit="a07439e")) == paths  # once more
 
 
 def test_published_rows_stand_in_a_section_of_their_own(answers: Path, tmp_path: Path) -> None:
-    import_files("halluedit", answers, tmp_path, Told(commit="a07439e"))
+    import_files("halluedit", answers, tmp_path, told=Told(commit="a07439e"))
     page = leaderboard(read_records(tmp_path, values=True))
     title = next(line for line in page.splitlines() if line.startswith("## "))
     assert title.endswith("· isolated · published, not run here: llm-editing/HalluEditBench@a07439e")
