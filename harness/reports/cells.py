@@ -24,6 +24,7 @@ __all__ = [
     "MeasuredSection",
     "Metric",
     "brackets",
+    "caveat_notes",
     "number",
     "published_by",
     "published_notes",
@@ -284,6 +285,13 @@ def published_by(record: Record) -> str:
     named = "@".join(str(record.published[key]) for key in ("repository", "commit") if record.published.get(key))
     label = str(record.published.get("label", "published"))
     return f"{label}: {named}" if named else label
+
+
+def caveat_notes(section: MeasuredSection) -> list[str]:
+    """What the YAMLs of the tasks of a table want a reader to know beside their numbers."""
+    shown = dict.fromkeys(metric.task for metric in section.metrics)
+    records = [row.record for row in section.rows if row.record]
+    return list(dict.fromkeys(f"{task}: {r.caveats[task]}" for task in shown for r in records if task in r.caveats))
 
 
 def published_notes(section: MeasuredSection) -> list[str]:

@@ -24,6 +24,7 @@ from harness.reports.cells import (
     Measured,
     MeasuredSection,
     Metric,
+    caveat_notes,
     number,
     published_by,
     published_notes,
@@ -128,7 +129,8 @@ def shown_and_headline(record: Record, task: str, measures: Mapping[str, Json]) 
 def _shown(section: MeasuredSection, published: Sequence[PublishedValue]) -> Section:
     """The table of a section; of published rows, where nothing can be run again, every two are compared as well."""
     rows = tuple(shown_row(row, section.metrics) for row in section.rows)
-    table = Table("", section.columns, rows, (*order_notes(section), *published_notes(section)))
+    notes = (*caveat_notes(section), *order_notes(section), *published_notes(section))
+    table = Table("", section.columns, rows, notes)
     pairs = pairs_table(section) if "published" in section.protocol else None
     return Section(section.title, (with_references(table, section, published), *([pairs] if pairs else [])))
 

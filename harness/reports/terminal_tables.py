@@ -5,7 +5,7 @@ Nothing here prints: every function returns something that a rich console render
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -403,7 +403,15 @@ def comparison_table(a: Record, b: Record, seed: int = 0) -> RenderableType:
         if rows
         else [Text("the records have no task in common", style="yellow")]
     )
-    return Group(_heading("A", a, last[0]), _heading("B", b, last[1]), *_apart(a, b), table, *notes, *_unpaired(a, b))
+    heads = (_heading("A", a, last[0]), _heading("B", b, last[1]))
+    caveats = [Text(text, style="yellow") for text in _caveats([a, b], {task for task, *_ in rows})]
+    return Group(*heads, *_apart(a, b), table, *notes, *caveats, *_unpaired(a, b))
+
+
+def _caveats(records: Sequence[Record], tasks: Collection[str]) -> list[str]:
+    """What the YAMLs of tasks that are compared want a reader to know."""
+    told = ((task, caveat) for record in records for task, caveat in record.caveats.items() if task in tasks)
+    return [f"{task}: {caveat}" for task, caveat in dict.fromkeys(told)]
 
 
 def _last(record: Record) -> int:

@@ -24,6 +24,7 @@ from harness.reports.cells import (
     BoardRow,
     MeasuredSection,
     Metric,
+    caveat_notes,
     number,
     published_by,
     published_notes,
@@ -151,7 +152,7 @@ def _write_section(
     """Write the data of a table, add its rows to the lines, and give its head."""
     slug = section_slug(section.protocol)
     told = [_told(section, metric) for metric in section.metrics]
-    head = section_head(section, told, [*order_notes(section), *published_notes(section)])
+    head = section_head(section, told, [*caveat_notes(section), *order_notes(section), *published_notes(section)])
     abilities = [place for place, metric in enumerate(section.metrics) if _is_ability(metric, section.metrics)]
     head |= {"gain": 0, "cost": ABILITIES if abilities else _locality(section.metrics), "abilities": len(abilities)}
     whose = _whose(section, members)

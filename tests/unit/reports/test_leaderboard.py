@@ -241,6 +241,16 @@ def test_rows_of_one_editor_are_told_apart() -> None:
     ]
 
 
+@pytest.mark.parametrize(("fmt", "said"), [("md", "counterfact: two \\_ words"), ("html", "counterfact: two _ words"),
+                                            ("latex", "counterfact: two \\_ words")])  # fmt: skip
+def test_the_caveat_of_a_set_stands_once_below_its_table(fmt: str, said: str) -> None:
+    told = {"counterfact": "two _ words", "elsewhere": "not here"}
+    records = [replace(fixed(name, 0.5, 0.1), caveats=told) for name in "ab"]
+    output = leaderboard(records, fmt)
+    assert output.count(said) == 1
+    assert "not here" not in output
+
+
 def test_unfinished_records_are_left_out_and_named() -> None:
     output = leaderboard([fixed("a", 0.5, 0.1), replace(fixed("b", 0.5, 0.1), status="failed")], "md")
     assert "- mini\\_x--b--counterfact-50--batch--b0000000 is left out: failed" in output.replace("mini_x", "mini\\_x")

@@ -291,3 +291,10 @@ def test_the_table_of_what_moved() -> None:
         "mini--ft 50 NLI accuracy 9 4 -5 ±1 documents",
     ]
     assert text(terminal_tables.moved_table({"a": [], "b": []})) == "nothing moved in 2 records\n"
+
+
+def test_a_comparison_tells_the_caveats_of_what_is_compared() -> None:
+    a, b = (replace(synthetic.fixed(name, 0.5, 0.1), caveats={"counterfact": "beware", "MRPC": "no"}) for name in "ab")
+    output = text(terminal_tables.comparison_table(a, b))
+    assert output.count("counterfact: beware") == 1
+    assert "MRPC" not in output
