@@ -9,7 +9,7 @@ tokens), ``hop_success`` (an answer is likelier than the rival), ``hop_choice`` 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from copy import deepcopy
 from functools import cached_property
 from itertools import groupby
@@ -48,8 +48,8 @@ class _Cases(Protocol):
     def rule(self) -> CaseRule:
         """Which kinds of questions there are."""
 
-    def cases(self, data_dir: str | None, split: str, /) -> list[Case]:
-        """The cases of a source."""
+    def cases(self, data_dir: str | None, split: str, only: Collection[str] | None, /) -> list[Case]:
+        """The cases of a source, all or some."""
 
 
 class CaseExam(Tokenized):
@@ -79,8 +79,10 @@ class CaseExam(Tokenized):
     def _documents(self, **options: Any) -> dict[str, datasets.Dataset]:
         import datasets
 
-        cases = self.set.cases(options.get("data_dir"), options.get("split") or "test")
-        chosen = _chosen(cases, options.get("records"), self.set.rule.name)
+        where = options.get("data_dir"), options.get("split") or "test"
+        wanted = options.get("records")
+        only = None if wanted is None else {str(record) for record in wanted}
+        chosen = _chosen(self.set.cases(*where, only), wanted, self.set.rule.name)
         found = [document for case in chosen for document in _documents_of(case)]
         if not found:
             raise DataError(
@@ -267,7 +269,7 @@ def _chosen(cases: Sequence[Case], records: Sequence[object] | None, name: str) 
     by_id = {case.id: case for case in cases}
     missing = [str(record) for record in records if str(record) not in by_id]
     if missing:
-        raise DataError(f"{name}: no case {missing[0]}; it has {len(by_id)} cases")
+        raise DataError(f"{name}: no case {missing[0]}; name cases by the ids that metadata.case.id gives them")
     return [by_id[str(record)] for record in records]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from harness.editing.edit import Edit, Example, Probe
 from harness.errors import DataError
 from harness.exam import data
-from harness.exam.cases import Case, CaseRule, read_cases, rule_of
+from harness.exam.cases import Case, CaseRule, case_edits, read_cases, rule_of
 
 __all__ = ["CaseSet"]
 
@@ -55,20 +55,24 @@ class CaseSet:
         """The rows of a source."""
         return data.dataset_rows(self.dataset, split, data_dir)
 
-    def cases(self, data_dir: str | None, split: str) -> list[Case]:
-        """The cases of a source."""
-        return self._read(self.source(data_dir, split))
+    def cases(self, data_dir: str | None, split: str, only: Collection[str] | None = None) -> list[Case]:
+        """The cases of a source.
+
+        Args:
+            data_dir: where its rows lie.
+            split: which of them.
+            only: the ids of the cases that are wanted; None for all.
+        """
+        return read_cases(self.rule, self.source(data_dir, split), _as_edit(), only)
 
     def edits(self, rows: Sequence[dict[str, Any]], **_: object) -> list[Edit]:
         """What an editor is asked to do."""
-        return [edit for case in self._read(rows) for edit in case.edits]
+        return case_edits(self.rule, rows, _as_edit())
 
     def examples(self, rows: Sequence[dict[str, Any]], **_: object) -> list[Example]:
         """The edits with the questions that a rival answers, for editors that learn."""
-        return [Example(edit, tuple(_probes(case, edit))) for case in self._read(rows) for edit in case.edits]
-
-    def _read(self, rows: Sequence[dict[str, Any]]) -> list[Case]:
-        return read_cases(self.rule, rows, _as_edit())
+        read = read_cases(self.rule, rows, _as_edit())
+        return [Example(edit, tuple(_probes(case, edit))) for case in read for edit in case.edits]
 
 
 def _probes(case: Case, edit: Edit) -> list[Probe]:

@@ -36,7 +36,7 @@ import difflib
 import functools
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -57,6 +57,7 @@ __all__ = [
     "Combined",
     "ProbeRule",
     "Question",
+    "case_edits",
     "read_cases",
     "require_askable",
     "rule_of",
@@ -269,10 +270,12 @@ class _Functions(functions.Functions):  # type: ignore[misc]  # jmespath has no 
 _OPTIONS = jmespath.Options(custom_functions=_Functions())
 
 
-@functools.lru_cache(maxsize=1024)
+_parsed_once = functools.lru_cache(maxsize=1024)(jmespath.compile)
+
+
 def _compiled(path: str, where: str) -> Any:
     try:
-        return jmespath.compile(path)
+        return _parsed_once(path)
     except JMESPathError as error:
         raise DataError(f"{where}: '{path}' is no JMESPath ({' '.join(str(error).split())[:120]})") from error
 
@@ -280,31 +283,74 @@ def _compiled(path: str, where: str) -> Any:
 # --- rows -------------------------------------------------------------------------------------------------------------
 
 
-def read_cases(rule: CaseRule, rows: Iterable[Mapping[str, Any]], as_edit: Any) -> list[Case]:
+def read_cases(
+    rule: CaseRule, rows: Iterable[Mapping[str, Any]], as_edit: Any, only: Collection[str] | None = None
+) -> list[Case]:
     """The cases of rows, in their order.
 
     Args:
         rule: what the YAML says.
         rows: as they stand in the file.
         as_edit: makes an :class:`Edit` of a row of ``id, prompt, subject, target`` and what else it may have.
+        only: the ids of the cases that are wanted; None for all.
 
     Raises:
         DataError: a path finds nothing in a row, a probe has no answer, or an id occurs twice; names the row.
     """
     rows = list(rows)
     found = [
-        _case(rule, row, number, as_edit)
-        for number, row in enumerate(rows)
-        if rule.when is None or _at(rule.when, row, f"{rule.name}, row {number + 1}")
+        Case(one.name, _edits(rule, one, as_edit), _probes(rule, one))
+        for one in _begun(rule, rows)
+        if only is None or one.name in only
     ]
-    seen: set[str] = set()
-    for case in found:
-        if case.id in seen:
-            raise DataError(f"{rule.name}: the id {case.id} occurs twice; give each row an id of its own")
-        seen.add(case.id)
     _require_found(rule, rows, found)
-    _require_languages(rule, found)
+    if only is not None and not set(rule.languages) <= _languages_of(found):
+        found = [case for case in read_cases(rule, rows, as_edit) if case.id in only]
+    elif only is None:
+        _require_languages(rule, found)
     return found
+
+
+def case_edits(rule: CaseRule, rows: Iterable[Mapping[str, Any]], as_edit: Any) -> list[Edit]:
+    """The edits of all cases of rows, in their order; what is asked about them is not looked at.
+
+    Args:
+        rule: what the YAML says.
+        rows: as they stand in the file.
+        as_edit: as of :func:`read_cases`.
+
+    Raises:
+        DataError: as :func:`read_cases`.
+    """
+    rows = list(rows)
+    found = [edit for one in _begun(rule, rows) for edit in _edits(rule, one, as_edit)]
+    if "target_old" in rule.edit and found and not any(edit.target_old for edit in found):
+        parts = [part for row in rows for part in _elements(rule.each, row, rule.name, optional=True)]
+        _require_begun(rule.edit["target_old"], parts, rule, "the edits' target_old")
+    return found
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A row that is a case."""
+
+    name: str
+    row: Mapping[str, Any]
+    where: str
+
+
+def _begun(rule: CaseRule, rows: Sequence[Mapping[str, Any]]) -> list[_Begun]:
+    """The rows that are cases, whose ids all differ."""
+    found: dict[str, _Begun] = {}
+    for number, row in enumerate(rows):
+        where = f"{rule.name}, row {number + 1}"
+        if rule.when is not None and not _at(rule.when, row, where):
+            continue
+        name = str(number) if rule.id is None else str(_found(rule.id, row, where))
+        if name in found:
+            raise DataError(f"{rule.name}: the id {name} occurs twice; give each row an id of its own")
+        found[name] = _Begun(name, row, where)
+    return list(found.values())
 
 
 def _require_found(rule: CaseRule, rows: Sequence[Mapping[str, Any]], cases: Sequence[Case]) -> None:
@@ -321,9 +367,6 @@ def _require_found(rule: CaseRule, rows: Sequence[Mapping[str, Any]], cases: Seq
         parts = [part for row in rows for part in _elements(each, row, rule.name, optional=True)]
         for key in ("prompt", "when"):
             _require_begun(probe.paths.get(key), parts, rule, what)
-    if "target_old" in rule.edit and cases and not any(edit.target_old for case in cases for edit in case.edits):
-        parts = [part for row in rows for part in _elements(rule.each, row, rule.name, optional=True)]
-        _require_begun(rule.edit["target_old"], parts, rule, "the edits' target_old")
 
 
 def _require_begun(path: str | None, parts: Sequence[Mapping[str, Any]], rule: CaseRule, what: str) -> None:
@@ -356,9 +399,13 @@ def _begins_with(node: Mapping[str, Any]) -> set[str]:
     return set().union(*(_begins_with(one) for one in (children if node["type"] in through else children[:1])))
 
 
+def _languages_of(cases: Sequence[Case]) -> set[str]:
+    return {question.language for case in cases for question in case.probes if question.language}
+
+
 def _require_languages(rule: CaseRule, cases: Sequence[Case]) -> None:
     """See that a set asks in the languages that it names, and in no other."""
-    asked = sorted({question.language for case in cases for question in case.probes if question.language})
+    asked = sorted(_languages_of(cases))
     if not rule.languages or not cases:
         return
     for language in rule.languages:
@@ -375,19 +422,22 @@ def _require_languages(rule: CaseRule, cases: Sequence[Case]) -> None:
             )
 
 
-def _case(rule: CaseRule, row: Mapping[str, Any], number: int, as_edit: Any) -> Case:
-    where = f"{rule.name}, row {number + 1}"
-    name = str(number) if rule.id is None else str(_found(rule.id, row, where))
-    parts = list(_elements(rule.each, row, where))
+def _edits(rule: CaseRule, case: _Begun, as_edit: Any) -> tuple[Edit, ...]:
+    """What an editor is asked to do."""
+    parts = list(_elements(rule.each, case.row, case.where))
     edits = []
     for place, part in enumerate(parts, start=1):
-        fields = {key: _at(path, part, where) for key, path in rule.edit.items()}
+        fields = {key: _at(path, part, case.where) for key, path in rule.edit.items()}
         told = {key: value for key, value in fields.items() if value is not None}
-        _require_texts(rule.edit, told, part, where)
-        edit = as_edit({"id": name if len(parts) == 1 else f"{name}.{place}", **told})
-        edits.append(edit if len(parts) == 1 else replace(edit, case=name))
-    probes = tuple(question for one in rule.probes for question in _questions(one, row, where))
-    return Case(name, tuple(edits), probes)
+        _require_texts(rule.edit, told, part, case.where)
+        edit = as_edit({"id": case.name if len(parts) == 1 else f"{case.name}.{place}", **told})
+        edits.append(edit if len(parts) == 1 else replace(edit, case=case.name))
+    return tuple(edits)
+
+
+def _probes(rule: CaseRule, case: _Begun) -> tuple[Question, ...]:
+    """What is asked of a model that holds the edits."""
+    return tuple(question for one in rule.probes for question in _questions(one, case.row, case.where))
 
 
 def _questions(rule: ProbeRule, row: Mapping[str, Any], where: str) -> Iterator[Question]:

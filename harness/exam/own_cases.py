@@ -8,7 +8,7 @@ with ``expect``, ``protocol``, ``rival``, ``choices`` and ``language`` where the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -224,9 +224,9 @@ class OwnCaseSet:
             rules[one.kind] = ProbeRule(one.kind, {}, protocols, one.expect, True)
         return cls(CaseRule(path.name, None, None, None, {}, tuple(rules.values()), {}), found)
 
-    def cases(self, _data_dir: str | None, _split: str) -> list[Case]:
-        """The cases, of which some may ask nothing."""
-        return list(self.found)
+    def cases(self, _data_dir: str | None, _split: str, only: Collection[str] | None = None) -> list[Case]:
+        """The cases, all or those of some ids; some may ask nothing."""
+        return [case for case in self.found if only is None or case.id in only]
 
 
 def asks_probes(path: Path, cases: Iterable[str]) -> bool:

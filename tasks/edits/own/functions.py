@@ -133,7 +133,8 @@ def _with_slot(prompt: str, subject: str) -> tuple[str, int | None]:
     if not subject:
         return prompt, None
     if "{}" in prompt:  # a part of a word is no subject where there may be a slot
-        found = re.search(rf"(?<!\w){re.escape(subject)}(?!\w)", prompt)
+        # A pattern for each subject is most of the time that thousands of rows take.
+        found = re.search(rf"(?<!\w){re.escape(subject)}(?!\w)", prompt) if subject in prompt else None
         if found is None:
             return prompt, None
         start = found.start()

@@ -65,15 +65,16 @@ def test_a_declarative_set_gives_the_same_numbers_in_lm_eval(name: str, small_in
 
 def test_probes_of_ones_own_give_the_same_numbers_in_lm_eval(tmp_path: Path, small_index: None) -> None:
     facts = [row["requested_rewrite"] for row in data.load("counterfact")[:3]]
+    bare = [fact["prompt"].format(fact["subject"]) for fact in facts]
     rows = [
         {
             "id": f"c{i}",
             "edits": [{"prompt": fact["prompt"], "subject": fact["subject"], "target": fact["target_new"]["str"]}],
             "probes": [
-                {"kind": "was", "prompt": fact["prompt"].format(fact["subject"]), "answers": fact["target_true"]["str"],
+                {"kind": "was", "prompt": bare[i], "answers": fact["target_true"]["str"],
                  "rival": fact["target_new"]["str"], "expect": "old",
                  "protocol": ["probability", "accuracy", "generation"]},
-                {"kind": "pick", "prompt": fact["prompt"].format(fact["subject"]), "answers": fact["target_true"]["str"],
+                {"kind": "pick", "prompt": bare[i], "answers": fact["target_true"]["str"],
                  "choices": [fact["target_true"]["str"], fact["target_new"]["str"], "Nobody"]},
             ],
         }

@@ -16,7 +16,7 @@ from harness.errors import DataError
 from harness.exam import data
 from harness.exam.case_exam import CaseExam
 from harness.exam.case_sets import CaseSet
-from harness.exam.cases import Case, CaseRule, read_cases, rule_of
+from harness.exam.cases import Case, CaseRule, case_edits, read_cases, rule_of
 
 SHARED = Path(__file__).resolve().parents[4] / "shared" / "data"
 
@@ -171,6 +171,7 @@ NOWHERE: list[tuple[dict[str, Any], dict[str, Any], str]] = [
 @pytest.mark.parametrize(("change", "row", "said"), NOWHERE, ids=range(len(NOWHERE)))
 def test_what_a_path_does_not_find_is_told(change: dict[str, Any], row: dict[str, Any], said: str) -> None:
     with pytest.raises(DataError, match=r"^toy") as error:
+        case_edits(rule(combine={}, **change), [{**ROW, **row}], as_edit)
         read_cases(rule(combine={}, **change), [{**ROW, **row}], as_edit)
     assert said in str(error.value)
     assert "\n" not in str(error.value)
@@ -232,6 +233,25 @@ def test_a_row_that_is_no_case_is_passed_over_and_the_others_keep_their_numbers(
     assert [case.id for case in found] == ["0", "2"]
     with pytest.raises(DataError, match=r"'name\[' is no JMESPath"):
         rule_of("toy", changed(rule, when="name["), "toy.yaml")
+
+
+def test_some_cases_are_read_as_all_are_and_the_others_are_asked_nothing() -> None:
+    rows = [changed(ROW, name=f"c{i}") for i in range(3)]
+    every = read_cases(rule(), rows, as_edit)
+    assert read_cases(rule(), rows, as_edit, {"c2", "c0"}) == [every[0], every[2]]
+    assert case_edits(rule(), rows, as_edit) == [edit for case in every for edit in case.edits]
+    rows[1]["answer"], rows[1]["aliases"] = "", []  # a question without an answer, which nobody asks
+    assert read_cases(rule(), rows, as_edit, {"c2"}) == [every[2]]
+    with pytest.raises(DataError, match="row 2: its hop question"):
+        read_cases(rule(), rows, as_edit, {"c1"})
+
+
+def test_a_language_of_other_cases_is_known_where_some_are_read() -> None:
+    change = {"probes": [{**WHO, "language": "l"}], "languages": ["en", "de"], "combine": {}}
+    rows = [{**ROW, **Q, "name": f"c{i}", "l": language} for i, language in enumerate(("en", "de"))]
+    assert [case.id for case in read_cases(rule(**change), rows, as_edit, {"c1"})] == ["c1"]
+    with pytest.raises(DataError, match="the language 'de' has no probes"):
+        read_cases(rule(**change), rows[:1], as_edit, {"c0"})
 
 
 def test_an_id_that_occurs_twice_is_refused() -> None:

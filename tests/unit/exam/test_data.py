@@ -7,6 +7,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -553,3 +554,14 @@ def test_the_ids_of_many_rows_are_looked_up_once(tmp_path: Path) -> None:
     functions: Any = data.module(data.TASKS / "edits" / "own" / "functions.py")
     found = functions.dataset(file=str(path), records=Counted(str(i) for i in range(1, 101)))["test"]
     assert (len(found), Counted.read) == (100, 1)
+
+
+def test_rows_that_are_read_again_are_those_of_the_file_as_it_is_and_nobody_elses(tmp_path: Path) -> None:
+    described = data.find_datasets()["mquake"]
+    own = replace(described, folder=tmp_path, name="own", fields={})
+    (tmp_path / "mini.jsonl").write_text('{"a": 1}\n')
+    first = data.dataset_rows(own, "test", None)
+    first[0]["a"] = 9
+    assert data.dataset_rows(own, "test", None) == [{"a": 1}]
+    (tmp_path / "mini.jsonl").write_text('{"a": 2}\n{"a": 3}\n')
+    assert data.dataset_rows(own, "test", None) == [{"a": 2}, {"a": 3}]
