@@ -65,9 +65,9 @@ class CaseSet:
         """
         return read_cases(self.rule, self.source(data_dir, split), _as_edit(), only)
 
-    def edits(self, rows: Sequence[dict[str, Any]], **_: object) -> list[Edit]:
-        """What an editor is asked to do."""
-        return case_edits(self.rule, rows, _as_edit())
+    def edits(self, rows: Sequence[dict[str, Any]], count: int | None = None, **_: object) -> list[Edit]:
+        """What an editor is asked to do; of so many cases from the beginning."""
+        return case_edits(self.rule, rows, _as_edit(), count)
 
     def examples(self, rows: Sequence[dict[str, Any]], **_: object) -> list[Example]:
         """The edits with the questions that a rival answers, for editors that learn."""

@@ -74,6 +74,7 @@ HOW = ("any", "all", "mean")
 _EDIT_FIELDS = ("prompt", "subject", "target", "target_old", "prefix", "suffix", "join", "relation")
 _PATHS = ("each", "prompt", "answers", "rival", "choices", "language", "when")
 _PROBE_FIELDS = ("kind", *_PATHS, "expect", "protocol", "lower_is_better")
+_NAMES = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*", re.ASCII)
 _MISSPELT = 0.8  # how like two names of fields are, of which one is taken for the other misspelt
 _SHOWN = 8  # fields of a row that a message names
 
@@ -311,19 +312,22 @@ def read_cases(
     return found
 
 
-def case_edits(rule: CaseRule, rows: Iterable[Mapping[str, Any]], as_edit: Any) -> list[Edit]:
+def case_edits(
+    rule: CaseRule, rows: Iterable[Mapping[str, Any]], as_edit: Any, count: int | None = None
+) -> list[Edit]:
     """The edits of all cases of rows, in their order; what is asked about them is not looked at.
 
     Args:
         rule: what the YAML says.
         rows: as they stand in the file.
         as_edit: as of :func:`read_cases`.
+        count: how many cases from the beginning; None for all.
 
     Raises:
         DataError: as :func:`read_cases`.
     """
     rows = list(rows)
-    found = [edit for one in _begun(rule, rows) for edit in _edits(rule, one, as_edit)]
+    found = [edit for one in _begun(rule, rows)[:count] for edit in _edits(rule, one, as_edit)]
     if "target_old" in rule.edit and found and not any(edit.target_old for edit in found):
         parts = [part for row in rows for part in _elements(rule.each, row, rule.name, optional=True)]
         _require_begun(rule.edit["target_old"], parts, rule, "the edits' target_old")
@@ -530,11 +534,22 @@ def _found(path: str, row: Mapping[str, Any], where: str) -> Any:
 
 
 def _at(path: str, row: Any, where: str) -> Any:
+    names = _names_of(path)
+    if names is not None:
+        for name in names:
+            row = row.get(name) if isinstance(row, Mapping) else None
+        return row
     try:
         return _compiled(path, where).search(row, _OPTIONS)
     except JMESPathError as error:
         has = f"; it has {_fields(row)}" if isinstance(row, Mapping) else ""
         raise DataError(f"{where}: '{path}' cannot be followed ({' '.join(str(error).split())[:120]}){has}") from error
+
+
+@functools.lru_cache(maxsize=1024)
+def _names_of(path: str) -> tuple[str, ...] | None:
+    """The names of a path of names and dots alone, which is followed without JMESPath ten times as fast; else None."""
+    return tuple(path.split(".")) if _NAMES.fullmatch(path) else None
 
 
 def _texts(value: object) -> Iterator[str]:

@@ -224,7 +224,7 @@ def read_edits(
         DataError: a row cannot be used.
     """
     functions, rows = _rows(name, data_dir, split, count, include)
-    found = list(functions.edits(rows))
+    found = list(functions.edits(rows, count) if isinstance(functions, CaseSet) else functions.edits(rows))
     return _first(found, found, name, count)
 
 
