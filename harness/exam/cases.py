@@ -312,9 +312,7 @@ def read_cases(
     return found
 
 
-def case_edits(
-    rule: CaseRule, rows: Iterable[Mapping[str, Any]], as_edit: Any, count: int | None = None
-) -> list[Edit]:
+def case_edits(rule: CaseRule, rows: Iterable[Mapping[str, Any]], as_edit: Any, count: int | None = None) -> list[Edit]:
     """The edits of all cases of rows, in their order; what is asked about them is not looked at.
 
     Args:
