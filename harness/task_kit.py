@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from harness.exam import answer_scores, data, general_text, own_cases, row_shapes
     from harness.exam.canonical import CanonicalSet, Exam, read_rows, subjects
     from harness.exam.case_exam import CaseExam, OwnCaseExam
+    from harness.exam.case_sets import CaseSet
     from harness.exam.span_scores import Ranked
     from harness.exam.statistics import Ratio, aggregate
     from harness.exam.tasks import read_edits
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CanonicalSet",
     "CaseExam",
+    "CaseSet",
     "Continuations",
     "DataError",
     "Edit",
@@ -78,6 +80,7 @@ _PLACES = {
     "harness.editing.join": ("joined", "trimmed"),
     "harness.errors": ("DataError", "ModelError", "UsageError", "near"),
     "harness.exam.case_exam": ("CaseExam", "OwnCaseExam"),
+    "harness.exam.case_sets": ("CaseSet",),
     "harness.exam.canonical": ("CanonicalSet", "Exam", "read_rows", "subjects"),
     "harness.exam.span_scores": ("Ranked",),
     "harness.exam.statistics": ("Ratio", "aggregate"),

@@ -71,8 +71,11 @@ class CaseSet:
 
     def examples(self, rows: Sequence[dict[str, Any]], **_: object) -> list[Example]:
         """The edits with the questions that a rival answers, for editors that learn."""
-        read = read_cases(self.rule, rows, _as_edit())
-        return [Example(edit, tuple(_probes(case, edit))) for case in read for edit in case.edits]
+        return [Example(edit, tuple(_probes(case, edit))) for case in self.of_rows(rows) for edit in case.edits]
+
+    def of_rows(self, rows: Sequence[dict[str, Any]]) -> list[Case]:
+        """The cases of some rows."""
+        return read_cases(self.rule, rows, _as_edit())
 
 
 def _probes(case: Case, edit: Edit) -> list[Probe]:

@@ -26,8 +26,8 @@ block ``metadata.case`` of a set's YAML says in JMESPath (https://jmespath.org) 
 Protocols: ``generation`` (the free continuation begins with one of the answers), ``accuracy`` (teacher-forced share of
 the answer's tokens), ``probability`` (an answer is likelier than ``rival``), ``choice`` (of ``choices``, an answer is
 the likeliest).  Besides JMESPath's own functions a path can call ``fill(prompt, subject)``, which puts the subject into
-its slot, ``spelled(text, subject)``, the subject in the capitals in which the text has it, and ``entries(object)``,
-which lists the fields of an object as ``{key, value}``.
+its slot, ``trim(text)``, ``spelled(text, subject)``, the subject in the capitals in which the text has it, and
+``entries(object)``, which lists the fields of an object as ``{key, value}``.
 """
 
 from __future__ import annotations
@@ -262,6 +262,11 @@ class _Functions(functions.Functions):  # type: ignore[misc]  # jmespath has no 
         found = re.search(re.escape(subject), text, re.IGNORECASE)
         return subject if found is None else found.group()
 
+    @functions.signature({"types": ["string"]})  # type: ignore[untyped-decorator]
+    def _func_trim(self, text: str) -> str:
+        """``trim(text)``: the text without white space around it."""
+        return text.strip()
+
     @functions.signature({"types": ["object"]})  # type: ignore[untyped-decorator]
     def _func_entries(self, fields: dict[str, Any]) -> list[dict[str, Any]]:
         """``entries(object)``: its fields as a list of ``{key, value}``, where names are data, such as languages."""
@@ -271,6 +276,7 @@ class _Functions(functions.Functions):  # type: ignore[misc]  # jmespath has no 
 _OPTIONS = jmespath.Options(custom_functions=_Functions())
 
 
+_folded = functools.lru_cache(maxsize=4096)(folded)  # a case asks for the same answers many times
 _parsed_once = functools.lru_cache(maxsize=1024)(jmespath.compile)
 
 
@@ -433,6 +439,7 @@ def _edits(rule: CaseRule, case: _Begun, as_edit: Any) -> tuple[Edit, ...]:
         told = {key: value for key, value in fields.items() if value is not None}
         _require_texts(rule.edit, told, part, case.where)
         edit = as_edit({"id": case.name if len(parts) == 1 else f"{case.name}.{place}", **told})
+        edit = replace(edit, relation=told["relation"]) if "relation" in told else edit
         edits.append(edit if len(parts) == 1 else replace(edit, case=case.name))
     return tuple(edits)
 
@@ -493,7 +500,7 @@ def require_askable(question: Question, where: str, why: str = "") -> None:
         raise DataError(f"{said} has no answer{why}; give one, or leave it out")
     if question.protocol == "probability" and not question.rival:
         raise DataError(f"{said} has no rival to compare its answer with{why}; give one, or leave it out")
-    same = [one for one in question.answers if question.rival and folded(one) == folded(question.rival)]
+    same = [one for one in question.answers if question.rival and _folded(one) == _folded(question.rival)]
     if same:
         raise DataError(f"{said} has '{same[0]}' both as an answer and as the rival; leave it out of one of them")
     if question.protocol == "choice" and not set(question.answers) & set(question.choices):

@@ -254,7 +254,9 @@ def _rows(name: str, data_dir: str, split: str, count: int | None, include: Sequ
         functions: Any = data.module(data.TASKS / "edits" / OWN / "functions.py")
         return functions, functions.rows(Path(name))
     found = data.find_one(name, include=include)
-    functions = None if found is None else CaseSet.of(found) if found.cases else data.functions(found)
+    functions = None if found is None else data.functions(found)
+    if found is not None and found.cases and not hasattr(functions, "edits"):
+        functions = CaseSet.of(found)
     if not hasattr(functions, "edits"):
         known = edit_sets(include)
         raise UsageError(f"edit set '{name}' does not exist{near(name, known)}; or give a file, for example my.jsonl")

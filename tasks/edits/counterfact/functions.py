@@ -6,11 +6,12 @@ import json
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.task_kit import (
+    CaseSet,
     Continuations,
     DataError,
     Forced,
@@ -33,8 +34,7 @@ Row = dict[str, Any]
 Doc = Mapping[str, Any]
 
 NAME = "counterfact"
-PROMPTS = {"paraphrase": "paraphrase_prompts", "neighborhood": "neighborhood_prompts", "attribute": "attribute_prompts"}
-KINDS = ("rewrite", *PROMPTS)
+KINDS = ("rewrite", "paraphrase", "neighborhood", "attribute")
 WANTED = {"rewrite": ("efficacy", True), "paraphrase": ("paraphrase", True), "neighborhood": ("neighborhood", False),
           "attribute": ("attribute", True)}  # fmt: skip
 """For each kind of probe: the name of its metric, and whether the new target should win (else the true one)."""
@@ -132,25 +132,17 @@ def _asked(row: Row) -> str:
     return str(request["prompt"]).replace("{}", request["subject"])
 
 
+@lru_cache(maxsize=1)
+def declared() -> CaseSet:
+    """What the YAML says: how a record becomes an edit and probes."""
+    return CaseSet.read(Path(__file__).with_name(f"{NAME}.yaml"))
+
+
 def edits(found: Sequence[Row], **_: object) -> list[Edit]:
     """What an editor is asked to do, one edit a record."""
-    from harness.task_kit import Edit
-
-    made = []
     for row in found:
         check(row, f"{NAME}, record {row.get('case_id', '?')}")
-        request = row["requested_rewrite"]
-        made.append(
-            Edit(
-                id=str(row["case_id"]),
-                prompt=request["prompt"].rstrip(" \t"),
-                subject=request["subject"],
-                target=request["target_new"]["str"].strip(),
-                target_old=request["target_true"]["str"].strip(),
-                relation=request.get("relation_id"),
-            )
-        )
-    return made
+    return declared().edits(found)
 
 
 def examples(found: Sequence[Row], **options: object) -> list[Example]:
@@ -173,18 +165,18 @@ def examples(found: Sequence[Row], **options: object) -> list[Example]:
 
 def probes(row: Row, kinds: Sequence[str]) -> Iterator[Row]:
     """The probes of one record, one document each."""
-    request = row["requested_rewrite"]
-    prompts = {"rewrite": [request["prompt"].replace("{}", request["subject"])]}
-    prompts |= {kind: row.get(field) or [] for kind, field in PROMPTS.items()}
+    (case,) = declared().of_rows([row])
+    (edit,) = case.edits
     for kind in kinds:
-        for i, prompt in enumerate(prompts[kind]):
+        asked = [one for one in case.probes if one.kind == kind and one.protocol == "probability"]
+        for i, one in enumerate(asked):
             yield {
-                "id": f"{row['case_id']}/{kind}/{i}",
-                "case": str(row["case_id"]),
+                "id": f"{case.id}/{kind}/{i}",
+                "case": case.id,
                 "kind": kind,
-                "prompt": prompt.rstrip(" \t"),
-                "target_new": request["target_new"]["str"].strip(),
-                "target_true": request["target_true"]["str"].strip(),
+                "prompt": one.prompt,
+                "target_new": edit.target,
+                "target_true": edit.target_old,
             }
 
 

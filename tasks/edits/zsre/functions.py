@@ -6,10 +6,11 @@ import json
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.task_kit import DataError, Forced, Ratio, begins_with, data, near
+from harness.task_kit import CaseSet, DataError, Forced, Ratio, begins_with, data, near
 
 if TYPE_CHECKING:
     import datasets
@@ -96,6 +97,12 @@ def source(data_dir: str | None = None, split: str = "test", _count: int = 0) ->
     return [{"case_id": i, **row} for i, row in enumerate(data.load(NAME, split, data_dir))]
 
 
+@lru_cache(maxsize=1)
+def declared() -> CaseSet:
+    """What the YAML says: how a record becomes an edit and probes."""
+    return CaseSet.read(Path(__file__).with_name(f"{NAME}.yaml"))
+
+
 def edits(found: Sequence[Row], target: str = "alt", **_: object) -> list[Edit]:
     """What an editor is asked to do, one edit a record.
 
@@ -103,18 +110,10 @@ def edits(found: Sequence[Row], target: str = "alt", **_: object) -> list[Edit]:
         found: records; an edit is named by its ``case_id``, without one by its place in the list.
         target: ``alt`` (MEND, Gu et al. 2024), or ``answers`` (ROME and MEMIT: the first right answer).
     """
-    from harness.task_kit import Edit
-
-    made = []
-    for name, row in usable(found, target):
+    named = usable(found, target)
+    for name, row in named:
         check(row, f"{NAME}, record {name}")
-        old = wanted(row, "answers") if target == "alt" else None
-        question = row["src"].strip()
-        prompt = question.replace(row["subject"], "{}", 1)
-        # Other braces are text.
-        slot = question.index(row["subject"]) if prompt.count("{}") > 1 else None
-        made.append(Edit(name, prompt, row["subject"], wanted(row, target), old, slot=slot))
-    return made
+    return declared().edits([{**row, "case_id": name, "wanted": target} for name, row in named])
 
 
 def examples(found: Sequence[Row], target: str = "alt", **_: object) -> list[Example]:
@@ -135,24 +134,16 @@ def examples(found: Sequence[Row], target: str = "alt", **_: object) -> list[Exa
 
 def probes(name: str, row: Row, target: str = "alt") -> Iterator[Row]:
     """The three probes of one record: the question, its rephrasing, and an unrelated question."""
-    new = wanted(row, target)
-    loc = row["loc"].strip()
-    aliases = [str(text).strip() for text in row["answers"][1:] if str(text).strip()] if target == "answers" else []
-    # The published file has no question mark there; ROME and MEMIT add it.
-    asked = {
-        "rewrite": (row["src"].strip(), new),
-        "paraphrase": (row["rephrase"].strip(), new),
-        "neighborhood": (loc if loc.endswith("?") else f"{loc}?", row["loc_ans"].strip()),
-    }
-    for kind, (prompt, answer) in asked.items():
+    (case,) = declared().of_rows([{**row, "case_id": name, "wanted": target}])
+    for one in (question for question in case.probes if question.protocol == "accuracy"):
         yield {
-            "id": f"{name}/{kind}",
+            "id": f"{name}/{one.kind}",
             "case": name,
-            "kind": kind,
-            "prompt": prompt,
-            "target_new": new,
-            "target_true": answer,
-            "answers": [answer, *(aliases if kind != "neighborhood" else ())],
+            "kind": one.kind,
+            "prompt": one.prompt,
+            "target_new": case.edits[0].target,
+            "target_true": one.answers[0],
+            "answers": list(one.answers),
         }
 
 

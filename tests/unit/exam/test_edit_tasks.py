@@ -596,6 +596,45 @@ def test_the_shipped_records_are_edits_and_probes(name: str, split: str) -> None
     }  # fmt: skip
 
 
+def plainly(name: str, row: dict[str, Any]) -> list[tuple[str, str, str, str | None]]:
+    """Kind, prompt, right answer and rival of each probe of a record, taken from its fields one by one."""
+    if name == "zsre":
+        loc = row["loc"].strip()
+        loc = loc if loc.endswith("?") else f"{loc}?"
+        asked = [("rewrite", row["src"].strip(), row["alt"].strip())]
+        asked += [("paraphrase", row["rephrase"].strip(), row["alt"].strip())]
+        asked += [("neighborhood", loc, row["loc_ans"].strip())]
+        return [(*one, None) for one in asked]
+    request = row["requested_rewrite"]
+    new, true = request["target_new"]["str"].strip(), request["target_true"]["str"].strip()
+    found = [("rewrite", request["prompt"].replace("{}", request["subject"]), new, true)]
+    found += [("paraphrase", prompt, new, true) for prompt in row["paraphrase_prompts"]]
+    found += [("neighborhood", prompt, true, new) for prompt in row["neighborhood_prompts"]]
+    return [
+        (kind, prompt.rstrip(" \t"), *answers)
+        for kind, prompt, *answers in [*found, *(("attribute", one, new, true) for one in row["attribute_prompts"])]
+    ]
+
+
+@pytest.mark.parametrize("name", GROUPS)
+@pytest.mark.parametrize("real", [False, True])
+def test_what_the_yaml_declares_is_what_the_fields_say(request: Any, name: str, real: bool) -> None:
+    module = functions(name)
+    folder = str(request.getfixturevalue("shared") / "data") if real else None
+    every = [row for row in module.source(folder) if name == "counterfact" or module.wanted(row)]
+    cases = module.declared().of_rows(every)
+    assert len(cases) == len(every) >= 500
+    for case, row in zip(cases, every, strict=True):
+        first = "probability" if name == "counterfact" else "accuracy"
+        asked = [(q.kind, q.prompt, q.answers[0], q.rival) for q in case.probes if q.protocol == first]
+        assert asked == plainly(name, row)
+        (edit,) = case.edits
+        assert (edit.text, edit.target, edit.relation) == (
+            asked[0][1], asked[0][2], row["requested_rewrite"]["relation_id"] if name == "counterfact" else None,
+        )  # fmt: skip
+        assert edit.target_old == (asked[0][3] or row["answers"][0].strip())
+
+
 def test_only_the_named_records_are_examined(counterfact: Any, zsre: Any) -> None:
     docs = counterfact.dataset(records=[5, "2"], kinds=["rewrite", "paraphrase"])["test"]
     assert list(docs["case"]) == ["5", "5", "5", "2", "2", "2"]
