@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from harness.reports.comparison import pair_difference
 from harness.reports.leaderboard import leaderboard
+from harness.reports.published_values import alike, read_published_values
 from harness.reports.registry import find_format
 from harness.runs.record_file import read_records
 from harness.studies.localization.localize import Study
@@ -24,6 +26,57 @@ STUDIES = sorted((RESULTS / "localize").glob("*.json.gz"))
 def test_the_leaderboard(board: Path) -> None:
     found = leaderboard(read_records(board / "records", values=True), "md")
     assert found == (board / "LEADERBOARD.md").read_text(encoding="utf-8")
+
+
+IMPORTED = RESULTS / "imported"
+
+
+def test_the_leaderboard_of_published_runs() -> None:
+    values = read_published_values(IMPORTED / "published.csv")
+    found = leaderboard(read_records(IMPORTED / "records", values=True), "md", values)
+    assert found == (IMPORTED / "LEADERBOARD.md").read_text(encoding="utf-8")
+    size = sum(path.stat().st_size for path in IMPORTED.rglob("*") if path.is_file())
+    assert size < 4_000_000
+
+
+def test_what_was_printed_follows_from_the_cases() -> None:
+    """All 14 averages of HalluEditBench and 12 accuracies of KnowEdit, to the last printed digit."""
+    kept = {
+        (alike(r.model["name"]), r.edits["dataset"], r.editor["name"]): r for r in read_records(IMPORTED / "records")
+    }
+    compared = 0
+    for printed in read_published_values(IMPORTED / "published.csv"):
+        record = kept.get((alike(printed.model), printed.data, printed.method))
+        if record is not None:
+            metric = {"generalization": "generalization_released", "accuracy": "efficacy"}[printed.metric]
+            value = record.points[-1]["tasks"][printed.data][metric]["value"]
+            digits = 6 if printed.metric == "generalization" else 2
+            assert f"{100 * value:.{digits}f}" == f"{printed.number:.{digits}f}", printed
+            compared += 1
+    assert compared == 14 + 12
+
+
+def test_the_page_of_published_runs_says_what_pairing_says() -> None:
+    kept = {
+        (r.model["name"][-8:], r.edits["dataset"], r.editor["name"]): r
+        for r in read_records(IMPORTED / "records", True)
+    }
+    page = (IMPORTED / "README.md").read_text(encoding="utf-8")
+    pairs = [
+        ("Instruct", "HalluEditBench", "efficacy", "ROME", "MEMIT"),
+        ("Instruct", "HalluEditBench", "generalization", "MEMIT", "LoRA"),
+        ("-chat-hf", "HalluEditBench", "generalization", "ROME", "MEMIT"),
+        ("-chat-hf", "KnowEdit wikibio", "efficacy", "ROME", "MEMIT"),
+    ]
+    rows = [line for line in page.splitlines() if line.startswith(("| Llama", "| KnowEdit"))]
+    for line, (model, data, metric, first, second) in zip(rows, pairs, strict=True):
+        one, other = kept[model, data, first], kept[model, data, second]
+        count = one.edits["count"]
+        change = pair_difference((other, count), (one, count), task=data, metric=metric)
+        assert change is not None and change.value is not None and change.low is not None and change.high is not None
+        shown = f"{100 * change.value:+.2f} [{100 * change.low:+.2f}, {100 * change.high:+.2f}]"
+        assert f"| {shown} |" in line
+        assert ("no difference" in line) == (not change.significant)
 
 
 def test_the_page_of_the_real_model_says_what_its_records_say() -> None:
