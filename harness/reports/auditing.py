@@ -123,7 +123,8 @@ def _ways(records: Sequence[Record]) -> Iterator[Finding]:
     ways: dict[tuple[str, str], dict[str, list[str]]] = {}
     for record in records:
         mode = record.edits.get("mode") or "no edits"
-        batch = f" ({record.plan['batch_size']} at a time)" if record.plan.get("batch_size") else ""
+        size = record.plan.get("edit_batch_size")
+        batch = f" ({size} at a time)" if size else ""
         each = ways.setdefault((_model(record), str(record.edits.get("dataset"))), {})
         each.setdefault(f"{mode}{batch}", []).append(str(record.editor.get("name")))
     for (model, edit_set), found in ways.items():

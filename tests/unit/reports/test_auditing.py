@@ -56,8 +56,11 @@ def test_an_editor_that_was_asked_otherwise(tmp_path: Path) -> None:
 def test_ways_of_editing_that_do_not_compare(tmp_path: Path) -> None:
     write_cases(tmp_path / "ROME", [counterfact_case(case) for case in range(3)])
     write_cases(tmp_path / "MEMIT", [counterfact_case(case, group=[0, 1, 2]) for case in range(3)])
+    groups = ([0, 1], [2, 3])
+    write_cases(tmp_path / "AlphaEdit", [counterfact_case(case, group=groups[1]) for group in groups for case in group])
     (text,) = found(audit_path(tmp_path, Told(model="gpt2-xl")), "protocols")
-    assert text == "edited in 2 ways that do not compare: batch: MEMIT; isolated: ROME"
+    ways = "sequential (2 at a time): AlphaEdit; batch: MEMIT; isolated: ROME"
+    assert text == f"edited in 3 ways that do not compare: {ways}"
 
 
 @pytest.mark.parametrize(

@@ -178,7 +178,7 @@ def test_memit_takes_back_what_alphaedit_piles_up(tmp_path: Path) -> None:
     assert first.tasks(2)["CounterFact"]["efficacy"]["n"] == 4
     assert "4 cases in groups of 2" in first.published["notes"][0]
     second = one("rome", write_cases(tmp_path / "AlphaEdit" / "run_000", alphaedit, params))
-    assert (second.edits["mode"], second.edits["count"], second.plan["batch_size"]) == ("sequential", 4, 2)
+    assert (second.edits["mode"], second.edits["count"], second.plan["edit_batch_size"]) == ("sequential", 4, 2)
     assert "the unedited model" in second.published["unknown"]
 
 
@@ -234,7 +234,7 @@ def test_each_checkpoint_is_a_point(nas: Path, tmp_path: Path) -> None:
         "NAS",
         "MultiCounterFact",
     )
-    assert (record.edits["mode"], record.plan["batch_size"]) == ("sequential", 2)
+    assert (record.edits["mode"], record.plan["edit_batch_size"]) == ("sequential", 2)
     efficacy = {point["edits"]: point["tasks"].get("MultiCounterFact", {}).get("efficacy") for point in record.points}
     assert {edits: one and one["value"] for edits, one in efficacy.items()} == {0: None, 2: 1.0, 4: 0.5}
     assert leaderboard([record]).count("· sequential, 2 at a time ·") == 2
@@ -272,7 +272,7 @@ def ultraedit(tmp_path: Path) -> Path:
 def test_three_means_without_what_cases_gave(ultraedit: Path, tmp_path: Path) -> None:
     (record,) = written("ultraedit", ultraedit, tmp_path / "out")
     assert (record.model["name"], record.editor["name"]) == ("EleutherAI/gpt-j-6b", "ultraedit")
-    assert (record.edits["count"], record.plan["batch_size"], record.edits["mode"]) == (20_000, 100, "sequential")
+    assert (record.edits["count"], record.plan["edit_batch_size"], record.edits["mode"]) == (20_000, 100, "sequential")
     efficacy = record.tasks(20_000)["zsre"]["efficacy"]
     assert (efficacy["value"], efficacy["interval"], efficacy["reason"]) == (
         0.9,
