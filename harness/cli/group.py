@@ -17,7 +17,7 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
     "edit_and_measure": ("run", "fit", "apply"),
     "records": ("leaderboard", "board", "plot", "show", "compare", "check"),
     "share": ("export",),
-    "studies": ("trace", "trace-plot", "localize", "sweep", "tune", "bench", "contract"),
+    "studies": ("trace", "trace-plot", "localize", "sweep", "tune", "bench", "contract", "durability"),
     "lists": ("editors", "tasks", "models", "data", "cov"),
     "published": ("import", "audit"),
 }

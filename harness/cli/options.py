@@ -16,6 +16,7 @@ import click
 
 __all__ = [
     "ADDRESS",
+    "AFTER",
     "AGAINST",
     "ANSWER",
     "APPLY_CHAT_TEMPLATE",
@@ -64,6 +65,7 @@ __all__ = [
     "LICENCE",
     "LIMIT",
     "LOG_SAMPLES",
+    "LR",
     "METHODS",
     "MODE",
     "MODEL",
@@ -539,6 +541,13 @@ TRIALS = Option("--trials", "Configurations that are tried.", COUNT, default=12)
 PROBES = Option("--probes", "Questions of each kind about each edit.", COUNT, default=3)
 TRACED = Option("--traced", "Facts that are traced at most; 0 traces none.", click.IntRange(min=0), default=10)
 TEXTS = Option("--texts", "Neutral documents that are read after each trial.", COUNT, default=10)
+AFTER = Option(
+    "--after",
+    "What the edited model goes through, separated by commas: further=K edits, finetune=N steps, int8, int4, reload.",
+    default="further=10,finetune=50,int8,int4,reload",
+    metavar="TREATMENTS",
+)
+LR = Option("--lr", "The learning rate of fine-tuning.", float, otherwise="5e-5")
 AGAINST = Option(
     "--against", "The set or file of the test rows, none of which may be tuned on.", otherwise="the set of --edits"
 )

@@ -1,4 +1,4 @@
-"""Commands of studies: ``trace``, ``trace-plot``, ``localize``, ``sweep``, ``tune``, ``bench`` and ``contract``."""
+"""Commands of studies: tracing, localisation, sweeps, tuning, REMEDI's benchmarks, the contract, durability."""
 
 from __future__ import annotations
 
@@ -16,17 +16,20 @@ from harness.cli import terminal, values
 if TYPE_CHECKING:
     from harness.runs.plan import Plan
     from harness.studies.causal.tracing import TracePlan
+    from harness.studies.durability.study import DurabilityPlan
     from harness.studies.localization.localize import Grid, Study
     from harness.studies.remedi.benching import BenchPlan
 
 __all__ = [
     "BenchOptions",
     "ContractOptions",
+    "DurabilityOptions",
     "LocalizeOptions",
     "TraceOptions",
     "TuneOptions",
     "bench",
     "contract",
+    "durability",
     "localize",
     "sweep",
     "trace",
@@ -453,3 +456,83 @@ def contract(asked: ContractOptions) -> None:
     broken = [one.promise for one in found if one.outcome == "broken"]
     if broken:
         raise CheckFailed(f"{recipe.name} breaks {len(broken)} of {len(found)} promises: {', '.join(broken)}")
+
+
+@dataclass(frozen=True)
+class DurabilityOptions:
+    """The options of ``harness durability``."""
+
+    editor: Annotated[str, opt.EDITOR.but(required=True)]
+    after: Annotated[str, opt.AFTER]
+    model: Annotated[str, opt.MODEL.but(default="mini")]
+    edits: Annotated[
+        str, opt.EDITS.but(help="An edit set, or a file; NAME:N follows its first N rows.", default="counterfact:20")
+    ]
+    split: Annotated[str, opt.SPLIT.but(default="test")]
+    exam: Annotated[str | None, opt.EXAM]
+    mode: Annotated[str | None, opt.MODE.but(help="All in one model: batch, or sequential.", otherwise="the editor's")]
+    edit_batch_size: Annotated[int | None, opt.EDIT_BATCH_SIZE]
+    settings: Annotated[Sequence[str], opt.SET]
+    fitted: Annotated[str | None, opt.FITTED]
+    data_dir: Annotated[str | None, opt.DATA_DIR]
+    text: Annotated[str | None, opt.TEXT.but(help="Plain text: what fine-tuning reads, and for second moments.")]
+    lr: Annotated[float | None, opt.LR]
+    seed: Annotated[int, opt.SEED.but(default=0)]
+    dtype: Annotated[str, opt.DTYPE.but(default="float32")]
+    arch: Annotated[Sequence[str], opt.ARCH]
+
+    def plan(self) -> DurabilityPlan:
+        """The study.
+
+        Raises:
+            UsageError: an option cannot be read.
+        """
+        from harness.runs.defaults import rows_for
+        from harness.runs.plan import parse_edits
+        from harness.studies.durability.study import DurabilityPlan
+        from harness.studies.durability.treatments import TrainingSettings, read_treatments
+
+        named, count = parse_edits(self.edits)
+        same = ("editor", "model", "split", "mode", "edit_batch_size", "fitted", "text", "seed", "dtype")
+        fields = {name: getattr(self, name) for name in same}
+        return DurabilityPlan(
+            tuple(map(str, read_treatments(self.after))),
+            **fields,
+            edits=named,
+            num_edits=count,
+            settings=values.settings(self.settings),
+            exam=tuple(name.strip() for name in (self.exam or "").split(",") if name.strip()),
+            data_dir=rows_for(self.model, self.data_dir),
+            arch=values.modules(self.arch),
+            lr=TrainingSettings.lr if self.lr is None else self.lr,
+        )
+
+
+@click.command(
+    short_help="See which edits last.",
+    help="""See which edits last: the same questions after further edits, fine-tuning, quantisation, a trip to disk.
+
+    Of what held right after the edits, the share that still does, each with its interval, and after how many further
+    edits half is gone. Each treatment begins with the edited model. A study that was stopped goes on with the
+    treatments that are not done when the same command is given again.
+
+    \b
+    harness durability --editor memit --edits counterfact:20 --after further=10,50,finetune=100,int8,int4,reload
+    """,
+)
+@opt.taken(DurabilityOptions)
+@opt.DEVICE
+@opt.BATCH_SIZE
+@opt.OUTPUT.but(default=Path("runs"))
+@opt.FRESH.but(help="Start anew where an earlier study of the same plan was stopped.")
+def durability(
+    asked: DurabilityOptions, *, device: str | None, batch_size: int | None, output: Path, fresh: bool
+) -> None:
+    """See which edits last."""
+    from harness.studies.durability.study import durability_name, durability_table, run_durability
+
+    plan = asked.plan()
+    with terminal.watched() as report:
+        record = run_durability(plan, output, device=device, fresh=fresh, rows=batch_size, report=report)
+    terminal.write_table(durability_table(record))
+    terminal.say_where("record:", output / f"{durability_name(record)}.json")

@@ -33,6 +33,7 @@ __all__ = [
     "contradicting_cases",
     "default_mode",
     "duplicates",
+    "increment",
     "operations",
     "plain_mode",
     "require_able",
@@ -242,15 +243,22 @@ def _apart(editor: Editor, lm: LM, cases: Sequence[Sequence[Edit]], at_once: int
     groups = [_flat(cases[start : start + at_once]) for start in range(0, len(cases), at_once)]
     if all(len(group) == 1 for group in groups):
         return editor.edit_each(lm, [edit for (edit,) in groups])
-    return [_together(editor, lm, group, Patch()) for group in groups]
+    return [increment(editor, lm, group, held=Patch()) for group in groups]
 
 
 def _flat(cases: Sequence[Sequence[Edit]]) -> list[Edit]:
     return list(chain(*cases))
 
 
-def _together(editor: Editor, lm: LM, edits: Sequence[Edit], held: Patch) -> Patch:
-    """What the edits of an operation add to what is held: at once, or one by one by an editor of single facts."""
+def increment(editor: Editor, lm: LM, edits: Sequence[Edit], *, held: Patch) -> Patch:
+    """What the edits of an operation add to what is held: at once, or one by one by an editor of single facts.
+
+    Args:
+        editor: the method.
+        lm: the unedited model.
+        edits: those of the operation.
+        held: the sum of the earlier increments, with the editor's memory.
+    """
     if editor.root.batch or len(edits) == 1:
         with patched(lm, held):
             return editor.edit(lm, edits, held.memory)
@@ -278,8 +286,8 @@ def _one_after_another(
             continue
         if portion.start >= max(wanted, default=0):
             return
-        increment = _together(editor, lm, [edit for i in portion for edit in cases[i]], state.total)
-        state = Begun(portion.stop, state.total + increment, portion)
+        added = increment(editor, lm, [edit for i in portion for edit in cases[i]], held=state.total)
+        state = Begun(portion.stop, state.total + added, portion)
         keep(state)
         progress(portion.stop, len(cases))
         if portion.stop in wanted:

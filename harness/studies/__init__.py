@@ -1,1 +1,1 @@
-"""Studies that are built from the rooms below: causal tracing, localisation, REMEDI's benchmarks, sweeps."""
+"""Studies of the rooms below: causal tracing, localisation, REMEDI's benchmarks, sweeps, the contract, durability."""

@@ -1,0 +1,1 @@
+"""Whether edits last: the same questions after further edits, fine-tuning, quantisation, and a round trip to disk."""
