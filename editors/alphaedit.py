@@ -6,21 +6,17 @@ Language Models", arXiv 2410.02355, and the authors' code (jianghoucheng/AlphaEd
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from harness.editing.hyperparameters import Positive
-from harness.errors import UsageError
-from harness.methods.locate_then_edit import Solver, SpreadHidden, SpreadMemory, woodbury
-from harness.methods.second_moments import Moment
-from harness.patches.delta import double
+from harness.methods.locate_then_edit import Solver, SpreadHidden, SpreadMemory
+from harness.methods.null_space import null_space, projected_solver
 
-__all__ = ["AlphaEdit", "null_space"]
+__all__ = ["AlphaEdit"]
 
 
 @dataclass(frozen=True)
@@ -68,51 +64,9 @@ class AlphaEdit(SpreadHidden):
         return True
 
     def solver(self, prior: SpreadMemory) -> Solver:
-        """Ridge regression inside the null space, ``dW = R (Q A)^T`` with ``P = Q Q^T``.
+        """Ridge regression inside the null space of the unedited model's keys."""
 
-        The authors solve ``(P (K K^T + M) + l2 I) X = P K R^T``, ``dW = X^T``.  ``X`` lies in the range of ``P``, and
-        in the coordinates of ``Q [f, r]`` the system is symmetric: ``A = (Q^T (K K^T + M) Q + l2 I)^-1 Q^T K``.
-        """
-
-        @functools.cache
         def known(layer: int) -> tuple[Tensor, Tensor | None]:
-            basis = null_space(prior.moments[layer], self.nullspace_threshold)
-            return basis, self._factor(basis, prior.sums.get(layer))
+            return null_space(prior.moments[layer], self.nullspace_threshold), prior.sums.get(layer)
 
-        def solve(layer: int, key: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-            basis, factor = known(layer)
-            inside = basis.T @ double(key.T).to(basis.device)
-            whitened = inside / self.l2 if factor is None else torch.cholesky_solve(inside, factor)
-            return residual.T, (basis @ woodbury(whitened, inside)).T.to(key)
-
-        return solve
-
-    def _factor(self, basis: Tensor, earlier: Tensor | None) -> Tensor | None:
-        """The Cholesky factor of ``Q^T M Q + l2 I``, ``[r, r]``; None without earlier edits."""
-        if earlier is None:
-            return None
-        inside = basis.T @ earlier.to(basis) @ basis
-        inside.diagonal().add_(self.l2)
-        factor: Tensor = torch.linalg.cholesky(inside)
-        return factor
-
-
-def null_space(moment: Moment, threshold: float) -> Tensor:
-    """An orthonormal basis ``Q [f, r]`` of the directions that ``C`` hardly uses; the projector is ``P = Q Q^T``.
-
-    Args:
-        moment: the second moment ``C [f, f]`` of a layer's keys, of which the basis is a part and nothing else.
-        threshold: the eigenvalue below which a direction belongs to it.
-
-    Raises:
-        UsageError: there is none; says which threshold leaves a quarter of the directions.
-    """
-    values, vectors = moment.spectrum
-    basis = vectors[:, values < threshold]
-    if basis.shape[1] == 0:
-        quarter = float(values[len(values) // 4])
-        raise UsageError(
-            f"alphaedit: no eigenvalue of the second moment of {moment.name} is below {threshold:g} (the least is "
-            f"{float(values[0]):.3g}), so nothing may be written; raise --set nullspace_threshold={quarter:.2g}"
-        )
-    return basis
+        return projected_solver(known, self.l2)

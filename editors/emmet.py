@@ -19,7 +19,7 @@ from harness.errors import NumericalError
 from harness.methods.keys import layer_at_depth, require_layers
 from harness.methods.locate_then_edit import Solver, SpreadHidden, SpreadMemory, inverse_of_preserved
 from harness.models.lm import LM
-from harness.patches.delta import double
+from harness.patches.delta import LowRank, double
 
 __all__ = ["Emmet"]
 
@@ -67,9 +67,9 @@ class Emmet(SpreadHidden):
         def whiten(layer: int) -> Callable[[Tensor], Tensor]:
             return inverse_of_preserved(prior.moments[layer], lam=self.lam, norm_control=self.norm_control)
 
-        def solve(layer: int, key: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        def solve(layer: int, key: Tensor, residual: Tensor) -> LowRank:
             wide = double(key.T)
-            return residual.T, self._adjoint(wide, whiten(layer)(wide), layer).T.to(key)
+            return LowRank(residual.T, self._adjoint(wide, whiten(layer)(wide), layer).T.to(key))
 
         return solve
 

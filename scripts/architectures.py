@@ -66,6 +66,8 @@ EDITORS: Mapping[str, Mapping[str, Any]] = {
     "memit": _SPREAD,
     "emmet": {**_VALUE, "lam": 1e-6, "emmet_lambda": 0.0},
     "alphaedit": {**_VALUE, "nullspace_threshold": 1e9, "l2": 1e-6},
+    "betaedit": {**_VALUE, "nullspace_threshold": 1e9, "lambda1": 0.0, "lambda2": 1e-6},
+    "lyaplock": _SPREAD,
     "pmet": _SPREAD,
     "ft": {**_TUNED, "loss": "target_new"},
     "ft_l": {**_TUNED, "loss": "target_new", "norm_constraint": 0.1},
@@ -87,10 +89,11 @@ EDITORS: Mapping[str, Mapping[str, Any]] = {
 }
 """Settings with which each editor is quick; those of locate-then-edit keep nothing back of the value they write."""
 
+_SPREADING = ("memit", "emmet", "alphaedit", "betaedit", "lyaplock")
 _GROUPS: Mapping[str, tuple[str, ...]] = {
     "ROME": ("rome", "r_rome"),
-    "MEMIT": ("memit", "emmet", "alphaedit"),
-    "MEMIT, `site=mlp`": ("memit site=mlp", "emmet site=mlp", "alphaedit site=mlp"),
+    "MEMIT": _SPREADING,
+    "MEMIT, `site=mlp`": tuple(f"{name} site=mlp" for name in _SPREADING),
     "PMET": ("pmet",),
     "one layer tuned": ("ft", "ft_l", "ft_m", "locft", "lora", "mend", "ultraedit", "wise"),
     "neurons": ("kn",),

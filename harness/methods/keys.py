@@ -22,7 +22,7 @@ from harness.methods.context_templates import TemplateKind
 from harness.methods.second_moments import Moment, moments
 from harness.models.activations import Activations, Row, read_activations
 from harness.models.lm import LM
-from harness.patches.delta import LowRank
+from harness.patches.delta import Delta, LowRank
 from harness.patches.patch import Patch, patched, patched_rows
 
 __all__ = [
@@ -50,8 +50,8 @@ its space (a token of the space alone, where the tokenizer has one), ``last_rele
 """
 
 
-Solver = Callable[[int, Float[Tensor, "n f"], Float[Tensor, "n d"]], tuple[Float[Tensor, "d r"], Float[Tensor, "r f"]]]
-"""``(layer, K [n, f], R [n, d]) -> left [d, r], right [r, f]``: the change of one layer."""
+Solver = Callable[[int, Float[Tensor, "n f"], Float[Tensor, "n d"]], Delta]
+"""``(layer, K [n, f], R [n, d]) -> dW [d, f]``: the change of one layer."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -287,7 +287,7 @@ def spread_residuals(
         layers: the layers, ascending.
         templates: context templates.
         fact_token: which token.
-        solve: ``(layer, K [n, f], R [n, d]) -> left [d, r], right [r, f]``.
+        solve: ``(layer, K [n, f], R [n, d]) -> dW [d, f]``.
         site: whether ``z`` and ``h`` leave the whole ``block``, or its down-projection (``mlp``).
         divisor: by what the residual is divided, of the number of layers still to be written.
     """
@@ -309,8 +309,8 @@ def spread_residuals(
         residual = (targets - hidden) / divisor(len(layers) - i)
         for g in range(len(groups)):
             mine = torch.tensor([e for e, group in enumerate(owner) if group == g], device=key.device)
-            left, right = solve(layer, key[mine], residual.to(key.device)[mine])
-            patches[g] = patches[g] + Patch(weights={lm.down(layer): LowRank(left, right)})
+            change = solve(layer, key[mine], residual.to(key.device)[mine])
+            patches[g] = patches[g] + Patch(weights={lm.down(layer): change})
     return patches
 
 

@@ -38,7 +38,7 @@ from harness.methods.value import anchor_norm, optimise
 from harness.methods.value_rows import Objective, Seam, Stop
 from harness.models.activations import at_least_float32, capture_activations
 from harness.models.lm import LM, Batch
-from harness.patches.delta import double
+from harness.patches.delta import Delta, LowRank, double
 from harness.patches.patch import Patch, Step, patched, require_plain
 
 __all__ = [
@@ -247,7 +247,10 @@ class Spread(LocateThenEdit):
             return Patch(memory=memory)
         prior = self.prior(lm, memory, self.edited_layers(lm))
         (patch,), written = self._written(lm, [list(edits)], prior)
-        return patch.remember(self._with(prior, written) if self.remembers else prior)
+        if not self.remembers:
+            return patch.remember(prior)
+        keys = {layer: torch.cat(found) for layer, found in written.items()}
+        return patch.remember(self.after(lm, prior, keys=keys, patch=patch))
 
     def edit_each(self, lm: LM, edits: Sequence[Edit]) -> list[Patch]:
         """Independent edits side by side, each on its own copy of the layers it has changed; no edit remembers."""
@@ -267,7 +270,7 @@ class Spread(LocateThenEdit):
         written: dict[int, list[Tensor]] = {layer: [] for layer in layers}
         solve = self.solver(prior)
 
-        def noted(layer: int, key: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        def noted(layer: int, key: Tensor, residual: Tensor) -> Delta:
             written[layer].append(key)
             return solve(layer, key, residual)
 
@@ -284,15 +287,21 @@ class Spread(LocateThenEdit):
         )
         return patches, written
 
-    def _with(self, prior: SpreadMemory, written: Mapping[int, Sequence[Tensor]]) -> SpreadMemory:
-        """The memory with the keys of one more operation.
+    def after(
+        self, lm: LM, prior: SpreadMemory, *, keys: Mapping[int, Float[Tensor, "n f"]], patch: Patch
+    ) -> SpreadMemory:
+        """The memory after one more operation: by default the sum over its keys beside that of the earlier ones.
 
         A key enters its layer's down-projection, so only the layers below change it: what was read before a layer was
         written is what the fully edited model gives.
+
+        Args:
+            lm: the model, without the operation's change.
+            prior: the memory before.
+            keys: layer -> the keys that were written.
+            patch: the change.
         """
-        sums = {
-            layer: sum_key_products(torch.cat(list(keys)), prior.sums.get(layer)) for layer, keys in written.items()
-        }
+        sums = {layer: sum_key_products(key, prior.sums.get(layer)) for layer, key in keys.items()}
         return replace(prior, sums={**prior.sums, **sums})
 
 
@@ -456,9 +465,9 @@ def ridge_solver(
             prior.moments[layer], lam=lam, norm_control=norm_control, earlier=(sums or {}).get(layer)
         )
 
-    def solve(layer: int, key: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+    def solve(layer: int, key: Tensor, residual: Tensor) -> LowRank:
         wide = double(key.T)
-        return residual.T, woodbury(whiten(layer)(wide), wide).T.to(key)
+        return LowRank(residual.T, woodbury(whiten(layer)(wide), wide).T.to(key))
 
     return solve
 

@@ -31,7 +31,9 @@ class Golden:
         return json.loads((self.root / path).read_text(encoding="utf-8"))
 
     def tensors(self, path: str) -> dict[str, Tensor]:
-        return load_file(self.root / path)
+        """The tensors of a file; those of a run in double precision as doubles, also where they are kept in float32."""
+        found = load_file(self.root / path)
+        return {name: value.double() if _narrowed(name, value) else value for name, value in found.items()}
 
     def lm(self, name: str, precision: str) -> LM:
         if (name, precision) not in self.models:
@@ -47,6 +49,10 @@ class Golden:
         rows = self.json("inputs/requests.json") + (extra or [])
         made = {row["case_id"]: edit_of(row) for row in rows}
         return made if ids is None else {i: made[i] for i in ids}
+
+
+def _narrowed(name: str, value: Tensor) -> bool:
+    return name.startswith("fp64/") and value.dtype == torch.float32
 
 
 def edit_of(row: dict[str, Any]) -> Edit:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from editors.alphaedit import AlphaEdit, null_space
+from editors.alphaedit import AlphaEdit
 from editors.emmet import Emmet
 from editors.encore import Encore
 from editors.ft import FineTuning
@@ -24,11 +24,13 @@ from harness.io.plain_text import read_documents
 from harness.methods import keys as facts
 from harness.methods.keys import Unedited
 from harness.methods.locate_then_edit import SpreadMemory, inverse_of_preserved, require_additive, ridge_adjoint
+from harness.methods.null_space import null_space
 from harness.methods.rank_one import update_direction
 from harness.methods.second_moments import Moment, accumulate_moments
 from harness.methods.value import anchor_norm, optimise
 from harness.models.activations import read_activations
 from harness.models.lm import LM
+from harness.patches.delta import LowRank
 from harness.patches.patch import Patch, patched
 
 F, D, N = 24, 8, 3
@@ -54,9 +56,9 @@ def kept(known: Moment, earlier: Tensor | None = None) -> SpreadMemory:
 
 def change(method: Memit | Emmet | AlphaEdit, known: SpreadMemory, keys: Tensor, residual: Tensor) -> Tensor:
     """The change ``[D, F]`` of layer 0."""
-    left, right = method.solver(known)(0, keys, residual)
-    assert left.shape == (D, len(keys))
-    return left @ right
+    found = method.solver(known)(0, keys, residual)
+    assert isinstance(found, LowRank) and found.left.shape == (D, len(keys))
+    return found.dense()
 
 
 # EMMET
@@ -218,7 +220,9 @@ def test_memit_without_them_is_bitwise_what_it_was():
     keys, lam = draw(N, F), 7.0
     whitened = torch.cholesky_solve(keys.T, torch.linalg.cholesky(moment().matrix)) / lam
     plain = torch.linalg.solve(eye(N) + keys @ whitened, whitened.T)
-    _, right = Memit(lam=lam).solver(kept(moment()))(0, keys, draw(N, D))
+    found = Memit(lam=lam).solver(kept(moment()))(0, keys, draw(N, D))
+    assert isinstance(found, LowRank)
+    right = found.right
     assert torch.equal(right, plain)
     assert torch.equal(right, ridge_adjoint(moment(), keys, lam).T)
 

@@ -26,6 +26,7 @@ from harness.methods.value_forward import BlocksAbove, BlocksFrom, WholeModel, f
 from harness.methods.value_rows import Objective, PreparedEdit, prefixes, prepare_edit
 from harness.models.activations import Row, fused_gelu, prefix_cache, read_activations, skip_blocks
 from harness.models.lm import load
+from harness.patches.delta import LowRank
 from harness.patches.patch import Patch, patched
 
 CONTEXTS = ("{}", "The weather is. {}", "Nobody knows. {}")
@@ -641,7 +642,7 @@ def test_spreading_divides_what_is_left_by_the_layers_that_remain(tiny, edits):
 
     def solve(layer, key, residual):
         seen.append(residual)
-        return torch.zeros(32, 1), torch.zeros(1, lm.arch.inner)
+        return LowRank(torch.zeros(32, 1), torch.zeros(1, lm.arch.inner))
 
     spread_residuals(
         lm, [edits[:1]], targets=targets, layers=[0, 1, 2], templates=("{}",), fact_token="subject_last", solve=solve
