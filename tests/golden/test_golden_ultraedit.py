@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from editors.ultraedit import UltraEdit, _features
+from editors.stableedit import StableEdit
+from editors.ultraedit import UltraEdit
 from harness.methods.descent import tokenise
+from harness.methods.shifts import features as read_features
 from harness.patches.patch import Patch, patched
 
 FOLDER = "M_ultraedit_gpt2"
@@ -40,7 +42,7 @@ def test_every_turn(golden, close, variant, precision, held):
     for turn, cases in enumerate(said["variants"][variant]["turns"]):
         edits, stem = list(golden.edits(cases).values()), f"{precision}/{variant}/turn{turn}"
         with patched(lm, total):
-            features = _features(lm, method._batches(tokenise(lm, edits)), names=method._names(lm), mean=True)
+            features = read_features(lm, method._batches(tokenise(lm, edits)), names=method.places(lm), mean=True)
             patch = method.edit(lm, edits, total.memory)
         for name, (keys, gradients) in features.items():
             for what, ours in (
@@ -92,3 +94,32 @@ def test_a_mini_batch_of_one_token_has_no_squares(golden):
     method = UltraEdit(modules=("transformer.h.1.mlp.c_proj",), lr=1e-3, batch_size=1, loss="batch", deviation="batch")
     patch = method.edit(lm, [one, *(edit for edit in edits if edit is not one)])
     assert all(bool(torch.isfinite(delta.dense()).all()) for delta in patch.weights.values())
+
+
+# StableEdit, of the same family
+
+
+@pytest.mark.parametrize("variant", ["preheat_one_turn", "no_preheat"])
+def test_stableedit_turn_by_turn(golden, close, variant):
+    """With and without the turn that warms up: c_proj's gradients are whitened, c_fc's have too few tokens for it."""
+    folder = "N_stableedit_gpt2"
+    said, theirs = golden.json(f"{folder}/inputs.json"), golden.tensors(f"{folder}/expected.safetensors")
+    h, lm, total, compared = said["hparams"], golden.lm("tiny-gpt2", "fp64"), Patch(), 0
+    warm = h["preheat"]["turns"] if variant == "preheat_one_turn" else []
+    method = StableEdit(
+        modules=tuple(said["edit_modules"]), lr=h["lr"], batch_size=5, alpha=h["alpha"], warm_up=len(warm)
+    )
+    turns = [*(("preheat", cases) for cases in warm), *((f"turn{i}", cases) for i, cases in enumerate(said["turns"]))]
+    for turn, cases in turns:
+        stem = f"fp64/{variant}/{turn}"
+        with patched(lm, total):
+            patch = method.edit(lm, list(golden.edits(cases).values()), total.memory)
+        for name in method.places(lm):
+            close(patch.weights[f"{name}.weight"].dense().T, theirs[f"{stem}/shift/{name}"], 1e-6, f"{stem} {name}")
+            compared += 1
+        total = total + patch
+    (shape,) = [shape for shape in total.memory.statistics if shape == (128, 32)]
+    seen = total.memory.statistics[shape]
+    close(seen.scatter, theirs[f"{stem}/normaliser/{shape}/cov_value"], 1e-6, "scatter of gradients")
+    close(seen.rows.mean, theirs[f"{stem}/normaliser/{shape}/mean"], 1e-6, "mean")
+    assert compared == 3 * len(turns)

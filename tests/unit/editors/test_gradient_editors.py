@@ -21,11 +21,12 @@ from editors.ft_l import BoundedFineTuning
 from editors.ft_m import MaskedFineTuning
 from editors.locft import BreadthFirst
 from editors.lora import Lora
-from editors.ultraedit import Seen, Statistics, UltraEdit, shift
+from editors.ultraedit import Seen, UltraEdit
 from harness.editing.edit import Edit
 from harness.errors import ModelError, NumericalError, UsageError
 from harness.methods import descent
 from harness.methods.descent import DescentSettings, descend, log_likelihood, tokenise
+from harness.methods.shifts import Statistics, shift
 from harness.models.lm import LM
 from harness.patches.delta import Dense, LowRank
 from harness.patches.patch import Patch, patched
