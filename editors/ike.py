@@ -167,8 +167,9 @@ class _Row(NamedTuple):
 def _row(example: Example) -> dict[str, Any]:
     edit = example.edit
     asked = {kind: [probe.prompt for probe in example.of(kind)] for kind in ("paraphrase", "neighborhood")}
-    fact = f"{edit.text}{edit.continuation}"
-    return _Row(fact, edit.text, edit.target, edit.target_old, asked["paraphrase"], asked["neighborhood"])._asdict()
+    return _Row(
+        edit.statement, edit.question, edit.target, edit.target_old, asked["paraphrase"], asked["neighborhood"]
+    )._asdict()
 
 
 def _tells(made: Demonstration, new: Fact) -> bool:

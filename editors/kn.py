@@ -255,10 +255,10 @@ class KnowledgeNeurons(Editor):
     def _prompts(self, edit: Edit, around: Sequence[str]) -> list[str]:
         """The prompts behind which neurons are looked for; the edit's own is the first."""
         if self.paraphrases is None or not self.refine:
-            return [template.replace("{}", edit.text) for template in around]
+            return [edit.behind(template) for template in around]
         if edit.subject is None:
             raise UsageError(f"edit {edit.id}: it names no subject for the paraphrases; give one, or leave them out")
-        others = [template.replace("{}", edit.subject) for template in self.paraphrases]
+        others = [edit.before + one.replace("{}", edit.subject) + edit.after for one in self.paraphrases]
         return [edit.text, *(text for text in others if text != edit.text)]
 
     def _scores(self, lm: LM, edit: Edit, prompt: Sequence[int]) -> Tensor:

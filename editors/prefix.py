@@ -37,4 +37,4 @@ class Prefix(Wrapper):
 
 
 def _whole(edit: Edit) -> Edit:
-    return replace(edit, prompt=SLOT, subject=edit.text, slot=None)
+    return replace(edit, prompt=SLOT, subject=edit.question, slot=None)

@@ -57,6 +57,7 @@ class PlanOptions:
     gen_kwargs: Annotated[str | None, opt.GEN_KWARGS] = None
     enable_thinking: Annotated[bool | None, opt.ENABLE_THINKING] = None
     think_end_token: Annotated[str | None, opt.THINK_END_TOKEN] = None
+    chat_edits: Annotated[bool, opt.CHAT_EDITS] = False
     config: Annotated[Path | None, opt.CONFIG] = None
     trust_code: Annotated[bool, opt.TRUST_CODE] = False
 
@@ -72,6 +73,7 @@ class PlanOptions:
         read = {
             "stop_on_collapse": self.stop_on_collapse or None,
             "known_only": self.known_only or None,
+            "chat_edits": self.chat_edits or None,
             "settings": values.settings(self.settings),
             "arch": values.modules(self.arch),
             "model_args": values.model_args(self.model_args),

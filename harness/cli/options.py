@@ -28,6 +28,7 @@ __all__ = [
     "CASES",
     "CASES_AT_ONCE",
     "CHANGED",
+    "CHAT_EDITS",
     "CLUSTER",
     "COMMIT",
     "CONFIG",
@@ -351,7 +352,7 @@ class TableFormat(click.Choice[str]):
 
 MODEL = Option("--model", "A shipped model, a folder, a GGUF file, or a Hub repository[@revision].", otherwise="mini")
 EDITOR = Option("--editor", "The method, or path/to/file.py.", otherwise="none")
-TASKS = Option("--tasks", "Tasks and groups, separated by commas; lm-eval's own too.")
+TASKS = Option("--tasks", "Tasks and groups, separated by commas; lm-eval's own too, and YAMLs by their path.")
 EDITS = Option(
     "--edits",
     "An edit set (NAME or NAME:N), a JSONL file of your own, or none.",
@@ -411,6 +412,7 @@ GEN_KWARGS = Option(
     "Laid over what tasks say of generation: do_sample, temperature, until, ...",
     metavar="NAME=VALUE,...",
 )
+CHAT_EDITS = Option("--chat-edits", "Edit by the chat template, too: prompt and target are turns.", flag=True)
 ENABLE_THINKING = Option(
     "--enable-thinking", "What the chat template is told of thinking.", click.BOOL, bare="true", metavar="[BOOL]"
 )

@@ -38,6 +38,9 @@ class Edit:
         slot: the character at which the subject's slot stands, where the prompt holds other braces that are text; None
             for its only ``{}``.
         case: the case that it belongs to, where one holds several edits; None where it is a case of its own.
+        before: what stands in front of the prompt and is no part of it, such as the opening of a chat's turn.
+        after: what stands between the prompt and the target, such as the end of that turn and the opening of the
+            next; where it is not empty, it is all that stands there.
 
     Raises:
         DataError: the fields do not fit together.
@@ -54,6 +57,8 @@ class Edit:
     join: str | None = None
     slot: int | None = None
     case: str | None = None
+    before: str = ""
+    after: str = ""
 
     def __post_init__(self) -> None:
         slots = self.prompt.count(SLOT) if self.slot is None else int(self.prompt.startswith(SLOT, self.slot))
@@ -100,18 +105,41 @@ class Edit:
         """
         if self.subject is None:
             raise DataError(f"edit {self.id}: it has no subject; give rows of prompt, subject and target")
+        return len(self.before) + self._at
+
+    @property
+    def _at(self) -> int:
+        """The character of the prompt at which the subject's slot stands."""
         return self.prompt.index(SLOT) if self.slot is None else self.slot
 
     @property
-    def text(self) -> str:
-        """The prompt with the subject in its slot."""
+    def question(self) -> str:
+        """The prompt with the subject in its slot, without what stands around it."""
         if self.subject is None:
             return self.prompt
-        return self.prompt[: self.begins] + self.subject + self.prompt[self.begins + len(SLOT) :]
+        return self.prompt[: self._at] + self.subject + self.prompt[self._at + len(SLOT) :]
+
+    @property
+    def text(self) -> str:
+        """What the model reads before the target: the question, and what stands around it."""
+        return self.before + self.question + self.after
+
+    @property
+    def statement(self) -> str:
+        """The question and the target as one text, without what stands around them."""
+        return self.question + joined(self.question, self.target, self.join)
+
+    def behind(self, template: str) -> str:
+        """What the model reads where the question stands in a context template (``{}``), inside of its turn."""
+        return self.before + template.replace(SLOT, self.question) + self.after
+
+    def begins_behind(self, template: str) -> int:
+        """The character at which the subject begins in what :meth:`behind` gives."""
+        return template.index(SLOT) + self.begins
 
     def says(self, text: str) -> str:
         """A text as it continues the prompt, with what stands between them."""
-        return joined(self.text, text, self.join)
+        return joined(self.text, text, "" if self.after else self.join)
 
     @property
     def continuation(self) -> str:

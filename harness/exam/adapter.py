@@ -24,10 +24,11 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, po
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor, nn
 
+from harness.editing.edit import Edit
 from harness.errors import DataError, UsageError
 from harness.exam.greedy import Writing
 from harness.exam.passes import in_memory, too_large
-from harness.exam.prompting import Prompting, chat_template_text, rendered, template_sha256, worded
+from harness.exam.prompting import Prompting, chat_template_text, in_turns, rendered, template_sha256, worded
 from harness.exam.quiet import quiet_lm_eval
 from harness.exam.span_scores import Apart, Encoded, Ranked, Span, Whole, score, whole
 from harness.exam.token_tasks import Forced, Target
@@ -559,13 +560,32 @@ class EditedLM(HFLM):  # type: ignore[misc]
         if rule is None:
             return request
         text, *others = request.args
-        read = rule(text)
+        before, asked, after = self._in_turn(str(text))
+        read = before + rule(asked) + after
         if request.request_type == "loglikelihood_rolling":
             if not read.endswith(text):  # what the text became cannot be told from what stands around it
                 return request
             read = _Led(read)
             read.own = text
         return replace(request, arguments=(read, *others))
+
+    def _in_turn(self, text: str) -> tuple[str, str, str]:
+        """What stands in front of the first question of a chat, the questions, and what stands behind the last one.
+
+        A patch that reads or changes the prompt does so inside of the turn of the user, where there is one.
+        """
+        before, after = self._turn
+        if not (text.startswith(before) and text.endswith(after) and len(text) >= len(before) + len(after)):
+            return "", text, ""
+        return before, text[len(before) : len(text) - len(after)], after
+
+    @functools.cached_property
+    def _turn(self) -> tuple[str, str]:
+        """What the chat template puts around a question; nothing where there is no template."""
+        if self._template is None:
+            return "", ""
+        edit = in_turns([Edit("", "question", None, "answer")], self.lm.tokenizer, self.prompting, self.lm.name)[0]
+        return edit.before, edit.after
 
     def _marked(self, request: Instance, patch: int) -> Instance:
         context = _Marked(request.args[0])

@@ -24,7 +24,7 @@ from harness.exam import case_sets, statistics
 from harness.exam.own_cases import OwnCaseSet
 from harness.exam.statistics import Ratio
 from harness.exam.text_metrics import begins_with
-from harness.exam.token_tasks import Forced, Target, Tokenized, join_pieces, pieces
+from harness.exam.token_tasks import Forced, Target, Tokenized, in_place_of, join_pieces, pieces
 
 if TYPE_CHECKING:
     import datasets
@@ -128,7 +128,7 @@ class CaseExam(Tokenized):
         """
         templated = bool(kwargs.pop("apply_chat_template", False))
         kwargs.pop("chat_template", None)
-        asked = [_context(prompt, doc["prompt"], ctx) for prompt in doc["prompts"]]
+        asked = [in_place_of(doc["prompt"], prompt, ctx) for prompt in doc["prompts"]]
         if doc["protocol"] == "generation":
             options = {**deepcopy(self.config.generation_kwargs), "max_gen_toks": self._length}
             return [Instance("generate_until", doc, (context, options), i, **kwargs) for i, context in enumerate(asked)]
@@ -241,11 +241,6 @@ class OwnCaseExam(CaseExam):
                 'own_cases: no file; run with --edits my.json, or --metadata \'{"file": "my.json"}\' under lm_eval'
             )
         return OwnCaseSet.read(Path(str(file)))
-
-
-def _context(prompt: str, first: str, ctx: str) -> str:
-    """What stands in front of a question's answer, where lm-eval put ``ctx`` together for the first question."""
-    return ctx.removesuffix(first) + prompt if ctx.endswith(first) else ctx.replace(first, prompt)
 
 
 def _put_together(how: str, parts: Sequence[float]) -> float:

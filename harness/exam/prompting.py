@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import UsageError, near
@@ -16,10 +16,13 @@ from harness.errors import UsageError, near
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from harness.editing.edit import Edit
+
 __all__ = [
     "FEWSHOT_SEED",
     "Prompting",
     "chat_template_text",
+    "in_turns",
     "rendered",
     "require_roles",
     "template_sha256",
@@ -53,6 +56,8 @@ class Prompting:
         enable_thinking: what the chat template is told of thinking; None tells it nothing.
         think_end_token: the text, or the number of the token, that ends a thought; what stands before it is no answer.
         predict_only: whether texts are generated and kept, and no metric is computed.
+        chat_edits: whether edits are turns of a chat as well, which is no word of lm-eval: the prompt is the turn of
+            the user, and the target that of the assistant.
 
     Raises:
         UsageError: two of them do not go together.
@@ -66,13 +71,14 @@ class Prompting:
     enable_thinking: bool | None = None
     think_end_token: str | int | None = None
     predict_only: bool = False
+    chat_edits: bool = False
 
     def __post_init__(self) -> None:
         if self.num_fewshot is not None and self.num_fewshot < 0:
             raise UsageError(f"num_fewshot is {self.num_fewshot}, expected 0 or more; leave it out for the task's own")
         if self.fewshot_as_multiturn and not self.apply_chat_template:
             raise UsageError("fewshot_as_multiturn makes turns of a chat; add --apply-chat-template, or leave it out")
-        if self.enable_thinking and not self.apply_chat_template:
+        if self.enable_thinking and not self.template:
             raise UsageError("enable_thinking is told to the chat template; add --apply-chat-template, or leave it out")
         if self.enable_thinking and self.think_end_token is None:
             raise UsageError("enable_thinking needs the text that ends a thought; add --think-end-token '</think>'")
@@ -81,6 +87,11 @@ class Prompting:
     def multiturn(self) -> bool:
         """Whether solved examples are turns of their own."""
         return bool(self.apply_chat_template) if self.fewshot_as_multiturn is None else self.fewshot_as_multiturn
+
+    @property
+    def template(self) -> bool | str:
+        """The chat template by which questions are asked or edits made: its name, True for the default, or False."""
+        return self.apply_chat_template or self.chat_edits
 
     @property
     def template_args(self) -> dict[str, Any]:
@@ -129,6 +140,7 @@ def _word(key: str, value: Any) -> str:
         "enable_thinking": "thinking" if value else "no thinking",
         "think_end_token": f"answers after {value}",
         "predict_only": "texts only",
+        "chat_edits": "edits in turns",
     }
     return words[key]
 
@@ -194,9 +206,9 @@ def require_roles(tokenizer: PreTrainedTokenizerBase, prompting: Prompting, mode
     Raises:
         UsageError: there is no template, or it has no turns of a role that is needed.
     """
-    if not prompting.apply_chat_template:
+    if not prompting.template:
         return
-    text = chat_template_text(tokenizer, prompting.apply_chat_template, model)
+    text = chat_template_text(tokenizer, prompting.template, model)
     asked: dict[str, Sequence[str]] = {"user": ["user"]}
     if prompting.system_instruction:
         asked["system"] = ["system", "user"]
@@ -210,7 +222,7 @@ def require_roles(tokenizer: PreTrainedTokenizerBase, prompting: Prompting, mode
 _WITHOUT = {
     "system": "leave --system-instruction out",
     "assistant": "give --fewshot-as-multiturn false",
-    "user": "leave --apply-chat-template out",
+    "user": "leave --apply-chat-template and --chat-edits out",
 }
 """How to ask without turns of a role."""
 
@@ -226,6 +238,38 @@ def _holds(
         return _PROBE in rendered(tokenizer, said, text, more=prompting.template_args)
     except TemplateError:
         return False
+
+
+def in_turns(
+    edits: Sequence[Edit], tokenizer: PreTrainedTokenizerBase, prompting: Prompting, model: str = "the model"
+) -> list[Edit]:
+    """Edits as turns of a chat: each prompt is the turn of the user, and its target begins that of the assistant.
+
+    What the template puts around a prompt is all that stands there: the tokens of an edit are those of its question
+    in an exam by the same template.
+
+    Args:
+        edits: the edits.
+        tokenizer: whose template.
+        prompting: which of its templates, and what the system turn says.
+        model: what an error calls the model.
+
+    Raises:
+        UsageError: there is no template, or it changes a prompt.
+    """
+    text = chat_template_text(tokenizer, prompting.template or True, model)
+    system = [{"role": "system", "content": prompting.system_instruction}] if prompting.system_instruction else []
+    found = []
+    for edit in edits:
+        turns = [*system, {"role": "user", "content": edit.question}]
+        before, held, after = rendered(tokenizer, turns, text, more=prompting.template_args).rpartition(edit.question)
+        if not held or not after:
+            raise UsageError(
+                f"edit {edit.id}: the chat template of {model} does not give '{edit.question}' as it is, with a turn "
+                "of the assistant behind it; leave --chat-edits out"
+            )
+        found.append(replace(edit, before=before, after=after))
+    return found
 
 
 def rendered(

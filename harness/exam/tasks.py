@@ -7,6 +7,7 @@ Our tasks are the YAML files under ``tasks/``; any of lm-eval's own may stand be
 from __future__ import annotations
 
 import functools
+import glob
 import hashlib
 import math
 import re
@@ -281,6 +282,43 @@ def _distinct(ids: Sequence[str], name: str) -> None:
         seen.add(identity)
 
 
+def _from_files(names: Iterable[str], include: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Names of tasks for those that are files or folders of YAMLs, and the folders that these are in besides others.
+
+    Raises:
+        UsageError: there is no such file, or it names no task.
+    """
+    found, folders = [], list(include)
+    for name in names:
+        files = _yamls(name)
+        found += [name] if files is None else [_declared_in(path) for path in files]
+        folders += [str(path.parent) for path in files or ()]
+    return list(dict.fromkeys(found)), list(dict.fromkeys(folders))
+
+
+def _yamls(name: str) -> list[Path] | None:
+    """The YAMLs that a name stands for, a file, a pattern or a folder; None where it is the name of a task."""
+    if name.endswith((".yaml", ".yml")):
+        files = sorted(Path(one) for one in glob.glob(name))  # noqa: PTH207  # a pattern may be absolute
+        what = "no such file"
+    elif "/" in name and Path(name).is_dir():
+        files, what = sorted(Path(name).glob("*.yaml")), "the folder has no YAML"
+    else:
+        return None
+    if not files:
+        raise UsageError(f"--tasks {name}: {what}; give the YAML of a task, or the name of one")
+    return files
+
+
+def _declared_in(path: Path) -> str:
+    """The name of the task or the group of a YAML."""
+    said = data.read_yaml(path)
+    named = said.get("group") or said.get("task")
+    if not isinstance(named, str):
+        raise UsageError(f"--tasks {path}: it names no task; give it a line such as 'task: {path.stem}'")
+    return named
+
+
 def require_names(names: Iterable[str], data_dir: str, include: Sequence[str] = ()) -> None:
     """See that tasks and groups exist, this project's, one's own or lm-eval's, without reading their rows.
 
@@ -292,6 +330,7 @@ def require_names(names: Iterable[str], data_dir: str, include: Sequence[str] = 
     Raises:
         UsageError: one does not.
     """
+    names, include = _from_files(names, include)
     _manager({"data_dir": data_dir}, names, include)
 
 
@@ -327,6 +366,7 @@ def load_suite(
         DataError: its data cannot be had.
     """
     prompting = prompting or Prompting()
+    names, include = _from_files(names, include)
     found: dict[str, Task] = {}
     left_out: dict[str, str] = {}
     if edit_set is not None:
@@ -370,6 +410,7 @@ def require_own_documents(
         UsageError: documents of a task are about the edits of another set.
         DataError: its data cannot be had.
     """
+    names, include = _from_files(names, include)
     every = _manager({"data_dir": data_dir}, include=include)
     about = {member: name for name in edit_sets(include) for member in (name, *_members(every, name))}
     others = [name for name in names if about.get(name, edit_set) != edit_set]

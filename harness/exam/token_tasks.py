@@ -32,6 +32,7 @@ __all__ = [
     "Target",
     "TeacherForced",
     "Tokenized",
+    "in_place_of",
     "join_pieces",
     "pieces",
 ]
@@ -238,6 +239,18 @@ class TeacherForced(Tokenized):
         return [pieces(self.tokenizer, ctx, choice, per_token=self._per_token) for choice in said]
 
 
+def in_place_of(first: str, prompt: str, ctx: str) -> str:
+    """What is read before the answer to a question, where lm-eval put ``ctx`` together for the first one.
+
+    Args:
+        first: the question that stands in ``ctx``.
+        prompt: the question that is to stand there.
+        ctx: as lm-eval put it together, maybe in a turn of a chat.
+    """
+    front, found, back = ctx.rpartition(first)
+    return front + prompt + back if found else prompt
+
+
 def join_pieces(cut: Sequence[Piece], answers: Sequence[tuple[float, bool]]) -> Forced:
     """The rating of a continuation, from lm-eval's answer to each of its :func:`pieces`."""
     hits = sum(piece.tokens for piece, (_, greedy) in zip(cut, answers, strict=True) if greedy)
@@ -291,19 +304,19 @@ class Continuations(Tokenized):
     ``max_tokens`` under ``metadata`` cuts each text after that many tokens, the prompt's counted (ROME: 100).
     """
 
-    def construct_requests(self, doc: Doc, ctx: str, **kwargs: Any) -> list[Instance]:  # noqa: ARG002  # lm-eval's names
+    def construct_requests(self, doc: Doc, ctx: str, **kwargs: Any) -> list[Instance]:
         """One generation request for each prompt.
 
         Args:
             doc: a row of the task, whose ``prompts`` are continued.
-            ctx: the prompt as lm-eval put it together; not used, since the row holds several.
+            ctx: the first of them, behind what lm-eval puts in front of it, or in a turn of a chat.
             **kwargs: lm-eval's bookkeeping, handed on to the request.
         """
         kwargs.pop("apply_chat_template", None)
         kwargs.pop("chat_template", None)
-        options = self.config.generation_kwargs
+        options, first = self.config.generation_kwargs, self.doc_to_text(doc)
         return [
-            Instance("generate_until", doc, (prompt, deepcopy(options)), i, **kwargs)
+            Instance("generate_until", doc, (in_place_of(first, prompt, ctx), deepcopy(options)), i, **kwargs)
             for i, prompt in enumerate(doc["prompts"])
         ]
 

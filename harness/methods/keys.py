@@ -145,8 +145,8 @@ def find_fact_token(lm: LM, edit: Edit, *, template: str, fact_token: FactToken)
         raise UsageError(
             f"edit {edit.id}: it has no subject, which this editor needs; give rows of prompt, subject and target"
         )
-    before = template.index("{}") + edit.begins
-    text = template.replace("{}", edit.text)
+    before = edit.begins_behind(template)
+    text = edit.behind(template)
     ids = lm.encode(text)
     if fact_token in ("last", "last_released"):
         return ids, len(ids) - 1

@@ -39,8 +39,8 @@ class Fact(NamedTuple):
 
 def as_fact(edit: Edit) -> Fact:
     """What an edit states."""
-    sentence = f"{edit.text}{edit.continuation}"
-    return Fact(edit.text, sentence if sentence.endswith((".", "!", "?")) else f"{sentence}.", edit.subject)
+    sentence = edit.statement
+    return Fact(edit.question, sentence if sentence.endswith((".", "!", "?")) else f"{sentence}.", edit.subject)
 
 
 def join_facts(earlier: Iterable[Fact], later: Iterable[Fact]) -> tuple[Fact, ...]:

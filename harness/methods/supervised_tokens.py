@@ -113,7 +113,7 @@ def supervise_target(lm: LM, edit: Edit, templates: Sequence[str] = ("{}",)) -> 
         DataError: a row is longer than the model's context.
     """
     target = lm.continuation(edit.text, edit.continuation)
-    heads = [lm.encode(template.replace("{}", edit.text)) for template in templates]
+    heads = [lm.encode(edit.behind(template)) for template in templates]
     longest = max(len(head) for head in heads) + len(target)
     if longest > lm.context:
         raise DataError(

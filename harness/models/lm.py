@@ -187,9 +187,9 @@ class LM:
         return f"{self.arch.down_of(layer)}.weight"
 
     def encode(self, text: str) -> list[int]:
-        """The tokens of a text that starts a sequence, with whatever the tokenizer puts in front (BOS)."""
+        """The tokens of a text that starts a sequence, with whatever the tokenizer puts in front (BOS), once."""
         ids = list(self._tokens(text)[0])
-        return ids[: len(ids) - self.closing]
+        return ids if tokens.opened(self.tokenizer, text) else ids[: len(ids) - self.closing]
 
     @functools.cached_property
     def closing(self) -> int:
@@ -202,7 +202,8 @@ class LM:
 
         @functools.lru_cache(maxsize=8192)
         def read(text: str) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
-            found = self.tokenizer(text, return_offsets_mapping=True)
+            special = not tokens.opened(self.tokenizer, text)
+            found = self.tokenizer(text, return_offsets_mapping=True, add_special_tokens=special)
             return tuple(found["input_ids"]), tuple(found["offset_mapping"])
 
         return read

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["closing", "following", "open_ids", "prefixed"]
+__all__ = ["closing", "following", "open_ids", "opened", "prefixed"]
 
 _ANCHORS = ("\n", "x", "0", ".")
 """Texts behind which another is encoded where the prompt itself would merge with it."""
@@ -34,7 +34,17 @@ def open_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[l
     if not texts:
         return []
     behind = closing(tokenizer)
-    return [list(ids[: len(ids) - behind]) for ids in tokenizer(list(texts))["input_ids"]]
+    found = [list(ids[: len(ids) - behind]) for ids in tokenizer(list(texts))["input_ids"]]
+    for i, text in enumerate(texts):
+        if opened(tokenizer, text):
+            found[i] = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return found
+
+
+def opened(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
+    """Whether a text begins with the token that begins a text (BOS), as chat templates write it, and needs no other."""
+    begin = tokenizer.bos_token
+    return bool(begin) and text.startswith(str(begin))
 
 
 def prefixed(tokenizer: PreTrainedTokenizerBase) -> bool:

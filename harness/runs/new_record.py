@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +65,8 @@ def new_record(ready: Prepared, weights: str) -> Record:
 
 
 def _chat_template(ready: Prepared) -> dict[str, str]:
-    """The hash of the chat template by which the model is asked, if it is."""
-    named, lm = ready.resolved.plan.apply_chat_template, ready.lm
+    """The hash of the chat template by which the model is asked or edited, if it is."""
+    named, lm = ready.resolved.plan.prompting.template, ready.lm
     return {"chat_template": template_sha256(lm.tokenizer, named, lm.name)} if named else {}
 
 
@@ -116,8 +116,14 @@ def edits_sha256(edits: Sequence[Edit]) -> str:
     return digest({"edits": [_facts(edit) for edit in edits]})
 
 
+def _bare(edit: Edit) -> Edit:
+    """The edit without a chat's turns around it, which the plan and the hash of the template name."""
+    return replace(edit, before="", after="")
+
+
 def _facts(edit: Edit) -> dict[str, Any]:
     """What names an edit: a field that is added with a default renames none."""
+    edit = _bare(edit)
     always = _PLAIN if edit.direction in LIKELIHOOD else (*_PLAIN, *_DIRECTED)
     found = {name: getattr(edit, name) for name in always} | differing(edit)
     return {name: value for name, value in found.items() if name != "join"} | _joined(edit)
@@ -125,7 +131,7 @@ def _facts(edit: Edit) -> dict[str, Any]:
 
 def _joined(edit: Edit) -> dict[str, str]:
     """What stands between prompt and target, where it is not the one space that is usual."""
-    join = edit.continuation.removesuffix(edit.target)
+    join = _bare(edit).continuation.removesuffix(edit.target)
     return {} if join == ("" if edit.target.startswith(" ") else " ") else {"join": join}
 
 

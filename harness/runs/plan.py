@@ -68,6 +68,7 @@ class Plan:
         gen_kwargs: what is laid over the ``generation_kwargs`` of tasks that generate.
         enable_thinking: what the chat template is told of thinking.
         think_end_token: what ends a thought; the answer stands behind it.
+        chat_edits: whether edits are turns of a chat, too: the prompt of the user, the target of the assistant.
     """
 
     model: str = "mini"
@@ -102,6 +103,7 @@ class Plan:
     gen_kwargs: Mapping[str, Any] = field(default_factory=dict)
     enable_thinking: bool | None = None
     think_end_token: str | int | None = None
+    chat_edits: bool = False
 
     def __post_init__(self) -> None:
         for name, otherwise in (("num_edits", "take all"), ("limit", "take all"), ("cases_at_once", "edit each alone")):
@@ -230,7 +232,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "system_instruction": (str, type(None)),
     "think_end_token": (str, int, type(None)),
     "seed": (int,),
-    **dict.fromkeys(("stop_on_collapse", "known_only"), (bool,)),
+    **dict.fromkeys(("stop_on_collapse", "known_only", "chat_edits"), (bool,)),
 }
 
 

@@ -15,7 +15,7 @@ from harness.editing.replay import replay
 from harness.errors import ModelError, UsageError
 from harness.exam import data, tasks
 from harness.exam.knowledge import Knowledge, known_edits
-from harness.exam.prompting import require_roles
+from harness.exam.prompting import in_turns, require_roles
 from harness.io.nobody import tell_nobody
 from harness.models.guard import Guard
 from harness.models.lm import LM, load, require_device
@@ -94,8 +94,10 @@ def prepare_run(
     guard = Guard.of(lm)
     editor = _editor(resolved, lm)
     _require_layers(resolved, lm, editor)
-    schedule.require_editable(editor, lm, resolved.edits, mode=resolved.mode)
     require_roles(lm.tokenizer, plan.prompting, lm.name)
+    if plan.chat_edits:
+        resolved = replace(resolved, edits=tuple(in_turns(resolved.edits, lm.tokenizer, plan.prompting, lm.name)))
+    schedule.require_editable(editor, lm, resolved.edits, mode=resolved.mode)
     asked, knowledge = resolved.edits, _knowledge(resolved, lm, report)
     resolved = _of_known(resolved, knowledge) if knowledge and plan.known_only else resolved
     suite = tasks.load_suite(

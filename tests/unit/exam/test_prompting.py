@@ -20,6 +20,7 @@ from harness.exam.prompting import Prompting, chat_template_text, require_roles,
 from harness.models.lm import load
 from harness.patches.patch import Patch
 from harness.runs.plan import Plan
+from harness.runs.resolve import resolve
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
@@ -197,6 +198,24 @@ def test_an_edited_model_is_shown_the_same_examples(
         assert found[0].plain == found[1].plain
 
 
+def test_tasks_by_their_path(chat: Callable[[str], Path], folder: Path, tmp_path: Path, small_index: None) -> None:
+    model, path = str(chat(CHATML)), str(folder / "words_choice.yaml")
+    named = harness.run(model, "none", tasks=["words_choice"], include_path=[str(folder)], cache=False)
+    for given in ([path], [str(folder / "*choice.yaml")], [path, f"{folder}/"]):
+        found = harness.run(model, "none", tasks=given, cache=False)
+        assert found.tasks(0)["words_choice"] == named.tasks(0)["words_choice"]
+        assert found.templates["words_choice"] == named.templates["words_choice"]
+        assert list(found.tasks(0)) == (list(TASKS) if len(given) > 1 else ["words_choice"])
+    with pytest.raises(UsageError, match=r"--tasks .*none\.yaml: no such file; give the YAML of a task"):
+        resolve(Plan(tasks=(str(tmp_path / "none.yaml"),), edits="none"))
+    (tmp_path / "bare.yaml").write_text("output_type: multiple_choice\n")
+    with pytest.raises(UsageError, match=r"bare\.yaml: it names no task; give it a line such as 'task: bare'"):
+        resolve(Plan(tasks=(str(tmp_path / "bare.yaml"),), edits="none"))
+    with pytest.raises(UsageError, match="the folder has no YAML"):
+        (tmp_path / "empty").mkdir()
+        resolve(Plan(tasks=(str(tmp_path / "empty"),), edits="none"))
+
+
 # --- what cannot be ------------------------------------------
 
 
@@ -268,8 +287,9 @@ def test_how_a_plan_asks_in_words() -> None:
     plan = Plan(
         num_fewshot=5, apply_chat_template=True, system_instruction="You are a\nhelpful assistant, and you say little.",
         fewshot_as_multiturn=False, gen_kwargs={"temperature": 0.5}, enable_thinking=False, think_end_token="</think>",
+        chat_edits=True,
     )  # fmt: skip
     assert told(plan.to_json()) == [
         "5-shot", "chat template", "system: You are a helpful assistant, and you ...", "examples in one turn",
-        "temperature=0.5", "no thinking", "answers after </think>",
+        "temperature=0.5", "no thinking", "answers after </think>", "edits in turns",
     ]  # fmt: skip

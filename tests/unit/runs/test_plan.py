@@ -50,6 +50,7 @@ OTHER: dict[str, Any] = {
     "gen_kwargs": {"temperature": 0.5},
     "enable_thinking": False,
     "think_end_token": "</think>",
+    "chat_edits": True,
 }
 
 
