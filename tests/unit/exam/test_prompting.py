@@ -229,7 +229,7 @@ def test_a_template_without_the_roles_that_are_needed(chat: Callable[[str], Path
             {"apply_chat_template": True, "num_fewshot": 1},
             "no turn of the role 'assistant'; give --fewshot-as",
         ),
-        ("hello", {"apply_chat_template": True}, "no turn of the role 'user'; leave --apply-chat-template out"),
+        ("hello", {"apply_chat_template": True}, "no turn of the role 'user'; leave --apply-chat-template and"),
     ):
         tokenizer = AutoTokenizer.from_pretrained(chat(template))
         with pytest.raises(UsageError, match=message) as caught:
