@@ -304,12 +304,12 @@ def evaluated(folder: Path, right: list[int], text: str = "a") -> Path:
         "resps": [["x"]],
         "filtered_resps": ["x"],
         "filter": "none",
-        "metrics": ["acc"],
+        "metrics": ["acc", "f1"],
         "prompt_hash": "p",
         "target_hash": "t",
     }
     samples = [
-        {**told, "doc_id": i, "doc": {"q": i}, "doc_hash": f"{text}{i}", "acc": float(bit)}
+        {**told, "doc_id": i, "doc": {"q": i}, "doc_hash": f"{text}{i}", "acc": float(bit), "f1": float(bit)}
         for i, bit in enumerate(right)
     ]
     results = {
