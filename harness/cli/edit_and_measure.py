@@ -113,6 +113,7 @@ class ExecutionOptions:
     no_save_edits: Annotated[bool, opt.NO_SAVE_EDITS]
     log_samples: Annotated[bool, opt.LOG_SAMPLES]
     fresh: Annotated[bool, opt.FRESH]
+    shards: Annotated[int, opt.SHARDS]
 
     def options(self) -> carried.RunOptions:
         """As the runner takes them."""
@@ -127,6 +128,7 @@ class ExecutionOptions:
             save_edits=not self.no_save_edits,
             log_samples=self.log_samples,
             fresh=self.fresh,
+            shards=self.shards,
         )
 
 

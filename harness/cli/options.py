@@ -94,6 +94,7 @@ __all__ = [
     "SEED",
     "SEEDS",
     "SET",
+    "SHARDS",
     "SHOW_SAMPLES",
     "SIGMA",
     "SPLIT",
@@ -558,6 +559,9 @@ CLUSTER = Option(
     "--cluster", "HOST:PORT of a Ray cluster, auto for this machine's, or local to start one.", otherwise="none"
 )
 ADDRESS = Option("--address", "The earlier name of --cluster.")
+SHARDS = Option(
+    "--shards", "Divide isolated edits into so many pieces, which --workers make side by side.", COUNT, default=1
+)
 WORKERS = Option(
     "--workers",
     "How many pieces of work at a time, or auto: one for each accelerator or core.",

@@ -8,9 +8,9 @@ import json
 import logging
 import math
 import zlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -40,14 +40,19 @@ from harness.patches.patch import Patch
 
 __all__ = [
     "Measured",
+    "MeasuredFile",
     "agree",
     "base_key",
     "contributions",
+    "documents_under",
     "fingerprint",
     "hold",
+    "join_measured",
     "load_base",
     "measure_task",
+    "measured_from",
     "measured_once",
+    "measured_to",
     "of_cases",
     "save_base",
     "summarise_tasks",
@@ -72,6 +77,7 @@ class Measured:
         documents: each document's row, as far as agreement needs it.
         truncated: how many requests were cut from the left to fit the model.
         samples: what was asked and replied.
+        items: of the metrics in ``plain``, by document, what lm-eval aggregates.
     """
 
     values: dict[str, dict[str, Ratio]] = field(default_factory=dict)
@@ -80,6 +86,7 @@ class Measured:
     documents: dict[str, dict[str, str]] = field(default_factory=dict)
     truncated: int = 0
     samples: list[Sample] = field(default_factory=list)
+    items: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
@@ -95,6 +102,8 @@ def hold(
     mode: str,
     own: Collection[str],
     at_once: int | None = None,
+    portion: range | None = None,
+    documents: Mapping[str, Sequence[int]] | None = None,
 ) -> AbstractContextManager[EditedLM]:
     """The context in which a stop is measured: no patch, one patch, or a patch for each document.
 
@@ -106,39 +115,121 @@ def hold(
     Args:
         model: what is measured.
         stop: where the edits have come to; None is the unedited model.
-        ids: the ids of all edits, in the order of the stop's patches.
+        ids: the ids of all edits, in the order of the patches.
         mode: ``isolated``, ``batch`` or ``sequential``.
         own: lm-eval's names of the tasks of the edit set.
         at_once: cases that a patch of isolated editing holds; None for one.
+        portion: which of all patches of isolated editing the stop has; None for all.
+        documents: task -> the positions of the documents that are scored; None for all. lm-eval counts those alone.
     """
     if stop is None:
         return model.holding(Patch())
     if mode != "isolated":
         return model.holding(stop.patches[0])
-    position = {edit: i // (at_once or 1) for i, edit in enumerate(ids)}
+    owners, first = _Owners.of(ids, own, at_once), portion.start if portion else 0
 
     def patch_of(request: Any) -> int:
-        named = _edit_of(request, own)
-        if named is None:
-            return int(request.doc_id) % len(stop.patches)
-        if named not in position:
-            raise DataError(
-                f"{request.task_name}, document {request.doc_id}: belongs to edit '{named}', which is not made; leave "
-                "the document out, or name one of the edits"
-            )
-        return position[named]
+        place = int(request.doc_id)
+        number = place if documents is None else documents[request.task_name][place]
+        return owners(request.task_name, number, request.doc) - first
 
     return model.isolated(stop.patches, patch_of)
 
 
-def _edit_of(request: Any, own: Collection[str]) -> str | None:
-    """The edit that a request's document belongs to; None where it belongs to none."""
-    if not isinstance(request.doc, Mapping):
-        return None
-    named = request.doc.get("edit")
-    if named is None and request.task_name in own:
-        named = request.doc.get("case")
-    return None if named is None else str(named)
+@dataclass(frozen=True)
+class _Owners:
+    """Under which patch of isolated editing a document is scored.
+
+    Attributes:
+        position: the patch of each edit.
+        patches: how many patches there are.
+        own: lm-eval's names of the tasks of the edit set.
+    """
+
+    position: Mapping[str, int]
+    patches: int
+    own: Collection[str]
+
+    @classmethod
+    def of(cls, ids: Sequence[str], own: Collection[str], at_once: int | None) -> _Owners:
+        """The owners where so many cases share a patch."""
+        size = at_once or 1
+        return cls({edit: i // size for i, edit in enumerate(ids)}, -(-len(ids) // size), own)
+
+    def __call__(self, task: str, number: int, doc: object) -> int:
+        """The place of the patch of a document.
+
+        Raises:
+            DataError: the document belongs to an edit that is not made.
+        """
+        named = self._edit_of(task, doc)
+        if named is None:
+            return number % self.patches
+        if named not in self.position:
+            raise DataError(
+                f"{task}, document {number}: belongs to edit '{named}', which is not made; leave the document out, or "
+                "name one of the edits"
+            )
+        return self.position[named]
+
+    def _edit_of(self, task: str, doc: object) -> str | None:
+        """The edit that a document belongs to; None where it belongs to none."""
+        if not isinstance(doc, Mapping):
+            return None
+        named = doc.get("edit")
+        if named is None and task in self.own:
+            named = doc.get("case")
+        return None if named is None else str(named)
+
+
+def documents_under(
+    task: Task, portion: range, *, ids: Sequence[str], own: Collection[str], at_once: int | None, limit: int | None
+) -> list[int]:
+    """The positions of the documents of a task that are scored under some patches of isolated editing.
+
+    Args:
+        task: the task.
+        portion: which patches.
+        ids: the ids of all edits, in the order of the patches.
+        own: lm-eval's names of the tasks of the edit set.
+        at_once: cases that a patch holds; None for one.
+        limit: documents of the task at most; None for all.
+    """
+    owners, rows = _Owners.of(ids, own, at_once), task.task.eval_docs
+    count = len(rows) if limit is None else min(limit, len(rows))
+    return [i for i in range(count) if owners(task.name, i, rows[i]) in portion]
+
+
+def join_measured(task: Task, parts: Sequence[Measured]) -> Measured:
+    """What a task gave whose documents were scored in portions, as if they had been scored at once.
+
+    Args:
+        task: the task.
+        parts: what each portion gave.
+    """
+
+    def together(kind: str) -> dict[str, dict[str, Any]]:
+        names = dict.fromkeys(name for part in parts for name in getattr(part, kind))
+        return {name: _in_order(getattr(part, kind).get(name, {}) for part in parts) for name in names}
+
+    items, rules = together("items"), task.task.aggregation()
+    plain = {name: float(rules[name.partition(",")[0]](list(rows.values()))) for name, rows in items.items()}
+    samples = sorted((one for part in parts for one in part.samples), key=lambda one: one.doc_id)
+    return Measured(
+        together("values"),
+        plain,
+        _in_order(part.answers for part in parts),
+        _in_order(part.documents for part in parts),
+        sum(part.truncated for part in parts),
+        samples,
+        items,
+    )
+
+
+def _in_order(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """What portions say of documents, in the order of the documents."""
+    found = {name: value for part in parts for name, value in part.items()}
+    return dict(sorted(found.items(), key=lambda item: int(item[0].rpartition("/")[2])))
 
 
 def measure_task(model: EditedLM, task: Task, *, limit: int | None, documents: Sequence[int] | None = None) -> Measured:
@@ -176,6 +267,11 @@ def measure_task(model: EditedLM, task: Task, *, limit: int | None, documents: S
         name = metric if kind == "none" else key
         if comma and not metric.endswith("_stderr") and name not in measured.values and isinstance(value, int | float):
             measured.plain[name] = float(value)
+            measured.items[name] = {
+                f"{task.name}/{sample['doc_id']}": sample[metric]
+                for sample in samples
+                if metric in sample and sample.get("filter", kind) == kind
+            }
     if task.metadata.get("agreement"):
         for sample in samples:
             document = f"{task.name}/{sample['doc_id']}"
@@ -327,7 +423,7 @@ def load_base(key: str | None) -> Measured | None:
         checked(_Kept, stored)
         if stored["key"] != key:
             raise ValueError("it is of something else")
-        values = {m: {d: statistics.as_ratio(v) for d, v in rows.items()} for m, rows in stored["values"].items()}
+        return measured_from(stored)
     except FileNotFoundError:
         return None
     except (OSError, EOFError, ValueError, zlib.error) as error:
@@ -335,9 +431,6 @@ def load_base(key: str | None) -> Measured | None:
             "%s: cached numbers of the unedited model cannot be used (%s); measured again", _base_path(key), error
         )
         return None
-    plain = {metric: math.nan if value is None else value for metric, value in stored["plain"].items()}
-    samples = [Sample.from_json(line) for line in stored["samples"]]
-    return Measured(values, plain, stored["answers"], stored["documents"], stored["truncated"], samples)
 
 
 def measured_once(key: str | None) -> AbstractContextManager[bool]:
@@ -345,16 +438,47 @@ def measured_once(key: str | None) -> AbstractContextManager[bool]:
     return nullcontext(False) if key is None else made_once(_base_path(key))
 
 
-class _Kept(TypedDict):
-    """What a file of cached numbers holds; a contribution is as :class:`harness.exam.statistics.Ratio`."""
+class MeasuredFile(TypedDict):
+    """What a file holds of one task; a contribution is as :class:`harness.exam.statistics.Ratio`."""
 
-    key: str
     values: dict[str, dict[str, Annotated[list[float | str | None], Len(4, 4)]]]
     plain: dict[str, Number]
     answers: dict[str, str]
     documents: dict[str, dict[str, str]]
     truncated: Count
     samples: list[SampleLine]
+    items: dict[str, dict[str, Any]]
+
+
+class _Kept(MeasuredFile):
+    """What a file of cached numbers holds."""
+
+    key: str
+
+
+def measured_to(measured: Measured) -> MeasuredFile:
+    """What a task gave, as a file holds it."""
+    return {
+        "values": {m: {d: _row(ratio) for d, ratio in rows.items()} for m, rows in measured.values.items()},
+        "plain": {metric: _finite(value) for metric, value in measured.plain.items()},
+        "answers": measured.answers,
+        "documents": measured.documents,
+        "truncated": measured.truncated,
+        "samples": [sample.to_json() for sample in measured.samples],  # type: ignore[misc]
+        "items": measured.items,
+    }
+
+
+def measured_from(kept: Mapping[str, Any]) -> Measured:
+    """What a task gave, from what :func:`measured_to` made.
+
+    Raises:
+        ValueError: it is not that.
+    """
+    values = {m: {d: statistics.as_ratio(v) for d, v in rows.items()} for m, rows in kept["values"].items()}
+    plain = {metric: math.nan if value is None else value for metric, value in kept["plain"].items()}
+    samples = [Sample.from_json(line) for line in kept["samples"]]
+    return Measured(values, plain, kept["answers"], kept["documents"], kept["truncated"], samples, kept["items"])
 
 
 def save_base(key: str | None, measured: Measured) -> None:
@@ -367,15 +491,7 @@ def save_base(key: str | None, measured: Measured) -> None:
         return
     path = _base_path(key)
     files.require_writable(path.parent, "set HARNESS_CACHE to a folder of yours")
-    body = {
-        "key": key,
-        "values": {m: {d: _row(ratio) for d, ratio in rows.items()} for m, rows in measured.values.items()},
-        "plain": {metric: _finite(value) for metric, value in measured.plain.items()},
-        "answers": measured.answers,
-        "documents": measured.documents,
-        "truncated": measured.truncated,
-        "samples": [sample.to_json() for sample in measured.samples],
-    }
+    body = {"key": key, **measured_to(replace(measured, items={}))}
     files.write_whole(path, gzip.compress(json.dumps(body, allow_nan=False).encode(), mtime=0))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.editing.editor import Editor
@@ -15,7 +15,7 @@ from harness.patches.patch import Patch, patched
 from harness.runs.prepare import VOID
 from harness.runs.record import Record
 
-__all__ = ["note_change", "note_restored"]
+__all__ = ["changes", "note_change", "note_restored", "note_rows"]
 
 
 def note_change(record: Record, *, lm: LM, editor: Editor, stop: Stop, hashes: Mapping[str, str]) -> None:
@@ -32,14 +32,40 @@ def note_change(record: Record, *, lm: LM, editor: Editor, stop: Stop, hashes: M
         HarnessError: the edits changed nothing, or nothing that the weights' type can hold.
     """
     names = sorted({name for patch in stop.patches for name in patch.weights})
-    _require_change(editor, stop)
-    record.delta = weight_change.means([weight_change.describe(lm, patch) for patch in stop.patches])
-    before = {**record.weights.get("before", {}), **{name: hashes[name] for name in names}}
-    record.weights = {"before": before, "edited": {}, "restored": {}}
+    rows = [weight_change.describe(lm, patch) for patch in stop.patches]
+    note_rows(record, rows, editor=editor, changed=any(map(changes, stop.patches)), hashes=hashes)
     if len(stop.patches) == 1:
         with patched(lm, stop.patches[0]):
             record.weights["edited"] = lm.hashes(names)
         _require_written(editor, stop.patches[0], record.weights)
+
+
+def note_rows(
+    record: Record,
+    rows: Sequence[dict[str, dict[str, float | None]]],
+    *,
+    editor: Editor,
+    changed: bool,
+    hashes: Mapping[str, str],
+) -> None:
+    """Note in a record how patches change weights, as :func:`harness.exam.weight_change.describe` says it of each.
+
+    Args:
+        record: the record, which is changed.
+        rows: of each patch.
+        editor: what made the edits.
+        changed: whether any of them changes anything.
+        hashes: the sha256 of every parameter and buffer before anything was edited.
+
+    Raises:
+        HarnessError: the edits changed nothing.
+    """
+    if not changed:
+        raise HarnessError(f"{editor.name}: the edits changed nothing; every target may already be what the model says")
+    record.delta = weight_change.means(rows)
+    names = sorted({name for row in rows for name in row})
+    before = {**record.weights.get("before", {}), **{name: hashes[name] for name in names}}
+    record.weights = {"before": before, "edited": {}, "restored": {}}
 
 
 def note_restored(record: Record, guard: Guard) -> None:
@@ -57,10 +83,9 @@ def note_restored(record: Record, guard: Guard) -> None:
     guard.require(VOID)
 
 
-def _require_change(editor: Editor, stop: Stop) -> None:
-    """A run whose edits changed nothing is a mistake, not a result."""
-    if all(p.empty or (p.weights and not _moves(p)) for p in stop.patches):
-        raise HarnessError(f"{editor.name}: the edits changed nothing; every target may already be what the model says")
+def changes(patch: Patch) -> bool:
+    """Whether a patch changes anything; a run of which none does is a mistake, not a result."""
+    return not (patch.empty or (patch.weights and not _moves(patch)))
 
 
 def _require_written(editor: Editor, patch: Patch, weights: Mapping[str, Mapping[str, Any]]) -> None:

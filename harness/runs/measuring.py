@@ -16,11 +16,12 @@ from harness.exam.measure import Measured
 from harness.exam.samples import Sample, pair_samples
 from harness.patches.patch import Patch, patched
 from harness.runs.options import RunOptions
+from harness.runs.portions import Portion
 from harness.runs.prepare import Prepared
 from harness.runs.record import Record
 from harness.runs.writer import RecordWriter
 
-__all__ = ["Measuring", "neutral_texts"]
+__all__ = ["Measuring", "examined", "neutral_texts"]
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +51,16 @@ def neutral_texts(ready: Prepared, record: Record) -> neutral_text.Texts | None:
     return found if found.rows else None
 
 
+def examined(ready: Prepared, options: RunOptions) -> EditedLM:
+    """The model of a run as lm-eval sees it.
+
+    Args:
+        ready: the run.
+        options: how it is carried out.
+    """
+    return EditedLM(ready.lm, batch_size=options.rows, prompting=ready.resolved.plan.prompting)
+
+
 @dataclass(eq=False)
 class Measuring:
     """Measures the unedited model first, and then each stop against it; every reported name is saved when complete.
@@ -61,6 +72,7 @@ class Measuring:
         texts: what is read at each stop besides the tasks; isolated edits are not.
         base: what the unedited model gave, by lm-eval's name of the task.
         reading: what the unedited model makes of the neutral texts.
+        joined: what portions of isolated edits gave, by lm-eval's name of the task.
     """
 
     ready: Prepared
@@ -69,6 +81,14 @@ class Measuring:
     texts: neutral_text.Texts | None
     base: dict[str, Measured] = field(default_factory=dict)
     reading: neutral_text.Reading | None = None
+    joined: dict[str, Measured] = field(default_factory=dict)
+
+    def join(self, portions: Sequence[Portion]) -> None:
+        """Take what portions of isolated edits gave, by lm-eval's name of the task, for the stop after all of them."""
+        self.joined = {
+            task.name: measure.join_measured(task, [one.measured[task.name] for one in portions])
+            for task in self.ready.suite.tasks
+        }
 
     def at(self, stop: Stop | None) -> None:
         """Score every task, and read the neutral texts, at a stop; None is the unedited model."""
@@ -76,7 +96,7 @@ class Measuring:
         own = [task.name for task in self.ready.suite.of(self.ready.resolved.edit_set)]
         resolved = self.ready.resolved
         at_once = resolved.plan.cases_at_once
-        with measure.hold(self._model, stop, ids=ids, mode=resolved.mode, own=own, at_once=at_once):
+        with measure.hold(self.model, stop, ids=ids, mode=resolved.mode, own=own, at_once=at_once):
             for shown in self.ready.suite.shown:
                 # An earlier run that was stopped may have come this far; the unedited model is what others are held to.
                 if stop is None or shown not in self.writer.record.tasks(stop.edits):
@@ -129,7 +149,7 @@ class Measuring:
     def _score(self, task: tasks.Task, stop: Stop | None) -> Measured:
         """One task at one stop."""
         state = f"after {stop.edits} edits" if stop else "unedited"
-        self._model.progress = lambda done, total: self.options.report(f"{task.name}, {state}", done, total)
+        self.model.progress = lambda done, total: self.options.report(f"{task.name}, {state}", done, total)
         limit = None if self._is_edit_set(task.shown) else self.ready.resolved.plan.limit
         return self._score_unedited(task, limit) if stop is None else self._score_edited(task, limit, stop)
 
@@ -137,7 +157,7 @@ class Measuring:
         """Of the edit set, the documents of the edits made so far alone."""
         made = set(self.ready.resolved.made(stop.edits))
         documents = measure.of_cases(task, made) if self._is_edit_set(task.shown) else None
-        found = measure.measure_task(self._model, task, limit=limit, documents=documents)
+        found = self.joined.get(task.name) or measure.measure_task(self.model, task, limit=limit, documents=documents)
         found.values = {metric: {} for metric in self.base[task.name].values} | found.values
         measure.agree(task, found, self.base[task.name])
         return found
@@ -147,7 +167,7 @@ class Measuring:
         source, device = self.writer.record.data.get(task.shown), self.ready.lm.device
         key = measure.base_key(
             self._fingerprint, task, limit=limit, batch_size=self.options.rows, provenance=source, device=device,
-            asked=self._model.asked,
+            asked=self.model.asked,
         )  # fmt: skip
         cached = measure.load_base(key) if self.options.cache else None
         if cached is not None:
@@ -155,7 +175,7 @@ class Measuring:
         with measure.measured_once(key) as waited:
             cached = measure.load_base(key) if waited and self.options.cache else None
             if cached is None:
-                cached = measure.measure_task(self._model, task, limit=limit)
+                cached = measure.measure_task(self.model, task, limit=limit)
                 measure.save_base(key, cached)
         return cached
 
@@ -190,9 +210,9 @@ class Measuring:
         self.writer.save()
 
     @cached_property
-    def _model(self) -> EditedLM:
-        prompting = self.ready.resolved.plan.prompting
-        return EditedLM(self.ready.lm, batch_size=self.options.rows, prompting=prompting)
+    def model(self) -> EditedLM:
+        """The model as it is examined."""
+        return examined(self.ready, self.options)
 
     @cached_property
     def _fingerprint(self) -> str:

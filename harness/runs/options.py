@@ -24,6 +24,7 @@ class RunOptions:
         save_edits: whether the accumulated change goes to disk at each stop (not of isolated edits).
         log_samples: whether what was asked and replied is kept beside the record.
         fresh: whether to start anew where an earlier run of the plan was stopped.
+        shards: in how many pieces the portions of isolated edits are made by themselves before the run begins.
         report: told what is done (``phase``), how far it is, and how much there is.
     """
 
@@ -35,4 +36,5 @@ class RunOptions:
     save_edits: bool = False
     log_samples: bool = False
     fresh: bool = False
+    shards: int = 1
     report: Callable[[str, int, int], None] = tell_nobody

@@ -13,14 +13,15 @@ from harness.io.hashes import combined_sha256
 from harness.methods.value_cache import ValueCache, values_folder, values_from
 from harness.models.lm import require_device
 from harness.runs.changed_since import changed_since
-from harness.runs.changed_weights import note_change, note_restored
+from harness.runs.changed_weights import note_change, note_restored, note_rows
 from harness.runs.clock import Clock
 from harness.runs.folder import exclusive
 from harness.runs.identity import digest
 from harness.runs.loaded import OneModel
-from harness.runs.measuring import Measuring, neutral_texts
+from harness.runs.measuring import Measuring, examined, neutral_texts
 from harness.runs.new_record import new_record
 from harness.runs.options import RunOptions
+from harness.runs.portions import Portions, is_divided, patches_of, remove_portions
 from harness.runs.prepare import VOID, Prepared, prepare_run
 from harness.runs.record import Record
 from harness.runs.record_file import read_record
@@ -30,7 +31,7 @@ from harness.runs.saved_edits import save_edits
 from harness.runs.threads import one_thread_if_small
 from harness.runs.writer import RecordWriter, depends_on
 
-__all__ = ["finished", "run_plan"]
+__all__ = ["finished", "run_plan", "run_shard"]
 
 log = logging.getLogger(__name__)
 
@@ -79,9 +80,9 @@ def run_plan(resolved: Resolved, options: RunOptions, models: OneModel | None = 
         clock = Clock(options.report, options.device)
         with clock.phase("load"):
             ready = prepare_run(resolved, options.device, options.report, device_map=options.device_map, models=models)
-        hashes = ready.lm.state_hashes()
-        record = new_record(ready, combined_sha256(hashes))
-        texts = neutral_texts(ready, record)
+            hashes = ready.lm.state_hashes()
+            record = new_record(ready, combined_sha256(hashes))
+            texts = neutral_texts(ready, record)
         with RecordWriter(options.output, record) as writer, one_thread_if_small(ready.lm):
             resumed = not options.fresh and writer.resume()
             clock.take_over(record.cost)
@@ -89,6 +90,8 @@ def run_plan(resolved: Resolved, options: RunOptions, models: OneModel | None = 
             key = digest(depends_on(record))
             packages = packages_of(ready.editor)
             state = Checkpoint(writer.path.with_suffix(".state"), key, packages=packages, lm=ready.lm)
+            if options.fresh and options.shards == 1:
+                remove_portions(options.output, record.id)
             if not resumed:
                 state.remove()  # one of an earlier run is further than a record that begins anew
                 writer.forget_samples()
@@ -97,6 +100,29 @@ def run_plan(resolved: Resolved, options: RunOptions, models: OneModel | None = 
             under_way.go(state.read() if resumed else None)
             writer.complete()
     return record
+
+
+def run_shard(resolved: Resolved, options: RunOptions, shard: int, *, models: OneModel | None = None) -> None:
+    """Make every n-th portion of isolated edits, for a run of the same plan that puts them together.
+
+    Args:
+        resolved: the plan, and what it names.
+        options: how it is carried out, and in how many shards.
+        shard: which of them, from 0.
+        models: keeps the model for the next plan; None to load it for this one alone.
+
+    Raises:
+        HarnessError: the plan cannot be carried out.
+        RestoreError: the model is not bitwise what it was.
+    """
+    require_device(options.device)
+    ready = prepare_run(resolved, options.device, options.report, device_map=options.device_map, models=models)
+    record = new_record(ready, combined_sha256(ready.lm.state_hashes()))
+    with one_thread_if_small(ready.lm):
+        portions = Portions(ready, options, record, examined(ready, options))
+        for _ in portions.each(range(shard, len(portions.ranges), options.shards)):
+            pass
+    ready.guard.require(VOID)
 
 
 @dataclass(eq=False)
@@ -115,10 +141,28 @@ class _Run:
         """Measure unedited, then at each stop; check that nothing remains."""
         with self.clock.phase("measure unedited"):
             self.measuring.at(None)
-        if self.ready.resolved.edits_any:
+        resolved = self.ready.resolved
+        if is_divided(patches_of(len(resolved.cases), resolved.plan.cases_at_once), resolved.mode):
+            if resolved.edits_any:
+                self._edit_in_portions()
+        elif resolved.edits_any:
             self._edit(begun)
         with self.clock.phase("check"):
             note_restored(self.writer.record, self.ready.guard)
+
+    def _edit_in_portions(self) -> None:
+        """Make isolated edits a portion at a time, and put together what they gave."""
+        ready, count = self.ready, max(self.ready.resolved.stops)
+        portions = list(Portions(ready, self.options, self.writer.record, self.measuring.model).each())
+        for portion in portions:
+            self.clock.take_over(portion.cost)
+        rows = [row for portion in portions for row in portion.change]
+        changed = any(portion.moves for portion in portions)
+        note_rows(self.writer.record, rows, editor=ready.editor, changed=changed, hashes=self.hashes)
+        self.writer.noted(count, weights=self.writer.record.delta)
+        with self.clock.phase(f"measure after {count} edits"):
+            self.measuring.join(portions)
+            self.measuring.at(schedule.Stop(count, (), range(count)))
 
     def _edit(self, begun: schedule.Begun | None) -> None:
         """Make the edits, and measure at each stop."""
@@ -127,8 +171,9 @@ class _Run:
             stop = self._edited(stops)
             if stop is None:
                 break
-            self.state.now()
-            self._note(stop)
+            with self.clock.phase("edit"):
+                self.state.now()
+                self._note(stop)
             with self.clock.phase(f"measure after {stop.edits} edits"):
                 self.measuring.at(stop)
             if stop.edits == max(self.ready.resolved.stops):

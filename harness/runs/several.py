@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness.errors import HarnessError, UsageError
+from harness.io.files import require_writable
 from harness.io.nobody import tell_nobody
 from harness.runs.crew.cells import ALONE, Cell, Crew, Ended, Report, Watcher, require_all
 from harness.runs.crew.dispatch import run_cells
@@ -16,13 +18,17 @@ from harness.runs.folder import exclusive
 from harness.runs.loaded import OneModel
 from harness.runs.options import RunOptions
 from harness.runs.plan import Plan
+from harness.runs.portions import count_portions, is_divided, patches_of, remove_portions
 from harness.runs.record import Record, record_name
 from harness.runs.record_file import read_record
 from harness.runs.resolve import Resolved, resolve
-from harness.runs.runner import finished, run_plan
+from harness.runs.runner import finished, run_plan, run_shard
 from harness.runs.writer import remove_leftovers
 
 __all__ = ["Outcome", "PlanJob", "carry_out", "plan_cell", "run_each"]
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,12 +59,14 @@ class PlanJob:
         record: the id of its record.
         options: how it is carried out.
         again: whether it is carried out where its record is complete.
+        shard: which of its shards is made, which are put together when the plan itself is carried out.
     """
 
     plan: Plan
     record: str
     options: RunOptions
     again: bool = False
+    shard: int | None = None
 
 
 def plan_cell(plan: Plan, resolved: Resolved, options: RunOptions, *, again: bool = False) -> Cell[PlanJob]:
@@ -105,7 +113,11 @@ def run_each(
         else:
             yield Outcome(plan, complete, _cleaned(options.output, complete), known=True)
     failed = []
+    shards = [shard for cell in cells for shard in _shards(cell, found[cell.name][1])]
     work = functools.partial(_here, {key: one for key, (_, one) in found.items()}) if crew.here else carry_out
+    for one in run_cells(shards, work, crew, watcher=watcher):
+        if one.error is not None:  # the run of the plan, which comes to it again, says so
+            log.warning("%s: %s", one.cell.shown, one.error)
     for one in run_cells(cells, work, crew, watcher=watcher):
         if one.error is not None and not several:
             raise one.error
@@ -113,6 +125,22 @@ def run_each(
         yield _outcome(one)
     _models().forget()
     require_all(failed, len(found), "plans")
+
+
+def _shards(cell: Cell[PlanJob], resolved: Resolved) -> Iterator[Cell[PlanJob]]:
+    """The shards of a plan, where it is asked for in some and is divided into portions."""
+    options, patches = cell.job.options, patches_of(len(resolved.cases), resolved.plan.cases_at_once)
+    if options.shards == 1:
+        return
+    if not is_divided(patches, resolved.mode):
+        log.warning("%s: made as a whole; --shards divides isolated edits, of which there are enough", cell.shown)
+        return
+    if options.fresh:
+        remove_portions(options.output, resolved.id)
+    for shard in range(min(options.shards, count_portions(patches))):
+        said = f"shard {shard + 1} of {options.shards}"
+        job = replace(cell.job, shard=shard)
+        yield Cell(f"{cell.name} {said}", job, f"{cell.shown}, {said}", cell.shares)
 
 
 def _outcome(one: Ended[PlanJob, tuple[Path, bool]]) -> Outcome:
@@ -149,7 +177,11 @@ def _carried_out(resolved: Resolved, job: PlanJob, report: Report) -> tuple[Path
     complete = None if job.again else finished(resolved, options.output)
     if complete is not None:
         return _cleaned(options.output, complete), True
+    require_writable(options.output)
     try:
+        if job.shard is not None:
+            run_shard(resolved, options, job.shard, models=_models())
+            return options.output, False
         record = run_plan(resolved, options, _models())
     except BaseException:
         _models().forget()

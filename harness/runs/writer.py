@@ -55,7 +55,8 @@ def remove_leftovers(folder: Path, record: Record) -> None:
     """
     _remove_temporary(folder, record)
     partial = folder / f"{record_name(record)}{PARTIAL}.json"
-    for left in (partial, values_path(partial), partial.with_suffix(".state")):
+    portions = folder.glob(f"{glob.escape(record_name(record))}.portion-*")
+    for left in (partial, values_path(partial), partial.with_suffix(".state"), *portions):
         left.unlink(missing_ok=True)
     SampleParts(samples_path(partial)).remove()
 

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import math
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 from harness.errors import HarnessError, ModelError, RestoreError, UsageError
-from harness.exam import measure, statistics, tasks
+from harness.exam import measure, statistics, tasks, weight_change
 from harness.models import lm as loading
 from harness.reports.terminal_tables import record_table
 from harness.runs import runner
@@ -485,3 +486,22 @@ def test_edits_that_contradict_each_other_are_warned_of(plan: Plan, tmp_path: Pa
     path.write_text("".join(json.dumps({**ROWS[0], "target": target}) + "\n" for target in ("Rome", "Oslo")))
     ready = prepare_run(resolve(replace(plan, edits=str(path), tasks=())), "cpu")
     assert ready.warnings == ["edit 2 contradicts edit 1: 'Ada Velmont was born in' -> 'Oslo', not 'Rome'"]
+
+
+def test_no_time_is_outside_of_the_phases(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Describing the change counts as editing, hashing the model as loading."""
+    describe, new_record = weight_change.describe, runner.new_record
+
+    def slowly(given: Callable[..., Any]) -> Callable[..., Any]:
+        def work(*arguments: Any) -> Any:
+            time.sleep(0.4)
+            return given(*arguments)
+
+        return work
+
+    monkeypatch.setattr(weight_change, "describe", slowly(describe))
+    monkeypatch.setattr(runner, "new_record", slowly(new_record))
+    record = run_plan(resolve(plan), options(tmp_path))
+    spent = {row["phase"]: row["seconds"] for row in record.cost}
+    assert spent["edit"] >= 0.4
+    assert spent["load"] >= 0.4
