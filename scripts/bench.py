@@ -53,8 +53,13 @@ from harness.exam.canonical import SETS, CanonicalSet
 from harness.exam.data import TASKS
 from harness.exam.measure import Measured, hold, measure_task, of_cases
 from harness.exam.span_scores import Encoded, score
+from harness.exam.spectra import Spectra
+from harness.exam.statistics import Ratio
 from harness.exam.token_tasks import Tokenized
+from harness.exam.weight_change import describe
 from harness.io import plain_text
+from harness.io.cache import cache_apart
+from harness.io.files import unpack_json, values_path
 from harness.io.hashes import tensor_sha256
 from harness.methods import second_moments
 from harness.methods.context_templates import sample_templates
@@ -67,7 +72,15 @@ from harness.methods.value_rows import Objective
 from harness.models.activations import Row, first_output, row_portions
 from harness.models.lm import LM, load
 from harness.models.published import fast_hashes
+from harness.patches.delta import LowRank
 from harness.patches.patch import Patch, patched
+from harness.runs import plan_grid
+from harness.runs.crew.cells import ALONE, Crew
+from harness.runs.options import RunOptions
+from harness.runs.plan import Plan
+from harness.runs.record import Record
+from harness.runs.record_file import PackedTables, write_record
+from harness.runs.several import run_each
 from harness.studies.causal import trace as tracing
 from harness.studies.causal.facts import Asked
 from harness.studies.causal.restore import Kind
@@ -712,6 +725,90 @@ def _answer(row: Mapping[str, Any]) -> str:
     return str(next(one["text"] for one in row["question"]["choices"] if one["label"] == row["answerKey"]))
 
 
+def records(_lm: LM, run: Run) -> None:
+    """Saving a run after each task of many stops: what is new is packed, against the whole record each time."""
+    stops, names, documents = 20, [f"task{i}" for i in range(8)], run.edits or 300
+    values = {metric: {f"t/{i}": Ratio(i / 7, 1.0, str(i // 3)) for i in range(documents)} for metric in "abcd"}
+
+    def saved(packed: PackedTables | None) -> bytes:
+        record = Record(id="0" * 16, plan={}, values={})
+        with TemporaryDirectory() as folder:
+            for stop in range(stops):
+                for name in names:
+                    assert record.values is not None
+                    record.values.setdefault(stop, {})[name] = values
+                    write_record(Path(folder) / "r.json", record, small=False, packed=packed)
+            return json.dumps(unpack_json(values_path(Path(folder) / "r.json").read_bytes())).encode()
+
+    assert saved({}) == saved(None)
+    label = f"records: {stops * len(names)} saves, {documents} documents a task"
+    pairs(label, lambda: saved({}), lambda: saved(None), run)
+
+
+def spectra(lm: LM, run: Run) -> None:
+    """What isolated edits do to a matrix: the unedited one decomposed once, each edited one in a small basis."""
+    (layer,) = rome(lm, run).edited_layers(lm)
+    name, count = lm.down(layer), run.edits or 10
+    out, width = lm.matrix(name).shape
+    patches = [Patch({name: LowRank(torch.randn(out, 1), 0.01 * torch.randn(1, width))}) for _ in range(count)]
+
+    def ours() -> list[Any]:
+        known = Spectra()
+        return [describe(lm, patch, known) for patch in patches]
+
+    def plain() -> list[Any]:
+        found = []
+        for patch in patches:
+            before = lm.matrix(name).double()
+            after = before + patch.weights[name].dense().double()
+            found.append((torch.linalg.svdvals(before), torch.linalg.svdvals(after)))
+        return found
+
+    worst = max(
+        abs(float(row[name]["condition"]) / float(now.max() / now.min()) - 1)
+        for row, (_, now) in zip(ours(), plain(), strict=True)
+    )
+    pairs(f"spectra: {count} edits of a {out} x {width} matrix", ours, plain, run)
+    print(f"spectra: largest relative difference of a condition number {worst:.0e}")
+
+
+def crew(_lm: LM, run: Run) -> None:
+    """A study of twelve plans by two workers against one; the records must be the same."""
+    fields = {"model": "mini", "edits": "counterfact", "num_edits": run.edits or 20, "mode": "batch", "seed": [0, 1, 2]}
+    study = plan_grid.plans({**fields, "editor": ["ft_l", "memit"], "tasks": ["NLI"], "limit": [20, 40]})
+    _by_crews(f"crew: {len(study)} plans", study, {"one worker": ALONE, "two workers": Crew(2)})
+
+
+def shards(_lm: LM, run: Run) -> None:
+    """Isolated edits of one plan in four shards, made by two workers, against one; the record must be the same."""
+    there = len(tasks.read_edits("counterfact", data_dir="mini"))
+    count = min(run.edits or 1000, there)
+    (plan,) = plan_grid.plans(
+        {"model": "mini", "editor": "rome", "settings": {"v_steps": run.steps or 5}, "mode": "isolated"},
+        options={"edits": f"counterfact:{count}", "exam": "probability"},
+    )
+    _by_crews(f"shards: {count} isolated edits", [plan], {"one": ALONE, "four shards, two workers": Crew(2)}, 4)
+
+
+def _by_crews(label: str, plans: Sequence[Plan], crews: Mapping[str, Crew], shards: int = 1) -> None:
+    """Wall time and processor time of all processes of each crew, each in a cache of its own."""
+    found, spent = [], []
+    for crew_ in crews.values():
+        with TemporaryDirectory() as folder, cache_apart():
+            options = RunOptions(Path(folder), device="cpu", shards=1 if crew_.here else shards)
+            began, used = time.perf_counter(), sum(os.times()[:4])
+            records_ = [one.record for one in run_each(plans, options, crew=crew_)]
+            spent.append((time.perf_counter() - began, sum(os.times()[:4]) - used))
+            found.append({one.id: {**one.to_json(), "cost": []} for one in records_ if one is not None})
+    assert found[0] == found[1]
+    assert len(found[0]) == len(plans)
+    said = "; ".join(
+        f"{name} {wall:.0f} s, {cpu:.0f} s of processors" for name, (wall, cpu) in zip(crews, spent, strict=True)
+    )
+    ratio, work = spent[0][0] / spent[1][0], spent[0][1] / spent[1][1]
+    print(f"{label:<58} {ratio:6.2f}  ({said}; equal records; {2 * work:.2f} on two cores of its own)", flush=True)
+
+
 REAL = ("general", "probes", "shots", "choices", "scoring")
 """Measurements on the authors' files, which --data-dir names."""
 
@@ -730,6 +827,10 @@ MEASUREMENTS: dict[str, Callable[[LM, Run], None]] = {
     "shots": shots,
     "choices": choices,
     "scoring": scoring,
+    "records": records,
+    "spectra": spectra,
+    "crew": crew,
+    "shards": shards,
 }
 
 if __name__ == "__main__":

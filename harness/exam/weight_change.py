@@ -6,11 +6,12 @@ the condition number ``s_max / s_min`` of the edited matrix bounds how far its o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
-import torch
 from torch import Tensor
 
+from harness.exam.spectra import Spectra, Spectrum
 from harness.models.lm import LM
 from harness.patches.delta import Delta, Dense, numerical_rank
 from harness.patches.patch import Patch, require_finite
@@ -21,22 +22,24 @@ _LARGEST_SVD = 2048
 """The singular values of a larger dense matrix cost minutes."""
 
 
-def describe(lm: LM, patch: Patch) -> dict[str, dict[str, float | None]]:
+def describe(lm: LM, patch: Patch, spectra: Spectra | None = None) -> dict[str, dict[str, float | None]]:
     """Of each changed parameter: the sizes of the change, and what became of the matrix; None where not computed.
 
     Args:
         lm: the unedited model.
         patch: the change.
+        spectra: those of the unedited matrices, kept from patch to patch; None to decompose them for this one.
 
     Raises:
         NumericalError: a change is not finite; names the parameter.
     """
     for name, delta in patch.weights.items():
         require_finite(name, delta.dense())
-    return {name: _one(lm.matrix(name), delta) for name, delta in patch.weights.items()}
+    known = spectra or Spectra()
+    return {name: _one(lm.matrix(name), delta, partial(known.of, name)) for name, delta in patch.weights.items()}
 
 
-def _one(weight: Tensor, delta: Delta) -> dict[str, float | None]:
+def _one(weight: Tensor, delta: Delta, spectrum_of: Callable[[Tensor], Spectrum] = Spectrum) -> dict[str, float | None]:
     before = weight.cpu().double()
     change = delta.dense().cpu().double()
     after = before + change
@@ -49,7 +52,7 @@ def _one(weight: Tensor, delta: Delta) -> dict[str, float | None]:
         "relative_frobenius": _over(change, before),
         "spectral": None if own is None else float(own.max()),
         "norm_ratio": _over(after, before),
-        **(_spectrum(before, after, own) if small else dict.fromkeys(_SPECTRUM)),
+        **(_spectrum(spectrum_of(before), delta, own) if small else dict.fromkeys(_SPECTRUM)),
     }
 
 
@@ -61,8 +64,8 @@ def _over(one: Tensor, other: Tensor) -> float | None:
 _SPECTRUM = ("largest", "condition", "condition_before", "relative_spectral", "above")
 
 
-def _spectrum(before: Tensor, after: Tensor, own: Tensor | None) -> dict[str, float | None]:
-    first, now = torch.linalg.svdvals(before), torch.linalg.svdvals(after)
+def _spectrum(known: Spectrum, delta: Delta, own: Tensor | None) -> dict[str, float | None]:
+    first, now = known.values, known.after(delta)
     return {
         "largest": float(now.max()),
         "condition": float(now.max() / now.min()) if float(now.min()) > 0 else None,

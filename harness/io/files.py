@@ -26,10 +26,12 @@ from harness.io.schema import parsed
 __all__ = [
     "at_home",
     "beside",
+    "compact_json",
     "discard",
     "json_sha256",
     "json_text",
     "pack_json",
+    "pack_text",
     "require_writable",
     "rounded",
     "unpack_json",
@@ -37,6 +39,7 @@ __all__ = [
     "write_whole",
 ]
 
+_XZ = b"\xfd7zXZ\x00"  # how a stream begins
 LINE = 400  # characters: a metric with its interval and its difference stands on one line
 UNPACKED_AT_MOST = 2**31  # bytes
 DIGITS = 9  # significant: as many as a float32 holds
@@ -72,7 +75,7 @@ def pack_json(data: Any, small: bool = True) -> bytes:
     Raises:
         ValueError: a number in it is not finite.
     """
-    content = json.dumps(data, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    content = compact_json(data).encode()
     return lzma.compress(content, preset=6 if small else 1)
 
 
@@ -88,13 +91,34 @@ def unpack_json(content: bytes) -> Any:
         raise ValueError(f"not whole xz ({error})") from error
 
 
+def pack_text(text: str) -> bytes:
+    """A part of a JSON, packed quickly and by itself: such parts, one behind the other, are a packed value."""
+    return lzma.compress(text.encode(), preset=1)
+
+
+def compact_json(data: Any) -> str:
+    """The value as JSON without spaces.
+
+    Raises:
+        ValueError: a number in it is not finite.
+    """
+    return json.dumps(data, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
 def _decompressed(content: bytes) -> bytes:
-    """What xz packed, if it is no more than :data:`UNPACKED_AT_MOST`: some bytes can stand for terabytes."""
-    unpacker = lzma.LZMADecompressor(memlimit=UNPACKED_AT_MOST)
-    found = unpacker.decompress(content, max_length=UNPACKED_AT_MOST)
-    if not unpacker.eof or unpacker.unused_data:
-        raise ValueError("not whole xz (it breaks off, goes on after its end, or is too large)")
-    return found
+    """What xz packed, in one stream or several, if it is no more than :data:`UNPACKED_AT_MOST`.
+
+    Some bytes can stand for terabytes.
+    """
+    found, left = bytearray(), content
+    while True:
+        unpacker = lzma.LZMADecompressor(memlimit=UNPACKED_AT_MOST)
+        found += unpacker.decompress(left, max_length=UNPACKED_AT_MOST - len(found))
+        left = unpacker.unused_data
+        if not unpacker.eof or (left and not left.startswith(_XZ)):
+            raise ValueError("not whole xz (it breaks off, goes on after its end, or is too large)")
+        if not left:
+            return bytes(found)
 
 
 def rounded(value: Any) -> Any:

@@ -9,6 +9,7 @@ from harness.editing.editor import Editor
 from harness.editing.schedule import Stop
 from harness.errors import HarnessError
 from harness.exam import weight_change
+from harness.exam.spectra import Spectra
 from harness.models.guard import Guard
 from harness.models.lm import LM
 from harness.patches.patch import Patch, patched
@@ -32,7 +33,8 @@ def note_change(record: Record, *, lm: LM, editor: Editor, stop: Stop, hashes: M
         HarnessError: the edits changed nothing, or nothing that the weights' type can hold.
     """
     names = sorted({name for patch in stop.patches for name in patch.weights})
-    rows = [weight_change.describe(lm, patch) for patch in stop.patches]
+    spectra = Spectra()
+    rows = [weight_change.describe(lm, patch, spectra) for patch in stop.patches]
     note_rows(record, rows, editor=editor, changed=any(map(changes, stop.patches)), hashes=hashes)
     if len(stop.patches) == 1:
         with patched(lm, stop.patches[0]):

@@ -23,6 +23,7 @@ from harness.editing.schedule import Stop
 from harness.exam import measure, tasks, weight_change
 from harness.exam.adapter import EditedLM
 from harness.exam.measure import Measured, MeasuredFile, measured_from, measured_to
+from harness.exam.spectra import Spectra
 from harness.io import files
 from harness.io.locks import made_once
 from harness.io.schema import checked
@@ -114,6 +115,7 @@ class Portions:
     def __post_init__(self) -> None:
         count = patches_of(len(self.ready.resolved.cases), self.ready.resolved.plan.cases_at_once)
         self.ranges = [range(start, min(start + PORTION, count)) for start in range(0, count, PORTION)]
+        self._spectra = Spectra()
         self._values = ValueCache(values_folder() if self.options.cache else None)
 
     def each(self, numbers: Sequence[int] | None = None) -> Iterator[Portion]:
@@ -146,7 +148,7 @@ class Portions:
         before = self._values.counts()
         with clock.phase("edit"), values_from(self._values):
             stop = self._edited(number)
-            change = [weight_change.describe(self.ready.lm, patch) for patch in stop.patches]
+            change = [weight_change.describe(self.ready.lm, patch, self._spectra) for patch in stop.patches]
         clock.values("edit", {name: count - before[name] for name, count in self._values.counts().items()})
         self.ready.guard.require(VOID, weights=False, before=f" before {self.ready.editor.name} edited")
         with clock.phase(f"measure after {len(self.ready.resolved.cases)} edits"):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -17,13 +17,22 @@ from harness.errors import DataError
 from harness.exam.numbers import Json
 from harness.exam.ratios import Columns, Values, layout_of
 from harness.io.collector import without_collector
-from harness.io.files import json_text, pack_json, rounded, unpack_json, values_path, write_whole
+from harness.io.files import (
+    compact_json,
+    json_text,
+    pack_json,
+    pack_text,
+    rounded,
+    unpack_json,
+    values_path,
+    write_whole,
+)
 from harness.io.schema import checked, parsed
 from harness.runs.identity import SCHEMA
 from harness.runs.record import PointValues, Record
 from harness.runs.record_schema import Column, RecordFile, ValuesFile
 
-__all__ = ["read_record", "read_records", "record_paths", "write_record"]
+__all__ = ["PackedTables", "read_record", "read_records", "record_paths", "write_record"]
 
 
 def read_record(path: str | Path, values: bool = False) -> Record:
@@ -119,20 +128,27 @@ def _read_values(path: Path, owner: str) -> tuple[PointValues, str | None]:
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
-def write_record(path: Path, record: Record, small: bool) -> None:
+PackedTables: TypeAlias = dict[tuple[int, str], bytes]
+"""The values of each stop and task that were packed before."""
+
+
+def write_record(path: Path, record: Record, small: bool, *, packed: PackedTables | None = None) -> None:
     """Write a record and the values of its documents, each whole or not at all.
 
     Args:
         path: the JSON; the values lie beside it.
         record: what is written.
         small: whether the values are packed as small as they can be, which takes longer.
+        packed: what was packed before of a record that is not complete, so that only what is new takes time; None packs
+            everything.
 
     Raises:
         UsageError: a file cannot be written.
     """
     # The values first: a record whose values are missing is worse than values whose record is missing.
     if record.values is not None:
-        write_whole(values_path(path), _packed_values(record, small))
+        content = _packed_values(record, small) if small or packed is None else _appended_values(record, packed)
+        write_whole(values_path(path), content)
     write_whole(path, (json_text(record.to_json()) + "\n").encode())
 
 
@@ -142,6 +158,24 @@ def _packed_values(record: Record, small: bool) -> bytes:
         for edits, measured in (record.values or {}).items()
     }
     return pack_json({"schema": SCHEMA, "id": record.id, "record": record.seal(), "points": points}, small)
+
+
+def _appended_values(record: Record, packed: PackedTables) -> bytes:
+    """As :func:`_packed_values`, in a stream for each stop and task, of which the known ones are taken as they are."""
+    head = compact_json({"schema": SCHEMA, "id": record.id, "record": record.seal()})
+    parts, between = [pack_text(f'{head[:-1]},"points":{{')], ""
+    for edits, measured in (record.values or {}).items():
+        parts.append(pack_text(f'{between}"{edits}":{{'))
+        for number, (task, metrics) in enumerate(measured.items()):
+            if (edits, task) not in packed:
+                packed[edits, task] = pack_text(f"{compact_json(task)}:{compact_json(_pack(metrics))}")
+            parts += [*([_COMMA] if number else []), packed[edits, task]]
+        parts.append(pack_text("}"))
+        between = ","
+    return b"".join([*parts, pack_text("}}")])
+
+
+_COMMA = pack_text(",")
 
 
 # --- values, by column ------------------------------------------------------------------------------------------------

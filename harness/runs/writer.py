@@ -17,7 +17,7 @@ from harness.exam.numbers import Json, TaskValues
 from harness.exam.samples import Sample
 from harness.io.files import discard, require_writable, rounded, values_path
 from harness.runs.record import Record, record_name
-from harness.runs.record_file import read_record, write_record
+from harness.runs.record_file import PackedTables, read_record, write_record
 from harness.runs.sample_file import SampleParts, samples_path
 from harness.runs.ties import untied
 
@@ -85,6 +85,7 @@ class RecordWriter:
         self.folder = Path(folder)
         self.record = record
         self._done = False
+        self._packed: PackedTables = {}
         self._samples = SampleParts(samples_path(self.path))
         require_writable(self.folder)
 
@@ -130,6 +131,7 @@ class RecordWriter:
             self._samples.add(edits, task, samples)
         self._point(edits)["tasks"][task] = rounded(numbers)
         record.values = record.values if record.values is not None else {}
+        self._packed.pop((edits, task), None)
         record.values.setdefault(edits, {})[task] = {metric: dict(rows) for metric, rows in values.items()}
         self.save()
 
@@ -193,4 +195,5 @@ class RecordWriter:
             self.record.status, self.record.reason = "failed", f"{type(error).__name__}: {text}"
 
     def _save(self, suffix: str) -> None:
-        write_record(self.folder / f"{record_name(self.record)}{suffix}.json", self.record, small=self._done)
+        path = self.folder / f"{record_name(self.record)}{suffix}.json"
+        write_record(path, self.record, small=self._done, packed=self._packed)

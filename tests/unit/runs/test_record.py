@@ -16,7 +16,9 @@ import pytest
 from harness.errors import DataError, UsageError
 from harness.exam.numbers import summarise
 from harness.exam.statistics import Ratio, difference, estimate, harmonic_difference
+from harness.io import files
 from harness.io.files import unpack_json, values_path
+from harness.runs import record_file, ties
 from harness.runs.folder import exclusive
 from harness.runs.identity import SCHEMA, digest
 from harness.runs.record import Record, record_name
@@ -390,6 +392,7 @@ def test_runs_of_other_plans_write_to_the_same_folder_at_the_same_time(tmp_path:
 
 HOLD = """
 import sys, time
+from harness.runs import record_file, ties
 from harness.runs.folder import exclusive
 from harness.runs.record import Record
 from harness.runs.writer import RecordWriter
@@ -414,3 +417,45 @@ def test_the_lock_of_a_killed_process_is_no_obstacle(tmp_path: Path) -> None:
         process.kill()
         process.communicate()
     assert {record.status for record in read_records(tmp_path)} == {"interrupted", "complete"}
+
+
+# --- a run under way packs what is new --------------------------------------------------------------------------------
+
+
+def test_values_of_a_run_under_way_are_packed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packed: list[str] = []
+    own = record_file.pack_text
+
+    def counted(text: str) -> bytes:
+        packed.append(text)
+        return own(text)
+
+    monkeypatch.setattr(record_file, "pack_text", counted)
+    values = {"hit": {f"t/{i}": Ratio(float(i % 2)) for i in range(50)}}
+    with RecordWriter(tmp_path, make()) as writer:
+        for stop in range(6):
+            for task in ("t", "u\u00e9"):
+                writer.measured(stop, task, numbers={}, values=values)
+        tables = [text for text in packed if '"ids"' in text]
+        assert len(tables) == 12
+        writer.measured(3, "t", numbers={}, values={"hit": {"t/0": Ratio(5.0)}})  # measured anew: packed anew
+        assert len([text for text in packed if '"ids"' in text]) == 13
+        found = read_record(writer.path, values=True)
+        assert found.values is not None and writer.record.values is not None
+        assert {stop: dict(tasks) for stop, tasks in found.values.items()} == writer.record.values
+        assert found.values[3]["t"]["hit"] == {"t/0": Ratio(5.0)}
+        assert list(ties.untied(found)) == list(ties.untied(writer.record))
+        content = values_path(writer.path).read_bytes()
+        for damaged in (content[:-5], content + b"more", content[:40] + b"x" + content[41:]):
+            values_path(writer.path).write_bytes(damaged)
+            with pytest.raises(DataError, match="not whole"):
+                read_record(writer.path, values=True)
+
+
+def test_a_stream_behind_a_stream_that_is_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "UNPACKED_AT_MOST", 100_000_000)
+    whole = files.pack_text("[") + files.pack_text("1]")
+    assert files.unpack_json(whole) == [1]
+    bomb = files.pack_text('["') + files.pack_text(" " * 60_000_000) + files.pack_text(" " * 60_000_000)
+    with pytest.raises(ValueError, match="too large"):
+        files.unpack_json(bomb)
