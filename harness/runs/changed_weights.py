@@ -16,7 +16,7 @@ from harness.patches.patch import Patch, patched
 from harness.runs.prepare import VOID
 from harness.runs.record import Record
 
-__all__ = ["changes", "note_change", "note_restored", "note_rows"]
+__all__ = ["changes_anything", "note_change", "note_described", "note_restored"]
 
 
 def note_change(record: Record, *, lm: LM, editor: Editor, stop: Stop, hashes: Mapping[str, str]) -> None:
@@ -35,14 +35,14 @@ def note_change(record: Record, *, lm: LM, editor: Editor, stop: Stop, hashes: M
     names = sorted({name for patch in stop.patches for name in patch.weights})
     spectra = Spectra()
     rows = [weight_change.describe(lm, patch, spectra) for patch in stop.patches]
-    note_rows(record, rows, editor=editor, changed=any(map(changes, stop.patches)), hashes=hashes)
+    note_described(record, rows, editor=editor, changed=any(map(changes_anything, stop.patches)), hashes=hashes)
     if len(stop.patches) == 1:
         with patched(lm, stop.patches[0]):
             record.weights["edited"] = lm.hashes(names)
         _require_written(editor, stop.patches[0], record.weights)
 
 
-def note_rows(
+def note_described(
     record: Record,
     rows: Sequence[dict[str, dict[str, float | None]]],
     *,
@@ -85,7 +85,7 @@ def note_restored(record: Record, guard: Guard) -> None:
     guard.require(VOID)
 
 
-def changes(patch: Patch) -> bool:
+def changes_anything(patch: Patch) -> bool:
     """Whether a patch changes anything; a run of which none does is a mistake, not a result."""
     return not (patch.empty or (patch.weights and not _moves(patch)))
 

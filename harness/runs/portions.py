@@ -28,7 +28,7 @@ from harness.io import files
 from harness.io.locks import made_once
 from harness.io.schema import checked
 from harness.methods.value_cache import ValueCache, values_folder, values_from
-from harness.runs.changed_weights import changes
+from harness.runs.changed_weights import changes_anything
 from harness.runs.clock import Clock
 from harness.runs.identity import digest
 from harness.runs.options import RunOptions
@@ -153,7 +153,7 @@ class Portions:
         self.ready.guard.require(VOID, weights=False, before=f" before {self.ready.editor.name} edited")
         with clock.phase(f"measure after {len(self.ready.resolved.cases)} edits"):
             measured = self._measured(number, stop)
-        return Portion(measured, change, any(changes(patch) for patch in stop.patches), clock.cost)
+        return Portion(measured, change, any(changes_anything(patch) for patch in stop.patches), clock.cost)
 
     def _edited(self, number: int) -> Stop:
         resolved, which = self.ready.resolved, self.ranges[number]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -165,17 +166,20 @@ def _appended_values(record: Record, packed: PackedTables) -> bytes:
     head = compact_json({"schema": SCHEMA, "id": record.id, "record": record.seal()})
     parts, between = [pack_text(f'{head[:-1]},"points":{{')], ""
     for edits, measured in (record.values or {}).items():
-        parts.append(pack_text(f'{between}"{edits}":{{'))
+        parts.append(_glue(f'{between}"{edits}":{{'))
         for number, (task, metrics) in enumerate(measured.items()):
             if (edits, task) not in packed:
                 packed[edits, task] = pack_text(f"{compact_json(task)}:{compact_json(_pack(metrics))}")
-            parts += [*([_COMMA] if number else []), packed[edits, task]]
-        parts.append(pack_text("}"))
+            parts += [*([_glue(",")] if number else []), packed[edits, task]]
+        parts.append(_glue("}"))
         between = ","
-    return b"".join([*parts, pack_text("}}")])
+    return b"".join([*parts, _glue("}}")])
 
 
-_COMMA = pack_text(",")
+@lru_cache(maxsize=4096)
+def _glue(text: str) -> bytes:
+    """What stands between tables: a stream of its own, which takes as long to pack as a small table."""
+    return pack_text(text)
 
 
 # --- values, by column ------------------------------------------------------------------------------------------------

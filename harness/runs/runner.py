@@ -13,7 +13,7 @@ from harness.io.hashes import combined_sha256
 from harness.methods.value_cache import ValueCache, values_folder, values_from
 from harness.models.lm import require_device
 from harness.runs.changed_since import changed_since
-from harness.runs.changed_weights import note_change, note_restored, note_rows
+from harness.runs.changed_weights import note_change, note_described, note_restored
 from harness.runs.clock import Clock
 from harness.runs.folder import exclusive
 from harness.runs.identity import digest
@@ -158,7 +158,7 @@ class _Run:
             self.clock.take_over(portion.cost)
         rows = [row for portion in portions for row in portion.change]
         changed = any(portion.moves for portion in portions)
-        note_rows(self.writer.record, rows, editor=ready.editor, changed=changed, hashes=self.hashes)
+        note_described(self.writer.record, rows, editor=ready.editor, changed=changed, hashes=self.hashes)
         self.writer.noted(count, weights=self.writer.record.delta)
         with self.clock.phase(f"measure after {count} edits"):
             self.measuring.join(portions)

@@ -131,7 +131,7 @@ def test_a_portion_of_another_plan_is_refused(
             run_plan(resolve(plan), options(tmp_path / "out"))
     other = replace(plan, settings={"scale": 2.0})
     with monkeypatch.context() as patch:
-        patch.setattr("harness.runs.runner.note_rows", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("harness.runs.runner.note_described", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run_plan(resolve(other), options(tmp_path / "other"))
     mine = resolve(plan).id[:8]
