@@ -79,17 +79,25 @@ def test_the_page_of_published_runs_says_what_pairing_says() -> None:
         assert ("no difference" in line) == (not change.significant)
 
 
-def test_the_page_of_the_real_model_says_what_its_records_say() -> None:
-    said = (RESULTS / "on-real-data.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("page", ["results/on-real-data.md", "README.md"])
+def test_a_page_of_the_real_model_says_what_its_records_say(page: str) -> None:
+    said = (RESULTS.parent / page).read_text(encoding="utf-8")
     columns = [("counterfact", name) for name in ("score", "efficacy", "paraphrase", "neighborhood")]
     columns += [("piqa", "acc_norm"), ("sciq", "acc_norm"), ("arc_easy", "acc_norm"), ("lambada_openai", "acc")]
-    lines = [line.split("|")[1:] for line in said.splitlines() if line.startswith(("| unedited |", "| `"))]
-    rows = {line[0].split()[0].strip("`,"): line[1:] for line in lines}
+    columns += [("neutral_text", "kl")]
+    lines = [line.split("|")[1:-1] for line in said.splitlines() if line.startswith(("| unedited |", "| `"))]
+    rows = {line[0].split()[0].strip("`,"): line[1:] for line in lines if len(line) == 1 + len(columns)}
+    compared = []
     for record in read_records(RESULTS / "smollm2" / "records"):
-        row = rows[{"none": "unedited"}.get(record.plan["editor"], record.plan["editor"])]
+        editor = {"none": "unedited"}.get(record.plan["editor"], record.plan["editor"])
         last = record.tasks(record.points[-1]["edits"])
-        shown = [cell.split()[0] for cell in row[:8]]
-        assert shown == [f"{last[task][metric]['value']:.3f}" for task, metric in columns]
+        if "counterfact" in last and editor in rows:
+            values = [f"{last[task][metric]['value']:.3f}" if task in last else "" for task, metric in columns]
+            assert [cell.strip() for cell in rows[editor]] == values, editor
+            compared.append(editor)
+        assert "counterfact" not in last or editor in rows or page == "README.md", editor
+    assert sorted(compared) == sorted(rows)
+    assert len(rows) >= 6
 
 
 @pytest.mark.parametrize("folder", ["sweeps", "real/canonical"])
