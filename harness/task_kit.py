@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from harness.editing.join import joined, trimmed
     from harness.errors import DataError, ModelError, UsageError, near
     from harness.exam import answer_scores, data, general_text, own_cases, row_shapes
+    from harness.exam.belief import BeliefExam
     from harness.exam.canonical import CanonicalSet, Exam, read_rows, subjects
     from harness.exam.case_exam import CaseExam, OwnCaseExam
     from harness.exam.case_sets import CaseSet
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from harness.studies.remedi.entities import from_biography, in_context
 
 __all__ = [
+    "BeliefExam",
     "CanonicalSet",
     "CaseExam",
     "CaseSet",
@@ -79,6 +81,7 @@ _PLACES = {
     "harness.editing.edit": ("Edit", "Example", "Probe"),
     "harness.editing.join": ("joined", "trimmed"),
     "harness.errors": ("DataError", "ModelError", "UsageError", "near"),
+    "harness.exam.belief": ("BeliefExam",),
     "harness.exam.case_exam": ("CaseExam", "OwnCaseExam"),
     "harness.exam.case_sets": ("CaseSet",),
     "harness.exam.canonical": ("CanonicalSet", "Exam", "read_rows", "subjects"),

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from harness.reports.regressions import Moved
     from harness.runs.record import Record
 
-__all__ = ["board", "check", "compare", "leaderboard", "plot", "show"]
+__all__ = ["belief", "board", "check", "compare", "leaderboard", "plot", "show"]
 
 
 @click.command()
@@ -70,6 +70,21 @@ def plot(paths: Sequence[Path], output: Path) -> None:
     else:
         curves.draw_curves([kept for path in paths for kept in read_records(path, values=True)], output)
     terminal.say_where("figure:", output)
+
+
+@click.command()
+@click.argument("paths", nargs=-1, required=True, type=opt.PATH)
+@opt.OUTPUT.but(help="A figure: a radar of all records.", otherwise="none is drawn")
+def belief(paths: Sequence[Path], output: Path | None) -> None:
+    """Show by which questions edits are believed, of records (files or folders); what is not asked is missing."""
+    from harness.reports.belief import belief_tables, draw_beliefs
+    from harness.runs.record_file import read_records
+
+    kept = [record for path in paths for record in read_records(path) if len(record.points) > 1]
+    terminal.write_table(belief_tables(kept))
+    if output is not None:
+        draw_beliefs(kept, output)
+        terminal.say_where("figure:", output)
 
 
 @click.command()

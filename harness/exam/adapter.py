@@ -31,6 +31,7 @@ from harness.exam.passes import in_memory, too_large
 from harness.exam.prompting import Prompting, chat_template_text, in_turns, rendered, template_sha256, worded
 from harness.exam.quiet import quiet_lm_eval
 from harness.exam.span_scores import Apart, Encoded, Ranked, Span, Whole, score, whole
+from harness.exam.thought import Thought, thought_through
 from harness.exam.token_tasks import Forced, Target
 from harness.models.lm import LM
 from harness.models.memory import Room
@@ -202,7 +203,9 @@ class EditedLM(HFLM):  # type: ignore[misc]
         return self._each(requests, self._rolling, share=False)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
-        """The continuation of each context."""
+        """The continuation of each context; of a :class:`Thought` what is thought, what closes it, and the answer."""
+        if any(isinstance(request.args[0], Thought) for request in requests):
+            return thought_through(requests, self.generate_until)
         for request in requests:
             self._check_room(request)
         return self._each(requests, self._written)

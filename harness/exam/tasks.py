@@ -35,6 +35,7 @@ from harness.exam.quiet import quiet_lm_eval
 from harness.exam.task_identity import of_task, rows_sha256
 
 __all__ = [
+    "BELIEF",
     "OWN",
     "OWN_CASES",
     "Suite",
@@ -50,6 +51,8 @@ __all__ = [
     "values_of",
 ]
 
+BELIEF = "belief"
+"""The task that asks about the edits of whatever set is edited."""
 OWN_CASES = "own_cases"
 """The task that asks what the fields of flat rows do not say; it stands beside the others where a file has such."""
 
@@ -384,9 +387,14 @@ def load_suite(
         }
     others = [name for name in names if name != edit_set]
     manager = _manager({"data_dir": data_dir}, others, include)
+    edited = {"records": list(records or ()), "file": own_file, "split": split, "edit_set": edit_set}
     for name in others:
+        about = {"data_dir": data_dir, "include": list(include), **edited}
         built = _build(
-            manager, name, lambda shown: _rows_of(shown, "test", data_dir, None, include), prompting=prompting
+            _manager(about) if name == BELIEF else manager,
+            name,
+            lambda shown: _rows_of(shown, "test", data_dir, None, include),
+            prompting=prompting,
         )
         found |= {t.name: t for t in built if t.name not in found}
     for task in found.values():

@@ -219,8 +219,8 @@ class Measuring:
         return measure.fingerprint(self.ready.lm, self.writer.record.model["sha256"])
 
     def _is_edit_set(self, shown: str) -> bool:
-        """Whether a reported name is that of the edit set."""
-        return shown in (self.ready.resolved.plan.edits, tasks.OWN)
+        """Whether a reported name is that of the edit set, or of the task that asks about its edits."""
+        return shown in (self.ready.resolved.plan.edits, tasks.OWN, tasks.BELIEF)
 
 
 def _of_edits(measured: Measured, ids: set[str]) -> Measured:
