@@ -783,7 +783,8 @@ def leaderboard(
 
     Args:
         records: records, or the folder that holds them; those of a sweep are read from the folder, its ``runs``, or
-            the ``runs`` of its folders. Also the tables of :func:`export` (``csv`` or ``parquet``).
+            the ``runs`` of its folders. Also the tables of :func:`export` (``csv`` or ``parquet``), and a folder of
+            submissions (``harness submit``).
         format: ``md``, ``csv``, ``html``, ``json`` or ``latex``.
         published: a table of values of papers, which stand in columns of their own beside the rows that they belong to.
 

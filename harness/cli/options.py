@@ -29,9 +29,12 @@ __all__ = [
     "CASES_AT_ONCE",
     "CHANGED",
     "CHAT_EDITS",
+    "CHECK",
     "CLUSTER",
     "COMMIT",
+    "COMMUNITY",
     "CONFIG",
+    "CONTACT",
     "COUNT",
     "DATA_DIR",
     "DEVICE",
@@ -56,6 +59,7 @@ __all__ = [
     "FORMAT",
     "FRESH",
     "GEN_KWARGS",
+    "HARDWARE",
     "HIGH",
     "HUB_DATASET",
     "KIND",
@@ -90,6 +94,7 @@ __all__ = [
     "QUESTIONS",
     "RELEASED",
     "REPOSITORY",
+    "RESCORE",
     "SAMPLES",
     "SEED",
     "SEEDS",
@@ -470,6 +475,13 @@ HUB_DATASET = Option(
     parameter="hub",
     many=True,
     metavar="TASK=OWNER/NAME[:TASK]",
+)
+COMMUNITY = Option("--to", "The folder of submissions.", PATH, default=Path("results/community"), parameter="folder")
+CONTACT = Option("--contact", "Who can be asked about the record: a name, an address, a page.")
+HARDWARE = Option("--hardware", "On what it was run.", otherwise="the device that the record names")
+CHECK = Option("--check", "Write nothing: check the submissions in a folder.", flag=True)
+RESCORE = Option(
+    "--rescore", "With --check: carry out so many plans of shipped models again, those first that never were.", COUNT
 )
 BASELINE = Option("--baseline", "A record, or a folder of records.", PATH, required=True)
 ONLY = Option("--only", "A pattern of record names, for example '*--memit--*'.", default="*")

@@ -15,9 +15,12 @@ from harness.runs.record import Record
 
 __all__ = [
     "CHANCE",
+    "CHECKED",
     "EDIT_METRICS",
     "LEGEND",
     "PUBLISHED",
+    "RESCORED",
+    "STANDINGS",
     "VARIANTS",
     "BoardRow",
     "Measured",
@@ -33,6 +36,7 @@ __all__ = [
     "shown_row",
     "signed",
     "significant_change",
+    "standing_of",
     "unedited_at_chance",
     "variant",
     "verdict",
@@ -63,6 +67,15 @@ CHANCE = (
 PUBLISHED = (
     "Published, not run here: rows that were brought in from the files of their authors, in tables of their own; what "
     "those files do not tell is missing."
+)
+CHECKED = "checked"
+"""Of a row that others gave: its files are whole, and its numbers follow from its documents."""
+RESCORED = "re-scored here"
+"""Of a row that others gave: its plan was carried out again, with the same numbers."""
+STANDINGS = (
+    "Below an editor, how far its row was checked. Run here: by this project. As published: what its authors say. "
+    "Checked: given by others; files, hashes and versions are whole, and its numbers follow from its documents. "
+    "Re-scored here: given by others, and its plan was carried out again with the same numbers."
 )
 COST = (("seconds",), ("peak", "MiB"))
 
@@ -189,6 +202,8 @@ class BoardRow:
     cells: list[Measured]
     record: Record | None = None
     edits: int = 0
+    standing: str | None = None
+    """How far its numbers were checked, where tables say so."""
 
     @property
     def seconds(self) -> float | None:
@@ -306,6 +321,11 @@ def published_notes(section: MeasuredSection) -> list[str]:
     return [text for text in dict.fromkeys([*said, *notes, *lacking]) if text]
 
 
+def standing_of(record: Record) -> str:
+    """How far the numbers of a row were checked, in words."""
+    return record.standing or ("as published" if record.published else "run here")
+
+
 # --- what is shown of them --------------------------------------------------------------------------------------------
 
 
@@ -314,9 +334,8 @@ def shown_row(row: BoardRow, metrics: Sequence[Metric]) -> Row:
     cells = [_cell(cell, metric.higher_is_better) for cell, metric in zip(row.cells, metrics, strict=True)]
     seconds = "" if row.seconds is None else f"{row.seconds:.1f}"
     memory = "" if row.memory is None else f"{row.memory:.0f}"
-    return Row(
-        (*text_cells([row.label]), *cells, *text_cells([seconds, memory])), "base" if row.record is None else "plain"
-    )
+    label = Cell(row.label, below=(row.standing,) if row.standing else ())
+    return Row((label, *cells, *text_cells([seconds, memory])), "base" if row.record is None else "plain")
 
 
 def _cell(cell: Measured, higher_is_better: bool | None) -> Cell:

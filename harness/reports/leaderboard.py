@@ -19,6 +19,7 @@ from harness.reports.cells import (
     EDIT_METRICS,
     LEGEND,
     PUBLISHED,
+    STANDINGS,
     VARIANTS,
     BoardRow,
     Measured,
@@ -30,6 +31,7 @@ from harness.reports.cells import (
     published_notes,
     shown_metrics,
     shown_row,
+    standing_of,
     unedited_at_chance,
     variant,
 )
@@ -95,12 +97,14 @@ def leaderboard_page(records: Sequence[Record], published: Sequence[PublishedVal
     marked = any(cell.at_chance for section in sections for row in section.rows for cell in row.cells)
     brought = any(record.published for record in records if record.status == "complete")
     beside = any(reference_columns(section, published) for section in sections)
+    given = any(row.standing for section in sections for row in section.rows)
     cases = (
         (CHANCE, marked),
         (VARIANTS, split),
         (PUBLISHED, brought),
         (QUOTED, beside),
         (UNMATCHED, bool(published) and not beside),
+        (STANDINGS, given),
     )
     introduction = (*LEGEND, *(text for text, wanted in cases if wanted), *left_out)
     shown = tuple(_shown(section, published) for section in sections)
@@ -111,7 +115,12 @@ def measured_sections(records: Sequence[Record]) -> list[MeasuredSection]:
     """The tables of records that are complete; those that differ in their seed alone are one row, their mean."""
     whole = sorted((r for r in records if r.status == "complete"), key=lambda r: (record_name(r), r.id))
     with without_collector():
-        return _sections(pool(whole, shown_and_headline))
+        sections = _sections(pool(whole, shown_and_headline))
+    # Where all were run here, nobody asks.
+    if any(record.standing or record.published for record in whole):
+        for row in (row for section in sections for row in section.rows):
+            row.standing = standing_of(row.record) if row.record else None
+    return sections
 
 
 def shown_and_headline(record: Record, task: str, measures: Mapping[str, Json]) -> list[str]:
@@ -302,6 +311,9 @@ def _data(sections: Sequence[MeasuredSection]) -> Data:
         cells = [said(protocol) for protocol in protocols]
         if any(cell is not None for cell in cells):
             fields, rows = (*fields, field), [(*row, cell) for row, cell in zip(rows, cells, strict=True)]
+    standings = [row.standing for section in sections for row in section.rows]
+    if any(standings):
+        fields, rows = (*fields, "standing"), [(*row, cell) for row, cell in zip(rows, standings, strict=True)]
     return Data(fields, tuple(rows))
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from harness.exam.numbers import TaskValues, summarise
 from harness.exam.ratios import Columns, Ratio, Values
-from harness.reports.cells import BoardRow, MeasuredSection
+from harness.reports.cells import CHECKED, BoardRow, MeasuredSection
 from harness.reports.table import MISSING
 from harness.runs.identity import digest
 from harness.runs.record import PointValues, Record
@@ -147,7 +147,7 @@ def _key(record: Record) -> str:
     # What is empty is left at its default; records of earlier versions do not name fields that came later.
     shared = {k: v for k, v in record.plan.items() if k != "seed" and v}
     named = {k: v for k, v in record.editor.get("hyperparameters", {}).items() if k.rpartition(".")[2] != "seed"}
-    what = [shared, named, record.editor.get("name"), record.model.get("sha256"), _edits(record)]
+    what = [shared, named, record.editor.get("name"), record.model.get("sha256"), _edits(record), bool(record.standing)]
     return json.dumps([*what, record.data, record.templates], sort_keys=True)
 
 
@@ -206,7 +206,15 @@ def _pooled(group: Sequence[Record], shown: Shown | None, unedited: _Unedited) -
             base = values.get(0, {}).get(task)
             point["tasks"][task] = _numbers(group, edits, task, wanted=wanted, means=means, base=base)
     cost = [{"phase": "mean over seeds", **_cost(group)}]
-    return replace(first, id=pooled_id(group), plan=plan, points=points, values=values, cost=cost)
+    return replace(
+        first, id=pooled_id(group), plan=plan, points=points, values=values, cost=cost, standing=_standing(group)
+    )
+
+
+def _standing(group: Sequence[Record]) -> str | None:
+    """How far all runs of a row were checked: as far as the least checked one."""
+    found = {record.standing for record in group}
+    return CHECKED if CHECKED in found else group[0].standing
 
 
 def _means(group: Sequence[Record], edits: int, task: str, wanted: Sequence[str]) -> _Means:

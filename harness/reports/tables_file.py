@@ -11,6 +11,7 @@ from typing import Any
 
 from harness.errors import DataError
 from harness.io.spreadsheet import text_of_cell
+from harness.reports.submissions import read_submission, submissions_in
 from harness.reports.tidy import TABLES, Column, records_of
 from harness.runs.record import Record
 from harness.runs.record_file import read_record, read_records, record_paths
@@ -30,15 +31,17 @@ def tables_in(path: str | Path) -> Path | None:
 
 
 def records_at(path: str | Path) -> list[Record]:
-    """The records of a file or a folder, with the values of their documents; or those of exported tables.
+    """The records of a file or a folder, with the values of their documents; those of exported tables, or given ones.
 
     Args:
-        path: the JSON of a run, one of the tables, or a folder; a folder that holds both gives its records.
+        path: the JSON of a run, one of the tables, or a folder of either, or of submissions; records come first.
 
     Raises:
         DataError: there is no such place, it holds neither, or what it holds cannot be read.
     """
     path = Path(path)
+    if path.is_dir() and not record_paths(path) and (given := submissions_in(path)):
+        return [read_submission(folder).record for folder in given]
     tables = tables_in(path)
     if tables is None or (path.is_dir() and record_paths(path)):
         return read_records(path, values=True)

@@ -60,7 +60,19 @@ def _number_column(name: str) -> Column:
 TABLES: Mapping[str, tuple[Column, ...]] = {
     "records": tuple(
         Column(name, "count" if name == "seed" else "text")
-        for name in ("record", "name", "model", "editor", "edit_set", "mode", "seed", "status", "sealed", "head")
+        for name in (
+            "record",
+            "name",
+            "model",
+            "editor",
+            "edit_set",
+            "mode",
+            "seed",
+            "status",
+            "sealed",
+            "standing",
+            "head",
+        )
     ),
     "values": (
         *map(_number_column, COLUMNS),
@@ -146,6 +158,7 @@ def _head_row(record: Record) -> Json:
         "seed": record.seed,
         "status": record.status,
         "sealed": record.sealed,
+        "standing": record.standing,
         "head": json.dumps(_head(record), ensure_ascii=False, allow_nan=False),
     }
 
@@ -236,7 +249,7 @@ def _record(row: Row, where: str) -> Record:
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{where}: a record is not what an export writes ({error}); export it again") from error
     record = Record.from_json(head)
-    record.sealed = row["sealed"]
+    record.sealed, record.standing = row["sealed"], row["standing"]
     return record
 
 

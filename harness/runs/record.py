@@ -67,6 +67,8 @@ class Record:
     values: PointValues | None = field(default=None, compare=False)
     sealed: str | None = field(default=None, compare=False)
     """What :meth:`seal` was when the values beside the record were written; None where they were not read."""
+    standing: str | None = field(default=None, compare=False)
+    """How far a row that others gave was checked (:mod:`harness.reports.submissions`); no file of a record says it."""
 
     def point(self, edits: int) -> Json:
         """All that is known after so many edits; empty where nothing is."""
@@ -108,7 +110,7 @@ class Record:
         return replace(found, plan=current_names(found.plan))
 
 
-_BESIDE = ("values", "sealed")  # what stands in the file beside the record
+_BESIDE = ("values", "sealed", "standing")  # what stands in the file beside the record
 _SEALED = ("headlines", "derived", "points", "collapse", "weights", "delta")
 _FIELDS = [f.name for f in fields(Record) if f.name not in _BESIDE]
 _ORDER = ["schema", *(key for key in _FIELDS if key != "schema")]

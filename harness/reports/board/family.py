@@ -29,6 +29,7 @@ from harness.reports.cells import (
     published_by,
     published_notes,
     signed,
+    standing_of,
 )
 from harness.reports.comparison import mean_difference, tested_by
 from harness.reports.leaderboard import measured_sections, shown_and_headline
@@ -207,13 +208,8 @@ def _whose(section: MeasuredSection, members: Mapping[str, Sequence[Record]]) ->
         ambiguous = count[name, text] > 1
         label = " ".join(part for part in (text, f"({row.record.id[:8]})" if ambiguous else "") if part)
         seeds = tuple(one.seed for one in runs if one.seed is not None)
-        found.append(Whose(name, label, seeds, tuple(map(record_name, runs)), _badge(row.record)))
+        found.append(Whose(name, label, seeds, tuple(map(record_name, runs)), standing_of(row.record)))
     return found
-
-
-def _badge(record: Record) -> str:
-    """How far the numbers were checked."""
-    return "as published" if record.published else "run here"
 
 
 def _differing(record: Record) -> str:
