@@ -25,7 +25,7 @@ from harness.errors import DataError, UsageError
 from harness.io.files import beside, json_text, require_writable, values_path, write_whole
 from harness.io.schema import Count, checked, parsed
 from harness.reports.cells import CHECKED, RESCORED
-from harness.runs.plan import Plan
+from harness.runs.plan import Plan, current_names
 from harness.runs.record import Record, record_name
 from harness.runs.record_file import read_record, record_paths
 from harness.runs.sample_file import iterate_samples, samples_path
@@ -358,7 +358,7 @@ def _without_documents(record: Record) -> Iterator[str]:
 
 
 def _require_same_plan(folder: Path, record: Record) -> None:
-    plan = _json(folder / _PLAN, dict)
+    plan = current_names(_json(folder / _PLAN, dict))
     changed = [key for key in {**plan, **record.plan} if plan.get(key, _PLAN) != record.plan.get(key, _PLAN)]
     if changed:
         raise DataError(f"{folder / _PLAN}: {changed[0]!a} is another one than in its record; submit the record anew")
