@@ -35,7 +35,8 @@ __all__ = ["CaseExam", "OwnCaseExam"]
 
 Doc = Mapping[str, Any]
 
-_NAMES = {"generation": "exact_match", "accuracy": "accuracy", "probability": "success", "choice": "choice"}
+_NAMES = {"generation": "exact_match", "accuracy": "accuracy", "probability": "success", "choice": "choice",
+          "likelihood": "probability"}  # fmt: skip
 """What a metric of each protocol is called, behind its kind."""
 _LEAST, _MOST = 20, 256
 """How many tokens of a free answer are written at least, and at most; a YAML may say other limits."""
@@ -70,6 +71,8 @@ class CaseExam(Tokenized):
         unchanged = [rule.kind for rule in self.set.rule.probes if rule.expect == "unchanged"]
         if unchanged:
             self.config.metadata["agreement"] = {f"{kind}_agreement": {"kind": kind} for kind in unchanged}
+        if self.set.rule.compare:
+            self.config.metadata["compared"] = {name: dict(rule) for name, rule in self.set.rule.compare.items()}
 
     @cached_property
     def set(self) -> _Cases:
@@ -192,6 +195,8 @@ class CaseExam(Tokenized):
             right = [rated[answer] for answer in answers if answer in rated]
             if any(math.isnan(one.nll) for one in rated.values()) or not right:
                 found.append(Ratio(math.nan))
+            elif doc["protocol"] == "likelihood":
+                found.append(Ratio(math.exp(-min(one.nll for one in right))))
             elif doc["protocol"] == "accuracy":
                 best = max(right, key=lambda one: one.hits / one.tokens)
                 found.append(Ratio(float(best.hits), float(best.tokens)))
@@ -200,6 +205,17 @@ class CaseExam(Tokenized):
                 wins = min(one.nll for one in right) < min((one.nll for one in others), default=math.inf)
                 found.append(Ratio(float(wins)))
         return found
+
+    def likelihoods(self, doc: Doc, results: Sequence[Any]) -> list[float]:
+        """How likely the answer to each question of a document is; none where that is not asked.
+
+        Args:
+            doc: the document.
+            results: what the model answered to its requests.
+        """
+        if doc["protocol"] != "likelihood":
+            return []
+        return [score.num for score in self._judged(doc, results)]
 
     def _ratings(self, doc: Doc, results: Sequence[Any]) -> list[Forced]:
         if self._exact:
@@ -245,6 +261,8 @@ class OwnCaseExam(CaseExam):
 
 def _put_together(how: str, parts: Sequence[float]) -> float:
     """One number of the questions of a case: whether any is wholly right, whether all are, or the mean of them."""
+    if how == "first_likelier":
+        return float(parts[0] > parts[1]) if len(parts) == 2 else math.nan
     right = [part == 1 for part in parts]
     return {"any": float(any(right)), "all": float(all(right)), "mean": sum(parts) / len(parts)}[how]
 

@@ -20,14 +20,17 @@ block ``metadata.case`` of a set's YAML says in JMESPath (https://jmespath.org) 
           expect: new                 # new (default), old, unchanged
           protocol: [generation, accuracy]
       languages: [en, de]             # of the questions; left out: whatever the rows say
+      compare:                        # with the unedited model, by how likely it holds the same answers
+        ignore_rate: {kind: others, how: ignore_rate}
       combine:
         hop_any: {kind: hop, how: any}          # right where any question of the case is
 
 Protocols: ``generation`` (the free continuation begins with one of the answers), ``accuracy`` (teacher-forced share of
 the answer's tokens), ``probability`` (an answer is likelier than ``rival``), ``choice`` (of ``choices``, an answer is
-the likeliest).  Besides JMESPath's own functions a path can call ``fill(prompt, subject)``, which puts the subject into
-its slot, ``trim(text)``, ``spelled(text, subject)``, the subject in the capitals in which the text has it, and
-``entries(object)``, which lists the fields of an object as ``{key, value}``.
+the likeliest), ``likelihood`` (how likely the likeliest answer is by token).  Besides JMESPath's own functions a path
+can call ``fill(prompt, subject)``, which puts the subject into its slot, ``trim(text)``, ``spelled(text, subject)``,
+the subject in the capitals in which the text has it, and ``entries(object)``, which lists the fields of an object as
+``{key, value}``.
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ import functools
 import logging
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jmespath
@@ -46,6 +49,7 @@ from jmespath.exceptions import JMESPathError
 
 from harness.editing.edit import SLOT, Edit
 from harness.errors import DataError, near
+from harness.exam.compared import COMPARED
 from harness.exam.text_metrics import folded
 
 __all__ = [
@@ -65,11 +69,12 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-PROTOCOLS = ("generation", "accuracy", "probability", "choice")
+PROTOCOLS = ("generation", "accuracy", "probability", "choice", "likelihood")
 EXPECTED = ("new", "old", "unchanged")
 """Whose answers are right: the edited model's, those of before, or whatever the unedited model says."""
-HOW = ("any", "all", "mean")
-"""How the answers of a case are put together: one of them right, all, or their mean (their share, or of accuracies)."""
+HOW = ("any", "all", "mean", "first_likelier")
+"""How the answers of a case are put together: one of them right, all, or their mean (their share, or of accuracies);
+or whether the answer to the first question is likelier than that to the second."""
 
 _EDIT_FIELDS = ("prompt", "subject", "target", "target_old", "prefix", "suffix", "join", "relation")
 _PATHS = ("each", "prompt", "answers", "rival", "choices", "language", "when")
@@ -152,6 +157,7 @@ class CaseRule:
     probes: tuple[ProbeRule, ...]
     combine: Mapping[str, Combined]
     languages: tuple[str, ...] = ()
+    compare: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 # --- the rule ---------------------------------------------------------------------------------------------------------
@@ -169,7 +175,7 @@ def rule_of(name: str, said: object, where: str) -> CaseRule:
         DataError: a field does not exist or is missing, or a path cannot be read.
     """
     block = _mapping(said, where)
-    _known(block, ("id", "when", "edits", "probes", "combine", "languages"), where)
+    _known(block, ("id", "when", "edits", "probes", "combine", "compare", "languages"), where)
     edit = dict(_mapping(block.get("edits"), f"{where}.edits"))
     each = edit.pop("each", None)
     _known(edit, _EDIT_FIELDS, f"{where}.edits")
@@ -181,7 +187,19 @@ def rule_of(name: str, said: object, where: str) -> CaseRule:
     for path in filter(None, (*whole, *edit.values())):
         _compiled(str(path), where)
     combined = _combined(block.get("combine") or {}, rules, where)
-    return CaseRule(name, *whole, edit, rules, combined, _languages(block, rules, where))
+    compare = _compare(block.get("compare") or {}, rules, where)
+    return CaseRule(name, *whole, edit, rules, combined, _languages(block, rules, where), compare)
+
+
+def _compare(said: object, rules: Sequence[ProbeRule], where: str) -> dict[str, dict[str, str]]:
+    """The metrics that hold how likely answers are against how likely they were."""
+    found, known = {}, [rule.kind for rule in rules if "likelihood" in rule.protocols]
+    for metric, one in _mapping(said, f"{where}.compare").items():
+        place = f"{where}.compare.{metric}"
+        _known(_mapping(one, place), ("kind", "how"), place)
+        kind = _choice(one.get("kind"), known, f"{place}.kind, which needs the protocol likelihood,")
+        found[str(metric)] = {"kind": kind, "how": _choice(one.get("how"), list(COMPARED), f"{place}.how")}
+    return found
 
 
 def _languages(block: Mapping[str, Any], rules: Sequence[ProbeRule], where: str) -> tuple[str, ...]:
@@ -226,7 +244,10 @@ def _combined(said: object, rules: Sequence[ProbeRule], where: str) -> dict[str,
         kind = _choice(one.get("kind"), [rule.kind for rule in rules], f"{place}.kind")
         asked = next(rule.protocols for rule in rules if rule.kind == kind)
         protocol = _choice(one.get("protocol", asked[0]), asked, f"{place}.protocol")
-        found[str(metric)] = Combined(kind, _choice(one.get("how"), HOW, f"{place}.how"), protocol)
+        how = _choice(one.get("how"), HOW, f"{place}.how")
+        if (how == "first_likelier") != (protocol == "likelihood"):
+            raise DataError(f"{place}: {how} of {protocol}; first_likelier goes with the protocol likelihood alone")
+        found[str(metric)] = Combined(kind, how, protocol)
     return found
 
 

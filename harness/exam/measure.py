@@ -25,6 +25,7 @@ from harness.editing.schedule import Stop
 from harness.errors import DataError
 from harness.exam import numbers, statistics, text_metrics
 from harness.exam.adapter import EditedLM
+from harness.exam.compared import against_unedited
 from harness.exam.prompting import FEWSHOT_SEED
 from harness.exam.quiet import quiet_lm_eval
 from harness.exam.samples import Sample, SampleLine, samples_of
@@ -272,19 +273,27 @@ def measure_task(model: EditedLM, task: Task, *, limit: int | None, documents: S
                 for sample in samples
                 if metric in sample and sample.get("filter", kind) == kind
             }
-    if task.metadata.get("agreement"):
+    if task.metadata.get("agreement") or task.metadata.get("compared"):
         for sample in samples:
             document = f"{task.name}/{sample['doc_id']}"
-            measured.answers[document] = str(sample["filtered_resps"][0])
-            measured.documents[document] = {k: str(sample["doc"][k]) for k in ("case", "kind", "target_true")}
+            likely = task.task.likelihoods(sample["doc"], _replies(sample)) if task.metadata.get("compared") else []
+            measured.answers[document] = json.dumps(likely) if likely else str(sample["filtered_resps"][0])
+            measured.documents[document] = {k: str(sample["doc"][k]) for k in ("case", "kind", "target_true")} | {
+                "asks": "likelihood" if likely else "text"
+            }
     return measured
 
 
+def _replies(sample: Mapping[str, Any]) -> list[Any]:
+    """What the model answered to each request of a document."""
+    return list(sample["filtered_resps"])
+
+
 def agree(task: Task, edited: Measured, base: Measured) -> None:
-    """Add the metrics of agreement with the unedited model (locality without a gold answer).
+    """Add the metrics that hold the edited model against the unedited one: agreement, and how likely answers are.
 
     Args:
-        task: whose YAML says which metrics of agreement there are, and for which kind of probe.
+        task: whose YAML says which such metrics there are, and for which kind of probe.
         edited: what the edited model gave; the metrics are added to it.
         base: what the unedited model gave.
     """
@@ -292,7 +301,17 @@ def agree(task: Task, edited: Measured, base: Measured) -> None:
         edited.values[metric] = {
             document: text_metrics.agreement(row, edited.answers[document], base.answers[document])
             for document, row in edited.documents.items()
-            if row["kind"] == rule["kind"] and document in base.answers
+            if row["kind"] == rule["kind"] and row.get("asks", "text") == "text" and document in base.answers
+        }
+    for metric, rule in (task.metadata.get("compared") or {}).items():
+        edited.values[metric] = {
+            document: Ratio(
+                against_unedited(rule["how"], json.loads(base.answers[document]), json.loads(edited.answers[document])),
+                1.0,
+                row["case"],
+            )
+            for document, row in edited.documents.items()
+            if row["kind"] == rule["kind"] and row.get("asks") == "likelihood" and document in base.answers
         }
 
 
@@ -313,6 +332,7 @@ def summarise_tasks(
     derived: dict[str, Sequence[str]] = {}
     for task in tasks:
         directions |= {m: task.directions.get(m.partition(",")[0], True) for m in measured[task.name].names}
+        directions |= dict.fromkeys(task.metadata.get("compared") or (), False)
         plain |= measured[task.name].plain
         derived |= {score: rule["harmonic"] for score, rule in (task.metadata.get("derived") or {}).items()}
     table = numbers.summarise(mine, before, directions, seed=seed, derived=derived, plain=plain)

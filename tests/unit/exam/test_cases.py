@@ -395,14 +395,14 @@ COUNTS = [
     ("bmike53", "zsre", 743, 743, (743 * 13 - 12) * 8),
     ("mlake", "test", 5360, 5360, 5357 * 4),
     ("peak", "test", 1962, 1962, 2 * 1961 + 2 * 3343 + 3 * 1962 + 26506 + 23992 + 2 * 10760),
-    ("conflictedit", "test", 2500, 5000, 4 * 2500),
-    ("conflictedit", "composite", 2000, 4000, 4 * 2000 + 2 * (2000 - 24)),
-    ("conflictedit", "coverage", 2500, 5000, 2 * 2500 + 2 * 2499),
-    ("conflictedit", "composite_gptj", 2500, 5000, 4 * 2500 + 2 * (2500 - 56)),
-    ("roundedit", "test", 2500, 5000, 3 * 2500 + 4789),
-    ("roundedit", "hard", 2500, 5000, 3 * 2500 + 4791),
-    ("roundedit", "easy_gptj", 2500, 5000, 3 * 2500 + 4789),
-    ("roundedit", "hard_gptj", 2500, 5000, 3 * 2500 + 4791),
+    ("conflictedit", "test", 2500, 5000, 6 * 2500),
+    ("conflictedit", "composite", 2000, 4000, 7 * 2000 + 2 * (2000 - 24)),
+    ("conflictedit", "coverage", 2500, 5000, 4 * 2500 + 2 * 2499),
+    ("conflictedit", "composite_gptj", 2500, 5000, 7 * 2500 + 2 * (2500 - 56)),
+    ("roundedit", "test", 2500, 5000, 3 * 2500 + 2 * 4789 + 7291),
+    ("roundedit", "hard", 2500, 5000, 3 * 2500 + 2 * 4791 + 7291),
+    ("roundedit", "easy_gptj", 2500, 5000, 3 * 2500 + 2 * 4789 + 7291),
+    ("roundedit", "hard_gptj", 2500, 5000, 3 * 2500 + 2 * 4791 + 7291),
 ]
 
 
@@ -435,7 +435,8 @@ def test_a_round_leads_away_and_back() -> None:
 
 
 @pytest.mark.parametrize(("split", "kinds"), [
-    ("test", {"conflict", "first"}), ("coverage", {"conflict", "first"}), ("composite", {"conflict", "first", "tied"})
+    ("test", {"conflict", "first", "pair"}), ("coverage", {"conflict", "first", "pair"}),
+    ("composite", {"conflict", "first", "tied", "pair"}),
 ])  # fmt: skip
 def test_a_conflict_holds_the_second_edit_against_what_the_first_makes_of_its_fact(split: str, kinds: set[str]) -> None:
     case = mini_case("conflictedit", split)
@@ -446,6 +447,13 @@ def test_a_conflict_holds_the_second_edit_against_what_the_first_makes_of_its_fa
     assert asked["conflict"].rival == implied
     assert (asked["first"].prompt, asked["first"].rival) == (first.text, first.target_old)
     assert {q.kind for q in case.probes} == kinds
+    now, then = (q for q in case.probes if q.kind == "pair")
+    assert (then.prompt, then.answers) == (first.text, (first.target,))
+    assert (now.prompt, now.answers) == {
+        "test": (first.prompt.replace("{}", second.target), (first.target,)),
+        "coverage": (second.text, (second.target,)),
+        "composite": (first.text, (second.target,)),
+    }[split]
 
 
 def test_a_list_keeps_its_true_objects_and_leaves_the_false_ones_out() -> None:

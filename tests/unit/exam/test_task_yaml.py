@@ -96,7 +96,8 @@ def _metrics(config: dict[str, Any], manager: Any) -> list[str]:
     if "metric_list" not in config:  # its class says them
         (task,) = manager.load([config["task"]])["tasks"].values()
         assert set(task.aggregation()) == set(task.higher_is_better()) == set(task.metrics)
-        return [*task.metrics, *(task.config.metadata.get("agreement") or {})]
+        against = (task.config.metadata.get(key) or {} for key in ("agreement", "compared"))
+        return [*task.metrics, *(name for said in against for name in said)]
     assert all(isinstance(metric["higher_is_better"], bool) for metric in config["metric_list"])
     assert all(metric["aggregation"] for metric in config["metric_list"])
     return [metric["metric"] for metric in config["metric_list"]]
