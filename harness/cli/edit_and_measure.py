@@ -13,6 +13,7 @@ from harness.cli import options as opt
 from harness.cli import terminal, values
 
 if TYPE_CHECKING:
+    from harness.reports.run_log import RunLogger
     from harness.runs import options as carried
     from harness.runs.plan import Plan
     from harness.runs.record import Record
@@ -137,6 +138,7 @@ class ExecutionOptions:
 @opt.SEEDS
 @opt.WORKERS
 @opt.CLUSTER
+@opt.LOG_TO
 @opt.DRY_RUN
 @opt.NO_PROBES
 def run(
@@ -146,6 +148,7 @@ def run(
     seeds: str | None,
     workers: int | None,
     cluster: str | None,
+    log_to: Sequence[str],
     dry_run: bool,
     no_probes: bool,
 ) -> None:
@@ -159,6 +162,7 @@ def run(
     from harness.runs.defaults import note_rows
     from harness.runs.several import run_each
 
+    loggers = _loggers(log_to)
     wanted = plan.plans(seeds)
     for one in wanted[:1]:
         note_rows(one, execution.batch_size)
@@ -179,7 +183,34 @@ def run(
         for done in ended:
             if done.error is not None:
                 terminal.tell(f"{done.plan.editor}: {done.error}")
+            _log_outcome(done, loggers)
     _show_seeds([done.record for done in ended if done.record])
+
+
+def _loggers(names: Sequence[str]) -> Sequence[RunLogger]:
+    """What is logged to, known before anything is run."""
+    if not names:
+        return ()
+    from harness.reports.run_log import find_logger
+
+    return [find_logger(name) for name in dict.fromkeys(names)]
+
+
+def _log_outcome(done: Outcome, loggers: Sequence[RunLogger]) -> None:
+    """Log a record that was made now; what cannot be logged is told, and keeps nothing else from being run."""
+    if done.record is None or done.path is None or done.known:
+        return
+    for logger in loggers:
+        _log_to(logger, done.record, done.path)
+
+
+def _log_to(logger: RunLogger, record: Record, path: Path) -> None:
+    from harness.errors import UsageError
+
+    try:
+        click.echo(f"logged: {logger.name}, {logger.log(record, path)}")
+    except UsageError as error:
+        terminal.tell(f"{error}; the record is whole")
 
 
 def _show_plans(plans: Sequence[Plan], options: carried.RunOptions, *, probes: bool) -> None:

@@ -70,6 +70,7 @@ __all__ = [
     "LICENCE",
     "LIMIT",
     "LOG_SAMPLES",
+    "LOG_TO",
     "LR",
     "METHODS",
     "MODE",
@@ -126,6 +127,7 @@ __all__ = [
     "WORKERS",
     "ExportFormat",
     "ForeignFormat",
+    "LoggerName",
     "Option",
     "TableFormat",
     "Texts",
@@ -341,6 +343,21 @@ class ExportFormat(click.Choice[str]):
         """Click sets them in its constructor, which is too early."""
 
 
+class LoggerName(click.Choice[str]):
+    """One of the programs that runs are logged to, which are looked up when they are asked for."""
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """Their names."""
+        from harness.reports.run_log import logger_names
+
+        return tuple(logger_names())
+
+    @choices.setter
+    def choices(self, given: object) -> None:
+        """Click sets them in its constructor, which is too early."""
+
+
 class TableFormat(click.Choice[str]):
     """One of the formats of tables, which are looked up when they are asked for."""
 
@@ -444,6 +461,7 @@ LOG_SAMPLES = Option(
     "Keep what every document was asked, and the replies before and after, beside the record.",
     flag=True,
 )
+LOG_TO = Option("--log-to", "Log each run that is complete; may be given several times.", LoggerName([]), many=True)
 DRY_RUN = Option("--dry-run", "Say what would be run, and what it would take; nothing is written.", flag=True)
 NO_PROBES = Option("--no-probes", "With --dry-run: load no model, and do not say how long it takes.", flag=True)
 FRESH = Option("--fresh", "Start anew where an earlier run of the same plan was stopped.", flag=True)
