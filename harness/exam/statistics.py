@@ -31,10 +31,12 @@ from harness.exam.ratios import Columns, Ratio, Values
 __all__ = [
     "Difference",
     "Estimate",
+    "Pairs",
     "Ratio",
     "Values",
     "aggregate",
     "agreeing",
+    "all_differences",
     "as_ratio",
     "difference",
     "estimate",
@@ -243,6 +245,129 @@ def harmonic_difference(
         return np.asarray(_harmonic_mean(values[..., k:]) - _harmonic_mean(values[..., :k]))
 
     return _noted(_bootstrap_difference(units, statistic, seed=seed, resamples=resamples), note)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Every sample against every other: ``[i, j]`` is sample j minus sample i.
+
+    Attributes:
+        value: the difference, ``[samples, samples]``.
+        low: the lower end of its interval, likewise.
+        high: the upper end.
+        p: the p value of no difference.
+        detectable: the true difference that would be found with a probability of 80 %.
+        n: the documents, or clusters of documents, that all samples have.
+        draws: the value of each sample in each resample, ``[resamples, samples]``.
+        exact: whether the tests are McNemar's exact one.
+    """
+
+    value: Float64[Array, "samples samples"]
+    low: Float64[Array, "samples samples"]
+    high: Float64[Array, "samples samples"]
+    p: Float64[Array, "samples samples"]
+    detectable: Float64[Array, "samples samples"]
+    n: int
+    draws: Float64[Array, "resamples samples"]
+    exact: bool
+
+
+def all_differences(samples: Sequence[Sequence[Values]], *, seed: int, resamples: int = RESAMPLES) -> Pairs | None:
+    """What :func:`difference` and :func:`harmonic_difference` say of every pair, from one draw for all of them.
+
+    Args:
+        samples: of each the metrics whose harmonic mean is compared, or the one metric that is.
+        seed: of the bootstrap's draws.
+        resamples: how many draws.
+
+    Returns:
+        The differences; None where the samples are not of the same documents, or one has no value.
+    """
+    units, parts = _Units.of([one for sample in samples for one in sample]), len(samples[0])
+    if not _of_the_same(samples):
+        return None
+    draws = _joined(units.resample(seed, resamples), parts)
+    values = _joined(units.values()[None], parts)[0]
+    if not np.isfinite(values).all():
+        return None
+    first, second = np.triu_indices(len(samples), 1)
+    known = units.den > 0
+    exact = (
+        parts == 1
+        and units.num.shape[1] == len(samples)
+        and _is_binary(units.num, units.den)
+        and bool((known == known[:, :1]).all())
+    )
+    if exact:
+        found = _exact_pairs(units.num[known[:, 0]], first, second)
+    else:
+        found = _drawn_pairs(draws[:, second] - draws[:, first], units.freedom)
+    low, high, p, detectable = (_square(one, (first, second), len(samples)) for one in found)
+    return Pairs(
+        values[None] - values[:, None],
+        low - high.T,
+        high - low.T,
+        p + p.T + np.eye(len(samples)),
+        detectable + detectable.T,
+        units.count,
+        draws,
+        exact,
+    )
+
+
+def _of_the_same(samples: Sequence[Sequence[Values]]) -> bool:
+    """Whether each metric is of the same documents in every sample, all of which are numbers."""
+    return all(
+        isinstance(one, Columns) and isinstance(other, Columns) and one.whole and one.layout is other.layout
+        for sample in samples
+        for one, other in zip(sample, samples[0], strict=True)
+    )
+
+
+def _joined(values: Float64[Array, "resamples components"], parts: int) -> Float64[Array, "resamples samples"]:
+    """The value of each sample: of its one metric, or the harmonic mean of several."""
+    if parts == 1:
+        return values
+    return np.asarray(_harmonic_mean(values.reshape(len(values), -1, parts)))
+
+
+def _square(
+    found: Float64[Array, "pairs"], at: tuple[NDArray[np.intp], NDArray[np.intp]], size: int
+) -> Float64[Array, "samples samples"]:
+    out = np.zeros((size, size))
+    out[at] = found
+    return out
+
+
+def _exact_pairs(
+    outcomes: Float64[Array, "units samples"], first: NDArray[np.intp], second: NDArray[np.intp]
+) -> tuple[Array, Array, Array, Array]:
+    """Ends of the interval, p value and detectable difference of each pair of 0/1 samples, as of one pair."""
+    n = len(outcomes)
+    gained = ((1 - outcomes).T @ outcomes)[first, second]
+    lost = ((1 - outcomes).T @ outcomes)[second, first]
+    changed = (gained + lost).astype(np.intp)
+    p = np.where(changed > 0, np.minimum(1.0, 2 * special.bdtr(np.minimum(gained, lost), changed, 0.5)), 1.0)
+    up, down = (gained + 1) / (n + 2), (lost + 1) / (n + 2)
+    centre, error = up - down, np.sqrt((up + down - (up - down) ** 2) / (n + 2))
+    detectable = np.minimum(1.0, np.maximum(_detectable(1.0) * error, _least(n)))
+    return np.maximum(-1.0, centre - _Z * error), np.minimum(1.0, centre + _Z * error), p, detectable
+
+
+def _drawn_pairs(draws: Float64[Array, "resamples pairs"], freedom: int) -> tuple[Array, Array, Array, Array]:
+    """The same from what was drawn; a pair that no draw tells apart has the difference itself as its interval."""
+    tail = _expanded_tail(freedom)
+    low, high = np.quantile(draws, [tail, 1 - tail], axis=0)
+    size = len(draws)
+    beyond = np.minimum((draws <= 0).sum(axis=0), (draws >= 0).sum(axis=0))
+    z = special.ndtri(np.minimum(0.5, (beyond + 1) / (size + 1)))
+    spread = draws.std(axis=0)
+    far = -np.abs(draws.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
+    z = np.where((beyond == 0) & (spread > 0), np.minimum(z, far), z)
+    if freedom < 1:
+        return low, high, np.ones(draws.shape[1]), high - low
+    p = np.minimum(1.0, 2 * special.stdtr(freedom, z / math.sqrt((freedom + 1) / freedom)))
+    return low, high, np.where(spread > 0, p, 1.0), _detectable(1.0) * (high - low) / (2 * _Z)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -77,6 +77,7 @@ def section_head(section: MeasuredSection, told: Sequence[Mapping[str, str]], no
         "title": section.title,
         "protocol": section.protocol,
         "columns": columns,
+        "rows_a_chunk": ROWS_A_CHUNK,
         "count": len(section.rows) - 1,
         "chunks": -(-(len(section.rows) - 1) // ROWS_A_CHUNK),
         "base": [_cell(cell, metric) for cell, metric in zip(section.rows[0].cells, section.metrics, strict=True)],

@@ -10,13 +10,13 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from harness.exam.numbers import TaskValues
 from harness.io.collector import without_collector
 from harness.reports.board.cards import card_of
 from harness.reports.board.chunks import Whose, chunks_of, section_head, section_slug
+from harness.reports.board.index import Source
 from harness.reports.board.pages import Pages, script_of
 from harness.reports.board.record_view import record_view
 from harness.reports.cells import (
@@ -34,6 +34,7 @@ from harness.reports.cells import (
 from harness.reports.comparison import mean_difference, tested_by
 from harness.reports.leaderboard import measured_sections, shown_and_headline
 from harness.reports.seeds import order_notes, pooled_id, seed_groups
+from harness.reports.standings import Compared, Standings, standings
 from harness.runs.record import Record, record_name
 from harness.runs.record_file import read_record
 from harness.runs.ties import require_tied
@@ -71,18 +72,18 @@ class Family:
     rows: list[Json]
 
 
-def make_family(paths: Sequence[Path], pages: Pages) -> Family:
+def make_family(sources: Sequence[Source], pages: Pages) -> Family:
     """Read the records of a family, and write their pages and the data of their tables.
 
     Args:
-        paths: the records.
+        sources: the records.
         pages: what writes pages.
 
     Raises:
         DataError: one cannot be read, or says something else than its documents.
     """
     with without_collector():
-        records = [_read(path, pages) for path in paths]
+        records = [_read(source, pages) for source in sources]
     sections = measured_sections(records)
     members = _members(records)
     lines: list[Json] = []
@@ -90,11 +91,11 @@ def make_family(paths: Sequence[Path], pages: Pages) -> Family:
     return Family(heads, [_record_line(record) for record in records], lines)
 
 
-def _read(path: Path, pages: Pages) -> Record:
+def _read(source: Source, pages: Pages) -> Record:
     """A record, its page written, without what no table shows: a family can have thousands."""
-    record = read_record(path, values=True)
+    record = read_record(source.path, values=True)
     require_tied([record], shown_and_headline, intervals=False)
-    pages.record(record_view(record), path)
+    pages.record(record_view(record), source)
     points = [{"edits": point["edits"], "tasks": dict(_shown_tasks(record, point))} for point in record.points]
     values = {point["edits"]: dict(_shown_values(record, point)) for point in points}
     return replace(
@@ -153,20 +154,50 @@ def _write_section(
     """Write the data of a table, add its rows to the lines, and give its head."""
     slug = section_slug(section.protocol)
     told = [_told(section, metric) for metric in section.metrics]
-    head = section_head(section, told, [*caveat_notes(section), *order_notes(section), *published_notes(section)])
+    notes = [*caveat_notes(section), *published_notes(section)]
+    head = section_head(section, told, notes) | {"orders": order_notes(section)}
     abilities = [place for place, metric in enumerate(section.metrics) if _is_ability(metric, section.metrics)]
     head |= {"gain": 0, "cost": ABILITIES if abilities else _locality(section.metrics), "abilities": len(abilities)}
     whose = _whose(section, members)
-    changes = [mean_difference([row.cells[place].measure for place in abilities]) for row in section.rows[1:]]
-    more = [{ABILITIES: None if change is None else [round(one, 6) for one in change]} for change in changes]
+    rows = section.rows[1:]
+    changes = [mean_difference([row.cells[place].measure for place in abilities]) for row in rows]
+    more: list[Json] = [{ABILITIES: change and [round(one, 6) for one in change]} for change in changes]
+    every = {place: standings(rows, metric) for place, metric in enumerate(section.metrics)}
+    among = {place: found for place, found in every.items() if found}
+    for one in among.get(0, _NOBODY).rows:
+        more[one.place] |= {"rank": [one.best, one.worst], "group": one.group}
+    head["compared"] = list(among)
+    if among:
+        pages.write(f"data/{slug}.pairs.js", script_of("pairs", f"{slug}.pairs", _pairs(among)))
     for number_, chunk in enumerate(chunks_of(section, whose, more)):
         pages.write(f"data/{slug}.{number_}.js", script_of("rows", f"{slug}.{number_}", chunk))
     pages.write(f"data/{slug}.js", script_of("section", slug, head))
     lines += [
-        _line(slug, section, row, one, change)
-        for row, one, change in zip(section.rows[1:], whose, changes, strict=True)
+        _line(slug, section, row, whose=one, change=change) | {"place": place}
+        for place, (row, one, change) in enumerate(zip(rows, whose, changes, strict=True))
     ]
     return {key: head[key] for key in ("slug", "title", "protocol", "count", "chunks")}
+
+
+_NOBODY = Standings(0, False, (), ())
+
+
+def _pairs(among: Mapping[int, Standings]) -> Json:
+    """What every two rows of each column differ by, and how sure their order is."""
+    return {
+        str(place): {
+            "n": one.n,
+            "test": "McNemar's exact test" if one.exact else "paired bootstrap",
+            "pairs": [_pair(pair) for pair in one.pairs],
+            "rows": [[r.place, r.best, r.worst, *r.drawn, round(r.first, 4), r.group] for r in one.rows],
+        }
+        for place, one in among.items()
+    }
+
+
+def _pair(pair: Compared) -> list[float | None]:
+    numbers = (pair.value, pair.low, pair.high, pair.p, pair.adjusted)
+    return [pair.first, pair.second, *(float(f"{one:.4g}") for one in numbers), int(pair.apart), pair.needed]
 
 
 def _told(section: MeasuredSection, metric: Metric) -> dict[str, str]:
@@ -220,7 +251,7 @@ def _differing(record: Record) -> str:
 
 
 def _line(
-    slug: str, section: MeasuredSection, row: BoardRow, whose: Whose, change: tuple[float, float, float] | None
+    slug: str, section: MeasuredSection, row: BoardRow, *, whose: Whose, change: tuple[float, float, float] | None
 ) -> Json:
     """A row as the pages of editors and tasks show it."""
     assert row.record is not None

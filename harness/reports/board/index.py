@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from harness.exam.data import TASKS
 from harness.io.files import values_path
+from harness.runs.sample_file import samples_path
 
-__all__ = ["MARK", "Index", "MadeFamily", "Source", "code_sha256", "read_index", "source_of", "write_index"]
+__all__ = ["MARK", "Index", "MadeFamily", "Source", "code_sha256", "read_index", "sources_of", "write_index"]
 
 MARK = "board.json"
 """The file that says that a folder is a board, and what it was made from."""
@@ -30,10 +31,12 @@ class Source:
     Attributes:
         path: its file.
         sha256: of it and of all that lies beside it.
+        patches: the files of its edits.
     """
 
     path: Path
     sha256: str
+    patches: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -66,16 +69,34 @@ class Index:
     families: dict[str, MadeFamily] = field(default_factory=dict)
 
 
-def source_of(path: Path) -> Source:
-    """A record with the sha256 of its files; of the file of its edits the name and the size stand for the contents."""
+def sources_of(paths: Sequence[Path]) -> list[Source]:
+    """Records with the sha256 of their files, of which each folder is listed once.
+
+    Of the file of edits the name and the size stand for the contents.
+
+    Args:
+        paths: the records.
+    """
+    patches = {folder: _patches(folder) for folder in {path.parent for path in paths}}
+    return [_source(path, patches[path.parent].get(path.name.removesuffix(".json"), ())) for path in paths]
+
+
+def _patches(folder: Path) -> dict[str, list[Path]]:
+    """The name of a record without its ending -> the files of its edits."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.glob("*.edits-*.safetensors")):
+        found.setdefault(path.name.rpartition(".edits-")[0], []).append(path)
+    return found
+
+
+def _source(path: Path, patches: Sequence[Path]) -> Source:
     found = hashlib.sha256()
-    stem = path.name.removesuffix(".json")
-    for one in (path, values_path(path), path.with_name(f"{stem}.samples.jsonl.xz")):
+    for one in (path, values_path(path), samples_path(path)):
         content = one.read_bytes() if one.is_file() else b""
         found.update(f"{len(content)} ".encode() + content)
-    for patch in sorted(path.parent.glob(f"{stem}.edits-*.safetensors")):
+    for patch in patches:
         found.update(f"{patch.name} {patch.stat().st_size}".encode())
-    return Source(path, found.hexdigest())
+    return Source(path, found.hexdigest(), tuple(patches))
 
 
 def code_sha256() -> str:

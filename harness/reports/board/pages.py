@@ -13,7 +13,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from harness.reports.board.cards import markdown_html
-from harness.reports.board.record_view import RecordView, patches_beside
+from harness.reports.board.index import Source
+from harness.reports.board.record_view import RecordView
 
 __all__ = ["Pages", "script_of"]
 
@@ -85,17 +86,17 @@ class Pages:
         root = "../" * name.count("/")
         self.write(name, self._environment.get_template(f"{template}.html").render(root=root, page=template, **context))
 
-    def record(self, view: RecordView, path: Path) -> None:
+    def record(self, view: RecordView, source: Source) -> None:
         """Write the page of a record, and copy what lies beside it and is offered.
 
         Args:
             view: what it shows.
-            path: the file of the record.
+            source: the record on disk.
         """
-        patches = [(one.name, one.stat().st_size) for one in patches_beside(path, view.name)]
-        for name, _ in patches:
-            self.written.append(f"files/{name}")
-            shutil.copyfile(path.with_name(name), self.folder / "files" / name)
+        patches = [(one.name, one.stat().st_size) for one in source.patches]
+        for one in source.patches:
+            self.written.append(f"files/{one.name}")
+            shutil.copyfile(one, self.folder / "files" / one.name)
         self.page(f"records/{view.name}.html", "record", record=view, patches=patches)
 
     def static(self) -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from harness.reports.board.repeat import repeat_command
@@ -22,7 +21,7 @@ from harness.reports.cells import (
 from harness.reports.table import AT_CHANCE, MISSING
 from harness.runs.record import Record, record_name
 
-__all__ = ["Line", "RecordView", "Stop", "patches_beside", "record_view"]
+__all__ = ["Line", "RecordView", "Stop", "record_view"]
 
 Json = dict[str, Any]
 
@@ -233,8 +232,3 @@ def _phases(record: Record) -> Iterator[tuple[str, str, str]]:
 
 def _said(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-
-
-def patches_beside(path: Path, name: str) -> Sequence[Path]:
-    """The files of edits that lie beside a record, by the number of edits."""
-    return sorted(path.parent.glob(f"{name}.edits-*.safetensors"))

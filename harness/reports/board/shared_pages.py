@@ -30,6 +30,8 @@ def write_shared_pages(families: Sequence[Family], pages: Pages) -> None:
     sections = sorted((s for one in families for s in one.sections), key=lambda s: section_order(s["protocol"]))
     records = sorted((r for one in families for r in one.records), key=lambda r: r["name"])
     rows = [row for one in families for row in one.rows]
+    places = _places(rows)
+    records = [record | {"rows": places.get(record["name"], [])} for record in records]
     editors, tasks = _by(rows, "editor"), _by_task(rows)
     pages.static()
     links = {"editors": _links(editors), "tasks": _links(tasks)}
@@ -40,6 +42,15 @@ def write_shared_pages(families: Sequence[Family], pages: Pages) -> None:
         pages.page(
             f"tasks/{slug}.html", "task", name=name, rows=tasks[name], card=card_of(name), editors=links["editors"]
         )
+
+
+def _places(rows: Iterable[Json]) -> dict[str, list[tuple[str, int]]]:
+    """Record -> the tables in which it stands, and its place there."""
+    found: dict[str, list[tuple[str, int]]] = {}
+    for row in rows:
+        for name in row["records"]:
+            found.setdefault(name, []).append((row["section"], row["place"]))
+    return found
 
 
 def _by(rows: Iterable[Json], key: str) -> dict[str, list[Json]]:

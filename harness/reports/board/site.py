@@ -19,7 +19,7 @@ from harness.reports.board.index import (
     Source,
     code_sha256,
     read_index,
-    source_of,
+    sources_of,
     write_index,
 )
 
@@ -55,7 +55,7 @@ def write_board(folders: Sequence[Path], to: Path) -> Built:
         DataError: a folder holds no record, one of them cannot be read or says something else than its documents, or
             two claim one id.
     """
-    sources = [source_of(path) for path in _paths(folders)]
+    sources = sources_of(_paths(folders))
     _require_free(to)
     old = read_index(to, code_sha256())
     families, new = _families(sources, old)
@@ -159,7 +159,7 @@ def _write(
             new.families[key] = old.families[key]
             continue
         start = len(pages.written)
-        made = make_family([one.path for one in members], pages)
+        made = make_family(members, pages)
         new.families[key] = MadeFamily([one.sha256 for one in members], pages.written[start:], asdict(made))
     write_shared_pages([Family(**one.made) for one in new.families.values()], pages)
     write_index(new, place[1])

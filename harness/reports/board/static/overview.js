@@ -59,6 +59,7 @@
   const text = value => (value === null || value === undefined ? "" : String(value));
   const fixed = [
     { key: "editor", name: "editor", sort: r => r.editor, left: true },
+    { key: "rank", name: "rank", sort: r => r.rank ? r.rank[0] + r.rank[1] / 1e6 : null, up: true, note: "The ranks by the first column that cannot be excluded: one more than the rows that are surely better, up to those that are not surely worse (Holm over all pairs)." },
     { key: "label", name: "label", sort: r => r.label, left: true },
     { key: "seeds", name: "seeds", sort: r => r.seeds.length },
     { key: "badge", name: "checked", sort: r => r.badge, left: true },
@@ -76,6 +77,7 @@
   const frame = () => {
     $("filter").value = state().get("q") || "";
     $("notes").replaceChildren(...head.notes.map(note => el("li", {}, note)));
+    $("orders").replaceChildren(...head.orders.map(note => el("li", {}, note)));
     $("column-list").replaceChildren(...columns().slice(1).map(c => {
       const box = el("input", { type: "checkbox", checked: !hidden().has(c.key), onchange: () => {
         const off = hidden();
@@ -90,6 +92,7 @@
     options($("axis-y"), some, state().get("y") || String(head.gain));
     options($("axis-x"), some, state().get("x") || String(head.cost));
     refresh();
+    panel();
   };
   $("axis-y").addEventListener("change", e => { remember({ y: e.target.value }); plot(); });
   $("axis-x").addEventListener("change", e => { remember({ x: e.target.value }); plot(); });
@@ -117,6 +120,7 @@
     drawn = "";
     drawRows();
     plot();
+    $("ties").textContent = head.compared.length && grouped() && shown.some(r => r.group > 1) ? "A thick line: the rows below it are surely worse than the best row above the line, in the group that ends there. Rows between two lines cannot be told from the first of them." : "";
   };
 
   const drawHead = () => {
@@ -125,7 +129,7 @@
       const direction = by && by.key === c.key ? (by.up ? "ascending" : "descending") : null;
       const told = c.metric ? [c.metric.definition, c.metric.test && `Differences: ${c.metric.test}.`].filter(Boolean).join(" ") : c.note || "";
       const turn = () => {
-        const first = c.metric ? c.metric.better === false : c.left || !c.metric;
+        const first = c.metric ? c.metric.better === false : true;
         remember({ sort: `${c.key}.${(direction === null ? first : direction === "descending") ? "up" : "down"}` });
         refresh();
         [...$("rows").tHead.querySelectorAll("button")].find(b => b.dataset.key === c.key).focus();
@@ -140,6 +144,7 @@
     if (c.metric) return metricCell(base ? head.base[c.place] : row.cells[c.place], c, base);
     if (c.key === "editor") return el("th", { scope: "row" }, base ? "unedited" : names(row));
     if (base) return el("td", {}, "");
+    if (c.key === "rank") return el("td", {}, row.rank ? (row.rank[0] === row.rank[1] ? String(row.rank[0]) : `${row.rank[0]}–${row.rank[1]}`) : "");
     if (c.key === "seeds") return el("td", {}, row.records.length > 1
       ? row.records.map((name, i) => [i ? ", " : "", el("a", { href: recordPage(name), "aria-label": `seed ${row.seeds[i]}` }, String(row.seeds[i]))]) : text(row.seeds[0]));
     if (c.key === "seconds") return el("td", {}, row.seconds === null ? "" : row.seconds.toFixed(1));
@@ -163,7 +168,9 @@
     if (cell[CHANGE] || cell[INTERVAL]) made.append(el("small", {}, cell[CHANGE] ? el("span", { class: "change" }, way === "better" ? "▲ " : way === "worse" ? "▼ " : "", cell[CHANGE], " ") : null, el("span", { class: "interval" }, cell[INTERVAL])));
     return made;
   };
-  const rowOf = (row, cols, base) => el("tr", { class: base ? "base" : null, "aria-rowindex": base ? 2 : row.at + 3 }, cols.map(c => cellOf(row, c, base)));
+  const grouped = () => !order() && !(state().get("q") || "");
+  const starts = row => grouped() && row.group > 1 && row.at > 0 && shown[row.at - 1].group !== row.group;
+  const rowOf = (row, cols, base) => el("tr", { class: base ? "base" : starts(row) ? "group" : null, "aria-rowindex": base ? 2 : row.at + 3 }, cols.map(c => cellOf(row, c, base)));
 
   const drawRows = () => {
     const body = $("rows").tBodies[0], cols = visible(), scroll = $("scroll");
@@ -183,6 +190,42 @@
 
   // The note of a cell is said below the table where there is no pointer to hover with.
   $("rows").addEventListener("click", e => { const cell = e.target.closest("td[title]"); if (cell) $("cell").textContent = cell.title; });
+
+  // --- any two rows --------------------------------------------------------------------------------------------------
+
+  const P_ = { I: 0, J: 1, VALUE: 2, LOW: 3, HIGH: 4, P: 5, ADJUSTED: 6, APART: 7, NEEDED: 8 };
+  const panel = () => {
+    $("panel").hidden = !head.compared.length;
+    if (!head.compared.length) return;
+    options($("panel-metric"), head.compared.map(i => [String(i), head.columns[i].key + arrow(head.columns[i].better)]), String(head.compared[0]));
+    if ($("panel").open) drawPanel();
+  };
+  const rowName = place => `${rows[place].editor}${rows[place].label ? ` ${rows[place].label}` : ""}`;
+  const threeOf = v => { const t = v.toFixed(3); return Number(t) === 0 ? t.replace("-", "") : v > 0 ? `+${t}` : t; };
+  const pOf = p => p < 0.001 ? "< 0.001" : p.toFixed(3);
+  const drawPanel = async () => {
+    const column = Number($("panel-metric").value), wanted = $("panel-row").value;
+    let found;
+    try { found = (await load("pairs", `${head.slug}.pairs`))[column]; } catch (error) { $("panel-said").textContent = error.message; return; }
+    const c = head.columns[column], places = found.rows.map(r => r[0]), one = places.includes(Number(wanted)) && wanted !== "" ? Number(wanted) : places[0];
+    options($("panel-row"), places.map(place => [String(place), rowName(place)]), String(one));
+    $("panel-said").textContent = `${found.test}, n = ${found.n}; p adjusted for the ${found.pairs.length} pairs of the column by Holm's method.${places.length < head.count ? ` ${places.length} of ${head.count} rows are compared.` : ""}`;
+    const against = place => found.pairs.find(p => (p[0] === one && p[1] === place) || (p[0] === place && p[1] === one));
+    $("panel-rows").replaceChildren(el("thead", {}, el("tr", {}, ["row", `minus ${rowName(one)}`, "p adjusted", "n needed", "rank", "rank drawn", "first"].map((name, i) => el("th", { scope: "col" }, name, i === 1 ? el("small", {}, "95 % interval") : null)))),
+      el("tbody", {}, found.rows.map(([place, best, worst, low, high, first]) => {
+        const pair = place === one ? null : against(place), turned = pair && pair[0] !== one, sign = turned ? -1 : 1;
+        const value = pair && sign * pair[P_.VALUE], ends = pair && (turned ? [-pair[P_.HIGH], -pair[P_.LOW]] : [pair[P_.LOW], pair[P_.HIGH]]);
+        const way = pair && pair[P_.APART] ? ((value > 0) === c.better ? "better" : "worse") : "";
+        const link = pair && el("a", { href: `compare.html#${new URLSearchParams({ a: rows[one].records[0], b: rows[place].records[0] })}` }, rowName(place));
+        return el("tr", { class: way || null }, el("th", { scope: "row" }, pair ? link : rowName(place)),
+          el("td", {}, pair ? [el("span", { class: "change" }, way === "better" ? "▲ " : way === "worse" ? "▼ " : "", threeOf(value)), el("small", { class: "interval" }, `[${threeOf(ends[0])}, ${threeOf(ends[1])}]`)] : "–"),
+          el("td", {}, pair ? pOf(pair[P_.ADJUSTED]) : ""), el("td", {}, pair && !pair[P_.APART] && pair[P_.NEEDED] ? String(pair[P_.NEEDED]) : ""),
+          el("td", {}, best === worst ? String(best) : `${best}–${worst}`), el("td", {}, low === high ? low.toFixed(1).replace(".0", "") : `${low.toFixed(1).replace(".0", "")}–${high.toFixed(1).replace(".0", "")}`), el("td", {}, `${(100 * first).toFixed(0)} %`));
+      })));
+  };
+  $("panel").addEventListener("toggle", () => { if ($("panel").open) drawPanel(); });
+  for (const id of ["panel-metric", "panel-row"]) $(id).addEventListener("change", drawPanel);
+  $("panel-pick").addEventListener("submit", e => e.preventDefault());
 
   // --- the plot ------------------------------------------------------------------------------------------------------
 
