@@ -137,8 +137,8 @@ def _pair(found: Pairs, at: tuple[int, int], places: Sequence[int], adjusted: fl
 def needed(value: float, detectable: float, n: int, exact: bool = False) -> int | None:
     """How many documents would show a true difference of a size with a probability of 80 %.
 
-    The standard error shrinks with the root of the number of documents.  McNemar's exact test asks for one document more
-    than the normal distribution does (its continuity correction): ``value - 1 / m = detectable sqrt(n / m)``.
+    The standard error shrinks with the root of the number of documents.  McNemar's exact test asks for one document
+    more than the normal distribution does (its continuity correction): ``value - 1 / m = detectable sqrt(n / m)``.
 
     Args:
         value: the difference.

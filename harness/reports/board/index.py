@@ -14,7 +14,6 @@ from typing import Any
 
 from harness.exam.data import TASKS
 from harness.io.files import values_path
-from harness.runs.sample_file import samples_path
 
 __all__ = ["MARK", "Index", "MadeFamily", "Source", "code_sha256", "read_index", "sources_of", "write_index"]
 
@@ -91,7 +90,7 @@ def _patches(folder: Path) -> dict[str, list[Path]]:
 
 def _source(path: Path, patches: Sequence[Path]) -> Source:
     found = hashlib.sha256()
-    for one in (path, values_path(path), samples_path(path)):
+    for one in (path, values_path(path), path.with_name(f"{path.stem}.samples.jsonl.xz")):
         content = one.read_bytes() if one.is_file() else b""
         found.update(f"{len(content)} ".encode() + content)
     for patch in patches:

@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from harness.reports.board.cards import markdown_html
 from harness.reports.board.index import Source
 from harness.reports.board.record_view import RecordView
+from harness.reports.board.sample_view import samples_view
 
 __all__ = ["Pages", "script_of"]
 
@@ -97,7 +98,8 @@ class Pages:
         for one in source.patches:
             self.written.append(f"files/{one.name}")
             shutil.copyfile(one, self.folder / "files" / one.name)
-        self.page(f"records/{view.name}.html", "record", record=view, patches=patches)
+        samples = samples_view(source.path)
+        self.page(f"records/{view.name}.html", "record", record=view, patches=patches, samples=samples)
 
     def static(self) -> None:
         """Write the style and the scripts."""

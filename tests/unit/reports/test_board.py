@@ -21,8 +21,9 @@ from harness.cli.edit_and_measure import run as run_command
 from harness.errors import DataError, UsageError
 from harness.exam.statistics import Ratio, difference, is_exact
 from harness.reports.board.cards import card_of, markdown_html
+from harness.reports.board.index import MARK
 from harness.reports.board.repeat import repeat_command
-from harness.reports.board.site import write_board
+from harness.reports.board.site import Built, write_board
 from harness.reports.comparison import mean_difference
 from harness.reports.leaderboard import leaderboard
 from harness.runs.plan import Plan
@@ -174,6 +175,44 @@ def test_two_records_that_claim_one_id(folder: Path, tmp_path: Path) -> None:
     write(other, changed)
     with pytest.raises(DataError, match=r"claims the id of .* with other numbers"):
         write_board([folder, other], tmp_path / "site")
+
+
+def test_only_what_changed_is_made(folder: Path, tmp_path: Path) -> None:
+    """Of two families one changes: the pages of the other stay the same files."""
+    write(folder, record("rome", 0.7, mode="isolated"))
+    site = tmp_path / "site"
+    assert write_board([folder], site).read == 6
+    assert write_board([folder], site) == Built(6, 2, read=0)
+    kept = {path.name: path.stat().st_ino for path in (site / "records").iterdir()}
+    write(folder, record("ft", 0.3, mode="isolated"))
+    assert write_board([folder], site) == Built(7, 2, read=2)
+    now = {path.name: path.stat().st_ino for path in (site / "records").iterdir()}
+    assert {name for name in kept if now[name] == kept[name]} == {name for name in kept if "batch" in name}
+    (fresh,) = (write_board([folder], tmp_path / "fresh") for _ in "x")
+    assert fresh.records == 7
+    same = [path for path in site.rglob("*") if path.is_file() and path.name != MARK]
+    assert all((tmp_path / "fresh" / path.relative_to(site)).read_bytes() == path.read_bytes() for path in same)
+    for path in folder.glob("*isolated*"):
+        path.unlink()
+    assert write_board([folder], site) == Built(5, 1, read=0)
+    assert len(list((site / "records").iterdir())) == 5 and len(data_of(site, "section")) == 1
+
+
+def test_other_code_makes_everything_again(folder: Path, tmp_path: Path) -> None:
+    write_board([folder], tmp_path / "site")
+    mark = tmp_path / "site" / MARK
+    mark.write_text(mark.read_text().replace('"code":"', '"code":"x'))
+    assert write_board([folder], tmp_path / "site").read == 5
+    mark.write_text("{}")
+    assert write_board([folder], tmp_path / "site").read == 5
+
+
+def test_the_edits_of_a_record_are_offered(folder: Path, tmp_path: Path) -> None:
+    path = next(folder.glob("*--memit--*.json"))
+    path.with_name(f"{path.stem}.edits-50.safetensors").write_bytes(b"edits")
+    write_board([folder], tmp_path / "site")
+    assert (tmp_path / "site" / "files" / f"{path.stem}.edits-50.safetensors").read_bytes() == b"edits"
+    assert "edits-50.safetensors" in (tmp_path / "site" / "records" / f"{path.stem}.html").read_text()
 
 
 def test_folders_without_records(tmp_path: Path) -> None:
