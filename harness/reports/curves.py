@@ -1,7 +1,8 @@
 """Records to curves: what is left of edits and abilities after so many edits, a panel a task, a line an editor.
 
-Lines are the Okabe-Ito colours with a marker each, so that they are told apart without colour too; bands are the 95 %
-intervals of the values; the dashed line is the unedited model.
+Lines are the Okabe-Ito colours with a marker each, so that they are told apart without colour too.  They stand a little
+beside one another, so that none hides another.  Bands are the 95 % intervals of the values, bars where there are more
+lines than bands can be told apart; the dashed line is the unedited model.  An arrow says which way is better.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = "osD^vPX*"
 _LINES = ("-", "--", ":", "-.")
 _COLUMNS = 5
+_BANDS = 4  # lines whose bands can be told apart
+_STEP = 1.6  # points between two lines
+_ARROWS = {True: " \N{UPWARDS ARROW}", False: " \N{DOWNWARDS ARROW}", None: ""}
 _EXAM = ("efficacy", "paraphrase", "neighborhood", "locality_accuracy", "locality_agreement")
 
 _UNKNOWN = ("efficacy", "paraphrase")
@@ -142,6 +146,7 @@ def _figure(found: dict[Panel, dict[str, list[Row]]], record: Record) -> Figure:
     editors = list(dict.fromkeys(editor for lines in found.values() for editor in lines))
     for axis, (panel, lines) in zip(axes, found.items(), strict=False):
         _panel(axis, panel, lines, editors)
+        axis.set_title(f"{axis.get_title('left')}{_ARROWS[_better(record, panel)]}", fontsize=9, loc="left")
     for axis in axes[max(0, len(found) - columns) : len(found)]:
         axis.set_xlabel("edits", fontsize=8)
         axis.tick_params(axis="x", labelbottom=True)
@@ -149,8 +154,17 @@ def _figure(found: dict[Panel, dict[str, list[Row]]], record: Record) -> Figure:
         axis.set_axis_off()
     _legend(figure, list(axes[len(found) :]), editors)
     edits = record.edits.get("dataset", "")
-    figure.suptitle(f"{record.model.get('name')} after sequential edits of {edits}", fontsize=12)
+    figure.suptitle(
+        f"{record.model.get('name')} after sequential edits of {edits} (arrows: the better way)", fontsize=12
+    )
     return figure
+
+
+def _better(record: Record, panel: Panel) -> bool | None:
+    """Whether more is better; None where neither way is, or the record does not have the panel."""
+    measures = (point["tasks"].get(panel[0], {}).get(panel[1]) for point in record.points)
+    better: bool | None = next((one.get("higher_is_better") for one in measures if one), None)
+    return better
 
 
 def _legend(figure: Figure, free: Sequence[Axes], editors: Sequence[str]) -> None:
@@ -159,7 +173,7 @@ def _legend(figure: Figure, free: Sequence[Axes], editors: Sequence[str]) -> Non
 
     lines = [Line2D([], [], linewidth=1.6, markersize=5, label=editor, **_look(editors, editor)) for editor in editors]
     lines.append(Line2D([], [], color=_GREY, linewidth=1, linestyle=_DASHED, label="unedited"))
-    title = "bands: 95 % intervals"
+    title = f"{'bands' if len(editors) <= _BANDS else 'bars'}: 95 % intervals"
     if len(free):
         columns = 1 if len(lines) <= 9 else 2
         free[0].legend(handles=lines, loc="upper left", frameon=False, fontsize=9, title=title, ncols=columns)
@@ -185,7 +199,9 @@ def _panel(axis: Axes, panel: Panel, lines: dict[str, list[Row]], editors: Seque
     if base is not None:
         axis.axhline(base, color=_GREY, linewidth=1, linestyle=_DASHED, zorder=1)
     for editor, line in lines.items():
-        _line(axis, [row for row in sorted(line) if row[0] > 0 or metric not in _UNKNOWN], _look(editors, editor))
+        known = [row for row in sorted(line) if row[0] > 0 or metric not in _UNKNOWN]
+        place = editors.index(editor) - (len(editors) - 1) / 2
+        _line(axis, known, _look(editors, editor), aside=place * _STEP, bars=len(editors) > _BANDS)
     axis.set_xscale("symlog", linthresh=1, linscale=0.4)
     ticks = sorted({row[0] for line in lines.values() for row in line})
     axis.set_xticks(ticks, [str(tick) for tick in ticks], fontsize=7)
@@ -200,9 +216,26 @@ def _panel(axis: Axes, panel: Panel, lines: dict[str, list[Row]], editors: Seque
         axis.set_ylim(-0.03, 1.03)
 
 
-def _line(axis: Axes, rows: Sequence[Row], look: dict[str, Any]) -> None:
-    """One editor: its values, and its intervals as a band; the unedited model's own interval is every editor's."""
-    axis.plot([row[0] for row in rows], [row[1] for row in rows], markersize=3.5, linewidth=1.4, **look)
+def _line(axis: Axes, rows: Sequence[Row], look: dict[str, Any], *, aside: float, bars: bool) -> None:
+    """One editor: its values, and its intervals; the unedited model's own interval is every editor's.
+
+    Args:
+        axis: where it is drawn.
+        rows: what is drawn.
+        look: of the line.
+        aside: points to the right of its place, where another line would hide it.
+        bars: whether intervals are bars; bands otherwise.
+    """
+    from matplotlib.transforms import ScaledTranslation
+
+    moved = axis.transData + ScaledTranslation(aside / 72, 0, axis.figure.dpi_scale_trans)
+    points = [row[0] for row in rows], [row[1] for row in rows]
+    axis.plot(*points, markersize=3.5, linewidth=1.4, transform=moved, **look)
     edited = [row for row in rows if row[0] > 0]
     edits, lows, highs = ([row[i] for row in edited] for i in (0, 2, 3))
-    axis.fill_between(edits, lows, highs, color=look["color"], alpha=0.13, linewidth=0)
+    if bars:
+        axis.vlines(edits, lows, highs, color=look["color"], linewidth=0.9, alpha=0.7, transform=moved)
+    else:
+        axis.fill_between(edits, lows, highs, color=look["color"], alpha=0.13, linewidth=0)
+    axis.update_datalim([(row[0], end) for row in rows for end in row[1:]])
+    axis.autoscale_view()

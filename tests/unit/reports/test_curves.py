@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from matplotlib.axes import Axes
 from synthetic import record
 
 from harness.errors import DataError, UsageError
@@ -68,7 +70,7 @@ def test_every_editor_is_told_apart_without_colour(tmp_path: Path) -> None:
     assert len(lines) == len(styles) == 12
     (legend,) = [axis.get_legend() for axis in figure.axes if axis.get_legend()] or figure.legends
     assert [text.get_text() for text in legend.get_texts()] == [*names, "unedited"]
-    assert legend.get_title().get_text() == "bands: 95 % intervals"
+    assert legend.get_title().get_text() == "bars: 95 % intervals"
 
 
 def test_bands_are_the_intervals_and_panels_show_what_there_was_before_the_first_edit() -> None:
@@ -76,7 +78,9 @@ def test_bands_are_the_intervals_and_panels_show_what_there_was_before_the_first
     found = curves.curves(made)
     figure = curves._figure(found, made[0])
     for axis, ((task, metric), lines) in zip(figure.axes, found.items(), strict=False):
-        assert axis.get_title("left") == f"{task}\n{metric.replace('_', ' ')}"
+        better = made[0].tasks(COUNTS[-1])[task][metric]["higher_is_better"]
+        arrow = {True: " ↑", False: " ↓", None: ""}[better]
+        assert axis.get_title("left") == f"{task}\n{metric.replace('_', ' ')}{arrow}"
         dashed, *drawn = axis.get_lines()
         assert list(dashed.get_ydata()) == [lines["memit"][0][1]] * 2
         for line, band, rows in zip(drawn, axis.collections, lines.values(), strict=True):
@@ -84,6 +88,27 @@ def test_bands_are_the_intervals_and_panels_show_what_there_was_before_the_first
             assert [tuple(point) for point in line.get_xydata()] == [(row[0], row[1]) for row in known]
             corners = {tuple(corner) for path in band.get_paths() for corner in path.vertices}
             assert corners == {(row[0], end) for row in rows[1:] for end in row[2:]}
+
+
+def test_lines_that_would_hide_each_other_stand_beside_one_another() -> None:
+    made = [record(f"editor{i}", 0.5, mode="sequential", counts=COUNTS, tasks=("NLI",)) for i in range(6)]
+    figure = curves._figure(curves.curves(made), made[0])
+    figure.canvas.draw()
+    axis = figure.axes[0]
+    lines = axis.get_lines()[1:]
+    assert len({tuple(map(tuple, line.get_xydata())) for line in lines}) == 1
+    shown = [line.get_transform().transform(line.get_xydata())[0, 0] for line in lines]
+    assert all(b - a == pytest.approx(1.6 * figure.dpi / 72) for a, b in itertools.pairwise(shown))
+    assert len(axis.collections) == 6
+    for bars in axis.collections:
+        ends = {tuple(end) for path in bars.get_paths() for end in path.vertices}
+        (line,) = {tuple(rows) for rows in curves.curves(made)[axis_panel(axis)].values()}
+        assert ends == {(row[0], end) for row in line if row[0] for end in row[2:]}
+
+
+def axis_panel(axis: Axes) -> tuple[str, str]:
+    task, metric = axis.get_title("left").rstrip(" ↑↓").split("\n")
+    return task, metric.replace(" ", "_")
 
 
 def test_the_unedited_model_beside_others_has_a_point_and_no_line(tmp_path: Path) -> None:
