@@ -1,64 +1,96 @@
-"""Samples on the page of a record: those that changed first, what changed marked, hostile text as text."""
+"""Samples as a person reads them: what changed is marked, and no text of others commands the terminal."""
 
 from __future__ import annotations
 
-import json
-import lzma
-from pathlib import Path
+import io
+from dataclasses import replace
 
-import pytest
-from synthetic import record, write
+from rich.console import Console
 
-from harness.errors import DataError
-from harness.reports.board.sample_view import A_TASK, samples_view
-from harness.reports.board.site import write_board
-from harness.runs.sample_file import samples_path
+from harness.exam.samples import Reply, Sample
+from harness.reports.sample_view import sample_view
+from harness.reports.table import MISSING
 
-HOSTILE = "</pre><img src=x onerror=alert(1)>"
-
-
-def line(task: str, doc: int, before: str | None, after: str | None, **more: object) -> dict[str, object]:
-    asked = {"task": task, "doc_id": doc, "kind": "efficacy", "at": 50, "prompt": HOSTILE, "target": "Rome"}
-    said = {key: None if text is None else {"text": text} for key, text in (("before", before), ("after", after))}
-    return {**asked, **said, **more}
+FREE = Sample(
+    "own_generation", 3, "Ada lives in", "Rome", "own", "rewrite", "7", at=10,
+    before=Reply(" Oslo.", scores={"em": 0.0}), after=Reply(" Rome.", scores={"em": 1.0}),
+)  # fmt: skip
+RATED = Sample(
+    "NLI_choice", 0, "Is it?", "yes", choices=(" yes", " no"), at=10,
+    before=Reply(None, (-0.5, -2.25), (True, False)), after=Reply(None, (-3.0, None), (False, False)),
+)  # fmt: skip
 
 
-def keep(path: Path, lines: list[dict[str, object]]) -> None:
-    samples_path(path).write_bytes(lzma.compress("".join(f"{json.dumps(one)}\n" for one in lines).encode()))
+def shown(*samples: Sample, count: int | None = None, width: int = 100, ansi: bool = False) -> str:
+    console = Console(file=io.StringIO(), width=width, force_terminal=ansi, color_system="standard" if ansi else None)
+    console.print(sample_view(samples, count=len(samples) if count is None else count))
+    found: str = console.file.getvalue()  # type: ignore[attr-defined]
+    return found
 
 
-def test_what_changed_comes_first_and_is_marked(tmp_path: Path) -> None:
-    path = write(tmp_path, record("memit", 0.9))
-    assert samples_view(path) is None
-    same = [line("NLI", i, "true", "true") for i in range(A_TASK)]
-    keep(path, [*same, line("NLI", 90, "in the city of Paris now", "in the city of Rome now")])
-    found = samples_view(path)
-    assert found is not None and (found.count, found.changed, len(found.samples)) == (A_TASK + 1, 1, A_TASK)
-    assert found.samples[0].before == (("in the city of ", False), ("Paris", True), (" now", False))
-    assert found.samples[0].after == (("in the city of ", False), ("Rome", True), (" now", False))
-    assert [one.changed for one in found.samples] == [True] + [False] * (A_TASK - 1)
+def lines(text: str) -> list[str]:
+    return [" ".join(line.split()) for line in text.splitlines() if line.strip()]
 
 
-def test_rated_choices_stand_with_their_likelihoods(tmp_path: Path) -> None:
-    path = write(tmp_path, record("memit", 0.9))
-    sides = {"before": {"loglikelihoods": [-1.0, -2.5]}, "after": {"loglikelihoods": [-3.0, -0.5]}}
-    keep(path, [line("NLI", 0, None, None) | sides | {"choices": [" Paris", " Rome"]}])
-    found = samples_view(path)
-    assert found is not None and found.samples[0].changed
-    texts = ["".join(text for text, _ in side) for side in (found.samples[0].before, found.samples[0].after)]
-    assert texts == ["Paris (-1.000)\nRome (-2.500)", "Rome (-0.500)\nParis (-3.000)"]
+def test_a_text_before_and_after() -> None:
+    assert lines(shown(FREE))[:6] == [
+        "own_generation 3 · rewrite · case 7 · after 10 edits · changed",
+        "prompt Ada lives in",
+        "right Rome",
+        "before Oslo.",
+        "after Rome.",
+        "scores em 0 to 1",
+    ]
 
 
-def test_samples_on_the_page(tmp_path: Path) -> None:
-    path = write(tmp_path / "runs", record("memit", 0.9))
-    keep(path, [line("NLI", 0, HOSTILE, "true")])
-    write_board([tmp_path / "runs"], tmp_path / "site")
-    (page,) = (tmp_path / "site" / "records").glob("*.html")
-    text = page.read_text()
-    assert "<img" not in text and "<ins>true</ins>" in text
-    keep(path, [line("NLI", 0, "a", "b")])
-    assert write_board([tmp_path / "runs"], tmp_path / "site").read == 1
-    assert "<ins>b</ins>" in page.read_text()
-    samples_path(path).write_bytes(samples_path(path).read_bytes()[:-8])
-    with pytest.raises(DataError, match="not whole"):
-        write_board([tmp_path / "runs"], tmp_path / "site")
+def test_what_did_not_change_is_not_marked() -> None:
+    same = replace(FREE, after=FREE.before)
+    assert "changed" not in shown(same).partition("prompt")[0]
+    assert "scores em 0" in lines(shown(same))
+    unedited = lines(shown(replace(FREE, at=0, after=None)))
+    assert unedited[0] == "own_generation 3 · rewrite · case 7"
+    assert not any(line.startswith("after Rome") for line in unedited)
+    assert "before (nothing)" in lines(shown(replace(FREE, before=Reply("  "))))
+
+
+def test_choices_with_their_likelihoods_and_the_likeliest_marked() -> None:
+    assert lines(shown(RATED))[2:6] == [
+        "right yes",
+        "choices before after",
+        "yes -0.500 * -3.000",
+        f"no -2.250 {MISSING}",
+    ]
+    alone = replace(
+        RATED, choices=(" yes",), before=Reply(None, (-0.5,), (True,)), after=Reply(None, (-3.0,), (False,))
+    )
+    assert "yes -0.500 * -3.000" in lines(shown(alone))
+    whole = replace(RATED, choices=(), before=Reply(None, (-10.0,)), after=Reply(None, (-12.0,)))
+    assert "(the text) -10.000 -12.000" in lines(shown(whole))
+
+
+def test_not_all_are_shown() -> None:
+    assert "1 of 1,200 shown; --limit 1200 shows all" in shown(FREE, count=1200)
+    assert "shown;" not in shown(FREE)
+    assert lines(shown(count=0)) == ["no sample is like that"]
+
+
+def test_a_long_prompt_is_cut_in_its_middle() -> None:
+    text = " ".join(lines(shown(replace(FREE, prompt="x" * 3000 + " Ada lives in"))))
+    assert "[... 2,313 characters ...]" in text and "Ada lives in" in text
+    assert text.count("x") < 800
+
+
+def test_no_text_commands_the_terminal() -> None:
+    hostile = "\x1b]0;title\x07\x1b[2J\u202e[red]markup[/red]\r\n[link=https://x.invalid]:bomb:\x9b31m\ud83d"
+    reply = Reply(hostile, scores={hostile: 1.0})
+    bad = replace(FREE, task=hostile, kind=hostile, case=hostile, prompt=hostile, target=hostile, before=reply)
+    rated = replace(RATED, choices=(hostile, " no"), answers=(hostile, "b"))
+    for text in (shown(bad, rated, width=2000), shown(bad, rated, width=2000, ansi=True)):
+        for command in ("\x1b]", "\x1b[2J", "\x07", "\u202e", "\r", "\x9b", "\ud83d"):
+            assert command not in text
+        assert r"\x1b]0;title\x07\x1b[2J\u202e[red]markup[/red]\r\n[link=https://x.invalid]:bomb:\x9b31m\ud83d" in text
+
+
+def test_what_changed_is_in_another_colour() -> None:
+    assert "\x1b[33m" in shown(FREE, ansi=True)
+    assert "\x1b[33m" not in shown(replace(FREE, after=FREE.before), ansi=True)
