@@ -293,6 +293,7 @@ def run(
     enable_thinking: bool | None = None,
     think_end_token: str | int | None = None,
     chat_edits: bool = False,
+    predict_only: bool = False,
     trust_code: bool = False,
     output: str | Path | None = None,
     device: str | None = None,
@@ -346,6 +347,7 @@ def run(
         enable_thinking: what the chat template is told of thinking.
         think_end_token: the text, or the number of the token, behind which the answer stands.
         chat_edits: whether edits are turns of a chat, too: the prompt of the user, the target of the assistant.
+        predict_only: whether replies are kept as samples in ``output``, and no metric is computed.
         trust_code: whether code may run that the patch names by its path; that of ``editor`` is named by the caller.
         output: the folder of the record; by default nothing is kept on disk.
         device: where a model that is named goes; ``auto`` spreads it; by default an accelerator where there is one.
@@ -392,7 +394,7 @@ def run(
         "num_fewshot": num_fewshot, "apply_chat_template": apply_chat_template,
         "system_instruction": system_instruction, "fewshot_as_multiturn": fewshot_as_multiturn,
         "gen_kwargs": dict(gen_kwargs or {}), "enable_thinking": enable_thinking, "think_end_token": think_end_token,
-        "chat_edits": chat_edits,
+        "chat_edits": chat_edits, "predict_only": predict_only,
         **handed.editor_fields(editor, settings or {}),
     }  # fmt: skip
     with _model(model, tokenizer, arch, text) as (called, lm), _folder(output) as folder:

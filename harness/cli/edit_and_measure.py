@@ -59,6 +59,7 @@ class PlanOptions:
     enable_thinking: Annotated[bool | None, opt.ENABLE_THINKING] = None
     think_end_token: Annotated[str | None, opt.THINK_END_TOKEN] = None
     chat_edits: Annotated[bool, opt.CHAT_EDITS] = False
+    predict_only: Annotated[bool, opt.PREDICT_ONLY] = False
     config: Annotated[Path | None, opt.CONFIG] = None
     trust_code: Annotated[bool, opt.TRUST_CODE] = False
 
@@ -75,6 +76,7 @@ class PlanOptions:
             "stop_on_collapse": self.stop_on_collapse or None,
             "known_only": self.known_only or None,
             "chat_edits": self.chat_edits or None,
+            "predict_only": self.predict_only or None,
             "settings": values.settings(self.settings),
             "arch": values.modules(self.arch),
             "model_args": values.model_args(self.model_args),

@@ -89,6 +89,7 @@ __all__ = [
     "OUTPUT",
     "PATCH",
     "PATH",
+    "PREDICT_ONLY",
     "PROBES",
     "PROBLEMS",
     "PUBLISHED",
@@ -435,6 +436,7 @@ GEN_KWARGS = Option(
     "Laid over what tasks say of generation: do_sample, temperature, until, ...",
     metavar="NAME=VALUE,...",
 )
+PREDICT_ONLY = Option("--predict-only", "Keep replies as samples, and compute no metric.", flag=True)
 CHAT_EDITS = Option("--chat-edits", "Edit by the chat template, too: prompt and target are turns.", flag=True)
 ENABLE_THINKING = Option(
     "--enable-thinking", "What the chat template is told of thinking.", click.BOOL, bare="true", metavar="[BOOL]"

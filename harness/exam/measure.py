@@ -273,7 +273,8 @@ def measure_task(model: EditedLM, task: Task, *, limit: int | None, documents: S
                 for sample in samples
                 if metric in sample and sample.get("filter", kind) == kind
             }
-    if task.metadata.get("agreement") or task.metadata.get("compared"):
+    compared = task.metadata.get("agreement") or task.metadata.get("compared")
+    if compared and not model.prompting.predict_only:
         for sample in samples:
             document = f"{task.name}/{sample['doc_id']}"
             likely = task.task.likelihoods(sample["doc"], _replies(sample)) if task.metadata.get("compared") else []

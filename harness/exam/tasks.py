@@ -483,12 +483,19 @@ def _identity_of(manager: TaskManager, name: str, rows: str, prompting: Promptin
     return task_identity.identity(said, rows, prompting.shots(said.get("num_fewshot")))
 
 
+def _nothing(_document: object, _replies: object) -> dict[str, Any]:
+    """What a task makes of replies that are kept and not scored."""
+    return {}
+
+
 def _ask(task: Any, prompting: Prompting) -> None:
     """Let a task ask as lm-eval's own command line would.
 
     Raises:
         UsageError: it has fewer solved examples than are asked for.
     """
+    if prompting.predict_only:
+        task.process_results = _nothing
     shots = prompting.shots(task.get_config("num_fewshot"))
     task.set_config(key="num_fewshot", value=shots)
     if shots and isinstance(task, ConfigurableTask):

@@ -68,6 +68,7 @@ class Plan:
         gen_kwargs: what is laid over the ``generation_kwargs`` of tasks that generate.
         enable_thinking: what the chat template is told of thinking.
         think_end_token: what ends a thought; the answer stands behind it.
+        predict_only: whether replies are kept as samples, and no metric is computed.
         chat_edits: whether edits are turns of a chat, too: the prompt of the user, the target of the assistant.
     """
 
@@ -104,6 +105,7 @@ class Plan:
     enable_thinking: bool | None = None
     think_end_token: str | int | None = None
     chat_edits: bool = False
+    predict_only: bool = False
 
     def __post_init__(self) -> None:
         for name, otherwise in (("num_edits", "take all"), ("limit", "take all"), ("cases_at_once", "edit each alone")):
@@ -232,7 +234,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "system_instruction": (str, type(None)),
     "think_end_token": (str, int, type(None)),
     "seed": (int,),
-    **dict.fromkeys(("stop_on_collapse", "known_only", "chat_edits"), (bool,)),
+    **dict.fromkeys(("stop_on_collapse", "known_only", "chat_edits", "predict_only"), (bool,)),
 }
 
 

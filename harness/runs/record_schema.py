@@ -75,6 +75,7 @@ class _Plan(TypedDict, total=False):
     enable_thinking: bool | None
     think_end_token: str | int | None
     chat_edits: bool
+    predict_only: bool
 
 
 class _Model(TypedDict, total=False):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import lzma
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -214,6 +215,22 @@ def test_tasks_by_their_path(chat: Callable[[str], Path], folder: Path, tmp_path
     with pytest.raises(UsageError, match="the folder has no YAML"):
         (tmp_path / "empty").mkdir()
         resolve(Plan(tasks=(str(tmp_path / "empty"),), edits="none"))
+
+
+def test_replies_alone(chat: Callable[[str], Path], folder: Path, tmp_path: Path, small_index: None) -> None:
+    words: dict[str, Any] = {"tasks": list(TASKS), "include_path": [str(folder)], "cache": False}
+    model, path = str(chat(CHATML)), tmp_path / "kept"
+    record = harness.run(model, "none", output=path, predict_only=True, **words)
+    assert record.status == "complete"
+    assert all(record.tasks(0)[name] == {} for name in TASKS)
+    kept = [
+        json.loads(line)
+        for file in path.glob("*.samples.jsonl.xz")
+        for line in lzma.decompress(file.read_bytes()).splitlines()
+    ]
+    assert len([one for one in kept if one.get("task") in TASKS]) == 4 * len(TASKS)
+    with pytest.raises(UsageError, match="predict_only keeps the replies alone, as samples; add --log-samples"):
+        harness.run(model, "none", predict_only=True, **words)
 
 
 # --- what cannot be ------------------------------------------

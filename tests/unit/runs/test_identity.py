@@ -88,7 +88,7 @@ def test_a_value_is_compared_as_json_has_it() -> None:
 @pytest.mark.parametrize("name", [name for name in Plan.__dataclass_fields__ if name not in ("settings", "arch")])
 def test_every_field_reaches_the_id(name: str) -> None:
     other = {"order": "random", "stop_on_collapse": True, "tasks": ("NLI",), "exam": ("text",)}
-    other |= {"fewshot_as_multiturn": False, "enable_thinking": False, "chat_edits": True}
+    other |= {"fewshot_as_multiturn": False, "enable_thinking": False, "chat_edits": True, "predict_only": True}
     changed = other.get(
         name, 7 if name in ("num_edits", "edit_batch_size", "limit", "seed", "num_fewshot") else "other"
     )

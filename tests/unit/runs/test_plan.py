@@ -51,6 +51,7 @@ OTHER: dict[str, Any] = {
     "enable_thinking": False,
     "think_end_token": "</think>",
     "chat_edits": True,
+    "predict_only": True,
 }
 
 
