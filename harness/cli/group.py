@@ -16,6 +16,7 @@ __all__ = ["COMMANDS", "Group", "function_name", "harness"]
 COMMANDS: Mapping[str, tuple[str, ...]] = {
     "edit_and_measure": ("run", "fit", "apply"),
     "records": ("leaderboard", "board", "plot", "belief", "show", "compare", "check"),
+    "judging": ("judge",),
     "share": ("export", "submit"),
     "studies": ("trace", "trace-plot", "localize", "sweep", "tune", "bench", "contract", "durability"),
     "lists": ("editors", "tasks", "models", "data", "cov"),

@@ -11,7 +11,8 @@ What is not finite is left out and counted in the reason; what is empty has the 
 
 Sources: E. B. Wilson (1927), the interval of a proportion; Q. McNemar (1947), the exact test of paired proportions;
 D. G. Bonett and R. M. Price (2012), the adjusted Wald interval of their difference; T. C. Hesterberg (2015), the
-bootstrap and its expanded percentile interval, which corrects the percentile interval for few units.
+bootstrap and its expanded percentile interval, which corrects the percentile interval for few units; J. Cohen (1960),
+the agreement of two raters.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ __all__ = [
     "harmonic_difference",
     "holm",
     "is_exact",
+    "kappa",
     "mcnemar",
     "significant",
     "wilson",
@@ -368,6 +370,38 @@ def _drawn_pairs(draws: Float64[Array, "resamples pairs"], freedom: int) -> tupl
         return low, high, np.ones(draws.shape[1]), high - low
     p = np.minimum(1.0, 2 * special.stdtr(freedom, z / math.sqrt((freedom + 1) / freedom)))
     return low, high, np.where(spread > 0, p, 1.0), _detectable(1.0) * (high - low) / (2 * _Z)
+
+
+def kappa(pairs: Mapping[str, tuple[str, str, str | None]], seed: int, resamples: int = RESAMPLES) -> Estimate:
+    """Cohen's kappa of two raters (J. Cohen, 1960): their agreement beyond that of chance, 1 where they always agree.
+
+    With p_ij the share of what one calls i and the other j: kappa = (sum_i p_ii - e) / (1 - e), e = sum_i p_i. p_.i.
+    Of a cluster each member counts as a part of one.  The interval is that of the bootstrap over units.
+
+    Args:
+        pairs: unit -> what the first rater says, what the second says, and the cluster that it belongs to.
+        seed: of the bootstrap's draws.
+        resamples: how many draws.
+    """
+    labels = sorted({label for first, second, _ in pairs.values() for label in (first, second)})
+    cells = [(a, b) for a in labels for b in labels]
+    shares = [{name: Ratio(float(cell == (a, b)), 1.0, c) for name, (a, b, c) in pairs.items()} for cell in cells]
+    units = _Units.of(shares)
+    value = _optional(_kappa(units.values(), len(labels)))
+    if value is None:
+        return Estimate(None, len(pairs), reason="both raters say one and the same of all" if pairs else "no pair")
+    draws = _kappa(units.resample(seed, resamples), len(labels))
+    if _constant(draws):
+        return Estimate(value, len(pairs), reason="no interval: resampling does not move it", clusters=units.clusters)
+    return Estimate(value, len(pairs), *_percentiles(draws, units.freedom), clusters=units.clusters)
+
+
+def _kappa(shares: Float64[Array, "*resamples cells"], labels: int) -> Float64[Array, "*resamples"]:
+    """Kappa of a table of shares; not a number where chance alone gives agreement."""
+    table = shares.reshape(*shares.shape[:-1], labels, labels)
+    met = np.trace(table, axis1=-2, axis2=-1)
+    chance = (table.sum(axis=-1) * table.sum(axis=-2)).sum(axis=-1)
+    return np.asarray(np.divide(met - chance, 1 - chance, out=np.full_like(met, np.nan), where=chance < 1 - 1e-12))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -42,6 +42,7 @@ from harness.reports.reference_columns import QUOTED, UNMATCHED, reference_colum
 from harness.reports.registry import find_format
 from harness.reports.seeds import order_notes, pool
 from harness.reports.table import Data, Page, Section, Table
+from harness.runs.judged_file import judged_notes, with_verdicts
 from harness.runs.record import Record, record_name
 
 __all__ = ["leaderboard", "leaderboard_page", "measured_sections", "section_order", "shown_and_headline"]
@@ -114,6 +115,7 @@ def leaderboard_page(records: Sequence[Record], published: Sequence[PublishedVal
 def measured_sections(records: Sequence[Record]) -> list[MeasuredSection]:
     """The tables of records that are complete; those that differ in their seed alone are one row, their mean."""
     whole = sorted((r for r in records if r.status == "complete"), key=lambda r: (record_name(r), r.id))
+    whole = [with_verdicts(record) for record in whole]
     with without_collector():
         sections = _sections(pool(whole, shown_and_headline))
     # Where all were run here, nobody asks.
@@ -138,7 +140,8 @@ def shown_and_headline(record: Record, task: str, measures: Mapping[str, Json]) 
 def _shown(section: MeasuredSection, published: Sequence[PublishedValue]) -> Section:
     """The table of a section; of published rows, where nothing can be run again, every two are compared as well."""
     rows = tuple(shown_row(row, section.metrics) for row in section.rows)
-    notes = (*caveat_notes(section), *order_notes(section), *published_notes(section))
+    judges = {name: said for row in section.rows if row.record for name, said in row.record.judges.items()}
+    notes = (*caveat_notes(section), *order_notes(section), *published_notes(section), *judged_notes(judges))
     table = Table("", section.columns, rows, notes)
     pairs = pairs_table(section) if "published" in section.protocol else None
     return Section(section.title, (with_references(table, section, published), *([pairs] if pairs else [])))

@@ -30,6 +30,7 @@ from harness.reports.comparison import pair_difference
 from harness.reports.fitted_table import FittedTable
 from harness.reports.regressions import Moved
 from harness.reports.table import AT_CHANCE, MISSING
+from harness.runs.judged_file import judged_notes, with_verdicts
 from harness.runs.record import Record, record_name
 
 __all__ = ["comparison_table", "moved_table", "record_table", "run_table"]
@@ -59,7 +60,7 @@ def run_table(record: Record) -> RenderableType:
 
     From 100 columns on, with the documents behind each number and the change that they could show; fits 80 without.
     """
-    return _RunTable(record)
+    return _RunTable(with_verdicts(record))
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ def _results(record: Record, everything: bool, narrow: bool = False) -> Renderab
         _add_task(table, record, task, last, everything)
     marks = [_mark(record, t, m) for t in _tasks(record, last) for m in _shown(record, t, last, everything)]
     parts: list[RenderableType] = [_title(record), table, Text(_LEGEND, style="dim"), *_explained(marks)]
+    parts += [Text(line, style="dim") for line in judged_notes(record.judges)]
     if len(counts) > 2:
         parts += [Text(), _retention(record, sorted(counts)), Text(_STARRED, style="dim")]
     return Group(*parts, *(Text(line, style="yellow") for line in _remarks(record, last)))
@@ -257,6 +259,7 @@ def _remarks(record: Record, last: int) -> Iterator[str]:
 
 def record_table(record: Record) -> RenderableType:
     """Everything that a record holds: who, what, all metrics, weights, data, cost."""
+    record = with_verdicts(record)
     parts: list[RenderableType] = [_facts(record), Text(), _results(record, everything=True)]
     for table in (_delta_table(record), _data_table(record), _cost_table(record)):
         if table.row_count:
@@ -385,6 +388,7 @@ def comparison_table(a: Record, b: Record, seed: int = 0) -> RenderableType:
         b: another one.
         seed: of the bootstrap.
     """
+    a, b = with_verdicts(a), with_verdicts(b)
     last = _last(a), _last(b)
     rows = list(_comparisons(a, b, last, seed))
     table = _table("task", "n", "A", "B", "B - A", "p (Holm)", "detectable change")

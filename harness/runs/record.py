@@ -69,6 +69,10 @@ class Record:
     """What :meth:`seal` was when the values beside the record were written; None where they were not read."""
     standing: str | None = field(default=None, compare=False)
     """How far a row that others gave was checked (:mod:`harness.reports.submissions`); no file of a record says it."""
+    judged: list[Any] | None = field(default=None, compare=False)
+    """What judges said of its texts (:mod:`harness.runs.judged_file`); None where that was not read."""
+    judges: Json = field(default_factory=dict, compare=False)
+    """Who gave the verdicts that stand among the numbers."""
 
     def point(self, edits: int) -> Json:
         """All that is known after so many edits; empty where nothing is."""
@@ -110,7 +114,7 @@ class Record:
         return replace(found, plan=current_names(found.plan))
 
 
-_BESIDE = ("values", "sealed", "standing")  # what stands in the file beside the record
+_BESIDE = ("values", "sealed", "standing", "judged", "judges")  # what stands in the file beside the record
 _SEALED = ("headlines", "derived", "points", "collapse", "weights", "delta")
 _FIELDS = [f.name for f in fields(Record) if f.name not in _BESIDE]
 _ORDER = ["schema", *(key for key in _FIELDS if key != "schema")]

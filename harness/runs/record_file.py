@@ -30,6 +30,7 @@ from harness.io.files import (
 )
 from harness.io.schema import checked, parsed
 from harness.runs.identity import SCHEMA
+from harness.runs.judged_file import read_judged
 from harness.runs.record import PointValues, Record
 from harness.runs.record_schema import Column, RecordFile, ValuesFile
 
@@ -60,6 +61,7 @@ def read_record(path: str | Path, values: bool = False) -> Record:
     beside = values_path(path)
     if values and beside.exists():
         record.values, record.sealed = _read_values(beside, record.id)
+        record.judged = read_judged(path, record.id) or None
     return record
 
 

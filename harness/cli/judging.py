@@ -1,0 +1,157 @@
+"""The command ``judge``: a second pass over a record, in which a judge marks what was generated."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import click
+
+from harness.cli import options as opt
+from harness.cli import terminal
+
+if TYPE_CHECKING:
+    from harness.studies.judging.claims import Claim
+    from harness.studies.judging.judges import Judge
+    from harness.studies.judging.judging import Agreement, Judged
+
+__all__ = ["Asked", "judge"]
+
+
+_JUDGE = opt.Option(
+    "--judge",
+    "Who judges: a shipped model, a folder, a GGUF file, a Hub repository; or the address of a server, http://...",
+    required=True,
+)
+_MODEL = opt.Option("--judge-model", "The name of the model that the server is to judge with.")
+_KEY = opt.Option("--judge-key", "The environment variable that holds the server's key.", default="OPENAI_API_KEY")
+_TIMEOUT = opt.Option(
+    "--timeout", "Seconds that one answer of the server may take.", kind=click.FloatRange(min=0.1), default=60
+)
+_RETRIES = opt.Option("--retries", "How often the server is asked again.", kind=click.IntRange(min=0), default=4)
+_PARALLEL = opt.Option("--parallel", "How many texts the server is asked about at a time.", opt.COUNT, default=4)
+_CLAIMS = opt.Option("--claims", "With --data-dir: how many of its labelled claims are judged too.", opt.COUNT, default=200)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The options that say who judges, and what."""
+
+    judge: Annotated[str, _JUDGE]
+    judge_model: Annotated[str | None, _MODEL]
+    judge_key: Annotated[str, _KEY]
+    timeout: Annotated[float, _TIMEOUT]
+    retries: Annotated[int, _RETRIES]
+    parallel: Annotated[int, _PARALLEL]
+    dtype: Annotated[str, opt.DTYPE.but(help="Of a judge that is a model: float32, bfloat16, ...", default="float32")]
+    device: Annotated[str | None, opt.DEVICE.but(help="Where a judge that is a model goes.")]
+    batch_size: Annotated[int | None, opt.BATCH_SIZE]
+    task: Annotated[str | None, opt.TASK.but(help="Judge only texts of this task, or edit set.")]
+    kind: Annotated[str | None, opt.QUESTIONS.but(help="Judge only questions of this kind, such as paraphrase.")]
+    at: Annotated[int | None, opt.AT.but(help="Judge only what was written after so many edits.", otherwise="all")]
+    data_dir: Annotated[
+        Path | None, opt.DATA_DIR.but(help="A folder with labelled claims (leme).", kind=opt.PATH, otherwise="none")
+    ]
+    claims: Annotated[int, _CLAIMS]
+
+    def require_together(self) -> None:
+        """See that the options go together, before anything is loaded.
+
+        Raises:
+            UsageError: a server without the name of its model, or the other way round.
+        """
+        from harness.errors import UsageError
+        from harness.studies.judging.judges import is_address
+
+        if is_address(self.judge) and self.judge_model is None:
+            raise UsageError(f"--judge {self.judge}: a server has several models; name one with --judge-model")
+        if not is_address(self.judge) and self.judge_model is not None:
+            raise UsageError(
+                f"--judge-model names a model of a server, but --judge '{self.judge}' is no address; give one such as "
+                "http://localhost:8000/v1, or leave --judge-model out"
+            )
+
+    def opened(self) -> Judge:
+        """The judge."""
+        from harness.studies.judging.judges import HttpJudge, ModelJudge, is_address
+
+        if is_address(self.judge):
+            return HttpJudge(
+                self.judge,
+                self.judge_model or "",
+                key=os.environ.get(self.judge_key) or None,
+                variable=self.judge_key,
+                timeout=self.timeout,
+                retries=self.retries,
+                parallel=self.parallel,
+            )
+        from harness.models.lm import load
+
+        return ModelJudge(load(self.judge, dtype=self.dtype, device=self.device), rows=self.batch_size)
+
+    def labelled(self) -> list[Claim]:
+        """The labelled claims, where there is a folder of them."""
+        from harness.studies.judging.claims import read_claims
+
+        return [] if self.data_dir is None else read_claims(self.data_dir, self.claims)
+
+
+@click.command()
+@click.argument("path", type=opt.PATH)
+@opt.taken(Asked)
+@opt.FRESH.but(help="Ask again what this judge has said before.")
+def judge(asked: Asked, *, path: Path, fresh: bool) -> None:
+    """Let a judge mark the texts of a record right, wrong or refused (the protocol of QAEdit), and keep its verdicts.
+
+    The texts are the samples that lie beside the record. A verdict that is known is not asked for again.
+    """
+    from harness.reports.terminal_tables import run_table
+    from harness.runs.judged_file import judged_path
+    from harness.studies.judging.judging import Which, judge_record, require_texts
+
+    asked.require_together()
+    which = Which(asked.task, asked.kind, asked.at)
+    require_texts(path, which)
+    claims = asked.labelled()
+    who = asked.opened()
+    with terminal.watched() as report:
+        done = judge_record(path, who, which=which, claims=claims, fresh=fresh, report=report)
+    terminal.write_table(run_table(done.record))
+    _say_agreement(done)
+    _say_missing(done, getattr(who, "cut", 0))
+    terminal.say_where("verdicts:", judged_path(path))
+
+
+def _say_agreement(done: Judged) -> None:
+    """How far the judge agrees with exact match, and with labelled claims."""
+    from harness.studies.judging.judging import agreement_with_claims, agreement_with_exact_match
+
+    terminal.say(_agreement("exact match", agreement_with_exact_match(done.judgement)))
+    if done.judgement.get("claims"):
+        terminal.say(_agreement("labelled claims", agreement_with_claims(done.judgement)))
+
+
+def _agreement(what: str, found: Agreement) -> str:
+    from harness.reports.cells import brackets, number
+
+    one = found.kappa
+    if found.alike is None:
+        return f"agreement with {what}: no verdict"
+    interval = brackets(None if one.low is None or one.high is None else (one.low, one.high)).replace("[", "\\[")
+    said = f"Cohen's kappa {number(one.value)} {interval}".rstrip()
+    return (
+        f"agreement with {what}: {said}, {found.alike:.0%} alike, n {one.n}{f' ({one.reason})' if one.reason else ''}"
+    )
+
+
+def _say_missing(done: Judged, cut: int) -> None:
+    told = f"asked {done.asked}"
+    if done.missing:
+        told += (
+            f"; [yellow]{done.missing} texts have no verdict[/], and do not count: the same call asks for them again"
+        )
+    if cut:
+        told += f"; [yellow]{cut} prompts were longer than the judge's context and were cut from the left[/]"
+    terminal.say(told)

@@ -1,0 +1,1 @@
+"""A judge marks what was generated: right, wrong or refused."""
