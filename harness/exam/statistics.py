@@ -383,13 +383,15 @@ def kappa(pairs: Mapping[str, tuple[str, str, str | None]], seed: int, resamples
         seed: of the bootstrap's draws.
         resamples: how many draws.
     """
+    if not pairs:
+        return Estimate(None, 0, reason="no pair")
     labels = sorted({label for first, second, _ in pairs.values() for label in (first, second)})
     cells = [(a, b) for a in labels for b in labels]
     shares = [{name: Ratio(float(cell == (a, b)), 1.0, c) for name, (a, b, c) in pairs.items()} for cell in cells]
     units = _Units.of(shares)
     value = _optional(_kappa(units.values(), len(labels)))
     if value is None:
-        return Estimate(None, len(pairs), reason="both raters say one and the same of all" if pairs else "no pair")
+        return Estimate(None, len(pairs), reason="both raters say one and the same of all")
     draws = _kappa(units.resample(seed, resamples), len(labels))
     if _constant(draws):
         return Estimate(value, len(pairs), reason="no interval: resampling does not move it", clusters=units.clusters)

@@ -55,7 +55,7 @@ _WORDS = {
     "wrong": ("wrong", "incorrect"),
     "refused": ("refused", "refusal", "not attempted", "not_attempted"),
 }
-_THOUGHT = re.compile(r".*</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
+_THOUGHT = re.compile(r".*</think(?:ing)?>|<think(?:ing)?>.*", re.DOTALL | re.IGNORECASE)
 _MARKS = " \t\r\n*_`'\"()[]{}.:,;!#"
 _LEADING = re.compile(r"^[\s*_`'\"(\[{#]*([ABC])[\s*_`'\")\]}]*(?:[.:,;)\n-]|$)")
 _NAMED = re.compile(r"\b(?i:grade|verdict|answer)\b[\s*_`'\":=(\[]*(?i:is|of)?[\s*_`'\":=(\[]*([ABC])\b")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import random
 import time
+from collections import Counter
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import cohen_kappa_score
 
 from harness.exam import statistics
 from harness.exam.statistics import Ratio, aggregate, difference, estimate, harmonic, harmonic_difference, holm, mcnemar
@@ -435,3 +438,55 @@ def test_wilson_contains_the_value_and_stays_within_zero_and_one(right: list[boo
     result = estimate({str(i): Ratio(float(r)) for i, r in enumerate(right)}, 0)
     assert 0 <= result.low <= result.value <= result.high <= 1
     assert result.high - result.low > 0.05
+
+
+# --- the agreement of two raters --------------------------------------------------------------------------------------
+
+
+def raters(n: int, labels: str, seed: int, same: float = 0.5) -> dict[str, tuple[str, str, str | None]]:
+    """What two raters say of n units: alike as often as asked, else at random."""
+    rng = random.Random(seed)
+    first = [rng.choice(labels) for _ in range(n)]
+    second = [one if rng.random() < same else rng.choice(labels) for one in first]
+    return {str(i): (a, b, None) for i, (a, b) in enumerate(zip(first, second, strict=True))}
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("labels", ["ab", "abc"])
+def test_kappa_is_that_of_scikit_learn(labels: str, seed: int) -> None:
+    pairs = raters(60, labels, seed)
+    first, second = zip(*((a, b) for a, b, _ in pairs.values()), strict=True)
+    found = statistics.kappa(pairs, seed=0)
+    assert found.value == pytest.approx(cohen_kappa_score(first, second), abs=1e-12)
+    assert found.n == 60 and found.low is not None and found.high is not None
+    assert found.low < found.value < found.high
+
+
+def test_kappa_of_clusters_weighs_each_cluster_alike() -> None:
+    pairs = {name: (a, b, f"c{int(name) % 7}") for name, (a, b, _) in raters(50, "ab", 5).items()}
+    sizes = Counter(cluster for _, _, cluster in pairs.values())
+    weights = [1 / sizes[cluster] for _, _, cluster in pairs.values()]
+    first, second = zip(*((a, b) for a, b, _ in pairs.values()), strict=True)
+    found = statistics.kappa(pairs, seed=0)
+    assert found.value == pytest.approx(cohen_kappa_score(first, second, sample_weight=weights), abs=1e-12)
+    assert (found.n, found.clusters) == (50, 7)
+
+
+def test_the_interval_of_kappa_covers_the_truth() -> None:
+    truth, covered = 0.5, 0
+    for seed in range(200):  # alike half of the time, else at random: kappa is 0.5
+        found = statistics.kappa(raters(80, "ab", seed), seed=0, resamples=400)
+        assert found.low is not None and found.high is not None
+        covered += found.low <= truth <= found.high
+    assert 0.90 <= covered / 200 <= 0.985
+
+
+def test_kappa_where_there_is_none() -> None:
+    assert statistics.kappa({}, seed=0).reason == "no pair"
+    alike = {str(i): ("a", "a", None) for i in range(5)}
+    assert statistics.kappa(alike, seed=0).value is None
+    assert "one and the same" in str(statistics.kappa(alike, seed=0).reason)
+    perfect = {str(i): (label, label, None) for i, label in enumerate("abab")}
+    assert statistics.kappa(perfect, seed=0).value == pytest.approx(1.0)
+    constant = {str(i): ("a", label, None) for i, label in enumerate("abab")}
+    assert (statistics.kappa(constant, seed=0).value, statistics.kappa(constant, seed=0).low) == (0.0, None)
