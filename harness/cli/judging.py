@@ -32,7 +32,9 @@ _TIMEOUT = opt.Option(
 )
 _RETRIES = opt.Option("--retries", "How often the server is asked again.", kind=click.IntRange(min=0), default=4)
 _PARALLEL = opt.Option("--parallel", "How many texts the server is asked about at a time.", opt.COUNT, default=4)
-_CLAIMS = opt.Option("--claims", "With --data-dir: how many of its labelled claims are judged too.", opt.COUNT, default=200)
+_CLAIMS = opt.Option(
+    "--claims", "With --data-dir: how many of its labelled claims are judged too.", opt.COUNT, default=200
+)
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,8 @@ def judge_record(
     others, mine = _known(record, judge)
     known = {} if fresh else {row["prompt"]: row["verdict"] for row in (*mine["rows"], *mine.get("claims", ()))}
     under_way = _Asking(path, record, others, mine, rows, asked)
-    count = under_way.ask(judge, {k: p for k, p in prompts.items() if known.get(k) is None}, known, report)
+    unknown = {key: prompt for key, prompt in prompts.items() if known.get(key) is None}
+    count = under_way.ask(judge, prompts=unknown, known=known, report=report)
     missing = sum(row["verdict"] is None for row in (*rows, *asked))
     return Judged(read_record(path, values=True), under_way.judgement, count, missing)
 
@@ -215,7 +216,7 @@ class _Asking:
             claims=[*told, *claims],
         )
 
-    def ask(self, judge: Judge, prompts: dict[str, str], known: dict[str, Verdict | None], report: Report) -> int:
+    def ask(self, judge: Judge, *, prompts: dict[str, str], known: dict[str, Verdict | None], report: Report) -> int:
         """Ask what is not known, a part at a time, and give how many prompts were asked."""
         self._note(known)
         keys, done = list(prompts), 0
