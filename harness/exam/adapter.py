@@ -587,7 +587,9 @@ class EditedLM(HFLM):  # type: ignore[misc]
         """What the chat template puts around a question; nothing where there is no template."""
         if self._template is None:
             return "", ""
-        edit = in_turns([Edit("", "question", None, "answer")], self.lm.tokenizer, self.prompting, self.lm.name)[0]
+        edit = in_turns([Edit("", "question", None, "answer")], self.lm.tokenizer, self.prompting, model=self.lm.name)[
+            0
+        ]
         return edit.before, edit.after
 
     def _marked(self, request: Instance, patch: int) -> Instance:

@@ -241,7 +241,7 @@ def _holds(
 
 
 def in_turns(
-    edits: Sequence[Edit], tokenizer: PreTrainedTokenizerBase, prompting: Prompting, model: str = "the model"
+    edits: Sequence[Edit], tokenizer: PreTrainedTokenizerBase, prompting: Prompting, *, model: str = "the model"
 ) -> list[Edit]:
     """Edits as turns of a chat: each prompt is the turn of the user, and its target begins that of the assistant.
 

@@ -96,7 +96,7 @@ def prepare_run(
     _require_layers(resolved, lm, editor)
     require_roles(lm.tokenizer, plan.prompting, lm.name)
     if plan.chat_edits:
-        resolved = replace(resolved, edits=tuple(in_turns(resolved.edits, lm.tokenizer, plan.prompting, lm.name)))
+        resolved = replace(resolved, edits=tuple(in_turns(resolved.edits, lm.tokenizer, plan.prompting, model=lm.name)))
     schedule.require_editable(editor, lm, resolved.edits, mode=resolved.mode)
     asked, knowledge = resolved.edits, _knowledge(resolved, lm, report)
     resolved = _of_known(resolved, knowledge) if knowledge and plan.known_only else resolved

@@ -172,10 +172,10 @@ def test_what_a_patch_puts_in_front_stands_in_the_turn(lm: LM, family: str, smal
 def test_a_prompt_that_the_template_changes_is_refused(lm: LM) -> None:
     lm.tokenizer.chat_template = "{{ messages[-1]['content'] | upper }}:"
     with pytest.raises(UsageError, match="edit 1: the chat template of chat does not give 'The home of Ann Lee is' as"):
-        in_turns([EDIT], lm.tokenizer, CHAT, "chat")
+        in_turns([EDIT], lm.tokenizer, CHAT, model="chat")
     lm.tokenizer.chat_template = "{{ messages[-1]['content'] }}"
     with pytest.raises(UsageError, match="with a turn of the assistant behind it"):
-        in_turns([EDIT], lm.tokenizer, CHAT, "chat")
+        in_turns([EDIT], lm.tokenizer, CHAT, model="chat")
 
 
 @pytest.mark.parametrize("editor", ["rome", "ft_m", "rag"])
