@@ -24,7 +24,7 @@ from torch import Tensor
 from harness.editing.edit import Edit
 from harness.errors import UsageError
 from harness.methods.descent import TokenisedEdit, tokenise
-from harness.methods.shifts import GradientShift, Shape, Statistics, features, shape_of, shift, shift_values
+from harness.methods.shifts import GradientShift, Shape, Statistics, read_features, shape_of, shift, shift_values
 from harness.models.lm import LM
 from harness.patches.patch import Patch
 
@@ -96,7 +96,7 @@ class UltraEdit(GradientShift):
         if not edits:
             return Patch(memory=memory)
         batches = self._batches(tokenise(lm, edits))
-        seen = features(lm, batches, names=self.places(lm), mean=self.loss == "batch")
+        seen = read_features(lm, batches, names=self.places(lm), mean=self.loss == "batch")
         found = {name: (torch.cat(keys), torch.cat(gradients)) for name, (keys, gradients) in seen.items()}
         statistics = dict(memory.statistics) if memory else {}
         for name, (keys, gradients) in seen.items():

@@ -928,7 +928,8 @@ def import_records(
             numbers.
 
     Examples:
-        >>> import json, pathlib, harness
+        >>> import json, pathlib
+        >>> import harness
         >>> bits = {"edit": 1, "rephrase": 1, "yes": 1, "no": 0, "mc": 1, "reversed": 0}
         >>> row = {"topic": "art", "editor": "ROME", "case_id": 0, "pre": bits, "post": {**bits, "locality": 1}}
         >>> path = pathlib.Path("halluedit_percase_llama_2_7b_chat_hf.jsonl")
@@ -963,7 +964,8 @@ def audit(path: str | Path, *, format: str | None = None, model: str | None = No
         DataError: there is nothing that can be looked at.
 
     Examples:
-        >>> import pathlib, harness
+        >>> import pathlib
+        >>> import harness
         >>> path = pathlib.Path("values.csv")
         >>> _ = path.write_text("paper,model,data,method,metric,value\nA,gpt2,zsRE,ROME,efficacy,99.8\n")
         >>> [finding.check for finding in harness.audit(path)]

@@ -15,6 +15,7 @@ from harness.cli import terminal, values
 if TYPE_CHECKING:
     from harness.reports.run_log import RunLogger
     from harness.runs import options as carried
+    from harness.runs.crew.cells import Crew
     from harness.runs.plan import Plan
     from harness.runs.record import Record
     from harness.runs.several import Outcome
@@ -162,20 +163,34 @@ def run(
     """
     from harness.runs.crew.cells import crew_of
     from harness.runs.defaults import note_rows
-    from harness.runs.several import run_each
 
-    loggers = _loggers(log_to)
-    wanted = plan.plans(seeds)
+    loggers, wanted = _loggers(log_to), plan.plans(seeds)
     for one in wanted[:1]:
         note_rows(one, execution.batch_size)
     if dry_run:
         _show_plans(wanted, execution.options(), probes=not no_probes)
-        return
-    crew = crew_of(workers, cluster)
+    else:
+        ended = _carried_out(wanted, execution.options(), crew=crew_of(workers, cluster), loggers=loggers)
+        _show_seeds([done.record for done in ended if done.record])
+
+
+def _carried_out(
+    plans: Sequence[Plan], options: carried.RunOptions, *, crew: Crew, loggers: Sequence[RunLogger]
+) -> list[Outcome]:
+    """Carry out plans, show what became of each, and log it.
+
+    Args:
+        plans: the plans.
+        options: how.
+        crew: who.
+        loggers: where records are logged.
+    """
+    from harness.runs.several import run_each
+
     ended: list[Outcome] = []
     try:
-        with terminal.cells_watched(len(wanted), not crew.here) as watcher:
-            for done in run_each(wanted, execution.options(), watcher=watcher, crew=crew):
+        with terminal.cells_watched(len(plans), not crew.here) as watcher:
+            for done in run_each(plans, options, watcher=watcher, crew=crew):
                 ended.append(done)
                 if crew.here:
                     _show_outcome(done)
@@ -186,7 +201,7 @@ def run(
             if done.error is not None:
                 terminal.tell(f"{done.plan.editor}: {done.error}")
             _log_outcome(done, loggers)
-    _show_seeds([done.record for done in ended if done.record])
+    return ended
 
 
 def _loggers(names: Sequence[str]) -> Sequence[RunLogger]:

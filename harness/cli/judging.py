@@ -20,33 +20,16 @@ if TYPE_CHECKING:
 __all__ = ["Asked", "judge"]
 
 
-_JUDGE = opt.Option(
-    "--judge",
-    "Who judges: a shipped model, a folder, a GGUF file, a Hub repository; or the address of a server, http://...",
-    required=True,
-)
-_MODEL = opt.Option("--judge-model", "The name of the model that the server is to judge with.")
-_KEY = opt.Option("--judge-key", "The environment variable that holds the server's key.", default="OPENAI_API_KEY")
-_TIMEOUT = opt.Option(
-    "--timeout", "Seconds that one answer of the server may take.", kind=click.FloatRange(min=0.1), default=60
-)
-_RETRIES = opt.Option("--retries", "How often the server is asked again.", kind=click.IntRange(min=0), default=4)
-_PARALLEL = opt.Option("--parallel", "How many texts the server is asked about at a time.", opt.COUNT, default=4)
-_CLAIMS = opt.Option(
-    "--claims", "With --data-dir: how many of its labelled claims are judged too.", opt.COUNT, default=200
-)
-
-
 @dataclass(frozen=True)
 class Asked:
     """The options that say who judges, and what."""
 
-    judge: Annotated[str, _JUDGE]
-    judge_model: Annotated[str | None, _MODEL]
-    judge_key: Annotated[str, _KEY]
-    timeout: Annotated[float, _TIMEOUT]
-    retries: Annotated[int, _RETRIES]
-    parallel: Annotated[int, _PARALLEL]
+    judge: Annotated[str, opt.JUDGE]
+    judge_model: Annotated[str | None, opt.JUDGE_MODEL]
+    judge_key: Annotated[str, opt.JUDGE_KEY]
+    timeout: Annotated[float, opt.TIMEOUT]
+    retries: Annotated[int, opt.RETRIES]
+    parallel: Annotated[int, opt.PARALLEL]
     dtype: Annotated[str, opt.DTYPE.but(help="Of a judge that is a model: float32, bfloat16, ...", default="float32")]
     device: Annotated[str | None, opt.DEVICE.but(help="Where a judge that is a model goes.")]
     batch_size: Annotated[int | None, opt.BATCH_SIZE]
@@ -56,7 +39,7 @@ class Asked:
     data_dir: Annotated[
         Path | None, opt.DATA_DIR.but(help="A folder with labelled claims (leme).", kind=opt.PATH, otherwise="none")
     ]
-    claims: Annotated[int, _CLAIMS]
+    claims: Annotated[int, opt.CLAIMS]
 
     def require_together(self) -> None:
         """See that the options go together, before anything is loaded.

@@ -30,6 +30,7 @@ __all__ = [
     "CHANGED",
     "CHAT_EDITS",
     "CHECK",
+    "CLAIMS",
     "CLUSTER",
     "COMMIT",
     "COMMUNITY",
@@ -62,6 +63,9 @@ __all__ = [
     "HARDWARE",
     "HIGH",
     "HUB_DATASET",
+    "JUDGE",
+    "JUDGE_KEY",
+    "JUDGE_MODEL",
     "KIND",
     "KNOWN",
     "KNOWN_ONLY",
@@ -87,6 +91,7 @@ __all__ = [
     "ONLY",
     "ORDER",
     "OUTPUT",
+    "PARALLEL",
     "PATCH",
     "PATH",
     "PREDICT_ONLY",
@@ -97,6 +102,7 @@ __all__ = [
     "RELEASED",
     "REPOSITORY",
     "RESCORE",
+    "RETRIES",
     "SAMPLES",
     "SEED",
     "SEEDS",
@@ -114,6 +120,7 @@ __all__ = [
     "TEXTS",
     "THINK_END_TOKEN",
     "THRESHOLD",
+    "TIMEOUT",
     "TO",
     "TOKENS",
     "TOLERANCE",
@@ -469,16 +476,28 @@ NO_PROBES = Option("--no-probes", "With --dry-run: load no model, and do not say
 FRESH = Option("--fresh", "Start anew where an earlier run of the same plan was stopped.", flag=True)
 TO = Option("--to", "The folder of the checkpoint.", PATH, parameter="folder", required=True)
 
+JUDGE = Option(
+    "--judge",
+    "Who judges: a shipped model, a folder, a GGUF file, a Hub repository; or the address of a server, http://...",
+    required=True,
+)
+JUDGE_MODEL = Option("--judge-model", "The name of the model that the server is to judge with.")
+JUDGE_KEY = Option("--judge-key", "The environment variable that holds the server's key.", default="OPENAI_API_KEY")
+TIMEOUT = Option(
+    "--timeout", "Seconds that one answer of the server may take.", kind=click.FloatRange(min=0.1), default=60
+)
+RETRIES = Option("--retries", "How often the server is asked again.", kind=click.IntRange(min=0), default=4)
+PARALLEL = Option("--parallel", "How many texts the server is asked about at a time.", COUNT, default=4)
+CLAIMS = Option("--claims", "With --data-dir: how many of its labelled claims are judged too.", COUNT, default=200)
+
 FOREIGN = ForeignFormat([])
 REPOSITORY = Option("--repository", "Where the files are published: owner/name.", otherwise="that of the format")
 COMMIT = Option("--commit", "The commit of that repository.", otherwise="not told")
 LICENCE = Option("--licence", "The licence of the files.", otherwise="that of the format's repository")
 UNEDITED = Option("--unedited", "The same files of the unedited model.", PATH)
 
-SHOW_SAMPLES = Option("--samples", "Show what every document was asked, and the replies before and after.", flag=True)
 CHANGED = Option("--changed", "With --samples: only those to which the edited model replies something else.", flag=True)
 TASK = Option("--task", "With --samples: only those of this task, or edit set.")
-QUESTIONS = Option("--kind", "With --samples: only questions of this kind, such as paraphrase.")
 AT = Option("--at", "With --samples: those after so many edits.", int, otherwise="the most")
 
 FORMAT = Option("--format", "How the table is written.", kind=TableFormat([]), parameter="form")
@@ -496,7 +515,7 @@ HUB_DATASET = Option(
     many=True,
     metavar="TASK=OWNER/NAME[:TASK]",
 )
-COMMUNITY = Option("--to", "The folder of submissions.", PATH, default=Path("results/community"), parameter="folder")
+COMMUNITY = replace(TO, help="The folder of submissions.", default=Path("results/community"), required=False)
 CONTACT = Option("--contact", "Who can be asked about the record: a name, an address, a page.")
 HARDWARE = Option("--hardware", "On what it was run.", otherwise="the device that the record names")
 CHECK = Option("--check", "Write nothing: check the submissions in a folder.", flag=True)
@@ -513,8 +532,12 @@ KIND = Option(
     "What is restored: mlp, attn, block (hidden state), or several: mlp,block.",
     otherwise="mlp; rome: all three",
 )
+QUESTIONS = replace(KIND, help="With --samples: only questions of this kind, such as paraphrase.", otherwise=None)
 WINDOW = Option("--window", "Layers restored together, or several: 1,3,5.", otherwise="5; rome: 10; of blocks: 1")
 SAMPLES = Option("--samples", "Noise samples.", int, otherwise="10")
+SHOW_SAMPLES = replace(
+    SAMPLES, help="Show what every document was asked, and the replies before and after.", flag=True, otherwise=None
+)
 SIGMA = Option(
     "--sigma",
     "Noise: a number, s3 (3 x std of embeddings), hase or rome (that paper's).",

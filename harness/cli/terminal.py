@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -130,16 +130,16 @@ class _OneCell:
     def __init__(self, stack: ExitStack, report: Report | None = None) -> None:
         self._stack, self._report = stack, report
 
-    def begun(self, cell: Cell[Any]) -> None:  # noqa: ARG002 (as of a watcher)
+    def begun(self, cell: Cell[object]) -> None:  # noqa: ARG002 (as of a watcher)
         """Open what its phases are shown in."""
         self._report = self._report or self._stack.enter_context(watched())
 
-    def report(self, cell: Cell[Any], phase: str, *, done: int, total: int) -> None:  # noqa: ARG002 (as of a watcher)
+    def report(self, cell: Cell[object], phase: str, *, done: int, total: int) -> None:  # noqa: ARG002 (as of a watcher)
         """Show how far it is."""
         if self._report is not None:
             self._report(phase, done, total)
 
-    def ended(self, one: Ended[Any, Any], *, left: int, seconds: float) -> None:  # noqa: ARG002 (as of a watcher)
+    def ended(self, one: Ended[object, object], *, left: int, seconds: float) -> None:  # noqa: ARG002 (as of a watcher)
         """Make room for its table."""
         self._stack.close()
 
@@ -150,17 +150,17 @@ class _CellLines:
     def __init__(self, report: Report | None) -> None:
         self._report, self._ended = report, 0
 
-    def begun(self, cell: Cell[Any]) -> None:
+    def begun(self, cell: Cell[object]) -> None:
         """Say which one is begun, where its phases are told."""
         if self._report is not None:
             self._report(cell.shown or cell.name, 0, 0)
 
-    def report(self, cell: Cell[Any], phase: str, *, done: int, total: int) -> None:  # noqa: ARG002 (as of a watcher)
+    def report(self, cell: Cell[object], phase: str, *, done: int, total: int) -> None:  # noqa: ARG002 (as of a watcher)
         """Say which phase it is in."""
         if self._report is not None:
             self._report(phase, done, total)
 
-    def ended(self, one: Ended[Any, Any], *, left: int, seconds: float) -> None:
+    def ended(self, one: Ended[object, object], *, left: int, seconds: float) -> None:
         """Say what has ended, and what is left."""
         self._ended += 1
         click.echo(f"[{datetime.now():%H:%M:%S}] {_ended_line(one, self._ended, left, seconds)}", err=True)
@@ -174,17 +174,17 @@ class _CellBars:
         self._shown: dict[str, TaskID] = {}
         stack.callback(self._bar.stop)
 
-    def begun(self, cell: Cell[Any]) -> None:
+    def begun(self, cell: Cell[object]) -> None:
         """Show a bar for it."""
         self._drop(cell)
         self._bar.start()
         self._shown[cell.name] = self._bar.add_task((cell.shown or cell.name)[:44], total=None)
 
-    def report(self, cell: Cell[Any], phase: str, *, done: int, total: int) -> None:  # noqa: ARG002 (as of a watcher)
+    def report(self, cell: Cell[object], phase: str, *, done: int, total: int) -> None:  # noqa: ARG002 (as of a watcher)
         """Show how far it is."""
         self._bar.update(self._shown[cell.name], completed=done, total=total or None)
 
-    def ended(self, one: Ended[Any, Any], *, left: int, seconds: float) -> None:
+    def ended(self, one: Ended[object, object], *, left: int, seconds: float) -> None:
         """Take its bar away, and say what is left."""
         self._ended += 1
         self._drop(one.cell)
@@ -192,12 +192,12 @@ class _CellBars:
             self._bar.stop()  # whoever gets the cell may print
         self._bar.console.print(_escape(_ended_line(one, self._ended, left, seconds)), highlight=False)
 
-    def _drop(self, cell: Cell[Any]) -> None:
+    def _drop(self, cell: Cell[object]) -> None:
         if cell.name in self._shown:
             self._bar.remove_task(self._shown.pop(cell.name))
 
 
-def _ended_line(one: Ended[Any, Any], ended: int, left: int, seconds: float) -> str:
+def _ended_line(one: Ended[object, object], ended: int, left: int, seconds: float) -> str:
     """What has become of a cell, and about how long the rest takes."""
     rest = f", {left} left, about {_duration(seconds)}" if left else ""
     state = "failed" if one.error is not None else "done"

@@ -63,11 +63,11 @@ class CaseSet:
             split: which of them.
             only: the ids of the cases that are wanted; None for all.
         """
-        return read_cases(self.rule, self.source(data_dir, split), _as_edit(), only)
+        return read_cases(self.rule, self.source(data_dir, split), _as_edit(), only=only)
 
     def edits(self, rows: Sequence[dict[str, Any]], count: int | None = None, **_: object) -> list[Edit]:
         """What an editor is asked to do; of so many cases from the beginning."""
-        return case_edits(self.rule, rows, _as_edit(), count)
+        return case_edits(self.rule, rows, _as_edit(), count=count)
 
     def examples(self, rows: Sequence[dict[str, Any]], **_: object) -> list[Example]:
         """The edits with the questions that a rival answers, for editors that learn."""

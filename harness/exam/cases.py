@@ -312,7 +312,7 @@ def _compiled(path: str, where: str) -> Any:
 
 
 def read_cases(
-    rule: CaseRule, rows: Iterable[Mapping[str, Any]], as_edit: Any, only: Collection[str] | None = None
+    rule: CaseRule, rows: Iterable[Mapping[str, Any]], as_edit: Any, *, only: Collection[str] | None = None
 ) -> list[Case]:
     """The cases of rows, in their order.
 
@@ -339,7 +339,9 @@ def read_cases(
     return found
 
 
-def case_edits(rule: CaseRule, rows: Iterable[Mapping[str, Any]], as_edit: Any, count: int | None = None) -> list[Edit]:
+def case_edits(
+    rule: CaseRule, rows: Iterable[Mapping[str, Any]], as_edit: Any, *, count: int | None = None
+) -> list[Edit]:
     """The edits of all cases of rows, in their order; what is asked about them is not looked at.
 
     Args:

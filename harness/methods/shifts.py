@@ -27,7 +27,7 @@ from harness.models.activations import at_least_float32
 from harness.models.lm import LM
 from harness.patches.delta import Delta, Dense, LowRank, double
 
-__all__ = ["Features", "GradientShift", "Shape", "Statistics", "features", "shape_of", "shift", "shift_values"]
+__all__ = ["Features", "GradientShift", "Shape", "Statistics", "read_features", "shape_of", "shift", "shift_values"]
 
 Shape = tuple[int, int]
 """``(in, out)`` of a matrix."""
@@ -133,7 +133,7 @@ def shape_of(key: Tensor, gradient: Tensor) -> Shape:
     return key.shape[1], gradient.shape[1]
 
 
-def features(lm: LM, batches: Sequence[Sequence[TokenisedEdit]], *, names: Sequence[str], mean: bool) -> Features:
+def read_features(lm: LM, batches: Sequence[Sequence[TokenisedEdit]], *, names: Sequence[str], mean: bool) -> Features:
     """What enters each module, and the gradient of what leaves it, at every token of every target.
 
     Args:

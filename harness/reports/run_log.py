@@ -10,14 +10,15 @@ from __future__ import annotations
 import importlib.util
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.errors import UsageError, near
 from harness.io.files import values_path
 from harness.reports import loggers
 from harness.reports.one_a_file import parts_by_name
-from harness.runs.record import Record
-from harness.runs.sample_file import samples_path
+
+if TYPE_CHECKING:
+    from harness.runs.record import Record
 
 __all__ = [
     "PROJECT_NAME",
@@ -143,4 +144,6 @@ def logged_cost(record: Record) -> dict[str, float]:
 
 def logged_files(path: Path) -> list[Path]:
     """The files of a record: its JSON, and its values and samples where they lie beside it."""
+    from harness.runs.sample_file import samples_path
+
     return [file for file in (path, values_path(path), samples_path(path)) if file.is_file()]

@@ -130,11 +130,11 @@ def _pair(found: Pairs, at: tuple[int, int], places: Sequence[int], adjusted: fl
     value, p, detectable = (float(one[at]) for one in (found.value, found.p, found.detectable))
     low, high = agreeing(p, float(found.low[at]), float(found.high[at]))
     apart = significant_change({"interval": (low, high), "p": p}, adjusted)
-    count = needed(value, detectable, found.n, found.exact)
+    count = needed(value, detectable, found.n, exact=found.exact)
     return Compared(places[at[0]], places[at[1]], value, low, high, p, adjusted, apart, count)
 
 
-def needed(value: float, detectable: float, n: int, exact: bool = False) -> int | None:
+def needed(value: float, detectable: float, n: int, *, exact: bool = False) -> int | None:
     """How many documents would show a true difference of a size with a probability of 80 %.
 
     The standard error shrinks with the root of the number of documents.  McNemar's exact test asks for one document

@@ -14,7 +14,7 @@ import torch
 from editors.stableedit import StableEdit
 from editors.ultraedit import UltraEdit
 from harness.methods.descent import tokenise
-from harness.methods.shifts import features as read_features
+from harness.methods.shifts import read_features
 from harness.patches.patch import Patch, patched
 
 FOLDER = "M_ultraedit_gpt2"

@@ -88,7 +88,7 @@ def gpt2(fresh: Callable[..., LM]) -> tuple[Any, Any]:
 
 def test_what_is_public() -> None:
     names = [
-        *("edit", "evaluate", "export", "fit", "leaderboard", "load", "localize"),
+        *("audit", "edit", "evaluate", "export", "fit", "import_records", "leaderboard", "load", "localize"),
         *("read_records", "read_samples", "run", "sweep", "trace"),
     ]
     assert harness.__all__ == api.__all__ == names

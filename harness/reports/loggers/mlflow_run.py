@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.errors import UsageError
 from harness.reports.run_log import (
@@ -19,7 +19,9 @@ from harness.reports.run_log import (
     logged_files,
     logged_numbers,
 )
-from harness.runs.record import Record, record_name
+
+if TYPE_CHECKING:
+    from harness.runs.record import Record
 
 __all__ = ["MlflowRun"]
 
@@ -38,7 +40,7 @@ class MlflowRun(RunLogger):
         import mlflow
 
         try:
-            with _tracked(path.parent), mlflow.start_run(run_name=record_name(record)) as run:
+            with _tracked(path.parent), mlflow.start_run(run_name=path.stem) as run:
                 mlflow.set_tag("record", record.id)
                 mlflow.log_params({_key(key): value for key, value in _flat(logged_config(record))})
                 for edits, numbers in logged_numbers(record).items():
@@ -68,7 +70,7 @@ def _tracked(folder: Path) -> Iterator[None]:
         yield
     finally:
         if before is None:
-            mlflow.set_tracking_uri(None)
+            mlflow.set_tracking_uri(None)  # type: ignore[arg-type,unused-ignore]
             if allowed is None:
                 os.environ.pop("MLFLOW_ALLOW_FILE_STORE", None)
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from harness.errors import UsageError
 from harness.reports.run_log import RunLogger, logged_config, logged_cost, logged_files, logged_numbers
-from harness.runs.record import Record, record_name
+
+if TYPE_CHECKING:
+    from harness.runs.record import Record
 
 __all__ = ["TensorboardFiles"]
 
@@ -24,7 +26,7 @@ class TensorboardFiles(RunLogger):
         """Scalars with a step for each number of edits, the plan as text, and copies of the files beside them."""
         from torch.utils.tensorboard import SummaryWriter
 
-        folder = path.parent / "tensorboard" / record_name(record)
+        folder = path.parent / "tensorboard" / path.stem
         try:
             shutil.rmtree(folder, ignore_errors=True)  # of an earlier run of the plan, whose scalars would be mixed in
             with SummaryWriter(str(folder)) as writer:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from harness.errors import UsageError
 from harness.reports.run_log import (
@@ -15,7 +15,9 @@ from harness.reports.run_log import (
     logged_files,
     logged_numbers,
 )
-from harness.runs.record import Record, record_name
+
+if TYPE_CHECKING:
+    from harness.runs.record import Record
 
 __all__ = ["WandbRun"]
 
@@ -35,7 +37,7 @@ class WandbRun(RunLogger):
                 project=os.environ.get("WANDB_PROJECT", PROJECT_NAME),
                 dir=os.environ.get("WANDB_DIR", str(path.parent)),
                 id=record.id,
-                name=record_name(record),
+                name=path.stem,
                 config=logged_config(record),
                 resume="allow",
                 settings=wandb.Settings(silent=True, console="off"),

@@ -238,20 +238,20 @@ def test_a_row_that_is_no_case_is_passed_over_and_the_others_keep_their_numbers(
 def test_some_cases_are_read_as_all_are_and_the_others_are_asked_nothing() -> None:
     rows = [changed(ROW, name=f"c{i}") for i in range(3)]
     every = read_cases(rule(), rows, as_edit)
-    assert read_cases(rule(), rows, as_edit, {"c2", "c0"}) == [every[0], every[2]]
+    assert read_cases(rule(), rows, as_edit, only={"c2", "c0"}) == [every[0], every[2]]
     assert case_edits(rule(), rows, as_edit) == [edit for case in every for edit in case.edits]
     rows[1]["answer"], rows[1]["aliases"] = "", []  # a question without an answer, which nobody asks
-    assert read_cases(rule(), rows, as_edit, {"c2"}) == [every[2]]
+    assert read_cases(rule(), rows, as_edit, only={"c2"}) == [every[2]]
     with pytest.raises(DataError, match="row 2: its hop question"):
-        read_cases(rule(), rows, as_edit, {"c1"})
+        read_cases(rule(), rows, as_edit, only={"c1"})
 
 
 def test_a_language_of_other_cases_is_known_where_some_are_read() -> None:
     change = {"probes": [{**WHO, "language": "l"}], "languages": ["en", "de"], "combine": {}}
     rows = [{**ROW, **Q, "name": f"c{i}", "l": language} for i, language in enumerate(("en", "de"))]
-    assert [case.id for case in read_cases(rule(**change), rows, as_edit, {"c1"})] == ["c1"]
+    assert [case.id for case in read_cases(rule(**change), rows, as_edit, only={"c1"})] == ["c1"]
     with pytest.raises(DataError, match="the language 'de' has no probes"):
-        read_cases(rule(**change), rows[:1], as_edit, {"c0"})
+        read_cases(rule(**change), rows[:1], as_edit, only={"c0"})
 
 
 def test_an_id_that_occurs_twice_is_refused() -> None:
