@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import struct
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -162,7 +163,10 @@ def test_wandb_keeps_the_run_offline(made: tuple[Record, Path], plain_environmen
     os.environ["WANDB_MODE"] = "offline"
     find_logger("wandb").log(*made)
     [file] = made[1].parent.rglob(f"run-{made[0].id}.wandb")
-    lines = [Line.FromString(content) for content in log_records(file.read_bytes())]
+    lines: list[Line] = []
+    last = time.monotonic() + 20
+    while not any(line.HasField("exit") for line in lines) and time.monotonic() < last:  # a service of its own writes
+        lines = [Line.FromString(content) for content in log_records(file.read_bytes())]
     rows = [
         {(item.key or "/".join(item.nested_key)): json.loads(item.value_json) for item in line.history.item}
         for line in lines
