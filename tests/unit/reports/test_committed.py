@@ -100,6 +100,16 @@ def test_a_page_of_the_real_model_says_what_its_records_say(page: str) -> None:
     assert len(rows) >= 6
 
 
+def test_the_page_of_the_real_model_says_what_a_sequence_gives() -> None:
+    said = (RESULTS / "on-real-data.md").read_text(encoding="utf-8").partition("| edits | efficacy |")[2]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in said.splitlines()[2:5]]
+    metrics = [("zsre", name) for name in ("efficacy", "paraphrase", "locality_agreement", "generation_exact_match")]
+    (record,) = [one for one in read_records(RESULTS / "smollm2" / "records") if one.plan["mode"] == "sequential"]
+    for edits, *shown in rows:
+        found = record.tasks(int(edits))
+        assert shown == [f"{found[task][name]['value']:.3f}" for task, name in (*metrics, ("neutral_text", "kl"))]
+
+
 @pytest.mark.parametrize("folder", ["sweeps", "real/canonical"])
 @pytest.mark.parametrize(("name", "kind"), [("TABLES.md", "md"), ("tables.tex", "latex")])
 def test_the_tables_of_sweeps(folder: str, name: str, kind: str) -> None:
