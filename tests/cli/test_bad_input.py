@@ -410,7 +410,7 @@ TOLD: dict[str, list[str]] = {
         "unit/io/test_tensor_file.py::test_a_write_that_fails_halfway_leaves_the_earlier_file_and_no_litter",
     ],
     "two runs in one folder": [
-        f"{HERE}test_a_second_run_in_one_folder",
+        f"{HERE}test_a_second_run_of_one_plan",
         f"{LONG}test_a_second_run_that_would_go_on_is_told_and_touches_nothing",
     ],
     "a row without prefix or suffix": [
