@@ -34,7 +34,6 @@ from harness.studies.judging.judging import (
 )
 
 PEOPLE = ("Ada Velmont", "Hugo Lantern", "Iris Calder", "Elena Marsh")
-SHARED = Path("/work/shared/data")
 
 
 class Scripted(Judge):
@@ -311,13 +310,14 @@ def test_a_file_of_claims_that_is_none(tmp_path: Path) -> None:
             read_claims(labelled(tmp_path / str(number), row), None)
 
 
-@pytest.mark.skipif(not (SHARED / "leme").is_dir(), reason="the labelled claims are not on this machine")
-def test_all_published_claims_are_read() -> None:
-    claims = read_claims(SHARED, None)
+def test_all_published_claims_are_read(shared: Path) -> None:
+    claims = read_claims(shared / "data", None)
     counts = {label: sum(claim.label == label for claim in claims) for label in ("right", "wrong", "refused")}
     assert counts == {"right": 832, "wrong": 471, "refused": 339}
     assert all(claim.passage and claim.claim for claim in claims)
-    assert len(read_claims(SHARED, 50, seed=1)) == 50 and read_claims(SHARED, 50, 1) != read_claims(SHARED, 50, 2)
+    assert len(read_claims(shared / "data", 50, seed=1)) == 50 and read_claims(shared / "data", 50, 1) != read_claims(
+        shared / "data", 50, 2
+    )
 
 
 # --- what cannot be judged --------------------------------------------------------------------------------------------
