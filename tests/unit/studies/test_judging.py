@@ -311,13 +311,13 @@ def test_a_file_of_claims_that_is_none(tmp_path: Path) -> None:
 
 
 def test_all_published_claims_are_read(shared: Path) -> None:
-    claims = read_claims(shared / "data", None)
+    folder = shared / "data"
+    claims = read_claims(folder, None)
     counts = {label: sum(claim.label == label for claim in claims) for label in ("right", "wrong", "refused")}
     assert counts == {"right": 832, "wrong": 471, "refused": 339}
     assert all(claim.passage and claim.claim for claim in claims)
-    assert len(read_claims(shared / "data", 50, seed=1)) == 50 and read_claims(shared / "data", 50, 1) != read_claims(
-        shared / "data", 50, 2
-    )
+    assert len(read_claims(folder, 50, seed=1)) == 50
+    assert read_claims(folder, 50, 1) != read_claims(folder, 50, 2)
 
 
 # --- what cannot be judged --------------------------------------------------------------------------------------------
