@@ -44,9 +44,10 @@ def test_tasks(harness: Callable[..., Any]) -> None:
     assert rows["general"] == ["group"]
     assert rows["canonical"] == ["group"]
     assert rows["counterfact"][0] == "edits"
-    # The general tasks, free and closed, and the canonical ones, with their groups; abilities; the ball; REMEDI's two.
+    # The general tasks, free and closed, and the canonical ones, with their groups; abilities; belief; the ball;
+    # REMEDI's two.
     sets = [path for path in (TASKS / "edits").iterdir() if path.name != "own"]
-    assert len(rows) == (8 + 1) + (4 + 1) + (6 + 1) + len(sets) + 1 + 1 + 2
+    assert len(rows) == (8 + 1) + (4 + 1) + (6 + 1) + len(sets) + 1 + 1 + 1 + 2
 
 
 def test_data(harness: Callable[..., Any], tmp_path: Path) -> None:
