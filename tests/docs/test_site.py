@@ -16,6 +16,7 @@ from doc_blocks import ROOT, blocks
 
 import harness
 from harness import editor_kit, task_kit
+from harness.editing.registry import editor_names
 
 sys.path.insert(0, str(ROOT / "scripts"))
 
@@ -138,3 +139,18 @@ def test_the_version_is_the_same_everywhere() -> None:
     assert re.search(r"^version: (.*)$", citation, re.MULTILINE)[1] == harness.__version__  # type: ignore[index]
     assert re.findall(r"^## \[(.*?)\]", changes, re.MULTILINE)[:2] == ["Unreleased", harness.__version__]
     assert not re.search(r"^(<<<<<<<|>>>>>>>|=======)", changes, re.MULTILINE)
+
+
+def test_the_readme_counts_the_editors_without_the_two_that_no_board_shows_and_none() -> None:
+    found = re.search(r"any of (\d+) editors", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert found
+    assert int(found[1]) == len(set(editor_names()) - {"none", "oracle", "sabotage"})
+
+
+def test_no_change_is_told_twice() -> None:
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    unreleased = re.split(r"^## ", changes, flags=re.MULTILINE)[1]
+    heads = re.findall(r"^#{3,4} .*$", unreleased, re.MULTILINE)
+    first = [line[:60] for line in re.findall(r"^\* .*$", unreleased, re.MULTILINE)]
+    assert len(first) > 50
+    assert [text for text in (*heads, *first) if (*heads, *first).count(text) > 1] == []
