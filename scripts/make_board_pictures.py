@@ -24,9 +24,9 @@ ROOT = Path(__file__).resolve().parents[1]
 IMAGES = ROOT / "docs/images"
 FOLDERS = (ROOT / "results", ROOT / "results/smollm2")
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
-SIZES = {"wide": (1400, 900), "narrow": (400, 820)}
+SIZES = {"wide": (1400, 1500), "narrow": (400, 820)}
 THEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
-COLOURS = 48
+COLOURS = 256
 
 
 def views(site: Path) -> dict[str, str]:
@@ -67,7 +67,7 @@ def pictures(browser: Browser, site: Path, wanted: dict[str, str]) -> Iterator[t
 def _small(content: bytes) -> bytes:
     out = io.BytesIO()
     picture = Image.open(io.BytesIO(content)).convert("RGB")
-    picture.quantize(COLOURS, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
+    picture.quantize(COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
     return out.getvalue()
 
 

@@ -24,7 +24,7 @@ const board = (() => {
       if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
       else made.setAttribute(name, value === true ? "" : value);
     }
-    made.append(...children.flat().filter(one => one !== null && one !== undefined && one !== ""));
+    made.append(...children.flat(Infinity).filter(one => one !== null && one !== undefined && one !== ""));
     return made;
   };
   const el = (tag, attributes, ...children) => fill(document.createElement(tag), attributes, children);

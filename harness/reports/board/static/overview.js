@@ -46,9 +46,9 @@
       for (let i = 0; i < head.chunks; i++) {
         const chunk = await load("rows", `${now.slug}.${i}`);
         if (head.slug !== now.slug) return;  // another table was chosen meanwhile
-        rows = rows.concat(chunk.map((row, j) => ({ ...row, place: i * chunk.length + j })));
+        rows = rows.concat(chunk);
         if (i === 0) { $("board").hidden = false; frame(); }
-        else refresh();
+        else if (i === head.chunks - 1) refresh();  // once for all the rest: each time costs a table and a plot
       }
     } catch (error) { $("about").textContent = error.message; }
   };
@@ -139,7 +139,9 @@
     })));
   };
 
-  const names = row => row.records.length === 1 ? el("a", { href: recordPage(row.records[0]) }, row.editor) : document.createTextNode(row.editor);
+  // A long name breaks where its parts join, before it breaks anywhere.
+  const parts = name => name.split(/(?<=[+_\-/])/).map((part, i) => [i ? el("wbr") : null, part]);
+  const names = row => row.records.length === 1 ? el("a", { href: recordPage(row.records[0]) }, parts(row.editor)) : el("span", {}, parts(row.editor));
   const cellOf = (row, c, base) => {
     if (c.metric) return metricCell(base ? head.base[c.place] : row.cells[c.place], c, base);
     if (c.key === "editor") return el("th", { scope: "row" }, base ? "unedited" : names(row));
@@ -247,13 +249,13 @@
   // What an axis shows. A few points far from all others would press these together: they are put at the edge, with their value.
   const span = list => {
     const sorted = list.map(v => v[0]).sort((a, b) => a - b), n = sorted.length, few = Math.floor(n * 0.15);
-    let inner = sorted;
-    for (let i = 0; i < few; i++) {
-      const range = inner[inner.length - 1] - inner[0], left = inner.slice(1), right = inner.slice(0, -1);
-      const less = left[left.length - 1] - left[0] < right[right.length - 1] - right[0] ? left : right;
-      if (inner.length > 5 && less[less.length - 1] - less[0] < range / 2) inner = less;
+    let from = 0, to = n - 1;
+    for (let i = 0; i < few && to - from > 4; i++) {
+      const range = sorted[to] - sorted[from], left = sorted[to] - sorted[from + 1], right = sorted[to - 1] - sorted[from];
+      if (Math.min(left, right) >= range / 2) break;
+      if (left < right) from++; else to--;
     }
-    const [first, last] = [inner[0], inner[inner.length - 1]], kept = list.filter(v => v[0] >= first && v[0] <= last);
+    const [first, last] = [sorted[from], sorted[to]], kept = list.filter(v => v[0] >= first && v[0] <= last);
     let low = Math.min(...kept.map(v => v[1])), high = Math.max(...kept.map(v => v[2]));
     const size = high - low || 1;
     if (low > 0 && low < size / 2) low = 0;
@@ -278,34 +280,44 @@
     kids.push(svg("text", { class: "axis", x: (m.l + width - m.r) / 2, y: height - 8, "text-anchor": "middle" }, axisName(ax) + good(ax)));
     const up = betterAxis(ay) === null ? "" : betterAxis(ay) ? "↑ better · " : "↓ better · ";
     kids.push(svg("text", { class: "axis", x: m.l, y: 14 }, up + axisName(ay)));
-    const front = points.filter(p => !points.some(q => q !== p && dominates(q, p, ax, ay)));
+    const front = undominated(points, ax, ay), bare = points.length > VIRTUAL;
     for (const p of points) {
-      const on = front.includes(p);
+      const on = front.has(p);
+      if (bare && !on) continue; // bars of thousands of rows would hide the points
       kids.push(svg("g", { class: on ? "bars on" : "bars" }, p.out ? null : svg("line", { x1: X(p.x[1]), x2: X(p.x[2]), y1: Y(p.y[0]), y2: Y(p.y[0]) }), p.out ? null : svg("line", { x1: X(p.x[0]), x2: X(p.x[0]), y1: Y(p.y[1]), y2: Y(p.y[2]) })));
     }
-    const labels = place(points.slice().sort((a, b) => front.includes(b) - front.includes(a)).slice(0, points.length > 60 ? 20 : 60), X, Y, width, m, height);
+    const labels = place(points.slice().sort((a, b) => front.has(b) - front.has(a)).slice(0, points.length > 60 ? 20 : 60), X, Y, width, m, height);
     for (const p of points) {
       const name = `${p.row.editor}${p.row.label ? ` ${p.row.label}` : ""}`;
-      const cx = X(p.x[0]), cy = Y(p.y[0]), look = `dot${front.includes(p) ? " on" : ""}${p.out ? " out" : ""}`;
+      const cx = X(p.x[0]), cy = Y(p.y[0]), look = `dot${front.has(p) ? " on" : ""}${p.out ? " out" : ""}`;
       const dot = p.out ? svg("rect", { x: cx - 4, y: cy - 4, width: 8, height: 8, transform: `rotate(45 ${cx} ${cy})`, class: look }) : svg("circle", { cx, cy, r: 4.5, class: look });
       dot.append(svg("title", {}, `${name}: ${axisName(ay)} ${p.y[0].toFixed(3)} [${p.y[1].toFixed(3)}, ${p.y[2].toFixed(3)}], ${axisName(ax)} ${p.x[0].toFixed(3)} [${p.x[1].toFixed(3)}, ${p.x[2].toFixed(3)}]`));
       kids.push(dot);
     }
     kids.push(...labels);
     const picture = svg("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-labelledby": "plot-title plot-caption" }, kids);
-    const best = front.map(p => p.row.editor), far = points.some(p => p.out) ? " A diamond at the edge lies outside the axes, at the value beside it." : "";
+    const best = [...front].map(p => p.row.editor), far = points.some(p => p.out) ? " A diamond at the edge lies outside the axes, at the value beside it." : "";
     box.replaceChildren(picture, el("figcaption", { id: "plot-caption" }, `Edited minus unedited, paired by document; bars are 95 % intervals. Filled: nothing else is as good in both (${unique(best).join(", ")}).${far}`));
   };
-  const dominates = (q, p, ax, ay) => {
-    const sx = betterAxis(ax) === false ? -1 : 1, sy = betterAxis(ay) === false ? -1 : 1;
-    const dx = sx * (q.x[0] - p.x[0]), dy = sy * (q.y[0] - p.y[0]);
-    return dx >= 0 && dy >= 0 && (dx > 0 || dy > 0);
+  // The points that no other is as good as in both and better than in one, in one walk from the best x to the worst.
+  const undominated = (points, ax, ay) => {
+    const sx = betterAxis(ax) === false ? -1 : 1, sy = betterAxis(ay) === false ? -1 : 1, found = new Set();
+    let last = null, top = -Infinity, before = -Infinity; // the best y so far, and of the points that are better in x
+    for (const p of points.slice().sort((a, b) => sx * (b.x[0] - a.x[0]) || sy * (b.y[0] - a.y[0]))) {
+      const x = p.x[0], y = sy * p.y[0];
+      if (x !== last) { before = top; last = x; }
+      if (y > before && y >= top) found.add(p);
+      top = Math.max(top, y);
+    }
+    return found;
   };
+  const pen = document.createElement("canvas").getContext("2d");
+  const widthOf = name => { pen.font = `12px ${getComputedStyle(document.body).fontFamily}`; return pen.measureText(name).width + 2; };
   const place = (points, X, Y, width, m, height) => {
     const taken = points.map(p => [X(p.x[0]) - 5, Y(p.y[0]) - 5, X(p.x[0]) + 5, Y(p.y[0]) + 5]), made = [];
     const free = box => box[0] >= m.l && box[2] <= width - 2 && box[1] >= m.t - 8 && box[3] <= height - m.b && !taken.some(t => t[0] < box[2] && t[2] > box[0] && t[1] < box[3] && t[3] > box[1]);
     for (const p of points) {
-      const x = X(p.x[0]), y = Y(p.y[0]), plain = p.row.editor.length > 22 ? `${p.row.editor.slice(0, 21)}…` : p.row.editor, name = p.out ? `${plain} (${p.out})` : plain, w = name.length * 6.4 + 2, h = 12;
+      const x = X(p.x[0]), y = Y(p.y[0]), plain = p.row.editor.length > 22 ? `${p.row.editor.slice(0, 21)}…` : p.row.editor, name = p.out ? `${plain} (${p.out})` : plain, w = widthOf(name), h = 12;
       const spots = [[x + 8, y - 6], [x - 8 - w, y - 6], [x - w / 2, y - 20], [x - w / 2, y + 8], [x + 8, y - 18], [x + 8, y + 6], [x - 8 - w, y - 18], [x - 8 - w, y + 6]];
       const spot = spots.find(([left, top]) => free([left, top, left + w, top + h]));
       if (!spot) continue;
