@@ -154,6 +154,8 @@ def test_a_tokenizer_that_puts_a_space_itself_gets_stripped_suffixes(tiny: Calla
     class Sentencepiece:
         """Marks each word with a low line, and puts a space in front itself."""
 
+        bos_token = None
+
         def __call__(self, text: str | list[str], add_special_tokens: bool = True) -> dict[str, object]:
             each = [[100, *map(ord, one)] for one in ([text] if isinstance(text, str) else text)]
             return {"input_ids": each[0] if isinstance(text, str) else each}

@@ -57,7 +57,7 @@ def test_the_catalogue() -> None:
     found = tasks.catalogue()
     sets = sorted(["counterfact", "zsre", *CASES, *SETS])
     assert [name for name, kind in found.items() if kind == "task"] == sorted(
-        [*GENERAL, *CHOICE, "ball", "bias_in_bios", "mcrae"]
+        [*GENERAL, *CHOICE, "ball", "belief", "bias_in_bios", "mcrae"]
     )
     assert [name for name, kind in found.items() if kind == "group"] == [
         "abilities", "canonical", "general", "general_choice",
