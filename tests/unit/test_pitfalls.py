@@ -371,6 +371,7 @@ def test_defect_15_the_interval_of_a_group_is_not_the_mean_of_its_members_interv
 
 CONFORMS = {
     "alphaedit": "golden/test_alphaedit.py::test_two_batches_with_the_key_cache",
+    "betaedit": "golden/test_golden_closed_forms.py::test_betaedit_in_six_batches",
     "companion": "unit/editors/test_companion.py::test_the_rule_adds_the_companions_change_of_log_probabilities",
     "emmet": "golden/test_emmet.py::test_batch_of_six",
     "encore": "unit/editors/test_closed_form.py::test_encore_is_memit_with_its_three_settings",
@@ -383,6 +384,7 @@ CONFORMS = {
     "kn": "unit/editors/test_kn.py::test_attribution_is_the_published_sum_over_points",
     "locft": "unit/editors/test_gradient_editors.py::test_locft_is_adam_on_shuffled_batches_of_targets_that_end",
     "lora": "unit/editors/test_gradient_editors.py::test_the_first_step_of_lora_moves_b_alone_by_the_learning_rate",
+    "lyaplock": "golden/test_golden_closed_forms.py::test_lyaplock_with_its_queue_in_three_batches",
     "memit": "golden/test_memit.py::test_variant",
     "mend": "unit/editors/test_mend.py::test_each_layer_adds_what_its_formula_says",
     "nas": "unit/editors/test_closed_form.py::test_nas_scales_values_to_the_norm_that_the_first_edits_have",
@@ -395,6 +397,8 @@ CONFORMS = {
     "remedi": "golden/test_remedi.py::test_edited_logits",
     "rome": "golden/test_rome.py::test_twelve_requests",
     "senses": "unit/editors/test_senses.py::test_training_is_the_loop_of_the_method_on_a_table_of_all_senses",
+    "sphere": "golden/test_golden_closed_forms.py::test_sphere_on_gpt2_takes_the_output_side",
+    "stableedit": "golden/test_golden_ultraedit.py::test_stableedit_turn_by_turn",
     "ultraedit": "unit/editors/test_gradient_editors.py::test_ultraedit_is_its_formula",
     "wise": "unit/editors/test_wise.py::test_updates_are_gradient_descent_on_both_losses_within_the_mask_and_the_bound",
 }

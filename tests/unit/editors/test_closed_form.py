@@ -13,10 +13,12 @@ from editors.alphaedit import AlphaEdit
 from editors.emmet import Emmet
 from editors.encore import Encore
 from editors.ft import FineTuning
+from editors.lyaplock import LyapLock, preservation_loss
 from editors.memit import Memit
 from editors.nas import Anchored, NormAnchorScaling
 from editors.r_rome import RRome
 from editors.rome import Rome
+from editors.sphere import Sphere, principal_directions
 from harness.editing.edit import Edit
 from harness.editing.registry import compose
 from harness.errors import ModelError, NumericalError, UsageError
@@ -369,3 +371,28 @@ def test_a_norm_or_a_factor_behind_the_feed_forward_module_is_refused(tiny, edit
     with patched(lm, rome.edit(lm, edits[:1])):
         written = read_activations(lm, rows, outputs=["model.layers.0.mlp"]).outputs["model.layers.0.mlp"][0]
     assert torch.allclose(written, value, rtol=1e-3, atol=1e-4)
+
+
+# SPHERE, LyapLock
+
+
+def test_sphere_of_no_strength_is_its_inner_editor(tiny, edits):
+    lm, inner = tiny("gpt2"), Memit(layers=(0, 1), lam=1.0, **QUICK)
+    plain, free, bound = (m.edit(lm, edits[:2]).weights for m in (inner, Sphere(inner, strength=0.0), Sphere(inner)))
+    for name, delta in plain.items():
+        assert torch.equal(free[name].dense(), delta.dense())
+        directions = principal_directions(lm.matrix(name), 0.5).float()
+        along = bound[name].dense() @ directions
+        assert torch.allclose(along, 0.5 * delta.dense() @ directions, atol=1e-6 * float(delta.dense().norm()))
+        assert not torch.allclose(bound[name].dense(), delta.dense())
+
+
+def test_the_first_operation_of_lyaplock_is_memit(tiny, edits):
+    lm = tiny("gpt2")
+    ours, plain = (cls(layers=(0, 1), lam=3.0, **QUICK).edit(lm, edits[:2]) for cls in (LyapLock, Memit))
+    assert all(torch.equal(delta.dense(), plain.weights[name].dense()) for name, delta in ours.weights.items())
+    for layer in (0, 1):  # what it lost is the bound of what may be lost
+        change = plain.weights[lm.down(layer)].dense().double()
+        queue = ours.memory.queues[layer]
+        assert queue.base == pytest.approx(preservation_loss(change, plain.memory.moments[layer]), rel=1e-5)
+        assert queue.length == pytest.approx((60.0 * queue.base) ** 0.5)
