@@ -6,7 +6,7 @@ them in a frozen dataclass, whose fields are its parameters, and gets one value 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
@@ -133,11 +133,8 @@ __all__ = [
     "WHAT",
     "WINDOW",
     "WORKERS",
-    "ExportFormat",
-    "ForeignFormat",
-    "LoggerName",
+    "LateChoice",
     "Option",
-    "TableFormat",
     "Texts",
     "Workers",
     "taken",
@@ -321,64 +318,45 @@ def _options(cls: type[object]) -> dict[str, Option]:
     return {name: get_args(hint)[1] for name, hint in get_type_hints(cls, include_extras=True).items()}
 
 
-class ForeignFormat(click.Choice[str]):
-    """One of the formats that can be imported, which are looked up when they are asked for."""
+class LateChoice(click.Choice[str]):
+    """One of some names, which are looked up when they are asked for: importing what knows them takes a while."""
+
+    def __init__(self, names: Callable[[], Iterable[str]]) -> None:
+        self._names = names
+        super().__init__([])
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """Their names."""
-        from harness.reports.importing import reader_names
-
-        return tuple(reader_names())
+        """The names."""
+        return tuple(self._names())
 
     @choices.setter
     def choices(self, given: object) -> None:
         """Click sets them in its constructor, which is too early."""
 
 
-class ExportFormat(click.Choice[str]):
-    """One of the formats of exports, which are looked up when they are asked for."""
+def _foreign_formats() -> Iterable[str]:
+    from harness.reports.importing import reader_names
 
-    @property
-    def choices(self) -> tuple[str, ...]:
-        """Their names."""
-        from harness.reports.export import export_names
-
-        return tuple(export_names())
-
-    @choices.setter
-    def choices(self, given: object) -> None:
-        """Click sets them in its constructor, which is too early."""
+    return reader_names()
 
 
-class LoggerName(click.Choice[str]):
-    """One of the programs that runs are logged to, which are looked up when they are asked for."""
+def _export_formats() -> Iterable[str]:
+    from harness.reports.export import export_names
 
-    @property
-    def choices(self) -> tuple[str, ...]:
-        """Their names."""
-        from harness.reports.run_log import logger_names
-
-        return tuple(logger_names())
-
-    @choices.setter
-    def choices(self, given: object) -> None:
-        """Click sets them in its constructor, which is too early."""
+    return export_names()
 
 
-class TableFormat(click.Choice[str]):
-    """One of the formats of tables, which are looked up when they are asked for."""
+def _loggers() -> Iterable[str]:
+    from harness.reports.run_log import logger_names
 
-    @property
-    def choices(self) -> tuple[str, ...]:
-        """Their names."""
-        from harness.reports.registry import format_names
+    return logger_names()
 
-        return tuple(format_names())
 
-    @choices.setter
-    def choices(self, given: object) -> None:
-        """Click sets them in its constructor, which is too early."""
+def _table_formats() -> Iterable[str]:
+    from harness.reports.registry import format_names
+
+    return format_names()
 
 
 MODEL = Option("--model", "A shipped model, a folder, a GGUF file, or a Hub repository[@revision].", otherwise="mini")
@@ -470,7 +448,9 @@ LOG_SAMPLES = Option(
     "Keep what every document was asked, and the replies before and after, beside the record.",
     flag=True,
 )
-LOG_TO = Option("--log-to", "Log each run that is complete; may be given several times.", LoggerName([]), many=True)
+LOG_TO = Option(
+    "--log-to", "Log each run that is complete; may be given several times.", LateChoice(_loggers), many=True
+)
 DRY_RUN = Option("--dry-run", "Say what would be run, and what it would take; nothing is written.", flag=True)
 NO_PROBES = Option("--no-probes", "With --dry-run: load no model, and do not say how long it takes.", flag=True)
 FRESH = Option("--fresh", "Start anew where an earlier run of the same plan was stopped.", flag=True)
@@ -490,7 +470,7 @@ RETRIES = Option("--retries", "How often the server is asked again.", kind=click
 PARALLEL = Option("--parallel", "How many texts the server is asked about at a time.", COUNT, default=4)
 CLAIMS = Option("--claims", "With --data-dir: how many of its labelled claims are judged too.", COUNT, default=200)
 
-FOREIGN = ForeignFormat([])
+FOREIGN = LateChoice(_foreign_formats)
 REPOSITORY = Option("--repository", "Where the files are published: owner/name.", otherwise="that of the format")
 COMMIT = Option("--commit", "The commit of that repository.", otherwise="not told")
 LICENCE = Option("--licence", "The licence of the files.", otherwise="that of the format's repository")
@@ -500,8 +480,8 @@ CHANGED = Option("--changed", "With --samples: only those to which the edited mo
 TASK = Option("--task", "With --samples: only those of this task, or edit set.")
 AT = Option("--at", "With --samples: those after so many edits.", int, otherwise="the most")
 
-FORMAT = Option("--format", "How the table is written.", kind=TableFormat([]), parameter="form")
-EXPORT = FORMAT.but(help="Whose format it is.", kind=ExportFormat([]), required=True)
+FORMAT = Option("--format", "How the table is written.", kind=LateChoice(_table_formats), parameter="form")
+EXPORT = FORMAT.but(help="Whose format it is.", kind=LateChoice(_export_formats), required=True)
 DOCUMENTS = Option(
     "--documents",
     "Whose single documents are written: of the metrics that a leaderboard shows, of all, or of none.",
