@@ -45,6 +45,30 @@ class Golden:
         found = self.tensors(f"inputs/C_{name}.safetensors")
         return {int(key.split(".")[1]): Moment(value, 100_000) for key, value in found.items()}
 
+    def raw_moments(self, name: str = "tiny-gpt2") -> dict[int, Moment]:
+        """Second moments without what is added to their diagonals."""
+        found = self.tensors(f"inputs/Craw_{name}.safetensors")
+        return {int(key.split(".")[1]): Moment(value, 100_000) for key, value in found.items()}
+
+    @staticmethod
+    def contexts(said: dict[str, Any]) -> tuple[str, ...]:
+        """The context templates of a folder of numbers, the bare prompt first."""
+        first, others = said["context_templates"]
+        return (*first, *others)
+
+    @staticmethod
+    def value_settings(said: dict[str, Any]) -> dict[str, Any]:
+        """Their hyperparameters of the value optimisation, under our names."""
+        return {
+            "layers": tuple(said["layers"]),
+            "v_steps": said["v_num_grad_steps"],
+            "v_lr": said["v_lr"],
+            "v_loss_layer": said["v_loss_layer"],
+            "v_weight_decay": said["v_weight_decay"],
+            "clamp": said["clamp_norm_factor"],
+            "kl_factor": said["kl_factor"],
+        }
+
     def edits(self, ids: list[int] | None = None, extra: list[dict[str, Any]] | None = None) -> dict[int, Edit]:
         rows = self.json("inputs/requests.json") + (extra or [])
         made = {row["case_id"]: edit_of(row) for row in rows}

@@ -10,7 +10,6 @@ import torch
 from editors.alphaedit import AlphaEdit
 from harness.methods.keys import Unedited, read_keys
 from harness.methods.null_space import null_space
-from harness.methods.second_moments import Moment
 from harness.methods.value import optimise
 from harness.patches.delta import LowRank
 from harness.patches.patch import Patch, patched
@@ -20,35 +19,19 @@ DOWN = "transformer.h.{}.mlp.c_proj.weight"
 REL = {"fp64": 1e-6, "fp32": 2e-4}
 
 
-def moments(golden: Any) -> dict[int, Moment]:
-    found = golden.tensors("inputs/Craw_tiny-gpt2.safetensors")
-    return {int(key.split(".")[1]): Moment(value, 100_000) for key, value in found.items()}
-
-
 def editor(golden: Any, l2: float) -> AlphaEdit:
     said = golden.json(f"{FOLDER}/inputs.json")["hparams"]
-    return AlphaEdit(
-        layers=tuple(said["layers"]),
-        v_steps=said["v_num_grad_steps"],
-        v_lr=said["v_lr"],
-        v_loss_layer=said["v_loss_layer"],
-        v_weight_decay=said["v_weight_decay"],
-        clamp=said["clamp_norm_factor"],
-        kl_factor=said["kl_factor"],
-        nullspace_threshold=said["nullspace_threshold"],
-        l2=l2,
-    )
+    return AlphaEdit(**golden.value_settings(said), nullspace_threshold=said["nullspace_threshold"], l2=l2)
 
 
 def prior(golden: Any) -> Unedited:
-    first, others = golden.json(f"{FOLDER}/inputs.json")["context_templates"]
-    return Unedited((*first, *others), moments(golden))
+    return Unedited(golden.contexts(golden.json(f"{FOLDER}/inputs.json")), golden.raw_moments())
 
 
 def test_the_projector(golden):
     theirs = golden.tensors(f"{FOLDER}/expected.safetensors")
     threshold = golden.json(f"{FOLDER}/inputs.json")["hparams"]["nullspace_threshold"]
-    for (layer, moment), directions in zip(sorted(moments(golden).items()), (87, 93, 90), strict=False):
+    for (layer, moment), directions in zip(sorted(golden.raw_moments().items()), (87, 93, 90), strict=False):
         basis = null_space(moment, threshold)
         assert basis.shape[1] == directions
         assert float((basis @ basis.T - theirs[f"fp64/P.{layer}"]).abs().max()) <= 1e-6

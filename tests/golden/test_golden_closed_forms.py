@@ -16,34 +16,11 @@ from editors.sphere import Sphere, principal_directions
 from harness.editing.editor import Editor
 from harness.methods.keys import Unedited
 from harness.methods.null_space import null_space
-from harness.methods.second_moments import Moment
 from harness.patches.patch import Patch, patched
 
 GPT2 = "transformer.h.{}.mlp.c_proj.weight"
 LLAMA = "model.layers.{}.mlp.down_proj.weight"
 REL = 1e-6
-
-
-def value_settings(said: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "layers": tuple(said["layers"]),
-        "v_steps": said["v_num_grad_steps"],
-        "v_lr": said["v_lr"],
-        "v_loss_layer": said["v_loss_layer"],
-        "v_weight_decay": said["v_weight_decay"],
-        "clamp": said["clamp_norm_factor"],
-        "kl_factor": said["kl_factor"],
-    }
-
-
-def contexts(said: dict[str, Any]) -> tuple[str, ...]:
-    first, others = said["context_templates"]
-    return (*first, *others)
-
-
-def raw(golden: Any, model: str = "tiny-gpt2") -> dict[int, Moment]:
-    found = golden.tensors(f"inputs/Craw_{model}.safetensors")
-    return {int(key.split(".")[1]): Moment(value, 100_000) for key, value in found.items()}
 
 
 def in_batches(golden: Any, close: Any, folder: str, stem: str, method: Editor, memory: object) -> list[Any]:
@@ -73,8 +50,8 @@ def test_lyaplock_with_its_queue_in_three_batches(golden, close, variant):
     folder = "L_lyaplock_gpt2"
     said, told = golden.json(f"{folder}/inputs.json"), golden.json(f"{folder}/expected.json")["fp64"][variant]
     h = {**said["hparams"], **said["variant_overrides"][variant]}
-    method = LyapLock(**value_settings(h), lam=float(h["mom2_update_weight"]), alpha=h["alpha"])
-    begin = Unedited(contexts(said), golden.moments("tiny-gpt2"))
+    method = LyapLock(**golden.value_settings(h), lam=float(h["mom2_update_weight"]), alpha=h["alpha"])
+    begin = Unedited(golden.contexts(said), golden.moments("tiny-gpt2"))
     lm = golden.lm("tiny-gpt2", "fp64")
     memory = LyapMemory(begin.contexts, begin.moments, original={n: lm.matrix(lm.down(n)).clone() for n in h["layers"]})
     remembered = in_batches(golden, close, folder, f"fp64/{variant}", method, memory)
@@ -90,9 +67,9 @@ def test_lyaplock_with_its_queue_in_three_batches(golden, close, variant):
 # SPHERE
 
 
-def sphere(said: dict[str, Any], variant: str, side: Any) -> Sphere:
+def sphere(golden: Any, said: dict[str, Any], variant: str, side: Any) -> Sphere:
     h = {**said["hparams"], **said["variant_overrides"][variant]}
-    inner = AlphaEdit(**value_settings(h), nullspace_threshold=h["nullspace_threshold"], l2=h["L2"])
+    inner = AlphaEdit(**golden.value_settings(h), nullspace_threshold=h["nullspace_threshold"], l2=h["L2"])
     return Sphere(inner, energy=h["cumulative_ratio"], strength=h["suppression_strength"], side=side)
 
 
@@ -100,8 +77,8 @@ def sphere(said: dict[str, Any], variant: str, side: Any) -> Sphere:
 def test_sphere_on_gpt2_takes_the_output_side(golden, close, variant):
     folder = "L_sphere_gpt2"
     said, told = golden.json(f"{folder}/inputs.json"), golden.json(f"{folder}/expected.json")["fp64"][variant]
-    method, lm = sphere(said, variant, "output"), golden.lm("tiny-gpt2", "fp64")
-    in_batches(golden, close, folder, f"fp64/{variant}", method, Unedited(contexts(said), raw(golden)))
+    method, lm = sphere(golden, said, variant, "output"), golden.lm("tiny-gpt2", "fp64")
+    in_batches(golden, close, folder, f"fp64/{variant}", method, Unedited(golden.contexts(said), golden.raw_moments()))
     counts = [principal_directions(lm.matrix(lm.down(n)).T, method.energy).shape[1] for n in said["hparams"]["layers"]]
     assert counts == told["batch0"]["directions_suppressed_by_layer"]
 
@@ -110,10 +87,10 @@ def test_sphere_on_llama_takes_the_input_side(golden, close):
     """In float32, as it was run: Llama's norms are float32 in any case."""
     folder = "L_sphere_gpt2"
     said, theirs = golden.json(f"{folder}/inputs.json"), golden.tensors(f"{folder}/expected.safetensors")
-    moments = raw(golden, "tiny-llama")
-    method = sphere({**said["llama"], "variant_overrides": {"main": {}}}, "main", "input")
+    moments = golden.raw_moments("tiny-llama")
+    method = sphere(golden, {**said["llama"], "variant_overrides": {"main": {}}}, "main", "input")
     lm, edits = golden.lm("tiny-llama", "fp32"), list(golden.edits(said["llama"]["batch"]).values())
-    change = method.edit(lm, edits, Unedited(contexts(said), moments))
+    change = method.edit(lm, edits, Unedited(golden.contexts(said), moments))
     for layer in said["llama"]["hparams"]["layers"]:
         stored = f"fp32/llama/batch0/delta_weight_out_in.{layer}"
         close(change.weights[LLAMA.format(layer)].dense(), theirs[stored], 2e-4, stored)
@@ -127,9 +104,11 @@ def test_betaedit_in_six_batches(golden, close, variant):
     folder = "L_betaedit_gpt2"
     said, told = golden.json(f"{folder}/inputs.json"), golden.json(f"{folder}/expected.json")["fp64"][variant]
     h = {**said["algorithm"], **said["variant_overrides"][variant]}
-    method = BetaEdit(**value_settings(said["hparams"]), **h)
-    moments = raw(golden)
-    remembered = in_batches(golden, close, folder, f"fp64/{variant}", method, BetaMemory(contexts(said), moments))
+    method = BetaEdit(**golden.value_settings(said["hparams"]), **h)
+    moments = golden.raw_moments()
+    remembered = in_batches(
+        golden, close, folder, f"fp64/{variant}", method, BetaMemory(golden.contexts(said), moments)
+    )
     for b, known in enumerate(remembered):
         bases = known.bases or {n: null_space(m, h["nullspace_threshold"]) for n, m in moments.items()}
         assert [bases[n].shape[1] for n in said["hparams"]["layers"]] == told[f"batch{b}"]["null_directions"]

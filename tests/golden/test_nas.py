@@ -17,7 +17,6 @@ from editors.memit import Memit
 from editors.nas import Anchored, NormAnchorScaling
 from harness.methods.keys import Unedited
 from harness.methods.locate_then_edit import Spread, SpreadMemory
-from harness.methods.second_moments import Moment
 from harness.methods.value import optimise
 from harness.patches.patch import Patch, patched
 
@@ -27,35 +26,13 @@ REL = {"fp64": 1e-6, "fp32": 2e-4}
 PRECISIONS = pytest.mark.parametrize("precision", ["fp64", "fp32"])
 
 
-def value_settings(said: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "layers": tuple(said["layers"]),
-        "v_steps": said["v_num_grad_steps"],
-        "v_lr": said["v_lr"],
-        "v_loss_layer": said["v_loss_layer"],
-        "v_weight_decay": said["v_weight_decay"],
-        "clamp": said["clamp_norm_factor"],
-        "kl_factor": said["kl_factor"],
-    }
-
-
-def alphaedit(said: dict[str, Any], variant: str) -> AlphaEdit:
+def alphaedit(golden: Any, said: dict[str, Any], variant: str) -> AlphaEdit:
     h = {**said["hparams"], **said["variant_overrides"][variant]}
-    return AlphaEdit(**value_settings(h), nullspace_threshold=h["nullspace_threshold"], l2=h["L2"])
+    return AlphaEdit(**golden.value_settings(h), nullspace_threshold=h["nullspace_threshold"], l2=h["L2"])
 
 
-def memit(said: dict[str, Any]) -> Memit:
-    return Memit(**value_settings(said["hparams"]), lam=float(said["hparams"]["mom2_update_weight"]))
-
-
-def contexts(said: dict[str, Any]) -> tuple[str, ...]:
-    first, others = said["context_templates"]
-    return (*first, *others)
-
-
-def raw(golden: Any) -> dict[int, Moment]:
-    found = golden.tensors("inputs/Craw_tiny-gpt2.safetensors")
-    return {int(key.split(".")[1]): Moment(value, 100_000) for key, value in found.items()}
+def memit(golden: Any, said: dict[str, Any]) -> Memit:
+    return Memit(**golden.value_settings(said["hparams"]), lam=float(said["hparams"]["mom2_update_weight"]))
 
 
 def anchor(golden: Any, precision: str, variant: str = "main") -> float:
@@ -67,7 +44,7 @@ def anchor(golden: Any, precision: str, variant: str = "main") -> float:
 def test_the_anchor(golden, precision):
     """Of the bare prompts of all twelve requests; of twelve none is among the largest twentieth."""
     said, told = golden.json(f"{FOLDER}/inputs.json"), golden.json(f"{FOLDER}/expected.json")[precision]
-    method = Memit(**value_settings(said["anchor_hparams"]), contexts=("{}",))
+    method = Memit(**golden.value_settings(said["anchor_hparams"]), contexts=("{}",))
     lm, edits = golden.lm("tiny-gpt2", precision), list(golden.edits(said["anchor_requests"]).values())
     values = optimise(lm, edits, ("{}",), objective=method.objective(2))
     norms = (values.written + values.delta).double().norm(dim=1).tolist()
@@ -82,9 +59,9 @@ def test_values_of_the_first_batch(golden, close, precision, variant):
     said, theirs = golden.json(f"{FOLDER}/inputs.json"), golden.tensors(f"{FOLDER}/expected.safetensors")
     told = golden.json(f"{FOLDER}/expected.json")[precision][variant]
     wanted, lm = anchor(golden, precision, variant), golden.lm("tiny-gpt2", precision)
-    method = replace(alphaedit(said, variant), v_anchor=wanted)
+    method = replace(alphaedit(golden, said, variant), v_anchor=wanted)
     edits, compared = golden.edits(said["batches"][0]), 0
-    values = optimise(lm, list(edits.values()), contexts(said), objective=method.objective(2))
+    values = optimise(lm, list(edits.values()), golden.contexts(said), objective=method.objective(2))
     for i, case in enumerate(edits):
         free = values.written[i] + values.delta[i]
         assert float(free.norm()) == pytest.approx(told[str(case)]["v_star_norm_orig"], rel=10 * REL[precision])
@@ -126,18 +103,18 @@ def check_batch(
 @PRECISIONS
 def test_alphaedit_in_two_batches(golden, close, precision):
     said = golden.json(f"{FOLDER}/inputs.json")
-    total = Patch(memory=Anchored(anchor(golden, precision), Unedited(contexts(said), raw(golden))))
+    total = Patch(memory=Anchored(anchor(golden, precision), Unedited(golden.contexts(said), golden.raw_moments())))
     for b, cases in enumerate(said["batches"]):
         stem = f"{precision}/main/batch{b}"
-        total = check_batch(golden, close, precision, stem, alphaedit(said, "main"), total, cases)
+        total = check_batch(golden, close, precision, stem, alphaedit(golden, said, "main"), total, cases)
 
 
 @PRECISIONS
 @pytest.mark.parametrize("variant", ["main", "strong", "low_anchor"])
 def test_values_above_twice_the_anchor_are_skipped_as_released(golden, close, precision, variant):
     said, told = golden.json(f"{FOLDER}/inputs.json"), golden.json(f"{FOLDER}/expected.json")[precision][variant]
-    wanted, method = anchor(golden, precision, variant), alphaedit(said, variant)
-    total = Patch(memory=Anchored(wanted, Unedited(contexts(said), raw(golden))))
+    wanted, method = anchor(golden, precision, variant), alphaedit(golden, said, variant)
+    total = Patch(memory=Anchored(wanted, Unedited(golden.contexts(said), golden.raw_moments())))
     for b, cases in enumerate(said["batches"]):
         stem = f"{precision}/{variant}/batch{b}"
         total = check_batch(golden, close, precision, stem, method, total, cases, skip=2.0)
@@ -148,7 +125,7 @@ def test_values_above_twice_the_anchor_are_skipped_as_released(golden, close, pr
 def test_the_anchor_of_bare_prompts_is_a_setting(golden):
     """Found by the wrapper itself, on the first operation's edits."""
     said = golden.json(f"{FOLDER}/inputs.json")
-    method = Memit(**value_settings(said["anchor_hparams"]), contexts=contexts(said))
+    method = Memit(**golden.value_settings(said["anchor_hparams"]), contexts=golden.contexts(said))
     lm, edits = golden.lm("tiny-gpt2", "fp64"), list(golden.edits(said["anchor_requests"]).values())
     bare = NormAnchorScaling(inner=method, anchor_prompts="bare")._found(lm, edits)
     assert bare == pytest.approx(anchor(golden, "fp64"), rel=1e-5)
@@ -158,6 +135,6 @@ def test_the_anchor_of_bare_prompts_is_a_setting(golden):
 @PRECISIONS
 def test_memit(golden, close, precision):
     said = golden.json(f"{FOLDER}/inputs.json")
-    known = Anchored(anchor(golden, precision), SpreadMemory(contexts(said), golden.moments("tiny-gpt2")))
+    known = Anchored(anchor(golden, precision), SpreadMemory(golden.contexts(said), golden.moments("tiny-gpt2")))
     stem, cases = f"{precision}/memit", said["memit_batch"]
-    check_batch(golden, close, precision, stem, memit(said), Patch(memory=known), cases)
+    check_batch(golden, close, precision, stem, memit(golden, said), Patch(memory=known), cases)
