@@ -19,7 +19,6 @@ from torch import Tensor
 from harness.editing.edit import Edit
 from harness.editing.editor import Pass, Wrapper
 from harness.editing.hyperparameters import Share
-from harness.errors import UsageError
 from harness.models.lm import LM
 from harness.patches.delta import Delta, Dense, LowRank
 from harness.patches.patch import Patch
@@ -98,12 +97,7 @@ class Rect(Wrapper):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if "weights" not in self.inner.root.seams:
-            seams = ", ".join(sorted(self.inner.root.seams))
-            raise UsageError(
-                f"rect keeps a share of a change of weights, but {self.inner.root.name} changes {seams} only; wrap an "
-                "editor of weights, for example memit+rect"
-            )
+        self.require_weights("keeps a share of", "memit")
 
     def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:
         """What is kept of the inner increment."""

@@ -6,16 +6,17 @@ and the authors' code in EasyEdit (zjunlp/EasyEdit at 14cea82, easyeditor/models
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from harness.editing.edit import Edit
 from harness.editing.editor import Wrapper
 from harness.editing.hyperparameters import Share
-from harness.errors import UsageError
 from harness.models.lm import LM
 from harness.patches.delta import Delta, Dense, LowRank, double
 from harness.patches.patch import Patch
@@ -76,26 +77,31 @@ class Sphere(Wrapper):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if "weights" not in self.inner.root.seams:
-            seams = ", ".join(sorted(self.inner.root.seams))
-            raise UsageError(
-                f"sphere projects a change of weights, but {self.inner.root.name} changes {seams} only; wrap an editor "
-                "of weights, for example alphaedit+sphere"
-            )
+        self.require_weights("projects", "alphaedit")
 
     def increment(self, lm: LM, patch: Patch) -> Patch:
         """The inner increment without its part along the principal directions of what it changes."""
-        return replace(patch, weights={name: self._projected(lm, name, delta) for name, delta in patch.weights.items()})
+        return self._projected(patch, functools.partial(self._directions, lm))
 
-    def _projected(self, lm: LM, name: str, delta: Delta) -> Delta:
-        """The change of one parameter; of a bias all stays."""
-        if len(delta.shape) != 2 or not self.strength:
-            return delta
+    def edit_each(self, lm: LM, edits: Sequence[Edit]) -> list[Patch]:
+        """The inner patches, projected; the directions of a matrix are the same for all, and found once."""
+        directions = functools.cache(functools.partial(self._directions, lm))
+        return [self._projected(patch, directions) for patch in self.inner.edit_each(lm, edits)]
+
+    def _directions(self, lm: LM, name: str) -> Tensor:
+        """The principal directions of a matrix on the side that is projected."""
         weight = lm.matrix(name)
-        if self.side == "output":
-            directions = principal_directions(weight.T, self.energy)
-            return _without(delta, directions, self.strength, left=True)
-        return _without(delta, principal_directions(weight, self.energy), self.strength, left=False)
+        return principal_directions(weight.T if self.side == "output" else weight, self.energy)
+
+    def _projected(self, patch: Patch, directions: Callable[[str], Tensor]) -> Patch:
+        """The patch with its matrices projected; of a bias all stays."""
+
+        def part(name: str, delta: Delta) -> Delta:
+            if len(delta.shape) != 2 or not self.strength:
+                return delta
+            return _without(delta, directions(name), self.strength, left=self.side == "output")
+
+        return replace(patch, weights={name: part(name, delta) for name, delta in patch.weights.items()})
 
 
 def _without(delta: Delta, directions: Tensor, strength: float, *, left: bool) -> Delta:
@@ -104,9 +110,9 @@ def _without(delta: Delta, directions: Tensor, strength: float, *, left: bool) -
     def taken(rows: Tensor) -> Tensor:
         """Each row less a share of its projection."""
         along = double(rows)
-        return (along - strength * (along @ directions) @ directions.T).to(rows)
+        basis = directions.to(along.device)
+        return (along - strength * (along @ basis) @ basis.T).to(rows)
 
-    directions = directions.to(delta.tensors()[next(iter(delta.tensors()))].device)
     if isinstance(delta, LowRank):
         if left:
             return LowRank(taken(delta.left.T).T.contiguous(), delta.right)

@@ -203,6 +203,23 @@ class Wrapper(Editor):
         """The method at the bottom."""
         return self.inner.root
 
+    def require_weights(self, does: str, example: str) -> None:
+        """See that the editor at the bottom changes weights.
+
+        Args:
+            does: what this wrapper does with a change of weights, for the error.
+            example: an editor that it can wrap.
+
+        Raises:
+            UsageError: it does not.
+        """
+        if "weights" not in self.root.seams:
+            seams = ", ".join(sorted(self.root.seams))
+            raise UsageError(
+                f"{self.name} {does} a change of weights, but {self.root.name} changes {seams} only; wrap an editor of "
+                f"weights, for example {example}+{self.name}"
+            )
+
     def increment(self, lm: LM, patch: Patch) -> Patch:
         """What becomes of one increment; ``lm`` carries the earlier ones. By default the increment itself."""
         return patch
