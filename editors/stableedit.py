@@ -17,7 +17,16 @@ from harness.editing.edit import Edit
 from harness.editing.hyperparameters import Positive, Range
 from harness.errors import UsageError
 from harness.methods.descent import tokenise
-from harness.methods.shifts import GradientShift, Shape, Statistics, read_features, shape_of, shift, shift_values
+from harness.methods.shifts import (
+    GradientShift,
+    Shape,
+    Statistics,
+    mini_batches,
+    read_features,
+    shape_of,
+    shift,
+    shift_values,
+)
 from harness.models.lm import LM
 from harness.patches.delta import Delta, double
 from harness.patches.patch import Patch
@@ -128,8 +137,7 @@ class StableEdit(GradientShift):
             return Patch(memory=memory)
         before = memory or Warmed()
         # The mean over a mini-batch is what each gradient belongs to: the longest edits first, as in the authors' code.
-        examples = sorted(tokenise(lm, edits), key=lambda e: len(e.prompt) + len(e.target), reverse=True)
-        batches = [examples[i : i + self.batch_size] for i in range(0, len(examples), self.batch_size)]
+        batches = mini_batches(tokenise(lm, edits), self.batch_size, longest_first=True)
         seen = read_features(lm, batches, names=self.places(lm), mean=True)
         statistics = dict(before.statistics)
         for pairs in seen.values():

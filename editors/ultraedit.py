@@ -24,7 +24,16 @@ from torch import Tensor
 from harness.editing.edit import Edit
 from harness.errors import UsageError
 from harness.methods.descent import TokenisedEdit, tokenise
-from harness.methods.shifts import GradientShift, Shape, Statistics, read_features, shape_of, shift, shift_values
+from harness.methods.shifts import (
+    GradientShift,
+    Shape,
+    Statistics,
+    mini_batches,
+    read_features,
+    shape_of,
+    shift,
+    shift_values,
+)
 from harness.models.lm import LM
 from harness.patches.patch import Patch
 
@@ -112,9 +121,8 @@ class UltraEdit(GradientShift):
 
     def _batches(self, examples: Sequence[TokenisedEdit]) -> list[list[TokenisedEdit]]:
         """The mini-batches."""
-        if (self.loss, self.deviation, self.last_batch) != ("edit", "data", "counted"):
-            examples = sorted(examples, key=lambda e: len(e.prompt) + len(e.target), reverse=True)
-        return [list(examples[first : first + self.batch_size]) for first in range(0, len(examples), self.batch_size)]
+        matters = (self.loss, self.deviation, self.last_batch) != ("edit", "data", "counted")
+        return mini_batches(examples, self.batch_size, longest_first=matters)
 
     def _lost(self, batches: Sequence[Sequence[TokenisedEdit]]) -> int:
         """How many tokens of a last, incomplete mini-batch have their gradients taken away."""

@@ -27,7 +27,17 @@ from harness.models.activations import at_least_float32
 from harness.models.lm import LM
 from harness.patches.delta import Delta, Dense, LowRank, double
 
-__all__ = ["Features", "GradientShift", "Shape", "Statistics", "read_features", "shape_of", "shift", "shift_values"]
+__all__ = [
+    "Features",
+    "GradientShift",
+    "Shape",
+    "Statistics",
+    "mini_batches",
+    "read_features",
+    "shape_of",
+    "shift",
+    "shift_values",
+]
 
 Shape = tuple[int, int]
 """``(in, out)`` of a matrix."""
@@ -94,6 +104,19 @@ class GradientShift(Editor):
         start, end = layer_at_depth(lm, 0.66), lm.arch.layers - 1
         layers = require_layers(lm, self.layers or range(start, max(end, start + 1)))
         return [name for layer in layers for name in feed_forward_matrices(lm, layer) if name != lm.arch.down_of(layer)]
+
+
+def mini_batches(examples: Sequence[TokenisedEdit], size: int, *, longest_first: bool) -> list[list[TokenisedEdit]]:
+    """The edits of each forward and backward pass.
+
+    Args:
+        examples: the edits.
+        size: how many make one, but for the last.
+        longest_first: whether they are taken in the order of their lengths, as the authors' code does.
+    """
+    if longest_first:
+        examples = sorted(examples, key=lambda e: len(e.prompt) + len(e.target), reverse=True)
+    return [list(examples[first : first + size]) for first in range(0, len(examples), size)]
 
 
 def shift_values(both: Float64[Tensor, "n features"], width: int, lr: float) -> Float64[Tensor, "n out"]:
