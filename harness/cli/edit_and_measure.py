@@ -90,19 +90,12 @@ class PlanOptions:
         found = plan_grid.plans(
             Plan.read(self.config) if self.config else {}, options=given, seeds=each, where=str(self.config or "plan")
         )
+        from harness.runs.trusted import require_trusted_plan  # what is mistyped is told before torch is imported
+
+        typed = {key for key, value in given.items() if value or self.config is None}
         for plan in found:
-            self._require_trusted(plan)
+            require_trusted_plan(plan, self.config or "plan", trusted=self.trust_code, typed=typed)
         return found
-
-    def _require_trusted(self, plan: Plan) -> None:
-        """Refuse code that the configuration or the patch names, unless the user trusts it or typed its path."""
-        from harness.editing import patch_file
-        from harness.editing.registry import require_trusted
-
-        if self.config is not None and self.editor is None:
-            require_trusted(plan.editor, self.config, self.trust_code)
-        if plan.patch is not None:
-            patch_file.require_trusted_parts(Path(plan.patch), self.trust_code)
 
 
 @dataclass(frozen=True)
@@ -325,11 +318,13 @@ def apply(*, patch: Path, folder: Path, model: str | None, dtype: str | None, tr
     from harness.editing import patch_file
     from harness.editing.checkpoint import export
     from harness.models.lm import load, require_dtype
+    from harness.runs.trusted import require_trusted_model
 
     if dtype is not None:
         require_dtype(dtype)
     patch_file.require_trusted_parts(patch, trust_code)
     about = patch_file.patch_manifest(patch)["about"]
     named, made_in, args = model or str(about.get("model")), str(about.get("dtype", "float32")), about.get("model_args")
+    require_trusted_model(args, patch, trusted=trust_code)
     export(patch, load(named, dtype=made_in, device="cpu", args=args), folder, dtype=dtype)
     terminal.say_where("[green]written[/]", folder, then=": load it with transformers, or lm_eval --model hf")

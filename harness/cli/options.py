@@ -435,7 +435,9 @@ DEVICE_MAP = Option(
 ARCH = Option("--arch", "A module of the model, named by hand.", many=True, metavar="PART=NAME")
 CONFIG = Option("--config", "A YAML file with any of the above; lists in it make several runs.", PATH)
 
-TRUST_CODE = Option("--trust-code", "Run the code of editors that a file names by their path.", flag=True)
+TRUST_CODE = Option(
+    "--trust-code", "Run the code that a file names: editors and tasks by their path, a checkpoint's own.", flag=True
+)
 OUTPUT = Option("--output", "Folder of the record.", PATH)
 DEVICE = Option("--device", "Where the model goes; 'auto' spreads it.", otherwise="an accelerator, else the CPU")
 BATCH_SIZE = Option(

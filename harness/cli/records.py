@@ -151,7 +151,7 @@ def _tied(*paths: Path) -> list[Record]:
 @opt.TOLERANCE
 @opt.DEVICE
 @opt.BATCH_SIZE
-@opt.TRUST_CODE.but(help="Run the code of editors that a record names by their path.")
+@opt.TRUST_CODE.but(help="Run the code that a record names: editors and tasks by their path, a checkpoint's own.")
 def check(
     *, baseline: Path, only: str, tolerance: float | None, device: str | None, batch_size: int | None, trust_code: bool
 ) -> None:
@@ -196,16 +196,14 @@ def _asked(baseline: Path, only: str) -> list[Record]:
 
 
 def _require_trusted(records: Sequence[Record], baseline: Path, trusted: bool) -> None:
-    """Refuse code that a record names by its path, unless the user trusts it."""
-    from harness.editing.patch_file import require_trusted_parts
-    from harness.editing.registry import require_trusted
+    """Refuse code that a record names, unless the user trusts it."""
+    from harness.runs.plan import Plan
     from harness.runs.record import record_name
+    from harness.runs.trusted import require_trusted_plan
 
     for kept in records:
         where = baseline if baseline.is_file() else baseline / f"{record_name(kept)}.json"
-        require_trusted(str(kept.plan.get("editor", "none")), where, trusted)
-        if kept.plan.get("patch"):
-            require_trusted_parts(Path(kept.plan["patch"]), trusted)
+        require_trusted_plan(Plan.from_json(kept.plan), where, trusted=trusted)
 
 
 def _repeated(known: Sequence[Record], device: str | None, rows: int | None) -> Iterator[tuple[Record, Record]]:

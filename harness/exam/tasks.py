@@ -41,6 +41,7 @@ __all__ = [
     "Suite",
     "Task",
     "catalogue",
+    "code_of",
     "edit_sets",
     "load_suite",
     "read_edits",
@@ -320,6 +321,38 @@ def _declared_in(path: Path) -> str:
     if not isinstance(named, str):
         raise UsageError(f"--tasks {path}: it names no task; give it a line such as 'task: {path.stem}'")
     return named
+
+
+def code_of(names: Iterable[str], include: Sequence[str] = ()) -> Path | None:
+    """The first file of one's own tasks that holds code, which runs when they are built; None where none does.
+
+    Args:
+        names: tasks; those that are files or folders of YAMLs are looked at.
+        include: folders of one's own with tasks; whatever is in them is looked at.
+
+    Raises:
+        UsageError: there is no such file.
+        DataError: a YAML cannot be read.
+    """
+    of_names = [path for name in names for path in _yamls(name) or ()]
+    yamls = [*of_names, *(path for folder in include for path in sorted(Path(folder).rglob("*.yaml")))]
+    for path in yamls:
+        beside = path.parent / "functions.py"
+        if beside.is_file():
+            return beside
+    return next((found for path in yamls if (found := _with_function(path, set()))), None)
+
+
+def _with_function(path: Path, seen: set[Path]) -> Path | None:
+    """The YAML itself, or one that it includes, that names a function."""
+    if path in seen or not path.is_file():
+        return None
+    seen.add(path)
+    if "!function" in path.read_text(encoding="utf-8", errors="replace"):
+        return path
+    more = data.read_yaml(path).get("include") or []
+    beside = [path.parent / str(name) for name in ([more] if isinstance(more, str) else more)]
+    return next((found for one in beside if (found := _with_function(one.resolve(), seen))), None)
 
 
 def require_names(names: Iterable[str], data_dir: str, include: Sequence[str] = ()) -> None:

@@ -97,6 +97,89 @@ def test_code_runs_that_is_trusted_or_typed(
     assert marker.exists()
 
 
+TASK = {
+    "task": "shouted",
+    "dataset_path": "json",
+    "test_split": "train",
+    "output_type": "multiple_choice",
+    "doc_to_text": "{{q}}",
+    "doc_to_target": 0,
+    "doc_to_choice": ["yes", "no"],
+}
+
+
+@pytest.fixture(params=["function", "functions.py", "included", "named"])
+def task(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[dict[str, Any], Path, Path]:
+    """Fields of a plan that name a task with code, the file that holds it, and the file that is there once it ran."""
+    folder, marker = tmp_path / "tasks", tmp_path / "has_run"
+    folder.mkdir()
+    rows = folder / "rows.jsonl"
+    rows.write_text(json.dumps({"q": "Is it?"}) + "\n")
+    path, shape = folder / "shouted.yaml", request.param
+    said = {**TASK, "dataset_kwargs": {"data_files": str(rows)}}
+    (folder / "helpers.py").write_text(f"open({str(marker)!r}, 'w')\ndef loud(docs):\n    return docs\n")
+    if shape == "functions.py":
+        (folder / shape).write_text(f"open({str(marker)!r}, 'w')\n")
+        said |= {"metadata": {"licence": "CC0-1.0"}}
+    holder = {"functions.py": folder / shape, "included": tmp_path / "base.yaml"}.get(shape, path)
+    if shape == "included":
+        (folder / "helpers.py").rename(tmp_path / "helpers.py")
+        holder.write_text("process_docs: !function helpers.loud\n")
+        said = {"include": "../base.yaml", **said}
+    path.write_text(yaml.safe_dump(said))
+    if shape in ("function", "named"):
+        path.write_text(path.read_text() + "process_docs: !function helpers.loud\n")
+    named = {"tasks": [str(path)]} if shape == "named" else {"tasks": ["shouted"], "include_path": [str(folder)]}
+    return named, holder, marker
+
+
+def test_a_configuration_runs_no_code_of_tasks(
+    harness: Harness, task: tuple[dict[str, Any], Path, Path], tmp_path: Path
+) -> None:
+    named, holder, marker = task
+    config = written(tmp_path / "plan.yaml", {"editor": "none", "edits": "none", "limit": 1, **named})
+    found = harness("run", "--config", config, "--output", tmp_path / "out")
+    assert (found.code, found.err) == (
+        2,
+        f"error: {config}: names the task file '{holder}', whose code would run; read it, and then give --trust-code "
+        f"or type --include-path {holder.parent}",
+    )
+    assert not marker.exists()
+    assert harness("run", "--config", config, "--trust-code", "--output", tmp_path / "out").code == 0
+    assert marker.exists() or holder.name == "functions.py"  # rows are parsed by it only where they are no JSON
+
+
+def test_a_typed_task_runs_and_its_record_is_not_trusted(
+    harness: Harness, task: tuple[dict[str, Any], Path, Path], tmp_path: Path
+) -> None:
+    named, holder, marker = task
+    typed = [f"--{key.replace('_', '-')}={','.join(value)}" for key, value in named.items()]
+    out = tmp_path / "out"
+    assert harness("run", "--editor", "none", "--edits", "none", "--limit", "1", *typed, "--output", out).code == 0
+    marker.unlink(missing_ok=True)
+    found = harness("check", "--baseline", out)
+    assert (found.code, len(found.err.splitlines())) == (2, 1)
+    assert f"names the task file '{holder}', whose code would run" in found.err
+    assert not marker.exists()
+
+
+def test_a_file_asks_for_no_modelling_code(harness: Harness, tmp_path: Path, checkpoint: Callable[..., Path]) -> None:
+    model, asks = str(checkpoint("gpt2")), {"trust_remote_code": True}
+    config = written(tmp_path / "plan.yaml", {"model": model, "edits": "none", "tasks": ["NLI"], "model_args": asks})
+    found = harness("run", "--config", config, "--dry-run")
+    assert found.code == 2
+    assert found.err.startswith(f"error: {config}: asks for trust_remote_code, with which the checkpoint's own code")
+    typed = ("--model-args", "trust_remote_code=true")
+    for said in (("--trust-code",), typed):
+        assert harness("run", "--config", config, "--data-dir", "mini", "--limit", "1", "--dry-run", *said).code == 0
+    lm = loading.load(model, device="cpu")
+    about = {"model": model, "dtype": "float32", "num_edits": 1, "ids": ["1"], "model_args": asks}
+    file = tmp_path / "theirs.safetensors"
+    save_patch(Patch(), lm, file, editor="rome", about=about)
+    found = harness("apply", file, "--to", tmp_path / "out")
+    assert (found.code, found.err.startswith(f"error: {file}: asks for trust_remote_code")) == (2, True)
+
+
 @pytest.mark.parametrize("methods", [["{}"], {"{}": {}}, {"mine": {"editor": "{}"}}], ids=["list", "name", "field"])
 def test_a_sweep_runs_no_code_that_it_names(
     harness: Harness, mine: tuple[Path, Path], tmp_path: Path, methods: object
