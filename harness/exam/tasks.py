@@ -7,7 +7,6 @@ Our tasks are the YAML files under ``tasks/``; any of lm-eval's own may stand be
 from __future__ import annotations
 
 import functools
-import glob
 import hashlib
 import math
 import re
@@ -32,6 +31,7 @@ from harness.exam.exam_parts import OWN, exam_parts
 from harness.exam.own_cases import asks_probes
 from harness.exam.prompting import Prompting
 from harness.exam.quiet import quiet_lm_eval
+from harness.exam.task_code import yamls_of
 from harness.exam.task_identity import of_task, rows_sha256
 
 __all__ = [
@@ -41,7 +41,6 @@ __all__ = [
     "Suite",
     "Task",
     "catalogue",
-    "code_of",
     "edit_sets",
     "load_suite",
     "read_edits",
@@ -294,24 +293,10 @@ def _from_files(names: Iterable[str], include: Sequence[str]) -> tuple[list[str]
     """
     found, folders = [], list(include)
     for name in names:
-        files = _yamls(name)
+        files = yamls_of(name)
         found += [name] if files is None else [_declared_in(path) for path in files]
         folders += [str(path.parent) for path in files or ()]
     return list(dict.fromkeys(found)), list(dict.fromkeys(folders))
-
-
-def _yamls(name: str) -> list[Path] | None:
-    """The YAMLs that a name stands for, a file, a pattern or a folder; None where it is the name of a task."""
-    if name.endswith((".yaml", ".yml")):
-        files = sorted(Path(one) for one in glob.glob(name))  # noqa: PTH207  # a pattern may be absolute
-        what = "no such file"
-    elif "/" in name and Path(name).is_dir():
-        files, what = sorted(Path(name).glob("*.yaml")), "the folder has no YAML"
-    else:
-        return None
-    if not files:
-        raise UsageError(f"--tasks {name}: {what}; give the YAML of a task, or the name of one")
-    return files
 
 
 def _declared_in(path: Path) -> str:
@@ -321,38 +306,6 @@ def _declared_in(path: Path) -> str:
     if not isinstance(named, str):
         raise UsageError(f"--tasks {path}: it names no task; give it a line such as 'task: {path.stem}'")
     return named
-
-
-def code_of(names: Iterable[str], include: Sequence[str] = ()) -> Path | None:
-    """The first file of one's own tasks that holds code, which runs when they are built; None where none does.
-
-    Args:
-        names: tasks; those that are files or folders of YAMLs are looked at.
-        include: folders of one's own with tasks; whatever is in them is looked at.
-
-    Raises:
-        UsageError: there is no such file.
-        DataError: a YAML cannot be read.
-    """
-    of_names = [path for name in names for path in _yamls(name) or ()]
-    yamls = [*of_names, *(path for folder in include for path in sorted(Path(folder).rglob("*.yaml")))]
-    for path in yamls:
-        beside = path.parent / "functions.py"
-        if beside.is_file():
-            return beside
-    return next((found for path in yamls if (found := _with_function(path, set()))), None)
-
-
-def _with_function(path: Path, seen: set[Path]) -> Path | None:
-    """The YAML itself, or one that it includes, that names a function."""
-    if path in seen or not path.is_file():
-        return None
-    seen.add(path)
-    if "!function" in path.read_text(encoding="utf-8", errors="replace"):
-        return path
-    more = data.read_yaml(path).get("include") or []
-    beside = [path.parent / str(name) for name in ([more] if isinstance(more, str) else more)]
-    return next((found for one in beside if (found := _with_function(one.resolve(), seen))), None)
 
 
 def require_names(names: Iterable[str], data_dir: str, include: Sequence[str] = ()) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from harness.editing.patch_file import require_trusted_parts
 from harness.editing.registry import require_trusted
 from harness.errors import UsageError
+from harness.exam.task_code import code_in, yamls_of
 from harness.runs.plan import Plan
 
 __all__ = ["require_trusted_model", "require_trusted_plan"]
@@ -37,13 +38,14 @@ def require_trusted_plan(plan: Plan, where: str | Path, *, trusted: bool, typed:
         require_trusted(plan.editor, where, trusted)
     if plan.patch:
         require_trusted_parts(Path(plan.patch), trusted)
-    names = () if "tasks" in typed else plan.tasks
+    named = () if "tasks" in typed else plan.tasks
     folders = () if "include_path" in typed else plan.include_path
-    path = _task_code(names, folders)
+    of_folders = (path for folder in folders for path in sorted(Path(folder).rglob("*.yaml")))
+    path = code_in([*(path for name in named for path in yamls_of(name) or ()), *of_folders])
     if path is not None:
         raise UsageError(
             f"{where}: names the task file '{path}', whose code would run; read it, and then give --trust-code or type "
-            f"--include-path {path.parent}"
+            "--include-path or --tasks"
         )
     if "model_args" not in typed:
         require_trusted_model(plan.model_args, where, trusted=trusted)
@@ -65,11 +67,3 @@ def require_trusted_model(args: Mapping[str, Any] | None, where: str | Path, *, 
             f"{where}: asks for trust_remote_code, with which the checkpoint's own code would run; read it, and then "
             "give --trust-code or type --model-args trust_remote_code=true"
         )
-
-
-def _task_code(names: Collection[str], folders: Collection[str]) -> Path | None:
-    if not names and not folders:
-        return None
-    from harness.exam.tasks import code_of  # lm-eval takes seconds to import, and most plans name no file
-
-    return code_of(names, tuple(folders))

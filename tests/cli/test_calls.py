@@ -108,7 +108,7 @@ TASK = {
 }
 
 
-@pytest.fixture(params=["function", "functions.py", "included", "named"])
+@pytest.fixture(params=["function", "functions.py", "included", "named", "escaped", "directive"])
 def task(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[dict[str, Any], Path, Path]:
     """Fields of a plan that name a task with code, the file that holds it, and the file that is there once it ran."""
     folder, marker = tmp_path / "tasks", tmp_path / "has_run"
@@ -127,8 +127,11 @@ def task(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[dict[str, Any]
         holder.write_text("process_docs: !function helpers.loud\n")
         said = {"include": "../base.yaml", **said}
     path.write_text(yaml.safe_dump(said))
-    if shape in ("function", "named"):
-        path.write_text(path.read_text() + "process_docs: !function helpers.loud\n")
+    written_as = {"escaped": "!%66unction", "directive": "!x!tion"}.get(shape, "!function")
+    if shape not in ("functions.py", "included"):
+        path.write_text(path.read_text() + f"process_docs: {written_as} helpers.loud\n")
+    if shape == "directive":
+        path.write_text("%TAG !x! !func\n---\n" + path.read_text())
     named = {"tasks": [str(path)]} if shape == "named" else {"tasks": ["shouted"], "include_path": [str(folder)]}
     return named, holder, marker
 
@@ -142,7 +145,7 @@ def test_a_configuration_runs_no_code_of_tasks(
     assert (found.code, found.err) == (
         2,
         f"error: {config}: names the task file '{holder}', whose code would run; read it, and then give --trust-code "
-        f"or type --include-path {holder.parent}",
+        "or type --include-path or --tasks",
     )
     assert not marker.exists()
     assert harness("run", "--config", config, "--trust-code", "--output", tmp_path / "out").code == 0
@@ -161,6 +164,29 @@ def test_a_typed_task_runs_and_its_record_is_not_trusted(
     assert (found.code, len(found.err.splitlines())) == (2, 1)
     assert f"names the task file '{holder}', whose code would run" in found.err
     assert not marker.exists()
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["ours", "a file of that name"])
+def test_a_set_that_is_one_yaml_needs_no_trust(harness: Harness, tmp_path: Path, beside: bool) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "kings.jsonl").write_text(json.dumps({"k": "a", "p": "{} is", "s": "Utopia", "t": "far"}) + "\n")
+    edits = {"prompt": "p", "subject": "s", "target": "t"}
+    probe = {"kind": "rewrite", "prompt": "fill(p, s)", "answers": "t", "protocol": "accuracy"}
+    about = {
+        "version": 1.0, "licence": "CC0", "headline": "rewrite_accuracy",
+        "source": {"citation": "none", "files": {"test": {"path": "kings.jsonl"}}},
+        "case": {"id": "k", "edits": edits, "probes": [probe]},
+    }  # fmt: skip
+    head = "task: kings\nclass: !function harness.task_kit.CaseExam\n"
+    (folder / "kings.yaml").write_text(head + yaml.safe_dump({"metadata": about}))
+    if beside:
+        (folder / "harness").mkdir()
+        (folder / "harness" / "task_kit.py").write_text("class CaseExam: pass\n")
+    plan = {"editor": "rome", "edits": "kings", "include_path": [str(folder)]}
+    found = harness("run", "--config", written(tmp_path / "plan.yaml", plan), "--dry-run")
+    assert found.code == (2 if beside else 0)
+    assert ("names the task file" in found.err) == beside
 
 
 def test_a_file_asks_for_no_modelling_code(harness: Harness, tmp_path: Path, checkpoint: Callable[..., Path]) -> None:
