@@ -13,6 +13,7 @@ from harness.cli import terminal
 
 if TYPE_CHECKING:
     from harness.reports.regressions import Moved
+    from harness.runs.crew.cells import Crew
     from harness.runs.record import Record
 
 __all__ = ["belief", "board", "check", "compare", "leaderboard", "plot", "show"]
@@ -43,16 +44,27 @@ def leaderboard(folder: Path, *, form: str, output: Path | None, published: Path
 @click.command()
 @click.argument("folders", nargs=-1, required=True, type=opt.PATH)
 @opt.TO.but(help="The folder of the site: new, or a board that is made again.")
-def board(folders: Sequence[Path], folder: Path) -> None:
+@opt.WORKERS.but(otherwise="1")
+def board(*, folders: Sequence[Path], folder: Path, workers: int | None) -> None:
     """Make a site of the records in FOLDERS: a page to open from a file or to put on any web server.
 
     Of a folder the records in it and in its `records` are taken. What did not change since the last call is kept.
     """
     from harness.reports.board.site import write_board
 
-    built = write_board(folders, folder)
+    with terminal.watched() as report:
+        built = write_board(folders, folder, crew=_crew(workers), report=report)
     terminal.say(f"{built.records} records in {built.sections} tables; {built.read} of them were read")
     terminal.say_where("board:", folder / "index.html")
+
+
+def _crew(workers: int | None) -> Crew | None:
+    """So many workers; None for this process, which has no need of what takes seconds to import."""
+    if workers in (None, 1):
+        return None
+    from harness.runs.crew.cells import Crew
+
+    return Crew(workers or 0)
 
 
 @click.command()

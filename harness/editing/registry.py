@@ -6,7 +6,6 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
-import pkgutil
 import sys
 import types
 from collections.abc import Callable, Mapping
@@ -15,6 +14,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 from harness.editing.editor import Editor, Wrapper
+from harness.editing.editor_files import shipped_editors
 from harness.editing.hyperparameters import cast, hints, settable
 from harness.errors import UsageError, near
 from harness.models.lm import LM
@@ -25,7 +25,7 @@ __all__ = ["Recipe", "compose", "configure", "editor_names", "find", "require_tr
 
 def editor_names() -> list[str]:
     """The editors that can be named: those that ship, and those of installed packages."""
-    return sorted(_shipped() | {point.name for point in entry_points(group="harness.editors")})
+    return sorted(shipped_editors().keys() | {point.name for point in entry_points(group="harness.editors")})
 
 
 def find(name: str) -> type[Editor]:
@@ -37,7 +37,7 @@ def find(name: str) -> type[Editor]:
     if name.endswith(".py"):
         return _only_editor(_import_file(Path(name)), name)
     points = [point for point in entry_points(group="harness.editors") if point.name == name]
-    shipped = name in _shipped()
+    shipped = name in shipped_editors()
     if len(points) + shipped > 1:
         packages = " and of ".join(str(point.dist.name if point.dist else point.value) for point in points)
         raise UsageError(f"there are two editors '{name}', one of {packages}; uninstall it or give it another name")
@@ -225,11 +225,6 @@ def _parts(name: str) -> list[str]:
         found.append("+".join(pieces[:size]).strip())
         pieces = pieces[size:]
     return found
-
-
-def _shipped() -> set[str]:
-    path = importlib.import_module("editors").__path__
-    return {module.name for module in pkgutil.iter_modules(path) if not module.name.startswith("_")}
 
 
 def _import_file(path: Path) -> types.ModuleType:

@@ -10,11 +10,13 @@ from typing import Any
 from harness.errors import DataError, UsageError, near
 from harness.exam import data
 
-__all__ = ["OWN", "Part", "asked_parts", "exam_parts", "part_names"]
+__all__ = ["NEUTRAL_TEXT", "OWN", "Part", "asked_parts", "exam_parts", "part_names"]
 
 
 OWN = "own"
 """The edit set that reads the user's own rows."""
+NEUTRAL_TEXT = "neutral_text"
+"""What is measured on text that no edit is about, as a record names it."""
 
 
 @dataclass(frozen=True)

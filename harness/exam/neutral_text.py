@@ -16,6 +16,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from harness.exam.exam_parts import NEUTRAL_TEXT
 from harness.exam.statistics import Ratio
 from harness.io.plain_text import read_documents
 from harness.models.lm import LM
@@ -24,7 +25,7 @@ from harness.patches.patch import PromptRule
 
 __all__ = ["NAME", "Reading", "Texts", "read_neutral_text", "repetition", "texts", "unedited_reading"]
 
-NAME = "neutral_text"
+NAME = NEUTRAL_TEXT
 _NUMBERS = 2**27
 """How many log-probabilities of the unedited model are kept in memory (half a gigabyte)."""
 _BATCH = 16

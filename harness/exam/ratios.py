@@ -126,6 +126,14 @@ class Columns(Mapping[str, Ratio]):
     def __len__(self) -> int:
         return len(self.layout.ids)
 
+    def __eq__(self, other: object) -> bool:
+        """By column where the documents are the same ones; row by row, as any mapping, otherwise."""
+        if isinstance(other, Columns) and other.layout is self.layout:
+            return np.array_equal(self.num, other.num) and np.array_equal(self.den, other.den)
+        return super().__eq__(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
     def _as_rows(self) -> dict[str, Ratio]:
         if self._rows is None:
             count = len(self.layout.ids)

@@ -479,9 +479,13 @@ class _Units:
         sums: list[Array] = []
         which: list[int] = []
         membership: list[tuple[int, str | None]] = []
-        places = [np.array([row.setdefault(n, len(row)) for n in c.layout.coded_units[0]], np.intp) for c in components]
+        layouts = {id(one.layout): one.layout for one in components}
+        places = {
+            key: np.array([row.setdefault(n, len(row)) for n in layout.coded_units[0]], np.intp)
+            for key, layout in layouts.items()
+        }
         for c, one in enumerate(components):
-            layout, place = one.layout, places[c]
+            layout, place = one.layout, places[id(one.layout)]
             strata, stratum = layout.coded_strata
             at = place[layout.coded_units[1]] * len(strata) + stratum
             size = len(row) * len(strata)

@@ -6,7 +6,6 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -18,6 +17,7 @@ from harness.io import plain_text
 from harness.io.hashes import combined_sha256
 from harness.models import arch, tokens
 from harness.models.arch import Architecture
+from harness.models.naming import shipped
 from harness.models.published import Published, fast_hashes
 from harness.models.reading import Checkpoint, read_checkpoint, require_causal, require_in_memory
 
@@ -327,12 +327,6 @@ class LM:
                 raise ModelError(
                     f"{self.name}: the weight '{name}' holds a NaN or an infinity; use an intact checkpoint"
                 )
-
-
-def shipped() -> dict[str, Path]:
-    """The models inside the package, by name."""
-    root = Path(str(files("harness") / "mini"))
-    return {folder.name: folder for folder in sorted(root.iterdir()) if (folder / "config.json").is_file()}
 
 
 def load(

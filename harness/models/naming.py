@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import re
+from importlib.resources import files
 from pathlib import Path
 
 from harness.errors import ModelError
 
-__all__ = ["GGUF", "model_key", "split_revision"]
+__all__ = ["GGUF", "model_key", "shipped", "split_revision"]
 
 GGUF = ".gguf"
 
 _QUANTISED = re.compile(r"[-._](?:i?q\d\w*|b?f16|f32|bf16)$")
 """How the files of one model in several precisions are told apart: ``model.Q4_K_M.gguf``."""
+
+
+def shipped() -> dict[str, Path]:
+    """The models inside the package, by name."""
+    root = Path(str(files("harness") / "mini"))
+    return {folder.name: folder for folder in sorted(root.iterdir()) if (folder / "config.json").is_file()}
 
 
 def split_revision(name: str) -> tuple[str, str | None]:

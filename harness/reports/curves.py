@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import DataError, UsageError
-from harness.exam.neutral_text import NAME
+from harness.exam.exam_parts import NEUTRAL_TEXT
 from harness.io.files import write_whole
 from harness.reports.cells import EDIT_METRICS
 from harness.reports.seeds import pool
@@ -91,7 +91,7 @@ def _place(panel: Panel) -> tuple[int, int, str]:
     task, metric = panel
     if metric in EDIT_METRICS:
         return (0, EDIT_METRICS.index(metric), task)
-    return (2 if task == NAME else 1, 0, task.lower())
+    return (2 if task == NEUTRAL_TEXT else 1, 0, task.lower())
 
 
 def draw_curves(records: Sequence[Record], path: Path) -> None:
@@ -209,7 +209,7 @@ def _panel(axis: Axes, panel: Panel, lines: dict[str, list[Row]], editors: Seque
     axis.tick_params(axis="y", labelsize=7)
     axis.grid(alpha=0.25, linewidth=0.5)
     axis.spines[["top", "right"]].set_visible(False)
-    if task == NAME:
+    if task == NEUTRAL_TEXT:
         axis.set_yscale("symlog", linthresh=0.01, linscale=0.4)
         axis.set_ylim(bottom=0)
     elif all(0 <= end <= 1 for line in lines.values() for row in line for end in row[2:]):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from harness.models.lm import shipped
+from harness.models.naming import shipped
 from harness.runs.record import Record
 
 __all__ = ["PROJECT", "is_public", "model_parts"]

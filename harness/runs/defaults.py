@@ -6,11 +6,12 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.models.lm import LM, shipped
+from harness.models.naming import shipped
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from harness.models.lm import LM
     from harness.runs.plan import Plan
 
 __all__ = ["note_rows", "rows_for"]
@@ -32,6 +33,7 @@ def rows_for(model: str | Path | PreTrainedModel | LM, given: str | Path | None 
     if isinstance(model, str | Path):
         return "mini" if str(model) in shipped() else "hub"
     from harness.models.in_memory import ships
+    from harness.models.lm import LM
 
     return "mini" if ships(model.model if isinstance(model, LM) else model) else "hub"
 

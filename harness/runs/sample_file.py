@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import DataError, near
-from harness.exam import neutral_text
+from harness.exam.exam_parts import NEUTRAL_TEXT
 from harness.exam.samples import Sample, SampleLine
 from harness.io.files import discard, write_whole
 from harness.io.schema import checked, parsed
@@ -75,7 +75,7 @@ class SampleParts:
         """
         every = [(int(point["edits"]), task) for point in record.points for task in point["tasks"]]
         last = last_stop(record)
-        wanted = [(at, task) for at, task in every if task != neutral_text.NAME and (at or not last)]
+        wanted = [(at, task) for at, task in every if task != NEUTRAL_TEXT and (at or not last)]
         found = {(at, task): part for at, task in wanted if (part := self._part(at, task)).is_file()}
         if found:
             write_whole(path, b"".join(part.read_bytes() for part in found.values()))
@@ -93,7 +93,7 @@ class SampleParts:
 
 def last_stop(record: Record) -> int:
     """The greatest number of edits after which something was asked."""
-    return max((int(point["edits"]) for point in record.points if set(point["tasks"]) - {neutral_text.NAME}), default=0)
+    return max((int(point["edits"]) for point in record.points if set(point["tasks"]) - {NEUTRAL_TEXT}), default=0)
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------

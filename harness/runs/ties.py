@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from harness.errors import DataError
-from harness.exam import neutral_text, numbers
+from harness.exam import numbers
+from harness.exam.exam_parts import NEUTRAL_TEXT
 from harness.exam.numbers import TaskValues
 from harness.exam.ratios import Columns, Values
 from harness.runs.record import Record, record_name
@@ -143,7 +144,7 @@ def _other_numbers(record: Record, wanted: Wanted | None) -> Iterator[str]:
 def _other_intervals(record: Record, wanted: Wanted | None) -> Iterator[str]:
     """Intervals and p values that are not those of the documents."""
     for place in _places(record, wanted):
-        seed = 0 if place.task == neutral_text.NAME else record.seed or 0
+        seed = 0 if place.task == NEUTRAL_TEXT else record.seed or 0
         values = {part: place.mine[part] for part in place.parts}
         score = {"score": place.parts} if len(place.parts) > 1 else {}
         found = numbers.summarise(values, place.base, {}, seed=seed, derived=score)

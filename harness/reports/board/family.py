@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from harness.exam.numbers import TaskValues
-from harness.io.collector import without_collector
 from harness.reports.board.cards import card_of
 from harness.reports.board.chunks import Whose, chunks_of, section_head, section_slug
 from harness.reports.board.index import Source
@@ -82,8 +81,7 @@ def make_family(sources: Sequence[Source], pages: Pages) -> Family:
     Raises:
         DataError: one cannot be read, or says something else than its documents.
     """
-    with without_collector():
-        records = [_read(source, pages) for source in sources]
+    records = [_read(source, pages) for source in sources]
     sections = measured_sections(records)
     members = _members(records)
     lines: list[Json] = []

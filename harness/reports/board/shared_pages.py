@@ -6,9 +6,10 @@ import inspect
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import entry_points
 from typing import Any
 
-from harness.editing.registry import editor_names, find
+from harness.editing.editor_files import docs_of_file, shipped_editors
 from harness.reports.board.cards import card_of
 from harness.reports.board.family import Family
 from harness.reports.board.pages import Pages
@@ -81,12 +82,18 @@ def _links(names: Iterable[str]) -> dict[str, str]:
 
 
 def _about(name: str) -> list[Mapping[str, str]]:
-    """What each part of a shipped editor says of itself; nothing of one that is not installed here."""
-    known = set(editor_names())
-    return [{"name": part, "text": _docs(part)} for part in name.split("+") if part in known]
+    """What each part of an editor says of itself; nothing of one that is not installed here."""
+    shipped, installed = shipped_editors(), {point.name for point in entry_points(group="harness.editors")}
+    known = [part for part in name.split("+") if part in shipped or part in installed]
+    return [
+        {"name": part, "text": docs_of_file(shipped[part], part) if part in shipped else _docs_of_installed(part)}
+        for part in known
+    ]
 
 
-def _docs(part: str) -> str:
+def _docs_of_installed(part: str) -> str:
+    from harness.editing.registry import find
+
     cls = find(part)
     module = sys.modules[cls.__module__]
     return "\n\n".join(text for text in (inspect.getdoc(module), inspect.getdoc(cls)) if text)

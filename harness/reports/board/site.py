@@ -5,13 +5,15 @@ What takes seconds to import is imported where something is to be made.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.errors import DataError, UsageError
+from harness.io.collector import without_collector
 from harness.io.files import beside, discard
+from harness.io.nobody import tell_nobody
 from harness.reports.board.index import (
     MARK,
     Index,
@@ -23,9 +25,14 @@ from harness.reports.board.index import (
     write_index,
 )
 
+if TYPE_CHECKING:
+    from harness.runs.crew.cells import Crew
+
 __all__ = ["Built", "write_board"]
 
 Json = dict[str, Any]
+Report = Callable[[str, int, int], None]
+"""Told what is done, how far it is, and how much there is."""
 
 
 @dataclass(frozen=True)
@@ -43,34 +50,42 @@ class Built:
     read: int
 
 
-def write_board(folders: Sequence[Path], to: Path) -> Built:
+def write_board(folders: Sequence[Path], to: Path, *, crew: Crew | None = None, report: Report = tell_nobody) -> Built:
     """Write a site of the records in some folders; it appears whole, or what was there stays.
 
     Args:
         folders: each with records in it or in its ``records`` folder.
         to: the folder of the site, which is new, empty, or a site that this function made.
+        crew: who makes the pages of records that may share a table; None for this process.
+        report: told how many records are done.
 
     Raises:
         UsageError: the folder holds something else, or cannot be written.
         DataError: a folder holds no record, one of them cannot be read or says something else than its documents, or
             two claim one id.
     """
+    with without_collector():
+        return _write_board(folders, to, crew, report)
+
+
+def _write_board(folders: Sequence[Path], to: Path, crew: Crew | None, report: Report) -> Built:
     sources = sources_of(_paths(folders))
     _require_free(to)
     old = read_index(to, code_sha256())
     families, new = _families(sources, old)
-    stale = {key for key, members in families.items() if not _stands(old, key, members)}
+    stale = {key: members for key, members in families.items() if not _stands(old, key, members)}
     if not stale and old.families.keys() == families.keys():
         return _counted(old.families.values(), read=0)
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
         with beside(to) as temporary:
-            _write(families, stale, old=old, new=new, place=(to, temporary))
+            made = _made(stale, temporary, crew, report)
+            _write(families, made, old=old, new=new, place=(to, temporary))
             _put_in_place(temporary, to)
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise UsageError(f"{to}: cannot be written ({reason}); choose another folder with --to") from error
-    return _counted(new.families.values(), read=sum(len(families[key]) for key in stale))
+    return _counted(new.families.values(), read=sum(len(members) for members in stale.values()))
 
 
 def _paths(folders: Sequence[Path]) -> list[Path]:
@@ -131,36 +146,90 @@ def _require_same(path: Path, other: Path) -> None:
         raise DataError(f"{path}: claims the id of {other} with other numbers; leave one of them out")
 
 
+@dataclass(frozen=True)
+class _FamilyJob:
+    """A family that is made.
+
+    Attributes:
+        members: its records.
+        folder: of the site.
+    """
+
+    members: Sequence[Source]
+    folder: Path
+
+
+def _make(job: _FamilyJob, _report: Report) -> MadeFamily:
+    """Write the pages of a family, wherever that is done."""
+    from harness.reports.board.family import make_family
+    from harness.reports.board.pages import Pages
+
+    with without_collector():
+        pages = Pages(job.folder)
+        made = make_family(job.members, pages)
+    return MadeFamily([one.sha256 for one in job.members], pages.written, asdict(made))
+
+
+def _made(
+    stale: Mapping[str, Sequence[Source]], folder: Path, crew: Crew | None, report: Report
+) -> dict[str, MadeFamily]:
+    """Make families.
+
+    Raises:
+        DataError: one cannot be made.
+    """
+    done, total, found = 0, sum(map(len, stale.values())), {}
+    report("records", done, total)
+    for key, made in _each_made(stale, folder, crew):
+        found[key] = made
+        done += len(made.members)
+        report("records", done, total)
+    return found
+
+
+def _each_made(
+    stale: Mapping[str, Sequence[Source]], folder: Path, crew: Crew | None
+) -> Iterator[tuple[str, MadeFamily]]:
+    if crew is None:
+        yield from ((key, _make(_FamilyJob(members, folder), tell_nobody)) for key, members in stale.items())
+        return
+    from harness.runs.crew.cells import Cell
+    from harness.runs.crew.dispatch import run_cells
+
+    largest_first = sorted(stale.items(), key=lambda one: -len(one[1]))
+    for one in run_cells([Cell(key, _FamilyJob(members, folder)) for key, members in largest_first], _make, crew):
+        if one.error is not None:
+            raise one.error
+        assert one.done is not None
+        yield one.cell.name, one.done
+
+
 def _write(
     families: Mapping[str, Sequence[Source]],
-    stale: Collection[str],
+    made: Mapping[str, MadeFamily],
     *,
     old: Index,
     new: Index,
     place: tuple[Path, Path],
 ) -> None:
-    """Write a whole site.
+    """Complete a site of which the families that changed were made.
 
     Args:
         families: the records of each.
-        stale: the families that are made; the others are taken as they are.
+        made: the families that were made; the others are taken as they are.
         old: what stands at the place.
         new: what is made, to which the families are added.
         place: where the old site stands, and where the new one is written.
     """
-    from harness.reports.board.family import Family, make_family
+    from harness.reports.board.family import Family
     from harness.reports.board.pages import Pages
     from harness.reports.board.shared_pages import write_shared_pages
 
     pages = Pages(place[1])
-    for key, members in families.items():
-        if key not in stale:
+    for key in families:
+        if key not in made:
             pages.keep(old.families[key].files, place[0])
-            new.families[key] = old.families[key]
-            continue
-        start = len(pages.written)
-        made = make_family(members, pages)
-        new.families[key] = MadeFamily([one.sha256 for one in members], pages.written[start:], asdict(made))
+        new.families[key] = made[key] if key in made else old.families[key]
     write_shared_pages([Family(**one.made) for one in new.families.values()], pages)
     write_index(new, place[1])
 

@@ -66,3 +66,16 @@ def test_a_document_stands_once() -> None:
     with pytest.raises(ValueError, match="twice"):
         layout_of(("x", "x"), None, None)
     assert layout_of(("x", "y"), None, None) is layout_of(("x", "y"), None, None)
+
+
+@settings(max_examples=40)
+@given(samples(2))
+def test_columns_are_equal_where_their_rows_are(both: list[Columns]) -> None:
+    first, second = both
+    if not all(np.isfinite(one.num).all() for one in both):
+        return
+    assert (first == second) == (dict(first) == dict(second))
+    assert first == dict(first) and dict(first) == first
+    assert first == Columns(first.layout, first.num.copy(), first.den.copy())
+    if len(first):
+        assert first != Columns(first.layout, first.num + 1, first.den)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import json
 import re
 import shlex
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,8 @@ from synthetic import record, write
 
 from harness.cli.edit_and_measure import PlanOptions
 from harness.cli.edit_and_measure import run as run_command
+from harness.editing.editor_files import docs_of_file, shipped_editors
+from harness.editing.registry import find
 from harness.errors import DataError, UsageError
 from harness.exam.statistics import Ratio, difference, is_exact
 from harness.reports.board.cards import card_of, markdown_html
@@ -26,6 +31,7 @@ from harness.reports.board.repeat import repeat_command
 from harness.reports.board.site import Built, write_board
 from harness.reports.comparison import mean_difference
 from harness.reports.leaderboard import leaderboard
+from harness.runs.crew.cells import Crew
 from harness.runs.plan import Plan
 from harness.runs.record_file import read_records
 
@@ -196,6 +202,46 @@ def test_only_what_changed_is_made(folder: Path, tmp_path: Path) -> None:
         path.unlink()
     assert write_board([folder], site) == Built(5, 1, read=0)
     assert len(list((site / "records").iterdir())) == 5 and len(data_of(site, "section")) == 1
+
+
+def test_two_workers_make_the_same_site(folder: Path, tmp_path: Path) -> None:
+    write(folder, record("rome", 0.7, mode="isolated"))
+    seen: list[tuple[int, int]] = []
+    assert write_board([folder], tmp_path / "alone") == Built(6, 2, read=6)
+    made = write_board([folder], tmp_path / "site", crew=Crew(2), report=lambda _, *far: seen.append(far))
+    assert (made, seen) == (Built(6, 2, read=6), [(0, 6), seen[1], (6, 6)])
+    files = {path.relative_to(tmp_path / "alone") for path in (tmp_path / "alone").rglob("*") if path.is_file()}
+    assert files == {path.relative_to(tmp_path / "site") for path in (tmp_path / "site").rglob("*") if path.is_file()}
+    same = [path for path in files if path.name != MARK]
+    assert all((tmp_path / "alone" / path).read_bytes() == (tmp_path / "site" / path).read_bytes() for path in same)
+    broken = next(folder.glob("*--isolated--*.json"))
+    broken.write_text(broken.read_text().replace('"value": 0.', '"value": 0.5', 1))
+    with pytest.raises(DataError, match="were changed after the run"):
+        write_board([folder], tmp_path / "site", crew=Crew(2))
+
+
+LIGHT = """
+import sys
+from harness.cli.main import main
+main(["board", *sys.argv[1:]])
+heavy = {"torch", "transformers", "lm_eval", "datasets", "sklearn", "scipy.stats", "pandas", "matplotlib"}
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
+"""
+
+
+def test_a_site_is_made_without_what_takes_seconds_to_import(folder: Path, tmp_path: Path) -> None:
+    call = [sys.executable, "-c", LIGHT, str(folder), "--to", str(tmp_path / "site")]
+    done = subprocess.run(call, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "5 records in 1 tables; 5 of them were read" in done.stdout
+
+
+def test_an_editor_says_of_itself_what_its_file_does() -> None:
+    """Read from the file, the documentation of an editor is that of its module and its class."""
+    for name, path in shipped_editors().items():
+        cls = find(name)
+        said = (inspect.getdoc(sys.modules[cls.__module__]), inspect.getdoc(cls))
+        assert docs_of_file(path, name) == "\n\n".join(filter(None, said)), name
 
 
 def test_other_code_makes_everything_again(folder: Path, tmp_path: Path) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.stats import rankdata
 from statsmodels.stats.multitest import multipletests
 
 from harness.exam.ratios import Columns, layout_of
 from harness.exam.statistics import all_differences, difference, harmonic_difference
 from harness.reports.cells import BoardRow, Metric
-from harness.reports.standings import needed, standings
+from harness.reports.standings import _ranks, needed, standings  # type: ignore[attr-defined]
 from harness.runs.record import Record
 
 METRIC = Metric("facts", "efficacy", "v", True)
@@ -141,3 +142,13 @@ def test_so_many_documents_show_it_four_times_in_five() -> None:
     assert n is not None and 100 < n < 1000
     found = sum(difference(*drawn(rng, n, 0.78, 0.7), seed=0).significant for _ in range(400))
     assert 0.74 <= found / 400 <= 0.86
+
+
+def test_ranks_are_those_of_scipy() -> None:
+    draws = np.random.default_rng(0).integers(0, 6, (200, 9)) / 5  # many ties
+    ranks, first = _ranks(draws)
+    assert (ranks == rankdata(-draws, axis=1)).all()
+    assert first.sum() == pytest.approx(1)
+    assert first[0] == pytest.approx(
+        ((draws[:, 0] == draws.max(1)) / (draws == draws.max(1, keepdims=True)).sum(1)).mean()
+    )
