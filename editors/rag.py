@@ -10,21 +10,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
 
 from harness.editing.edit import Edit
 from harness.editing.editor import Editor
 from harness.editing.hyperparameters import Count, Share
-from harness.errors import UsageError
-from harness.methods.retrieval import Fact, Index, as_fact, fits_context, join_facts
+from harness.methods.in_context import FactsInFront, require_template
+from harness.methods.retrieval import Index, as_fact, join_facts
 from harness.models.activations import at_least_float32
 from harness.models.lm import LM
-from harness.patches.patch import Part, Patch
+from harness.patches.patch import Patch
 
 __all__ = ["Rag", "Recall"]
 
@@ -64,49 +63,27 @@ class Rag(Editor):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if "{facts}" not in self.template or self.template.count("{context}") != 1 or not self._open():
-            raise UsageError(
-                f"{self.name}: 'template' is {self.template!r}, expected {{facts}} and, at the end, {{context}}; for "
-                "example --set template='{facts} {context}'"
-            )
+        require_template(self.name, self.template)
 
     def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:  # noqa: ARG002
         """The edits as facts; increments join."""
         if not edits:
             return Patch()
         facts = join_facts((), map(as_fact, edits))
-        return Patch(prompt=Recall(facts, self.k, self.threshold, self.choose, self.template, self.room, lm))
-
-    def _open(self) -> bool:
-        return self.template.endswith("{context}")
+        return Patch(prompt=Recall(facts, self.template, self.room, lm, self.k, self.threshold, self.choose))
 
 
 @dataclass(frozen=True, eq=False)
-class Recall(Part):
-    """Puts facts in front of a context (:data:`harness.patches.patch.PromptRule`).
+class Recall(FactsInFront):
+    """Puts the facts that a context is about in front of it (:data:`harness.patches.patch.PromptRule`).
 
     Attributes:
-        facts: the memory.
-        k, threshold, choose, template, room: as in :class:`Rag`.
-        lm: whose context is limited, and who chooses.
+        k, threshold, choose: as in :class:`Rag`.
     """
 
-    facts: tuple[Fact, ...]
     k: int
     threshold: float
     choose: Choice
-    template: str
-    room: int
-    lm: LM = field(repr=False)
-
-    def __call__(self, context: str) -> str:
-        """The context, with the relevant facts in front of it."""
-        if context not in self._answered:
-            facts = [self.facts[i] for i in self.chosen(context)]
-            while facts and not fits_context(self.lm, self._read(facts, context), self.room):
-                facts = facts[1:]
-            self._answered[context] = self._read(facts, context) if facts else context
-        return self._answered[context]
 
     def chosen(self, context: str) -> list[int]:
         """The positions of the facts that are used, the most relevant one last, next to the context."""
@@ -119,41 +96,13 @@ class Recall(Part):
     def gains(self, proposed: Sequence[int], context: str) -> list[float]:
         """How much likelier the context's last sentence, which asks, is after each fact than without it, in nats."""
         begins = _last_sentence(context)
-        fronts = [context[:begins], *(self._read([self.facts[i]], context[:begins]) for i in proposed)]
+        fronts = [context[:begins], *(self.read([self.facts[i]], context[:begins]) for i in proposed)]
         alone, *after = _log_likelihoods(self.lm, fronts, context[begins:])
         return [value - alone for value in after]
-
-    def tensors(self) -> dict[str, Tensor]:
-        """None."""
-        return {}
-
-    def settings(self) -> dict[str, Any]:
-        """The facts and the hyperparameters."""
-        rest = {name: getattr(self, name) for name in ("k", "threshold", "choose", "template", "room")}
-        return {"facts": [list(one) for one in self.facts], **rest}
-
-    @classmethod
-    def restore(cls, lm: LM, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Recall:  # noqa: ARG003
-        """The rule again."""
-        return cls(**{**settings, "facts": tuple(Fact(*one) for one in settings["facts"]), "lm": lm})
-
-    def joined(self, later: Recall) -> Recall:
-        """The facts of both; a later one replaces an earlier one of the same prompt."""
-        return replace(later, facts=join_facts(self.facts, later.facts))
-
-    def _read(self, facts: Sequence[Fact], context: str) -> str:
-        # Not str.format: facts and contexts may hold braces.
-        front = self.template.removesuffix("{context}").replace("{facts}", " ".join(one.sentence for one in facts))
-        return front + context
 
     @cached_property
     def _index(self) -> Index:
         return Index(self.facts)
-
-    @cached_property
-    def _answered(self) -> dict[str, str]:
-        """What became of each context: a question is asked with several answers."""
-        return {}
 
 
 def _last_sentence(text: str) -> int:

@@ -85,6 +85,7 @@ EDITORS: Mapping[str, Mapping[str, Any]] = {
     "senses": {"k": 2, "epochs": 8, "lr": 0.5, "kl": 1e-3, "accumulate": 1, "chunks": 4, "chunk_tokens": 16},
     "ike": {"k": 1, "room": 8},
     "rag": {"k": 1, "room": 8},
+    "prompt": {"room": 8},
     "companion": {"k": 2, "epochs": 2, "lr": 0.5, "kl": 0.0},
     "none": {},
 }
@@ -101,7 +102,7 @@ _GROUPS: Mapping[str, tuple[str, ...]] = {
     "any weights": ("full",),
     "a module's output": ("grace", "remedi"),
     "senses": ("senses",),
-    "prompt, logits, none": ("ike", "rag", "companion", "none"),
+    "prompt, logits, none": ("ike", "rag", "prompt", "companion", "none"),
 }
 """What stands in one column of the page; of MEMIT's family each member with either site."""
 

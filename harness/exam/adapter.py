@@ -28,7 +28,15 @@ from harness.editing.edit import Edit
 from harness.errors import DataError, UsageError
 from harness.exam.greedy import Writing
 from harness.exam.passes import in_memory, too_large
-from harness.exam.prompting import Prompting, chat_template_text, in_turns, rendered, template_sha256, worded
+from harness.exam.prompting import (
+    Prompting,
+    chat_template_text,
+    has_system_turn,
+    in_turns,
+    rendered,
+    template_sha256,
+    worded,
+)
 from harness.exam.quiet import quiet_lm_eval
 from harness.exam.span_scores import Apart, Encoded, Ranked, Span, Whole, score, whole
 from harness.exam.thought import Thought, thought_through
@@ -36,7 +44,7 @@ from harness.exam.token_tasks import Forced, Target
 from harness.models.lm import LM
 from harness.models.memory import Room
 from harness.models.packing import shared_length
-from harness.patches.patch import Patch, RowPatches, patched, patched_rows, shareable
+from harness.patches.patch import ChatRule, Patch, PromptRule, RowPatches, patched, patched_rows, shareable
 
 __all__ = ["EditedLM", "Progress"]
 
@@ -563,14 +571,23 @@ class EditedLM(HFLM):  # type: ignore[misc]
         if rule is None:
             return request
         text, *others = request.args
-        before, asked, after = self._in_turn(str(text))
-        read = before + rule(asked) + after
+        read = self._changed(str(text), rule)
         if request.request_type == "loglikelihood_rolling":
             if not read.endswith(text):  # what the text became cannot be told from what stands around it
                 return request
             read = _Led(read)
             read.own = text
         return replace(request, arguments=(read, *others))
+
+    def _changed(self, text: str, rule: PromptRule) -> str:
+        """What a rule makes of a text: of the questions of a chat, or of its system turn."""
+        before, asked, after = self._in_turn(text)
+        if not isinstance(rule, ChatRule):
+            return before + rule(asked) + after
+        system = bool(before) and self._has_system_turn
+        return rule.in_chat(
+            asked, lambda told: (self._around(told.strip())[0] if system else before + told) + asked + after
+        )
 
     def _in_turn(self, text: str) -> tuple[str, str, str]:
         """What stands in front of the first question of a chat, the questions, and what stands behind the last one.
@@ -585,12 +602,18 @@ class EditedLM(HFLM):  # type: ignore[misc]
     @functools.cached_property
     def _turn(self) -> tuple[str, str]:
         """What the chat template puts around a question; nothing where there is no template."""
-        if self._template is None:
-            return "", ""
-        edit = in_turns([Edit("", "question", None, "answer")], self.lm.tokenizer, self.prompting, model=self.lm.name)[
-            0
-        ]
+        return self._around() if self._template is not None else ("", "")
+
+    def _around(self, told: str = "") -> tuple[str, str]:
+        """What the chat template puts around a question when the system turn says something more."""
+        said = "\n\n".join(filter(None, (self.prompting.system_instruction, told)))
+        asked = replace(self.prompting, system_instruction=said or None)
+        (edit,) = in_turns([Edit("", "question", None, "answer")], self.lm.tokenizer, asked, model=self.lm.name)
         return edit.before, edit.after
+
+    @functools.cached_property
+    def _has_system_turn(self) -> bool:
+        return has_system_turn(self.lm.tokenizer, self.prompting, self.lm.name)
 
     def _marked(self, request: Instance, patch: int) -> Instance:
         context = _Marked(request.args[0])

@@ -22,6 +22,7 @@ __all__ = [
     "FEWSHOT_SEED",
     "Prompting",
     "chat_template_text",
+    "has_system_turn",
     "in_turns",
     "rendered",
     "require_roles",
@@ -217,6 +218,21 @@ def require_roles(tokenizer: PreTrainedTokenizerBase, prompting: Prompting, mode
     for role, turns in asked.items():
         if not _holds(tokenizer, text, turns, role, prompting):
             raise UsageError(f"{model}: its chat template has no turn of the role '{role}'; {_WITHOUT[role]}")
+
+
+def has_system_turn(tokenizer: PreTrainedTokenizerBase, prompting: Prompting, model: str = "the model") -> bool:
+    """Whether a chat template says what stands in a system turn.
+
+    Args:
+        tokenizer: whose template.
+        prompting: which of its templates.
+        model: what an error calls the model.
+
+    Raises:
+        UsageError: there is no template.
+    """
+    text = chat_template_text(tokenizer, prompting.template or True, model)
+    return _holds(tokenizer, text, ["system", "user"], "system", prompting)
 
 
 _WITHOUT = {

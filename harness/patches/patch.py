@@ -24,6 +24,7 @@ from harness.models.lm import LM
 from harness.patches.delta import Delta, LowRank
 
 __all__ = [
+    "ChatRule",
     "Hook",
     "LogitRule",
     "Part",
@@ -95,6 +96,19 @@ class Part(ABC):
     @abstractmethod
     def joined(self, later: Any) -> Part:
         """One part that does what both do, the later one an increment of the same editor."""
+
+
+class ChatRule(Part):
+    """A prompt rule that speaks in the system turn of a chat, where there is one; elsewhere in front of the context."""
+
+    @abstractmethod
+    def in_chat(self, context: str, chat: Callable[[str], str]) -> str:
+        """What the model reads of a context, in a chat or alone.
+
+        Args:
+            context: the context.
+            chat: gives the whole text with something more told, in the system turn or in front of the context.
+        """
 
 
 @dataclass(frozen=True, eq=False)

@@ -390,6 +390,7 @@ CONFORMS = {
     "nas": "unit/editors/test_closed_form.py::test_nas_scales_values_to_the_norm_that_the_first_edits_have",
     "pmet": "unit/editors/test_pmet.py::test_values_are_those_of_the_plain_loop",
     "prefix": "unit/methods/test_finetuning.py::test_the_standard_subject_of_memit_is_the_prompt",
+    "prompt": "unit/editors/test_prompt_editors.py::test_the_latest_facts_are_told_as_many_as_fit",
     "prune": "golden/test_prune.py::test_the_final_matrix_is_theirs",
     "r_rome": "unit/methods/test_value.py::test_tv_11_rome_and_r_rome_rank_one",
     "rag": "unit/editors/test_prompt_editors.py::test_the_share_of_a_key_by_hand",

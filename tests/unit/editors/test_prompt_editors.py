@@ -12,6 +12,7 @@ import torch
 
 from editors import rag
 from editors.ike import Demonstration, Demonstrations, Ike
+from editors.prompt import AllFacts, Prompt
 from editors.rag import Rag, Recall
 from harness.editing.edit import Edit, Example, Probe
 from harness.editing.registry import configure
@@ -205,6 +206,66 @@ def test_a_restored_rule_answers_as_before(tiny: Callable[[str], LM]) -> None:
     again = Recall.restore(lm, rule.settings(), rule.tensors())
     for context in ("Ada Velmont was born in", "Greta Holm", "Hugo Lantern and Ada Velmont"):
         assert again(context) == rule(context)
+
+
+# --- all facts --------------------------------------------------------------------------------------------------------
+
+
+def all_facts(lm: LM, *edits: Edit, **settings: Any) -> AllFacts:
+    rule = Prompt(**{"room": 8, **settings}).edit(lm, edits).prompt
+    assert isinstance(rule, AllFacts)
+    return rule
+
+
+def people(count: int) -> list[Edit]:
+    return [replace(ADA, id=str(i), subject=f"Person{i} Last{i}") for i in range(count)]
+
+
+@pytest.mark.parametrize("context", ["Ada Velmont was born in", "Nobody is named here"])
+def test_every_question_is_told_all_facts_in_their_order(tiny: Callable[[str], LM], context: str) -> None:
+    rule = all_facts(tiny("gpt2"), ADA, PLAIN, HUGO, template="New: {facts}\n{context}")
+    told = " ".join(as_fact(edit).sentence for edit in (ADA, PLAIN, HUGO))
+    assert rule(context) == f"New: {told}\n{context}"
+    assert rule("  ") == "  "
+    later = all_facts(tiny("gpt2"), replace(ADA, id="z", target="Lisbon"), template="New: {facts}\n{context}")
+    assert [one.sentence for one in rule.joined(later).facts][-1] == "Ada Velmont was born in Lisbon."
+    again = AllFacts.restore(rule.lm, rule.settings(), rule.tensors())
+    assert again(context) == rule(context)
+
+
+@pytest.mark.parametrize("room", [1, 20, 50])
+def test_the_latest_facts_are_told_as_many_as_fit(
+    tiny: Callable[[str], LM], caplog: pytest.LogCaptureFixture, room: int
+) -> None:
+    """Against trying every number of facts."""
+    lm = tiny("gpt2")
+    edits, context = people(60), "Ada Velmont was born in"
+    sentences = [as_fact(edit).sentence for edit in edits]
+
+    def told(count: int) -> str:
+        return " ".join([*sentences[len(sentences) - count :], context])
+
+    most = max(n for n in range(60) if len(lm.encode(told(n))) + room <= lm.context)
+    assert 1 <= most < 60
+    rule = all_facts(lm, *edits, room=room)
+    assert rule(context) == told(most)
+    assert rule("Who is born in") != rule(context)
+    (said,) = [one.getMessage() for one in caplog.records if one.name == "editors.prompt"]
+    assert said == (
+        f"prompt: {most} of 60 edits, the latest, fit in front of a question ({lm.name} takes {lm.context} tokens, "
+        f"{room} are kept free)"
+    )
+
+
+def test_nothing_is_said_where_all_facts_fit(tiny: Callable[[str], LM], caplog: pytest.LogCaptureFixture) -> None:
+    rule = all_facts(tiny("gpt2"), ADA, HUGO)
+    assert rule("Where?").startswith("Ada Velmont")
+    assert caplog.messages == []
+
+
+def test_a_template_of_prompt_that_cannot_work_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"prompt: 'template' is 'x', expected {facts} and, at the end, {context}"):
+        configure(Prompt, "x", {"template": "x"})
 
 
 # --- IKE --------------------------------------------------------------------------------------------------------------

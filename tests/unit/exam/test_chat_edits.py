@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lm_eval.api.instance import Instance
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
 import harness
+from editors.prompt import Prompt
 from harness.editing.edit import Edit
 from harness.errors import UsageError
 from harness.exam import tasks
@@ -167,6 +170,48 @@ def test_what_a_patch_puts_in_front_stands_in_the_turn(lm: LM, family: str, smal
     question = request.args[0][len(edit.before) : -len(edit.after)]
     assert read == f"{BEFORE[family]}A fact. {question}{AFTER[family]}"
     assert EditedLM(lm)._prompted(request, lambda text: f"A fact. {text}").args[0] == f"A fact. {request.args[0]}"
+
+
+SYSTEM = {
+    "chatml": "<|im_start|>system\n{}<|im_end|>\n<|im_start|>user\n",
+    "llama3": "<s><|start_header_id|>system<|end_header_id|>\n\n{}<|eot_id|><|start_header_id|>user"
+    "<|end_header_id|>\n\n",
+}
+
+
+@pytest.mark.parametrize("instruction", [None, "Be brief."])
+def test_the_editor_prompt_tells_facts_in_the_system_turn_where_there_is_one(
+    lm: LM, family: str, instruction: str | None
+) -> None:
+    """A template without such a turn has them in front of the question."""
+    lm.model.config.max_position_embeddings = 256  # nothing is computed here
+    said = replace(CHAT, system_instruction=instruction if family in SYSTEM else None)
+    (edit,) = in_turns([EDIT], lm.tokenizer, said)
+    request = Instance("loglikelihood", {}, (edit.text, edit.continuation), 0)
+    fact = "The home of Ann Lee is Rome."
+    rule = Prompt(template="New: {facts}\n{context}", room=8).edit(lm, [edit]).prompt
+    read = EditedLM(lm, prompting=said)._prompted(request, rule).args[0]
+    told = "\n\n".join(filter(None, (said.system_instruction, f"New: {fact}")))
+    front = SYSTEM[family].format(told) if family in SYSTEM else f"{BEFORE[family]}New: {fact}\n"
+    assert read == f"{front}The home of Ann Lee is{AFTER[family]}"
+    shots = f"{edit.before}Who?{edit.after}Ann.{edit.after}The home of Ann Lee is{edit.after}"
+    several = EditedLM(lm, prompting=said)._prompted(Instance("loglikelihood", {}, (shots, " x"), 0), rule).args[0]
+    assert several == front + shots.removeprefix(edit.before)
+    nothing_fits = replace(rule, room=lm.context)
+    assert EditedLM(lm, prompting=said)._prompted(request, nothing_fits).args[0] == edit.text
+    without = EditedLM(lm)._prompted(request, rule).args[0]
+    assert without == f"New: {fact}\n{edit.text}"
+
+
+@pytest.mark.parametrize("spare", [0, -1])
+def test_what_the_system_turn_takes_is_a_part_of_the_budget(lm: LM, family: str, spare: int) -> None:
+    (edit,) = in_turns([EDIT], lm.tokenizer, CHAT)
+    request = Instance("loglikelihood", {}, (edit.text, edit.continuation), 0)
+    rule = Prompt(room=1).edit(lm, [edit]).prompt
+    model = EditedLM(lm, prompting=CHAT)
+    whole = model._prompted(request, rule).args[0]
+    tight = replace(rule, room=lm.context - len(lm.encode(whole)) - spare)
+    assert model._prompted(request, tight).args[0] == (edit.text if spare else whole)
 
 
 def test_a_prompt_that_the_template_changes_is_refused(lm: LM) -> None:

@@ -1,0 +1,109 @@
+"""Facts in front of a question, as many as the model has room for: what editors of the prompt that tell facts share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor
+
+from harness.errors import UsageError
+from harness.methods.retrieval import Fact, fits_context, join_facts
+from harness.models.lm import LM
+from harness.patches.patch import Part
+
+__all__ = ["FactsInFront", "require_template"]
+
+
+def require_template(editor: str, template: str) -> None:
+    """Refuse a template that cannot tell facts in front of a context.
+
+    Args:
+        editor: the editor's name, for the error.
+        template: the template.
+
+    Raises:
+        UsageError: it has no ``{facts}``, or not one ``{context}`` at its end.
+    """
+    if "{facts}" not in template or template.count("{context}") != 1 or not template.endswith("{context}"):
+        raise UsageError(
+            f"{editor}: 'template' is {template!r}, expected {{facts}} and, at the end, {{context}}; for "
+            "example --set template='{facts} {context}'"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class FactsInFront(Part, ABC):
+    """Puts facts in front of a context (:data:`harness.patches.patch.PromptRule`); a child chooses which.
+
+    Attributes:
+        facts: the memory.
+        template: what the model reads; ``{facts}`` anywhere, as often as one likes, and ``{context}`` at the end.
+        room: tokens that are kept free for the answer.
+        lm: whose context is limited.
+    """
+
+    facts: tuple[Fact, ...]
+    template: str
+    room: int
+    lm: LM = field(repr=False)
+
+    @abstractmethod
+    def chosen(self, context: str) -> list[int]:
+        """The positions of the facts that a context shall be told, the one that is kept longest last."""
+
+    def __call__(self, context: str) -> str:
+        """The context, with the chosen facts in front of it; of those that do not fit the first are left out."""
+        if context not in self._answered:
+            facts = [self.facts[i] for i in self.chosen(context)]
+            self._answered[context] = self.read(self.fitting(facts, lambda kept: self.read(kept, context)), context)
+        return self._answered[context]
+
+    def fitting(self, facts: Sequence[Fact], read: Callable[[Sequence[Fact]], str]) -> Sequence[Fact]:
+        """The last of some facts, as many as fit.
+
+        Args:
+            facts: the facts.
+            read: what the model reads with some of them.
+        """
+        dropped = range(len(facts))
+        first = bisect_left(dropped, True, key=lambda i: fits_context(self.lm, read(facts[i:]), self.room))
+        return facts[first:]
+
+    def told(self, facts: Sequence[Fact]) -> str:
+        """What stands in front of a context; nothing where there is no fact."""
+        if not facts:
+            return ""
+        # Not str.format: facts and contexts may hold braces.
+        return self.template.removesuffix("{context}").replace("{facts}", " ".join(one.sentence for one in facts))
+
+    def read(self, facts: Sequence[Fact], context: str) -> str:
+        """What the model reads of a context with some facts."""
+        return self.told(facts) + context
+
+    def tensors(self) -> dict[str, Tensor]:
+        """None."""
+        return {}
+
+    def settings(self) -> dict[str, Any]:
+        """The facts and the hyperparameters."""
+        rest = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in ("facts", "lm")}
+        return {"facts": [list(one) for one in self.facts], **rest}
+
+    @classmethod
+    def restore(cls, lm: LM, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> FactsInFront:  # noqa: ARG003
+        """The rule again."""
+        return cls(**{**settings, "facts": tuple(Fact(*one) for one in settings["facts"]), "lm": lm})
+
+    def joined(self, later: FactsInFront) -> FactsInFront:
+        """The facts of both; a later one replaces an earlier one of the same prompt."""
+        return replace(later, facts=join_facts(self.facts, later.facts))
+
+    @cached_property
+    def _answered(self) -> dict[str, str]:
+        """What became of each context: a question is asked with several answers."""
+        return {}
