@@ -44,16 +44,20 @@ def leaderboard(folder: Path, *, form: str, output: Path | None, published: Path
 @click.command()
 @click.argument("folders", nargs=-1, required=True, type=opt.PATH)
 @opt.TO.but(help="The folder of the site: new, or a board that is made again.")
+@opt.PUBLISHED.but(
+    help="A CSV of values of papers, put beside the rows that they belong to.", kind=opt.PATH, flag=False
+)
 @opt.WORKERS.but(otherwise="1")
-def board(*, folders: Sequence[Path], folder: Path, workers: int | None) -> None:
+def board(*, folders: Sequence[Path], folder: Path, published: Path | None, workers: int | None) -> None:
     """Make a site of the records in FOLDERS: a page to open from a file or to put on any web server.
 
-    Of a folder the records in it and in its `records` are taken. What did not change since the last call is kept.
+    Of a folder the records in it and in its `records` are taken, or the submissions in it. What did not change since
+    the last call is kept.
     """
     from harness.reports.board.site import write_board
 
     with terminal.watched() as report:
-        built = write_board(folders, folder, crew=_crew(workers), report=report)
+        built = write_board(folders, folder, published=published, crew=_crew(workers), report=report)
     terminal.say(f"{built.records} records in {built.sections} tables; {built.read} of them were read")
     terminal.say_where("board:", folder / "index.html")
 

@@ -48,6 +48,7 @@ __all__ = [
     "kappa",
     "mcnemar",
     "significant",
+    "weighted_sum",
     "wilson",
 ]
 
@@ -227,6 +228,33 @@ def harmonic(components: Sequence[Values], seed: int, resamples: int = RESAMPLES
     else:
         interval, why = _percentiles(draws, units.freedom), None
     return Estimate(value, units.count, *interval, reason=why, clusters=clusters)
+
+
+def weighted_sum(
+    components: Sequence[Values], weights: Sequence[float], *, seed: int, resamples: int = RESAMPLES
+) -> Estimate:
+    """A weighted sum of several metrics, resampled jointly, such as the area under a curve of one metric.
+
+    In a resample that draws no unit of a component, which has few, the component has its value.
+
+    Args:
+        components: for each metric, document -> what it contributes.
+        weights: of each metric.
+        seed: of the bootstrap's draws.
+        resamples: how many draws.
+    """
+    units = _Units.of([_finite(component)[0] for component in components])
+    values, by = units.values(), np.asarray(weights)
+    value = _optional(values @ by)
+    if value is None:
+        return Estimate(None, 0, reason="a component has no value")
+    drawn = units.resample(seed, resamples)
+    draws = np.where(np.isnan(drawn), values, drawn) @ by
+    if _constant(draws):
+        interval, why = _constant_interval(units, value)
+    else:
+        interval, why = _percentiles(draws, units.freedom), None
+    return Estimate(value, units.count, *interval, reason=why, clusters=units.clusters)
 
 
 def harmonic_difference(

@@ -24,6 +24,7 @@ from harness.editing.patch_file import patch_manifest
 from harness.errors import DataError, UsageError
 from harness.io.files import beside, json_text, require_writable, values_path, write_whole
 from harness.io.schema import Count, checked, parsed
+from harness.reports.board.index import SUBMISSION
 from harness.reports.cells import CHECKED, RESCORED
 from harness.runs.plan import Plan, current_names
 from harness.runs.record import Record, record_name
@@ -43,7 +44,7 @@ __all__ = [
 
 Json = dict[str, Any]
 
-_ABOUT, _PLAN, _AGAIN = "submission.json", "plan.json", "rescored.json"
+_ABOUT, _PLAN, _AGAIN = SUBMISSION, "plan.json", "rescored.json"
 _SCHEMA = 1
 _KEPT_AT_MOST = 2 * 2**20
 """Bytes of samples, or of saved edits, that lie in the folder; larger ones stay with their authors."""
@@ -83,11 +84,15 @@ class Submission:
         folder: where it lies.
         record: its record, with the values of its documents and how far it was checked.
         notes: what a reader should know, such as that no samples were given.
+        contact: who can be asked about it.
+        hardware: on what it was run.
     """
 
     folder: Path
     record: Record
     notes: tuple[str, ...] = ()
+    contact: str = ""
+    hardware: str = ""
 
 
 # --- making one -------------------------------------------------------------------------------------------------------
@@ -241,7 +246,8 @@ def read_submission(folder: Path, name: str | None = None) -> Submission:
     _require_same_plan(folder, record)
     _require_patch(folder, name, about=about, record=record)
     notes = tuple(_notes(folder, about, record))
-    return Submission(folder, replace(record, standing=_standing(folder, record)), notes)
+    record = replace(record, standing=_standing(folder, record))
+    return Submission(folder, record, notes, about["contact"], about["hardware"])
 
 
 def _about(folder: Path) -> Json:

@@ -15,6 +15,7 @@ from typing import Any
 from harness.exam.numbers import TaskValues
 from harness.reports.board.cards import card_of
 from harness.reports.board.chunks import Whose, chunks_of, section_head, section_slug
+from harness.reports.board.figures import figures_of
 from harness.reports.board.index import Source
 from harness.reports.board.pages import Pages, script_of
 from harness.reports.board.record_view import record_view
@@ -32,6 +33,8 @@ from harness.reports.cells import (
 )
 from harness.reports.comparison import mean_difference, tested_by
 from harness.reports.leaderboard import measured_sections, shown_and_headline
+from harness.reports.published_values import PublishedValue
+from harness.reports.reference_columns import QUOTED, Reference, reference_columns
 from harness.reports.seeds import order_notes, pooled_id, seed_groups
 from harness.reports.standings import Compared, Standings, standings
 from harness.runs.record import Record, record_name
@@ -64,36 +67,45 @@ class Family:
         sections: the head of each table.
         records: a line for each record.
         rows: a line for each row of a table.
+        figures: of each record of which a page shows figures, what they are drawn from.
     """
 
     sections: list[Json]
     records: list[Json]
     rows: list[Json]
+    figures: list[Json]
 
 
-def make_family(sources: Sequence[Source], pages: Pages) -> Family:
+def make_family(sources: Sequence[Source], pages: Pages, published: Sequence[PublishedValue] = ()) -> Family:
     """Read the records of a family, and write their pages and the data of their tables.
 
     Args:
         sources: the records.
         pages: what writes pages.
+        published: values of papers, which stand beside the rows that they belong to.
 
     Raises:
         DataError: one cannot be read, or says something else than its documents.
     """
-    records = [_read(source, pages) for source in sources]
+    figures: list[Json] = []
+    records = [_read(source, pages, figures) for source in sources]
     sections = measured_sections(records)
     members = _members(records)
     lines: list[Json] = []
-    heads = [_write_section(section, members, pages, lines) for section in sections]
-    return Family(heads, [_record_line(record) for record in records], lines)
+    heads = [
+        _write_section(section, members, pages, lines=lines, references=reference_columns(section, published))
+        for section in sections
+    ]
+    return Family(heads, [_record_line(record) for record in records], lines, figures)
 
 
-def _read(source: Source, pages: Pages) -> Record:
+def _read(source: Source, pages: Pages, figures: list[Json]) -> Record:
     """A record, its page written, without what no table shows: a family can have thousands."""
-    record = read_record(source.path, values=True)
-    require_tied([record], shown_and_headline, intervals=False)
-    pages.record(record_view(record), source)
+    record, given = _looked_at(source)
+    pages.record(record_view(record, given), source)
+    drawn = figures_of(record)
+    if drawn is not None:
+        figures.append({**_record_line(record), **drawn, "label": _differing(record)})
     points = [{"edits": point["edits"], "tasks": dict(_shown_tasks(record, point))} for point in record.points]
     values = {point["edits"]: dict(_shown_values(record, point)) for point in points}
     return replace(
@@ -105,6 +117,19 @@ def _read(source: Source, pages: Pages) -> Record:
         delta={},
         versions={},
     )
+
+
+def _looked_at(source: Source) -> tuple[Record, Mapping[str, str]]:
+    """A record whose numbers are those of its documents, and who gave it."""
+    if source.given:
+        from harness.reports.submissions import read_submission
+
+        found = read_submission(source.path.parent)
+        about = {"given by": found.contact, "hardware": found.hardware, "notes": "; ".join(found.notes)}
+        return found.record, {"checked": standing_of(found.record), **about}
+    record = read_record(source.path, values=True)
+    require_tied([record], shown_and_headline, intervals=False)
+    return record, {}
 
 
 def _shown_tasks(record: Record, point: Json) -> Iterator[tuple[str, Json]]:
@@ -147,19 +172,39 @@ def _members(records: Sequence[Record]) -> dict[str, list[Record]]:
 
 
 def _write_section(
-    section: MeasuredSection, members: Mapping[str, Sequence[Record]], pages: Pages, lines: list[Json]
+    section: MeasuredSection,
+    members: Mapping[str, Sequence[Record]],
+    pages: Pages,
+    *,
+    lines: list[Json],
+    references: Sequence[Reference],
 ) -> Json:
-    """Write the data of a table, add its rows to the lines, and give its head."""
+    """Write the data of a table, add its rows to the lines, and give its head.
+
+    Args:
+        section: the table.
+        members: the runs behind a row, by the id of the row's record.
+        pages: what writes pages.
+        lines: of all tables.
+        references: the columns of published values.
+    """
     slug = section_slug(section.protocol)
     told = [_told(section, metric) for metric in section.metrics]
-    notes = [*caveat_notes(section), *published_notes(section)]
+    quoted = [QUOTED] if references else []
+    notes = [*caveat_notes(section), *published_notes(section), *quoted, *(one.note for one in references)]
     head = section_head(section, told, notes) | {"orders": order_notes(section)}
     abilities = [place for place, metric in enumerate(section.metrics) if _is_ability(metric, section.metrics)]
     head |= {"gain": 0, "cost": ABILITIES if abilities else _locality(section.metrics), "abilities": len(abilities)}
+    head["references"] = [
+        {"name": one.name, "metric": one.first.metric, "note": one.note, "base": _reference(one, section.rows[0])}
+        for one in references
+    ]
     whose = _whose(section, members)
     rows = section.rows[1:]
     changes = [mean_difference([row.cells[place].measure for place in abilities]) for row in rows]
     more: list[Json] = [{ABILITIES: change and [round(one, 6) for one in change]} for change in changes]
+    for row, also in zip(rows, more, strict=True):
+        also["references"] = [_reference(one, row) for one in references]
     every = {place: standings(rows, metric) for place, metric in enumerate(section.metrics)}
     among = {place: found for place, found in every.items() if found}
     for one in among.get(0, _NOBODY).rows:
@@ -178,6 +223,12 @@ def _write_section(
 
 
 _NOBODY = Standings(0, False, (), ())
+
+
+def _reference(column: Reference, row: BoardRow) -> list[Any] | None:
+    """A published value: as it is printed, as a number, and what stands below it; None where there is none."""
+    found = column.of(row)
+    return None if found is None else [found.value, found.number, " ".join(column.cell(row).below)]
 
 
 def _pairs(among: Mapping[int, Standings]) -> Json:
@@ -260,6 +311,7 @@ def _line(
         "title": section.title,
         "editor": whose.editor,
         "label": whose.label,
+        "badge": whose.badge,
         "seeds": list(whose.seeds),
         "records": list(whose.records),
         "metric": section.labels[0] if section.labels else "",

@@ -15,10 +15,22 @@ from typing import Any
 from harness.exam.data import TASKS
 from harness.io.files import values_path
 
-__all__ = ["MARK", "Index", "MadeFamily", "Source", "code_sha256", "read_index", "sources_of", "write_index"]
+__all__ = [
+    "MARK",
+    "SUBMISSION",
+    "Index",
+    "MadeFamily",
+    "Source",
+    "code_sha256",
+    "read_index",
+    "sources_of",
+    "write_index",
+]
 
 MARK = "board.json"
 """The file that says that a folder is a board, and what it was made from."""
+SUBMISSION = "submission.json"
+"""The file that says that a folder is a submission (:mod:`harness.reports.submissions`)."""
 _CODE = Path(__file__).resolve().parents[3]
 _ROOMS = ("harness/reports", "harness/exam", "harness/runs", "editors")
 
@@ -31,11 +43,13 @@ class Source:
         path: its file.
         sha256: of it and of all that lies beside it.
         patches: the files of its edits.
+        given: whether it is a submission, which others gave.
     """
 
     path: Path
     sha256: str
     patches: tuple[Path, ...] = ()
+    given: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,7 +85,7 @@ class Index:
 def sources_of(paths: Sequence[Path]) -> list[Source]:
     """Records with the sha256 of their files, of which each folder is listed once.
 
-    Of the file of edits the name and the size stand for the contents.
+    Of the file of edits the name and the size stand for the contents. A submission is known by all of its files.
 
     Args:
         paths: the records.
@@ -90,18 +104,26 @@ def _patches(folder: Path) -> dict[str, list[Path]]:
 
 def _source(path: Path, patches: Sequence[Path]) -> Source:
     found = hashlib.sha256()
-    for one in (path, values_path(path), path.with_name(f"{path.stem}.samples.jsonl.xz")):
+    given = (path.parent / SUBMISSION).is_file()
+    if given:
+        patches = [one for one in (path.with_suffix(".safetensors"),) if one.is_file()]
+    more = sorted(path.parent.iterdir()) if given else []
+    for one in (path, values_path(path), path.with_name(f"{path.stem}.samples.jsonl.xz"), *more):
         content = one.read_bytes() if one.is_file() else b""
         found.update(f"{len(content)} ".encode() + content)
     for patch in patches:
         found.update(f"{patch.name} {patch.stat().st_size}".encode())
-    return Source(path, found.hexdigest(), tuple(patches))
+    return Source(path, found.hexdigest(), tuple(patches), given)
 
 
-def code_sha256() -> str:
-    """The sha256 of everything but records that a site shows or is made by."""
+def code_sha256(*others: Path) -> str:
+    """The sha256 of everything but records that a site shows or is made by.
+
+    Args:
+        others: files that it shows as well.
+    """
     found = hashlib.sha256()
-    for path in sorted(_code_files()):
+    for path in [*sorted(_code_files()), *others]:
         content = path.read_bytes()
         found.update(f"{path.name} {len(content)} ".encode() + content)
     return found.hexdigest()

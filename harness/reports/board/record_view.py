@@ -102,8 +102,13 @@ class RecordView:
     caveats: Mapping[str, str]
 
 
-def record_view(record: Record) -> RecordView:
-    """What a page shows of a record; the values of its documents are not needed."""
+def record_view(record: Record, given: Mapping[str, str] | None = None) -> RecordView:
+    """What a page shows of a record; the values of its documents are not needed.
+
+    Args:
+        record: the record.
+        given: of one that others gave, who did, and how far it was checked.
+    """
     edits, editor = record.edits, record.editor
     counted = f"{edits.get('count', 0)} edit{'s' if edits.get('count', 0) != 1 else ''}"
     mode = edits.get("mode") or record.plan.get("mode") or ""
@@ -111,7 +116,7 @@ def record_view(record: Record) -> RecordView:
         name=record_name(record),
         title=f"{editor.get('name', 'editor')} on {record.model.get('name', 'model')}",
         subtitle=" · ".join(part for part in (f"{counted} of {edits.get('dataset', 'no edits')}", mode) if part),
-        facts=dict(_facts(record)),
+        facts={**dict(_facts(record)), **(given or {})},
         stops=tuple(_stop(record, point["edits"]) for point in reversed(record.points) if _worth(record, point)),
         command=None if record.published else repeat_command(record.plan),
         plan={key: _said(value) for key, value in record.plan.items() if value not in (None, [], {}, ())},

@@ -13,12 +13,15 @@ from harness.editing.editor_files import docs_of_file, shipped_editors
 from harness.reports.board.cards import card_of
 from harness.reports.board.family import Family
 from harness.reports.board.pages import Pages
-from harness.reports.cells import CHANCE, LEGEND, VARIANTS
+from harness.reports.cells import CHANCE, LEGEND, STANDINGS, VARIANTS
 from harness.reports.leaderboard import section_order
 
 __all__ = ["write_shared_pages"]
 
 Json = dict[str, Any]
+
+FIGURES = 40
+"""Of one kind on a page."""
 
 
 def write_shared_pages(families: Sequence[Family], pages: Pages) -> None:
@@ -36,9 +39,21 @@ def write_shared_pages(families: Sequence[Family], pages: Pages) -> None:
     editors, tasks = _by(rows, "editor"), _by_task(rows)
     pages.static()
     links = {"editors": _links(editors), "tasks": _links(tasks)}
-    pages.index(sections, records, legend=[*LEGEND, CHANCE, VARIANTS], **links)
+    pages.index(sections, records, legend=[*LEGEND, CHANCE, VARIANTS, STANDINGS], **links)
+    figures = sorted((figure for one in families for figure in one.figures), key=lambda f: f["name"])
+    drawn = _by(figures, "editor")
     for name, slug in links["editors"].items():
-        pages.page(f"editors/{slug}.html", "editor", name=name, rows=editors[name], about=_about(name))
+        shown = drawn.get(name, [])
+        pages.page(
+            f"editors/{slug}.html",
+            "editor",
+            name=name,
+            rows=editors[name],
+            about=_about(name),
+            beliefs=[one for one in shown if "belief" in one][:FIGURES],
+            curves=[one for one in shown if "retention" in one][:FIGURES],
+            most=FIGURES,
+        )
     for name, slug in links["tasks"].items():
         pages.page(
             f"tasks/{slug}.html", "task", name=name, rows=tasks[name], card=card_of(name), editors=links["editors"]

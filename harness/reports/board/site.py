@@ -26,6 +26,7 @@ from harness.reports.board.index import (
 )
 
 if TYPE_CHECKING:
+    from harness.reports.published_values import PublishedValue
     from harness.runs.crew.cells import Crew
 
 __all__ = ["Built", "write_board"]
@@ -50,12 +51,20 @@ class Built:
     read: int
 
 
-def write_board(folders: Sequence[Path], to: Path, *, crew: Crew | None = None, report: Report = tell_nobody) -> Built:
+def write_board(
+    folders: Sequence[Path],
+    to: Path,
+    *,
+    published: Path | None = None,
+    crew: Crew | None = None,
+    report: Report = tell_nobody,
+) -> Built:
     """Write a site of the records in some folders; it appears whole, or what was there stays.
 
     Args:
-        folders: each with records in it or in its ``records`` folder.
+        folders: each with records in it or in its ``records`` folder, or with submissions.
         to: the folder of the site, which is new, empty, or a site that this function made.
+        published: a table of values of papers, which stand beside the rows that they belong to.
         crew: who makes the pages of records that may share a table; None for this process.
         report: told how many records are done.
 
@@ -65,13 +74,16 @@ def write_board(folders: Sequence[Path], to: Path, *, crew: Crew | None = None, 
             two claim one id.
     """
     with without_collector():
-        return _write_board(folders, to, crew, report)
+        return _write_board(folders, to, published=published, crew=crew, report=report)
 
 
-def _write_board(folders: Sequence[Path], to: Path, crew: Crew | None, report: Report) -> Built:
+def _write_board(
+    folders: Sequence[Path], to: Path, *, published: Path | None, crew: Crew | None, report: Report
+) -> Built:
     sources = sources_of(_paths(folders))
     _require_free(to)
-    old = read_index(to, code_sha256())
+    beside_rows = _published(published)
+    old = read_index(to, code_sha256(*([] if published is None else [published])))
     families, new = _families(sources, old)
     stale = {key: members for key, members in families.items() if not _stands(old, key, members)}
     if not stale and old.families.keys() == families.keys():
@@ -79,7 +91,8 @@ def _write_board(folders: Sequence[Path], to: Path, crew: Crew | None, report: R
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
         with beside(to) as temporary:
-            made = _made(stale, temporary, crew, report)
+            jobs = {key: _FamilyJob(members, temporary, beside_rows) for key, members in stale.items()}
+            made = _made(jobs, crew, report)
             _write(families, made, old=old, new=new, place=(to, temporary))
             _put_in_place(temporary, to)
     except OSError as error:
@@ -95,11 +108,28 @@ def _paths(folders: Sequence[Path]) -> list[Path]:
     for folder in folders:
         if not folder.is_dir():
             raise DataError(f"{folder}: no such folder; give the folder that --output named")
-        here = record_paths(folder)
+        here = record_paths(folder) or _given(folder)
         if not here:
             raise DataError(f"{folder}: holds no record (*.json); make one with: harness run --output {folder}")
         found += here
     return list(dict.fromkeys(found))
+
+
+def _given(folder: Path) -> list[Path]:
+    """The records of the submissions in a folder."""
+    if not any(path.is_dir() for path in folder.iterdir()):
+        return []
+    from harness.reports.submissions import submissions_in
+
+    return [place / f"{place.name}.json" for place in submissions_in(folder)]
+
+
+def _published(path: Path | None) -> tuple[PublishedValue, ...]:
+    if path is None:
+        return ()
+    from harness.reports.published_values import read_published_values
+
+    return tuple(read_published_values(path))
 
 
 def _require_free(to: Path) -> None:
@@ -139,10 +169,10 @@ def _told(path: Path) -> tuple[str, str]:
 
 
 def _require_same(path: Path, other: Path) -> None:
-    """Two files may hold one record; two records may not claim one id."""
+    """Two files may hold one record, and two runs of one plan may give the same numbers; others may not have one id."""
     from harness.runs.record_file import read_record
 
-    if read_record(path).to_json() != read_record(other).to_json():
+    if read_record(path).seal() != read_record(other).seal():
         raise DataError(f"{path}: claims the id of {other} with other numbers; leave one of them out")
 
 
@@ -153,10 +183,12 @@ class _FamilyJob:
     Attributes:
         members: its records.
         folder: of the site.
+        published: values of papers.
     """
 
     members: Sequence[Source]
     folder: Path
+    published: tuple[PublishedValue, ...]
 
 
 def _make(job: _FamilyJob, _report: Report) -> MadeFamily:
@@ -166,38 +198,34 @@ def _make(job: _FamilyJob, _report: Report) -> MadeFamily:
 
     with without_collector():
         pages = Pages(job.folder)
-        made = make_family(job.members, pages)
+        made = make_family(job.members, pages, job.published)
     return MadeFamily([one.sha256 for one in job.members], pages.written, asdict(made))
 
 
-def _made(
-    stale: Mapping[str, Sequence[Source]], folder: Path, crew: Crew | None, report: Report
-) -> dict[str, MadeFamily]:
+def _made(jobs: Mapping[str, _FamilyJob], crew: Crew | None, report: Report) -> dict[str, MadeFamily]:
     """Make families.
 
     Raises:
         DataError: one cannot be made.
     """
-    done, total, found = 0, sum(map(len, stale.values())), {}
+    done, total, found = 0, sum(len(job.members) for job in jobs.values()), {}
     report("records", done, total)
-    for key, made in _each_made(stale, folder, crew):
+    for key, made in _each_made(jobs, crew):
         found[key] = made
         done += len(made.members)
         report("records", done, total)
     return found
 
 
-def _each_made(
-    stale: Mapping[str, Sequence[Source]], folder: Path, crew: Crew | None
-) -> Iterator[tuple[str, MadeFamily]]:
+def _each_made(jobs: Mapping[str, _FamilyJob], crew: Crew | None) -> Iterator[tuple[str, MadeFamily]]:
     if crew is None:
-        yield from ((key, _make(_FamilyJob(members, folder), tell_nobody)) for key, members in stale.items())
+        yield from ((key, _make(job, tell_nobody)) for key, job in jobs.items())
         return
     from harness.runs.crew.cells import Cell
     from harness.runs.crew.dispatch import run_cells
 
-    largest_first = sorted(stale.items(), key=lambda one: -len(one[1]))
-    for one in run_cells([Cell(key, _FamilyJob(members, folder)) for key, members in largest_first], _make, crew):
+    largest_first = sorted(jobs.items(), key=lambda one: -len(one[1].members))
+    for one in run_cells([Cell(key, job) for key, job in largest_first], _make, crew):
         if one.error is not None:
             raise one.error
         assert one.done is not None

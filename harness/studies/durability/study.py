@@ -25,7 +25,7 @@ from rich.text import Text
 
 from harness.editing.schedule import cases_of, default_mode, increment, operations, plain_mode
 from harness.errors import HarnessError, RestoreError, UsageError
-from harness.exam import measure
+from harness.exam import measure, survival
 from harness.exam.adapter import EditedLM
 from harness.exam.measure import Measured
 from harness.exam.numbers import interval_of
@@ -44,7 +44,6 @@ from harness.runs.prepare import VOID, Prepared, prepare_run
 from harness.runs.resolve import resolve
 from harness.runs.threads import one_thread_if_small
 from harness.runs.versions import versions
-from harness.studies.durability import survival
 from harness.studies.durability.treatments import (
     TrainingSettings,
     Treatment,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import html
 import inspect
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -26,15 +28,20 @@ from harness.editing.registry import find
 from harness.errors import DataError, UsageError
 from harness.exam.statistics import Ratio, difference, is_exact
 from harness.reports.board.cards import card_of, markdown_html
+from harness.reports.board.figures import curve_of, radar_of
 from harness.reports.board.index import MARK
 from harness.reports.board.repeat import repeat_command
 from harness.reports.board.site import Built, write_board
 from harness.reports.comparison import mean_difference
 from harness.reports.leaderboard import leaderboard
+from harness.reports.retention import retention
+from harness.reports.submissions import submissions_in
 from harness.runs.crew.cells import Crew
 from harness.runs.plan import Plan
+from harness.runs.record import Record
 from harness.runs.record_file import read_records
 
+COMMUNITY = Path(__file__).parents[3] / "results" / "community"
 HOSTILE = "</script><img src=x onerror=alert(1)>\"'`${1}{{1}}\u2028=1+1"
 
 
@@ -242,6 +249,99 @@ def test_an_editor_says_of_itself_what_its_file_does() -> None:
         cls = find(name)
         said = (inspect.getdoc(sys.modules[cls.__module__]), inspect.getdoc(cls))
         assert docs_of_file(path, name) == "\n\n".join(filter(None, said)), name
+
+
+def believing(editor: str = "memit") -> Record:
+    """A record that is asked by which questions its edits are believed."""
+    made = record(editor, 0.95, mode="sequential", counts=(0, 10, 50))
+    blank = {"n": 4, "interval": [0.2, 0.9], "reason": None, "higher_is_better": True, "difference": None}
+    asked = {"bare_exact_match": 0.75, "negation_success": 0.5}
+    made.points[-1]["tasks"]["belief"] = {metric: {**blank, "value": value} for metric, value in asked.items()}
+    made.points[0]["tasks"]["belief"] = {metric: {**blank, "value": 0.25} for metric in asked}
+    return made
+
+
+def test_the_page_of_an_editor_shows_what_is_believed_and_what_is_left(folder: Path, tmp_path: Path) -> None:
+    write(folder, believing())
+    write_board([folder], tmp_path / "site")
+    page = (tmp_path / "site" / "editors" / "memit.html").read_text(encoding="utf-8")
+    assert page.count("<svg") == 2 and "What is believed" in page and "half-life (further edits)" in page
+    assert re.search(
+        r'<th scope="row">negation <small>belief negation_success</small></th><td>0.500 \[0.200, 0.900\]', page
+    )
+    left = retention(believing())
+    assert left is not None
+    assert all(f"<b>{name}</b> {value}" in html.unescape(page) for name, value in left.facts.items())
+    for x, y in curve_of(left.rows, left.latest)["dots"]:
+        assert f'cx="{x}" cy="{y}"' in page
+    assert "<svg" not in (tmp_path / "site" / "editors" / "rome.html").read_text(encoding="utf-8")
+
+
+def test_a_radar_is_broken_where_there_is_no_answer() -> None:
+    blank = {"metric": "m", "n": 3, "unedited": 0.0, "interval": None}
+    found = radar_of([{**blank, "question": str(i), "value": value} for i, value in enumerate((1.0, 0.5, None, 0.25))])
+    assert found["lines"]["edited"]["path"] == "M150.0 33.0L196.0 125.0 M127.0 125.0L150.0 33.0"
+    assert found["lines"]["unedited"]["path"].count("M") == 4
+    assert found["spokes"][1] == {"x": 242.0, "y": 125.0, "label": (254.9, 125.0), "anchor": "start", "name": "1"}
+
+
+def test_a_curve_has_its_ends_at_the_edges() -> None:
+    found = curve_of([(1, 1.0, 0.5, 1.0), (10, 0.5, 0.25, 0.75), (100, 0.0, 0.0, 0.25)], [(10, 1.0)])
+    assert found["dots"] == [(34.0, 12.0), (181.0, 88.0), (328.0, 164.0)]
+    assert found["line"] == "M34.0 12.0L181.0 88.0L328.0 164.0" and found["latest"] == "M181.0 12.0"
+    assert found["band"] == "M34.0 12.0L181.0 50.0L328.0 126.0L328.0 164.0L181.0 126.0L34.0 88.0Z"
+    assert [edits for _, edits in found["ticks"]] == [1, 10, 100]
+
+
+def test_submissions_stand_among_the_rows_with_a_badge(tmp_path: Path) -> None:
+    """The committed submission beside a record of the same plan but for its seed: badges, who gave it, its edits."""
+    site, given = tmp_path / "site", shutil.copytree(COMMUNITY, tmp_path / "community")
+    [place] = submissions_in(given)
+    assert write_board([given], site) == Built(1, 1, read=1)
+    (rows,) = data_of(site, "rows")
+    assert [row["badge"] for row in rows] == ["re-scored here"]
+    page = (site / "records" / f"{place.name}.html").read_text(encoding="utf-8")
+    assert "the maintainers of lm-edit-harness" in page and "two cores of an x86-64 CPU" in page
+    assert (site / "files" / f"{place.name}.safetensors").is_file()
+    assert 'class="badge">re-scored here<' in (site / "editors" / "memit.html").read_text(encoding="utf-8")
+    (place / "rescored.json").unlink()
+    assert write_board([given], site) == Built(1, 1, read=1)
+    assert [row["badge"] for row in data_of(site, "rows")[0]] == ["checked"]
+    copy = shutil.copyfile(place / f"{place.name}.json", tmp_path / f"{place.name}.json")
+    assert write_board([given, tmp_path], tmp_path / "other") == Built(1, 1, read=1)
+    copy.write_text(re.sub(r'"value": 0\.\d+', '"value": 0.123', copy.read_text(), count=1))
+    with pytest.raises(DataError, match="with other numbers"):
+        write_board([given, tmp_path], tmp_path / "other")
+    (place / "plan.json").write_text("{}")
+    with pytest.raises(DataError, match=r"plan.json: its sha256 is"):
+        write_board([given], site)
+
+
+PUBLISHED = """paper,table,model,data,method,metric,value,source,certainty
+A,T1,mini,counterfact,MEMIT,efficacy,96.5,p. 3,read in the paper
+A,T1,mini,counterfact,unedited,efficacy,12,p. 3,read in the paper
+B,T2,mini,CounterFact,ROME,score,>70,a blog,quoted
+"""
+
+
+def test_published_values_stand_in_columns_of_their_own(folder: Path, tmp_path: Path) -> None:
+    site, values = tmp_path / "site", tmp_path / "values.csv"
+    values.write_text(PUBLISHED)
+    assert write_board([folder], site, published=values).read == 5
+    (head,), (rows,) = data_of(site, "section"), data_of(site, "rows")
+    assert [(one["name"], one["metric"], one["base"]) for one in head["references"]] == [
+        ("a", "efficacy", ["12", 12.0, ""]),
+        ("b", "score", None),
+    ]
+    by_editor = {row["editor"]: row["references"] for row in rows}
+    assert by_editor["memit"] == [["96.5", 96.5, ""], None]
+    assert by_editor["rome"] == [None, [">70", 70.0, "(quoted)"]]
+    assert any("A, T1" in note and "read in the paper" in note for note in head["notes"])
+    assert write_board([folder], site, published=values).read == 0
+    values.write_text(PUBLISHED.replace("96.5", "97"))
+    assert write_board([folder], site, published=values).read == 5
+    assert write_board([folder], site).read == 5
+    assert data_of(site, "section")[0]["references"] == []
 
 
 def test_other_code_makes_everything_again(folder: Path, tmp_path: Path) -> None:

@@ -11,8 +11,10 @@ from urllib.parse import quote
 
 import pytest
 from synthetic import record, write
+from test_board import PUBLISHED, believing
 
 from harness.reports.board.site import write_board
+from harness.reports.table import MISSING
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install 'lm-edit-harness[browser]'")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python")
@@ -35,7 +37,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed in (0, 1):
         write(folder / "runs", record("lora", 0.7, seed=seed))
     write(folder / "runs", record("rome", 0.8, mode="isolated"))
-    write_board([folder / "runs"], folder / "site")
+    write(folder / "runs", believing())
+    (folder / "values.csv").write_text(PUBLISHED)
+    write_board([folder / "runs"], folder / "site", published=folder / "values.csv")
     return folder / "site"
 
 
@@ -235,6 +239,18 @@ def test_what_is_markup_in_a_name_is_shown_as_it_is(page: Page, site: Path) -> N
     page.locator("#rows tbody th a", has_text="onerror").click()
     page.wait_for_selector("h1")
     assert page.inner_text("h1").startswith(HOSTILE) and page.locator("main img").count() == 0
+
+
+def test_published_values_are_shown_sorted_and_explained(page: Page, site: Path) -> None:
+    board(page, site)
+    head = page.locator("#rows thead button", has_text="efficacy [a]")
+    head.click()
+    assert editors(page)[:2] == ["unedited", "memit"]
+    place = [text.split("\n")[-1] for text in page.locator("#rows thead th").all_inner_texts()].index("efficacy [a]")
+    cells = page.locator(f"#rows tbody tr td:nth-child({place + 1})")
+    assert cells.all_inner_texts()[:3] == ["12", "96.5", MISSING]
+    cells.nth(1).click()
+    assert "Certainty: read in the paper." in page.locator("#cell").inner_text()
 
 
 def test_the_theme_is_the_readers_until_it_is_chosen(browser: Browser, site: Path) -> None:

@@ -17,6 +17,7 @@ import harness
 from harness.editing.edit import Edit
 from harness.editing.registry import find
 from harness.errors import DataError, UsageError
+from harness.exam import survival
 from harness.exam.statistics import Ratio
 from harness.io.files import unpack_json
 from harness.models.guard import Guard
@@ -24,7 +25,7 @@ from harness.models.lm import LM
 from harness.patches.delta import LowRank
 from harness.patches.patch import Patch, patched
 from harness.studies.contract.checks import behaviour
-from harness.studies.durability import study, survival, treatments
+from harness.studies.durability import study, treatments
 from harness.studies.durability.study import DurabilityPlan, durability_table, run_durability
 from harness.studies.durability.treatments import (
     TrainingSettings,

@@ -69,7 +69,10 @@
     { key: "mib", name: "peak MiB", sort: r => r.mib, note: "The largest over the whole run, measuring included." },
   ];
   const columns = () => [fixed[0], ...head.columns.map((c, i) => ({ key: c.key, name: c.task, below: c.metric + arrow(c.better), metric: c, place: i,
-    sort: r => r.cells[i][VALUE] ?? null })), ...fixed.slice(1), ...costs];
+    sort: r => r.cells[i][VALUE] ?? null })), ...published(), ...fixed.slice(1), ...costs];
+  const published = () => head.references.map((r, i) => ({ key: `published ${r.metric} [${r.name}]`, name: "published", below: `${r.metric} [${r.name}]`, note: r.note, reference: i, base: r.base,
+    sort: row => row.references[i] ? row.references[i][1] : null }));
+  const quoted = (found, c) => found ? el("td", { class: "number", title: c.note }, el("span", { class: "value" }, found[0]), found[2] ? el("small", {}, found[2]) : null) : el("td", { class: "none" }, "–");
   const hidden = () => new Set((state().get("hide") || "").split("~").filter(Boolean));
   const visible = () => { const off = hidden(); return columns().filter(c => c.key === "editor" || !off.has(c.key)); };
   const order = () => { const said = state().get("sort") || ""; const cut = said.lastIndexOf("."); return cut < 0 ? null : { key: said.slice(0, cut), up: said.slice(cut + 1) === "up" }; };
@@ -85,7 +88,7 @@
         remember({ hide: [...off].join("~") });
         refresh();
       } });
-      return el("label", {}, box, ` ${c.metric ? c.key : c.name}`);
+      return el("label", {}, box, ` ${c.below ? c.key : c.name}`);
     }));
     const axes = [["abilities", "mean change of other tasks"], ...head.columns.map((c, i) => [String(i), c.key + arrow(c.better)]), ["seconds", "seconds"]];
     const some = head.abilities ? axes : axes.slice(1);
@@ -141,10 +144,12 @@
 
   // A long name breaks where its parts join, before it breaks anywhere.
   const parts = name => name.split(/(?<=[+_\-/])/).map((part, i) => [i ? el("wbr") : null, part]);
-  const names = row => row.records.length === 1 ? el("a", { href: recordPage(row.records[0]) }, parts(row.editor)) : el("span", {}, parts(row.editor));
+  const names = row => [row.records.length === 1 ? el("a", { href: recordPage(row.records[0]) }, parts(row.editor)) : el("span", {}, parts(row.editor)),
+    row.badge === "run here" ? null : [" ", el("span", { class: "badge" }, row.badge)]];
   const cellOf = (row, c, base) => {
     if (c.metric) return metricCell(base ? head.base[c.place] : row.cells[c.place], c, base);
     if (c.key === "editor") return el("th", { scope: "row" }, base ? "unedited" : names(row));
+    if (c.reference !== undefined) return quoted(base ? c.base : row.references[c.reference], c);
     if (base) return el("td", {}, "");
     if (c.key === "rank") return el("td", {}, row.rank ? (row.rank[0] === row.rank[1] ? String(row.rank[0]) : `${row.rank[0]}–${row.rank[1]}`) : "");
     if (c.key === "seeds") return el("td", {}, row.records.length > 1

@@ -148,7 +148,9 @@ def half_life(lost: Sequence[tuple[float, float]]) -> HalfLife:
     data: Any = stats.CensoredData(interval=ends[gone], right=ends[~gone, 0])
     rate = 1 / float(stats.expon.fit(data, floc=0)[1])
     low, high = _bounds(ends, rate)
-    if 2 * int(gone.sum()) < n:
+    # Where all were watched as long, it is seen whether half survive; else it follows from the rate.
+    alike = bool((ends[~gone, 0] == last).all())
+    if (2 * int(gone.sum()) < n) if alike else (_HALF / rate > last):
         return HalfLife(None, n, low, high, int(last), "more than half survive")
     return HalfLife(_HALF / rate, n, low, high)
 
