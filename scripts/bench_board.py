@@ -42,8 +42,13 @@ def _values_of(path: Path) -> str | None:
 
 def _copy(data: dict[str, Any], values: str | None, number: int, folder: Path) -> None:
     model = f"{data['model']['name']}-{number:04d}"
-    about = {**data["model"], "name": model, "sha256": digest([data["model"]["sha256"], number])}
-    made = {**data, "id": digest([data["id"], number]), "model": about, "plan": {**data["plan"], "model": model}}
+    about = {**data["model"], "name": model, "sha256": digest({"sha256": data["model"]["sha256"], "copy": number})}
+    made = {
+        **data,
+        "id": digest({"id": data["id"], "copy": number}),
+        "model": about,
+        "plan": {**data["plan"], "model": model},
+    }
     target = folder / f"{record_name(Record.from_json(made))}.json"
     target.write_text(compact_json(made), encoding="utf-8")
     if values is not None:

@@ -26,7 +26,8 @@ def docs_of_file(path: Path, name: str) -> str:
     """
     module = ast.parse(path.read_text(encoding="utf-8"))
     classes = [node for node in module.body if isinstance(node, ast.ClassDef) and _is_named(node, name)]
-    return "\n\n".join(text for node in (module, *classes) if (text := ast.get_docstring(node)))
+    said = [ast.get_docstring(module), *(ast.get_docstring(one) for one in classes)]
+    return "\n\n".join(text for text in said if text)
 
 
 def _is_named(node: ast.ClassDef, name: str) -> bool:
