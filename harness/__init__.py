@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from harness.api import (
+        durability,
         edit,
         evaluate,
         export,
         fit,
+        judge,
         leaderboard,
         load,
         localize,
@@ -32,11 +34,13 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 __all__ = [
     "audit",
+    "durability",
     "edit",
     "evaluate",
     "export",
     "fit",
     "import_records",
+    "judge",
     "leaderboard",
     "load",
     "localize",

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from harness.io.nobody import tell_nobody
 from harness.io.process import as_before
@@ -28,17 +28,22 @@ if TYPE_CHECKING:
     from harness.reports.auditing import Finding
     from harness.runs.record import Record
     from harness.studies.causal.tracing import Study as Tracing
+    from harness.studies.judging.claims import Claim
+    from harness.studies.judging.judges import Judge
+    from harness.studies.judging.judging import Judged
     from harness.studies.localization.localize import Study as Localization
     from harness.studies.sweeps.sweep import Sweep
     from harness.studies.sweeps.trial import Trial
 
 __all__ = [
     "audit",
+    "durability",
     "edit",
     "evaluate",
     "export",
     "fit",
     "import_records",
+    "judge",
     "leaderboard",
     "load",
     "localize",
@@ -292,6 +297,7 @@ def run(
     gen_kwargs: Mapping[str, object] | None = None,
     enable_thinking: bool | None = None,
     think_end_token: str | int | None = None,
+    thinking_budget: int | None = None,
     chat_edits: bool = False,
     predict_only: bool = False,
     trust_code: bool = False,
@@ -346,6 +352,7 @@ def run(
         gen_kwargs: what is laid over what tasks say of generation, such as ``{"max_gen_toks": 64}``.
         enable_thinking: what the chat template is told of thinking.
         think_end_token: the text, or the number of the token, behind which the answer stands.
+        thinking_budget: tokens of a thought at most; then its end is written for the model.
         chat_edits: whether edits are turns of a chat, too: the prompt of the user, the target of the assistant.
         predict_only: whether replies are kept as samples in ``output``, and no metric is computed.
         trust_code: whether code may run that the patch names by its path; that of ``editor`` is named by the caller.
@@ -394,7 +401,7 @@ def run(
         "num_fewshot": num_fewshot, "apply_chat_template": apply_chat_template,
         "system_instruction": system_instruction, "fewshot_as_multiturn": fewshot_as_multiturn,
         "gen_kwargs": dict(gen_kwargs or {}), "enable_thinking": enable_thinking, "think_end_token": think_end_token,
-        "chat_edits": chat_edits, "predict_only": predict_only,
+        "thinking_budget": thinking_budget, "chat_edits": chat_edits, "predict_only": predict_only,
         **handed.editor_fields(editor, settings or {}),
     }  # fmt: skip
     with _model(model, tokenizer, arch, text) as (called, lm), _folder(output) as folder:
@@ -621,6 +628,148 @@ def trace(
             for one in asked
         ]
         return list(run_traces(plans, Path(output), device=device, fresh=fresh, report=report, budget=budget, lm=lm))
+
+
+@as_before()
+def durability(
+    model: str | Path = "mini",
+    editor: str = "memit",
+    edits: str | Path = "counterfact:20",
+    after: str | Sequence[str] = "further=10,finetune=50,int8,int4,reload",
+    *,
+    settings: Mapping[str, object] | None = None,
+    split: str = "test",
+    exam: Sequence[str] = (),
+    mode: Literal["batch", "sequential"] | None = None,
+    edit_batch_size: int | None = None,
+    data_dir: str | Path | None = None,
+    text: str | None = None,
+    lr: float | None = None,
+    seed: int = 0,
+    dtype: str = "float32",
+    arch: Mapping[str, str] | None = None,
+    fitted: str | Path | None = None,
+    output: str | Path = "runs",
+    device: str | None = None,
+    batch_size: int | None = None,
+    fresh: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """See which edits last: the same questions after what the edited model goes through.
+
+    Args:
+        model: a shipped model, a folder, or a Hub repository.
+        editor: the method, or several joined by ``+``.
+        edits: an edit set or a file of rows; ``NAME:N`` follows the first N, and further edits are the rows behind.
+        after: what the edited model goes through, each on its own: ``further=K`` edits, ``finetune=N`` steps, ``int8``,
+            ``int4``, ``reload`` and ``chat``, as a list or separated by commas.
+        settings: hyperparameters that differ from the preset.
+        split: the split of the edit set.
+        exam: the parts of the edit set's exam that are asked; by default all.
+        mode: all edits in one model, in a batch or one after the other; by default as the editor takes them.
+        edit_batch_size: edits of one sequential operation.
+        data_dir: where the rows come from: ``mini``, a folder, or ``hub``; by default ``mini`` for a
+            shipped model and ``hub`` for another.
+        text: plain text: what fine-tuning reads, and for second moments.
+        lr: the learning rate of fine-tuning; by default 5e-5.
+        seed: of everything random.
+        dtype: of the model.
+        arch: parts of the architecture named by hand.
+        fitted: the file of what the editor has learned.
+        output: the folder of the record.
+        device: where the model goes.
+        batch_size: texts of one forward pass at most; by default as many as fit.
+        fresh: whether to start anew where an earlier study of the same plan was stopped.
+        progress: told what is done, how far it is, and how much there is.
+
+    Returns:
+        The record as it lies on disk: ``held`` right after the edits, the share that survives ``after`` each treatment
+        with its interval or the reason why it is missing, and each ``half_life``.
+
+    Raises:
+        HarnessError: the plan cannot be carried out; nothing has been edited by then.
+        RestoreError: the model is not bitwise what it was.
+
+    Examples:
+        >>> import harness
+        >>> record = harness.durability("mini", "ft_m", "counterfact:2", "reload", exam=["probability"])
+        >>> record["after"]["reload"]["efficacy"]["value"]
+        1.0
+    """
+    from harness.runs.defaults import rows_for
+    from harness.studies.durability.study import DurabilityPlan, run_durability
+    from harness.studies.durability.treatments import TrainingSettings, read_treatments
+
+    named, count = _counted(edits)
+    treatments = read_treatments(after if isinstance(after, str) else ",".join(after))
+    plan = DurabilityPlan(
+        tuple(map(str, treatments)), str(model), editor, dict(settings or {}), named, count, split, mode,
+        edit_batch_size, tuple(exam), rows_for(model, data_dir), text, TrainingSettings.lr if lr is None else lr, seed,
+        dtype, dict(arch or {}), _text(fitted),
+    )  # fmt: skip
+    report = progress or tell_nobody
+    return run_durability(plan, Path(output), device=device, fresh=fresh, rows=batch_size, report=report)
+
+
+@as_before()
+def judge(
+    path: str | Path,
+    judge: str | Path | LM | Judge,
+    *,
+    judge_model: str | None = None,
+    judge_key: str = "OPENAI_API_KEY",
+    task: str | None = None,
+    kind: str | None = None,
+    at: int | None = None,
+    claims: Sequence[Claim] = (),
+    dtype: str = "float32",
+    device: str | None = None,
+    batch_size: int | None = None,
+    fresh: bool = False,
+    progress: Progress | None = None,
+) -> Judged:
+    """Let a judge mark the texts beside a record right, wrong or refused, and keep its verdicts beside it.
+
+    Args:
+        path: the JSON of a complete record with samples beside it.
+        judge: a model by name or from :func:`load`, the address of a server that speaks OpenAI's protocol, or a judge
+            of one's own, a child of :class:`harness.studies.judging.judges.Judge`.
+        judge_model: which model of a server.
+        judge_key: the environment variable that holds the key of a server; it is stored nowhere.
+        task: judge only texts of this task.
+        kind: judge only questions of this kind.
+        at: judge only what was written after so many edits.
+        claims: labelled claims that the judge is asked too, from ``harness.studies.judging.claims.read_claims``.
+        dtype: of a judge that is a model by name.
+        device: where it goes.
+        batch_size: texts of one forward pass of a judge that is a model; by default as many as fit.
+        fresh: whether it is asked again what it has said before.
+        progress: told what is done, how far it is, and how much there is.
+
+    Returns:
+        The record with all verdicts, what this judge said, how many prompts it was asked, and how many texts have no
+        verdict.
+
+    Raises:
+        DataError: no samples lie beside the record, or none of them is a text with a right answer.
+        UsageError: the record is not complete, the judge cannot be had, or it refuses to answer at all.
+
+    Examples:
+        >>> import harness
+        >>> from pathlib import Path
+        >>> record = harness.run("mini", "ft_m", "counterfact:1", exam=["generation"], output="judged")
+        >>> path, = Path("judged").glob("*.json")
+        >>> harness.judge(path, "mini").missing
+        0
+    """
+    from harness.studies.judging.judges import open_judge
+    from harness.studies.judging.judging import Which, judge_record, require_texts
+
+    which = Which(task, kind, at)
+    require_texts(Path(path), which)
+    who = open_judge(judge, model=judge_model, variable=judge_key, dtype=dtype, device=device, rows=batch_size)
+    report = progress or tell_nobody
+    return judge_record(Path(path), who, which=which, claims=claims, fresh=fresh, report=report)
 
 
 @as_before()

@@ -69,6 +69,7 @@ def more_rows(world: World, seed: int = SEED) -> dict[str, Splits]:
     }
     for kind, make in (("coverage", _coverage), ("composite", _composite)):
         found["conflictedit"][kind] = make(random.Random(f"{seed} rows {kind}"), world, "test")[:TRAIN]
+    found["mlake_matrix"] = found["mlake"]
     found["akew"] = found["akew_text"] = _akew(world, seed)
     return found
 

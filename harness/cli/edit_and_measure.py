@@ -59,6 +59,7 @@ class PlanOptions:
     gen_kwargs: Annotated[str | None, opt.GEN_KWARGS] = None
     enable_thinking: Annotated[bool | None, opt.ENABLE_THINKING] = None
     think_end_token: Annotated[str | None, opt.THINK_END_TOKEN] = None
+    thinking_budget: Annotated[int | None, opt.THINKING_BUDGET] = None
     chat_edits: Annotated[bool, opt.CHAT_EDITS] = False
     predict_only: Annotated[bool, opt.PREDICT_ONLY] = False
     config: Annotated[Path | None, opt.CONFIG] = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -47,34 +46,17 @@ class Asked:
         Raises:
             UsageError: a server without the name of its model, or the other way round.
         """
-        from harness.errors import UsageError
-        from harness.studies.judging.judges import is_address
+        from harness.studies.judging.judges import require_server_model
 
-        if is_address(self.judge) and self.judge_model is None:
-            raise UsageError(f"--judge {self.judge}: a server has several models; name one with --judge-model")
-        if not is_address(self.judge) and self.judge_model is not None:
-            raise UsageError(
-                f"--judge-model names a model of a server, but --judge '{self.judge}' is no address; give one such as "
-                "http://localhost:8000/v1, or leave --judge-model out"
-            )
+        require_server_model(self.judge, self.judge_model)
 
     def opened(self) -> Judge:
         """The judge."""
-        from harness.studies.judging.judges import HttpJudge, ModelJudge, is_address
+        from harness.studies.judging.judges import open_judge
 
-        if is_address(self.judge):
-            return HttpJudge(
-                self.judge,
-                self.judge_model or "",
-                key=os.environ.get(self.judge_key) or None,
-                variable=self.judge_key,
-                timeout=self.timeout,
-                retries=self.retries,
-                parallel=self.parallel,
-            )
-        from harness.models.lm import load
-
-        return ModelJudge(load(self.judge, dtype=self.dtype, device=self.device), rows=self.batch_size)
+        asked = {"timeout": self.timeout, "retries": self.retries, "parallel": self.parallel}
+        named = {"model": self.judge_model, "variable": self.judge_key, "dtype": self.dtype, "device": self.device}
+        return open_judge(self.judge, **named, rows=self.batch_size, **asked)  # type: ignore[arg-type]
 
     def labelled(self) -> list[Claim]:
         """The labelled claims, where there is a folder of them."""

@@ -429,6 +429,10 @@ ENABLE_THINKING = Option(
 THINK_END_TOKEN = Option(
     "--think-end-token", "The text, or the number of the token, behind which the answer stands.", metavar="TEXT"
 )
+THINKING_BUDGET = Option(
+    "--thinking-budget", "Tokens of a thought at most; then its end is written, and the answer follows.", int,
+    otherwise="as many as there is room for",
+)  # fmt: skip
 DEVICE_MAP = Option(
     "--device-map", "How transformers spreads the model over devices, such as auto; instead of --device."
 )
@@ -583,7 +587,7 @@ TRACED = Option("--traced", "Facts that are traced at most; 0 traces none.", cli
 TEXTS = Option("--texts", "Neutral documents that are read after each trial.", COUNT, default=10)
 AFTER = Option(
     "--after",
-    "What the edited model goes through, separated by commas: further=K edits, finetune=N steps, int8, int4, reload.",
+    "What the edited model goes through: further=K edits, finetune=N steps, int8, int4, reload, chat; by commas.",
     default="further=10,finetune=50,int8,int4,reload",
     metavar="TREATMENTS",
 )

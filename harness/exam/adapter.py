@@ -212,11 +212,46 @@ class EditedLM(HFLM):  # type: ignore[misc]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
         """The continuation of each context; of a :class:`Thought` what is thought, what closes it, and the answer."""
-        if any(isinstance(request.args[0], Thought) for request in requests):
-            return thought_through(requests, self.generate_until)
+        asked = [self._budgeted(request) for request in requests]
+        if not any(isinstance(request.args[0], Thought) for request in asked):
+            return self._continued(asked)
+        mark = self.think_end_token
+        if self.prompting.thinking_budget is not None:
+            self.think_end_token = None  # lm-eval would cut off the thought, which is still to be answered after
+        try:
+            return thought_through(asked, self._continued)
+        finally:
+            self.think_end_token = mark
+
+    def _continued(self, requests: list[Instance]) -> list[str]:
         for request in requests:
             self._check_room(request)
         return self._each(requests, self._written)
+
+    def _budgeted(self, request: Instance) -> Instance:
+        """A request with as long a thought as the plan allows; one that is not thought about as it is."""
+        context = self.thought_of(request.args[0])
+        return request if context is request.args[0] else replace(request, arguments=(context, *request.args[1:]))
+
+    def thought_of(self, context: str) -> str:
+        """A context as it is continued: a :class:`Thought` where a plan has a budget and the question is thought about.
+
+        Args:
+            context: of a request to generate.
+        """
+        budget, mark = self.prompting.thinking_budget, self.prompting.think_end_token
+        if budget is None:
+            return context
+        if isinstance(context, Thought):
+            return Thought.of(str(context), tokens=budget, closes=context.closes, told=context.told)
+        if mark is None:
+            return context
+        ends = (
+            mark
+            if isinstance(mark, str) and not mark.isdecimal()
+            else self.tok_decode([int(mark)], skip_special_tokens=False)
+        )
+        return Thought.of(str(context), tokens=budget, closes=ends, told=False)
 
     def _each(self, requests: list[Instance], score: Callable[..., list[Any]], share: bool = True) -> list[Any]:
         """Score requests under the patch, or the patches, that are held."""

@@ -12,6 +12,7 @@ from harness.exam.adapter import EditedLM
 from harness.exam.prompting import FEWSHOT_SEED
 from harness.exam.quiet import quiet_lm_eval
 from harness.exam.tasks import Task, templates_once
+from harness.exam.thought import Thought
 
 __all__ = ["Asked", "asked_by_document", "asked_in_all", "asked_of"]
 
@@ -98,4 +99,6 @@ def _written(arguments: Sequence[Any], model: EditedLM) -> int:
     options = arguments[-1]
     if not isinstance(options, Mapping):
         return 0
-    return int(normalize_gen_kwargs(dict(options), model.max_gen_toks)["max_gen_toks"])
+    context = model.thought_of(arguments[0])
+    thought = context.tokens if isinstance(context, Thought) else 0
+    return thought + int(normalize_gen_kwargs(dict(options), model.max_gen_toks)["max_gen_toks"])

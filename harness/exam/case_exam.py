@@ -1,15 +1,16 @@
 """The exam of a declarative edit set: one lm-eval task that asks every question of every case.
 
 A document is what one case asks in one way: the questions of one kind, protocol and language.  Its metrics are named by
-kind and protocol: ``hop_exact_match`` (free generation), ``hop_accuracy`` (teacher-forced share of the answer's
-tokens), ``hop_success`` (an answer is likelier than the rival), ``hop_choice`` (an answer is the likeliest choice), and
-``locality_agreement`` where nothing but the unedited model's own answer is known.  A language stands behind a dot.
+kind and protocol: ``hop_exact_match`` (free generation; ``hop_refusal`` where it is to decline), ``hop_accuracy``
+(teacher-forced share of the answer's tokens), ``hop_success`` (an answer is likelier than the rival), ``hop_choice``
+(an answer is the likeliest choice), and ``locality_agreement`` where nothing but the unedited model's own answer is
+known.  A language stands behind a dot.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import deepcopy
 from functools import cached_property
 from itertools import groupby
@@ -21,9 +22,10 @@ from lm_eval.api.instance import Instance
 from harness.editing.join import joined
 from harness.errors import DataError, UsageError
 from harness.exam import case_sets, statistics
+from harness.exam.compared import LISTED
 from harness.exam.own_cases import OwnCaseSet
 from harness.exam.statistics import Ratio
-from harness.exam.text_metrics import begins_with
+from harness.exam.text_metrics import begins_with, refuses
 from harness.exam.token_tasks import Forced, Target, Tokenized, in_place_of, join_pieces, pieces
 
 if TYPE_CHECKING:
@@ -91,6 +93,8 @@ class CaseExam(Tokenized):
             raise DataError(
                 f"{self.set.rule.name}: no case asks a question; give probes, or rows that have their fields"
             )
+        if not any(turns for document in found for turns in document["turns"]):
+            found = [{key: value for key, value in one.items() if key != "turns"} for one in found]
         return {"test": datasets.Dataset.from_list(found)}
 
     # --- metrics ------------------------------------------------------------------------------------------------------
@@ -99,8 +103,8 @@ class CaseExam(Tokenized):
     def metrics(self) -> list[str]:
         """The metrics that the documents have, in the order of the YAML."""
         rules = self.set.rule
-        known = {_metric(doc["kind"], doc["protocol"]) for doc in self.eval_docs if doc["expect"] != "unchanged"}
-        order = [_metric(rule.kind, protocol) for rule in rules.probes for protocol in rule.protocols]
+        known = {_metric_of(doc) for doc in self.eval_docs if doc["expect"] != "unchanged"}
+        order = [_metric(rule.kind, protocol, rule.expect) for rule in rules.probes for protocol in rule.protocols]
         by_language = sorted(
             {_localised(doc) for doc in self.eval_docs if doc["language"] and doc["expect"] != "unchanged"}
         )
@@ -114,7 +118,9 @@ class CaseExam(Tokenized):
         """Higher, unless the YAML says of a kind that lower is."""
         higher = {rule.kind: rule.higher for rule in self.set.rule.probes}
         kinds = {
-            _metric(rule.kind, protocol): rule.kind for rule in self.set.rule.probes for protocol in rule.protocols
+            _metric(rule.kind, protocol, rule.expect): rule.kind
+            for rule in self.set.rule.probes
+            for protocol in rule.protocols
         }
         kinds |= {metric: rule.kind for metric, rule in self.set.rule.combine.items()}
         return {metric: higher[kinds[metric.partition(".")[0]]] for metric in self.metrics}
@@ -130,8 +136,13 @@ class CaseExam(Tokenized):
             **kwargs: lm-eval's bookkeeping, handed on to the request.
         """
         templated = bool(kwargs.pop("apply_chat_template", False))
-        kwargs.pop("chat_template", None)
+        template = kwargs.pop("chat_template", None)
         asked = [in_place_of(doc["prompt"], prompt, ctx) for prompt in doc["prompts"]]
+        if templated and doc.get("turns"):
+            asked = [
+                _in_turns(doc["prompt"], ctx, turns, template) if turns else one
+                for one, turns in zip(asked, doc["turns"], strict=True)
+            ]
         if doc["protocol"] == "generation":
             options = {**deepcopy(self.config.generation_kwargs), "max_gen_toks": self._length}
             return [Instance("generate_until", doc, (context, options), i, **kwargs) for i, context in enumerate(asked)]
@@ -169,7 +180,7 @@ class CaseExam(Tokenized):
         total = Ratio(
             sum(s.num for s in known) if known else math.nan, sum(s.den for s in known) if known else 1.0, doc["case"]
         )
-        found = {_metric(doc["kind"], doc["protocol"]): total}
+        found = {_metric_of(doc): total}
         if doc["language"]:
             found[_localised(doc)] = total
         parts = [score.num / score.den for score in known]
@@ -183,6 +194,9 @@ class CaseExam(Tokenized):
         """Whether each free continuation begins with a right answer; missing where none could have been written."""
         found = []
         for prompt, text, answers in zip(doc["prompts"], texts, doc["answers"], strict=True):
+            if doc["expect"] == "refusal":
+                found.append(Ratio(float(refuses(text, answers))))
+                continue
             short = min(self.tokens_of(prompt, answers)) <= self._length
             found.append(Ratio(float(begins_with(text, answers[0], answers[1:])) if short else math.nan))
         return found
@@ -206,16 +220,27 @@ class CaseExam(Tokenized):
                 found.append(Ratio(float(wins)))
         return found
 
-    def likelihoods(self, doc: Doc, results: Sequence[Any]) -> list[float]:
+    def likelihoods(self, doc: Doc, results: Sequence[Any]) -> list[Any]:
         """How likely the answer to each question of a document is; none where that is not asked.
+
+        Of a choice of which right and wrong choices are compared, how likely each of both is.
 
         Args:
             doc: the document.
             results: what the model answered to its requests.
         """
-        if doc["protocol"] != "likelihood":
-            return []
-        return [score.num for score in self._judged(doc, results)]
+        if doc["protocol"] == "likelihood":
+            return [score.num for score in self._judged(doc, results)]
+        listed = {rule["kind"] for rule in self.set.rule.compare.values() if rule["how"] in LISTED}
+        return self._listed(doc, results) if doc["protocol"] == "choice" and doc["kind"] in listed else []
+
+    def _listed(self, doc: Doc, results: Sequence[Any]) -> list[tuple[list[float], list[float]]]:
+        """How likely the right choices of each question are, and the wrong ones."""
+        ratings, found = iter(self._ratings(doc, results)), []
+        for texts, answers in zip(self._rated(doc), doc["answers"], strict=True):
+            rated = [(text, math.exp(-next(ratings).nll)) for text in texts]
+            found.append(([p for text, p in rated if text in answers], [p for text, p in rated if text not in answers]))
+        return found
 
     def _ratings(self, doc: Doc, results: Sequence[Any]) -> list[Forced]:
         if self._exact:
@@ -267,12 +292,33 @@ def _put_together(how: str, parts: Sequence[float]) -> float:
     return {"any": float(any(right)), "all": float(all(right)), "mean": sum(parts) / len(parts)}[how]
 
 
-def _metric(kind: str, protocol: str) -> str:
-    return f"{kind}_{_NAMES[protocol]}"
+def _metric(kind: str, protocol: str, expect: str) -> str:
+    return f"{kind}_{'refusal' if expect == 'refusal' else _NAMES[protocol]}"
+
+
+def _metric_of(doc: Doc) -> str:
+    return _metric(doc["kind"], doc["protocol"], doc["expect"])
 
 
 def _localised(doc: Doc) -> str:
-    return f"{_metric(doc['kind'], doc['protocol'])}.{doc['language']}"
+    return f"{_metric_of(doc)}.{doc['language']}"
+
+
+def _in_turns(prompt: str, context: str, turns: Sequence[Mapping[str, str]], template: Callable[..., str]) -> str:
+    """The context of turns of a chat: what the template makes of them, behind what stands in front of the first.
+
+    Args:
+        prompt: a text that was asked in one turn.
+        context: what lm-eval made of that, a system turn in front where there is one.
+        turns: the turns that are asked instead.
+        template: makes a text of turns.
+    """
+    front, held, _ = context.rpartition(prompt)
+    said = template([dict(turn) for turn in turns])
+    _, begun, rest = said.partition(turns[0]["content"])
+    if not held or not begun:
+        raise DataError(f"the chat template changes '{(turns[0]['content'] if held else prompt)[:40]}'; ask it without")
+    return f"{front}{begun}{rest}"
 
 
 def _chosen(cases: Sequence[Case], records: Sequence[object] | None, name: str) -> list[Case]:
@@ -311,6 +357,7 @@ def _documents_of(case: Case) -> list[dict[str, Any]]:
                 "answers": [list(one.answers) for one in asked],
                 "rivals": [one.rival for one in asked],
                 "choices": [list(one.choices) for one in asked],
+                "turns": [[{"role": role, "content": text} for role, text in one.turns] for one in asked],
                 "target_true": asked[0].answers[0] if asked[0].answers else "",
             }
         )

@@ -17,13 +17,20 @@ block ``metadata.case`` of a set's YAML says in JMESPath (https://jmespath.org) 
           each: questions             # one probe for each; left out: the row is one probe
           prompt: value               # an element that is a text is called `value`; the row it stands in, `row`
           answers: "[row.new_answer, row.new_answer_alias]"
-          expect: new                 # new (default), old, unchanged
+          expect: new                 # new (default), old, unchanged, refusal
           protocol: [generation, accuracy]
       languages: [en, de]             # of the questions; left out: whatever the rows say
       compare:                        # with the unedited model, by how likely it holds the same answers
         ignore_rate: {kind: others, how: ignore_rate}
       combine:
         hop_any: {kind: hop, how: any}          # right where any question of the case is
+
+Instead of ``prompt`` a probe may have ``turns``: a path to a list of turns of a chat, texts of the user and the
+assistant by turns, or objects with ``role`` and ``content``; the last is the user's.  By a chat template they are
+turns, and without one lines.  What ``expect: refusal`` wants is a text that declines to answer; ``answers`` are then
+phrases that decline, by default :data:`harness.exam.text_metrics.REFUSALS`.  Rows that are one fact in several
+languages, the n-th row of each value of a field, are brought side by side by ``together: field``: each is a case, and
+has all of them as an object ``together``, by that value.
 
 Protocols: ``generation`` (the free continuation begins with one of the answers), ``accuracy`` (teacher-forced share of
 the answer's tokens), ``probability`` (an answer is likelier than ``rival``), ``choice`` (of ``choices``, an answer is
@@ -49,13 +56,14 @@ from jmespath.exceptions import JMESPathError
 
 from harness.editing.edit import SLOT, Edit
 from harness.errors import DataError, near
-from harness.exam.compared import COMPARED
-from harness.exam.text_metrics import folded
+from harness.exam.compared import COMPARED, LISTED
+from harness.exam.text_metrics import REFUSALS, folded
 
 __all__ = [
     "EXPECTED",
     "HOW",
     "PROTOCOLS",
+    "ROLES",
     "Case",
     "CaseRule",
     "Combined",
@@ -65,19 +73,22 @@ __all__ = [
     "read_cases",
     "require_askable",
     "rule_of",
+    "turns_of",
 ]
 
 log = logging.getLogger(__name__)
 
 PROTOCOLS = ("generation", "accuracy", "probability", "choice", "likelihood")
-EXPECTED = ("new", "old", "unchanged")
-"""Whose answers are right: the edited model's, those of before, or whatever the unedited model says."""
+EXPECTED = ("new", "old", "unchanged", "refusal")
+"""Whose answers are right: the edited model's, those of before, whatever the unedited model says, or none at all."""
 HOW = ("any", "all", "mean", "first_likelier")
 """How the answers of a case are put together: one of them right, all, or their mean (their share, or of accuracies);
 or whether the answer to the first question is likelier than that to the second."""
 
+ROLES = ("user", "assistant")
+"""Who speaks in the turns of a question, one after the other."""
 _EDIT_FIELDS = ("prompt", "subject", "target", "target_old", "prefix", "suffix", "join", "relation")
-_PATHS = ("each", "prompt", "answers", "rival", "choices", "language", "when")
+_PATHS = ("each", "prompt", "turns", "answers", "rival", "choices", "language", "when")
 _PROBE_FIELDS = ("kind", *_PATHS, "expect", "protocol", "lower_is_better")
 _NAMES = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*", re.ASCII)
 _MISSPELT = 0.8  # how like two names of fields are, of which one is taken for the other misspelt
@@ -94,10 +105,11 @@ class Question:
         answers: the right answers, each an alias of the same thing.
         protocol: how it is asked, one of :data:`PROTOCOLS`.
         expect: whose answers these are: of the edited model (new), of the unedited one (old), or whatever the unedited
-            model says (unchanged).
+            model says (unchanged); or phrases of a text that declines to answer (refusal).
         rival: the answer that a right one must beat, where the protocol compares two.
         choices: what is chosen from, where the protocol is a choice.
         language: of the question, where the set has several.
+        turns: of a chat, each the role of who speaks and the text; none where the prompt is asked as it is.
     """
 
     kind: str
@@ -108,6 +120,7 @@ class Question:
     rival: str | None = None
     choices: tuple[str, ...] = ()
     language: str | None = None
+    turns: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -158,6 +171,7 @@ class CaseRule:
     combine: Mapping[str, Combined]
     languages: tuple[str, ...] = ()
     compare: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    together: str | None = None
 
 
 # --- the rule ---------------------------------------------------------------------------------------------------------
@@ -175,7 +189,7 @@ def rule_of(name: str, said: object, where: str) -> CaseRule:
         DataError: a field does not exist or is missing, or a path cannot be read.
     """
     block = _mapping(said, where)
-    _known(block, ("id", "when", "edits", "probes", "combine", "compare", "languages"), where)
+    _known(block, ("id", "when", "together", "edits", "probes", "combine", "compare", "languages"), where)
     edit = dict(_mapping(block.get("edits"), f"{where}.edits"))
     each = edit.pop("each", None)
     _known(edit, _EDIT_FIELDS, f"{where}.edits")
@@ -188,17 +202,24 @@ def rule_of(name: str, said: object, where: str) -> CaseRule:
         _compiled(str(path), where)
     combined = _combined(block.get("combine") or {}, rules, where)
     compare = _compare(block.get("compare") or {}, rules, where)
-    return CaseRule(name, *whole, edit, rules, combined, _languages(block, rules, where), compare)
+    together = block.get("together")
+    if not isinstance(together, str | None):
+        raise DataError(f"{where}.together is {together!r}, expected a field of the rows, such as language")
+    return CaseRule(name, *whole, edit, rules, combined, _languages(block, rules, where), compare, together)
 
 
 def _compare(said: object, rules: Sequence[ProbeRule], where: str) -> dict[str, dict[str, str]]:
     """The metrics that hold how likely answers are against how likely they were."""
-    found, known = {}, [rule.kind for rule in rules if "likelihood" in rule.protocols]
+    found = {}
     for metric, one in _mapping(said, f"{where}.compare").items():
         place = f"{where}.compare.{metric}"
         _known(_mapping(one, place), ("kind", "how"), place)
-        kind = _choice(one.get("kind"), known, f"{place}.kind, which needs the protocol likelihood,")
-        found[str(metric)] = {"kind": kind, "how": _choice(one.get("how"), list(COMPARED), f"{place}.how")}
+        how = _choice(one.get("how"), [*COMPARED, *LISTED], f"{place}.how")
+        # Of one kind with both protocols it would not be known which answers are meant.
+        needed, other = ("choice", "likelihood") if how in LISTED else ("likelihood", "choice")
+        known = [rule.kind for rule in rules if needed in rule.protocols and other not in rule.protocols]
+        kind = _choice(one.get("kind"), known, f"{place}.kind, which needs the protocol {needed} and not {other},")
+        found[str(metric)] = {"kind": kind, "how": how}
     return found
 
 
@@ -215,7 +236,9 @@ def _languages(block: Mapping[str, Any], rules: Sequence[ProbeRule], where: str)
 def _probe_rule(said: object, where: str) -> ProbeRule:
     probe = _mapping(said, where)
     _known(probe, _PROBE_FIELDS, where)
-    for needed in ("kind", "prompt"):
+    if "prompt" in probe and "turns" in probe:
+        raise DataError(f"{where} has a prompt and turns, and is asked once; leave one of them out")
+    for needed in ("kind", "turns" if "turns" in probe else "prompt"):
         if not isinstance(probe.get(needed), str):
             raise DataError(f"{where}.{needed} is {probe.get(needed)!r}, expected a text")
     protocol = probe.get("protocol", "generation")
@@ -223,8 +246,10 @@ def _probe_rule(said: object, where: str) -> ProbeRule:
     for one in protocols:
         _choice(one, PROTOCOLS, f"{where}.protocol")
     expect = _choice(probe.get("expect", "new"), EXPECTED, f"{where}.expect")
-    if "answers" not in probe and expect != "unchanged":
+    if "answers" not in probe and expect not in ("unchanged", "refusal"):
         raise DataError(f"{where}: no 'answers'; give a path to the right ones, or expect: unchanged")
+    if expect == "refusal" and protocols != ("generation",):
+        raise DataError(f"{where}: a refusal is what a free text says; leave 'protocol' out, or give generation")
     if "probability" in protocols and "rival" not in probe:
         raise DataError(f"{where}: probability compares two answers; give a path to the 'rival'")
     if "choice" in protocols and "choices" not in probe:
@@ -325,7 +350,8 @@ def read_cases(
     Raises:
         DataError: a path finds nothing in a row, a probe has no answer, or an id occurs twice; names the row.
     """
-    rows = list(rows)
+    given = list(rows)
+    rows = _arranged(rule, given)
     found = [
         Case(one.name, _edits(rule, one, as_edit), _probes(rule, one))
         for one in _begun(rule, rows)
@@ -333,7 +359,7 @@ def read_cases(
     ]
     _require_found(rule, rows, found)
     if only is not None and not set(rule.languages) <= _languages_of(found):
-        found = [case for case in read_cases(rule, rows, as_edit) if case.id in only]
+        found = [case for case in read_cases(rule, given, as_edit) if case.id in only]
     elif only is None:
         _require_languages(rule, found)
     return found
@@ -353,7 +379,7 @@ def case_edits(
     Raises:
         DataError: as :func:`read_cases`.
     """
-    rows = list(rows)
+    rows = _arranged(rule, list(rows))
     found = [edit for one in _begun(rule, rows)[:count] for edit in _edits(rule, one, as_edit)]
     if "target_old" in rule.edit and found and not any(edit.target_old for edit in found):
         parts = [part for row in rows for part in _elements(rule.each, row, rule.name, optional=True)]
@@ -384,6 +410,28 @@ def _begun(rule: CaseRule, rows: Sequence[Mapping[str, Any]]) -> list[_Begun]:
     return list(found.values())
 
 
+def _arranged(rule: CaseRule, rows: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """Rows fact by fact, each with all rows of its fact: the n-th of each value of a field are one fact.
+
+    Raises:
+        DataError: a row lacks the field, or one value has more rows than another.
+    """
+    if rule.together is None:
+        return rows
+    sorts: dict[str, list[Mapping[str, Any]]] = {}
+    for number, row in enumerate(rows):
+        value = _at(str(rule.together), row, rule.name)
+        if not isinstance(value, str):
+            raise DataError(f"{rule.name}, row {number + 1}: '{rule.together}' finds no text; it has {_fields(row)}")
+        sorts.setdefault(value, []).append(row)
+    counts = {value: len(listed) for value, listed in sorts.items()}
+    if len(set(counts.values())) > 1:
+        told = ", ".join(f"{count} of {value}" for value, count in counts.items())
+        raise DataError(f"{rule.name}: together: {rule.together} finds {told}; each needs as many rows as the others")
+    facts = [dict(zip(sorts, fact, strict=True)) for fact in zip(*sorts.values(), strict=True)]
+    return [{**row, "together": fact} for fact in facts for row in fact.values()]
+
+
 def _require_found(rule: CaseRule, rows: Sequence[Mapping[str, Any]], cases: Sequence[Case]) -> None:
     """Tell of a path that finds nothing because no row has the field with which it begins.
 
@@ -396,7 +444,7 @@ def _require_found(rule: CaseRule, rows: Sequence[Mapping[str, Any]], cases: Seq
         each = probe.paths.get("each")
         _require_begun(each, [{**row, "row": row} for row in rows], rule, what)
         parts = [part for row in rows for part in _elements(each, row, rule.name, optional=True)]
-        for key in ("prompt", "when"):
+        for key in ("prompt", "turns", "when"):
             _require_begun(probe.paths.get(key), parts, rule, what)
 
 
@@ -477,10 +525,15 @@ def _questions(rule: ProbeRule, row: Mapping[str, Any], where: str) -> Iterator[
     for part in _elements(rule.paths.get("each"), row, where, optional=True):
         if "when" in rule.paths and not _at(rule.paths["when"], part, where):
             continue
-        prompt = _at(rule.paths["prompt"], part, where)
+        turns = turns_of(_at(rule.paths["turns"], part, where), where) if "turns" in rule.paths else ()
+        prompt = (
+            "\n".join(text for _, text in turns) if "turns" in rule.paths else _at(rule.paths["prompt"], part, where)
+        )
         if prompt in (None, ""):
             continue  # a row that lacks this kind is not asked about it
         answers = tuple(_texts(_at(rule.paths.get("answers", "`[]`"), part, where)))
+        if rule.expect == "refusal" and "answers" not in rule.paths:
+            answers = REFUSALS
         rival = _at(rule.paths["rival"], part, where) if "rival" in rule.paths else None
         choices = tuple(_texts(_at(rule.paths.get("choices", "`[]`"), part, where)))
         language = _found(rule.paths["language"], part, where) if "language" in rule.paths else None
@@ -494,9 +547,41 @@ def _questions(rule: ProbeRule, row: Mapping[str, Any], where: str) -> Iterator[
                 None if rival is None else str(rival).strip(),
                 choices if protocol == "choice" else (),
                 None if language is None else str(language),
+                turns,
             )
             require_askable(question, where, _missing(rule, question, part))
             yield question
+
+
+def turns_of(said: object, where: str) -> tuple[tuple[str, str], ...]:
+    """Turns of a chat, each a role and a text; none of nothing.
+
+    Args:
+        said: texts of the user and the assistant by turns, or objects with ``role`` and ``content``.
+        where: what an error names.
+
+    Raises:
+        DataError: it is no such list, or the user does not have the first and the last word.
+    """
+    if said is None or said == []:
+        return ()
+    if not isinstance(said, list):
+        raise DataError(
+            f"{where}: turns are {_short(said)}, expected a list of texts, or of objects with role and content"
+        )
+    found = []
+    for place, one in enumerate(said):
+        told = one if isinstance(one, Mapping) else {"role": ROLES[place % 2], "content": one}
+        role, text = told.get("role"), told.get("content")
+        if role not in ROLES or not isinstance(text, str) or not text.strip():
+            raise DataError(
+                f"{where}: turn {place + 1} is {_short(one)}, expected a text, or role (user or assistant) and "
+                "content; a system turn is --system-instruction"
+            )
+        found.append((str(role), text.strip()))
+    if found[0][0] != "user" or found[-1][0] != "user":
+        raise DataError(f"{where}: turns are of {', '.join(role for role, _ in found)}; begin and end with the user")
+    return tuple(found)
 
 
 def _missing(rule: ProbeRule, question: Question, part: Mapping[str, Any]) -> str:

@@ -2,7 +2,8 @@
 
 A row is a case where it has ``edits``, a list of rows of any shape that :mod:`harness.exam.row_shapes` reads, with
 ``probes`` beside them.  Flat rows that name the same ``case`` are one, too.  A probe is ``{kind, prompt, answers}``,
-with ``expect``, ``protocol``, ``rival``, ``choices`` and ``language`` where they are wanted; those of the kinds in
+with ``expect``, ``protocol``, ``rival``, ``choices`` and ``language`` where they are wanted, and with ``turns`` of a
+chat in place of the prompt; those of the kinds in
 :data:`PLAIN` are asked as the fields of flat rows are, and the others by :class:`harness.exam.case_exam.OwnCaseExam`.
 """
 
@@ -15,8 +16,8 @@ from typing import Any
 
 from harness.errors import DataError, near
 from harness.exam import data, row_shapes
-from harness.exam.cases import EXPECTED, PROTOCOLS, Case, CaseRule, ProbeRule, Question, require_askable
-from harness.exam.text_metrics import folded
+from harness.exam.cases import EXPECTED, PROTOCOLS, Case, CaseRule, ProbeRule, Question, require_askable, turns_of
+from harness.exam.text_metrics import REFUSALS, folded
 
 __all__ = ["PLAIN", "OwnCaseSet", "asks_probes", "belongs_to", "own_rows_of", "require_other_answers", "together"]
 
@@ -26,7 +27,7 @@ PLAIN = {"paraphrase": "paraphrases", "neighborhood": "neighborhood", "portabili
 """Kinds of probes that flat rows have as fields, with the names of those."""
 _NAMES = {"question": "prompt", "answer": "answers", "ground_truth": "answers", "aliases": "answers"}
 """What people call the fields of a probe, and what they are called here."""
-_PROBE = ("kind", "prompt", "answers", "expect", "protocol", "rival", "choices", "language")
+_PROBE = ("kind", "prompt", "turns", "answers", "expect", "protocol", "rival", "choices", "language")
 _CASE = ("id", "case_id", "case", "edits", "probes", "neighborhood", "portability")
 _TAKEN = ("rewrite", "efficacy", "generation", "locality")
 """Kinds whose metrics would have the names of those of the edit itself."""
@@ -101,7 +102,8 @@ def _probe(said: object, place: int) -> Row:
     for key in said:
         if key not in (*_PROBE, *_NAMES):
             raise DataError(f"{where}: '{key}' is no field of it{near(str(key), _PROBE)}")
-    kind, prompt = said.get("kind"), said.get("prompt", said.get("question"))
+    kind = said.get("kind")
+    turns, prompt = _asked(said, where)
     for key, value in (("kind", kind), ("prompt", prompt)):
         if not isinstance(value, str) or not value.strip():
             raise DataError(f"{where}: its {key} is {value!r}, expected a text")
@@ -119,7 +121,9 @@ def _probe(said: object, place: int) -> Row:
     expect = said.get("expect", "new")
     if expect not in EXPECTED:
         raise DataError(f"{where}: its expect is {expect!r}{near(str(expect), EXPECTED)}")
-    found |= {"protocol": protocols, "expect": expect}
+    if expect == "refusal":
+        found["answers"] = _refusals(answers, protocols, where)
+    found |= {"protocol": protocols, "expect": expect, **({"turns": turns} if turns else {})}
     found |= {key: said[key] for key in ("rival", "language") if said.get(key) is not None}
     found |= {"choices": [*row_shapes.texts_of(said["choices"])]} if said.get("choices") else {}
     for question in _questions(found):
@@ -127,12 +131,27 @@ def _probe(said: object, place: int) -> Row:
     return found
 
 
+def _asked(said: Mapping[str, Any], where: str) -> tuple[tuple[tuple[str, str], ...], object]:
+    """The turns of a probe, and its prompt, which of turns is their text."""
+    turns = turns_of(said.get("turns"), where)
+    if turns and ("prompt" in said or "question" in said):
+        raise DataError(f"{where}: has a prompt and turns, and is asked once; leave one of them out")
+    return turns, "\n".join(text for _, text in turns) if turns else said.get("prompt", said.get("question"))
+
+
+def _refusals(phrases: list[str], protocols: Sequence[str], where: str) -> list[str]:
+    """What a text says that declines: a probe's own phrases, or those that are known."""
+    if list(protocols) != ["generation"]:
+        raise DataError(f"{where}: a refusal is what a free text says; leave 'protocol' out, or give generation")
+    return phrases or list(REFUSALS)
+
+
 def _require_kind(said: Mapping[str, Any], where: str) -> None:
     """See that the metrics of a kind have names of their own."""
     kind = str(said["kind"])
     if kind in _TAKEN:
         raise DataError(f"{where}: the kind '{kind}' is what is asked of the edit itself; name it otherwise")
-    more = [key for key in ("expect", "protocol", "rival", "choices", "language") if key in said]
+    more = [key for key in ("expect", "protocol", "rival", "choices", "language", "turns") if key in said]
     if kind in PLAIN and more:
         raise DataError(
             f"{where}: the kind '{kind}' is asked as '{PLAIN[kind]}' of a row is; leave '{more[0]}' out, or name the "
@@ -157,6 +176,7 @@ def _questions(probe: Mapping[str, Any]) -> list[Question]:
             rival=None if rival is None else str(rival).strip(),
             choices=tuple(probe.get("choices", ())) if protocol == "choice" else (),
             language=None if language is None else str(language),
+            turns=tuple((role, text) for role, text in probe.get("turns", ())),
         )
         for protocol in probe["protocol"]
     ]

@@ -26,6 +26,7 @@ __all__ = [
     "in_turns",
     "rendered",
     "require_roles",
+    "require_room_to_think",
     "template_sha256",
     "told",
     "worded",
@@ -56,6 +57,8 @@ class Prompting:
         gen_kwargs: what is laid over the ``generation_kwargs`` of tasks that generate.
         enable_thinking: what the chat template is told of thinking; None tells it nothing.
         think_end_token: the text, or the number of the token, that ends a thought; what stands before it is no answer.
+        thinking_budget: tokens of a thought at most, which is no word of lm-eval: then ``think_end_token`` is written
+            for the model, and it answers. None for as many as there is room for.
         predict_only: whether texts are generated and kept, and no metric is computed.
         chat_edits: whether edits are turns of a chat as well, which is no word of lm-eval: the prompt is the turn of
             the user, and the target that of the assistant.
@@ -71,6 +74,7 @@ class Prompting:
     gen_kwargs: Mapping[str, Any] = field(default_factory=dict)
     enable_thinking: bool | None = None
     think_end_token: str | int | None = None
+    thinking_budget: int | None = None
     predict_only: bool = False
     chat_edits: bool = False
 
@@ -83,6 +87,11 @@ class Prompting:
             raise UsageError("enable_thinking is told to the chat template; add --apply-chat-template, or leave it out")
         if self.enable_thinking and self.think_end_token is None:
             raise UsageError("enable_thinking needs the text that ends a thought; add --think-end-token '</think>'")
+        if self.thinking_budget is not None and self.thinking_budget < 1:
+            raise UsageError(
+                f"thinking_budget is {self.thinking_budget}, expected at least 1 token; leave it out for as many as "
+                "there is room for"
+            )
 
     @property
     def multiturn(self) -> bool:
@@ -140,6 +149,7 @@ def _word(key: str, value: Any) -> str:
         "gen_kwargs": ", ".join(f"{name}={one}" for name, one in value.items()) if isinstance(value, Mapping) else said,
         "enable_thinking": "thinking" if value else "no thinking",
         "think_end_token": f"answers after {value}",
+        "thinking_budget": f"thoughts of {value} tokens at most",
         "predict_only": "texts only",
         "chat_edits": "edits in turns",
     }
@@ -233,6 +243,24 @@ def has_system_turn(tokenizer: PreTrainedTokenizerBase, prompting: Prompting, mo
     """
     text = chat_template_text(tokenizer, prompting.template or True, model)
     return _holds(tokenizer, text, ["system", "user"], "system", prompting)
+
+
+def require_room_to_think(prompting: Prompting, context: int, model: str = "the model") -> None:
+    """See that a thought, its question and the answer can stand in the context of a model.
+
+    Args:
+        prompting: how tasks are asked.
+        context: tokens that the model takes.
+        model: what an error calls it.
+
+    Raises:
+        UsageError: the thought alone fills the context.
+    """
+    if prompting.thinking_budget is not None and prompting.thinking_budget >= context:
+        raise UsageError(
+            f"--thinking-budget {prompting.thinking_budget}: {model} takes {context} tokens in all, the question and "
+            "the answer among them; give fewer"
+        )
 
 
 _WITHOUT = {

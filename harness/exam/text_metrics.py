@@ -21,15 +21,25 @@ if TYPE_CHECKING:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
 __all__ = [
+    "REFUSALS",
     "agreement",
     "begins_with",
     "consistency",
     "entropy",
     "folded",
+    "refuses",
     "vectorizer",
     "words",
 ]
 
+REFUSALS = (
+    "I don't know", "I do not know", "I'm not sure", "I am not sure", "I'm sorry", "I am sorry", "I can't", "I cannot",
+    "I'm unable", "I am unable", "I won't", "I will not", "I have no information", "I have no knowledge",
+    "it is not known", "it is unknown", "unknown", "cannot be determined", "no answer",
+)  # fmt: skip
+"""What a text says that declines to answer, in English; an edit set may bring phrases of its own."""
+_OPENING = 20
+"""Words of a text in which a refusal stands: what comes later is no longer an answer to the question."""
 _COMPARED = 5
 """Words that are compared where no answer says how many."""
 _ARTICLE = re.compile(r"^(?:the|an?)\s+")
@@ -71,6 +81,26 @@ def begins_with(continuation: str, target: str, aliases: Sequence[str] = ()) -> 
         aliases: what is right as well.
     """
     return any(_begins(_plain(continuation), _plain(wanted)) for wanted in (target, *aliases))
+
+
+def refuses(continuation: str, phrases: Sequence[str] = REFUSALS) -> bool:
+    """Whether a continuation declines to answer: one of the phrases stands among its first words, as whole words.
+
+    Args:
+        continuation: what is said.
+        phrases: what is said by a text that declines.
+    """
+    opening = " ".join(_straight(continuation).split()[:_OPENING])
+    return any(
+        re.search(rf"(?<!\w){re.escape(wanted)}(?!\w)", opening) is not None
+        for phrase in phrases
+        if (wanted := _straight(phrase))
+    )
+
+
+def _straight(text: str) -> str:
+    """Lower case, single spaces, straight apostrophes."""
+    return _plain(text).casefold().replace("\u2019", "'")
 
 
 def _begins(said: str, wanted: str) -> bool:

@@ -75,7 +75,7 @@ def _answered(record: Record, question: str, names: Sequence[str]) -> Answered:
         metric = name.removeprefix(f"{BELIEF}.")
         found = edited.get(task, {})
         if metric.endswith(".*"):
-            several = [m for m in found if m.startswith(metric[:-1]) and m != metric[:-1] + _EDITED_LANGUAGE]
+            several = [m for m in found if m.startswith(metric[:-1]) and not _is_edited(m.removeprefix(metric[:-1]))]
             if several:
                 first, value = (_mean([table.get(task, {}).get(m) for m in several]) for table in (before, edited))
                 return Answered(question, f"{task} {metric[:-2]}", first, value, n=len(several))
@@ -84,6 +84,12 @@ def _answered(record: Record, question: str, names: Sequence[str]) -> Answered:
             first = (before.get(task, {}).get(metric) or {}).get("value")
             return Answered(question, f"{task} {metric}", first, one["value"], one["interval"], one["n"])
     return Answered(question)
+
+
+def _is_edited(language: str) -> bool:
+    """Whether a language, or that of the edit with that of the question, is the one in which the edit was made."""
+    edited, pair, asked = language.partition("-")
+    return edited == asked if pair else language == _EDITED_LANGUAGE
 
 
 def _edit_set(record: Record) -> str:

@@ -28,6 +28,7 @@ from harness.reports.cells import (
 )
 from harness.reports.comparison import pair_difference
 from harness.reports.fitted_table import FittedTable
+from harness.reports.languages import language_tables
 from harness.reports.regressions import Moved
 from harness.reports.table import AT_CHANCE, MISSING
 from harness.runs.judged_file import judged_notes, with_verdicts
@@ -261,7 +262,7 @@ def record_table(record: Record) -> RenderableType:
     """Everything that a record holds: who, what, all metrics, weights, data, cost."""
     record = with_verdicts(record)
     parts: list[RenderableType] = [_facts(record), Text(), _results(record, everything=True)]
-    for table in (_delta_table(record), _data_table(record), _cost_table(record)):
+    for table in (*language_tables(record), _delta_table(record), _data_table(record), _cost_table(record)):
         if table.row_count:
             parts += [Text(), table]
     return Group(*parts)

@@ -6,10 +6,12 @@ import json
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.editing import learned_file
+from harness.errors import UsageError
 from harness.exam import data
+from harness.exam.prompting import template_sha256
 from harness.io.hashes import combined_sha256
 from harness.io.plain_text import text_identity
 from harness.models.lm import load
@@ -18,6 +20,9 @@ from harness.runs.new_record import edits_sha256
 from harness.runs.record import Record
 from harness.runs.resolve import Resolved
 from harness.runs.versions import versions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["changed_since", "checkpoint_sha256", "weights_sha256"]
 
@@ -28,11 +33,14 @@ def changed_since(record: Record, resolved: Resolved, *, load_model: bool = True
     Args:
         record: the record.
         resolved: its plan, and what it names now.
-        load_model: whether the weights are looked at, too.
+        load_model: whether the weights and the chat template are looked at, too.
     """
     found = list(_changed(record, resolved))
-    if not found and load_model and record.model.get("sha256") != weights_sha256(resolved):
-        found.append("weights of the model")
+    if not found and load_model:
+        if record.model.get("sha256") != weights_sha256(resolved):
+            found.append("weights of the model")
+        if record.model.get("chat_template") != _template_sha256(resolved):
+            found.append("chat template")
     return found
 
 
@@ -73,6 +81,21 @@ def weights_sha256(resolved: Resolved) -> str:
     return checkpoint_sha256(plan.model, dtype=plan.dtype, arch=plan.arch, args=plan.model_args)
 
 
+def _template_sha256(resolved: Resolved) -> str | None:
+    """The hash of the chat template of a plan, as its record would say it; None where it has none."""
+    plan = resolved.plan
+    if not plan.prompting.template:
+        return None
+    if resolved.lm is not None:
+        tokenizer = resolved.lm.tokenizer
+    else:
+        tokenizer = _read(plan.model, dtype=plan.dtype, arch=plan.arch, args=plan.model_args).tokenizer
+    try:
+        return template_sha256(tokenizer, plan.prompting.template, plan.model)
+    except UsageError:  # it is gone, or has another name
+        return None
+
+
 def checkpoint_sha256(
     model: str, *, dtype: str, arch: Mapping[str, str] | None = None, args: Mapping[str, Any] | None = None
 ) -> str:
@@ -84,19 +107,32 @@ def checkpoint_sha256(
         arch: parts of the architecture named by hand.
         args: more of how it is read.
     """
+    return _read(model, dtype=dtype, arch=arch, args=args).sha256
+
+
+class _Seen(NamedTuple):
+    """What of a checkpoint a record depends on."""
+
+    sha256: str
+    tokenizer: PreTrainedTokenizerBase
+
+
+def _read(
+    model: str, *, dtype: str, arch: Mapping[str, str] | None = None, args: Mapping[str, Any] | None = None
+) -> _Seen:
     read = json.dumps(dict(args or {}), sort_keys=True)
-    return _hashed(model, dtype, tuple(sorted((arch or {}).items())), read, files=checkpoint_files(Path(model)))
+    return _seen(model, dtype, tuple(sorted((arch or {}).items())), read, files=checkpoint_files(Path(model)))
 
 
 @lru_cache(maxsize=4)
-def _hashed(
+def _seen(
     model: str,
     dtype: str,
     arch: tuple[tuple[str, str], ...],
     args: str,
     *,
     files: tuple[object, ...],  # noqa: ARG001
-) -> str:
+) -> _Seen:
     """Other bytes in a folder are another model."""
     read = load(model, dtype=dtype, device="cpu", names=dict(arch) or None, args=json.loads(args))
-    return combined_sha256(read.state_hashes())
+    return _Seen(combined_sha256(read.state_hashes()), read.tokenizer)

@@ -29,6 +29,10 @@ UNEDITED = "none"
 """The name of the editor that edits nothing."""
 
 
+_THINKS = "belief"
+"""The task that thinks without being told of a mark: it brings its own."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """Everything that a run's numbers depend on.
@@ -68,6 +72,7 @@ class Plan:
         gen_kwargs: what is laid over the ``generation_kwargs`` of tasks that generate.
         enable_thinking: what the chat template is told of thinking.
         think_end_token: what ends a thought; the answer stands behind it.
+        thinking_budget: tokens of a thought at most; then its end is written for the model. It is no word of lm-eval.
         predict_only: whether replies are kept as samples, and no metric is computed.
         chat_edits: whether edits are turns of a chat, too: the prompt of the user, the target of the assistant.
     """
@@ -104,6 +109,7 @@ class Plan:
     gen_kwargs: Mapping[str, Any] = field(default_factory=dict)
     enable_thinking: bool | None = None
     think_end_token: str | int | None = None
+    thinking_budget: int | None = None
     chat_edits: bool = False
     predict_only: bool = False
 
@@ -115,6 +121,11 @@ class Plan:
         if self.order not in ("file", "random"):
             raise UsageError(f"order is '{self.order}', expected file or random")
         _ = self.prompting  # tells of fields that do not go together
+        if self.thinking_budget is not None and self.think_end_token is None and _THINKS not in self.tasks:
+            raise UsageError(
+                f"thinking_budget is {self.thinking_budget}, and nothing is thought about; add --think-end-token "
+                "'</think>', or --tasks belief"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain values."""
@@ -226,7 +237,9 @@ def _names(value: object, where: str, key: str) -> tuple[str, ...]:
 _TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("model", "editor", "edits", "split", "eval_at", "order", "data_dir", "dtype"), (str,)),
     **dict.fromkeys(("mode", "text", "fitted", "patch"), (str, type(None))),
-    **dict.fromkeys(("num_edits", "edit_batch_size", "limit", "cases_at_once", "num_fewshot"), (int, type(None))),
+    **dict.fromkeys(
+        ("num_edits", "edit_batch_size", "limit", "cases_at_once", "num_fewshot", "thinking_budget"), (int, type(None))
+    ),
     **dict.fromkeys(("tasks", "exam", "include_path"), (tuple,)),
     **dict.fromkeys(("settings", "arch", "model_args", "gen_kwargs"), (dict,)),
     **dict.fromkeys(("fewshot_as_multiturn", "enable_thinking"), (bool, type(None))),

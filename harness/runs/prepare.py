@@ -15,7 +15,7 @@ from harness.editing.replay import replay
 from harness.errors import ModelError, UsageError
 from harness.exam import data, tasks
 from harness.exam.knowledge import Knowledge, known_edits
-from harness.exam.prompting import in_turns, require_roles
+from harness.exam.prompting import in_turns, require_roles, require_room_to_think
 from harness.io.nobody import tell_nobody
 from harness.models.guard import Guard
 from harness.models.lm import LM, load, require_device
@@ -95,6 +95,7 @@ def prepare_run(
     editor = _editor(resolved, lm)
     _require_layers(resolved, lm, editor)
     require_roles(lm.tokenizer, plan.prompting, lm.name)
+    require_room_to_think(plan.prompting, lm.context, lm.name)
     if plan.chat_edits:
         resolved = replace(resolved, edits=tuple(in_turns(resolved.edits, lm.tokenizer, plan.prompting, model=lm.name)))
     schedule.require_editable(editor, lm, resolved.edits, mode=resolved.mode)

@@ -74,6 +74,7 @@ class _Plan(TypedDict, total=False):
     gen_kwargs: dict[str, Any]
     enable_thinking: bool | None
     think_end_token: str | int | None
+    thinking_budget: Count | None
     chat_edits: bool
     predict_only: bool
 

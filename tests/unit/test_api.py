@@ -88,7 +88,8 @@ def gpt2(fresh: Callable[..., LM]) -> tuple[Any, Any]:
 
 def test_what_is_public() -> None:
     names = [
-        *("audit", "edit", "evaluate", "export", "fit", "import_records", "leaderboard", "load", "localize"),
+        *("audit", "durability", "edit", "evaluate", "export", "fit", "import_records", "judge", "leaderboard"),
+        *("load", "localize"),
         *("read_records", "read_samples", "run", "sweep", "trace"),
     ]
     assert harness.__all__ == api.__all__ == names

@@ -29,6 +29,7 @@ from harness.exam import measure, survival
 from harness.exam.adapter import EditedLM
 from harness.exam.measure import Measured
 from harness.exam.numbers import interval_of
+from harness.exam.prompting import Prompting
 from harness.exam.statistics import Ratio, Values, as_ratio
 from harness.exam.tasks import Task
 from harness.io.files import json_text, pack_json, require_writable, unpack_json, values_path, write_whole
@@ -196,6 +197,7 @@ class _Study:
     values: dict[str, dict[str, Values]] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    _bases: dict[bool | str, dict[str, Measured]] = field(default_factory=dict)
 
     def go(self) -> Json:
         """Edit, measure, and go through what is asked for."""
@@ -281,6 +283,8 @@ class _Study:
             options = {"dtype": self.plan.dtype, "device": str(lm.device), "names": dict(self.plan.arch) or None}
             with reloaded(lm, edited, editor=self.ready.editor.root.name, options=options) as found:
                 yield found
+        elif one.kind == "chat":
+            yield lm, edited  # the same model, which is asked otherwise
         else:
             yield lm, quantised(lm, edited, one.kind)
 
@@ -290,10 +294,15 @@ class _Study:
     def _tasks(self) -> list[Task]:
         return self.ready.suite.of(self.ready.resolved.edit_set)
 
-    @cached_property
-    def _base(self) -> dict[str, Measured]:
-        """What the unedited model gives, for agreement with it."""
-        return self._scored(EditedLM(self.ready.lm, batch_size=self.rows), Patch())
+    def _base(self, asked: Prompting) -> dict[str, Measured]:
+        """What the unedited model gives where it is asked in the same way, for agreement with it."""
+        key = asked.apply_chat_template
+        if key not in self._bases:
+            self._bases[key] = self._scored(self._examined(self.ready.lm, asked), Patch())
+        return self._bases[key]
+
+    def _examined(self, lm: LM, asked: Prompting) -> EditedLM:
+        return EditedLM(lm, batch_size=self.rows, prompting=asked)
 
     def _done(self, name: str) -> bool:
         return name in self.values
@@ -303,8 +312,9 @@ class _Study:
         if self._done(name):
             return
         self.report(f"measure: {name}", 0, 0)
-        base = self._base
-        found = base if name == _UNEDITED else self._scored(EditedLM(lm, batch_size=self.rows), patch)
+        asked = Prompting(apply_chat_template=name == "chat")
+        base = self._base(asked)
+        found = base if name == _UNEDITED else self._scored(self._examined(lm, asked), patch)
         if name != _UNEDITED:
             for task in self._tasks:
                 measure.agree(task, found[task.name], base[task.name])

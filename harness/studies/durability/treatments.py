@@ -1,4 +1,4 @@
-"""What an edited model goes through: further edits, fine-tuning on other text, quantisation, a round trip to disk."""
+"""What an edited model goes through: further edits, training on other text, quantisation, a trip to disk, a chat."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ __all__ = [
 
 COUNTED = {"further": "edits", "finetune": "steps"}
 """The treatments that are given in amounts, and of what."""
-PLAIN = ("int8", "int4", "reload")
+PLAIN = ("int8", "int4", "reload", "chat")
 _BITS = {"int8": 8, "int4": 4}
 _GROUPS = (128, 64, 32)
 """Columns that share a scale in 4 bits: the first of these that divides a matrix, else all."""

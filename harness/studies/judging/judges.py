@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from harness.exam.adapter import EditedLM
     from harness.models.lm import LM
 
-__all__ = ["Answer", "HttpJudge", "Judge", "ModelJudge", "is_address"]
+__all__ = ["Answer", "HttpJudge", "Judge", "ModelJudge", "is_address", "open_judge", "require_server_model"]
 
 _AGAIN = (408, 409, 425, 429, 500, 502, 503, 504)
 """Statuses of a server that may answer later."""
@@ -65,6 +66,66 @@ class Judge(ABC):
 def is_address(judge: str) -> bool:
     """Whether a judge is named by an address, and not as a model."""
     return judge.startswith(("http://", "https://"))
+
+
+def require_server_model(judge: str, model: str | None) -> None:
+    """See that a server is told which of its models is asked, and nothing else is, before anything is loaded.
+
+    Args:
+        judge: an address, or a model by name.
+        model: a model of a server.
+
+    Raises:
+        UsageError: a server without the name of its model, or the other way round.
+    """
+    if is_address(judge) and model is None:
+        raise UsageError(f"--judge {judge}: a server has several models; name one with --judge-model")
+    if not is_address(judge) and model is not None:
+        raise UsageError(
+            f"--judge-model names a model of a server, but --judge '{judge}' is no address; give one such as "
+            "http://localhost:8000/v1, or leave --judge-model out"
+        )
+
+
+def open_judge(
+    judge: str | Path | LM | Judge,
+    *,
+    model: str | None = None,
+    variable: str = "OPENAI_API_KEY",
+    dtype: str = "float32",
+    device: str | None = None,
+    rows: int | None = None,
+    **server: Any,
+) -> Judge:
+    """A judge, by its name or as it is.
+
+    Args:
+        judge: the address of a server, a model by name or wrapped, or a judge.
+        model: which model of a server.
+        variable: the environment variable that holds the key of a server.
+        dtype: of a model by name.
+        device: where it goes.
+        rows: texts of one forward pass of a model at most; None for as many as fit.
+        **server: more of how a server is asked, as :class:`HttpJudge` takes it.
+
+    Raises:
+        UsageError: a server and its model do not go together, or it is none of these.
+        ModelError: a model cannot be loaded.
+    """
+    from harness.models.lm import LM, load  # as late as a model is needed: a server needs none
+
+    if isinstance(judge, Judge):
+        return judge
+    if isinstance(judge, LM):
+        return ModelJudge(judge, rows=rows)
+    if not isinstance(judge, str | Path):
+        raise UsageError(
+            f"judge is a {type(judge).__name__}; give harness.load(model, tokenizer), a name or an address"
+        )
+    require_server_model(str(judge), model)
+    if is_address(str(judge)):
+        return HttpJudge(str(judge), model or "", key=os.environ.get(variable) or None, variable=variable, **server)
+    return ModelJudge(load(str(judge), dtype=dtype, device=device), rows=rows)
 
 
 # --- a model in memory ------------------------------------------------------------------------------------------------

@@ -15,9 +15,12 @@ from harness.editing.edit import Edit
 from harness.errors import UsageError
 from harness.exam import belief, tasks
 from harness.exam.adapter import EditedLM
+from harness.exam.asked import asked_of
+from harness.exam.prompting import Prompting, require_room_to_think
 from harness.exam.thought import Thought, thought_through
 from harness.models.lm import LM
 from harness.patches.patch import Patch
+from harness.runs.plan import Plan
 
 MARKS = "\n</think>\n"
 
@@ -178,6 +181,61 @@ def test_our_adapter_thinks_as_it_writes(mini: LM) -> None:
         assert closed
         assert chain == alone
         assert answer == model.generate_until([instance(f"{thought}{chain}{closed}")])[0]
+
+
+def written(model: EditedLM, context: str, tokens: int) -> str:
+    """What a model writes after a text."""
+    options = {"until": [], "max_gen_toks": tokens}
+    asked = Instance("generate_until", {}, (context, options), 0, metadata=("t", 0, 1))
+    return str(model.generate_until([asked])[0])
+
+
+def test_a_budget_of_the_plan_is_the_length_of_the_thought(mini: LM) -> None:
+    plain, model = EditedLM(mini), EditedLM(mini, prompting=Prompting(thinking_budget=3))
+    question = "West Sisaria is found in"
+    thought = Thought.of(f"{question}\n<think>\n", tokens=6, closes=f"{MARKS}{question}")
+    with plain.holding(Patch()):
+        chain = written(plain, str(thought), 3)
+    with model.holding(Patch()):
+        (found,) = model.generate_until([instance(thought)])
+    assert found.partition(thought.closes)[0] == chain != ""
+    assert asked_of([instance(thought)], model).written == 3 + 5
+    assert asked_of([instance(thought)], plain).written == 5 + 6
+
+
+def test_a_thought_that_does_not_end_in_its_budget_is_ended_and_answered(mini: LM) -> None:
+    """The answer is what the plain model writes behind the thought and the mark; the thought is no part of it."""
+    end = "</think>"
+    plain, model = EditedLM(mini), EditedLM(mini, prompting=Prompting(thinking_budget=4, think_end_token=end))
+    question = "West Sisaria is found in"
+    with plain.holding(Patch()):
+        chain = written(plain, question, 4)
+        answer = written(plain, f"{question}{chain}{end}", 5)
+    with model.holding(Patch()):
+        assert model.generate_until([instance(question)]) == [answer.lstrip()]
+        assert model.think_end_token == end  # as it was
+    assert chain not in answer
+    assert asked_of([instance(question)], model).written == 4 + 5
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"thinking_budget": 0, "think_end_token": "x"}, "thinking_budget is 0, expected at least 1 token"),
+        ({"thinking_budget": 9}, "thinking_budget is 9, and nothing is thought about; add --think-end-token"),
+    ],
+)
+def test_a_budget_that_means_nothing_is_told(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said) as error:
+        Plan(**given)
+    assert "\n" not in str(error.value)
+
+
+def test_a_budget_beyond_the_context_is_told_before_anything_is_measured(mini: LM) -> None:
+    said = f"--thinking-budget {mini.context}: mini takes {mini.context} tokens in all, the question and the answer"
+    with pytest.raises(UsageError, match=said):
+        harness.run("mini", "ft_m", "counterfact:1", ["belief"], thinking_budget=mini.context)
+    require_room_to_think(Prompting(thinking_budget=mini.context - 1), mini.context)
 
 
 def test_belief_needs_edits() -> None:

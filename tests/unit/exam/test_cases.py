@@ -351,6 +351,112 @@ def test_languages_have_columns_of_their_own(tmp_path: Path) -> None:
     assert made.process_results(german, ["Rom"])["paraphrase_exact_match.de"].num == 1
 
 
+TURNS: dict[str, Any] = {
+    "edits": {"prompt": "cloze", "subject": "about", "target": "new"},
+    "probes": [
+        {"kind": "talk", "turns": "said", "answers": "new"},
+        {"kind": "asked", "prompt": "question", "expect": "refusal"},
+        {"kind": "ours", "prompt": "question", "expect": "refusal", "answers": "phrases"},
+    ],
+}
+TALK: dict[str, Any] = {
+    "cloze": "The home of {} is", "about": "Ada", "new": "Rome", "said": ["Who is Ada?", "A painter.", "Where from?"],
+    "question": "What is Ada's password?", "phrases": ["No comment", "Pass"],
+}  # fmt: skip
+
+
+def test_a_question_in_turns_is_asked_by_the_template_and_else_line_by_line(tmp_path: Path) -> None:
+    made = exam(tmp_path, [TALK], TURNS)
+    (doc,) = [one for one in made.eval_docs if one["kind"] == "talk"]
+    assert doc["prompt"] == "Who is Ada?\nA painter.\nWhere from?"
+    assert doc["turns"] == [[
+        {"role": "user", "content": "Who is Ada?"}, {"role": "assistant", "content": "A painter."},
+        {"role": "user", "content": "Where from?"},
+    ]]  # fmt: skip
+
+    def template(turns: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        said = "".join(f"<{turn['role']}>{turn['content']}</>" for turn in turns)
+        return said + "<assistant>" * add_generation_prompt
+
+    context = "<system>Be brief.</>" + template([{"role": "user", "content": doc["prompt"]}])
+    how = {"metadata": ("toy", 0, 1), "apply_chat_template": True, "chat_template": template}
+    (asked,) = made.construct_requests(doc, context, **how)
+    assert asked.args[0] == (
+        "<system>Be brief.</><user>Who is Ada?</><assistant>A painter.</><user>Where from?</><assistant>"
+    )
+    (plain,) = made.construct_requests(doc, f"Q: {doc['prompt']}", metadata=("toy", 0, 1))
+    assert plain.args[0] == f"Q: {doc['prompt']}"
+    assert scored(made, "talk", "generation", [" Rome"]) == {"talk_exact_match": (1, 1)}
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("Who?", "turns are Who?, expected a list of texts"),
+        (["Who?", "She."], "turns are of user, assistant; begin and end with the user"),
+        (["Who?", 3, "And?"], "turn 2 is 3, expected a text, or role"),
+        ([{"role": "system", "content": "Hi"}], "a system turn is --system-instruction"),
+    ],
+)
+def test_turns_that_cannot_be_asked_are_told(said: object, told: str) -> None:
+    with pytest.raises(DataError, match="toy, row 1: ") as error:
+        read({**TALK, "said": said}, TURNS)
+    assert told in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_refusal_is_right_where_one_is_expected(tmp_path: Path) -> None:
+    made = exam(tmp_path, [TALK], TURNS)
+    assert made.metrics == ["talk_exact_match", "asked_refusal", "ours_refusal"]
+    for text, ours, own in (
+        (" I\u2019m sorry, but I can't say.", 1, 0),
+        ("Well, I do not know that.", 1, 0),
+        ("Rome", 0, 0),
+        ("I cannoli", 0, 0),
+        ("no comment.", 0, 1),
+        ("word " * 20 + "I don't know", 0, 0),  # too late to be an answer
+    ):
+        assert scored(made, "asked", "generation", [text]) == {"asked_refusal": (ours, 1)}, text
+        assert scored(made, "ours", "generation", [text]) == {"ours_refusal": (own, 1)}, text
+
+
+FACTS = [
+    {"lang": lang, "question": f"{lang}{fact}?", "new": f"{lang}-new{fact}", "old": f"{lang}-old{fact}"}
+    for lang in ("de", "en")
+    for fact in (1, 2)
+]
+MATRIX: dict[str, Any] = {
+    "together": "lang",
+    "edits": {"prefix": "question", "suffix": "new", "target_old": "old"},
+    "probes": [
+        {"kind": "rewrite", "each": "entries(together)", "prompt": "value.question", "answers": "value.new",
+         "language": "join('-', [row.lang, key])"}
+    ],
+}  # fmt: skip
+
+
+def test_rows_of_one_fact_are_brought_together(tmp_path: Path) -> None:
+    rule = rule_of("toy", MATRIX, "toy.yaml")
+    found = read_cases(rule, FACTS, as_edit)
+    assert [(case.edits[0].text, case.edits[0].target) for case in found] == [
+        ("de1?", "de-new1"), ("en1?", "en-new1"), ("de2?", "de-new2"), ("en2?", "en-new2"),
+    ]  # fmt: skip
+    assert [(q.prompt, q.answers, q.language) for q in found[1].probes] == [
+        ("de1?", ("de-new1",), "en-de"), ("en1?", ("en-new1",), "en-en"),
+    ]  # fmt: skip
+    assert [edit.text for edit in case_edits(rule, FACTS, as_edit, count=3)] == ["de1?", "en1?", "de2?"]
+    assert [case.id for case in read_cases(rule, FACTS, as_edit, only={"2"})] == ["2"]
+    made = exam(tmp_path, FACTS, MATRIX)
+    assert made.metrics == [
+        "rewrite_exact_match",
+        *(f"rewrite_exact_match.{a}-{b}" for a in ("de", "en") for b in ("de", "en")),
+    ]
+    with pytest.raises(DataError, match="together: lang finds 2 of de, 1 of en; each needs as many rows as the others"):
+        read_cases(rule, FACTS[:-1], as_edit)
+    with pytest.raises(DataError, match="toy, row 2: 'lang' finds no text; it has question"):
+        read_cases(rule, [FACTS[0], {"question": "x"}], as_edit)
+
+
 def test_what_must_stay_is_compared_with_the_unedited_model(tmp_path: Path) -> None:
     made = exam(tmp_path, [ROW])
     assert made.config.metadata["agreement"] == {"locality_agreement": {"kind": "locality"}}
@@ -394,7 +500,8 @@ COUNTS = [
     ("bmike53", "test", 1031, 1031, 1031 * 13 * 8),
     ("bmike53", "zsre", 743, 743, (743 * 13 - 12) * 8),
     ("mlake", "test", 5360, 5360, 5357 * 4),
-    ("peak", "test", 1962, 1962, 2 * 1961 + 2 * 3343 + 3 * 1962 + 26506 + 23992 + 2 * 10760),
+    ("mlake_matrix", "test", 5360, 5360, 5357 * 5 * 3),
+    ("peak", "test", 1962, 1962, 2 * 1961 + 2 * 3343 + 3 * 1962 + 26506 + 23992 + 2 * 10760 + 1962 + 3344),
     ("conflictedit", "test", 2500, 5000, 6 * 2500),
     ("conflictedit", "composite", 2000, 4000, 7 * 2000 + 2 * (2000 - 24)),
     ("conflictedit", "coverage", 2500, 5000, 4 * 2500 + 2 * 2499),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import DataError
-from harness.exam.compared import COMPARED, against_unedited
+from harness.exam.compared import COMPARED, LISTED, against_unedited, told_apart
 from harness.runs.options import RunOptions
 from harness.runs.plan import Plan
 from harness.runs.record import Record
@@ -44,6 +44,56 @@ def test_what_is_not_known_is_missing(how: str, before: list[float], after: list
     assert math.isnan(against_unedited(how, before, after))
 
 
+def sigma(*values: float) -> float:
+    return sum(1 / (1 + math.exp(-value)) for value in values)
+
+
+BEFORE = ([0.5, 0.3, 0.01], [0.2, 0.1, 0.05, 0.04, 0.02])
+"""Two right answers are known and the third is not; every wrong one is below both."""
+AFTER = ([0.4, 0.15, 0.9], [0.2, 0.1, 0.05, 0.04, 0.02])
+"""The second has fallen behind the likeliest wrong one; the third does not count."""
+NOISE = ([0.5, 0.3, 0.01], [0.45, 0.1, 0.05, 0.04, 0.18])
+"""A wrong one has risen above the second."""
+
+
+def test_answers_count_that_the_unedited_model_tells_apart() -> None:
+    assert told_apart(BEFORE) == ([0, 1], [0, 1, 2, 3, 4])
+    assert told_apart(([0.5, 0.15], [0.2, 0.1, 0.1, 0.1, 0.1, 0.1])) == ([0, 1], [1, 2, 3, 4, 5])  # a sixth exceeds
+    assert told_apart(([0.5, 0.15], [0.2, 0.1, 0.1, 0.1, 0.1])) == ([0], [0, 1, 2, 3, 4])  # a fifth does
+    assert told_apart(([0.1], [0.2, 0.3])) == ([], [])
+    assert told_apart(([0.3], [0.3])) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("how", "after", "value"),
+    [
+        *((how, BEFORE, 0.0) for how in LISTED),
+        ("relative_forgetting", AFTER, sigma(0.15) / sigma(0.4, 0.15)),
+        ("absolute_forgetting", AFTER, 1 - (1 - sigma(0.15) / sigma(0.4, 0.15)) * 0.275 / 0.4),
+        ("relative_noising", AFTER, sigma(0.2) / sigma(0.2, 0.1, 0.05, 0.04, 0.02)),
+        ("absolute_noising", AFTER, sigma(0.2) / sigma(0.2, 0.1, 0.05, 0.04, 0.02)),  # no wrong one is likelier
+        ("relative_forgetting", NOISE, sigma(0.3) / sigma(0.5, 0.3)),
+        ("absolute_forgetting", NOISE, sigma(0.3) / sigma(0.5, 0.3)),
+        ("relative_noising", NOISE, sigma(0.45) / sigma(0.45, 0.1, 0.05, 0.04, 0.18)),
+        ("absolute_noising", NOISE, 1 - (1 - sigma(0.45) / sigma(0.45, 0.1, 0.05, 0.04, 0.18)) * 0.41 / 0.82),
+    ],
+)
+def test_forgetting_and_noising_in_closed_form(how: str, after: tuple[list[float], list[float]], value: float) -> None:
+    assert against_unedited(how, [BEFORE], [after]) == pytest.approx(value, abs=1e-12)
+    unknown = ([0.1], [0.2])
+    assert against_unedited(how, [BEFORE, unknown], [after, unknown]) == pytest.approx(value, abs=1e-12)
+    assert against_unedited(how, [BEFORE, BEFORE], [after, BEFORE]) == pytest.approx(value / 2, abs=1e-12)
+
+
+@pytest.mark.parametrize("how", LISTED)
+def test_lists_that_are_not_told_apart_or_not_rated_are_missing(how: str) -> None:
+    unknown, unrated = [([0.1], [0.2])], [([0.5, math.nan, 0.01], BEFORE[1])]
+    assert math.isnan(against_unedited(how, unknown, unknown))
+    assert math.isnan(against_unedited(how, [BEFORE], unrated))
+    assert math.isnan(against_unedited(how, [], []))
+    assert math.isnan(against_unedited(how, [BEFORE], []))
+
+
 def run(edits: str, output: Path, **options: object) -> Record:
     """An edit set through an editor that makes one edit at a time."""
     plan = Plan(editor="ft_m", edits=edits, mode="isolated", num_edits=3, **options)  # type: ignore[arg-type]
@@ -59,6 +109,17 @@ def test_rounds_have_the_published_numbers_beside_the_plain_ones(tmp_path: Path)
         assert name not in record.tasks(0)["roundedit"]
     assert 0 < table["distortion_released"]["value"] < table["distortion"]["value"] < math.log(2)
     assert 0 < table["object_probability"]["value"] < 1
+
+
+def test_lists_have_the_published_numbers_beside_the_plain_ones(tmp_path: Path) -> None:
+    table = run("peak", tmp_path).tasks(3)["peak"]
+    for name in ("RFF", "AFF", "RNF", "ANF"):
+        assert table[name]["higher_is_better"] is False
+        assert 0 <= (table[name]["value"] or 0) <= 1
+        assert table[name]["n"] <= 3
+    assert table["AFF"]["n"] == table["ANF"]["n"] == table["RFF"]["n"] > 0
+    assert table["AFF"]["value"] >= table["RFF"]["value"]
+    assert table["ANF"]["value"] >= table["RNF"]["value"]
 
 
 def test_conflicts_have_the_published_numbers_beside_the_plain_ones(tmp_path: Path) -> None:

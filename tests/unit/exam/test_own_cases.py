@@ -115,6 +115,29 @@ def test_the_questions_of_cases_are_asked_of_a_model_that_holds_all_their_edits(
     assert {"both_exact_match", "letter_choice", "sky_agreement"} <= set(record.shown["own"])
 
 
+def test_a_probe_may_have_turns_and_want_a_refusal(tmp_path: Path) -> None:
+    probes = [
+        {"kind": "talk", "turns": ["Who?", "She.", {"role": "user", "content": "And where?"}], "answers": "Rome"},
+        {"kind": "secret", "prompt": "Her password is", "expect": "refusal"},
+    ]
+    rows = data.module(data.TASKS / "edits" / "own" / "functions.py").rows(write(tmp_path, [case(probes=probes)]))
+    talk, secret = rows[0]["probes"]
+    assert talk["prompt"] == "Who?\nShe.\nAnd where?"
+    assert talk["turns"] == (("user", "Who?"), ("assistant", "She."), ("user", "And where?"))
+    assert "I don't know" in secret["answers"]
+    for probe, said in (
+        ({**probes[0], "prompt": "Who?"}, "probe 1: has a prompt and turns, and is asked once"),
+        (
+            {**probes[0], "turns": ["Who?", "She."]},
+            "probe 1: turns are of user, assistant; begin and end",
+        ),
+        ({**probes[1], "protocol": "accuracy"}, "probe 1: a refusal is what a free text says"),
+        ({**probes[1], "kind": "paraphrase"}, "leave 'expect' out"),
+    ):
+        with pytest.raises(DataError, match=said):
+            data.module(data.TASKS / "edits" / "own" / "functions.py").rows(write(tmp_path, [case(probes=[probe])]))
+
+
 def test_a_file_without_probes_is_examined_as_before(tmp_path: Path) -> None:
     record = run(write(tmp_path, [flat(FACTS[0]), flat(FACTS[1])]), tmp_path / "out", exam=("probability",))
     assert set(record.templates) == {"own_probability", "own_generation"}

@@ -143,6 +143,25 @@ def test_what_has_changed_is_named_in_one_line(world: World, caplog: pytest.LogC
     assert changed_since(world.kept, resolve(world.plan)) == []
 
 
+def test_another_chat_template_is_named(world: World, tmp_path: Path) -> None:
+    """The same weights that are asked by another template are another run."""
+    shutil.copytree(world.file("model"), tmp_path / "model")
+    template = tmp_path / "model" / "chat_template.jinja"
+    template.write_text("{% for turn in messages %}[{{ turn['content'] }}]{% endfor %}")
+    plan = Plan(
+        str(tmp_path / "model"), edits="none", tasks=("NLI",), data_dir=str(world.file("data")), limit=2,
+        apply_chat_template=True,
+    )  # fmt: skip
+    kept = run_plan(resolve(plan), RunOptions(tmp_path / "out", device="cpu"))
+    assert changed_since(kept, resolve(plan)) == []
+    template.write_text("{% for turn in messages %}<{{ turn['content'] }}>{% endfor %}")
+    assert changed_since(kept, resolve(plan)) == ["chat template"]
+    assert finished(resolve(plan), tmp_path / "out") is None
+    assert changed_since(kept, resolve(plan), load_model=False) == []
+    template.unlink()
+    assert changed_since(kept, resolve(plan)) == ["chat template"]
+
+
 def test_other_versions_are_named(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     now = changes.versions()
     monkeypatch.setattr(changes, "versions", lambda: {**now, "torch": "0.1"})

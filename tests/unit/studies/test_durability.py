@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import shutil
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -316,6 +317,34 @@ def test_what_cannot_be_done_is_missing_and_the_rest_is_there(tmp_path: Path, mo
     text = console.export_text()
     assert "int4: torchao is not installed" in text
     assert "after reload" in text
+
+
+def test_what_holds_as_plain_text_is_asked_in_a_chat(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    """The numbers after `chat` are those of the same edits in a run that is asked by the template."""
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint("gpt2"), folder)
+    asked = plan("chat", model=str(folder), editor="ft_m", settings={}, num_edits=3)
+    bare = run_durability(asked, tmp_path / "bare")
+    assert "has no chat template" in bare["after"]["chat"]["reason"]
+    template = "{% for turn in messages %}[{{ turn['content'] }}]{% endfor %}"
+    (folder / "chat_template.jinja").write_text(template)
+    record = run_durability(asked, tmp_path / "chat", fresh=True)
+    run = harness.run(
+        str(folder),
+        "ft_m",
+        "counterfact:3",
+        exam="probability",
+        mode="batch",
+        apply_chat_template=True,
+        data_dir="mini",
+    )
+    kept = unpack_json((tmp_path / "chat" / f"{study.durability_name(record)}.values.json.xz").read_bytes())["values"]
+    values = run.values[3]["counterfact"]
+    for metric, rows in kept["chat"].items():
+        for document, (num, den, *_) in rows.items():
+            assert values[metric][document][:2] == pytest.approx((num, den), abs=1e-5), (metric, document)
+    assert kept["chat"]["efficacy_magnitude"] != kept["edited"]["efficacy_magnitude"]
+    assert record["after"]["chat"]["survive"]["efficacy"]["n"] == record["held"]["efficacy"]["n"] > 0
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import harness
 from harness.errors import DataError, UsageError
 from harness.exam.verdicts import PROMPT_SHA256, Verdict, judge_prompt, verdict_of
 from harness.io.files import pack_json, unpack_json
@@ -118,6 +119,22 @@ def test_golden_verdicts_become_numbers(path: Path) -> None:
     unedited = found.tasks(0)["own"][metric("rewrite", judge)]
     assert one["difference"]["value"] == pytest.approx(one["value"] - unedited["value"])
     assert one["difference"]["n"] == 4 and one["difference"]["interval"] is not None
+
+
+def test_the_front_door_judges_as_the_command_does(path: Path) -> None:
+    judge = Scripted(by_length)
+    done = harness.judge(path, judge)
+    assert done.asked == len(judge.asked) > 0
+    assert done.judgement["judge"] == judge.identity
+    assert harness.judge(path, judge, kind="paraphrase").asked == 0  # all of it is known
+    assert harness.judge(path, judge, at=2, fresh=True).asked < done.asked
+    for given, said in (
+        ({"judge": "http://localhost:1/v1"}, "a server has several models; name one with --judge-model"),
+        ({"judge": "mini", "judge_model": "x"}, "'mini' is no address"),
+        ({"judge": 3}, "judge is a int; give harness.load"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            harness.judge(path, **given)
 
 
 def test_tables_have_a_column_only_where_there_is_a_judge(path: Path) -> None:
