@@ -218,7 +218,7 @@ def _compare(said: object, rules: Sequence[ProbeRule], where: str) -> dict[str, 
         # Of one kind with both protocols it would not be known which answers are meant.
         needed, other = ("choice", "likelihood") if how in LISTED else ("likelihood", "choice")
         known = [rule.kind for rule in rules if needed in rule.protocols and other not in rule.protocols]
-        kind = _choice(one.get("kind"), known, f"{place}.kind, which needs the protocol {needed} and not {other},")
+        kind = _choice(one.get("kind"), known, f"{place}.kind, which needs the protocol {needed},")
         found[str(metric)] = {"kind": kind, "how": how}
     return found
 

@@ -9,7 +9,9 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from rich.console import Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from harness.reports.cells import number
 from harness.reports.table import MISSING
@@ -38,7 +40,7 @@ def language_matrices(table: Mapping[str, Mapping[str, Any]]) -> dict[str, Matri
     return {metric: matrix for metric, matrix in found.items() if any(edited == asked for edited, asked in matrix)}
 
 
-def language_tables(record: Record) -> Iterator[Table]:
+def language_tables(record: Record) -> Iterator[RenderableType]:
     """A table for each metric of the last stop that is asked in two languages.
 
     Args:
@@ -46,12 +48,12 @@ def language_tables(record: Record) -> Iterator[Table]:
     """
     for task, metrics in record.points[-1]["tasks"].items():
         for metric, matrix in language_matrices(metrics).items():
-            yield _table(f"{task} {metric}: edited in (row), asked in (column)", matrix)
+            yield Group(Text(f"{task} {metric}: edited in (row), asked in (column)", style="bold"), _table(matrix))
 
 
-def _table(title: str, matrix: Matrix) -> Table:
+def _table(matrix: Matrix) -> Table:
     languages = list(dict.fromkeys(language for pair in sorted(matrix) for language in pair))
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
     table.add_column("")
     for language in languages:
         table.add_column(language, justify="right")

@@ -262,7 +262,9 @@ def record_table(record: Record) -> RenderableType:
     """Everything that a record holds: who, what, all metrics, weights, data, cost."""
     record = with_verdicts(record)
     parts: list[RenderableType] = [_facts(record), Text(), _results(record, everything=True)]
-    for table in (*language_tables(record), _delta_table(record), _data_table(record), _cost_table(record)):
+    for matrix in language_tables(record):
+        parts += [Text(), matrix]
+    for table in (_delta_table(record), _data_table(record), _cost_table(record)):
         if table.row_count:
             parts += [Text(), table]
     return Group(*parts)
