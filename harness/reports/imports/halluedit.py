@@ -20,7 +20,10 @@ from harness.reports.published_runs import Exam, Origin, PublishedRun, Scores, o
 
 __all__ = ["HalluEditBench"]
 
-EDIT_SET = "HalluEditBench"
+EDIT_SET, HOPS_SET = "HalluEditBench", "HalluEditBench-hops"
+"""The questions about an edit alone, and those over several hops, which the authors asked in runs of their own."""
+HOPS = {f"{hops}hop": f"hop_{hops}" for hops in range(2, 7)}
+"""What the authors' files call a question over several hops -> our metric."""
 METRICS: Mapping[str, str] = {
     "edit": "efficacy",
     "rephrase": "paraphrase",
@@ -29,6 +32,7 @@ METRICS: Mapping[str, str] = {
     "mc": "multiple_choice",
     "reversed": "reversed",
     "locality": "locality_agreement",
+    **HOPS,
 }
 """What the authors' files call a question -> our metric."""
 GENERALISED = ("rephrase", "yes", "no", "mc", "reversed")
@@ -41,6 +45,7 @@ PLACES: Mapping[str, tuple[str, ...]] = {
     "mc": ("multiple_choice_questions", "multiple_choice_acc"),
     "reversed": ("reversed_relation_questions", "reversed_relation_acc"),
     "locality": ("locality", "locality_acc"),
+    **{hops: (f"questions_{hops}", f"{hops}_acc") for hops in HOPS},
 }
 """Where the authors' files have the answer to a question."""
 PUBLISHED_AS: Mapping[str, str] = {"ICL": "ICE"}
@@ -56,10 +61,16 @@ PROTOCOLS: Mapping[str, str] = {
     "has (hallucination_editor.py); otherwise as the rest."
 }
 """Editors that the authors' program asks otherwise."""
+_RELEASED = ("generalization_released",)
 EXAM = Exam(
     headline="efficacy",
-    directions=dict.fromkeys([*METRICS.values(), "generalization", "generalization_released"], True),
-    shown=("generalization", "generalization_released", "yes", "no", "multiple_choice", "reversed"),
+    directions=dict.fromkeys(
+        [*(metric for question, metric in METRICS.items() if question not in HOPS), "generalization", *_RELEASED], True
+    ),
+    shown=("generalization", *_RELEASED, "yes", "no", "multiple_choice", "reversed"),
+)
+HOPS_EXAM = Exam(
+    headline="efficacy", directions=dict.fromkeys(["efficacy", *HOPS.values()], True), shown=tuple(HOPS.values())
 )
 
 _File = re.compile(r"(?P<topic>.+)_(?P<editor>[A-Za-z0-9+-]+)\.json")
@@ -97,9 +108,14 @@ class _Answers:
     post: _Bits
     file: Path
 
+    @property
+    def edit_set(self) -> str:
+        """Whether these are questions over hops."""
+        return HOPS_SET if HOPS.keys() & self.post.keys() else EDIT_SET
+
 
 class HalluEditBench(Reader):
-    """HalluEditBench: ``results/hallu_edit`` of its repository, a folder of one model, or its answers as JSON lines."""
+    """HalluEditBench: ``results/hallu_edit``, ``hallu_edit_multi_hop``, one of their folders, or JSON lines."""
 
     name: ClassVar[str] = "halluedit"
     origin: ClassVar[Origin] = Origin(
@@ -110,14 +126,15 @@ class HalluEditBench(Reader):
         """Whether there are files named by a topic and an editor, or lines with a topic and an editor."""
         if path.is_file():
             return "halluedit" in path.name.lower()
-        return "hallu_edit" in path.resolve().parts or any(path.rglob("*hallu*edit*"))
+        named = {"hallu_edit", "hallu_edit_multi_hop"} & set(path.resolve().parts)
+        return bool(named) or any(path.rglob("*hallu*edit*"))
 
     def read(self, path: Path, told: Told) -> Iterator[PublishedRun]:
-        """A run for each model and editor."""
-        runs: dict[tuple[str, str], list[_Answers]] = {}
+        """A run for each model and editor, and another one for its questions over hops."""
+        runs: dict[tuple[str, str, str], list[_Answers]] = {}
         for answers in _answers(path, told):
-            runs.setdefault((answers.model, answers.editor), []).append(answers)
-        yield from (_run(model, editor, found) for (model, editor), found in runs.items())
+            runs.setdefault((answers.model, answers.editor, answers.edit_set), []).append(answers)
+        yield from (_run(*key, found) for key, found in runs.items())
 
 
 def _answers(path: Path, told: Told) -> Iterator[_Answers]:
@@ -129,7 +146,7 @@ def _answers(path: Path, told: Told) -> Iterator[_Answers]:
         for number, answers in enumerate(rows, start=1):
             model = told.model or answers.model
             editor = PUBLISHED_AS.get(answers.editor, answers.editor)
-            case = (model, editor, answers.topic, answers.case)
+            case = (model, editor, answers.edit_set, answers.topic, answers.case)
             once(case, f"{file}, row {number}", f"case {answers.case} of {answers.topic} under {editor}")
             yield replace(answers, model=model, editor=editor)
 
@@ -166,14 +183,15 @@ def _own(file: Path) -> Iterator[_Answers]:
 def _found(side: Mapping[str, Any], where: str, after: bool) -> _Bits:
     """The answers of one side of a case of the authors' files."""
     found: _Bits = {}
+    over_hops = any(side.get(PLACES[question][0]) for question in HOPS)
     for question, place in PLACES.items():
         value: Any = side
         for key in place:
             value = value.get(key) if isinstance(value, Mapping) else None
         if isinstance(value, list) and value:
             found[question] = value[0]
-        elif question == "edit" or (after and question == "locality"):
-            raise DataError(f"{where}: no {'.'.join(place)}; multi-hop and multi-turn results are not read")
+        elif question == "edit" or (after and question == "locality" and not over_hops):
+            raise DataError(f"{where}: no {'.'.join(place)}; results of many turns are not read")
     return _bits(found, where)
 
 
@@ -188,18 +206,18 @@ def _bits(answers: Mapping[str, Any], where: str) -> _Bits:
     return dict(answers)
 
 
-def _run(model: str, editor: str, answers: list[_Answers]) -> PublishedRun:
+def _run(model: str, editor: str, edit_set: str, answers: list[_Answers]) -> PublishedRun:
     before, after = _scores(answers, "pre"), _scores(answers, "post")
     edits = len(answers)
     return PublishedRun(
         model=model,
         editor=editor,
-        edit_set=EDIT_SET,
+        edit_set=edit_set,
         mode="isolated",
         protocol=PROTOCOLS.get(editor, PROTOCOL),
-        exams={EDIT_SET: EXAM},
-        scores={0: {EDIT_SET: before}, edits: {EDIT_SET: after}},
-        plain={0: {EDIT_SET: _released(answers, "pre")}, edits: {EDIT_SET: _released(answers, "post")}},
+        exams={edit_set: HOPS_EXAM if edit_set == HOPS_SET else EXAM},
+        scores={0: {edit_set: before}, edits: {edit_set: after}},
+        plain={0: {edit_set: _released(answers, "pre")}, edits: {edit_set: _released(answers, "post")}},
         settings=SETTINGS.get(editor, {}),
         files=tuple(dict.fromkeys(answer.file for answer in answers)),
     )

@@ -29,6 +29,16 @@ def hallu_case(case: int, post: Sequence[int]) -> dict[str, Any]:
     return {"case_id": case, "pre": _side([0] * 6), "post": _side(post), "requested_edit": {"prompt": "?"}, "time": 3.1}
 
 
+def hallu_hops(case: int, post: Sequence[int], *, pre: int = 0) -> dict[str, Any]:
+    """An element of one of its files of questions over two to six hops; ``post`` begins with the edit itself."""
+    before, after = ({"edit_acc": [bits[0]], "locality": {}, **_hops(bits[1:])} for bits in ([pre] * len(post), post))
+    return {"case_id": case, "pre": before, "post": after, "requested_edit": {"prompt": "?"}, "time": 3.1}
+
+
+def _hops(bits: Sequence[int]) -> dict[str, Any]:
+    return {f"questions_{n}hop": {f"{n}hop_acc": [bit], f"{n}hop_output": ["Texas"]} for n, bit in enumerate(bits, 2)}
+
+
 def _side(bits: Sequence[int]) -> dict[str, Any]:
     side: dict[str, Any] = {
         "edit_acc": [bits[0]],

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
-from published_files import hallu_case, hallu_row, write_lines
+from published_files import hallu_case, hallu_hops, hallu_row, write_lines
 
 from harness.errors import DataError, UsageError
 from harness.exam.statistics import Ratio
@@ -86,6 +86,36 @@ def test_the_authors_own_files_give_the_same(answers: Path, tmp_path: Path) -> N
     collected, own_files = read_published("halluedit", answers), read_published("halluedit", folder.parent)
     assert [r.points for r in own_files] == [r.points for r in collected]
     assert [r.id for r in own_files] == [r.id for r in collected]
+
+
+def test_questions_over_hops_are_runs_of_their_own(tmp_path: Path) -> None:
+    """Their files repeat the edit, whose answer of that run stands beside its hops; a hop of a case may be missing."""
+    plain, hops = (tmp_path / name / "meta_llama_3_8b_instruct" for name in ("hallu_edit", "hallu_edit_multi_hop"))
+    for folder, cases in ((plain, [hallu_case(0, [1] * 7)]), (hops, [hallu_hops(0, [1, 1, 0, 0, 0, 1])])):
+        folder.mkdir(parents=True)
+        (folder / "art_sculpture_ROME.json").write_text(json.dumps(cases))
+    short = hallu_hops(0, [0, 0, 1], pre=1)
+    (hops / "university_ROME.json").write_text(json.dumps([short, hallu_hops(1, [1, 1, 1])]))
+    first, second = read_published("halluedit", tmp_path)
+    assert [one.edits["dataset"] for one in (first, second)] == [SET, f"{SET}-hops"]
+    assert first.points == read_published("halluedit", plain)[0].points and "hop_2" not in first.tasks(1)[SET]
+    (alone,) = read_published("halluedit", hops)
+    assert (alone.id, alone.points) == (second.id, second.points)
+    before, after = (alone.tasks(edits)[f"{SET}-hops"] for edits in (0, 3))
+    assert {metric: (one["value"], one["n"]) for metric, one in after.items()} == {
+        "efficacy": (pytest.approx(2 / 3), 3),
+        "hop_2": (pytest.approx(2 / 3), 3),
+        "hop_3": (pytest.approx(2 / 3), 3),
+        **dict.fromkeys(("hop_4", "hop_5"), (0.0, 1)),
+        "hop_6": (1.0, 1),
+    }
+    assert after["hop_2"]["difference"]["value"] == pytest.approx(2 / 3 - 1 / 3) and before["hop_3"]["n"] == 3
+    del short["post"]["questions_2hop"], short["post"]["questions_3hop"]
+    (hops / "university_ROME.json").write_text(json.dumps([{**short, "pre": short["post"]}]))
+    with pytest.raises(
+        DataError, match=r"university_ROME.json, row 1: no locality.locality_acc; results of many turns"
+    ):
+        read_published("halluedit", hops)
 
 
 LLAMA_2 = {"FT-L": 42.697308, "FT-M": 42.877538, "GRACE": 0.520692, "ICE": 77.858154, "LoRA": 47.484462,
