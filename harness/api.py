@@ -693,7 +693,7 @@ def durability(
     Examples:
         >>> import harness
         >>> record = harness.durability("mini", "ft_m", "counterfact:2", "reload", exam=["probability"])
-        >>> record["after"]["reload"]["efficacy"]["value"]
+        >>> record["after"]["reload"]["survive"]["efficacy"]["value"]
         1.0
     """
     from harness.runs.defaults import rows_for
