@@ -20,7 +20,14 @@ from harness.errors import DataError, NumericalError, UsageError
 from harness.methods import context_templates
 from harness.methods.context_templates import TemplateKind
 from harness.methods.second_moments import Moment, moments
-from harness.models.activations import Activations, Row, read_activations
+from harness.models.activations import (
+    Activations,
+    Row,
+    at_least_float32,
+    capture_activations,
+    read_activations,
+    row_portions,
+)
 from harness.models.lm import LM
 from harness.patches.delta import Delta, LowRank
 from harness.patches.patch import Patch, patched, patched_rows
@@ -33,6 +40,7 @@ __all__ = [
     "layer_at_depth",
     "prompt_rows",
     "rank_one_changes",
+    "read_every_token",
     "read_keys",
     "require_layers",
     "spread_residuals",
@@ -222,6 +230,25 @@ def read_keys(
     share = context_templates.template_weights(templates, kind)
     values = seen.outputs[down] if outputs else seen.inputs[down][:, :0]
     return _mean_over_templates(seen.inputs[down], share), _mean_over_templates(values, share)
+
+
+def read_every_token(
+    lm: LM, rows: Sequence[Sequence[int]], modules: Sequence[str], budget: int = 8192
+) -> dict[str, list[Float[Tensor, "tokens f"]]]:
+    """Module name -> what enters it at every token of each row, at least in float32.
+
+    Args:
+        lm: the model.
+        rows: tokens.
+        modules: the names.
+        budget: tokens of one forward pass, padding included.
+    """
+    found: dict[str, dict[int, Tensor]] = {name: {} for name in modules}
+    for chunk in row_portions([[len(row)] for row in rows], budget) if modules else ():
+        entered = capture_activations(lm, lm.batch([rows[i] for i in chunk]), inputs=modules).inputs
+        for name, hidden in entered.items():
+            found[name] |= {i: at_least_float32(hidden[k, : len(rows[i])]) for k, i in enumerate(chunk)}
+    return {name: [parts[i] for i in range(len(rows))] for name, parts in found.items() if parts}
 
 
 def _mean_over_templates(
