@@ -55,7 +55,7 @@ OWN_QUICK: dict[str, dict[str, object]] = {
     "alphaedit": {"nullspace_threshold": 0.4, "l2": 1e-2},
     "betaedit": {"nullspace_threshold": 0.4, "lambda1": 0.01, "lambda2": 1e-2},
     "encore": {"lam_n": 1e-2},
-    "simie": {"lam": 1e-8},
+    "simie": {"lam": 1e-6},
     "pmet": {"kl_factor": 0.0625, "lam": 1e-2},
     "mend": {"rank": 8, "accumulate": 2, "validate_every": 8, "lr": 1e-4, "alpha": 1e-2, "alpha_lr": 1e-4},
     "companion": {"lr": 0.5, "kl": 0.0, "epochs": 8},
