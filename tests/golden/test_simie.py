@@ -44,7 +44,7 @@ class Halving(Editor):
 
     name = "halving"
 
-    def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:  # noqa: ARG002
+    def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:
         weights = {}
         for name in WRITTEN[lm.name.rpartition("/")[2]]:
             matrix = lm.matrix(name)

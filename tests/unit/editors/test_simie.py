@@ -40,7 +40,7 @@ class Shifting(Editor):
 
     name = "shifting"
 
-    def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:  # noqa: ARG002
+    def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:
         return Patch({lm.down(1): drawn(lm, edits[0])})
 
 
