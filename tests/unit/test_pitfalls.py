@@ -398,7 +398,7 @@ CONFORMS = {
     "remedi": "golden/test_remedi.py::test_edited_logits",
     "rome": "golden/test_rome.py::test_twelve_requests",
     "senses": "unit/editors/test_senses.py::test_training_is_the_loop_of_the_method_on_a_table_of_all_senses",
-    "simie": "golden/test_simie.py::test_three_edits_in_a_row",
+    "simie": "golden/test_golden_simie.py::test_three_edits_in_a_row",
     "sphere": "golden/test_golden_closed_forms.py::test_sphere_on_gpt2_takes_the_output_side",
     "stableedit": "golden/test_golden_ultraedit.py::test_stableedit_turn_by_turn",
     "ultraedit": "unit/editors/test_gradient_editors.py::test_ultraedit_is_its_formula",
