@@ -59,11 +59,13 @@ class Stop:
         edits: how many cases have been made, which is the number of edits where a case is one.
         patches: one patch that holds them all, or in isolated editing one for each case, or for so many at once.
         latest: the positions of the cases of the last operation.
+        partial: in isolated editing, where it is asked for, one patch for each case that holds its first edits alone.
     """
 
     edits: int
     patches: Sequence[Patch]
     latest: range = range(0)
+    partial: Sequence[Patch] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,6 +210,7 @@ def walk(
     begun: Begun | None = None,
     keep: Callable[[Begun], None] = _forget,
     at_once: int | None = None,
+    first: int | None = None,
 ) -> Iterator[Stop]:
     """Make the edits, and yield at each count of ``at`` beyond 0.
 
@@ -225,6 +228,7 @@ def walk(
         begun: where an earlier sequential walk was; its own last stop is yielded again.
         keep: given how far a sequential walk has come, after every operation.
         at_once: cases that isolated editing makes together; None for one.
+        first: of how many edits of each case isolated editing makes a patch besides; None for none.
     """
     require_editable(editor, lm, edits, mode=mode)
     wanted, cases = [count for count in at if count], cases_of(edits)
@@ -234,8 +238,11 @@ def walk(
     for count in wanted:
         chosen = cases[:count]
         made = _apart(editor, lm, chosen, at_once or 1) if mode == "isolated" else [editor.edit(lm, _flat(chosen))]
+        part = [case[:first] for case in chosen] if first and mode == "isolated" and (at_once or 1) == 1 else []
+        partial = _apart(editor, lm, part, 1) if part else []
         progress(count, len(cases))
-        yield Stop(count, [editor.finish(lm, patch) for patch in made], range(count))
+        done = [[editor.finish(lm, patch) for patch in patches] for patches in (made, partial)]
+        yield Stop(count, done[0], range(count), done[1])
 
 
 def _apart(editor: Editor, lm: LM, cases: Sequence[Sequence[Edit]], at_once: int) -> Sequence[Patch]:

@@ -93,8 +93,9 @@ class CaseExam(Tokenized):
             raise DataError(
                 f"{self.set.rule.name}: no case asks a question; give probes, or rows that have their fields"
             )
-        if not any(turns for document in found for turns in document["turns"]):
-            found = [{key: value for key, value in one.items() if key != "turns"} for one in found]
+        unused = [] if any(turns for one in found for turns in one["turns"]) else ["turns"]
+        unused += [] if any(one["after"] for one in found) else ["after"]
+        found = [{key: value for key, value in one.items() if key not in unused} for one in found]
         return {"test": datasets.Dataset.from_list(found)}
 
     # --- metrics ------------------------------------------------------------------------------------------------------
@@ -357,6 +358,7 @@ def _documents_of(case: Case) -> list[dict[str, Any]]:
                 "answers": [list(one.answers) for one in asked],
                 "rivals": [one.rival for one in asked],
                 "choices": [list(one.choices) for one in asked],
+                "after": asked[0].after,
                 "turns": [[{"role": role, "content": text} for role, text in one.turns] for one in asked],
                 "target_true": asked[0].answers[0] if asked[0].answers else "",
             }

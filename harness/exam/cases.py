@@ -21,6 +21,7 @@ block ``metadata.case`` of a set's YAML says in JMESPath (https://jmespath.org) 
           protocol: [generation, accuracy]
       languages: [en, de]             # of the questions; left out: whatever the rows say
       compare:                        # with the unedited model, by how likely it holds the same answers
+                                      # (or, with ``against``, with the answers to another kind of the same case)
         ignore_rate: {kind: others, how: ignore_rate}
       combine:
         hop_any: {kind: hop, how: any}          # right where any question of the case is
@@ -28,7 +29,8 @@ block ``metadata.case`` of a set's YAML says in JMESPath (https://jmespath.org) 
 Instead of ``prompt`` a probe may have ``turns``: a path to a list of turns of a chat, texts of the user and the
 assistant by turns, or objects with ``role`` and ``content``; the last is the user's.  By a chat template they are
 turns, and without one lines.  What ``expect: refusal`` wants is a text that declines to answer; ``answers`` are then
-phrases that decline, by default :data:`harness.exam.text_metrics.REFUSALS`.  Rows that are one fact in several
+phrases that decline, by default :data:`harness.exam.text_metrics.REFUSALS`.  ``after: 1`` asks in isolated mode of a
+model that holds the first edit of the case alone, and is missing in others.  Rows that are one fact in several
 languages, the n-th row of each value of a field, are brought side by side by ``together: field``: each is a case, and
 has all of them as an object ``together``, by that value.
 
@@ -89,7 +91,7 @@ ROLES = ("user", "assistant")
 """Who speaks in the turns of a question, one after the other."""
 _EDIT_FIELDS = ("prompt", "subject", "target", "target_old", "prefix", "suffix", "join", "relation")
 _PATHS = ("each", "prompt", "turns", "answers", "rival", "choices", "language", "when")
-_PROBE_FIELDS = ("kind", *_PATHS, "expect", "protocol", "lower_is_better")
+_PROBE_FIELDS = ("kind", *_PATHS, "expect", "protocol", "lower_is_better", "after")
 _NAMES = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*", re.ASCII)
 _MISSPELT = 0.8  # how like two names of fields are, of which one is taken for the other misspelt
 _SHOWN = 8  # fields of a row that a message names
@@ -110,6 +112,7 @@ class Question:
         choices: what is chosen from, where the protocol is a choice.
         language: of the question, where the set has several.
         turns: of a chat, each the role of who speaks and the text; none where the prompt is asked as it is.
+        after: of how many edits of its case the model holds when it is asked; None for all.
     """
 
     kind: str
@@ -121,6 +124,7 @@ class Question:
     choices: tuple[str, ...] = ()
     language: str | None = None
     turns: tuple[tuple[str, str], ...] = ()
+    after: int | None = None
 
 
 @dataclass(frozen=True)
@@ -147,6 +151,7 @@ class ProbeRule:
     protocols: tuple[str, ...]
     expect: str
     higher: bool
+    after: int | None = None
 
 
 @dataclass(frozen=True)
@@ -197,6 +202,9 @@ def rule_of(name: str, said: object, where: str) -> CaseRule:
     if not isinstance(probes, list) or not probes:
         raise DataError(f"{where}.probes is {probes!r}, expected a list of probes, each with kind, prompt and answers")
     rules = tuple(_probe_rule(one, f"{where}.probes[{i}]") for i, one in enumerate(probes))
+    stages = sorted({rule.after for rule in rules if rule.after is not None})
+    if len(stages) > 1:
+        raise DataError(f"{where}.probes are asked after {' and '.join(map(str, stages))} edits; name one number alone")
     whole = block.get("id"), block.get("when"), each
     for path in filter(None, (*whole, *edit.values())):
         _compiled(str(path), where)
@@ -213,13 +221,15 @@ def _compare(said: object, rules: Sequence[ProbeRule], where: str) -> dict[str, 
     found = {}
     for metric, one in _mapping(said, f"{where}.compare").items():
         place = f"{where}.compare.{metric}"
-        _known(_mapping(one, place), ("kind", "how"), place)
+        _known(_mapping(one, place), ("kind", "how", "against"), place)
         how = _choice(one.get("how"), [*COMPARED, *LISTED], f"{place}.how")
         # Of one kind with both protocols it would not be known which answers are meant.
         needed, other = ("choice", "likelihood") if how in LISTED else ("likelihood", "choice")
         known = [rule.kind for rule in rules if needed in rule.protocols and other not in rule.protocols]
         kind = _choice(one.get("kind"), known, f"{place}.kind, which needs the protocol {needed},")
         found[str(metric)] = {"kind": kind, "how": how}
+        if "against" in one:
+            found[str(metric)]["against"] = _choice(one["against"], known, f"{place}.against")
     return found
 
 
@@ -257,7 +267,10 @@ def _probe_rule(said: object, where: str) -> ProbeRule:
     paths = {key: str(probe[key]) for key in _PATHS if key in probe}
     for path in paths.values():
         _compiled(path, where)
-    return ProbeRule(probe["kind"], paths, protocols, expect, not probe.get("lower_is_better", False))
+    after = probe.get("after")
+    if after is not None and (isinstance(after, bool) or not isinstance(after, int) or after < 1):
+        raise DataError(f"{where}.after is {after!r}, expected how many of the case's edits are made, such as 1")
+    return ProbeRule(probe["kind"], paths, protocols, expect, not probe.get("lower_is_better", False), after)
 
 
 def _combined(said: object, rules: Sequence[ProbeRule], where: str) -> dict[str, Combined]:
@@ -548,6 +561,7 @@ def _questions(rule: ProbeRule, row: Mapping[str, Any], where: str) -> Iterator[
                 choices if protocol == "choice" else (),
                 None if language is None else str(language),
                 turns,
+                rule.after,
             )
             require_askable(question, where, _missing(rule, question, part))
             yield question

@@ -13,6 +13,7 @@ from typing import Any
 
 __all__ = [
     "COMPARED",
+    "HIGHER",
     "LISTED",
     "absolute_forgetting",
     "absolute_noising",
@@ -22,6 +23,7 @@ __all__ = [
     "distortion_released",
     "failure_rate",
     "ignore_rate",
+    "magnitude",
     "relative_forgetting",
     "relative_noising",
     "told_apart",
@@ -60,14 +62,26 @@ def damage(before: Sequence[float], after: Sequence[float]) -> float:
     return sum((a - b) / a for a, b in zip(before, after, strict=True)) / len(before)
 
 
+def magnitude(before: Sequence[float], after: Sequence[float]) -> float:
+    """The share of its probability after the first edit of a case that its object has lost after all of them (CM).
+
+    Not below -1, as in the released code: what a later edit makes far likelier would outweigh everything else.
+    """
+    return sum(max((a - b) / a, -1.0) for a, b in zip(before, after, strict=True)) / len(before)
+
+
 COMPARED: dict[str, Callable[[Sequence[float], Sequence[float]], float]] = {
     "distortion": distortion,
     "distortion_released": distortion_released,
     "ignore_rate": ignore_rate,
     "failure_rate": failure_rate,
     "damage": damage,
+    "magnitude": magnitude,
 }
-"""How two lists of probabilities are compared; of all of them lower is better."""
+"""How two lists of probabilities are compared; of all of them lower is better, but for :data:`HIGHER`."""
+
+HIGHER = ("magnitude",)
+"""Of which higher is better: a later edit is to take the place of an earlier one."""
 
 
 # --- a list of right answers among wrong ones -------------------------------------------------------------------------
@@ -158,7 +172,7 @@ def against_unedited(how: str, before: Sequence[Any], after: Sequence[Any]) -> f
     if how in LISTED:
         return _against_lists(how, before, after)
     known = all(map(math.isfinite, (*before, *after))) and before and len(before) == len(after)
-    if not known or min(sum(before), sum(after)) <= 0 or (how == "damage" and min(before) <= 0):
+    if not known or min(sum(before), sum(after)) <= 0 or (how in ("damage", "magnitude") and min(before) <= 0):
         return math.nan
     return COMPARED[how](before, after)
 

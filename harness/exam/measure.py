@@ -25,7 +25,7 @@ from harness.editing.schedule import Stop
 from harness.errors import DataError
 from harness.exam import numbers, statistics, text_metrics
 from harness.exam.adapter import EditedLM
-from harness.exam.compared import against_unedited
+from harness.exam.compared import HIGHER, against_unedited
 from harness.exam.prompting import FEWSHOT_SEED
 from harness.exam.quiet import quiet_lm_eval
 from harness.exam.samples import Sample, SampleLine, samples_of
@@ -43,6 +43,7 @@ __all__ = [
     "Measured",
     "MeasuredFile",
     "agree",
+    "asked_after",
     "base_key",
     "contributions",
     "documents_under",
@@ -132,9 +133,11 @@ def hold(
     def patch_of(request: Any) -> int:
         place = int(request.doc_id)
         number = place if documents is None else documents[request.task_name][place]
-        return owners(request.task_name, number, request.doc) - first
+        mine = owners(request.task_name, number, request.doc) - first
+        part = stop.partial and isinstance(request.doc, Mapping) and request.doc.get("after")
+        return len(stop.patches) + mine if part else mine
 
-    return model.isolated(stop.patches, patch_of)
+    return model.isolated([*stop.patches, *stop.partial] if stop.partial else stop.patches, patch_of)
 
 
 @dataclass(frozen=True)
@@ -184,7 +187,14 @@ class _Owners:
 
 
 def documents_under(
-    task: Task, portion: range, *, ids: Sequence[str], own: Collection[str], at_once: int | None, limit: int | None
+    task: Task,
+    portion: range,
+    *,
+    ids: Sequence[str],
+    own: Collection[str],
+    at_once: int | None,
+    limit: int | None,
+    partial: bool = False,
 ) -> list[int]:
     """The positions of the documents of a task that are scored under some patches of isolated editing.
 
@@ -195,10 +205,12 @@ def documents_under(
         own: lm-eval's names of the tasks of the edit set.
         at_once: cases that a patch holds; None for one.
         limit: documents of the task at most; None for all.
+        partial: whether those are wanted, too, that are asked of a model which holds only some edits of a case.
     """
     owners, rows = _Owners.of(ids, own, at_once), task.task.eval_docs
     count = len(rows) if limit is None else min(limit, len(rows))
-    return [i for i in range(count) if owners(task.name, i, rows[i]) in portion]
+    mine = [i for i in range(count) if owners(task.name, i, rows[i]) in portion]
+    return mine if partial else [i for i in mine if not (isinstance(rows[i], Mapping) and rows[i].get("after"))]
 
 
 def join_measured(task: Task, parts: Sequence[Measured]) -> Measured:
@@ -304,15 +316,16 @@ def agree(task: Task, edited: Measured, base: Measured) -> None:
             for document, row in edited.documents.items()
             if row["kind"] == rule["kind"] and row.get("asks", "text") == "text" and document in base.answers
         }
+    likely = {d: row for d, row in edited.documents.items() if row.get("asks") == "likelihood"}
     for metric, rule in (task.metadata.get("compared") or {}).items():
+        other = {row["case"]: edited.answers[d] for d, row in likely.items() if row["kind"] == rule.get("against")}
+        before = {d: other.get(row["case"]) if "against" in rule else base.answers.get(d) for d, row in likely.items()}
         edited.values[metric] = {
             document: Ratio(
-                against_unedited(rule["how"], json.loads(base.answers[document]), json.loads(edited.answers[document])),
-                1.0,
-                row["case"],
+                against_unedited(rule["how"], json.loads(was), json.loads(edited.answers[document])), 1.0, row["case"]
             )
-            for document, row in edited.documents.items()
-            if row["kind"] == rule["kind"] and row.get("asks") == "likelihood" and document in base.answers
+            for document, row in likely.items()
+            if row["kind"] == rule["kind"] and (was := before[document]) is not None
         }
 
 
@@ -333,7 +346,7 @@ def summarise_tasks(
     derived: dict[str, Sequence[str]] = {}
     for task in tasks:
         directions |= {m: task.directions.get(m.partition(",")[0], True) for m in measured[task.name].names}
-        directions |= dict.fromkeys(task.metadata.get("compared") or (), False)
+        directions |= {name: rule["how"] in HIGHER for name, rule in (task.metadata.get("compared") or {}).items()}
         plain |= measured[task.name].plain
         derived |= {score: rule["harmonic"] for score, rule in (task.metadata.get("derived") or {}).items()}
     table = numbers.summarise(mine, before, directions, seed=seed, derived=derived, plain=plain)
@@ -344,12 +357,27 @@ def summarise_tasks(
     return table
 
 
-def of_cases(task: Task, cases: Collection[str]) -> list[int] | None:
-    """The positions of the documents that belong to some edits; None where documents belong to none."""
+def of_cases(task: Task, cases: Collection[str], *, partial: bool = False) -> list[int] | None:
+    """The positions of the documents that belong to some edits; None where documents belong to none.
+
+    Args:
+        task: the task.
+        cases: the ids of the edits, or of their cases.
+        partial: whether those are wanted, too, that are asked of a model which holds only some edits of a case.
+    """
     rows = task.task.eval_docs
     if not len(rows) or "case" not in rows[0]:
         return None
-    return [i for i, row in enumerate(rows) if row["case"] in cases]
+    return [i for i, row in enumerate(rows) if row["case"] in cases and (partial or not row.get("after"))]
+
+
+def asked_after(tasks: Sequence[Task]) -> int | None:
+    """Of how many edits of a case a model holds that some documents are asked of; None where all are of all."""
+    rows = (task.task.eval_docs for task in tasks if hasattr(task.task, "eval_docs"))
+    return (
+        max((int(row.get("after") or 0) for docs in rows if "after" in docs.column_names for row in docs), default=0)
+        or None
+    )
 
 
 def contributions(tasks: Sequence[Task], measured: Mapping[str, Measured]) -> dict[str, Values]:

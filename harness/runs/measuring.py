@@ -156,7 +156,8 @@ class Measuring:
     def _score_edited(self, task: tasks.Task, limit: int | None, stop: Stop) -> Measured:
         """Of the edit set, the documents of the edits made so far alone."""
         made = set(self.ready.resolved.made(stop.edits))
-        documents = measure.of_cases(task, made) if self._is_edit_set(task.shown) else None
+        partial = bool(stop.partial)
+        documents = measure.of_cases(task, made, partial=partial) if self._is_edit_set(task.shown) else None
         found = self.joined.get(task.name) or measure.measure_task(self.model, task, limit=limit, documents=documents)
         found.values = {metric: {} for metric in self.base[task.name].values} | found.values
         measure.agree(task, found, self.base[task.name])

@@ -168,6 +168,7 @@ class Portions:
             at=(len(cases),),
             progress=lambda done, _: self.options.report("edit", which.start * size + done, len(resolved.cases)),
             at_once=resolved.plan.cases_at_once,
+            first=measure.asked_after(self.ready.suite.of(resolved.edit_set)),
         )
         return stop
 
@@ -179,7 +180,13 @@ class Portions:
         for task in suite.tasks:
             limit = None if task.shown in (resolved.plan.edits, tasks.OWN) else resolved.plan.limit
             asked[task.name] = measure.documents_under(
-                task, which, ids=resolved.cases, own=own, at_once=at_once, limit=limit
+                task,
+                which,
+                ids=resolved.cases,
+                own=own,
+                at_once=at_once,
+                limit=limit,
+                partial=bool(stop.partial),
             )
         found = {}
         with measure.hold(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from harness.editing import schedule
 from harness.errors import UsageError
+from harness.exam.measure import asked_after
 from harness.io.hashes import combined_sha256
 from harness.methods.value_cache import ValueCache, values_folder, values_from
 from harness.models.lm import require_device
@@ -210,6 +211,7 @@ class _Run:
             begun=begun,
             keep=self.state.keep,
             at_once=resolved.plan.cases_at_once,
+            first=asked_after(self.ready.suite.of(resolved.edit_set)),
         )
 
     def _note(self, stop: schedule.Stop) -> None:

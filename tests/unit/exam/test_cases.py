@@ -502,10 +502,10 @@ COUNTS = [
     ("mlake", "test", 5360, 5360, 5357 * 4),
     ("mlake_matrix", "test", 5360, 5360, 5357 * 5 * 3),
     ("peak", "test", 1962, 1962, 2 * 1961 + 2 * 3343 + 3 * 1962 + 26506 + 23992 + 2 * 10760 + 1962 + 3344),
-    ("conflictedit", "test", 2500, 5000, 6 * 2500),
-    ("conflictedit", "composite", 2000, 4000, 7 * 2000 + 2 * (2000 - 24)),
-    ("conflictedit", "coverage", 2500, 5000, 4 * 2500 + 2 * 2499),
-    ("conflictedit", "composite_gptj", 2500, 5000, 7 * 2500 + 2 * (2500 - 56)),
+    ("conflictedit", "test", 2500, 5000, 8 * 2500),
+    ("conflictedit", "composite", 2000, 4000, 9 * 2000 + 2 * (2000 - 24)),
+    ("conflictedit", "coverage", 2500, 5000, 6 * 2500 + 2 * 2499),
+    ("conflictedit", "composite_gptj", 2500, 5000, 9 * 2500 + 2 * (2500 - 56)),
     ("roundedit", "test", 2500, 5000, 3 * 2500 + 2 * 4789 + 7291),
     ("roundedit", "hard", 2500, 5000, 3 * 2500 + 2 * 4791 + 7291),
     ("roundedit", "easy_gptj", 2500, 5000, 3 * 2500 + 2 * 4789 + 7291),
@@ -553,7 +553,8 @@ def test_a_conflict_holds_the_second_edit_against_what_the_first_makes_of_its_fa
     assert (asked["conflict"].prompt, asked["conflict"].answers) == (second.text, (second.target,))
     assert asked["conflict"].rival == implied
     assert (asked["first"].prompt, asked["first"].rival) == (first.text, first.target_old)
-    assert {q.kind for q in case.probes} == kinds
+    assert {q.kind for q in case.probes} == {*kinds, "first_held", "first_left"}
+    assert {q.after for q in case.probes if q.kind == "first_held"} == {1}
     now, then = (q for q in case.probes if q.kind == "pair")
     assert (then.prompt, then.answers) == (first.text, (first.target,))
     assert (now.prompt, now.answers) == {

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
 import pytest
 
 from harness.errors import DataError
+from harness.exam import data
 from harness.exam.compared import COMPARED, LISTED, against_unedited, told_apart
 from harness.runs.options import RunOptions
 from harness.runs.plan import Plan
 from harness.runs.record import Record
 from harness.runs.resolve import resolve
 from harness.runs.runner import run_plan
+
+SET = data.TASKS / "edits" / "conflictedit"
 
 
 @pytest.mark.parametrize(
@@ -30,6 +34,8 @@ from harness.runs.runner import run_plan
         ("failure_rate", [0.2, 0.2, 0.2], [0.1, 0.1, 0.3], 1.0),
         ("damage", [0.4], [0.1], 0.75),
         ("damage", [0.4, 0.2], [0.1, 0.4], (0.75 - 1.0) / 2),
+        ("magnitude", [0.4], [0.1], 0.75),
+        ("magnitude", [0.1], [0.9], -1.0),  # not below
     ],
 )  # fmt: skip
 def test_closed_forms(how: str, before: list[float], after: list[float], value: float) -> None:
@@ -96,7 +102,7 @@ def test_lists_that_are_not_told_apart_or_not_rated_are_missing(how: str) -> Non
 
 def run(edits: str, output: Path, **options: object) -> Record:
     """An edit set through an editor that makes one edit at a time."""
-    plan = Plan(editor="ft_m", edits=edits, mode="isolated", num_edits=3, **options)  # type: ignore[arg-type]
+    plan = Plan(**{"editor": "ft_m", "edits": edits, "mode": "isolated", "num_edits": 3, **options})  # type: ignore[arg-type]
     return run_plan(resolve(plan), RunOptions(output=output, device="cpu"))
 
 
@@ -133,6 +139,35 @@ def test_conflicts_have_the_published_numbers_beside_the_plain_ones(tmp_path: Pa
     assert once["tied_fact_damage"]["n"] == 0
 
 
+def test_conflict_magnitude_is_against_the_model_of_the_first_edit_alone(tmp_path: Path) -> None:
+    """What the first edit alone gives is what a run of the first edits gives, document by document."""
+    rows = [json.loads(line) for line in (SET / "mini_coverage.jsonl").read_text(encoding="utf-8").splitlines()[:3]]
+    cases = []
+    for row in rows:
+        edit = row["edits"][0]
+        said = {"prompt": edit["relation"]["prompt"], "subject": edit["subject"]["label"],
+                "target": edit["new_object"]["label"]}  # fmt: skip
+        asked = {"kind": "held", "prompt": said["prompt"].format(said["subject"]), "answers": said["target"],
+                 "protocol": "likelihood"}  # fmt: skip
+        cases.append({"edits": [said], "probes": [asked]})
+    path = tmp_path / "first.json"
+    path.write_text(json.dumps(cases), encoding="utf-8")
+    alone = run(str(path), tmp_path).values[3]["own"]["held_probability"]
+    record = run("conflictedit", tmp_path, split="coverage")
+    values = record.values[3]["conflictedit"]
+    held, left = (values[f"first_{name}_probability"] for name in ("held", "left"))
+    assert [ratio.num for ratio in held.values()] == pytest.approx([ratio.num for ratio in alone.values()], rel=1e-4)
+    expected = [max(1 - b.num / a.num, -1) for a, b in zip(held.values(), left.values(), strict=True)]
+    found = [ratio.num for ratio in values["conflict_magnitude"].values()]
+    assert found == pytest.approx(expected, rel=1e-4)
+    assert max(found) > 0.01  # the second edit takes the place of the first
+    assert record.tasks(3)["conflictedit"]["conflict_magnitude"]["higher_is_better"] is True
+    batch = run("conflictedit", tmp_path, split="coverage", mode="batch").tasks(3)["conflictedit"]
+    assert batch["conflict_magnitude"]["value"] is None
+    assert batch["first_held_probability"]["value"] is None
+    assert batch["first_left_probability"]["n"] == 3
+
+
 @pytest.mark.parametrize(
     ("block", "said"),
     [
@@ -140,6 +175,7 @@ def test_conflicts_have_the_published_numbers_beside_the_plain_ones(tmp_path: Pa
         ({"compare": {"x": {"kind": "how_likely", "how": "distort"}}}, "how is 'distort' (did you mean distortion"),
         ({"combine": {"x": {"kind": "who", "how": "first_likelier"}}}, "first_likelier of generation"),
         ({"combine": {"x": {"kind": "how_likely", "how": "any"}}}, "any of likelihood"),
+        ({"compare": {"x": {"kind": "how_likely", "how": "magnitude", "against": "who"}}}, "against is 'who'"),
     ],
 )
 def test_likelihoods_are_compared_and_other_answers_are_not(block: dict[str, object], said: str) -> None:
