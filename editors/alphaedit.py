@@ -10,29 +10,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
-from harness.editing.hyperparameters import Positive
-from harness.methods.locate_then_edit import Solver, SpreadHidden, SpreadMemory
-from harness.methods.null_space import null_space, projected_solver
+from harness.methods.null_space import ProjectedHidden
 
 __all__ = ["AlphaEdit"]
 
 
 @dataclass(frozen=True)
-class AlphaEdit(SpreadHidden):
+class AlphaEdit(ProjectedHidden):
     """``dW = R K^T P (P (K K^T + M) P + l2 I)^-1`` at each layer, ascending, where ``P`` projects on the null space of
     ``C`` and ``M`` sums ``k k^T`` over the edits of earlier operations.
-
-    Attributes:
-        nullspace_threshold: the eigenvalue of ``C`` below which a direction counts as unused.
-        l2: weight of the Frobenius norm of the change (``L2``).
     """
 
     name = "alphaedit"
-
-    nullspace_threshold: Positive = 2e-2
-    l2: Positive = 10.0
 
     presets: ClassVar[Mapping[str, Mapping[str, object]]] = {
         # jianghoucheng/AlphaEdit at f5248d3, hparams/AlphaEdit.
@@ -57,16 +46,3 @@ class AlphaEdit(SpreadHidden):
             "l2": 1.0,
         },
     }
-
-    @property
-    def remembers(self) -> bool:
-        """The keys of earlier operations are ``M``."""
-        return True
-
-    def solver(self, prior: SpreadMemory) -> Solver:
-        """Ridge regression inside the null space of the unedited model's keys."""
-
-        def known(layer: int) -> tuple[Tensor, Tensor | None]:
-            return null_space(prior.moments[layer], self.nullspace_threshold), prior.sums.get(layer)
-
-        return projected_solver(known, self.l2)

@@ -68,6 +68,7 @@ EDITORS: Mapping[str, Mapping[str, Any]] = {
     "alphaedit": {**_VALUE, "nullspace_threshold": 1e9, "l2": 1e-6},
     "betaedit": {**_VALUE, "nullspace_threshold": 1e9, "lambda1": 0.0, "lambda2": 1e-6},
     "lyaplock": _SPREAD,
+    "blue": {**_VALUE, "nullspace_threshold": 1e9, "l2": 1e-6},
     "pmet": _SPREAD,
     "ft": {**_TUNED, "loss": "target_new"},
     "ft_l": {**_TUNED, "loss": "target_new", "norm_constraint": 0.1},
@@ -91,7 +92,7 @@ EDITORS: Mapping[str, Mapping[str, Any]] = {
 }
 """Settings with which each editor is quick; those of locate-then-edit keep nothing back of the value they write."""
 
-_SPREADING = ("memit", "emmet", "alphaedit", "betaedit", "lyaplock")
+_SPREADING = ("memit", "emmet", "alphaedit", "betaedit", "lyaplock", "blue")
 _GROUPS: Mapping[str, tuple[str, ...]] = {
     "ROME": ("rome", "r_rome"),
     "MEMIT": _SPREADING,

@@ -300,6 +300,7 @@ def spread_residuals(
     solve: Solver,
     site: Literal["block", "mlp"] = "block",
     divisor: Callable[[int], float] = float,
+    begun: Sequence[Patch] | None = None,
 ) -> list[Patch]:
     """Spread the wanted hidden states of independent batches of edits over layers, ascending (MEMIT, algorithm 1).
 
@@ -317,8 +318,9 @@ def spread_residuals(
         solve: ``(layer, K [n, f], R [n, d]) -> dW [d, f]``.
         site: whether ``z`` and ``h`` leave the whole ``block``, or its down-projection (``mlp``).
         divisor: by what the residual is divided, of the number of layers still to be written.
+        begun: what each batch has changed before; by default nothing. What is returned holds it.
     """
-    patches = [Patch() for _ in groups]
+    patches = [Patch() for _ in groups] if begun is None else list(begun)
     edits = [edit for group in groups for edit in group]
     owner = [g for g, group in enumerate(groups) for _ in group]
     for i, layer in enumerate(layers):

@@ -259,32 +259,56 @@ class Spread(LocateThenEdit):
         prior = self.prior(lm, None, self.edited_layers(lm))
         return [patch.remember(prior) for patch in self._written(lm, [[edit] for edit in edits], prior)[0]]
 
+    def rounds(self, lm: LM) -> Sequence[tuple[int, ...]]:
+        """The layers that share a value, which is optimised at their last; by default all of them, in one round."""
+        return [self.edited_layers(lm)]
+
+    def values(
+        self, lm: LM, groups: Sequence[Sequence[Edit]], prior: SpreadMemory, *, layer: int, begun: Sequence[Patch]
+    ) -> Float[Tensor, "edits d"]:
+        """The wanted hidden states, in the order of the groups.
+
+        Args:
+            lm: the model.
+            groups: batches of edits.
+            prior: what was taken from the unedited model.
+            layer: where they are optimised.
+            begun: what each batch has changed in earlier rounds.
+        """
+        objective = self.objective(layer)
+        if all(patch.empty for patch in begun):
+            return optimise(lm, [e for group in groups for e in group], prior.contexts, objective=objective).value
+        found = []
+        for group, patch in zip(groups, begun, strict=True):
+            with patched(lm, patch):
+                found.append(optimise(lm, group, prior.contexts, objective=objective).value)
+        return torch.cat(found)
+
     def _written(
         self, lm: LM, groups: list[list[Edit]], prior: SpreadMemory
     ) -> tuple[list[Patch], dict[int, list[Tensor]]]:
         """The patch of each group, and layer -> the keys ``[n, f]`` of each group."""
-        layers = self.edited_layers(lm)
-        values = optimise(
-            lm, [e for group in groups for e in group], prior.contexts, objective=self.objective(layers[-1])
-        )
-        written: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+        written: dict[int, list[Tensor]] = {layer: [] for layer in self.edited_layers(lm)}
         solve = self.solver(prior)
 
         def noted(layer: int, key: Tensor, residual: Tensor) -> Delta:
             written[layer].append(key)
             return solve(layer, key, residual)
 
-        patches = spread_residuals(
-            lm,
-            groups,
-            targets=values.value,
-            layers=layers,
-            templates=prior.contexts,
-            fact_token=self.fact_token,
-            solve=noted,
-            site=self.at,
-            divisor=self.divisor,
-        )
+        patches = [Patch() for _ in groups]
+        for layers in self.rounds(lm):
+            patches = spread_residuals(
+                lm,
+                groups,
+                targets=self.values(lm, groups, prior, layer=layers[-1], begun=patches),
+                layers=layers,
+                templates=prior.contexts,
+                fact_token=self.fact_token,
+                solve=noted,
+                site=self.at,
+                divisor=self.divisor,
+                begun=patches,
+            )
         return patches, written
 
     def after(

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from harness.editing.hyperparameters import Positive
 from harness.errors import UsageError
 from harness.methods.keys import Solver
-from harness.methods.locate_then_edit import woodbury
+from harness.methods.locate_then_edit import SpreadHidden, SpreadMemory, woodbury
 from harness.methods.second_moments import Moment
 from harness.patches.delta import LowRank, double
 
-__all__ = ["Known", "null_space", "projected_solver"]
+__all__ = ["Known", "ProjectedHidden", "null_space", "projected_solver"]
 
 Known = Callable[[int], tuple[Float64[Tensor, "f r"], Float64[Tensor, "f f"] | None]]
 """``layer -> Q [f, r]``, a basis of where may be written, and ``S [f, f]``, what the change shall keep inside it."""
@@ -70,6 +72,33 @@ def projected_solver(known: Known, l2: float) -> Solver:
         return LowRank(residual.T, (basis @ woodbury(whitened, inside)).T.to(key))
 
     return solve
+
+
+@dataclass(frozen=True)
+class ProjectedHidden(SpreadHidden):
+    """``dW = R K^T P (P (K K^T + M) P + l2 I)^-1`` at each layer, where ``P`` projects on the null space of ``C``, and
+    ``M`` sums ``k k^T`` over the edits of earlier operations.
+
+    Attributes:
+        nullspace_threshold: the eigenvalue of ``C`` below which a direction counts as unused.
+        l2: weight of the Frobenius norm of the change (``L2``).
+    """
+
+    nullspace_threshold: Positive = 2e-2
+    l2: Positive = 10.0
+
+    @property
+    def remembers(self) -> bool:
+        """The keys of earlier operations are ``M``."""
+        return True
+
+    def solver(self, prior: SpreadMemory) -> Solver:
+        """Ridge regression inside the null space of the unedited model's keys."""
+
+        def known(layer: int) -> tuple[Tensor, Tensor | None]:
+            return null_space(prior.moments[layer], self.nullspace_threshold, self.name), prior.sums.get(layer)
+
+        return projected_solver(known, self.l2)
 
 
 def _factor(basis: Tensor, kept: Tensor, l2: float) -> Tensor:

@@ -372,6 +372,7 @@ def test_defect_15_the_interval_of_a_group_is_not_the_mean_of_its_members_interv
 CONFORMS = {
     "alphaedit": "golden/test_alphaedit.py::test_two_batches_with_the_key_cache",
     "betaedit": "golden/test_golden_closed_forms.py::test_betaedit_in_six_batches",
+    "blue": "golden/test_golden_spread.py::test_blue_in_two_batches",
     "companion": "unit/editors/test_companion.py::test_the_rule_adds_the_companions_change_of_log_probabilities",
     "emmet": "golden/test_emmet.py::test_batch_of_six",
     "encore": "unit/editors/test_closed_form.py::test_encore_is_memit_with_its_three_settings",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from editors.alphaedit import AlphaEdit
+from editors.blue import Blue
 from editors.emmet import Emmet
 from editors.encore import Encore
 from editors.ft import FineTuning
@@ -396,3 +397,23 @@ def test_the_first_operation_of_lyaplock_is_memit(tiny, edits):
         queue = ours.memory.queues[layer]
         assert queue.base == pytest.approx(preservation_loss(change, plain.memory.moments[layer]), rel=1e-5)
         assert queue.length == pytest.approx((60.0 * queue.base) ** 0.5)
+
+
+# BLUE
+
+
+def test_blue_of_one_layer_is_alphaedit_and_of_several_takes_the_ends(tiny, edits):
+    lm, settings = tiny("gpt2"), {"nullspace_threshold": 1e9, "l2": 0.1, **QUICK}
+    ours, plain = (cls(layers=(1,), **settings).edit(lm, edits) for cls in (Blue, AlphaEdit))
+    assert torch.equal(ours.weights[lm.down(1)].dense(), plain.weights[lm.down(1)].dense())
+    assert torch.equal(ours.memory.sums[1], plain.memory.sums[1])
+    both = Blue(layers=(0, 1, 2), contexts=("{}",), **settings)
+    assert both.edited_layers(lm) == (0, 2)
+    patch = both.edit(lm, edits)
+    first = AlphaEdit(layers=(0,), contexts=("{}",), **settings).edit(lm, edits)
+    with patched(lm, Patch(first.weights)):
+        second = AlphaEdit(layers=(2,), contexts=("{}",), **settings)
+        change = second.edit(lm, edits, replace(patch.memory, sums={})).weights[lm.down(2)]
+    assert torch.equal(patch.weights[lm.down(0)].dense(), first.weights[lm.down(0)].dense())
+    assert torch.allclose(patch.weights[lm.down(2)].dense(), change.dense(), atol=1e-6)
+    assert set(patch.memory.sums) == {0, 2}
