@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+from harness.editing.hyperparameters import Positive
 from harness.methods.null_space import ProjectedHidden
 
 __all__ = ["AlphaEdit"]
@@ -19,9 +20,14 @@ __all__ = ["AlphaEdit"]
 class AlphaEdit(ProjectedHidden):
     """``dW = R K^T P (P (K K^T + M) P + l2 I)^-1`` at each layer, ascending, where ``P`` projects on the null space of
     ``C`` and ``M`` sums ``k k^T`` over the edits of earlier operations.
+
+    Attributes:
+        l2: weight of the Frobenius norm of the change (``L2``).
     """
 
     name = "alphaedit"
+
+    l2: Positive = 10.0
 
     presets: ClassVar[Mapping[str, Mapping[str, object]]] = {
         # jianghoucheng/AlphaEdit at f5248d3, hparams/AlphaEdit.

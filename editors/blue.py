@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from harness.editing.hyperparameters import Positive
 from harness.methods.null_space import ProjectedHidden
 from harness.models.lm import LM
 
@@ -23,9 +24,14 @@ class Blue(ProjectedHidden):
     The residual is whole: ``R = z - h`` of a value ``z`` that is optimised at the layer itself, at the last one on the
     model that carries the change of the first. ``P`` projects on the null space of ``C``, and ``M`` sums ``k k^T`` over
     the edits of earlier operations.
+
+    Attributes:
+        l2: weight of the Frobenius norm of the change (``L2``); with whole residuals the authors have one for each model.
     """
 
     name = "blue"
+
+    l2: Positive = 10.0
 
     presets: ClassVar[Mapping[str, Mapping[str, object]]] = {
         # xpq-tech/BLUE at 311b076, hparams/AlphaEdit, the files with blue.
