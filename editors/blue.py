@@ -26,7 +26,7 @@ class Blue(ProjectedHidden):
     the edits of earlier operations.
 
     Attributes:
-        l2: weight of the Frobenius norm of the change (``L2``); with whole residuals the authors have one for each model.
+        l2: weight of the Frobenius norm of the change (``L2``), which the authors choose for each model.
     """
 
     name = "blue"
