@@ -246,11 +246,8 @@ class EditedLM(HFLM):  # type: ignore[misc]
             return Thought.of(str(context), tokens=budget, closes=context.closes, told=context.told)
         if mark is None:
             return context
-        ends = (
-            mark
-            if isinstance(mark, str) and not mark.isdecimal()
-            else self.tok_decode([int(mark)], skip_special_tokens=False)
-        )
+        token = int(mark) if str(mark).isdecimal() else None
+        ends = str(mark) if token is None else self.tok_decode([token], skip_special_tokens=False)
         return Thought.of(str(context), tokens=budget, closes=ends, told=False)
 
     def _each(self, requests: list[Instance], score: Callable[..., list[Any]], share: bool = True) -> list[Any]:

@@ -373,11 +373,9 @@ def of_cases(task: Task, cases: Collection[str], *, partial: bool = False) -> li
 
 def asked_after(tasks: Sequence[Task]) -> int | None:
     """Of how many edits of a case a model holds that some documents are asked of; None where all are of all."""
-    rows = (task.task.eval_docs for task in tasks if hasattr(task.task, "eval_docs"))
-    return (
-        max((int(row.get("after") or 0) for docs in rows if "after" in docs.column_names for row in docs), default=0)
-        or None
-    )
+    asking = [task.task.eval_docs for task in tasks]
+    stages = [row["after"] or 0 for docs in asking if "after" in getattr(docs, "column_names", ()) for row in docs]
+    return max(stages, default=0) or None
 
 
 def contributions(tasks: Sequence[Task], measured: Mapping[str, Measured]) -> dict[str, Values]:
