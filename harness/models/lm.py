@@ -146,10 +146,16 @@ class LM:
         """The family of the model, as transformers names it (``gpt2``); a published Backpack calls itself GPT-2."""
         return "backpack" if _senses(self.model) else str(self.model.config.model_type)
 
-    @property
+    @functools.cached_property
     def cache_layers(self) -> int:
-        """The layers of the model's key-value cache: one for each block; a Backpack has one more, for the senses."""
-        return self.model.cache_layers if _senses(self.model) else self.arch.layers
+        """The layers of the model's key-value cache: one for each block as a rule.
+
+        A Backpack has one more, for the senses; where blocks hold two attention modules each (LongCat) there are two.
+        """
+        if _senses(self.model):
+            return self.model.cache_layers
+        numbers = [getattr(module, "layer_idx", None) for module in self.model.modules()]
+        return max([self.arch.layers, *(one + 1 for one in numbers if isinstance(one, int))])
 
     def documents(self, source: str | None = None) -> Iterator[str]:
         """What :func:`harness.io.plain_text.read_documents` reads of the model's plain text, or of another source."""

@@ -22,6 +22,7 @@ from editors.wise import Wise
 from harness.editing.edit import Edit
 from harness.errors import ModelError
 from harness.exam.adapter import EditedLM
+from harness.models.activations import prefix_after
 from harness.models.guard import Guard
 from harness.models.lm import LM
 from harness.patches.patch import Patch, patched
@@ -162,6 +163,21 @@ def test_what_is_written_in_a_batch_is_what_is_written_alone(family: str) -> Non
 
 
 STATES = ["rwkv", "mamba", "mamba2", "falcon_mamba", "recurrent_gemma", "qwen3_next", "bamba", "lfm2", "jamba", "xlstm"]
+
+
+@pytest.mark.parametrize(("family", "layers"), [("longcat_flash", 4), ("llama", 3), ("mixtral", 3)])
+def test_what_attention_keeps_of_a_long_beginning_is_all_that_the_model_keeps(family: str, layers: int) -> None:
+    """A block of LongCat has two attention modules, each with a layer of the cache."""
+    lm = tiny(family)
+    assert lm.cache_layers == layers
+    front, rest = list(range(5, 45)), [7, 9]
+    kept = prefix_after(lm, front)
+    assert len(kept.keys) == layers
+    batch = lm.batch([rest])
+    with torch.no_grad():
+        behind = lm.model(input_ids=batch.ids, **kept.inputs(lm, batch)).logits[0]
+        whole = lm.model(input_ids=lm.batch([front + rest]).ids, use_cache=False).logits[0, -2:]
+    torch.testing.assert_close(behind, whole, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("family", [*STATES, "zamba2", "nemotron_h", "minimax", "llama"])
