@@ -7,25 +7,20 @@ published learning rates, 1e-8 to 1e-4, vanish in bfloat16 weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from statistics import fmean
 from typing import ClassVar
 
 from harness.editing.directions import DIRECTIONS
-from harness.editing.edit import Edit
-from harness.editing.editor import Pass
 from harness.editing.hyperparameters import Positive
-from harness.methods.descent import descend, passes
-from harness.methods.finetuning import Finetuning
+from harness.methods.finetuning import FinetuningInPlace
 from harness.models.lm import LM
-from harness.patches.patch import Patch
 
 __all__ = ["FullFinetuning"]
 
 
 @dataclass(frozen=True)
-class FullFinetuning(Finetuning):
+class FullFinetuning(FinetuningInPlace):
     """Adam on every parameter, embeddings and norms included."""
 
     name = "full"
@@ -40,18 +35,6 @@ class FullFinetuning(Finetuning):
         "mini": {"lr": 1e-4},
     }
 
-    def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:  # noqa: ARG002
-        """All edits, in mini-batches."""
-        if not edits:
-            return Patch()
-        return Patch(descend(lm, edits, _parameters(lm), settings=self.settings(), prior=self.prior(lm)).deltas)
-
-    def passes(self, lm: LM, edits: Sequence[Edit]) -> Iterator[Pass]:
-        """The change after each pass."""
-        for trained in passes(lm, edits, _parameters(lm), settings=self.settings(), prior=self.prior(lm)):
-            yield Pass(Patch(trained.deltas), fmean(trained.losses))
-
-
-def _parameters(lm: LM) -> list[str]:
-    """All parameters; of tied ones the first name."""
-    return [name for name, _ in lm.model.named_parameters()]
+    def trained(self, lm: LM) -> list[str]:
+        """All parameters; of tied ones the first name."""
+        return [name for name, _ in lm.model.named_parameters()]

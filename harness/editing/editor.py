@@ -42,6 +42,7 @@ class Editor(ABC):
         name: the name on the command line; the name of the file.
         seams: where the method changes a model: weights, activations, prompt, logits.
         needs_subject: whether every edit must name its subject.
+        needs_old: whether every edit must name the old answer (``target_old``, or ``against`` where it compares two).
         batch: whether one call of :meth:`edit` takes many edits at once by the method's own definition.
         random: whether the result depends on a seed.
         directions: what an edit may want of this method (:mod:`harness.editing.directions`).
@@ -59,6 +60,7 @@ class Editor(ABC):
     name: ClassVar[str]
     seams: ClassVar[frozenset[str]] = frozenset({"weights"})
     needs_subject: ClassVar[bool] = False
+    needs_old: ClassVar[bool] = False
     batch: ClassVar[bool] = True
     random: ClassVar[bool] = False
     directions: ClassVar[frozenset[Direction]] = LIKELIHOOD

@@ -61,6 +61,7 @@ def _row(name: str, cls: type[Editor]) -> str:
     needs = (
         [f"a {cls.family} model"] * bool(cls.family)
         + ["a subject"] * cls.needs_subject
+        + ["the old answer"] * cls.needs_old
         + ["`harness fit` first"] * issubclass(cls, Learned)
     )
     cells = (

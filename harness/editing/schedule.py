@@ -339,6 +339,10 @@ def require_able(editor: Editor, edits: Sequence[Edit], mode: str) -> None:
     for edit in edits:
         if editor.root.needs_subject and edit.subject is None:
             raise UsageError(f"edit {edit.id}: {editor.name} needs a subject; give rows of prompt, subject and target")
+        if editor.root.needs_old and (edit.target_old or edit.against) is None:
+            raise UsageError(
+                f"edit {edit.id}: {editor.name} compares the target with the old answer; give 'target_old'"
+            )
         if edit.direction not in editor.root.directions:
             able = ", ".join(name for name in editor_names() if _follows(find(name), edit))
             raise UsageError(

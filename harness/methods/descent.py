@@ -31,6 +31,7 @@ __all__ = [
     "DescentSettings",
     "Loss",
     "LossTerm",
+    "Objective",
     "TokenMean",
     "TokenisedEdit",
     "Trained",
@@ -58,6 +59,10 @@ so that an edit with a longer target counts more."""
 
 Accumulation = Literal["fixed", "faithful"]
 """How the gradients of several batches become one step."""
+
+Objective = Callable[[LM, Sequence["TokenisedEdit"], Mapping[str, Tensor]], Tensor]
+"""What is minimised for the edits of a batch in place of what their directions say, of the model with some parameters
+in place of its own; a scalar, which ends at zero."""
 
 LossTerm = Callable[[LM, Mapping[str, Tensor]], Tensor]
 """What is added to the loss of a batch, of the model with some parameters in place of its own; a scalar."""
@@ -252,6 +257,7 @@ def descend(
     *,
     settings: DescentSettings,
     prior: LossTerm | None = None,
+    objective: Objective | None = None,
 ) -> Trained:
     """Train copies of some parameters until the model says the targets: the last of :func:`passes`, all losses.
 
@@ -261,12 +267,13 @@ def descend(
         parameters: the names of the parameters.
         settings: how.
         prior: a term that is added to the loss of each batch; None for none.
+        objective: the loss of a batch; None for what the directions of its edits say.
 
     Raises:
         DataError, ModelError, NumericalError: as :func:`passes`.
     """
     record: list[float] = []
-    for trained in passes(lm, edits, parameters, settings=settings, prior=prior):
+    for trained in passes(lm, edits, parameters, settings=settings, prior=prior, objective=objective):
         last = trained
         record += trained.losses
     return Trained(last.deltas, tuple(record))
@@ -279,6 +286,7 @@ def passes(
     *,
     settings: DescentSettings,
     prior: LossTerm | None = None,
+    objective: Objective | None = None,
 ) -> Iterator[Trained]:
     """Train copies of some parameters, and give what they have become after each pass over the edits.
 
@@ -288,6 +296,7 @@ def passes(
         parameters: the names of the parameters.
         settings: how.
         prior: a term that is added to the loss of each batch; None for none.
+        objective: the loss of a batch; None for what the directions of its edits say.
 
     Raises:
         DataError: a prompt and its target are longer than the model's context.
@@ -303,8 +312,8 @@ def passes(
     adam = torch.optim.Adam(
         free.values(), lr=settings.lr, weight_decay=settings.weight_decay, betas=(0.9, settings.beta2)
     )
-    training = _Training(lm, start, free, adam, settings, prior)
-    enough = _enough(examples, settings)
+    training = _Training(lm, start, free, adam, settings, prior, objective)
+    enough = training.enough(examples)
     for number, order in enumerate(_orders(len(examples), settings)):
         passed = training.run(number, [examples[i] for i in order])
         changes = {name: (free[name] - start[name]).detach() for name in parameters}
@@ -338,6 +347,11 @@ class _Training:
     adam: torch.optim.Optimizer
     settings: DescentSettings
     prior: LossTerm | None
+    objective: Objective | None
+
+    def enough(self, examples: Sequence[TokenisedEdit]) -> float:
+        """The loss below which edits have what they want."""
+        return _enough(examples, self.settings) if self.objective is None else self.settings.threshold
 
     def run(self, number: int, examples: Sequence[TokenisedEdit]) -> list[tuple[float, int]]:
         """One pass; of each batch its loss before the update, and its size."""
@@ -360,13 +374,16 @@ class _Training:
             self.adam.zero_grad()
         with torch.enable_grad():
             held = {name: tensor.to(self.lm.parameter(name).dtype) for name, tensor in self.free.items()}
-            loss = _loss(self.lm, examples, held=held, settings=self.settings)
+            if self.objective is None:
+                loss = _loss(self.lm, examples, held=held, settings=self.settings)
+            else:
+                loss = self.objective(self.lm, examples, held)
             total = loss if self.prior is None else loss + self.prior(self.lm, held)
         value, whole = float(loss.detach()), float(total.detach())
         if not math.isfinite(whole):
             ids, names = ", ".join(e.edit.id for e in examples[:3]), ", ".join(list(self.free)[:3])
             raise NumericalError(f"the loss of edits {ids} became {whole} in training {names}; lower lr")
-        if value >= _enough(examples, self.settings):
+        if value >= self.enough(examples):
             torch.autograd.backward(total if faithful or count == 1 else total / count)
         if last and (not faithful or count == self.settings.accumulate):
             self._step()

@@ -8,19 +8,22 @@ no end before the last pass.  Adam is the usual one, with float32 states and wei
 
 from __future__ import annotations
 
-from abc import ABC
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Annotated, Literal
 
 from harness.editing.directions import Normalisation
-from harness.editing.editor import Editor
+from harness.editing.edit import Edit
+from harness.editing.editor import Editor, Pass
 from harness.editing.hyperparameters import Count, NotNegative, Positive, Range
-from harness.methods.descent import Accumulation, DescentSettings
+from harness.methods.descent import Accumulation, DescentSettings, descend, passes
 from harness.methods.kl_regulariser import KLRegulariser, kl_regulariser
 from harness.models.lm import LM
+from harness.patches.patch import Patch
 
-__all__ = ["CANONICAL", "Finetuning"]
+__all__ = ["CANONICAL", "Finetuning", "FinetuningInPlace"]
 
 CANONICAL: Mapping[str, object] = {
     "batch_size": 1,
@@ -88,3 +91,23 @@ class Finetuning(Editor, ABC):
     def prior(self, lm: LM) -> KLRegulariser | None:
         """The pull towards the unedited model, None without a weight."""
         return kl_regulariser(lm, weight=self.kl, source=self.kl_text, seed=self.seed)
+
+
+@dataclass(frozen=True)
+class FinetuningInPlace(Finetuning, ABC):
+    """Adam on parameters that the model has."""
+
+    @abstractmethod
+    def trained(self, lm: LM) -> list[str]:
+        """The names of the parameters."""
+
+    def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:  # noqa: ARG002
+        """All edits, in mini-batches."""
+        if not edits:
+            return Patch()
+        return Patch(descend(lm, edits, self.trained(lm), settings=self.settings(), prior=self.prior(lm)).deltas)
+
+    def passes(self, lm: LM, edits: Sequence[Edit]) -> Iterator[Pass]:
+        """The change after each pass."""
+        for done in passes(lm, edits, self.trained(lm), settings=self.settings(), prior=self.prior(lm)):
+            yield Pass(Patch(done.deltas), fmean(done.losses))

@@ -42,10 +42,12 @@ class KLRegulariser:
     Attributes:
         weight: its weight, per text: on a text of 500 tokens each position counts this much.
         texts: the tokens of the texts, one for each call; it never ends.
+        mean: whether the divergence is the mean over the positions of a text, not their sum.
     """
 
     weight: float
     texts: Iterator[list[int]]
+    mean: bool = False
 
     def __call__(self, lm: LM, held: Mapping[str, Tensor]) -> Tensor:
         """The term for the next text, with some parameters in place of the model's own."""
@@ -54,10 +56,13 @@ class KLRegulariser:
         with torch.no_grad():
             before = lm.model(**inputs).logits[0]
         after = functional_call(lm.model, dict(held), args=(), kwargs=inputs).logits[0]
-        return self.weight * summed_kl(at_least_float32(before), at_least_float32(after))
+        found = summed_kl(at_least_float32(before), at_least_float32(after))
+        return self.weight * (found / len(before) if self.mean else found)
 
 
-def kl_regulariser(lm: LM, *, weight: float, source: str | None, seed: int) -> KLRegulariser | None:
+def kl_regulariser(
+    lm: LM, *, weight: float, source: str | None, seed: int, tokens: int | None = None, mean: bool = False
+) -> KLRegulariser | None:
     """The term for texts drawn with replacement; None where it has no weight.
 
     Args:
@@ -65,6 +70,8 @@ def kl_regulariser(lm: LM, *, weight: float, source: str | None, seed: int) -> K
         weight: the weight.
         source: a file, a folder or a Hub data set of texts; None for the model's plain text.
         seed: of the draw.
+        tokens: how many tokens of each text are read; None for as many as the model takes.
+        mean: whether the divergence is the mean over the positions of a text, not their sum.
 
     Raises:
         DataError: the texts cannot be read, or there is none of two tokens.
@@ -72,11 +79,12 @@ def kl_regulariser(lm: LM, *, weight: float, source: str | None, seed: int) -> K
     if not weight:
         return None
     place = source or lm.text
-    encoded = (lm.encode(text)[: lm.context] for text in islice(read_documents(place), _TEXTS))
+    most = lm.context if tokens is None else min(tokens, lm.context)
+    encoded = (lm.encode(text)[:most] for text in islice(read_documents(place), _TEXTS))
     texts = [ids for ids in encoded if len(ids) > 1]
     if not texts:
         raise DataError(f"{place}: no text of two tokens; give texts for the divergence with --set kl_text=FILE")
-    return KLRegulariser(weight, _drawn(texts, seed))
+    return KLRegulariser(weight, _drawn(texts, seed), mean)
 
 
 def _drawn(texts: list[list[int]], seed: int) -> Iterator[list[int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,7 @@ OWN_QUICK: dict[str, dict[str, object]] = {
     "mend": {"rank": 8, "accumulate": 2, "validate_every": 8, "lr": 1e-4, "alpha": 1e-2, "alpha_lr": 1e-4},
     "companion": {"lr": 0.5, "kl": 0.0, "epochs": 8},
     "full": {"lr": 3e-3},
+    "ft_kl": {"kl": 1.0, "kl_tokens": 16},
     "senses": {"lr": 0.5, "kl": 1e-3, "epochs": 10, "accumulate": 1, "chunks": 20, "chunk_tokens": 32},
     "prune": {"reduce": "log1_5"},  # three edits exceed the bound of a matrix this small fourfold
 }
@@ -70,6 +72,13 @@ FIRST = {"none", "ft", "ft_l", "rome", "r_rome", "memit"}
 def home(name: str, family: str) -> str:
     """The family on which an editor is tried: the given one, or the only one that it is made for."""
     return registry.find(name).family or family
+
+
+def told(name: str, edits: list[Edit]) -> list[Edit]:
+    """The edits, with an old answer each where the editor needs one."""
+    if not registry.find(name).needs_old:
+        return edits
+    return [replace(edit, target_old=old) for edit, old in zip(edits, ("Lisbon", "Vienna", "Athens"), strict=True)]
 
 
 def quick(name: str, lm: LM, train: Sequence[Example] = ()) -> Editor:
@@ -118,7 +127,7 @@ def candidate(taught: Callable[[str], LM], edits: list[Edit], train: list[Exampl
 
     def get(name: str, family: str) -> Candidate:
         if (name, family) not in made:
-            made[name, family] = Candidate(lambda lm: quick(name, lm, train), taught(family), edits)
+            made[name, family] = Candidate(lambda lm: quick(name, lm, train), taught(family), told(name, edits))
         return made[name, family]
 
     return get
@@ -132,7 +141,7 @@ def untaught(
 
     def get(name: str, family: str) -> Candidate:
         again, other = (lambda seed=seed: fresh(family, seed) for seed in (0, 1))
-        return Candidate(lambda lm: quick(name, lm, train), tiny(family), edits, again, other)
+        return Candidate(lambda lm: quick(name, lm, train), tiny(family), told(name, edits), again, other)
 
     return get
 
