@@ -21,17 +21,14 @@ from torch import Tensor, nn
 from harness.editing.edit import Edit, Example
 from harness.editing.editor import Learned
 from harness.editing.hyperparameters import Count, NotNegative, Positive, Range, Share
-from harness.errors import DataError, ModelError, NumericalError, UsageError
+from harness.errors import DataError, NumericalError, UsageError
 from harness.methods.keys import layer_at_depth
-from harness.models.activations import at_least_float32, capture_activations, row_portions
+from harness.methods.steering import Mentions, StatedText, mean_states, require_state, written_forms
+from harness.models.activations import at_least_float32
 from harness.models.lm import LM, Batch
 from harness.patches.patch import Part, Patch, Step, patched
 
 __all__ = ["Additions", "Remedi"]
-
-_BUDGET = 8192
-"""Tokens of one forward pass, padding included."""
-_NOTHING = -1
 
 Phrasings = Literal["published", "all"]
 Objects = Literal["own", "relation"]
@@ -137,13 +134,8 @@ class Remedi(Learned):
             ModelError: it hands on several, or there is no such layer.
         """
         super().require(lm)
-        (block,) = self.places(lm)
-        width = capture_activations(lm, lm.batch([lm.encode("The name of")]), outputs=[block]).outputs[block].shape[-1]
-        if width != lm.arch.width:
-            raise ModelError(
-                f"{lm.name}: '{block}' hands on {width} numbers a token, where its matrices write {lm.arch.width}; "
-                "remedi adds one vector to the state of a token, so take another editor"
-            )
+        for block in self.places(lm):
+            require_state(lm, block, self.name)
 
     def fit(self, lm: LM, train: Sequence[Example]) -> Remedi:
         """Learn ``W`` and ``b``; those of the best epoch on the examples that are held out are kept.
@@ -212,7 +204,7 @@ class Remedi(Learned):
 
     def _additions(self, lm: LM, edits: Sequence[Edit]) -> Additions:
         known = self.knowledge(lm)
-        attributes = _representations(
+        attributes = mean_states(
             lm, [_stated(lm, edit.text, _subject(edit), edit.continuation) for edit in edits], self._at(lm)
         )
         directions = nn.functional.linear(attributes.to(known["weight"]), known["weight"], known["bias"])
@@ -225,7 +217,7 @@ class Remedi(Learned):
         return Additions(
             tuple(_subject(edit) for edit in edits),
             tuple(edit.prompt for edit in edits),
-            tuple(_written(lm, edit) for edit in edits),
+            tuple(written_forms(lm, edit) for edit in edits),
             directions,
             self.mention,
             self.alpha,
@@ -260,33 +252,12 @@ class Additions(Part):
 
     def __call__(self, hidden: Tensor, step: Step) -> Tensor:
         """A hook (:data:`harness.patches.patch.Hook`)."""
-        rows, columns, who = self.mentions(step)
-        new = columns >= step.ids.shape[1] - step.new
-        rows, columns, who = rows[new], columns[new] - (step.ids.shape[1] - step.new), who[new]
+        rows, columns, who = self._mentions.find_new(step)
         return _added(hidden, rows=rows, columns=columns, directions=self._sums[who], alpha=self.alpha, beta=self.beta)
 
     def mentions(self, step: Step) -> tuple[Tensor, Tensor, Tensor]:
-        """The row, the column of the last token and the subject of each mention that is to be edited.
-
-        Whether a mention counts depends on the tokens up to its last one, so that every way of computing a text agrees.
-        Of two subjects that end at one token the longer is meant.
-        """
-        ids = step.ids.masked_fill(step.mask == 0, _NOTHING)
-        ends = torch.full_like(ids, _NOTHING)
-        for tokens, owners in self._table:  # the shortest first
-            length = tokens.shape[1]
-            if length > ids.shape[1]:
-                break
-            windows = ids.unfold(1, length, 1)
-            rows, starts = torch.isin(_hash(windows), _hash(tokens.to(ids))).nonzero(as_tuple=True)
-            same = (windows[rows, starts][:, None] == tokens.to(ids)).all(-1)
-            found, which = same.nonzero(as_tuple=True)
-            ends[rows[found], starts[found] + length - 1] = owners.to(ids)[which]
-        rows, columns = (ends != _NOTHING).nonzero(as_tuple=True)
-        who = ends[rows, columns]
-        before = (rows[:, None] == rows) & (who[:, None] == who) & (columns[:, None] > columns)
-        counted = before.sum(1) + 1 == self.mention
-        return rows[counted], columns[counted], who[counted]
+        """The row, the column of the last token and the subject of each mention that is to be edited."""
+        return self._mentions.find(step)
 
     def of(self, positions: Sequence[int]) -> Additions:
         """Some of the edits."""
@@ -352,22 +323,12 @@ class Additions(Part):
         return zeros.index_add(0, rows, self.directions)
 
     @cached_property
-    def _table(self) -> list[tuple[Tensor, Tensor]]:
-        """The ways to write subjects by their number of tokens, ascending: ``[ways, tokens]`` and whose they are."""
-        owner = {way: self._place[s] for s, ways in zip(self.subjects, self.written, strict=True) for way in ways}
-        lengths = sorted({len(way) for way in owner})
-        grouped = [[way for way in owner if len(way) == length] for length in lengths]
-        device = self.directions.device
-        return [
-            (torch.tensor(ways, device=device), torch.tensor([owner[way] for way in ways], device=device))
-            for ways in grouped
-        ]
-
-
-def _hash(tokens: Tensor) -> Tensor:
-    """A number for each sequence of tokens ``[..., length]``; equal sequences have equal numbers."""
-    powers = torch.tensor([pow(1_000_003, i, 1 << 31) for i in range(tokens.shape[-1])], device=tokens.device)
-    return (tokens * powers).sum(-1)
+    def _mentions(self) -> Mentions:
+        """Where a text names a subject; of one that several edits are about, every way in which they write it."""
+        ways: list[dict[tuple[int, ...], None]] = [{} for _ in self._place]
+        for subject, written in zip(self.subjects, self.written, strict=True):
+            ways[self._place[subject]].update(dict.fromkeys(written))
+        return Mentions(tuple(map(tuple, ways)), self.mention, self.directions.device)
 
 
 def _added(hidden: Tensor, *, rows: Tensor, columns: Tensor, directions: Tensor, alpha: float, beta: float) -> Tensor:
@@ -384,26 +345,10 @@ def _subject(edit: Edit) -> str:
     return edit.subject
 
 
-def _written(lm: LM, edit: Edit) -> tuple[tuple[int, ...], ...]:
-    """The tokens of a subject at the start of a text, after a space, and in the edit's own prompt."""
-    subject = _subject(edit)
-    texts = ((subject, 0), (f"a {subject}", 2), (edit.text, edit.begins))
-    found = (lm.encode(text)[slice(*lm.span(text, subject, start))] for text, start in texts)
-    return tuple(dict.fromkeys(map(tuple, found)))
-
-
 # --- what an attribute is ---------------------------------------------------------------------------------------------
 
 
-class _Stated(NamedTuple):
-    """A sentence and the tokens of its attribute: the first, and one past the last."""
-
-    ids: list[int]
-    begin: int
-    end: int
-
-
-def _stated(lm: LM, prompt: str, subject: str, target: str) -> _Stated:
+def _stated(lm: LM, prompt: str, subject: str, target: str) -> StatedText:
     """A prompt with its target; the attribute is what follows the subject's last mention, without punctuation around.
 
     Args:
@@ -414,18 +359,7 @@ def _stated(lm: LM, prompt: str, subject: str, target: str) -> _Stated:
     """
     text = prompt + target
     attribute = text[text.rindex(subject) + len(subject) :].strip(",-;: ") or target.strip()
-    return _Stated(lm.encode(text), *lm.span(text, attribute, text.rindex(attribute)))
-
-
-def _representations(lm: LM, stated: Sequence[_Stated], layer: int) -> Tensor:
-    """``h_attr [n, d]``, at least in float32: means over the attributes' tokens of what a block writes."""
-    block = lm.arch.block(layer)
-    found: dict[int, Tensor] = {}
-    for chunk in row_portions([[len(s.ids)] for s in stated], _BUDGET):
-        hidden = capture_activations(lm, lm.batch([stated[i].ids for i in chunk]), outputs=[block]).outputs[block]
-        hidden = at_least_float32(hidden)
-        found |= {i: hidden[row, stated[i].begin : stated[i].end].mean(0) for row, i in enumerate(chunk)}
-    return torch.stack([found[i] for i in range(len(stated))])
+    return StatedText(lm.encode(text), *lm.span(text, attribute, text.rindex(attribute)))
 
 
 # --- learning ---------------------------------------------------------------------------------------------------------
@@ -470,7 +404,7 @@ def _lessons(
         for example, mine in zip(train, pairs, strict=True)
         for stated, _ in mine
     ]
-    attributes = iter(_representations(lm, rows, layer) if rows else ())
+    attributes = iter(mean_states(lm, rows, layer) if rows else ())
     return [
         [
             _lesson(lm, example.edit, asked=asked, attribute=h)

@@ -88,7 +88,7 @@ def test_spans_and_targets(golden):
 def test_representations_and_directions(golden, close, precision):
     lm, theirs = golden.lm("tiny-gpt2", precision), expected(golden, precision)
     edits = [example.edit for example in train(golden)]
-    found = remedi._representations(lm, [stated_in(lm, edit) for edit in edits], 1)
+    found = remedi.mean_states(lm, [stated_in(lm, edit) for edit in edits], 1)
     close(found, theirs["context.attribute.hiddens.1.average"], REL[precision], "h_attr")
     (hook,) = editor(golden, precision).edit(lm, edits).hooks.values()
     close(hook.directions, theirs["direction"], REL[precision], "direction")
@@ -104,8 +104,8 @@ def test_representations_that_are_classified(golden, close, precision):
     stated = [stated_in(lm, edit) for edit in edits]
     last = [(f"{edit.text}{edit.continuation}", found.end - 1) for edit, found in zip(edits, stated, strict=True)]
     close(hidden_states(lm, last, 1), theirs["context.attribute.hiddens.1.last"], REL[precision], "last of h_attr")
-    whole = [remedi._Stated(lm.encode(text), 0, at + 1) for text, at in alone]
-    close(remedi._representations(lm, whole, 1), theirs["entity.entity.hiddens.1.average"], REL[precision], "mean")
+    whole = [remedi.StatedText(lm.encode(text), 0, at + 1) for text, at in alone]
+    close(remedi.mean_states(lm, whole, 1), theirs["entity.entity.hiddens.1.average"], REL[precision], "mean")
 
 
 @PRECISIONS

@@ -210,7 +210,7 @@ def test_one_phrasing_as_published_or_all_of_them(tiny: Callable[[str], LM]) -> 
     others = ["It rained. The home of Ada Velmont is", "Ada Velmont lives in"]
     example = Example(EDITS[0], tuple(Probe("a", "paraphrase", text, "Rome", "Oslo") for text in others))
     texts = [EDITS[0].text, "The home of Ada Velmont is", "Ada Velmont lives in"]
-    states = remedi._representations(lm, [remedi._stated(lm, t, "Ada Velmont", " Rome") for t in texts], 1)
+    states = remedi.mean_states(lm, [remedi._stated(lm, t, "Ada Velmont", " Rome") for t in texts], 1)
     ((one,),) = remedi._lessons(lm, [example], layer=1, phrasings="published")
     assert one.ids == lm.encode(texts[1])
     assert torch.allclose(one.attribute, states[0], atol=1e-6)
@@ -238,7 +238,7 @@ def test_every_object_of_a_relation_is_taught_but_the_true_one(tiny: Callable[[s
     # The relation's objects are Rome, Oslo and Paris; of the first example Oslo is true.
     assert [lm.tokenizer.decode(one.wanted) for one in first] == [" Rome", " Paris"]
     for lesson, (stated, question), target in zip(first, pairs, (" Rome", " Paris"), strict=False):
-        said = remedi._representations(lm, [remedi._stated(lm, stated, "Ada Velmont", target)], 1)[0]
+        said = remedi.mean_states(lm, [remedi._stated(lm, stated, "Ada Velmont", target)], 1)[0]
         assert lesson.ids == lm.encode(question)
         assert torch.allclose(lesson.attribute, said, atol=1e-6)
         assert lm.tokenizer.decode(lesson.old or 0) == " Oslo"
