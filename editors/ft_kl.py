@@ -1,4 +1,4 @@
-"""FT-KL: fine-tuning of one layer's down-projection with a guard, the divergence from the unedited model on plain text.
+"""FT-KL: fine-tuning of one layer's down-projection, guarded by the divergence on plain text.
 
 Source: the baseline FT+KL of Mitchell et al. 2022, "Fast Model Editing at Scale", arXiv 2110.11309, section 5, and its
 code (eric-mitchell/mend at e04fdb9, algs/ft.py): the mean over the positions of a text of ``KL(p_0 || p)``, with the
