@@ -16,7 +16,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -25,9 +24,10 @@ from torch import Tensor
 from harness.editing.edit import Edit
 from harness.editing.editor import Editor
 from harness.editing.hyperparameters import Count, NotNegative, Positive, Share
-from harness.errors import DataError, ModelError, NumericalError, UsageError
+from harness.errors import ModelError, NumericalError, UsageError
 from harness.methods import context_templates
 from harness.methods.keys import layer_at_depth, template_notes
+from harness.methods.routing import Running, unrelated_texts
 from harness.methods.supervised_tokens import SupervisedTokens, supervise_target
 from harness.models.activations import at_least_float32, capture_activations, first_output
 from harness.models.lm import LM, Batch
@@ -35,7 +35,6 @@ from harness.patches.patch import Hook, Part, Patch, Step, patched
 
 __all__ = ["Distance", "SideMemories", "State", "Wise", "margins", "ties"]
 
-_POOL = 512  # documents of unrelated text that are drawn from
 _LENGTH = 64  # tokens that are read of each
 _EARLIER = 0.6  # the weight of the memory that was merged before, as in the authors' code
 _LONG = 100  # tokens beyond which their code takes the largest distance of a text in place of the mean
@@ -60,8 +59,8 @@ class _Running:
     """Distances of texts up to each of their positions, carried from pass to pass as keys and values are."""
 
     def __init__(self) -> None:
-        self._ids: Tensor | None = None
-        self._total = self._largest = torch.empty(0)
+        self._total = Running("sum", asker="wise", cure="take distance=token")
+        self._largest = Running("largest", asker="wise", cure="take distance=token")
 
     def __call__(self, moved: Tensor, step: Step) -> Tensor:
         """The mean over the tokens up to each position, or beyond :data:`_LONG` tokens the largest.
@@ -73,21 +72,9 @@ class _Running:
         Raises:
             ModelError: it goes on with a key-value cache of other texts than those of the last pass.
         """
-        new = step.mask[:, -step.new :, None].to(moved)
-        total, largest = (moved * new).cumsum(1), (moved * new).cummax(1).values
-        past = step.ids.shape[1] - step.new
-        if past:
-            if self._ids is None or not torch.equal(self._ids[:, :past], step.ids[:, :past]):
-                raise ModelError(
-                    "wise: a key-value cache of a text that was read without its memories; read the text again, or "
-                    "take distance=token"
-                )
-            before = self._total[:, :past], self._largest[:, :past]
-            total = torch.cat([before[0], total + before[0][:, -1:]], 1)
-            largest = torch.cat([before[1], torch.maximum(largest, before[1][:, -1:])], 1)
-        self._ids, self._total, self._largest = step.ids, total.detach(), largest.detach()
-        count = step.mask.cumsum(1)[..., None]
-        return torch.where(count > _LONG, largest, total / count.clamp(min=1).to(total))[:, past:]
+        total, largest = self._total(moved, step), self._largest(moved, step)
+        count = step.mask.cumsum(1)[:, -step.new :, None]
+        return torch.where(count > _LONG, largest, total / count.clamp(min=1).to(total))
 
 
 def _of_pass(moved: Tensor, step: Step) -> Tensor:
@@ -383,9 +370,7 @@ class Wise(Editor):
         if self.contexts is not None:
             context_templates.require_templates(self.contexts)
         around = self.contexts or context_templates.sample_templates(lm, "memit", self.seed)
-        texts = tuple(islice(lm.documents(), _POOL))
-        if not texts:
-            raise DataError(f"'{lm.text}' holds no text; give unrelated text with --text FILE")
+        texts = unrelated_texts(lm)
         out, width = lm.matrix(lm.down(self._layer(lm))).shape
         none = torch.empty(0, out, width, device=lm.device)
         side = SideMemories((), none, torch.empty(0, device=lm.device), self.distance, self._activation(lm))

@@ -29,6 +29,7 @@ class SupervisedTokens:
         batch: the rows, right-padded.
         row, column: the positions that predict the target, ``[p]``; the first of each row is the prompt's last token.
         token: what they shall predict, ``[p]``.
+        share: how much each counts in the loss, ``[p]``; None where all count alike.
     """
 
     edit: Edit
@@ -36,9 +37,10 @@ class SupervisedTokens:
     row: Tensor
     column: Tensor
     token: Tensor
+    share: Tensor | None = None
 
     def nll(self, lm: LM) -> Tensor:
-        """The mean over rows of the mean NLL of the target's tokens, each after those before it."""
+        """The mean over rows of the mean NLL of the target's tokens, each after those before it, or their shares."""
         batch = self.batch
         logits = lm.model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
         return self._nll(logits[self.row, self.column])
@@ -66,7 +68,8 @@ class SupervisedTokens:
 
     def _nll(self, logits: Tensor) -> Tensor:
         log_p = at_least_float32(logits).log_softmax(-1)
-        return -log_p.gather(1, self.token.to(log_p.device)[:, None]).mean()
+        each = -log_p.gather(1, self.token.to(log_p.device)[:, None])[:, 0]
+        return each.mean() if self.share is None else (each * self.share.to(each)).sum()
 
 
 class _Upper:

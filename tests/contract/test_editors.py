@@ -50,6 +50,7 @@ OWN_QUICK: dict[str, dict[str, object]] = {
         "norm_constraint": 1.0,
         "act_ratio": 0.5,
     },
+    "memoir": {"n_iter": 20, "texts": 4},
     "ike": {"k": 2, "room": 8},
     "rag": {"room": 8},
     "prompt": {"room": 8},

@@ -389,6 +389,7 @@ CONFORMS = {
     "lora": "unit/editors/test_gradient_editors.py::test_the_first_step_of_lora_moves_b_alone_by_the_learning_rate",
     "lyaplock": "golden/test_golden_closed_forms.py::test_lyaplock_with_its_queue_in_three_batches",
     "memit": "golden/test_memit.py::test_variant",
+    "memoir": "golden/test_golden_memoir.py::test_edits_are_theirs",
     "mend": "unit/editors/test_mend.py::test_each_layer_adds_what_its_formula_says",
     "nas": "unit/editors/test_closed_form.py::test_nas_scales_values_to_the_norm_that_the_first_edits_have",
     "pmet": "unit/editors/test_pmet.py::test_values_are_those_of_the_plain_loop",
