@@ -181,6 +181,7 @@ def edit(
     with ExitStack() as stack:
         with as_before():
             from harness.editing import edited
+            from harness.methods.value_cache import ValueCache, values_folder, values_from
             from harness.models.in_memory import borrowed
             from harness.runs import handed
             from harness.runs.defaults import rows_for
@@ -194,7 +195,8 @@ def edit(
             method = handed.configured_editor(editor, lm, settings=settings or {}, seed=seed, fitted=_text(fitted))
             name = handed.editor_name(editor)
             source = handed.edits_source(edits, rows)
-            holder = stack.enter_context(edited.held(lm, method, name=name, edits=wanted, mode=mode, source=source))
+            with values_from(ValueCache(values_folder())):
+                holder = stack.enter_context(edited.held(lm, method, name=name, edits=wanted, mode=mode, source=source))
         yield holder  # what the caller does to the process in here is the caller's
 
 

@@ -4,6 +4,9 @@
     python scripts/bench.py --model gpt2-shaped  a random model of GPT-2's shape (124 M parameters)
     python scripts/bench.py --model deep trace   a random model of 28 layers, as many as GPT-J has, and mini's width
     python scripts/bench.py adapter moments      only these
+    python scripts/bench.py crew shards          two workers against one; on a few cores of one's own
+    python scripts/bench.py crew --plans 4 --edits 2 --documents 4; python scripts/bench.py shards --edits 130 --steps 1
+                                                 the same in a minute or two, to see that it works
     python scripts/bench.py general shots probes choices scoring --model DIR --data-dir DIR --documents 10 --repeat 1
                                                  the exam against plain lm_eval, on the authors' files
 
@@ -106,6 +109,7 @@ class Run:
     documents: int = 40
     data_dir: str = "mini"
     plain_rows: tuple[int, ...] = (8, 32)
+    plans: int = 12
 
 
 def main() -> None:
@@ -123,6 +127,7 @@ def main() -> None:
     parser.add_argument(
         "--plain-rows", type=int, nargs="+", default=[8, 32], help="batch sizes of plain lm_eval; the fastest counts"
     )
+    parser.add_argument("--plans", type=int, default=12, help="plans of the study of a crew (default: 12)")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="default: wall")
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
@@ -135,6 +140,7 @@ def main() -> None:
         arguments.documents,
         arguments.data_dir,
         tuple(arguments.plain_rows),
+        arguments.plans,
     )
     print(
         f"{lm.name}, {torch.get_num_threads()} threads, {run.repeat} pairs, {arguments.clock} time; ratio: plain / ours"
@@ -773,9 +779,14 @@ def spectra(lm: LM, run: Run) -> None:
 
 
 def crew(_lm: LM, run: Run) -> None:
-    """A study of twelve plans by two workers against one; the records must be the same."""
+    """A study of twelve plans by two workers against one; the records must be the same.
+
+    The plans differ in their editors, seeds and limits (``--documents`` and half of it).
+    """
     fields = {"model": "mini", "edits": "counterfact", "num_edits": run.edits or 20, "mode": "batch", "seed": [0, 1, 2]}
-    study = plan_grid.plans({**fields, "editor": ["ft_l", "memit"], "tasks": ["NLI"], "limit": [20, 40]})
+    study = plan_grid.plans(
+        {**fields, "editor": ["ft_l", "memit"], "tasks": ["NLI"], "limit": [max(1, run.documents // 2), run.documents]}
+    )[: run.plans]
     _by_crews(f"crew: {len(study)} plans", study, {"one worker": ALONE, "two workers": Crew(2)})
 
 

@@ -118,13 +118,25 @@ class TraceOptions:
 @opt.BUDGET
 @opt.OUTPUT.but(default=Path("runs"))
 @opt.FRESH.but(help="Start anew where an earlier study of the same plan was stopped.")
-def trace(asked: TraceOptions, *, device: str | None, budget: int, output: Path, fresh: bool) -> None:
+@opt.WORKERS
+@opt.CLUSTER
+def trace(
+    asked: TraceOptions,
+    *,
+    device: str | None,
+    budget: int,
+    output: Path,
+    fresh: bool,
+    workers: int | None,
+    cluster: str | None,
+) -> None:
     """Find where a model recalls facts: causal tracing."""
+    from harness.runs.crew.cells import crew_of
     from harness.studies.causal.tracing import run_traces, study_name, study_table
 
-    plans = asked.plans()
+    plans, crew = asked.plans(), crew_of(workers, cluster)
     with terminal.watched() as report:
-        for study in run_traces(plans, output, device=device, fresh=fresh, report=report, budget=budget):
+        for study in run_traces(plans, output, device=device, fresh=fresh, report=report, budget=budget, crew=crew):
             terminal.write_table(study_table(study.record))
             terminal.say_where("record:", output / f"{study_name(study.record)}.json")
 
@@ -207,8 +219,18 @@ class LocalizeOptions:
 @opt.DEVICE
 @opt.OUTPUT.but(help="Folder of the study.", default=Path("runs"))
 @opt.FRESH.but(help="Start anew where an earlier run of the same study was stopped.")
+@opt.WORKERS
+@opt.CLUSTER
 def localize(
-    asked: LocalizeOptions, *, published: bool, tables: bool, device: str | None, output: Path, fresh: bool
+    asked: LocalizeOptions,
+    *,
+    published: bool,
+    tables: bool,
+    device: str | None,
+    output: Path,
+    fresh: bool,
+    workers: int | None,
+    cluster: str | None,
 ) -> None:
     """Edit every layer, and see whether tracing tells which (Hase et al. 2023).
 
@@ -216,6 +238,7 @@ def localize(
     every layer, and a regression of the scores on the layer and on the tracing effect there. What was stopped goes on
     where it was when the same command is given again.
     """
+    from harness.runs.crew.cells import crew_of
     from harness.studies.localization import localize as study
     from harness.studies.localization import localize_report
 
@@ -223,7 +246,8 @@ def localize(
         kept = study.open_study(asked.grid(), output)
     else:
         with terminal.watched() as report:
-            kept = study.run_grid(asked.grid(), output, device=device, fresh=fresh, report=report)
+            crew = crew_of(workers, cluster)
+            kept = study.run_grid(asked.grid(), output, device=device, fresh=fresh, report=report, crew=crew)
     made = localize_report.write_report(kept, published)
     _say_fits(kept)
     terminal.say_where("study:", kept.path, *made)
@@ -319,20 +343,31 @@ class TuneOptions:
 @opt.taken(TuneOptions)
 @opt.DEVICE
 @opt.OUTPUT.but(help="Folder of the preset, the report and the trials.", default=Path("tune"))
-def tune(asked: TuneOptions, *, device: str | None, output: Path) -> None:
+@opt.WORKERS
+@opt.CLUSTER
+def tune(asked: TuneOptions, *, device: str | None, output: Path, workers: int | None, cluster: str | None) -> None:
     """Tune an editor for a model, on tuning rows alone.
 
     The layers that causal tracing proposes are tried first, then learning rates, lam and the editor's other main
     settings, one at a time. What comes out is a preset, for `harness run --config`, and a report of all that was tried.
     What was stopped goes on where it was when the same command is given again.
     """
+    from harness.runs.crew.cells import crew_of
     from harness.studies.sweeps import tune as study
     from harness.studies.sweeps.tune_report import write_tuned
 
     plan = asked.plan()
     budget = study.Budget(asked.trials, asked.probes, asked.texts, asked.traced)
     with terminal.watched() as report:
-        found = study.tune(plan, output / "trials", budget=budget, against=asked.against, device=device, report=report)
+        found = study.tune(
+            plan,
+            output / "trials",
+            budget=budget,
+            against=asked.against,
+            device=device,
+            report=report,
+            crew=crew_of(workers, cluster),
+        )
     best = f"the best of {len(found.trials)} trials has objective {found.best.objective:.3f}"
     terminal.say(f"{best}, the untuned editor {found.trials[0].objective or math.nan:.3f}")
     terminal.say_where("preset:", *write_tuned(found, output))

@@ -2,14 +2,41 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from harness.models.lm import LM
+from harness.models.lm import LM, load
 from harness.runs.resolve import Resolved
 
-__all__ = ["OneModel", "checkpoint_files"]
+__all__ = ["OneModel", "checkpoint_files", "kept_model"]
+
+
+def kept_model(model: str, *, dtype: str, device: str | None, names: Mapping[str, str], text: str | None = None) -> LM:
+    """A model that this process keeps loaded, for cells of a study that name it one after the other.
+
+    Args:
+        model: a shipped model, a folder, or a Hub repository.
+        dtype: of the model.
+        device: where it goes.
+        names: parts of the architecture named by hand.
+        text: plain text for second moments.
+    """
+    named = tuple(sorted(names.items()))
+    return _kept_model(model, dtype, device, named, text, checkpoint_files(Path(model)))
+
+
+@functools.lru_cache(maxsize=1)
+def _kept_model(
+    model: str,
+    dtype: str,
+    device: str | None,
+    names: tuple[tuple[str, str], ...],
+    text: str | None,
+    _files: tuple[object, ...],
+) -> LM:
+    return load(model, dtype=dtype, device=device, names=dict(names) or None, text=text)
 
 
 class OneModel:

@@ -31,6 +31,7 @@ from harness.editing.edit import Edit
 from harness.editing.registry import configure
 from harness.errors import DataError, HarnessError, ModelError, RestoreError, UsageError
 from harness.io.process import as_before
+from harness.methods import value
 from harness.models.lm import LM
 
 ROOT = Path(__file__).parents[2]
@@ -246,6 +247,17 @@ def test_an_edited_model_says_the_edit_and_afterwards_does_not() -> None:
     with torch.no_grad():
         after = lm.model(ids).logits.double().log_softmax(-1)
     assert float(after[0, begin - 1, ids[0, begin]]) < expected - 1
+
+
+def test_an_edit_takes_kept_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second time nothing is optimised, and the weights are the same to the last bit."""
+    found = []
+    for _ in range(2):
+        with harness.edit("mini", None, "rome", [FACT], settings=SETTINGS) as edited:
+            found.append(edited.lm.state_hashes())
+        monkeypatch.setattr(value, "_descend", lambda *_args, **_options: pytest.fail("optimised"))
+    assert found[0] == found[1]
+    assert dict(edited.lm.state_hashes()) != dict(found[0])
 
 
 def test_an_edit_goes_also_after_an_exception(fresh: Callable[..., LM]) -> None:

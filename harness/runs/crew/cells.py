@@ -24,6 +24,7 @@ __all__ = [
     "Watcher",
     "cores",
     "crew_of",
+    "portions_of",
     "require_all",
     "said_of",
 ]
@@ -81,6 +82,9 @@ class Crew:
         return self.workers or torch.accelerator.device_count() or cores()
 
 
+_EACH = 4
+"""Portions for each worker."""
+
 ALONE = Crew()
 """This process."""
 
@@ -100,6 +104,17 @@ def crew_of(workers: int | None, cluster: str | None, *, cpus: float = 1, gpus: 
 def cores() -> int:
     """How many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def portions_of(items: Sequence[Job], crew: Crew) -> list[Sequence[Job]]:
+    """Pieces of work in portions: some for each worker, so that none is idle for long at the end.
+
+    Args:
+        items: the pieces.
+        crew: who does them.
+    """
+    size = max(1, -(-len(items) // (_EACH * crew.size)))
+    return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic
 
@@ -21,7 +21,7 @@ from harness.runs.crew.cells import Cell, Crew, Done, Ended, Event, Job, Report,
 from harness.runs.crew.processes import processes
 from harness.runs.crew.ray_actors import actors
 
-__all__ = ["named_error", "run_cells", "seconds_left"]
+__all__ = ["named_error", "run_cells", "seconds_left", "standing_crew"]
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +61,53 @@ def run_cells(
         return
     with _staff(work, crew, len(cells)) as staff:
         yield from _Dispatch(list(cells), staff, watcher).all()
+
+
+@contextmanager
+def standing_crew(
+    work: Callable[[Job, Report], Done], crew: Crew, most: int
+) -> Iterator[Callable[[Sequence[Cell[Job]]], Iterator[Ended[Job, Done]]]]:
+    """A crew that stays for one list of cells after the other, with what its workers have loaded.
+
+    Args:
+        work: as of :func:`run_cells`.
+        crew: who does it.
+        most: no more workers than so many.
+
+    Yields:
+        What carries out cells, and gives what became of each.
+
+    Raises:
+        UsageError: as :func:`run_cells`.
+    """
+    if crew.here:
+        yield lambda cells: _here(cells, work, _Nobody())
+        return
+    with _staff(work, crew, most) as staff:
+        yield lambda cells: _Dispatch(list(cells), _Staying(staff), _Nobody()).all()
+
+
+@dataclass(frozen=True)
+class _Staying:
+    """Workers that wait where there is no more work for now."""
+
+    staff: Staff
+
+    @property
+    def size(self) -> int:
+        """How many there are."""
+        return self.staff.size
+
+    def give(self, worker: int, job: Any) -> None:
+        """Let a worker begin a job."""
+        self.staff.give(worker, job)
+
+    def rest(self, worker: int) -> None:
+        """Let a worker wait."""
+
+    def next_event(self) -> Event:
+        """Wait for what some worker says."""
+        return self.staff.next_event()
 
 
 def _staff(work: Callable[..., Any], crew: Crew, most: int) -> AbstractContextManager[Staff]:

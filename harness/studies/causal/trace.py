@@ -44,6 +44,7 @@ __all__ = [
     "require_traceable",
     "roles",
     "select_facts",
+    "side_by_side",
     "trace_each",
     "trace_facts",
 ]
@@ -356,8 +357,7 @@ def trace_each(
         What was found about each, in order.
     """
     restorer, ready = Restorer(lm, settings.kind, budget), dict[int, Traced]()
-    portions = _alike(selection.asked, settings.samples + 1, budget // lm.arch.layers)
-    company = {i: portion for portion in portions for i in portion}
+    company = {i: portion for portion in side_by_side(selection, settings, lm.arch.layers, budget) for i in portion}
     left = [i for i, one in enumerate(selection.asked) if one.fact.id not in done]
     for count, i in enumerate(left):
         if i not in ready:
@@ -367,6 +367,18 @@ def trace_each(
             ready.update(zip(company[i], found, strict=True))
         yield ready.pop(i)
         progress(count + 1, len(left))
+
+
+def side_by_side(selection: Selection, settings: TraceSettings, layers: int, budget: int) -> list[list[int]]:
+    """The places of the selected facts that go through the model together.
+
+    Args:
+        selection: the facts.
+        settings: how they are traced.
+        layers: how many layers the model has.
+        budget: tokens that go through a block at once.
+    """
+    return list(_alike(selection.asked, settings.samples + 1, budget // layers))
 
 
 def _alike(asked: Sequence[Asked], rows: int, budget: int) -> Iterator[list[int]]:

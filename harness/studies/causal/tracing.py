@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,10 @@ from harness.models.lm import LM, load
 from harness.patches.delta import double
 from harness.reports.cells import brackets, number
 from harness.reports.table import MISSING
+from harness.runs.crew.cells import ALONE, Cell, Crew, portions_of, require_all
+from harness.runs.crew.dispatch import run_cells
 from harness.runs.identity import record_id
+from harness.runs.loaded import kept_model
 from harness.runs.versions import versions
 from harness.studies.causal.facts import Fact, Skipped, read_facts
 from harness.studies.causal.trace import (
@@ -46,6 +50,7 @@ from harness.studies.causal.trace import (
     require_traceable,
     roles,
     select_facts,
+    side_by_side,
     trace_each,
 )
 
@@ -61,6 +66,8 @@ __all__ = [
     "study_table",
     "summarise_traces",
 ]
+
+log = logging.getLogger(__name__)
 
 SCHEMA = 2
 KNOWN_1000 = "known_1000"
@@ -154,6 +161,7 @@ def run_traces(
     report: Report = tell_nobody,
     budget: int = 4096,
     lm: LM | None = None,
+    crew: Crew = ALONE,
 ) -> Iterator[Study]:
     """Carry out studies that differ in the kind and the window alone; the record of each is on disk when it is yielded.
 
@@ -165,9 +173,11 @@ def run_traces(
         report: told what is done, how far it is, and how much there is.
         budget: tokens that go through a block at once.
         lm: the model that the plans name, where it is loaded already.
+        crew: who traces; by default this process. Which facts the model knows is found out in this process.
 
     Raises:
         HarnessError: a plan cannot be carried out; nothing has been traced by then.
+        CheckFailed: some facts could not be traced by a crew; the others stand in records that are not complete.
     """
     require_writable(folder)
     facts, first = facts_of(plans[0]), plans[0]
@@ -177,6 +187,12 @@ def run_traces(
     chosen = select_facts(
         lm, facts, first.settings, progress=lambda done, total: report("which facts the model knows", done, total)
     )
+    if not crew.here:
+        begun = [_Begun.of(plan, lm, facts, chosen, folder=folder, fresh=fresh) for plan in plans]
+        job = _Portion(first, replace(chosen, skipped=()), budget, device)
+        layers, lm = lm.arch.layers, None  # there may be no room for it and for those of the workers
+        yield from _by_crew(begun, job, crew, layers=layers, report=report)
+        return
     for plan in plans:
         yield _one(plan, lm, facts, chosen, folder, fresh, report, budget)
 
@@ -191,21 +207,152 @@ def _one(
     report: Report,
     budget: int,
 ) -> Study:
-    record = _new(plan, lm, facts, chosen)
-    path = folder / f"{study_name(record)}.json"
-    done = {} if fresh else _resumed(path, record)
-    writer = _Writer(path, record, chosen, done)
-    what = f"trace {plan.settings.kind}, window {plan.settings.window}"
+    begun = _Begun.of(plan, lm, facts, chosen, folder=folder, fresh=fresh)
     try:
-        for one in trace_each(lm, chosen, plan.settings, budget=budget, done=tuple(done)):
-            done[one.fact.id] = _row(one)
-            report(what, len(done), len(chosen.asked))
-            writer.now_and_then()
+        for one in trace_each(lm, chosen, plan.settings, budget=budget, done=tuple(begun.done)):
+            begun.add([_row(one)], report)
     finally:
-        if len(done) < len(chosen.asked):
-            writer.write(complete=False)
-    writer.write(complete=True)
-    return Study(record, tuple(_from_row(done[one.fact.id]) for one in chosen.asked))
+        if begun.left:
+            begun.writer.write(complete=False)
+    return begun.study()
+
+
+@dataclass(frozen=True, eq=False)
+class _Begun:
+    """A study under way.
+
+    Attributes:
+        plan: what is traced, and how.
+        chosen: the facts.
+        done: id of a fact -> what was found about it.
+        writer: of what is known so far.
+    """
+
+    plan: TracePlan
+    chosen: Selection
+    done: dict[str, Json]
+    writer: _Writer
+
+    @classmethod
+    def of(
+        cls, plan: TracePlan, lm: LM, facts: Sequence[Fact], chosen: Selection, *, folder: Path, fresh: bool
+    ) -> _Begun:
+        """A study, with what an earlier one of the same plan found.
+
+        Args:
+            plan: what is traced, and how.
+            lm: the model.
+            facts: the facts that were looked at.
+            chosen: those that are traced.
+            folder: where the record goes.
+            fresh: whether to start anew.
+        """
+        record = _new(plan, lm, facts, chosen)
+        path = folder / f"{study_name(record)}.json"
+        done = {} if fresh else _resumed(path, record)
+        return cls(plan, chosen, done, _Writer(path, record, chosen, done))
+
+    @property
+    def left(self) -> int:
+        """How many facts are not traced yet."""
+        return len(self.chosen.asked) - len(self.done)
+
+    def add(self, rows: Sequence[Json], report: Report) -> None:
+        """Note what was found about some facts."""
+        self.done.update({row["fact"]["id"]: row for row in rows})
+        what = f"trace {self.plan.settings.kind}, window {self.plan.settings.window}"
+        report(what, len(self.done), len(self.chosen.asked))
+        self.writer.now_and_then()
+
+    def study(self) -> Study:
+        """The whole, which is written."""
+        self.writer.write(complete=True)
+        return Study(self.writer.record, tuple(_from_row(self.done[one.fact.id]) for one in self.chosen.asked))
+
+
+# --- by a crew --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Portion:
+    """Facts that are traced, wherever that is.
+
+    Attributes:
+        plan: what is traced, and how.
+        chosen: all facts, in whose company these are traced.
+        budget: tokens that go through a block at once.
+        device: where the model goes.
+        place: of the study among those that are under way.
+        todo: the ids of the facts that are traced.
+    """
+
+    plan: TracePlan
+    chosen: Selection
+    budget: int
+    device: str | None
+    place: int = 0
+    todo: tuple[str, ...] = ()
+
+
+def _traced_portion(job: _Portion, report: Report) -> list[Json]:
+    """Trace some facts, with the model of the portion before."""
+    plan = job.plan
+    lm = kept_model(plan.model, dtype=plan.dtype, device=job.device, names=plan.arch)
+    others = tuple(one.fact.id for one in job.chosen.asked if one.fact.id not in job.todo)
+    name = f"trace {plan.settings.kind}, window {plan.settings.window}"
+    found = trace_each(
+        lm, job.chosen, plan.settings, budget=job.budget, done=others, progress=lambda *far: report(name, *far)
+    )
+    return [_row(one) for one in found]
+
+
+def _by_crew(begun: Sequence[_Begun], job: _Portion, crew: Crew, *, layers: int, report: Report) -> Iterator[Study]:
+    """Studies whose facts are traced side by side; each is yielded as soon as it is whole.
+
+    Args:
+        begun: the studies.
+        job: what all portions share.
+        crew: who traces.
+        layers: how many layers the model has.
+        report: told how many facts are traced.
+    """
+    cells = [cell for place in range(len(begun)) for cell in _cells(begun, place, layers, job, crew)]
+    failed = []
+    try:
+        yield from (one.study() for one in begun if not one.left)
+        for ended in run_cells(cells, _traced_portion, crew):
+            one = begun[ended.cell.job.place]
+            if ended.error is not None:
+                log.warning("%s: %s", ended.cell.shown, ended.error)
+                failed.append(ended)
+            one.add(ended.done or [], report)
+            if ended.done and not one.left:
+                yield one.study()
+    finally:
+        for one in begun:
+            if one.left:
+                one.writer.write(complete=False)
+    require_all(failed, len(cells), "portions of facts")
+
+
+def _cells(begun: Sequence[_Begun], place: int, layers: int, job: _Portion, crew: Crew) -> Iterator[Cell[_Portion]]:
+    """The portions of a study; facts that go through the model together are in one.
+
+    Args:
+        begun: the studies.
+        place: of the study among them.
+        layers: how many layers the model has.
+        job: what all portions share.
+        crew: who traces.
+    """
+    study, ids = begun[place], [one.fact.id for one in job.chosen.asked]
+    together = side_by_side(job.chosen, study.plan.settings, layers, job.budget)
+    left = [found for places in together if (found := [ids[i] for i in places if ids[i] not in study.done])]
+    for part, portion in enumerate(portions_of(left, crew), start=1):
+        todo = tuple(identity for some in portion for identity in some)
+        name = f"{study_name(study.writer.record)}, portion {part}"
+        one = replace(job, plan=study.plan, place=place, todo=todo)
+        yield Cell(name, one, name, f"{job.plan.model} {job.plan.dtype}")
 
 
 class _Writer:

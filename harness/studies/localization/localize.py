@@ -13,11 +13,13 @@ from __future__ import annotations
 import gzip
 import itertools
 import json
+import logging
 import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -37,10 +39,14 @@ from harness.io.nobody import tell_nobody
 from harness.io.schema import Count, checked, parsed
 from harness.methods.descent import TokenisedEdit
 from harness.methods.locate_then_edit import LocateThenEdit, with_hyperparameters
+from harness.methods.value_cache import ValueCache, values_folder, values_from
 from harness.models.guard import Guard
 from harness.models.lm import LM, load
 from harness.patches.patch import Patch, RowPatches, patched, patched_rows, shareable
+from harness.runs.crew.cells import ALONE, Cell, Crew, require_all
+from harness.runs.crew.dispatch import run_cells
 from harness.runs.identity import digest, record_id
+from harness.runs.loaded import kept_model
 from harness.runs.versions import versions
 from harness.studies.causal import trace
 from harness.studies.localization.problems import (
@@ -71,6 +77,8 @@ __all__ = [
     "require_enough_facts",
     "run_grid",
 ]
+
+log = logging.getLogger(__name__)
 
 SCHEMA = 2
 """Of the files of studies: how their names are made."""
@@ -116,6 +124,9 @@ class Method:
 
     def __str__(self) -> str:
         return f"{self.editor}@{self.window}"
+
+
+_VOID = "the numbers of this study cannot be trusted"
 
 
 @dataclass(frozen=True)
@@ -286,6 +297,7 @@ def run_grid(
     fresh: bool = False,
     report: Report = tell_nobody,
     lm: LM | None = None,
+    crew: Crew = ALONE,
 ) -> Study:
     """Carry out a study; its file is on disk when this returns, and as far as it came when this raises.
 
@@ -296,9 +308,11 @@ def run_grid(
         fresh: whether to start anew where an earlier run was stopped.
         report: told what is done, how far it is, and how much there is.
         lm: the model that the grid names, where it is loaded already.
+        crew: who edits and scores; by default this process. What is asked of the unedited model is in this process.
 
     Raises:
         HarnessError: the study cannot be carried out; RestoreError if the model is not what it was.
+        CheckFailed: some cells of the grid failed; the others are in the file.
         UsageError: what is done of it was done with other weights, rows, files of editors, or versions.
         DataError: too few facts.
     """
@@ -323,15 +337,123 @@ def run_grid(
     study.versions = versions()
     study.save()
     texts = _texts(lm, [e.edit for e in examples], grid.seed, report) if grid.essence else {}
-    for problem in grid.problems:
-        posed = pose(lm, examples, problem, settings=grid.asked)
-        study.unposed[problem] = _counted(posed.skipped)
-        _Problem(lm, grid, study, posed, layers, texts, report).go()
-        guard.require("the numbers of this study cannot be trusted", weights=False, before=f" before {problem}")
-    guard.require("the numbers of this study cannot be trusted", before=" before the study")
+    if crew.here:
+        for problem in grid.problems:
+            posed = pose(lm, examples, problem, settings=grid.asked)
+            study.unposed[problem] = _counted(posed.skipped)
+            _Problem(lm, grid, posed, texts, report).go(study, layers)
+            guard.require(_VOID, weights=False, before=f" before {problem}")
+    else:
+        posed_ = {problem: pose(lm, examples, problem, settings=grid.asked) for problem in grid.problems}
+        study.unposed.update({problem: _counted(one.skipped) for problem, one in posed_.items()})
+        ids = {problem: [case.edit.id for case in one.cases] for problem, one in posed_.items()}
+        job = _Block(grid, device, tuple(e.edit.id for e in examples), texts)
+        _by_crew(study, _cells(study, job, ids, layers), crew, report)
+    guard.require(_VOID, before=" before the study")
     study.complete = True
     study.save()
     return study
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Facts in one cell of the grid, which are edited and scored wherever that is.
+
+    Attributes:
+        grid: the study.
+        device: where the model goes.
+        examples: the ids of all facts of the study, in order.
+        texts: about each subject.
+        problem: of the cell.
+        method: of the cell.
+        layer: of the cell.
+        left: the ids of the facts.
+    """
+
+    grid: Grid
+    device: str | None
+    examples: tuple[str, ...]
+    texts: Mapping[str, list[TokenisedEdit]]
+    problem: Problem = "error_injection"
+    method: Method = field(default_factory=lambda: Method("rome"))
+    layer: int = 0
+    left: tuple[str, ...] = ()
+
+
+def _cells(
+    study: Study, job: _Block, ids: Mapping[Problem, Sequence[str]], layers: Sequence[int]
+) -> list[Cell[_Block]]:
+    """The cells of the grid that are not done.
+
+    Args:
+        study: what is done of it.
+        job: what all cells share.
+        ids: problem -> the facts for which it was posed.
+        layers: those that are edited.
+    """
+    found = []
+    for problem, method, layer in itertools.product(ids, job.grid.methods, layers):
+        block = study.block(problem, method, layer)
+        left = tuple(identity for identity in ids[problem] if identity not in block)
+        name = f"{problem}, {method}, layer {layer}"
+        one = replace(job, problem=problem, method=method, layer=layer, left=left)
+        found += [Cell(name, one, name, f"{job.grid.model} {problem}")] if left else []
+    return found
+
+
+def _by_crew(study: Study, cells: Sequence[Cell[_Block]], crew: Crew, report: Report) -> None:
+    """Carry out cells of the grid, each written down as soon as it is known.
+
+    Raises:
+        CheckFailed: some failed.
+    """
+    failed = []
+    for done, one in enumerate(run_cells(cells, _scored_block, crew), start=1):
+        if one.error is not None:
+            log.warning("%s: %s", one.cell.shown, one.error)
+            failed.append(one)
+        job = one.cell.job
+        study.block(job.problem, job.method, job.layer).update(one.done or {})
+        study.save()
+        report("cells of the grid", done, len(cells))
+    require_all(failed, len(cells), "cells of the grid")
+
+
+def _scored_block(job: _Block, report: Report) -> dict[str, Row]:
+    """The scores of one cell of the grid, with the model and the problem of the cell before where they are the same."""
+    problem = _desk().of(job)
+    problem.report = report
+    found = {key: row for part in problem.block(job.method, job.layer, job.left) for key, row in part.items()}
+    _desk().guard.require(_VOID, before=f" before {job.method}")
+    return found
+
+
+class _Desk:
+    """The problem that this process has at hand."""
+
+    guard: Guard
+
+    def __init__(self) -> None:
+        self._key: object = None
+        self._problem: _Problem | None = None
+
+    def of(self, job: _Block) -> _Problem:
+        """The problem of a cell."""
+        grid, key = job.grid, (job.grid.id, job.problem, job.examples, job.device)
+        if self._problem is None or key != self._key:
+            lm = kept_model(grid.model, dtype=grid.dtype, device=job.device, names=grid.arch, text=grid.text)
+            read = tasks.read_examples(grid.edits, data_dir=grid.data_dir, split=grid.split, count=grid.look_at)
+            by_id = {one.edit.id: one for one in read}
+            self.guard = Guard.of(lm)
+            posed = pose(lm, [by_id[identity] for identity in job.examples], job.problem, settings=grid.asked)
+            self._problem, self._key = _Problem(lm, grid, posed, job.texts, tell_nobody), key
+        return self._problem
+
+
+@lru_cache(maxsize=1)
+def _desk() -> _Desk:
+    """The one of this process."""
+    return _Desk()
 
 
 def _require_same(study: Study, grid: Grid, mine: Mapping[str, Any]) -> None:
@@ -485,35 +607,53 @@ class _Problem:
 
     lm: LM
     grid: Grid
-    study: Study
     posed: Posed
-    layers: Sequence[int]
     texts: Mapping[str, list[TokenisedEdit]]
     report: Report
 
-    def go(self) -> None:
-        """All blocks of the grid that are not done."""
-        cases = self.posed.cases
-        asked = [self._asked(case) for case in cases]
-        before = self._measured(asked, range(len(cases)), None)
-        for method, layer in itertools.product(self.grid.methods, self.layers):
-            block = self.study.block(self.posed.problem, method, layer)
-            left = [i for i, case in enumerate(cases) if case.edit.id not in block]
-            if not left:
-                continue
-            editor = self._ready(_built(self.lm, self.grid, method, self.posed.problem, layer))
-            name = f"{self.posed.problem}, {method}, layer {layer}"
-            for first in range(0, len(left), _PORTION):
-                portion = left[first : first + _PORTION]
-                self.report(name, len(cases) - len(left) + first, len(cases))
-                # What is made one by one is scored one by one: changes of whole matrices are not kept side by side.
-                alone = self._rows(editor) > 1 or type(editor.root).edit_each is Editor.edit_each
-                for group in [[i] for i in portion] if alone else [portion]:
+    def go(self, study: Study, layers: Sequence[int]) -> None:
+        """All blocks of the grid that are not done, each portion written down as soon as it is known."""
+        for method, layer in itertools.product(self.grid.methods, layers):
+            block = study.block(self.posed.problem, method, layer)
+            left = [case.edit.id for case in self.posed.cases if case.edit.id not in block]
+            for found in self.block(method, layer, left) if left else ():
+                block.update(found)
+                study.save()
+
+    def block(self, method: Method, layer: int, left: Sequence[str]) -> Iterator[dict[str, Row]]:
+        """The scores of some facts in one cell of the grid, a portion at a time.
+
+        Args:
+            method: how a layer is edited.
+            layer: which layer.
+            left: the ids of the facts.
+        """
+        cases, wanted = self.posed.cases, set(left)
+        places = [i for i, case in enumerate(cases) if case.edit.id in wanted]
+        editor = self._ready(_built(self.lm, self.grid, method, self.posed.problem, layer))
+        name, values = f"{self.posed.problem}, {method}, layer {layer}", ValueCache(values_folder())
+        for first in range(0, len(places), _PORTION):
+            portion = places[first : first + _PORTION]
+            self.report(name, len(cases) - len(places) + first, len(cases))
+            # What is made one by one is scored one by one: changes of whole matrices are not kept side by side.
+            alone = self._rows(editor) > 1 or type(editor.root).edit_each is Editor.edit_each
+            found: dict[str, Row] = {}
+            for group in [[i] for i in portion] if alone else [portion]:
+                with values_from(values):
                     patches = self._edited(editor, [cases[i].edit for i in group])
-                    for i, found in zip(group, self._measured(asked, group, patches), strict=True):
-                        block[cases[i].edit.id] = self._scores(asked[i], before[i], found)
-                self.study.save()
-            self.report(name, len(cases), len(cases))
+                for i, scores in zip(group, self._measured(self._questions, group, patches), strict=True):
+                    found[cases[i].edit.id] = self._scores(self._questions[i], self._before[i], scores)
+            yield found
+        self.report(name, len(cases), len(cases))
+
+    @cached_property
+    def _questions(self) -> list[dict[str, list[TokenisedEdit]]]:
+        return [self._asked(case) for case in self.posed.cases]
+
+    @cached_property
+    def _before(self) -> list[dict[str, list[float]]]:
+        """What the unedited model answers."""
+        return self._measured(self._questions, range(len(self.posed.cases)), None)
 
     def _ready(self, editor: Editor) -> Editor:
         """The editor with what it takes from the unedited model already taken: no noise may get into it."""

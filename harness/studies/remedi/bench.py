@@ -23,6 +23,7 @@ from harness.editing.editor import Editor
 from harness.editing.hyperparameters import settable
 from harness.exam.statistics import Ratio
 from harness.exam.text_metrics import consistency, entropy, words
+from harness.methods.value_cache import ValueCache, values_folder, values_from
 from harness.models.lm import LM
 from harness.patches.patch import Patch
 from harness.studies.remedi.asking import Question, next_log_p, sampled, target_log_p
@@ -86,7 +87,8 @@ class Method:
         chosen = self.editor
         if "mention" in settable(type(chosen)):
             chosen = replace(chosen, **{"mention": mention})
-        return chosen.edit_each(lm, [case.edit for case in cases])
+        with values_from(ValueCache(values_folder())):
+            return chosen.edit_each(lm, [case.edit for case in cases])
 
     def text(self, case: Case, prompt: str) -> str:
         """What the model reads for a question."""

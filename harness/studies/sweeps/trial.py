@@ -32,6 +32,7 @@ from harness.io import cache, files
 from harness.io.hashes import combined_sha256
 from harness.io.schema import Number, checked, parsed
 from harness.methods.logit_ensemble import largest_beta
+from harness.methods.value_cache import ValueCache, values_folder, values_from
 from harness.models.guard import Guard
 from harness.models.lm import LM, load
 from harness.patches.patch import Patch
@@ -340,10 +341,12 @@ def train(job: Job) -> Trial:
     if not math.isfinite(seen[0][0].general):
         raise DataError(f"{job.examined}: the unedited model's general loss is no number; use another --dtype")
     try:
-        for done in editor.passes(lm, resolved.edits):  # one by one: what was measured before a break-down is kept
-            patch = editor.finish(lm, done.patch)
-            _require(guard, job, weights=False)
-            seen.append(exam.look(patch, done.loss) if job.ball is None else exam.weighed(patch, done.loss, job.ball))
+        with values_from(ValueCache(values_folder())):
+            for done in editor.passes(lm, resolved.edits):  # one by one: what was measured before a break-down is kept
+                patch = editor.finish(lm, done.patch)
+                _require(guard, job, weights=False)
+                ball = job.ball
+                seen.append(exam.look(patch, done.loss) if ball is None else exam.weighed(patch, done.loss, ball))
     except NumericalError as error:
         reason = str(error)
     _require(guard, job, weights=True)

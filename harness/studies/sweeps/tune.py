@@ -15,10 +15,12 @@ record is in the folder is never run again.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +31,18 @@ from harness.errors import DataError, HarnessError, ModelError, NumericalError, 
 from harness.exam import measure, neutral_text, tasks
 from harness.exam.adapter import EditedLM
 from harness.io import files
+from harness.io.nobody import tell_nobody
 from harness.io.schema import parsed
 from harness.methods.locate_then_edit import LocateThenEdit
+from harness.methods.value_cache import ValueCache, values_folder, values_from
 from harness.models.guard import Guard
 from harness.models.lm import LM, load
 from harness.models.naming import model_key
 from harness.patches.patch import patched
+from harness.runs.crew.cells import ALONE, Cell, Crew, Ended
+from harness.runs.crew.dispatch import standing_crew
 from harness.runs.identity import differing, digest
+from harness.runs.loaded import kept_model
 from harness.runs.new_record import edits_sha256
 from harness.runs.plan import Plan
 from harness.runs.resolve import Resolved, resolve
@@ -54,11 +61,15 @@ from harness.studies.sweeps.tune_space import (
 
 __all__ = ["Budget", "Trial", "Tuned", "require_apart", "score_of", "tune", "tuned_name"]
 
+log = logging.getLogger(__name__)
+
 Report = Callable[[str, int, int], None]
 
 _SAMPLES = 3
 """Noises of tracing, which has to find the best layers alone and no exact effects."""
 _STRENGTH = "efficacy_magnitude"
+_FAR = 64
+"""How far ahead trials are looked for that a crew can make."""
 _HELD = 2
 """Of isolated edits, those under which neutral text is read."""
 
@@ -143,7 +154,16 @@ class Tuned:
         return max(able, key=lambda one: one.objective or 0.0)
 
 
-def tune(plan: Plan, folder: Path, *, budget: Budget, against: str | None, device: str | None, report: Report) -> Tuned:
+def tune(
+    plan: Plan,
+    folder: Path,
+    *,
+    budget: Budget,
+    against: str | None,
+    device: str | None,
+    report: Report,
+    crew: Crew = ALONE,
+) -> Tuned:
     """Tune an editor; what has a record in the folder is not tried again.
 
     Args:
@@ -154,6 +174,8 @@ def tune(plan: Plan, folder: Path, *, budget: Budget, against: str | None, devic
             of a file of one's own for nothing.
         device: where the model goes.
         report: told what is done, how far it is, and how much there is.
+        crew: who makes trials; by default this process. Those that will come if the best one stays the best are made
+            ahead, side by side: what is found does not depend on the crew.
 
     Raises:
         UsageError: the tuning rows overlap the test rows, or the editor learns or edits nothing.
@@ -166,7 +188,75 @@ def tune(plan: Plan, folder: Path, *, budget: Budget, against: str | None, devic
         require_apart(resolved, tested)
     files.require_writable(folder)
     lm = load(plan.model, dtype=plan.dtype, device=device, names=plan.arch or None, text=resolved.text)
-    return _Tuning(resolved, lm, folder, budget, report).all()
+    if crew.here:
+        return _Tuning(resolved, lm, folder, budget, report).all()
+    with standing_crew(_tried, crew, crew.size) as carry_out:
+        ahead = _Ahead(crew.size, device, carry_out)
+        return _Tuning(resolved, lm, folder, budget, report, ahead).all()
+
+
+@dataclass(frozen=True)
+class _TrialJob:
+    """A trial that is made, wherever that is.
+
+    Attributes:
+        plan: the untuned editor on the tuning rows.
+        budget: how much is spent.
+        device: where the model goes.
+        stage: what is tried.
+        settings: hyperparameters.
+    """
+
+    plan: Plan
+    budget: Budget
+    device: str | None
+    stage: str
+    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class _Ahead:
+    """Who makes trials ahead.
+
+    Attributes:
+        size: how many at a time.
+        device: where their models go.
+        carry_out: makes them, and gives what became of each.
+    """
+
+    size: int
+    device: str | None
+    carry_out: Callable[[Sequence[Cell[_TrialJob]]], Iterator[Ended[_TrialJob, Trial]]]
+
+
+def _tried(job: _TrialJob, report: Report) -> Trial:
+    """Make a trial, with what this process has at hand from the one before."""
+    tuning = _bench().of(job)
+    tuning.report = report
+    return tuning.measured(job.stage, job.settings)
+
+
+class _Bench:
+    """The tuning that this process makes trials of."""
+
+    def __init__(self) -> None:
+        self._key: object = None
+        self._tuning: _Tuning | None = None
+
+    def of(self, job: _TrialJob) -> _Tuning:
+        """The tuning of a trial."""
+        key = (digest(differing(job.plan)), job.budget, job.device)
+        if self._tuning is None or key != self._key:
+            plan, resolved = job.plan, resolve(job.plan)
+            lm = kept_model(plan.model, dtype=plan.dtype, device=job.device, names=plan.arch, text=resolved.text)
+            self._tuning, self._key = _Tuning(resolved, lm, Path(), job.budget, tell_nobody), key
+        return self._tuning
+
+
+@lru_cache(maxsize=1)
+def _bench() -> _Bench:
+    """The one of this process."""
+    return _Bench()
 
 
 def _require_tunable(plan: Plan) -> None:
@@ -220,6 +310,7 @@ class _Tuning:
     folder: Path
     budget: Budget
     report: Report
+    ahead: _Ahead | None = None
 
     def __post_init__(self) -> None:
         self.guard = Guard.of(self.lm)
@@ -234,29 +325,33 @@ class _Tuning:
     def all(self) -> Tuned:
         """Every trial, in order."""
         unedited = self.exam.look(self.model)
-        self._try("untuned", {})
-        effects, untraced, traced = self._trace()
         fields, scale = self._fields(), scale_field(self.untuned)
         first = [scale] if scale in fields else []
+        self._make_ahead([("untuned", {}), *((name, self._drawn(name, fields[name], 0)) for name in first)])
+        self._try("untuned", {})
+        effects, untraced, traced = self._trace()
         for name in first:
-            self._draw(name, fields[name], 0)
+            self._try(name, self._drawn(name, fields[name], 0))
         best = self._so_far()
-        for layers in self._layers(effects):
-            self._try("layers", {**best, **layers})
+        placed = [("layers", {**best, **layers}) for layers in self._layers(effects)]
+        self._make_ahead(placed)
+        for stage, settings in placed:
+            self._try(stage, settings)
         # More turns than trials, as a value that has been tried already is no trial.
-        turns = [(name, visit) for visit in range(3 * self.budget.trials) for name in fields]
-        for name, visit in turns[len(first) :]:
-            self._draw(name, fields[name], visit)
+        turns = [(name, visit) for visit in range(3 * self.budget.trials) for name in fields][len(first) :]
+        for place, (name, visit) in enumerate(turns):
+            self._make_ahead((one, self._drawn(one, fields[one], n)) for one, n in turns[place : place + _FAR])
+            self._try(name, self._drawn(name, fields[name], visit))
         sha256 = edits_sha256(self.resolved.edits)
         return Tuned(self.plan, self.budget, unedited, tuple(self.trials), effects, untraced, traced, sha256)
 
-    def _draw(self, name: str, distribution: Mapping[str, Any], visit: int) -> None:
-        """Try another value of one field; all others as in the best trial so far."""
+    def _drawn(self, name: str, distribution: Mapping[str, Any], visit: int) -> dict[str, Any]:
+        """Another value of one field; all others as in the best trial so far."""
         best = self._so_far()
         now, rising = best.get(name, getattr(self.untuned, name)), name == "lr" and rises(self.untuned)
         part = portion(distribution, visit, now=now, rising=rising)
         drawn = draw_settings({name: part}, f"{self.plan.seed} {name} {visit}", self.lm.arch.layers, where=name)
-        self._try(name, {**best, **{key: _short(value) for key, value in drawn.items()}})
+        return {**best, **{key: _short(value) for key, value in drawn.items()}}
 
     def _so_far(self) -> Mapping[str, Any]:
         """The settings of the best trial so far."""
@@ -320,16 +415,50 @@ class _Tuning:
         if len(self.trials) >= self.budget.trials or any(one.settings == settings for one in self.trials):
             return
         self.report(f"trial {len(self.trials) + 1} of {self.budget.trials}: {stage}", 0, 0)
-        key = digest({**differing(replace(self.plan, settings={**settings, **self.plan.settings})), **self._identity()})
-        path = self.folder / f"{tuned_name(self.plan)}--{key}.json"
-        done = _read(path, stage)
+        done = _read(self._path(settings), stage)
         if done is None:
-            done = self._measured(stage, settings)
-            files.write_whole(path, (files.json_text(_row(done)) + "\n").encode())
+            done = self.measured(stage, settings)
+            self._write(settings, done)
         self.trials.append(done)
         if len(self.trials) == 1:
             left = self.budget.trials - 1
             self.report(f"{done.seconds:.0f} s; the other {left} trials take about {left * done.seconds:.0f} s", 0, 0)
+
+    def _path(self, settings: Mapping[str, Any]) -> Path:
+        """Where the record of a trial lies."""
+        key = digest({**differing(replace(self.plan, settings={**settings, **self.plan.settings})), **self._identity()})
+        return self.folder / f"{tuned_name(self.plan)}--{key}.json"
+
+    def _make_ahead(self, coming: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
+        """Let a crew make the trials that come next, if the first of them is not there; as many as it has workers.
+
+        Raises:
+            HarnessError: the first one, which is needed in any case, failed; the others are made.
+        """
+        if self.ahead is None or len(self.trials) >= self.budget.trials:
+            return
+        new: list[tuple[str, Mapping[str, Any]]] = []
+        for stage, settings in coming:
+            if not any(settings == other for other in [one.settings for one in self.trials] + [one for _, one in new]):
+                new.append((stage, settings))
+        wanted = [one for one in new[: self.budget.trials - len(self.trials)] if not self._path(one[1]).is_file()]
+        if not wanted or wanted[0] is not new[0]:
+            return
+        jobs = [_TrialJob(self.plan, self.budget, self.ahead.device, *one) for one in wanted[: self.ahead.size]]
+        cells = [Cell(self._path(job.settings).name, job, f"{job.stage} {job.settings}") for job in jobs]
+        failed: HarnessError | None = None
+        for one in self.ahead.carry_out(cells):
+            if one.done is not None:
+                self._write(one.cell.job.settings, one.done)
+            elif one.cell is cells[0]:
+                failed = one.error
+            else:
+                log.warning("%s: %s", one.cell.shown, one.error)
+        if failed is not None:
+            raise failed
+
+    def _write(self, settings: Mapping[str, Any], made: Trial) -> None:
+        files.write_whole(self._path(settings), (files.json_text(_row(made)) + "\n").encode())
 
     def _identity(self) -> dict[str, Any]:
         """What a trial depends on besides its plan."""
@@ -346,7 +475,7 @@ class _Tuning:
     def _weights(self) -> str:
         return digest(dict(self.guard.state))
 
-    def _measured(self, stage: str, settings: Mapping[str, Any]) -> Trial:
+    def measured(self, stage: str, settings: Mapping[str, Any]) -> Trial:
         """Edit, and look at what came out."""
         started = time.perf_counter()
         try:
@@ -367,10 +496,11 @@ class _Tuning:
 
     def _looked_at(self, editor: Editor) -> dict[str, float]:
         edits, cases, mode = self.resolved.edits, self.resolved.cases, self.resolved.mode
-        (stop,) = schedule.walk(
-            editor, self.lm, edits, mode=mode, batch_size=self.plan.edit_batch_size, at=(len(cases),),
-            progress=lambda done, total: self.report("edit", done, total),
-        )  # fmt: skip
+        with values_from(ValueCache(values_folder())):
+            (stop,) = schedule.walk(
+                editor, self.lm, edits, mode=mode, batch_size=self.plan.edit_batch_size, at=(len(cases),),
+                progress=lambda done, total: self.report("edit", done, total),
+            )  # fmt: skip
         with measure.hold(self.model, stop, ids=cases, mode=mode, own=[self.exam.task.name]):
             found = self.exam.look(self.model)
         found["kl"] = self._divergence(stop)

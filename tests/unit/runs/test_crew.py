@@ -16,8 +16,8 @@ import pytest
 from crew_jobs import noted, slow
 
 from harness.errors import CheckFailed, DataError, HarnessError, UsageError
-from harness.runs.crew.cells import Cell, Crew, Ended, require_all
-from harness.runs.crew.dispatch import run_cells, seconds_left
+from harness.runs.crew.cells import Cell, Crew, Ended, portions_of, require_all
+from harness.runs.crew.dispatch import run_cells, seconds_left, standing_crew
 
 TESTS = Path(__file__).parents[2]
 
@@ -172,3 +172,22 @@ def test_the_work_of_tests_is_what_it_says(tmp_path: Path) -> None:
     slow((str(tmp_path), 0.0), lambda *_: None)
     assert [path.name for path in tmp_path.iterdir()] == [f"begun.{os.getpid()}"]
     assert issubclass(DataError, HarnessError)
+
+
+def test_a_standing_crew_keeps_its_workers_from_one_list_to_the_next(tmp_path: Path) -> None:
+    with standing_crew(noted, Crew(2), 2) as carry_out:
+        first = [one.done for one in carry_out(cells(tmp_path, "a", "refuse", "b"))]
+        second = [one.done for one in carry_out(cells(tmp_path, "c", "d"))]
+    pids = {done[1] for done in (*first, *second) if done}
+    assert len([done for done in first if done]) == 2 and len(second) == 2
+    assert len(pids) <= 2 and os.getpid() not in pids
+    with standing_crew(noted, Crew(), 2) as carry_out:
+        assert [one.done for one in carry_out(cells(tmp_path, "e"))] == [("e", os.getpid())]
+
+
+@pytest.mark.parametrize(
+    ("count", "workers", "sizes"), [(3, 2, [1, 1, 1]), (16, 2, [2] * 8), (17, 2, [3] * 5 + [2]), (0, 2, [])]
+)
+def test_portions_are_some_for_each_worker(count: int, workers: int, sizes: list[int]) -> None:
+    found = portions_of(range(count), Crew(workers))
+    assert [len(one) for one in found] == sizes and [i for one in found for i in one] == list(range(count))

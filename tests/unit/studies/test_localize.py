@@ -11,14 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cells_apart import Apart
 from scipy import stats
 
 from harness.editing.registry import compose
-from harness.errors import DataError, UsageError
+from harness.errors import CheckFailed, DataError, UsageError
 from harness.exam.tasks import read_examples
+from harness.methods import value
 from harness.models.lm import load
 from harness.patches.patch import patched
 from harness.reports.registry import find_format
+from harness.runs.crew.cells import Crew
 from harness.studies.causal.trace import TraceSettings, trace_facts
 from harness.studies.localization import localize as study
 from harness.studies.localization.localize import Grid, Method, Study, open_study, require_enough_facts, run_grid
@@ -194,6 +197,29 @@ def test_a_study_that_was_stopped_goes_on_where_it_was(done: Study, tmp_path: Pa
     whole = run_grid(GRID, tmp_path, device="cpu", report=lambda name, *_: seen.append(name))
     assert {name for name in seen if "layer" in name} == {f"fact_forcing, rome@1, layer {n}" for n in (0, 2)}
     assert whole.blocks == done.blocks
+
+
+def test_a_crew_finds_the_same(done: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cell that fails stops none; the same call makes it alone, and the study is what one process makes."""
+    apart = Apart()
+    monkeypatch.setattr(study, "run_cells", apart.run_cells)
+    apart.failing = lambda cell: cell.name == "fact_forcing, rome@1, layer 2"
+    with pytest.raises(CheckFailed, match="1 of 8 cells of the grid failed; the same command runs them again"):
+        run_grid(GRID, tmp_path, device="cpu", crew=Crew(2))
+    half = open_study(GRID, tmp_path)
+    assert (len([b for b in half.blocks.values() if b]), half.complete) == (7, False)
+    apart.failing, apart.made = (lambda _: False), []
+    found = run_grid(GRID, tmp_path, device="cpu", crew=Crew(2))
+    assert apart.made == ["fact_forcing, rome@1, layer 2"]
+    assert (found.blocks, found.unposed, found.facts, found.complete) == (done.blocks, done.unposed, done.facts, True)
+
+
+def test_what_was_optimised_for_a_study_is_kept(done: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second study optimises nothing, and finds the same."""
+    grid = replace(GRID, problems=("error_injection",), methods=(Method("rome", 1),), layers=(2,))
+    monkeypatch.setattr(value, "_descend", lambda *_args, **_options: pytest.fail("optimised"))
+    found = run_grid(grid, tmp_path, device="cpu")
+    assert found.blocks == {"error_injection/rome@1/2": done.blocks["error_injection/rome@1/2"]}
 
 
 def test_a_probability_that_is_no_number_is_missing(

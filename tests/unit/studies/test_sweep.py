@@ -21,6 +21,8 @@ from harness.editing.registry import find
 from harness.errors import DataError, NumericalError, UsageError
 from harness.exam.canonical import SETS
 from harness.exam.statistics import Ratio
+from harness.methods import value
+from harness.methods.value_rows import Objective
 from harness.models.lm import LM
 from harness.patches.delta import Dense
 from harness.patches.patch import Patch, Step, patched
@@ -312,6 +314,29 @@ def test_a_changed_weight_is_measured(seen: list[str], monkeypatch: pytest.Monke
     assert len(seen) == 6  # the unedited model is known, what an earlier training measured is not
     learning(monkeypatch, Push(0.25))
     assert trial.train(job).log[1].general not in (first.log[0].general, first.log[1].general)
+
+
+@dataclass(frozen=True)
+class Written(Push):
+    """A push as large as the values of two edits."""
+
+    name = "written"
+
+    def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:
+        found = value.optimise(lm, edits[:2], ("{}",), objective=Objective(2, steps=2))
+        return replace(self, by=float(found.delta.norm()) / 10).push(lm)
+
+    def push(self, lm: LM) -> Patch:
+        return Push.edit(self, lm, ())
+
+
+def test_a_training_takes_kept_values(seen: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    job = Job("mini", "country_capital", "written", "none")
+    learning(monkeypatch, Written())
+    first = trial.train(job)
+    monkeypatch.setattr(value, "_descend", lambda *_args, **_options: pytest.fail("optimised"))
+    assert trial.train(replace(job, seed=1)).log == first.log and first.log[0].general != first.log[1].general
+    assert len(seen) == 6
 
 
 def test_weights_that_were_left_changed_are_not_taken_for_the_unedited_ones(

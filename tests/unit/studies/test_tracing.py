@@ -10,14 +10,24 @@ from typing import Any
 
 import pytest
 import torch
+from cells_apart import Apart
 
-from harness.errors import DataError, UsageError
+from harness.errors import CheckFailed, DataError, UsageError
 from harness.io.files import pack_json
 from harness.models.lm import LM
+from harness.runs.crew.cells import Crew
 from harness.studies.causal import trace_figures, tracing
 from harness.studies.causal.facts import Fact, read_facts
 from harness.studies.causal.trace import Selection, Traced, TraceSettings
-from harness.studies.causal.tracing import TracePlan, facts_of, read_study, run_traces, study_name, summarise_traces
+from harness.studies.causal.tracing import (
+    Study,
+    TracePlan,
+    facts_of,
+    read_study,
+    run_traces,
+    study_name,
+    summarise_traces,
+)
 
 ROWS = [
     {"id": "a", "prompt": "{} was born in", "subject": "Ada Velmont", "attribute": "Paris"},
@@ -160,6 +170,36 @@ def test_a_study_that_was_stopped_goes_on_where_it_was(
     assert counted == ["a", "b", "stop", "d"]
     assert not list((tmp_path / "parts").glob("*.partial*"))
     assert {**resumed.record, "seconds": 0} == {**whole.record, "seconds": 0}
+
+
+def test_a_crew_finds_the_same(plan: TracePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two studies by portions; one that fails stops none, its study is not complete, and it alone is made again."""
+    plans = [replace(plan, settings=replace(plan.settings, window=width)) for width in (1, 3)]
+    alone = list(run_traces(plans, tmp_path / "alone"))
+    apart = Apart()
+    monkeypatch.setattr(tracing, "run_cells", apart.run_cells)
+    apart.failing = lambda cell: "mlp-1" in cell.name and cell.name.endswith("portion 1")
+    found: list[Study] = []
+    with pytest.raises(CheckFailed, match=rf"1 of {2 * 3} portions of facts failed; the same command"):
+        found += run_traces(plans, tmp_path / "crew", crew=Crew(2))
+    assert apart.lists == [6] and len(apart.made) == 5
+    (partial,) = (tmp_path / "crew").glob("*.partial.json")
+    assert "mlp-1" in partial.name and json.loads(partial.read_text())["facts"]["traced"] == 2
+    apart.failing, apart.made = (lambda _: False), []
+    again = list(run_traces(plans, tmp_path / "crew", crew=Crew(2)))
+    assert len(apart.made) == 4 and not list((tmp_path / "crew").glob("*.partial*"))
+    assert {study_name(one.record) for one in again} == {study_name(one.record) for one in alone}
+    for one in alone:
+        name = f"{study_name(one.record)}.json"
+        mine, other = (read_study(tmp_path / folder / name) for folder in ("alone", "crew"))
+        assert {**mine.record, "seconds": 0} == {**other.record, "seconds": 0}
+        assert all(torch.equal(a.restored, b.restored) for a, b in zip(mine.traced, other.traced, strict=True))
+
+
+def test_two_processes_find_the_same(plan: TracePlan, tmp_path: Path) -> None:
+    (alone,) = run_traces([plan], tmp_path / "alone", device="cpu")
+    (found,) = run_traces([plan], tmp_path / "crew", device="cpu", crew=Crew(2))
+    assert {**alone.record, "seconds": 0} == {**found.record, "seconds": 0}
 
 
 def test_another_model_or_fresh_does_not_resume(

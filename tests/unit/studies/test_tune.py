@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from cells_apart import Apart
 
 from harness.editing.registry import configure, find
-from harness.errors import NumericalError, UsageError
+from harness.errors import HarnessError, NumericalError, UsageError
 from harness.io.nobody import tell_nobody
+from harness.runs.crew.cells import ALONE, Crew
 from harness.runs.plan import Plan
 from harness.runs.plan_grid import plans
 from harness.runs.resolve import resolve
@@ -103,9 +105,9 @@ def test_the_published_rows_for_tuning_are_no_test_rows(shared: Path) -> None:
 # --- a whole tuning ---------------------------------------------------------------------------------------------------
 
 
-def tuned(fields: dict[str, object], folder: Path, budget: Budget = SMALL) -> Tuned:
+def tuned(fields: dict[str, object], folder: Path, budget: Budget = SMALL, crew: Crew = ALONE) -> Tuned:
     (plan,) = plans({"editor": "memit", "split": "train", **fields})
-    return tune(plan, folder, budget=budget, against=None, device="cpu", report=tell_nobody)
+    return tune(plan, folder, budget=budget, against=None, device="cpu", report=tell_nobody, crew=crew)
 
 
 def test_a_random_qwen3_ends_with_a_preset_and_a_report(
@@ -132,9 +134,28 @@ def test_a_random_qwen3_ends_with_a_preset_and_a_report(
     assert again.settings == {**found.best.settings, **fields["settings"]}  # type: ignore[dict-item]
     assert resolve(again).recipe.configured(again.model, again.settings, seed=0).hyperparameters()["v_steps"] == 3
     # What has a record is not tried again.
-    monkeypatch.setattr(study._Tuning, "_measured", lambda *_: pytest.fail("a trial was made again"))
+    apart = Apart()
+    monkeypatch.setattr(study, "standing_crew", apart.standing_crew)
+    by_crew = tuned(fields, tmp_path / "crew", crew=Crew(2))
+    assert [(a.stage, a.settings, a.metrics, a.objective) for a in by_crew.trials] == [
+        (b.stage, b.settings, b.metrics, b.objective) for b in found.trials
+    ]
+    assert apart.lists[0] == 2 and len(apart.made) >= len(found.trials)
+    monkeypatch.setattr(study._Tuning, "measured", lambda *_: pytest.fail("a trial was made again"))
     kept = tuned(fields, tmp_path / "trials")
     assert [one.objective for one in kept.trials] == [one.objective for one in found.trials]
+
+
+def test_a_trial_of_a_crew_that_is_needed_and_fails_is_told_after_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apart = Apart()
+    monkeypatch.setattr(study, "standing_crew", apart.standing_crew)
+    apart.failing = lambda cell: cell.shown == "untuned {}"
+    fixed = {"cov_tokens": 2000, "v_steps": 1, "contexts": ["{}"]}
+    with pytest.raises(HarnessError, match="its worker died 3 times"):
+        tuned({"edits": "counterfact:1", "settings": fixed}, tmp_path, SMALL, Crew(2))
+    assert apart.lists == [2] and len(list(tmp_path.glob("*.json"))) == 1
 
 
 def test_stories_on_real_rows(shared: Path, tmp_path: Path) -> None:
