@@ -357,7 +357,11 @@ def trace_each(
         What was found about each, in order.
     """
     restorer, ready = Restorer(lm, settings.kind, budget), dict[int, Traced]()
-    company = {i: portion for portion in side_by_side(selection, settings, lm.arch.layers, budget) for i in portion}
+    company = {
+        i: portion
+        for portion in side_by_side(selection, settings, layers=lm.arch.layers, budget=budget)
+        for i in portion
+    }
     left = [i for i, one in enumerate(selection.asked) if one.fact.id not in done]
     for count, i in enumerate(left):
         if i not in ready:
@@ -369,7 +373,7 @@ def trace_each(
         progress(count + 1, len(left))
 
 
-def side_by_side(selection: Selection, settings: TraceSettings, layers: int, budget: int) -> list[list[int]]:
+def side_by_side(selection: Selection, settings: TraceSettings, *, layers: int, budget: int) -> list[list[int]]:
     """The places of the selected facts that go through the model together.
 
     Args:

@@ -188,7 +188,7 @@ def run_traces(
         lm, facts, first.settings, progress=lambda done, total: report("which facts the model knows", done, total)
     )
     if not crew.here:
-        begun = [_Begun.of(plan, lm, facts, chosen, folder=folder, fresh=fresh) for plan in plans]
+        begun = [_Begun.of(plan, lm, facts, chosen=chosen, folder=folder, fresh=fresh) for plan in plans]
         job = _Portion(first, replace(chosen, skipped=()), budget, device)
         layers, lm = lm.arch.layers, None  # there may be no room for it and for those of the workers
         yield from _by_crew(begun, job, crew, layers=layers, report=report)
@@ -207,7 +207,7 @@ def _one(
     report: Report,
     budget: int,
 ) -> Study:
-    begun = _Begun.of(plan, lm, facts, chosen, folder=folder, fresh=fresh)
+    begun = _Begun.of(plan, lm, facts, chosen=chosen, folder=folder, fresh=fresh)
     try:
         for one in trace_each(lm, chosen, plan.settings, budget=budget, done=tuple(begun.done)):
             begun.add([_row(one)], report)
@@ -235,7 +235,7 @@ class _Begun:
 
     @classmethod
     def of(
-        cls, plan: TracePlan, lm: LM, facts: Sequence[Fact], chosen: Selection, *, folder: Path, fresh: bool
+        cls, plan: TracePlan, lm: LM, facts: Sequence[Fact], *, chosen: Selection, folder: Path, fresh: bool
     ) -> _Begun:
         """A study, with what an earlier one of the same plan found.
 
@@ -346,7 +346,7 @@ def _cells(begun: Sequence[_Begun], place: int, layers: int, job: _Portion, crew
         crew: who traces.
     """
     study, ids = begun[place], [one.fact.id for one in job.chosen.asked]
-    together = side_by_side(job.chosen, study.plan.settings, layers, job.budget)
+    together = side_by_side(job.chosen, study.plan.settings, layers=layers, budget=job.budget)
     left = [found for places in together if (found := [ids[i] for i in places if ids[i] not in study.done])]
     for part, portion in enumerate(portions_of(left, crew), start=1):
         todo = tuple(identity for some in portion for identity in some)
