@@ -41,6 +41,7 @@ __all__ = [
     "prompt_rows",
     "rank_one_changes",
     "read_every_token",
+    "read_hidden_states",
     "read_keys",
     "require_layers",
     "spread_residuals",
@@ -356,12 +357,38 @@ def _keys_and_hidden_states(
 ) -> tuple[Float[Tensor, "edits f"], Float[Tensor, "edits d"]]:
     """Keys at one layer and what leaves a module, each edit on the model that carries its own patch."""
     rows = [row for edit in edits for row in prompt_rows(lm, edit, templates, fact_token=fact_token)]
-    bare = [row for edit in edits for row in prompt_rows(lm, edit, templates[:1], fact_token=fact_token)]
     carried = [g for g in owner for _ in templates]
     down = lm.arch.down_of(layer)
     key = _read_each(lm, rows, owner=carried, patches=patches, inputs=[down], outputs=[]).inputs[down]
-    hidden = _read_each(lm, bare, owner=owner, patches=patches, inputs=[], outputs=[place]).outputs[place]
+    hidden = read_hidden_states(
+        lm, edits, owner=owner, patches=patches, place=place, template=templates[0], fact_token=fact_token
+    )
     return _mean_over_templates(key, context_templates.template_weights(templates, "memit")), hidden
+
+
+def read_hidden_states(
+    lm: LM,
+    edits: Sequence[Edit],
+    *,
+    owner: Sequence[int],
+    patches: Sequence[Patch],
+    place: str,
+    template: str,
+    fact_token: FactToken,
+) -> Float[Tensor, "edits d"]:
+    """What leaves a module at the token that is edited, each edit on the model that carries its own patch.
+
+    Args:
+        lm: the model.
+        edits: the edits.
+        owner: which patch each of them carries.
+        patches: the patches.
+        place: the module.
+        template: the context template, as a rule the bare prompt.
+        fact_token: which token.
+    """
+    rows = [row for edit in edits for row in prompt_rows(lm, edit, (template,), fact_token=fact_token)]
+    return _read_each(lm, rows, owner=owner, patches=patches, inputs=[], outputs=[place]).outputs[place]
 
 
 def _read_each(

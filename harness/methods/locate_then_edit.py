@@ -297,19 +297,44 @@ class Spread(LocateThenEdit):
 
         patches = [Patch() for _ in groups]
         for layers in self.rounds(lm):
-            patches = spread_residuals(
-                lm,
-                groups,
-                targets=self.values(lm, groups, prior, layer=layers[-1], begun=patches),
-                layers=layers,
-                templates=prior.contexts,
-                fact_token=self.fact_token,
-                solve=noted,
-                site=self.at,
-                divisor=self.divisor,
-                begun=patches,
-            )
+            targets = self.values(lm, groups, prior, layer=layers[-1], begun=patches)
+            patches = self.spread(lm, groups, prior, targets=targets, layers=layers, solve=noted, begun=patches)
         return patches, written
+
+    def spread(
+        self,
+        lm: LM,
+        groups: Sequence[Sequence[Edit]],
+        prior: SpreadMemory,
+        *,
+        targets: Float[Tensor, "edits d"],
+        layers: Sequence[int],
+        solve: Solver,
+        begun: Sequence[Patch],
+    ) -> list[Patch]:
+        """What batches of edits have changed after one more round, see :func:`harness.methods.keys.spread_residuals`.
+
+        Args:
+            lm: the model.
+            groups: batches of edits.
+            prior: what was taken from the unedited model.
+            targets: the wanted hidden states, in the order of the groups.
+            layers: the layers of the round.
+            solve: how the change of one layer is found.
+            begun: what each batch has changed in earlier rounds.
+        """
+        return spread_residuals(
+            lm,
+            groups,
+            targets=targets,
+            layers=layers,
+            templates=prior.contexts,
+            fact_token=self.fact_token,
+            solve=solve,
+            site=self.at,
+            divisor=self.divisor,
+            begun=begun,
+        )
 
     def after(
         self, lm: LM, prior: SpreadMemory, *, keys: Mapping[int, Float[Tensor, "n f"]], patch: Patch

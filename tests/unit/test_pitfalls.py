@@ -392,6 +392,7 @@ CONFORMS = {
     "memoir": "golden/test_golden_memoir.py::test_edits_are_theirs",
     "mend": "unit/editors/test_mend.py::test_each_layer_adds_what_its_formula_says",
     "nas": "unit/editors/test_closed_form.py::test_nas_scales_values_to_the_norm_that_the_first_edits_have",
+    "nse": "golden/test_golden_spread.py::test_nse_in_two_batches",
     "pmet": "unit/editors/test_pmet.py::test_values_are_those_of_the_plain_loop",
     "prefix": "unit/methods/test_finetuning.py::test_the_standard_subject_of_memit_is_the_prompt",
     "prompt": "unit/editors/test_prompt_editors.py::test_the_latest_facts_are_told_as_many_as_fit",

@@ -17,6 +17,7 @@ from editors.ft import FineTuning
 from editors.lyaplock import LyapLock, preservation_loss
 from editors.memit import Memit
 from editors.nas import Anchored, NormAnchorScaling
+from editors.nse import Nse, busiest_neurons
 from editors.r_rome import RRome
 from editors.rome import Rome
 from editors.sphere import Sphere, principal_directions
@@ -417,3 +418,55 @@ def test_blue_of_one_layer_is_alphaedit_and_of_several_takes_the_ends(tiny, edit
     assert torch.equal(patch.weights[lm.down(0)].dense(), first.weights[lm.down(0)].dense())
     assert torch.allclose(patch.weights[lm.down(2)].dense(), change.dense(), atol=1e-6)
     assert set(patch.memory.sums) == {0, 2}
+
+
+# NSE
+
+
+def test_the_busiest_neurons_hold_a_share_of_the_activations():
+    keys = torch.tensor([[1.0, -4.0, 0.0, 2.0], [0.0, 1.0, 0.0, -2.0]])  # 1, 5, 0, 4 of 10
+    wanted = {0.4: [1], 0.5: [1], 0.6: [1, 3], 0.9: [1, 3], 0.95: [1, 3, 0], 1.0: [1, 3, 0]}
+    assert {share: busiest_neurons(keys, share).tolist() for share in wanted} == wanted
+    released = {0.4: [1], 0.6: [1], 0.95: [1, 3], 1.0: [1, 3, 0, 2]}
+    assert {share: busiest_neurons(keys, share, "released").tolist() for share in released} == released
+
+
+def test_nse_of_all_neurons_and_one_round_is_memit(tiny, edits):
+    lm = tiny("gpt2")
+    settings: dict[str, Any] = {"layers": (0, 1), "lam": 3.0, "contexts": ("{}",), **QUICK}
+    ours, plain = Nse(neurons=1.0, repeats=1, **settings).edit(lm, edits), Memit(**settings).edit(lm, edits)
+    for name, delta in plain.weights.items():
+        assert torch.allclose(ours.weights[name].dense(), delta.dense(), atol=1e-5 * float(delta.dense().abs().max()))
+
+
+def test_nse_chooses_neurons_and_goes_on_until_edits_have_arrived(tiny, edits):
+    lm = tiny("gpt2")
+    settings: dict[str, Any] = {"layers": (0, 1), "lam": 3.0, "contexts": ("{}",), **QUICK}
+    few = Nse(neurons=0.3, repeats=1, **settings).edit(lm, edits).weights
+    assert all(0 < int((delta.dense().abs().sum(0) > 0).sum()) < 32 for delta in few.values())
+
+    def missing(repeats: int, **bounds: float) -> Tensor:
+        method = Nse(neurons=0.3, repeats=repeats, **bounds, **settings)
+        patch = method.edit(lm, edits)
+        wanted = optimise(lm, edits, ("{}",), objective=method.objective(1)).value
+        return (hidden(lm, edits, 1, patch) - wanted).norm(dim=1)
+
+    untouched = missing(1, least=1e6)
+    assert bool((missing(1) < untouched).all()) and bool((missing(4) < missing(1)).all())
+    least = float(untouched.sort().values[1])  # two have arrived before the first round, the third has not
+    alone = int(untouched.argmax())
+    assert bool(missing(1, least=least)[alone] < 0.9 * untouched[alone])
+    assert torch.equal(missing(1, most=0.5 * float(untouched.min())), untouched)
+
+
+def test_nse_takes_values_from_the_unedited_weights_and_keys_from_the_edited_ones(tiny, edits):
+    lm, method = tiny("gpt2"), Nse(layers=(0, 1), lam=1.0, contexts=("{}",), **QUICK)
+    first = method.edit(lm, edits[:2])
+    alone = optimise(lm, edits[2:], ("{}",), objective=method.objective(1)).value
+    with patched(lm, first):
+        known = method.prior(lm, first.memory, (0, 1))
+        ours = method.values(lm, [edits[2:]], known, layer=1, begun=[Patch()])
+        changed = optimise(lm, edits[2:], ("{}",), objective=method.objective(1)).value
+        key, _ = facts.read_keys(lm, edits[:2], 1, templates=("{}",), fact_token="subject_last", kind="memit")
+    assert torch.allclose(ours, alone, atol=1e-4) and not torch.allclose(ours, changed, atol=1e-2)
+    assert torch.allclose(first.memory.sums[1], key.double().T @ key.double(), rtol=1e-5, atol=1e-8)
