@@ -572,6 +572,8 @@ def trace(
     budget: int = 4096,
     output: str | Path = "runs",
     fresh: bool = False,
+    workers: int | None = None,
+    cluster: str | None = None,
     progress: Progress | None = None,
 ) -> list[Tracing]:
     """Find where a model recalls facts: causal tracing (Meng et al. 2022; Hase et al. 2023).
@@ -600,6 +602,8 @@ def trace(
         budget: tokens of one forward pass.
         output: the folder of the records.
         fresh: whether to start anew where an earlier study of the same plan was stopped.
+        workers: pieces of work at a time; by default one, on a cluster as many as there is room for.
+        cluster: ``HOST:PORT`` of a Ray cluster, ``auto`` for this machine's, or ``local`` to start one.
         progress: told what is done, how far it is, and how much there is.
 
     Returns:
@@ -607,6 +611,7 @@ def trace(
 
     Raises:
         HarnessError: something does not exist or cannot be used; nothing has been traced by then.
+        CheckFailed: workers could not trace some facts; what is known of the others is kept.
 
     Examples:
         >>> import harness
@@ -614,6 +619,7 @@ def trace(
         >>> study.traced[0].restored.shape[1]
         4
     """
+    from harness.runs.crew.cells import crew_of
     from harness.runs.defaults import rows_for
     from harness.studies.causal.tracing import TracePlan, run_traces
     from harness.studies.causal.variants import trace_settings
@@ -623,13 +629,16 @@ def trace(
         answer=answer, threshold=threshold, high=high,
     )  # fmt: skip
     name, count = _counted(edits)
-    report = progress or tell_nobody
+    report, crew = progress or tell_nobody, crew_of(workers, cluster)
     with _model(model, tokenizer, arch, None) as (called, lm):
         plans = [
             TracePlan(one, called, name, count, split, rows_for(model, data_dir), dtype, dict(arch or {}))
             for one in asked
         ]
-        return list(run_traces(plans, Path(output), device=device, fresh=fresh, report=report, budget=budget, lm=lm))
+        found = run_traces(
+            plans, Path(output), device=device, fresh=fresh, report=report, budget=budget, lm=lm, crew=crew
+        )
+        return list(found)
 
 
 @as_before()
@@ -801,6 +810,8 @@ def localize(
     output: str | Path = "runs",
     fresh: bool = False,
     only_done: bool = False,
+    workers: int | None = None,
+    cluster: str | None = None,
     progress: Progress | None = None,
 ) -> Localization:
     """Edit every layer, and see whether tracing tells which (Hase et al. 2023).
@@ -833,6 +844,8 @@ def localize(
         output: the folder of the study.
         fresh: whether to start anew where an earlier run of the same study was stopped.
         only_done: whether to run nothing, and give what an earlier run came to.
+        workers: pieces of work at a time; by default one, on a cluster as many as there is room for.
+        cluster: ``HOST:PORT`` of a Ray cluster, ``auto`` for this machine's, or ``local`` to start one.
         progress: told what is done, how far it is, and how much there is.
 
     Returns:
@@ -840,6 +853,7 @@ def localize(
 
     Raises:
         HarnessError: something does not exist or cannot be used; what was done stays.
+        CheckFailed: workers could not do some cells of the grid; the others are done.
         RestoreError: the model is not bitwise what it was.
 
     Examples:
@@ -851,6 +865,7 @@ def localize(
         >>> study.complete
         True
     """
+    from harness.runs.crew.cells import crew_of
     from harness.runs.defaults import rows_for
     from harness.studies.localization import localize as study
     from harness.studies.localization.grid_options import grid
@@ -865,7 +880,8 @@ def localize(
         )  # fmt: skip
         if only_done:
             return study.open_study(asked, Path(output))
-        return study.run_grid(asked, Path(output), device=device, fresh=fresh, report=progress or tell_nobody, lm=lm)
+        report, crew = progress or tell_nobody, crew_of(workers, cluster)
+        return study.run_grid(asked, Path(output), device=device, fresh=fresh, report=report, lm=lm, crew=crew)
 
 
 # --- records ----------------------------------------------------------------------------------------------------------

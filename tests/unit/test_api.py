@@ -260,6 +260,14 @@ def test_an_edit_takes_kept_values(monkeypatch: pytest.MonkeyPatch) -> None:
     assert dict(edited.lm.state_hashes()) != dict(found[0])
 
 
+def test_a_model_in_memory_cannot_go_to_workers(fresh: Callable[..., LM], tmp_path: Path) -> None:
+    model, tokenizer = gpt2(fresh)
+    for study in (harness.trace, harness.localize):
+        with pytest.raises(UsageError, match="a model in memory cannot go to workers; name it by its folder"):
+            study(model, ROWS, tokenizer=tokenizer, output=tmp_path, workers=2)
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_edit_goes_also_after_an_exception(fresh: Callable[..., LM]) -> None:
     model, tokenizer = gpt2(fresh)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -9,7 +9,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 
-from harness.errors import CheckFailed, HarnessError
+from harness.errors import CheckFailed, HarnessError, UsageError
 
 __all__ = [
     "ALONE",
@@ -26,6 +26,7 @@ __all__ = [
     "crew_of",
     "portions_of",
     "require_all",
+    "require_named",
     "said_of",
 ]
 
@@ -99,6 +100,22 @@ def crew_of(workers: int | None, cluster: str | None, *, cpus: float = 1, gpus: 
         gpus: that a cell needs.
     """
     return Crew((0 if cluster else 1) if workers is None else workers, cluster, cpus, gpus)
+
+
+def require_named(lm: object | None, crew: Crew) -> None:
+    """See that other processes can load a model.
+
+    Args:
+        lm: the model, where it is in memory; None where it is named.
+        crew: who works with it.
+
+    Raises:
+        UsageError: they cannot.
+    """
+    if lm is not None and not crew.here:
+        raise UsageError(
+            "a model in memory cannot go to workers; name it by its folder or repository, or use one worker"
+        )
 
 
 def cores() -> int:

@@ -34,7 +34,7 @@ from harness.models.lm import LM, load
 from harness.patches.delta import double
 from harness.reports.cells import brackets, number
 from harness.reports.table import MISSING
-from harness.runs.crew.cells import ALONE, Cell, Crew, portions_of, require_all
+from harness.runs.crew.cells import ALONE, Cell, Crew, portions_of, require_all, require_named
 from harness.runs.crew.dispatch import run_cells
 from harness.runs.identity import record_id
 from harness.runs.loaded import kept_model
@@ -179,6 +179,7 @@ def run_traces(
         HarnessError: a plan cannot be carried out; nothing has been traced by then.
         CheckFailed: some facts could not be traced by a crew; the others stand in records that are not complete.
     """
+    require_named(lm, crew)
     require_writable(folder)
     facts, first = facts_of(plans[0]), plans[0]
     lm = lm or load(first.model, dtype=first.dtype, device=device, names=dict(first.arch) or None)

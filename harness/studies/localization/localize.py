@@ -43,7 +43,7 @@ from harness.methods.value_cache import ValueCache, values_folder, values_from
 from harness.models.guard import Guard
 from harness.models.lm import LM, load
 from harness.patches.patch import Patch, RowPatches, patched, patched_rows, shareable
-from harness.runs.crew.cells import ALONE, Cell, Crew, require_all
+from harness.runs.crew.cells import ALONE, Cell, Crew, require_all, require_named
 from harness.runs.crew.dispatch import run_cells
 from harness.runs.identity import digest, record_id
 from harness.runs.loaded import kept_model
@@ -316,6 +316,7 @@ def run_grid(
         UsageError: what is done of it was done with other weights, rows, files of editors, or versions.
         DataError: too few facts.
     """
+    require_named(lm, crew)
     study = open_study(grid, output, fresh)
     _require_names(grid)
     examples = tasks.read_examples(grid.edits, data_dir=grid.data_dir, split=grid.split, count=grid.look_at)
