@@ -84,6 +84,8 @@ class _Led(str):
 class EditedLM(HFLM):  # type: ignore[misc]
     """An lm-eval model that can hold a patch for all documents, or one for each."""
 
+    think_end_token: str | int | None
+
     def __init__(
         self,
         lm: LM,
