@@ -9,20 +9,17 @@ setting ``token_mean``).
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import islice
-from typing import ClassVar, NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from harness.editing.edit import Edit, Example
-from harness.editing.editor import Learned
-from harness.editing.hyperparameters import Count, NotNegative, Positive, Share
-from harness.errors import DataError, NumericalError, UsageError
+from harness.editing.edit import Edit
+from harness.editing.hyperparameters import Count, NotNegative, Positive
+from harness.errors import NumericalError
 from harness.methods.descent import (
     TokenisedEdit,
     TokenMean,
@@ -33,6 +30,7 @@ from harness.methods.descent import (
 )
 from harness.methods.hypernetwork import Hypernetwork, Pair, Shape, layout
 from harness.methods.keys import require_layers
+from harness.methods.meta_training import GradientNetwork, Lesson, MetaTraining
 from harness.models.activations import at_least_float32, row_portions
 from harness.models.lm import LM
 from harness.patches.delta import Delta, Dense, LowRank
@@ -42,9 +40,6 @@ __all__ = ["Mend"]
 
 _BUDGET = 4096
 """Tokens of one forward pass, padding included."""
-_TEXTS = 1000
-"""Lines of plain text that stand for unrelated texts where the examples bring none."""
-
 
 _MINI: Mapping[str, object] = {
     "rank": 128,
@@ -59,7 +54,7 @@ _MINI: Mapping[str, object] = {
 
 
 @dataclass(frozen=True)
-class Mend(Learned):
+class Mend(GradientNetwork):
     """One pass forward and back for an edit; what a trained network makes of the gradient is the change.
 
     The defaults are the published ones, the same for every model; the authors' data bring a validation set of their
@@ -67,65 +62,35 @@ class Mend(Learned):
 
     Attributes:
         layers: whose feed-forward matrices are changed; by default the last three.
-        rank: of a layer of the network, at most the size of a pair.
-        depth: layers of the network.
         alpha: the step size of each matrix before training.
         c_edit: the weight of the edit's loss.
-        c_loc: the weight of the divergence on unrelated text.
         lr: Adam's learning rate for the network.
         alpha_lr: Adam's learning rate for the step sizes.
-        steps: the most edits, or groups of ``together``, that are trained on.
-        together: edits made at once in training.
         token_mean: whether the loss of edits made at once is the sum of each ``edit``'s mean over its target's tokens,
             or as in the authors' code one mean over the tokens of the whole ``batch``.
         accumulate: steps of one update.
-        clip: the bound of the gradient's norm.
-        validation: the share of the examples that is kept for validation.
-        validate_every: steps between two validations.
-        patience: steps without a better validation after which training ends.
-        seed: of the network's first weights and of the order of the examples.
     """
 
     name = "mend"
-    random = True
 
     layers: tuple[int, ...] | None = None
-    rank: Count = 1920
-    depth: Count = 2
     alpha: Positive = 1e-4
     c_edit: NotNegative = 0.1
-    c_loc: NotNegative = 1.0
     lr: NotNegative = 1e-6
     alpha_lr: NotNegative = 1e-4
     steps: Count = 1_000_000
-    together: Count = 1
     token_mean: TokenMean = field(default="edit", metadata={"before": "edit"})
     accumulate: Count = 10
     clip: Positive = 100.0
-    validation: Share = 0.1
     validate_every: Count = 5000
     patience: Count = 20_000
-    seed: int = 0
 
     # The shipped models: tuned on the edit set's tuning rows; a thousand steps of training, not a hundred thousand.
     presets: ClassVar[Mapping[str, Mapping[str, object]]] = {"mini": _MINI, "mini-llama": _MINI}
 
-    def fit(self, lm: LM, train: Sequence[Example]) -> Mend:
-        """Train the network on examples; the best of all validations is kept.
-
-        Raises:
-            UsageError: there are fewer than two examples.
-            DataError: a text is longer than the model's context, or there is no unrelated text.
-            NumericalError: a loss is not finite.
-        """
-        if len(train) < 2:
-            raise UsageError(
-                f"{self.name}: {len(train)} examples to learn from, expected at least 2: one is kept for validation"
-            )
-        lessons = _lessons(lm, train)
-        random.Random(self.seed).shuffle(lessons)
-        kept = min(max(1, round(self.validation * len(lessons))), len(lessons) - 1)
-        return replace(self, learned=_Training(self, lm, lessons[kept:], lessons[:kept]).run())
+    def training(self, lm: LM, train: Sequence[Lesson], validation: Sequence[Lesson]) -> MetaTraining:
+        """The training of a new network."""
+        return _Training(self, lm, train, validation)
 
     def layout(self, lm: LM) -> Mapping[str, Tensor]:
         """The tensors of the network."""
@@ -170,41 +135,6 @@ class Mend(Learned):
                         f"edit {edit.id}: {self.name}'s change of '{name}' is not finite; use float32, or fit again"
                     )
         return found
-
-
-class _Lesson(NamedTuple):
-    """An example in tokens.
-
-    Attributes:
-        edit: what is edited.
-        wanted: other ways to ask for the same.
-        kept: unrelated texts.
-    """
-
-    edit: TokenisedEdit
-    wanted: list[TokenisedEdit]
-    kept: list[list[int]]
-
-
-def _lessons(lm: LM, train: Sequence[Example]) -> list[_Lesson]:
-    """The examples in tokens; plain text stands in where an example has no neighborhood."""
-    plain: list[list[int]] = []
-    if not all(example.of("neighborhood") for example in train):
-        plain = [row for text in islice(lm.documents(), _TEXTS) if (row := lm.encode(text)[: lm.context])]
-        if not plain:
-            raise DataError(f"'{lm.text}' holds no text; give plain text with --text FILE")
-    return [_lesson(lm, example, plain) for example in train]
-
-
-def _lesson(lm: LM, example: Example, plain: list[list[int]]) -> _Lesson:
-    edit = example.edit
-    asked = [probe.prompt for probe in example.of("paraphrase")] or [edit.text]
-    near = [f"{probe.prompt} {probe.target_true}" for probe in example.of("neighborhood")]
-    return _Lesson(
-        tokenise(lm, [edit])[0],
-        tokenise(lm, [Edit(edit.id, prompt, None, edit.target) for prompt in asked]),
-        [lm.encode(text)[: lm.context] for text in near] or plain,
-    )
 
 
 # --- gradients --------------------------------------------------------------------------------------------------------
@@ -271,63 +201,27 @@ def _delta(changes: Sequence[Pair]) -> Delta:
 # --- training ---------------------------------------------------------------------------------------------------------
 
 
-class _Training:
+class _Training(MetaTraining):
     """The training of one network on one model.
 
     Attributes:
         editor: the settings.
-        lm: the model.
-        train: what is learned from.
-        validation: what decides which network is kept.
         names: the matrices.
-        network: the network as it is now.
         adam: the optimiser, with a learning rate of its own for the step sizes.
     """
 
-    def __init__(self, editor: Mend, lm: LM, train: Sequence[_Lesson], validation: Sequence[_Lesson]) -> None:
-        self.editor, self.lm, self.train, self.validation = editor, lm, train, validation
+    def __init__(self, editor: Mend, lm: LM, train: Sequence[Lesson], validation: Sequence[Lesson]) -> None:
         shapes = editor.shapes(lm)
-        self.names = list(shapes)
         start = Hypernetwork.start(shapes, rank=editor.rank, depth=editor.depth, alpha=editor.alpha, seed=editor.seed)
-        self.network = replace(start, tensors={n: t.to(lm.device) for n, t in start.tensors.items()})
-        free = {name: tensor.requires_grad_() for name, tensor in self.network.trainable.items()}
+        super().__init__(editor, lm, train=train, validation=validation, start=start)
+        self.editor, self.names, self.accumulate = editor, list(shapes), editor.accumulate
         alphas = [self.network.alpha(name) for name in self.names]
-        others = [tensor for name, tensor in free.items() if not name.startswith("alpha/")]
+        others = [tensor for name, tensor in self.network.trainable.items() if not name.startswith("alpha/")]
         self.adam = torch.optim.Adam(
             [{"params": others, "lr": editor.lr}, {"params": alphas, "lr": editor.alpha_lr}], lr=editor.lr
         )
 
-    def run(self) -> dict[str, Tensor]:
-        """Train; the tensors of the best validation, as copies."""
-        editor, draws = self.editor, self._draws()
-        best, best_at, kept = float("inf"), 0, dict[str, Tensor]()
-        with editor.progress(self.lm, editor.steps) as tell:
-            for step in range(1, editor.steps + 1):
-                self._learn(next(draws))
-                if step % editor.accumulate == 0 or step == editor.steps:
-                    self._update()
-                if step % editor.validate_every == 0 or step == editor.steps:
-                    loss = self._validate()
-                    if loss < best:
-                        best, best_at, kept = loss, step, self._copy()
-                    elif step - best_at >= editor.patience:
-                        break
-                tell(step, f"best validation {best:.3f}" if kept else "")
-        return kept
-
-    def _copy(self) -> dict[str, Tensor]:
-        return {name: tensor.detach().clone() for name, tensor in self.network.tensors.items()}
-
-    def _draws(self) -> Iterator[list[_Lesson]]:
-        """The lessons of each step: all in a new order at each pass, each with one question and one unrelated text."""
-        draw, waiting = random.Random(self.editor.seed), list[_Lesson]()
-        while True:
-            while len(waiting) < self.editor.together:
-                waiting += draw.sample(self.train, len(self.train))
-            taken, waiting = waiting[: self.editor.together], waiting[self.editor.together :]
-            yield [_Lesson(t.edit, [draw.choice(t.wanted)], [draw.choice(t.kept)]) for t in taken]
-
-    def _learn(self, lessons: Sequence[_Lesson]) -> None:
+    def learn(self, lessons: Sequence[Lesson]) -> None:
         """Add the gradient of one step."""
         pairs = _pairs(self.lm, [lesson.edit for lesson in lessons], self.names, self.editor.token_mean)
         for each in pairs:
@@ -336,35 +230,26 @@ class _Training:
         loss = self._loss(lessons, pairs)
         torch.autograd.backward(loss / self.editor.accumulate)
 
-    def _update(self) -> None:
-        free = [tensor for group in self.adam.param_groups for tensor in group["params"]]
-        torch.nn.utils.clip_grad_norm_(free, self.editor.clip)
-        self.adam.step()
-        self.adam.zero_grad()
-
-    def _validate(self) -> float:
+    def validate(self) -> float:
         """The mean loss of edits that are not learned from, with the first question and the first unrelated text."""
         total = 0.0
         for lesson in self.validation:
             pairs = _pairs(self.lm, [lesson.edit], self.names)
             with torch.no_grad():
-                total += float(self._loss([_Lesson(lesson.edit, lesson.wanted[:1], lesson.kept[:1])], pairs))
+                total += float(self._loss([Lesson(lesson.edit, lesson.wanted[:1], lesson.kept[:1])], pairs))
         return total / len(self.validation)
 
-    def _loss(self, lessons: Sequence[_Lesson], pairs: Sequence[Mapping[str, Pair]]) -> Tensor:
+    def _loss(self, lessons: Sequence[Lesson], pairs: Sequence[Mapping[str, Pair]]) -> Tensor:
         """Of the model that carries all the edits: token means of the NLL and of KL(unedited || edited)."""
         held = self._edited(pairs)
-        kept = [row for lesson in lessons for row in lesson.kept]
+        kept = [text.prompt + text.target for lesson in lessons for text in lesson.kept]
         edit = -log_likelihood(self.lm, [answer for lesson in lessons for answer in lesson.wanted], held=held).mean()
         with torch.no_grad():
             before = self._log_p(kept, {})
         after = self._log_p(kept, held)
         loc = (before.exp() * (before - after)).sum(1).mean()
         loss = self.editor.c_edit * edit + self.editor.c_loc * loc
-        if not bool(torch.isfinite(loss)):
-            ids = ", ".join(lesson.edit.edit.id for lesson in lessons[:3])
-            what = f"the loss of edits {ids} became {float(loss.detach())}"
-            raise NumericalError(f"{self.editor.name}: {what} in training; lower lr or alpha")
+        self.require_finite(loss, lessons, "lower lr or alpha")
         return loss
 
     def _edited(self, pairs: Sequence[Mapping[str, Pair]]) -> dict[str, Tensor]:

@@ -43,6 +43,7 @@ __all__ = [
     "first_matrix",
     "log_likelihood",
     "passes",
+    "target_distributions",
     "target_positions",
     "tokenise",
 ]
@@ -219,12 +220,27 @@ def log_likelihood(
         loss: after which tokens a token is asked for.
         held: parameters that take the place of the model's own.
     """
+    log_p = target_distributions(lm, examples, loss=loss, held=held)
+    tokens = torch.tensor([token for e in examples for token in e.target], device=log_p.device)
+    return log_p.gather(1, tokens[:, None])[:, 0]
+
+
+def target_distributions(
+    lm: LM, examples: Sequence[TokenisedEdit], *, loss: Loss = "target_new", held: Mapping[str, Tensor] | None = None
+) -> Tensor:
+    """The log-probabilities of all tokens where each token of each target is asked for, ``[tokens, vocabulary]``.
+
+    Args:
+        lm: the model.
+        examples: edits in tokens.
+        loss: after which tokens a token is asked for.
+        held: parameters that take the place of the model's own.
+    """
     batch = lm.batch([e.prompt + (e.target[:-1] if loss == "target_new" else []) for e in examples])
     inputs = {"input_ids": batch.ids, "attention_mask": batch.mask, "use_cache": False}
     logits: Tensor = functional_call(lm.model, dict(held or {}), args=(), kwargs=inputs).logits
     rows, columns = target_positions(examples, loss)
-    tokens = torch.tensor([token for e in examples for token in e.target], device=logits.device)
-    return at_least_float32(logits[rows, columns]).log_softmax(-1).gather(1, tokens[:, None])[:, 0]
+    return at_least_float32(logits[rows, columns]).log_softmax(-1)
 
 
 @contextmanager

@@ -1,24 +1,27 @@
-"""A network that rewrites the gradient of a matrix: the residual low-rank network of MEND, as a flat dict of tensors.
+"""A network that rewrites the gradient of a matrix: residual and of low rank, as a flat dict of tensors.
 
 The gradient of a linear layer is a sum over tokens of ``v u^T``: ``u [in]`` entered the layer, ``v [out]`` is the
 gradient at its output.  The network maps each pair ``x = [u; v]`` to a pseudo-pair of the same size.
 
-Source: Mitchell et al. 2022, "Fast Model Editing at Scale", arXiv 2110.11309, section 3.2 and equation 3; their code
-at e04fdb9 (per-matrix scale and shift, running statistics, initial values).
+Sources: Mitchell et al. 2022 (MEND), "Fast Model Editing at Scale", arXiv 2110.11309, section 3.2 and equation 3; their
+code at e04fdb9 (per-matrix scale and shift, running statistics, initial values).  Tan, Zhang, Fu 2024 (MALMEN), arXiv
+2311.04661, and their code at 1df295d (scale and shift outside of the rectifier, a damping for each matrix).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from harness.errors import DataError
+from harness.methods.shifts import Statistics
 from harness.patches.delta import double
 
-__all__ = ["Hypernetwork", "Pair", "Shape", "layout"]
+__all__ = ["Hypernetwork", "Pair", "Rectified", "Shape", "layout"]
 
 Shape = tuple[int, int]
 """``(in, out)`` of a matrix."""
@@ -26,7 +29,8 @@ Shape = tuple[int, int]
 Pair = tuple[Tensor, Tensor]
 """``u [tokens, in]`` and ``v [tokens, out]`` of one matrix."""
 
-_EPS = 1e-7
+Rectified = Literal["last", "first"]
+"""Whether a layer scales and shifts before it takes the positive part (MEND), or after that (MALMEN)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,18 +38,25 @@ class Hypernetwork:
     """One network for each shape of matrix; everything that belongs to one matrix is kept under its name.
 
     Attributes:
-        tensors: ``alpha/<matrix>`` the step size; for each shape ``s`` and layer ``i`` ``<s>/<i>/U [d, r]``, ``V [r,
-            d]`` and ``bias [d]``, and ``scale/<matrix> [d]`` and ``shift/<matrix> [d]``, where ``d = in + out``; the
-            running statistics ``<s>/statistics/mean [d]``, ``squares [d]`` and ``count``.
+        tensors: ``alpha/<matrix>`` the step size, and where there is one ``damping/<matrix>``, its logarithm; for each
+            shape ``s`` and layer ``i`` ``<s>/<i>/U [d, r]``, ``V [r, d]`` and ``bias [d]``, and ``scale/<matrix> [d]``
+            and ``shift/<matrix> [d]``, where ``d = in + out``; the running statistics ``<s>/statistics/mean [d]``,
+            ``squares [d]`` and ``count``.
         depth: the number of layers.
+        rectified: when a layer takes the positive part.
+        eps: what is added to a standard deviation.
     """
 
     tensors: Mapping[str, Tensor]
     depth: int
+    rectified: Rectified = "last"
+    eps: float = 1e-7
 
     @classmethod
-    def start(cls, shapes: Mapping[str, Shape], *, rank: int, depth: int, alpha: float, seed: int) -> Hypernetwork:
-        """The network that changes no pair: ``U`` and ``bias`` are zero.
+    def start(
+        cls, shapes: Mapping[str, Shape], *, rank: int, depth: int, alpha: float, seed: int, damped: bool = False
+    ) -> Hypernetwork:
+        """The network that changes no pair: ``U`` and ``bias`` are zero, and a damping is 1.
 
         Args:
             shapes: the matrices by name.
@@ -53,11 +64,11 @@ class Hypernetwork:
             depth: the number of layers.
             alpha: the step size of each matrix.
             seed: of ``V``, which is standard normal.
+            damped: whether each matrix has a damping.
         """
         draw = torch.Generator().manual_seed(seed)
-        made = {
-            name: torch.zeros_like(like, device="cpu") for name, like in layout(shapes, rank=rank, depth=depth).items()
-        }
+        like = layout(shapes, rank=rank, depth=depth, damped=damped)
+        made = {name: torch.zeros_like(tensor, device="cpu") for name, tensor in like.items()}
         for name, tensor in made.items():
             if name.startswith("alpha/"):
                 tensor.fill_(alpha)
@@ -76,36 +87,45 @@ class Hypernetwork:
         """The step size of a matrix."""
         return self.tensors[f"alpha/{name}"]
 
-    def observed(self, u: Tensor, v: Tensor) -> Hypernetwork:
-        """The network with running statistics that have seen more pairs (Welford, merged by the formula of Chan)."""
-        rows = double(torch.cat([u, v], 1))
-        if not len(rows):
+    def damping(self, name: str) -> Tensor:
+        """The logarithm of the damping of a matrix."""
+        return self.tensors[f"damping/{name}"]
+
+    def observed(self, u: Tensor, v: Tensor, *, unbiased: bool = False) -> Hypernetwork:
+        """The network with running statistics that have seen more pairs.
+
+        Args:
+            u: ``[tokens, in]``.
+            v: ``[tokens, out]``.
+            unbiased: whether ``n`` pairs add ``n / (n - 1)`` of their squares.
+        """
+        if not len(u):
             return self
-        (mean, squares, count), more = self._statistics(u, v), len(rows)
-        away, total = rows.mean(0) - mean, count + more
-        squares = squares + (rows - rows.mean(0)).square().sum(0) + away.square() * (count * more / total)
+        seen = self.statistics(u, v) + Statistics.of(torch.cat([u, v], 1), unbiased=unbiased)
         prefix = f"{_of(u, v)}/statistics"
         old = self.tensors[f"{prefix}/mean"]
-        new = {f"{prefix}/mean": (mean + away * (more / total)).to(old), f"{prefix}/squares": squares.to(old)}
-        return replace(self, tensors={**self.tensors, **new, f"{prefix}/count": torch.tensor(total)})
+        new = {f"{prefix}/mean": seen.mean.to(old), f"{prefix}/squares": seen.squares.to(old)}
+        return replace(self, tensors={**self.tensors, **new, f"{prefix}/count": torch.tensor(seen.count)})
 
     def normalised(self, u: Tensor, v: Tensor) -> Tensor:
-        """``(x - mean) / (std + 1e-7)`` of each number of ``x = [u; v]``, with the sample standard deviation.
+        """``(x - mean) / (std + eps)`` of each number of ``x = [u; v]``, with the sample standard deviation.
 
         A number that never varied in training (a neuron that was never active) is only centred.
 
         Raises:
             DataError: fewer than two pairs have been observed.
         """
-        mean, squares, count = self._statistics(u, v)
-        if count < 2:
-            raise DataError(f"{count} tokens to normalise gradients by, expected two or more; give more examples")
-        spread = (squares / (count - 1)).sqrt()
-        spread = torch.where(spread > 0, spread + _EPS, torch.ones_like(spread))
-        return ((double(torch.cat([u, v], 1)) - mean) / spread).to(u)
+        seen = self.statistics(u, v)
+        if seen.count < 2:
+            raise DataError(f"{seen.count} tokens to normalise gradients by, expected two or more; give more examples")
+        spread = (seen.squares / (seen.count - 1)).sqrt()
+        spread = torch.where(spread > 0, spread + self.eps, torch.ones_like(spread))
+        return ((double(torch.cat([u, v], 1)) - seen.mean) / spread).to(u)
 
     def __call__(self, name: str, u: Tensor, v: Tensor) -> Pair:
         """The pseudo-pairs of a matrix: each layer adds ``max(0, scale * (U V x + bias) + shift)``.
+
+        With ``rectified="first"`` it adds ``scale * max(0, U V x + bias) + shift``.
 
         Args:
             name: the matrix.
@@ -118,24 +138,29 @@ class Hypernetwork:
                 self.tensors[f"{_of(u, v)}/{i}/{part}"].to(x)
                 for part in ("U", "V", "bias", f"scale/{name}", f"shift/{name}")
             )
+            inner = x @ lower.T @ upper.T + bias
             # clamp and not relu: at zero, where training starts, the gradient of relu is zero, and nothing would learn.
-            x = x + (scale * (x @ lower.T @ upper.T + bias) + shift).clamp(min=0)
+            first = self.rectified == "first"
+            x = x + (scale * inner.clamp(min=0) + shift if first else (scale * inner + shift).clamp(min=0))
         return x[:, : u.shape[1]], x[:, u.shape[1] :]
 
-    def _statistics(self, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor, int]:
+    def statistics(self, u: Tensor, v: Tensor) -> Statistics:
+        """The running statistics of the pairs of one shape, of which these are some."""
         mean, squares, count = (self.tensors[f"{_of(u, v)}/statistics/{k}"] for k in ("mean", "squares", "count"))
-        return double(mean), double(squares), int(count)
+        return Statistics(int(count), double(mean), double(squares))
 
 
-def layout(shapes: Mapping[str, Shape], *, rank: int, depth: int) -> dict[str, Tensor]:
+def layout(shapes: Mapping[str, Shape], *, rank: int, depth: int, damped: bool = False) -> dict[str, Tensor]:
     """The tensors of a network, without their numbers (on the device ``meta``).
 
     Args:
         shapes: the matrices by name.
         rank: the most that the rank of a layer may be.
         depth: the number of layers.
+        damped: whether each matrix has a damping.
     """
-    sizes: dict[str, tuple[int, ...]] = {f"alpha/{name}": () for name in shapes}
+    scalars = ("alpha", "damping") if damped else ("alpha",)
+    sizes: dict[str, tuple[int, ...]] = {f"{scalar}/{name}": () for scalar in scalars for name in shapes}
     for shape in sorted(set(shapes.values())):
         names, prefix, d = [n for n, s in shapes.items() if s == shape], _key(shape), sum(shape)
         for i in range(depth):

@@ -18,6 +18,7 @@ from harness.editing.edit import Edit, Example, Probe
 from harness.editing.registry import compose
 from harness.errors import DataError, NumericalError, UsageError
 from harness.methods.hypernetwork import Hypernetwork
+from harness.methods.meta_training import read_lessons
 from harness.models.lm import LM
 from harness.patches.delta import Dense, LowRank
 from harness.patches.patch import patched, shareable
@@ -257,7 +258,7 @@ def test_a_change_that_is_not_finite_names_the_edit_and_the_matrix(
 
 
 def training(lm: LM, examples: list[Example], **settings: Any) -> mend._Training:
-    lessons = mend._lessons(lm, examples)
+    lessons = read_lessons(lm, examples)
     return mend._Training(Mend(**{**SMALL, **settings}), lm, lessons[1:], lessons[:1])
 
 
@@ -269,14 +270,14 @@ def test_the_loss_is_that_of_the_model_under_the_patch(
     """Both parts recomputed row by row on the model that holds the edit's patch."""
     lm = tiny(family)
     made = training(lm, examples, c_edit=0.3, c_loc=2.0, together=together, lr=1e-2, alpha=0.03)
-    draws = made._draws()
+    draws = made.draws()
     for _ in range(4):
-        made._learn(next(draws))
-    made._update()
+        made.learn(next(draws))
+    made.update()
     lessons = next(draws)
     with torch.no_grad():
         loss = float(made._loss(lessons, mend._pairs(lm, [one.edit for one in lessons], made.names)))
-    editor = replace(made.editor, learned=made._copy())
+    editor = replace(made.editor, learned=made.copy())
     patch = editor.edit(lm, [lesson.edit.edit for lesson in lessons])
 
     def log_p(row: list[int]) -> Tensor:
@@ -284,13 +285,14 @@ def test_the_loss_is_that_of_the_model_under_the_patch(
             found: Tensor = lm.model(input_ids=torch.tensor([row])).logits[0].double().log_softmax(-1)
         return found
 
-    plain = [log_p(row) for lesson in lessons for row in lesson.kept]
+    kept = [text.prompt + text.target for lesson in lessons for text in lesson.kept]
+    plain = [log_p(row) for row in kept]
     with patched(lm, patch):
         nll, divergence = [], []
         for answer in (answer for lesson in lessons for answer in lesson.wanted):
             said = log_p(answer.prompt + answer.target)[len(answer.prompt) - 1 : -1]
             nll += [-float(row[token]) for row, token in zip(said, answer.target, strict=True)]
-        for row, before in zip((row for lesson in lessons for row in lesson.kept), plain, strict=True):
+        for row, before in zip(kept, plain, strict=True):
             divergence += [float((b.exp() * (b - a)).sum()) for b, a in zip(before, log_p(row), strict=True)]
     wanted = 0.3 * sum(nll) / len(nll) + 2.0 * sum(divergence) / len(divergence)
     assert sum(divergence) > 1e-3
@@ -299,25 +301,29 @@ def test_the_loss_is_that_of_the_model_under_the_patch(
 
 def test_lessons_are_other_questions_and_unrelated_texts(tiny: Callable[[str], LM], examples: list[Example]) -> None:
     lm = tiny("gpt2")
-    lesson = mend._lessons(lm, examples)[0]
+    lesson = read_lessons(lm, examples)[0]
     read = lm.tokenizer.decode
     assert read(lesson.edit.prompt + lesson.edit.target) == "Rosa Delgado was born in Paris"
     assert [read(a.prompt + a.target) for a in lesson.wanted] == [
         "Everybody knows Rosa Delgado was born in Paris",
         "Nobody knows. Rosa Delgado was born in Paris",
     ]
-    assert [read(row) for row in lesson.kept] == [
+    assert [read(text.prompt + text.target) for text in lesson.kept] == [
         "Hugo Lantern was born in Lisbon",
         "The home of Oskar Thorne is Lisbon",
     ]
-    bare = mend._lessons(lm, [Example(examples[0].edit)])[0]
+    bare = read_lessons(lm, [Example(examples[0].edit)])[0]
     assert [read(a.prompt + a.target) for a in bare.wanted] == ["Rosa Delgado was born in Paris"]
-    assert read(bare.kept[0]) == "Ada Velmont was born in Rome."  # the first line of the model's plain text
+    assert [read(text.target) for text in lesson.kept] == [" Lisbon", " Lisbon"]
+    assert len(bare.kept[0].prompt) == 1
+    assert (
+        read(bare.kept[0].prompt + bare.kept[0].target) == "Ada Velmont was born in Rome."
+    )  # the first line of the model's plain text
 
 
 def test_every_lesson_is_drawn_once_in_each_pass(tiny: Callable[[str], LM], examples: list[Example]) -> None:
     made = training(tiny("gpt2"), examples, together=2)
-    draws = made._draws()
+    draws = made.draws()
     drawn = [lesson.edit.edit.id for _ in range(5) for lesson in next(draws)]
     for part in (drawn[:5], drawn[5:]):
         assert sorted(part) == ["t1", "t2", "t3", "t4", "t5"]
@@ -334,10 +340,10 @@ def test_training_lowers_the_loss_of_edits_it_has_not_seen(
     for lesson in made.train:
         for u, v in mend._pairs(lm, [lesson.edit], made.names)[0].values():
             made.network = made.network.observed(u, v)
-    start = made._validate()
+    start = made.validate()
     learned = training(lm, examples, **settings)
     learned.network = replace(learned.network, tensors=learned.run())
-    assert learned._validate() < 0.8 * start
+    assert learned.validate() < 0.8 * start
     assert lm.fingerprint() == before
 
 
@@ -348,7 +354,7 @@ def test_the_best_network_is_kept_as_a_copy(
     lm = tiny("gpt2")
     short = Mend(**SMALL).fit(lm, examples).knowledge(lm)
     losses = iter([2.0, 1.0, 3.0, 1.5])
-    monkeypatch.setattr(mend._Training, "_validate", lambda self: next(losses))
+    monkeypatch.setattr(mend._Training, "validate", lambda self: next(losses))
     long = Mend(**{**SMALL, "steps": 8}).fit(lm, examples).knowledge(lm)
     assert short.keys() == long.keys()
     assert all(torch.equal(short[name], long[name]) for name in short)
@@ -360,9 +366,9 @@ def test_training_ends_when_patience_does(
 ) -> None:
     steps: list[int] = []
     losses = iter([1.0, 0.5, 0.6, 0.7, 0.4])
-    monkeypatch.setattr(mend._Training, "_learn", lambda self, lessons: steps.append(1))
-    monkeypatch.setattr(mend._Training, "_update", lambda self: None)
-    monkeypatch.setattr(mend._Training, "_validate", lambda self: next(losses))
+    monkeypatch.setattr(mend._Training, "learn", lambda self, lessons: steps.append(1))
+    monkeypatch.setattr(mend._Training, "update", lambda self: None)
+    monkeypatch.setattr(mend._Training, "validate", lambda self: next(losses))
     Mend(**{**SMALL, "steps": 100, "validate_every": 3, "patience": 6}).fit(tiny("gpt2"), examples)
     assert len(steps) == 12
 
@@ -391,13 +397,13 @@ def test_gradients_are_means_over_the_steps_of_an_update(tiny: Callable[[str], L
     grown: list[Tensor] = []
     for count in (1, 2):
         made = training(lm, examples, accumulate=count)
-        lessons = next(made._draws())
+        lessons = next(made.draws())
         for u, v in mend._pairs(lm, [made.train[1].edit], made.names)[0].values():
             made.network = made.network.observed(u, v)
         observed = made.network
         for _ in range(count):
             made.network = observed
-            made._learn(lessons)
+            made.learn(lessons)
         grown.append(torch.cat([t.grad.flatten() for t in made.network.trainable.values() if t.grad is not None]))
     assert torch.allclose(*grown, rtol=1e-4, atol=1e-7)
 
