@@ -120,7 +120,7 @@ class Hypernetwork:
             raise DataError(f"{seen.count} tokens to normalise gradients by, expected two or more; give more examples")
         spread = (seen.squares / (seen.count - 1)).sqrt()
         spread = torch.where(spread > 0, spread + self.eps, torch.ones_like(spread))
-        return ((double(torch.cat([u, v], 1)) - seen.mean) / spread).to(u)
+        return ((double(torch.cat([u, v], 1)).to(spread) - seen.mean) / spread).to(u)
 
     def __call__(self, name: str, u: Tensor, v: Tensor) -> Pair:
         """The pseudo-pairs of a matrix: each layer adds ``max(0, scale * (U V x + bias) + shift)``.

@@ -83,7 +83,7 @@ class GradientNetwork(Learned):
         depth: layers of the network.
         c_loc: the weight of the divergence on unrelated text.
         steps: the most edits, or groups of ``together``, that are trained on.
-        together: edits made at once in training.
+        together: edits made at once in training, never more than there are.
         clip: the bound of the gradient's norm.
         validation: the share of the examples that is kept for validation.
         validate_every: steps between two validations.
@@ -204,10 +204,11 @@ class MetaTraining(ABC):
     def draws(self) -> Iterator[list[Lesson]]:
         """The lessons of each step: all in a new order at each pass, each with one question and one unrelated text."""
         draw, waiting = random.Random(self.settings.seed), list[Lesson]()
+        together = min(self.settings.together, len(self.train))
         while True:
-            while len(waiting) < self.settings.together:
+            while len(waiting) < together:
                 waiting += draw.sample(self.train, len(self.train))
-            taken, waiting = waiting[: self.settings.together], waiting[self.settings.together :]
+            taken, waiting = waiting[:together], waiting[together:]
             yield [Lesson(t.edit, [draw.choice(t.wanted)], [draw.choice(t.kept)]) for t in taken]
 
     def update(self) -> None:

@@ -34,6 +34,7 @@ __all__ = [
     "Statistics",
     "mini_batches",
     "read_features",
+    "regressor",
     "shape_of",
     "shift",
     "shift_values",
@@ -131,7 +132,7 @@ def shift_values(both: Float64[Tensor, "n features"], width: int, lr: float) -> 
 
 
 def shift(key: Float[Tensor, "n d_in"], value: Float[Tensor, "n out"], *, ridge: float = 1.0) -> Delta:
-    """The ridge regression of values on keys, ``V^T K (K^T K + a I)^-1 = V^T (K K^T + a I)^-1 K``.
+    """The ridge regression of values on keys, ``V^T K (K^T K + a I)^-1``.
 
     Args:
         key: ``K [n, in]``.
@@ -141,14 +142,25 @@ def shift(key: Float[Tensor, "n d_in"], value: Float[Tensor, "n out"], *, ridge:
     Returns:
         The change, ``[out, in]``; of rank ``n`` where that is less than full.
     """
-    k, v = double(key), double(value)
-    count, width = k.shape
-    eye = ridge * torch.eye(min(count, width), dtype=k.dtype, device=k.device)
-    # K (K^T K + a I)^-1 = (K K^T + a I)^-1 K: the smaller of the two systems.
-    right = torch.linalg.solve(k @ k.T + eye, k) if count < width else torch.linalg.solve(k.T @ k + eye, k.T).T
-    if count < min(width, value.shape[1]):
+    right, v = regressor(key, ridge=ridge), double(value)
+    if len(key) < min(key.shape[1], value.shape[1]):
         return LowRank(v.T.to(key), right.to(key))
     return Dense((v.T @ right).to(key))
+
+
+def regressor(key: Float[Tensor, "n d_in"], *, ridge: float) -> Float64[Tensor, "n d_in"]:
+    """What values are multiplied by in a ridge regression, ``K (K^T K + a I)^-1 = (K K^T + a I)^-1 K``.
+
+    Args:
+        key: ``K [n, in]``.
+        ridge: ``a``.
+    """
+    k = double(key)
+    count, width = k.shape
+    eye = ridge * torch.eye(min(count, width), dtype=k.dtype, device=k.device)
+    # The smaller of the two systems.
+    right: Tensor = torch.linalg.solve(k @ k.T + eye, k) if count < width else torch.linalg.solve(k.T @ k + eye, k.T).T
+    return right
 
 
 def shape_of(key: Tensor, gradient: Tensor) -> Shape:
