@@ -27,7 +27,7 @@ from harness.methods.descent import TokenisedEdit, log_likelihood, target_distri
 from harness.methods.hypernetwork import Hypernetwork, Pair, Shape, layout
 from harness.methods.keys import require_layers
 from harness.methods.meta_training import GradientNetwork, Lesson, MetaTraining
-from harness.methods.shifts import Features, GradientShift, mini_batches, read_features, regressor, shift
+from harness.methods.shifts import LLAMA_3_8B, Features, GradientShift, mini_batches, read_features, regressor, shift
 from harness.models.activations import row_portions
 from harness.models.lm import LM
 from harness.patches.delta import Delta, double
@@ -35,6 +35,8 @@ from harness.patches.patch import Patch, require_plain
 
 __all__ = ["Malmen", "Running"]
 
+_LATER: Mapping[str, object] = {"rank": 1024, "depth": 4, "c_loc": 0.6}
+_MINI: Mapping[str, object] = {"rank": 128, "meta_lr": 1e-4, "steps": 100, "together": 50}
 _PORTION = 1024
 """Tokens that the network is given at once."""
 _BUDGET = 4096
@@ -87,7 +89,22 @@ class Malmen(GradientShift, GradientNetwork):
     validate_every: Count = 20
     patience: Count = 100
 
-    presets: ClassVar[Mapping[str, Mapping[str, object]]] = {}
+    presets: ClassVar[Mapping[str, Mapping[str, object]]] = {
+        # MINE-USTC/StableEdit at 6ea8eae, config/model and config/editor/malmen.yaml, the settings of zsRE.
+        "meta-llama-3-8b-instruct": {"modules": LLAMA_3_8B, **_LATER},
+        "mistral-7b-v0.3": {"layers": (28, 29, 30), **_LATER},
+        "qwen2.5-7b-instruct": {
+            "modules": tuple(f"model.layers.{i}.mlp.{part}_proj" for part in ("gate", "up") for i in range(18, 27)),
+            **_LATER,
+        },
+        # The shipped models: chosen by validation on the training rows; batches as large as those that are measured.
+        "mini": {"modules": tuple(f"transformer.h.{i}.mlp.c_fc" for i in (1, 2, 3)), "lr": 2e-3, **_MINI},
+        "mini-llama": {
+            "modules": tuple(f"model.layers.{i}.mlp.{part}_proj" for part in ("gate", "up") for i in (1, 2, 3)),
+            "lr": 4e-3,
+            **_MINI,
+        },
+    }
 
     def training(self, lm: LM, train: Sequence[Lesson], validation: Sequence[Lesson]) -> MetaTraining:
         """The training of a new network."""
@@ -132,7 +149,7 @@ class Malmen(GradientShift, GradientNetwork):
 
     def network(self, tensors: Mapping[str, Tensor]) -> Hypernetwork:
         """The network of these tensors; its layers are not quite those of MEND."""
-        return Hypernetwork(tensors, self.depth, "first", torch.finfo(torch.float32).eps)
+        return Hypernetwork(tensors, self.depth, rectified="first", eps=torch.finfo(torch.float32).eps)
 
     def start(self, lm: LM) -> Hypernetwork:
         """The network before training, which changes no pair and has seen none."""

@@ -18,6 +18,7 @@ from harness.editing.hyperparameters import Positive, Range
 from harness.errors import UsageError
 from harness.methods.descent import tokenise
 from harness.methods.shifts import (
+    LLAMA_3_8B,
     GradientShift,
     Shape,
     Statistics,
@@ -116,12 +117,7 @@ class StableEdit(GradientShift):
 
     presets: ClassVar[Mapping[str, Mapping[str, object]]] = {
         # MINE-USTC/StableEdit at 6ea8eae, config/model, the settings of zsRE.
-        "meta-llama-3-8b-instruct": {
-            "modules": (
-                *(f"model.layers.{i}.mlp.gate_proj" for i in range(11, 16)),
-                *(f"model.layers.{i}.mlp.up_proj" for i in range(18, 25)),
-            )
-        },
+        "meta-llama-3-8b-instruct": {"modules": LLAMA_3_8B},
         "mistral-7b-v0.3": {"modules": tuple(f"model.layers.{i}.mlp.down_proj" for i in (28, 29, 30))},
         "gpt-j-6b": {"modules": tuple(f"transformer.h.{i}.mlp.fc_out" for i in range(18, 27))},
         # The shipped models: as tuned for UltraEdit.

@@ -25,6 +25,7 @@ from harness.editing.edit import Edit
 from harness.errors import UsageError
 from harness.methods.descent import TokenisedEdit, tokenise
 from harness.methods.shifts import (
+    LLAMA_3_8B,
     GradientShift,
     Shape,
     Statistics,
@@ -80,12 +81,7 @@ class UltraEdit(GradientShift):
 
     presets: ClassVar[Mapping[str, Mapping[str, object]]] = {
         # XiaojieGu/UltraEdit at 0beb222, config/model, the settings of zsRE and UltraEditBench.
-        "meta-llama-3-8b-instruct": {
-            "modules": (
-                *(f"model.layers.{i}.mlp.gate_proj" for i in range(11, 16)),
-                *(f"model.layers.{i}.mlp.up_proj" for i in range(18, 25)),
-            )
-        },
+        "meta-llama-3-8b-instruct": {"modules": LLAMA_3_8B},
         "qwen2.5-7b-instruct": {"layers": tuple(range(18, 27))},
         "mistral-7b-v0.3": {"modules": ("model.layers.29.mlp.down_proj", "model.layers.30.mlp.down_proj")},
         "gpt-j-6b": {"modules": tuple(f"transformer.h.{i}.mlp.fc_out" for i in range(18, 27))},

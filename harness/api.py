@@ -217,7 +217,7 @@ def fit(
     arch: Mapping[str, str] | None = None,
     output: str | Path | None = None,
 ) -> Path:
-    """Let an editor learn what it needs before its first edit (MEND, REMEDI).
+    """Let an editor learn what it needs before its first edit (MEND, MALMEN, REMEDI).
 
     Args:
         editor: an editor that learns, by name or configured.

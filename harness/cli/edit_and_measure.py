@@ -291,7 +291,7 @@ class FitOptions:
 @click.command()
 @opt.taken(FitOptions)
 def fit(asked: FitOptions) -> None:
-    """Let an editor learn what it needs before its first edit (MEND, REMEDI)."""
+    """Let an editor learn what it needs before its first edit (MEND, MALMEN, REMEDI)."""
     from harness.models.lm import load
     from harness.runs import fitting
     from harness.runs.defaults import rows_for

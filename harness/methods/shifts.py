@@ -28,6 +28,7 @@ from harness.models.lm import LM
 from harness.patches.delta import Delta, Dense, LowRank, double
 
 __all__ = [
+    "LLAMA_3_8B",
     "Features",
     "GradientShift",
     "Shape",
@@ -42,6 +43,12 @@ __all__ = [
 
 Shape = tuple[int, int]
 """``(in, out)`` of a matrix."""
+
+LLAMA_3_8B = (
+    *(f"model.layers.{i}.mlp.gate_proj" for i in range(11, 16)),
+    *(f"model.layers.{i}.mlp.up_proj" for i in range(18, 25)),
+)
+"""The matrices of Llama 3 8B that the family's published settings shift."""
 
 Features = dict[str, tuple[list[Tensor], list[Tensor]]]
 """Of each module what each mini-batch gives: ``k [tokens, in]``, which enters it, and ``g [tokens, out]``."""

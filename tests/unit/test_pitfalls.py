@@ -388,6 +388,7 @@ CONFORMS = {
     "locft": "unit/editors/test_gradient_editors.py::test_locft_is_adam_on_shuffled_batches_of_targets_that_end",
     "lora": "unit/editors/test_gradient_editors.py::test_the_first_step_of_lora_moves_b_alone_by_the_learning_rate",
     "lyaplock": "golden/test_golden_closed_forms.py::test_lyaplock_with_its_queue_in_three_batches",
+    "malmen": "golden/test_golden_malmen.py::test_turn_by_turn",
     "memit": "golden/test_memit.py::test_variant",
     "memoir": "golden/test_golden_memoir.py::test_edits_are_theirs",
     "mend": "unit/editors/test_mend.py::test_each_layer_adds_what_its_formula_says",

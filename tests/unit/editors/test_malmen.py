@@ -156,7 +156,7 @@ def test_a_layer_scales_and_shifts_outside_of_the_rectifier() -> None:
     draw = torch.Generator().manual_seed(1)
     tensors = {name: torch.randn(t.shape, generator=draw) for name, t in like.items() if "/statistics" not in name}
     tensors |= {"2x1/statistics/mean": torch.zeros(3), "2x1/statistics/squares": torch.tensor([1.0, 4.0, 9.0])}
-    net = Hypernetwork(tensors | {"2x1/statistics/count": torch.tensor(2)}, 1, "first", 0.0)
+    net = Hypernetwork(tensors | {"2x1/statistics/count": torch.tensor(2)}, 1, rectified="first", eps=0.0)
     row = [3.0, -2.0, 1.5]
     x = [n / d for n, d in zip(row, [1.0, 2.0, 3.0], strict=True)]
     part = {k: tensors[f"2x1/0/{k}"].tolist() for k in ("U", "V", "bias", "scale/a", "shift/a")}
