@@ -131,6 +131,8 @@ class Malmen(GradientShift, GradientNetwork):
     def edit_each(self, lm: LM, edits: Sequence[Edit]) -> list[Patch]:
         """All edits in the passes of one batch: what is read of an edit does not depend on its company."""
         network, said = self.network(self.knowledge(lm)), tokenise(lm, edits)
+        if not said:
+            return []
         counts = [len(one.target) for one in said]
         batches = mini_batches(said, self.batch_size, longest_first=False)
         alone: list[Features] = [{} for _ in edits]
