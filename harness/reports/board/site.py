@@ -16,6 +16,7 @@ from harness.io.files import beside, discard
 from harness.io.nobody import tell_nobody
 from harness.reports.board.index import (
     MARK,
+    SUBMISSION,
     Index,
     MadeFamily,
     Source,
@@ -108,7 +109,7 @@ def _paths(folders: Sequence[Path]) -> list[Path]:
     for folder in folders:
         if not folder.is_dir():
             raise DataError(f"{folder}: no such folder; give the folder that --output named")
-        here = record_paths(folder) or _given(folder)
+        here = _given(folder) if (folder / SUBMISSION).is_file() else record_paths(folder) or _given(folder)
         if not here:
             raise DataError(f"{folder}: holds no record (*.json); make one with: harness run --output {folder}")
         found += here
@@ -116,8 +117,8 @@ def _paths(folders: Sequence[Path]) -> list[Path]:
 
 
 def _given(folder: Path) -> list[Path]:
-    """The records of the submissions in a folder."""
-    if not any(path.is_dir() for path in folder.iterdir()):
+    """The records of the submissions in a folder, or of the one that it is."""
+    if not any(folder.glob(f"*/{SUBMISSION}")) and not (folder / SUBMISSION).is_file():
         return []
     from harness.reports.submissions import submissions_in
 

@@ -300,6 +300,7 @@ def test_submissions_stand_among_the_rows_with_a_badge(tmp_path: Path) -> None:
     assert write_board([given], site) == Built(1, 1, read=1)
     (rows,) = data_of(site, "rows")
     assert [row["badge"] for row in rows] == ["re-scored here"]
+    assert write_board([place], tmp_path / "one") == Built(1, 1, read=1)
     page = (site / "records" / f"{place.name}.html").read_text(encoding="utf-8")
     assert "the maintainers of lm-edit-harness" in page and "two cores of an x86-64 CPU" in page
     assert (site / "files" / f"{place.name}.safetensors").is_file()
