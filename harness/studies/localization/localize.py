@@ -629,7 +629,7 @@ class _Problem:
             layer: which layer.
             left: the ids of the facts.
         """
-        cases, wanted = self.posed.cases, set(left)
+        cases, wanted, before = self.posed.cases, set(left), self._before
         places = [i for i, case in enumerate(cases) if case.edit.id in wanted]
         editor = self._ready(_built(self.lm, self.grid, method, self.posed.problem, layer))
         name, values = f"{self.posed.problem}, {method}, layer {layer}", ValueCache(values_folder())
@@ -643,7 +643,7 @@ class _Problem:
                 with values_from(values):
                     patches = self._edited(editor, [cases[i].edit for i in group])
                 for i, scores in zip(group, self._measured(self._questions, group, patches), strict=True):
-                    found[cases[i].edit.id] = self._scores(self._questions[i], self._before[i], scores)
+                    found[cases[i].edit.id] = self._scores(self._questions[i], before[i], scores)
             yield found
         self.report(name, len(cases), len(cases))
 
