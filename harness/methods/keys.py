@@ -148,17 +148,17 @@ def find_fact_token(lm: LM, edit: Edit, *, template: str, fact_token: FactToken)
         fact_token: which token.
 
     Raises:
-        UsageError: the edit has no subject.
+        UsageError: the edit has no subject, and the token is one of the subject's.
     """
+    text = edit.behind(template)
+    ids = lm.encode(text)
+    if fact_token in ("last", "last_released"):
+        return ids, len(ids) - 1
     if edit.subject is None:
         raise UsageError(
             f"edit {edit.id}: it has no subject, which this editor needs; give rows of prompt, subject and target"
         )
     before = edit.begins_behind(template)
-    text = edit.behind(template)
-    ids = lm.encode(text)
-    if fact_token in ("last", "last_released"):
-        return ids, len(ids) - 1
     if fact_token == "subject_first_released":
         return ids, len(lm.encode(text[:before].removesuffix(" ")))
     begin, end = lm.span(text, edit.subject, before)

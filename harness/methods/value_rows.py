@@ -126,7 +126,8 @@ def prepare_edit(lm: LM, edit: Edit, *, templates: Sequence[str], fact_token: Fa
         fact_token: at which token of the subject the value is written.
     """
     target = lm.continuation(edit.text, edit.continuation)
-    about = replace(edit, prompt="{} is a", slot=None)  # in the same turn of a chat, if it is one
+    # In the same turn of a chat, if it is one; of an edit without a subject its own prompt.
+    about = edit if edit.subject is None else replace(edit, prompt="{} is a", slot=None)
     ids, at = find_fact_token(lm, about, template="{}", fact_token=fact_token)
     essence, said = [Row(tuple(ids), at)], [target] * len(templates)
     if edit.rival is None:

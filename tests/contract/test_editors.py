@@ -51,6 +51,7 @@ OWN_QUICK: dict[str, dict[str, object]] = {
         "act_ratio": 0.5,
     },
     "memoir": {"n_iter": 20, "texts": 4},
+    "unke": {"texts": 2},
     "ike": {"k": 2, "room": 8},
     "rag": {"room": 8},
     "prompt": {"room": 8},

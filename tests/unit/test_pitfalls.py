@@ -407,6 +407,7 @@ CONFORMS = {
     "simie": "golden/test_golden_simie.py::test_three_edits_in_a_row",
     "sphere": "golden/test_golden_closed_forms.py::test_sphere_on_gpt2_takes_the_output_side",
     "stableedit": "golden/test_golden_ultraedit.py::test_stableedit_turn_by_turn",
+    "unke": "golden/test_golden_unke.py::test_the_edit_is_theirs",
     "ultraedit": "unit/editors/test_gradient_editors.py::test_ultraedit_is_its_formula",
     "wise": "unit/editors/test_wise.py::test_updates_are_gradient_descent_on_both_losses_within_the_mask_and_the_bound",
 }

@@ -1,0 +1,194 @@
+"""UnKE: a whole block is trained to give the hidden state that makes a model say a long answer, and all else as before.
+
+Source: Deng, Wei, Pang, Ding, Shen, Cheng 2024, "Everything is Editable: Extend Knowledge Editing to Unstructured Data
+in Large Language Models", arXiv 2405.15349, and the authors' code (TrustedLLM/UnKE at ae24801).  A value of the
+prompt's last token is found as in MEMIT, without a KL term; then every parameter of the block, attention and norms
+included, is trained to give it there, and what it gave before at all other tokens of the prompts and of other texts.
+
+Where this leaves their code: padding counts in its errors (``error_mean``), its other texts are instructions and
+answers of Alpaca, drawn anew for each batch, here plain text, and its program writes the end of the text behind each
+answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import torch
+from torch import Tensor
+
+from harness.editing.edit import Edit
+from harness.editing.editor import Editor
+from harness.editing.hyperparameters import Count, NotNegative, Positive, Range
+from harness.errors import ModelError, UsageError
+from harness.methods.block_training import BlockTraining, ErrorMean, record_pass, train_block
+from harness.methods.keys import layer_at_depth, require_layers
+from harness.methods.routing import unrelated_texts
+from harness.methods.value import optimise
+from harness.methods.value_rows import Objective
+from harness.models.lm import LM, Batch
+from harness.patches.patch import Patch, patched, require_plain
+
+__all__ = ["Retained", "Unke"]
+
+_LENGTH = 64  # tokens that are read of each text that is kept as it was
+
+
+@dataclass(frozen=True, eq=False)
+class Retained:
+    """What the next operation starts from.
+
+    Attributes:
+        texts: the texts that are drawn from.
+        operations: how many there were.
+    """
+
+    texts: tuple[str, ...]
+    operations: int = 0
+
+
+@dataclass(frozen=True)
+class Unke(Editor):
+    """``min ||f(h) - (f0(h) + delta)||^2 + ||f(h') - f0(h')||^2`` over all parameters of a block ``f``, by AdamW.
+
+    Of several layers each is trained in turn, on its share of what is missing of the value that leaves the last.
+
+    Attributes:
+        layers: the layers; by default one at 22 % of the depth, the published one of Llama-2.
+        v_steps: evaluations of the loss of a value.
+        v_lr: its learning rate.
+        v_loss_layer: the layer whose output is decoded for the loss; None is the last.
+        v_weight_decay: weight of ``||delta|| / ||h0||^2``.
+        clamp: the bound of ``||delta|| / ||h0||``.
+        steps: updates of a block (``optim_num_step``).
+        lr: AdamW's learning rate.
+        weight_decay: its weight decay, of all parameters but those of norms.
+        error_mean: what the error of a pass is a mean over: its ``tokens``, or as in the authors' code its padding, too
+            (``released``).
+        texts: texts on which a block shall give what it gave (``ex_data_num``), drawn anew for each operation.
+        seed: the seed of the draw.
+    """
+
+    name = "unke"
+    random = True
+
+    layers: tuple[int, ...] | None = None
+    v_steps: Count = 25
+    v_lr: Positive = 0.5
+    v_loss_layer: Annotated[int, Range(0)] | None = None
+    v_weight_decay: NotNegative = 1e-3
+    clamp: Positive = 4.0
+    steps: Count = 50
+    lr: Positive = 2e-4
+    weight_decay: NotNegative = 0.01
+    error_mean: ErrorMean = "tokens"
+    texts: Count = 20
+    seed: int = 0
+
+    presets: ClassVar[Mapping[str, Mapping[str, object]]] = {
+        # TrustedLLM/UnKE at ae24801, code/config.py.
+        "llama-2-7b-chat-hf": {"layers": (7,)},
+        # The shipped models: tuned on the edit set's tuning rows.
+        "mini-llama": {"layers": (1,), "lr": 1e-3},
+        "mini": {"layers": (1,), "lr": 1e-3},
+    }
+
+    def edited_layers(self, lm: LM) -> tuple[int, ...]:
+        """The layers that are trained, ascending; the value is of what leaves the last."""
+        return require_layers(lm, self.layers or (layer_at_depth(lm, 0.22),))
+
+    def places(self, lm: LM) -> Sequence[str]:
+        """The blocks that are trained."""
+        return [lm.arch.block(layer) for layer in self.edited_layers(lm)]
+
+    def require(self, lm: LM) -> None:
+        """See that every block that is trained hands on one vector a token, and can be written.
+
+        Raises:
+            ModelError: it does not (Gemma 3n), has no down-projection, or a parameter of it is quantised.
+        """
+        super().require(lm)
+        for layer in self.edited_layers(lm):
+            block = lm.arch.block(layer)
+            for name, _ in lm.module(block).named_parameters():
+                require_plain(lm, f"{block}.{name}")
+            handed = record_pass(lm, layer, lm.batch([lm.encode("The name of")])).output.shape[-1]
+            if handed != lm.arch.width:
+                raise ModelError(
+                    f"{lm.name}: '{block}' hands on {handed} numbers a token, where its matrices write "
+                    f"{lm.arch.width}; unke adds one vector to the state of a token, so take another editor"
+                )
+
+    def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:
+        """All edits at once; the memory says which texts were drawn from, and how often."""
+        if memory is not None and not isinstance(memory, Retained):
+            raise UsageError(f"the memory is a {type(memory).__name__} of another editor; start again without memory")
+        if not edits:
+            return Patch(memory=memory)
+        before = memory or Retained(unrelated_texts(lm))
+        layers = self.edited_layers(lm)
+        values = optimise(lm, edits, ("{}",), objective=self._objective(layers[-1])).value
+        prompts = lm.batch([lm.encode(edit.text) for edit in edits])
+        total = Patch()
+        for i, layer in enumerate(layers):
+            with patched(lm, total):
+                total = total + self._trained(
+                    lm, layer, prompts=prompts, values=values, left=len(layers) - i, retained=before, edits=edits
+                )
+        return total.remember(Retained(before.texts, before.operations + 1))
+
+    def _objective(self, layer: int) -> Objective:
+        """The value optimisation at one layer."""
+        return Objective(
+            layer,
+            seam="block",
+            fact_token="last",
+            steps=self.v_steps,
+            lr=self.v_lr,
+            kl_factor=0.0,
+            weight_decay=self.v_weight_decay,
+            clamp=self.clamp,
+            loss_layer=self.v_loss_layer,
+            stop="never",
+        )
+
+    def _trained(
+        self,
+        lm: LM,
+        layer: int,
+        *,
+        prompts: Batch,
+        values: Tensor,
+        left: int,
+        retained: Retained,
+        edits: Sequence[Edit],
+    ) -> Patch:
+        """The change of one layer.
+
+        Args:
+            lm: the model with the layers below as they are changed.
+            layer: the layer.
+            prompts: the edits' prompts.
+            values: what shall leave the last layer at each prompt's last token, ``[edits, d]``.
+            left: the layers that are still to be changed, this one included.
+            retained: the texts on which it shall give what it gave.
+            edits: the edits.
+        """
+        last = record_pass(lm, self.edited_layers(lm)[-1], prompts).output
+        rows, ends = torch.arange(len(edits), device=last.device), prompts.lengths.to(last.device) - 1
+        missing = (values.to(last) - last[rows, ends]) / left
+        asked = record_pass(lm, layer, prompts)
+        target = asked.output.index_put((rows, ends), missing, accumulate=True)
+        kept = record_pass(lm, layer, self._kept(lm, retained))
+        settings = BlockTraining(self.steps, self.lr, self.weight_decay, self.error_mean)
+        wanted = [(kept, kept.output), (asked, target)]
+        found = train_block(lm, layer, wanted, settings=settings, edits=[edit.id for edit in edits])
+        return Patch(weights=found.deltas)
+
+    def _kept(self, lm: LM, retained: Retained) -> Batch:
+        """The texts of one operation on which a block shall give what it gave."""
+        draw = torch.Generator().manual_seed(self.seed * 1_000_003 + retained.operations)
+        order = torch.randperm(len(retained.texts), generator=draw)[: self.texts].tolist()
+        return lm.batch([lm.encode(retained.texts[i])[: min(_LENGTH, lm.context)] for i in order])
