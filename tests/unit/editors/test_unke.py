@@ -13,7 +13,7 @@ from editors import unke
 from editors.unke import Retained, Unke
 from harness.editing.edit import Edit
 from harness.errors import ModelError, NumericalError, UsageError
-from harness.methods.block_training import BlockTraining, record_pass, train_block
+from harness.methods.block_training import BlockPass, BlockTraining, record_pass, train_block
 from harness.models.lm import LM
 from harness.patches.patch import patched
 
@@ -45,7 +45,7 @@ def test_a_block_is_trained_by_adamw_on_the_mean_squared_error(fresh, family, me
         out = out if isinstance(out, Tensor) else out[0]
         squares = [(out - target) ** 2, (out - seen.output) ** 2]
         loss = sum((one.mean() if mean == "released" else one[real].mean()) for one in squares)
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
         adam.zero_grad()
         loss.backward()
         adam.step()
@@ -114,10 +114,8 @@ def test_what_the_user_is_told(fresh, monkeypatch):
         Unke(**{**FEW, "lr": 1e30}).edit(lm, [PLAIN])
     with pytest.raises(ModelError, match="layer 9"):
         Unke(**{**FEW, "layers": (9,)}).require(lm)
-    monkeypatch.setattr(
-        unke, "record_pass", lambda *_: record_pass(lm, 1, lm.batch([[1]])).__class__((), {}, wide, wide)
-    )
     wide = torch.zeros(1, 1, 7)
+    monkeypatch.setattr(unke, "record_pass", lambda *_: BlockPass((), {}, wide, wide))
     with pytest.raises(
         ModelError, match=r"'transformer\.h\.1' hands on 7 numbers a token, where its matrices write 32"
     ):
