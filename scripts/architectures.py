@@ -68,6 +68,7 @@ EDITORS: Mapping[str, Mapping[str, Any]] = {
     "alphaedit": {**_VALUE, "nullspace_threshold": 1e9, "l2": 1e-6},
     "betaedit": {**_VALUE, "nullspace_threshold": 1e9, "lambda1": 0.0, "lambda2": 1e-6},
     "lyaplock": _SPREAD,
+    "evoedit": {**_VALUE, "nullspace_threshold": 1e9, "l2": 1e-6},
     "nse": {**_SPREAD, "neurons": 1.0, "repeats": 1},
     "blue": {**_VALUE, "nullspace_threshold": 1e9, "l2": 1e-6},
     "pmet": _SPREAD,
@@ -98,7 +99,7 @@ EDITORS: Mapping[str, Mapping[str, Any]] = {
 }
 """Settings with which each editor is quick; those of locate-then-edit keep nothing back of the value they write."""
 
-_SPREADING = ("memit", "emmet", "alphaedit", "betaedit", "lyaplock", "blue", "nse")
+_SPREADING = ("memit", "emmet", "alphaedit", "betaedit", "lyaplock", "blue", "nse", "evoedit")
 _GROUPS: Mapping[str, tuple[str, ...]] = {
     "ROME": ("rome", "r_rome"),
     "MEMIT": _SPREADING,

@@ -56,6 +56,7 @@ OWN_QUICK: dict[str, dict[str, object]] = {
     "rag": {"room": 8},
     "prompt": {"room": 8},
     "alphaedit": {"nullspace_threshold": 0.4, "l2": 1e-2},
+    "evoedit": {"nullspace_threshold": 0.4, "l2": 1e-2},
     "blue": {"nullspace_threshold": 0.4, "l2": 1e-2},
     "betaedit": {"nullspace_threshold": 0.4, "lambda1": 0.01, "lambda2": 1e-2},
     "encore": {"lam_n": 1e-2},

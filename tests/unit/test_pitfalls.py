@@ -377,6 +377,7 @@ CONFORMS = {
     "dpo": "unit/editors/test_dpo_and_ft_kl.py::test_dpo_is_adam_on_its_loss_against_a_frozen_copy",
     "emmet": "golden/test_emmet.py::test_batch_of_six",
     "encore": "unit/editors/test_closed_form.py::test_encore_is_memit_with_its_three_settings",
+    "evoedit": "unit/editors/test_closed_form.py::test_evoedit_deflates_its_projector_by_the_keys_it_has_written",
     "ft": "golden/test_ft.py::test_variant",
     "ft_kl": "unit/editors/test_dpo_and_ft_kl.py::test_ft_kl_is_adam_on_the_likelihood_and_the_mean_divergence",
     "ft_l": "golden/test_ft.py::test_variant",

@@ -13,6 +13,7 @@ from editors.alphaedit import AlphaEdit
 from editors.blue import Blue
 from editors.emmet import Emmet
 from editors.encore import Encore
+from editors.evoedit import EvoEdit, without_directions
 from editors.ft import FineTuning
 from editors.lyaplock import LyapLock, preservation_loss
 from editors.memit import Memit
@@ -470,3 +471,54 @@ def test_nse_takes_values_from_the_unedited_weights_and_keys_from_the_edited_one
         key, _ = facts.read_keys(lm, edits[:2], 1, templates=("{}",), fact_token="subject_last", kind="memit")
     assert torch.allclose(ours, alone, atol=1e-4) and not torch.allclose(ours, changed, atol=1e-2)
     assert torch.allclose(first.memory.sums[1], key.double().T @ key.double(), rtol=1e-5, atol=1e-8)
+
+
+# EvoEdit
+
+
+def test_evoedit_deflates_its_projector_by_the_keys_it_has_written(tiny, edits):
+    """Two operations on two layers against the dense formula; what the second writes reaches no key of the first."""
+    lm, l2 = tiny("gpt2"), 0.1
+    settings: dict[str, Any] = {"layers": (0, 1), "nullspace_threshold": 0.4, "l2": l2, "contexts": ("{}",), **QUICK}
+    method = EvoEdit(**settings)
+    first, plain = method.edit(lm, edits[:2]), AlphaEdit(**settings).edit(lm, edits[:2])
+    for name, delta in plain.weights.items():
+        assert torch.allclose(first.weights[name].dense(), delta.dense(), atol=1e-6)
+    with patched(lm, first):
+        second = method.edit(lm, edits[2:], first.memory)
+        sums = AlphaEdit(**settings).edit(lm, edits[2:], replace(plain.memory)).weights
+        written = facts.read_keys(lm, edits[:2], 0, templates=("{}",), fact_token="subject_last", kind="memit")[
+            0
+        ].double()
+        new = facts.read_keys(lm, edits[2:], 0, templates=("{}",), fact_token="subject_last", kind="memit")[0].double()
+        value = optimise(lm, edits[2:], ("{}",), objective=method.objective(1)).value
+        residual = (value - hidden(lm, edits[2:], 1, Patch())).double() / 2
+    name = lm.down(0)
+    values, vectors = torch.linalg.eigh(first.memory.moments[0].matrix.double())
+    p = vectors[:, values < 0.4] @ vectors[:, values < 0.4].T
+    u = torch.linalg.svd(p @ written.T, full_matrices=False)[0]
+    p = p - u @ u.T
+    dense = residual.T @ torch.linalg.solve(new @ p @ new.T + l2 * eye(1), new @ p)
+    change = second.weights[name].dense().double()
+    assert float((change - dense).norm()) < 1e-4 * float(dense.norm())
+    assert float((change @ written.T).norm()) < 1e-5 * float(change.norm() * written.norm())
+    assert float((sums[name].dense().double() @ written.T).norm()) > 1e-3 * float(change.norm() * written.norm())
+
+
+def test_what_may_be_written_shrinks_by_the_keys_above_the_truncation():
+    basis = torch.linalg.qr(draw(F, 5)).Q
+    keys = torch.cat([draw(2, F, seed=2), draw(2, F, seed=2)[:1]])  # the third is the first again
+    left = without_directions(basis, keys)
+    assert left.shape == (F, 3)
+    assert torch.allclose(left.T @ left, eye(3), atol=1e-12) and float((keys @ left).abs().max()) < 1e-12
+    middle = float(torch.linalg.svdvals(basis.T @ keys.T)[:2].mean())
+    assert without_directions(basis, keys, middle).shape == (F, 4)
+    assert without_directions(basis, draw(9, F, seed=3)).shape == (F, 0)
+
+
+def test_a_null_space_that_is_used_up_is_told(tiny, edits):
+    lm, method = tiny("gpt2"), EvoEdit(layers=(0,), nullspace_threshold=1e9, contexts=("{}",), **QUICK)
+    patch = method.edit(lm, edits[:1])
+    known = replace(patch.memory, bases={0: patch.memory.bases[0][:, :0]})
+    with pytest.raises(UsageError, match="evoedit: earlier edits have taken all directions of layer 0 that may be"):
+        method.edit(lm, edits[1:], known)
