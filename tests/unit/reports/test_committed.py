@@ -22,7 +22,9 @@ RESULTS = Path(__file__).parents[3] / "results"
 STUDIES = sorted((RESULTS / "localize").glob("*.json.gz"))
 
 
-@pytest.mark.parametrize("board", [RESULTS, RESULTS / "smollm2"], ids=["mini", "smollm2"])
+@pytest.mark.parametrize(
+    "board", [RESULTS, RESULTS / "smollm2", RESULTS / "questions"], ids=["mini", "smollm2", "questions"]
+)
 def test_the_leaderboard(board: Path) -> None:
     found = leaderboard(read_records(board / "records", values=True), "md")
     assert found == (board / "LEADERBOARD.md").read_text(encoding="utf-8")
@@ -108,6 +110,37 @@ def test_the_page_of_the_real_model_says_what_a_sequence_gives() -> None:
     for edits, *shown in rows:
         found = record.tasks(int(edits))
         assert shown == [f"{found[task][name]['value']:.3f}" for task, name in (*metrics, ("neutral_text", "kl"))]
+
+
+def test_the_page_of_questions_says_what_its_records_say() -> None:
+    """Every number of its tables, and every record of edits made alone, of which each set has at least twenty cases."""
+    said = (RESULTS / "what-follows-from-an-edit.md").read_text(encoding="utf-8")
+    records = read_records(RESULTS / "questions" / "records")
+    kept = {
+        (record.plan["edits"], record.plan["editor"]): record for record in records if record.plan["mode"] == "isolated"
+    }
+    shown = set()
+    for table in said.split("\n\n"):
+        lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line[:1] == "|"]
+        if not lines or lines[0][:2] != ["set", "metric"]:
+            continue
+        editors = ["none" if one == "unedited" else one.strip("`") for one in lines[0][2:]]
+        for name, metric, *cells in lines[2:]:
+            for editor, cell in zip(editors, cells, strict=True):
+                record = kept.get((name.strip("`"), editor))
+                assert (record is None) == (cell == "refused"), (name, editor)
+                if record is not None:
+                    shown.add((name.strip("`"), editor))
+                    found = record.tasks(record.points[-1]["edits"])[name.strip("`")]
+                    last = found.get(metric.strip("`"), {}).get("value")
+                    assert cell == ("" if last is None else f"{last:.3f}"), (name, metric, editor)
+    assert shown == set(kept)
+    assert len({name for name, _ in kept}) >= 6
+    assert all(record.plan["num_edits"] >= 20 for record in records)
+    assert all(record.edits["count"] >= 20 for record in records if record.plan["editor"] != "none")
+    size = sum(path.stat().st_size for path in (RESULTS / "questions").rglob("*") if path.is_file())
+    assert size < 1_200_000
+    assert not list((RESULTS / "questions").rglob("*samples*"))
 
 
 @pytest.mark.parametrize("folder", ["sweeps", "real/canonical"])
