@@ -5,7 +5,7 @@
     python scripts/bench.py --model deep trace   a random model of 28 layers, as many as GPT-J has, and mini's width
     python scripts/bench.py adapter moments      only these
     python scripts/bench.py crew shards          two workers against one; on a few cores of one's own
-    python scripts/bench.py crew --plans 4 --edits 2 --documents 4; python scripts/bench.py shards --edits 130 --steps 1
+    python scripts/bench.py crew --plans 4 --edits 2 --documents 4; python scripts/bench.py shards --edits 130 --steps 2
                                                  the same in a minute or two, to see that it works
     python scripts/bench.py general shots probes choices scoring --model DIR --data-dir DIR --documents 10 --repeat 1
                                                  the exam against plain lm_eval, on the authors' files
