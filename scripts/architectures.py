@@ -90,6 +90,8 @@ EDITORS: Mapping[str, Mapping[str, Any]] = {
     "memoir": {"n_iter": 8, "texts": 2, "contexts": ["{}"]},
     "unke": {"v_steps": 6, "steps": 30, "lr": 1e-3, "texts": 2},
     "remedi": {"epochs": 1, "layer": 0},
+    "caa": {"strength": 4.0},
+    "reft": {"steps": 40, "lr": 1e-2, "positions": "all"},
     "senses": {"k": 2, "epochs": 8, "lr": 0.5, "kl": 1e-3, "accumulate": 1, "chunks": 4, "chunk_tokens": 16},
     "ike": {"k": 1, "room": 8},
     "rag": {"k": 1, "room": 8},
@@ -123,7 +125,7 @@ _GROUPS: Mapping[str, tuple[str, ...]] = {
     ),
     "neurons": ("kn",),
     "any weights": ("full",),
-    "a module's output": ("grace", "remedi"),
+    "a module's output": ("grace", "remedi", "caa", "reft"),
     "senses": ("senses",),
     "prompt, logits, none": ("ike", "rag", "prompt", "companion", "none"),
 }

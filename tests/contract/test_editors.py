@@ -66,6 +66,7 @@ OWN_QUICK: dict[str, dict[str, object]] = {
     "malmen": {"rank": 4, "steps": 2, "together": 4, "validate_every": 2, "lr": 3e-3, "meta_lr": 1e-4},
     "companion": {"lr": 0.5, "kl": 0.0, "epochs": 8},
     "full": {"lr": 3e-3},
+    "reft": {"steps": 30, "lr": 2e-2, "rank": 8},
     "ft_kl": {"kl": 1.0, "kl_tokens": 16},
     "senses": {"lr": 0.5, "kl": 1e-3, "epochs": 10, "accumulate": 1, "chunks": 20, "chunk_tokens": 32},
     "prune": {"reduce": "log1_5"},  # three edits exceed the bound of a matrix this small fourfold
