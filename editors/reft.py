@@ -249,10 +249,17 @@ def _begin(method: Reft, lm: LM) -> tuple[Tensor, Tensor, Tensor]:
     return rotation.to(lm.device, kind), weight.to(lm.device, kind), bias.to(lm.device, kind)
 
 
+def _turning(rotation: Tensor, seed: int) -> _Rotation:
+    """Rows that can be turned; torch completes them to a basis at random."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _Rotation(rotation.cpu().clone()).to(rotation.device)
+
+
 def _trained(method: Reft, lm: LM, edits: Sequence[Edit], begun: Intervention) -> Intervention:
     """The map after Adam on the mean negative log-likelihood of the targets."""
     examples, place = tokenise(lm, edits), lm.arch.block(method._at(lm))
-    turned, weight, bias = _Rotation(begun.rotation), begun.weight.clone(), begun.bias.clone()
+    turned, weight, bias = _turning(begun.rotation, method.seed), begun.weight.clone(), begun.bias.clone()
     adam = torch.optim.Adam([*turned.parameters(), weight.requires_grad_(), bias.requires_grad_()], lr=method.lr)
 
     def now() -> Intervention:
@@ -268,7 +275,7 @@ def _trained(method: Reft, lm: LM, edits: Sequence[Edit], begun: Intervention) -
             if math.fsum(losses) < method.threshold * len(examples):
                 break
     done = now()
-    return replace(done, rotation=done.rotation.detach(), weight=weight.detach(), bias=bias.detach())
+    return replace(done, rotation=done.rotation.detach().contiguous(), weight=weight.detach(), bias=bias.detach())
 
 
 def _update(lm: LM, batch: Sequence[TokenisedEdit], adam: torch.optim.Optimizer, place: str) -> float:
