@@ -22,14 +22,12 @@ import torch
 from torch import Tensor
 
 from harness.editing.edit import Edit
-from harness.editing.editor import Editor
 from harness.editing.hyperparameters import Count, NotNegative, Positive, Share
-from harness.errors import ModelError, NumericalError, UsageError
-from harness.methods import context_templates
-from harness.methods.keys import layer_at_depth, template_notes
+from harness.errors import ModelError, NumericalError
 from harness.methods.routing import Running, unrelated_texts
+from harness.methods.side_memory import SideMemory, SideState
 from harness.methods.supervised_tokens import SupervisedTokens, supervise_target
-from harness.models.activations import at_least_float32, capture_activations, first_output
+from harness.models.activations import at_least_float32, capture_activations
 from harness.models.lm import LM
 from harness.patches.patch import Hook, Part, Patch, Step, patched
 
@@ -173,20 +171,18 @@ def _last(entered: Tensor, real: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class State:
+class State(SideState):
     """What the editor needs for its next edit.
 
     Attributes:
         side: the memory and its masks.
-        contexts: context templates of the unedited model.
     """
 
     side: ResidualMemory
-    contexts: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Memoir(Editor):
+class Memoir(SideMemory[State]):
     """Gradient descent on the columns of a memory that the mask of the edit's prompt lets through, edit after edit.
 
     Attributes:
@@ -214,11 +210,8 @@ class Memoir(Editor):
     """
 
     name = "memoir"
-    seams = frozenset({"activations"})
-    batch = False
-    random = True
+    kept = State
 
-    layer: int | None = None
     n_iter: Count = 70
     edit_lr: Positive = 1.0
     top_k: Count | None = None
@@ -229,8 +222,6 @@ class Memoir(Editor):
     clip: Positive = 1.0
     weight_decay: NotNegative = 0.0
     texts: Count = 100
-    contexts: tuple[str, ...] | None = None
-    seed: int = 0
 
     presets: ClassVar[Mapping[str, Mapping[str, object]]] = {
         # The authors' files, wyren726/benchmark-1 at 7840105, methods/0MEMOIR/hparams/MEMOIR.
@@ -249,45 +240,16 @@ class Memoir(Editor):
         Raises:
             ModelError: a mask would have more columns than there are.
         """
-        down, width = lm.arch.down_of(self._layer(lm)), lm.arch.each[self._layer(lm)].inner
+        down, width = self.down(lm), lm.arch.each[self.at(lm)].inner
         if (self.top_k or 0) > width:
             raise ModelError(
                 f"memoir: top_k is {self.top_k}, but '{down}' of {lm.name} has {width} columns; take at most as many"
             )
         return [down]
 
-    def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:
-        """One edit after the other; the memory is a :class:`State`."""
-        if memory is not None and not isinstance(memory, State):
-            raise UsageError(f"the memory is a {type(memory).__name__} of another editor; start again without memory")
-        if not edits:
-            return Patch(memory=memory)
-        state = memory or self._begun(lm)
-        for edit in edits:
-            state = replace(state, side=self._learned(lm, state, edit))
-        return Patch(hooks={self._down(lm): state.side}, memory=state)
-
-    def edit_each(self, lm: LM, edits: Sequence[Edit]) -> list[Patch]:
-        """Independent edits with the same templates, permutation and background."""
-        state = self._begun(lm) if edits else None
-        return [self.edit(lm, [edit], state) for edit in edits]
-
-    def notes(self, lm: LM) -> Mapping[str, object]:
-        """The context templates."""
-        return template_notes(lm, "memit", seed=self.seed, given=self.contexts)
-
-    def _layer(self, lm: LM) -> int:
-        return layer_at_depth(lm, 0.8) if self.layer is None else self.layer
-
-    def _down(self, lm: LM) -> str:
-        return lm.arch.down_of(self._layer(lm))
-
-    def _begun(self, lm: LM) -> State:
+    def begun(self, lm: LM) -> State:
         """The state before the first edit: an empty memory."""
-        if self.contexts is not None:
-            context_templates.require_templates(self.contexts)
-        around = self.contexts or context_templates.sample_templates(lm, "memit", self.seed)
-        out, width = lm.arch.width, lm.arch.each[self._layer(lm)].inner
+        out, width = lm.arch.width, lm.arch.each[self.at(lm)].inner
         order = torch.randperm(width, generator=torch.Generator().manual_seed(self.seed)).to(lm.device)
         background = self._background(lm)
         side = ResidualMemory(
@@ -302,13 +264,13 @@ class Memoir(Editor):
             feature=self.feature,
             routing=self.routing,
         )
-        return State(side, around)
+        return State(side, self.templates(lm))
 
     def _background(self, lm: LM) -> Tensor:
         """The mean over unrelated texts of their mean feature, ``[f]``; zero where none is taken off."""
-        name = self._down(lm)
+        name = self.down(lm)
         if self.feature != "mean_decentered":
-            width = lm.arch.each[self._layer(lm)].inner
+            width = lm.arch.each[self.at(lm)].inner
             return at_least_float32(torch.zeros(width, dtype=lm.dtype, device=lm.device))
         rows = [lm.encode(text)[: min(_LENGTH, lm.context)] for text in unrelated_texts(lm, self.texts)]
         means = []
@@ -319,15 +281,15 @@ class Memoir(Editor):
             means.append((entered * real).sum(1) / real.sum(1))
         return torch.cat(means).mean(0)
 
-    def _learned(self, lm: LM, state: State, edit: Edit) -> ResidualMemory:
+    def learned(self, lm: LM, state: State, edit: Edit) -> State:
         """The memory after one more edit."""
-        name, rows = self._down(lm), supervise_target(lm, edit, state.contexts)
+        name, rows = self.down(lm), supervise_target(lm, edit, state.contexts)
         entered = at_least_float32(capture_activations(lm, rows.batch, inputs=[name]).inputs[name])
         side = state.side
         masks = self._masks(side, rows, entered)
         acting = entered * self._let_through(replace(side, masks=masks), rows, entered)
         memory = self._trained(lm, replace(rows, share=self._shares(rows)), side.memories[0].to(entered), acting)
-        return replace(side, memories=memory[None]).remembering(edit.id, masks)
+        return replace(state, side=replace(side, memories=memory[None]).remembering(edit.id, masks))
 
     def _masks(self, side: ResidualMemory, rows: SupervisedTokens, entered: Tensor) -> Tensor:
         """The mask of the bare prompt, or those of all tokens that predict the target, ``[masks, f]``."""
@@ -374,8 +336,8 @@ class Memoir(Editor):
         memory = start.clone().requires_grad_()
         descent = torch.optim.SGD([memory], lr=self.edit_lr, weight_decay=self.weight_decay)
         losses: list[float] = []
-        with patched(lm, Patch(hooks={self._down(lm): self._held(lm, memory, acting)})), torch.enable_grad():
-            nll = rows.above(lm, self._layer(lm))
+        with patched(lm, Patch(hooks={self.down(lm): self._held(lm, memory, acting)})), torch.enable_grad():
+            nll = rows.above(lm, self.at(lm))
             while not _settled(losses) and len(losses) < self.n_iter:
                 loss = nll()
                 losses.append(float(loss.detach()))
@@ -392,12 +354,9 @@ class Memoir(Editor):
 
     def _held(self, lm: LM, memory: Tensor, acting: Tensor) -> Hook:
         """The down-projection with a memory on its way."""
-        name = self._down(lm)
 
         def hook(hidden: Tensor, step: Step) -> Tensor:
-            assert step.entered is not None
-            # The matrix's own output: the memory of earlier edits may have changed it.
-            own = first_output(lm.module(name).forward(step.entered)).reshape(hidden.shape)
+            own = self.own_output(lm, hidden, step)
             return own + (acting @ memory.T).to(own)
 
         return hook

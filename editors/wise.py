@@ -22,12 +22,10 @@ import torch
 from torch import Tensor
 
 from harness.editing.edit import Edit
-from harness.editing.editor import Editor
 from harness.editing.hyperparameters import Count, NotNegative, Positive, Share
-from harness.errors import ModelError, NumericalError, UsageError
-from harness.methods import context_templates
-from harness.methods.keys import layer_at_depth, template_notes
+from harness.errors import ModelError, NumericalError
 from harness.methods.routing import Running, unrelated_texts
+from harness.methods.side_memory import SideMemory, SideState
 from harness.methods.supervised_tokens import SupervisedTokens, supervise_target
 from harness.models.activations import at_least_float32, capture_activations, first_output
 from harness.models.lm import LM, Batch
@@ -186,19 +184,17 @@ class _Tokens:
 
 
 @dataclass(frozen=True, eq=False)
-class State:
+class State(SideState):
     """What the editor needs for its next edit.
 
     Attributes:
         side: the memories.
-        contexts: context templates of the unedited model.
         texts: unrelated text.
         merged: how many memories, the first of the side memories, were merged before.
         least: the least threshold so far.
     """
 
     side: SideMemories
-    contexts: tuple[str, ...]
     texts: tuple[str, ...]
     merged: int = 0
     least: float = math.inf
@@ -253,7 +249,7 @@ def _trimmed(delta: Tensor, density: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Wise(Editor):
+class Wise(SideMemory[State]):
     """Gradient descent on a random part of a copy of one down-projection, edit after edit.
 
     Attributes:
@@ -291,11 +287,8 @@ class Wise(Editor):
     """
 
     name = "wise"
-    seams = frozenset({"activations"})
-    batch = False
-    random = True
+    kept = State
 
-    layer: int | None = None
     n_iter: Count = 70
     edit_lr: Positive = 1.0
     mask_ratio: Share = 0.2
@@ -312,8 +305,6 @@ class Wise(Editor):
     memories: Literal["mixed", "retrieve", "merge"] = field(default="retrieve", metadata={"before": "mixed"})
     density: Share = 0.53
     texts: Count = 16
-    contexts: tuple[str, ...] | None = None
-    seed: int = 0
 
     presets: ClassVar[Mapping[str, Mapping[str, object]]] = {
         # zjunlp/EasyEdit at 14cea82, hparams/WISE.  The file for GPT-2 XL names the first matrix of layer 8.
@@ -330,30 +321,7 @@ class Wise(Editor):
     def places(self, lm: LM) -> Sequence[str]:
         """The down-projection with side memories."""
         self._activation(lm)
-        return [lm.arch.down_of(self._layer(lm))]
-
-    def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:
-        """One edit after the other; the memory is a :class:`State`."""
-        if memory is not None and not isinstance(memory, State):
-            raise UsageError(f"the memory is a {type(memory).__name__} of another editor; start again without memory")
-        if not edits:
-            return Patch(memory=memory)
-        state = memory or self._begun(lm)
-        for edit in edits:
-            state = self._learned(lm, state, edit)
-        return Patch(hooks={lm.arch.down_of(self._layer(lm)): state.side}, memory=state)
-
-    def edit_each(self, lm: LM, edits: Sequence[Edit]) -> list[Patch]:
-        """Independent edits with the same templates and texts."""
-        state = self._begun(lm) if edits else None
-        return [self.edit(lm, [edit], state) for edit in edits]
-
-    def notes(self, lm: LM) -> Mapping[str, object]:
-        """The context templates."""
-        return template_notes(lm, "memit", seed=self.seed, given=self.contexts)
-
-    def _layer(self, lm: LM) -> int:
-        return layer_at_depth(lm, 0.8) if self.layer is None else self.layer
+        return [self.down(lm)]
 
     def _activation(self, lm: LM) -> str | None:
         """The name of the activation function, where the distance needs it; None too where the model names none."""
@@ -365,18 +333,15 @@ class Wise(Editor):
         names = [getattr(config, key, None) for key in _ACTIVATIONS]
         return next((name for name in names if isinstance(name, str) and name in ACT2FN), None)
 
-    def _begun(self, lm: LM) -> State:
+    def begun(self, lm: LM) -> State:
         """The state before the first edit."""
-        if self.contexts is not None:
-            context_templates.require_templates(self.contexts)
-        around = self.contexts or context_templates.sample_templates(lm, "memit", self.seed)
         texts = unrelated_texts(lm)
-        out, width = lm.matrix(lm.down(self._layer(lm))).shape
+        out, width = lm.matrix(lm.down(self.at(lm))).shape
         none = torch.empty(0, out, width, device=lm.device)
         side = SideMemories((), none, torch.empty(0, device=lm.device), self.distance, self._activation(lm))
-        return State(side, around, texts)
+        return State(side, self.templates(lm), texts)
 
-    def _learned(self, lm: LM, state: State, edit: Edit) -> State:
+    def learned(self, lm: LM, state: State, edit: Edit) -> State:
         """The state after one more edit."""
         side = state.side
         count = len(side.ids)
@@ -439,7 +404,7 @@ class Wise(Editor):
 
     def _tokens(self, lm: LM, batch: Batch, row: Tensor, column: Tensor) -> _Tokens:
         """What enters and leaves the down-projection at some positions of the rows."""
-        down = lm.arch.down_of(self._layer(lm))
+        down = self.down(lm)
         entered = capture_activations(lm, batch, inputs=[down]).inputs[down][row, column]
         with torch.no_grad():
             # The matrix's own output: memories of earlier edits may have changed it.
@@ -453,14 +418,14 @@ class Wise(Editor):
 
         Descent on NLL and routing loss, on the masked weights, within the bound.
         """
-        name, act = lm.arch.down_of(self._layer(lm)), self._activation(lm)
+        name, act = self.down(lm), self._activation(lm)
         delta = start.clone().requires_grad_()
-        weight = lm.matrix(lm.down(self._layer(lm))).to(delta)
+        weight = lm.matrix(lm.down(self.at(lm))).to(delta)
         tokens = len(rows.token) // len(rows.batch.ids)
         share = tokens / (tokens + 1) if self.target_mean == "released" else 1.0
         before = torch.inf
         with patched(lm, Patch(hooks={name: self._held(lm, rows, inside, delta)})), torch.enable_grad():
-            nll = rows.above(lm, self._layer(lm))
+            nll = rows.above(lm, self.at(lm))
             for i in range(self.n_iter):
                 moved = [some.moved(delta, act) for some in (inside, outside)]
                 routing = margins(moved[0], moved[1], alpha=self.alpha, beta=self.beta, gamma=self.gamma)
@@ -484,12 +449,10 @@ class Wise(Editor):
 
     def _held(self, lm: LM, rows: SupervisedTokens, inside: _Tokens, delta: Tensor) -> Hook:
         """The down-projection with a memory: at the edited tokens, or everywhere where whole texts are edited."""
-        name = lm.arch.down_of(self._layer(lm))
 
         def hook(hidden: Tensor, step: Step) -> Tensor:
             assert step.entered is not None
-            # The matrix's own output: memories of earlier edits may have changed it.
-            own = first_output(lm.module(name).forward(step.entered)).reshape(hidden.shape)
+            own = self.own_output(lm, hidden, step)
             if self.distance == "token":
                 return own.index_put((rows.row, rows.column), (inside.entered @ delta.T).to(own), accumulate=True)
             return own + (step.entered.to(delta) @ delta.T).to(own)

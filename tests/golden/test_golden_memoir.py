@@ -52,14 +52,14 @@ class Theirs:
     def states(self, monkeypatch: Any) -> list[State]:
         """Our states after each edit, with their permutation, background and denominators."""
         method, states, memory = self.method(), [], None
-        begun, settled, background = Memoir._begun, memoir._settled, self.given["background"].mean(0)
+        begun, settled, background = Memoir.begun, memoir._settled, self.given["background"].mean(0)
 
         def begin(own: Memoir, lm: LM) -> State:
             state = begun(own, lm)
             side = replace(state.side, permutation=self.given["permutation"])
             return replace(state, side=replace(side, background=background) if side.background.any() else side)
 
-        monkeypatch.setattr(Memoir, "_begun", begin)
+        monkeypatch.setattr(Memoir, "begun", begin)
         monkeypatch.setattr(Memoir, "_background", lambda own, _: background * (own.feature == "mean_decentered"))
         for name in self.said["edits"]:
             seen: list[float] = []
