@@ -282,7 +282,13 @@ class Memoir(SideMemory[State]):
         return torch.cat(means).mean(0)
 
     def learned(self, lm: LM, state: State, edit: Edit) -> State:
-        """The memory after one more edit."""
+        """The state after one more edit.
+
+        Args:
+            lm: the model, without the memory.
+            state: what was learned before.
+            edit: the edit.
+        """
         name, rows = self.down(lm), supervise_target(lm, edit, state.contexts)
         entered = at_least_float32(capture_activations(lm, rows.batch, inputs=[name]).inputs[name])
         side = state.side

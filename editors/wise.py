@@ -342,7 +342,13 @@ class Wise(SideMemory[State]):
         return State(side, self.templates(lm), texts)
 
     def learned(self, lm: LM, state: State, edit: Edit) -> State:
-        """The state after one more edit."""
+        """The state after one more edit.
+
+        Args:
+            lm: the model, without the memory.
+            state: what was learned before.
+            edit: the edit.
+        """
         side = state.side
         count = len(side.ids)
         rows = supervise_target(lm, edit, state.contexts)

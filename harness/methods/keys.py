@@ -234,7 +234,7 @@ def read_keys(
 
 
 def read_every_token(
-    lm: LM, rows: Sequence[Sequence[int]], modules: Sequence[str], budget: int = 8192
+    lm: LM, rows: Sequence[Sequence[int]], modules: Sequence[str], *, budget: int = 8192
 ) -> dict[str, list[Float[Tensor, "tokens f"]]]:
     """Module name -> what enters it at every token of each row, at least in float32.
 

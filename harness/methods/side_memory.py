@@ -63,7 +63,13 @@ class SideMemory(Editor, ABC, Generic[State]):
 
     @abstractmethod
     def learned(self, lm: LM, state: State, edit: Edit) -> State:
-        """The state after one more edit."""
+        """The state after one more edit.
+
+        Args:
+            lm: the model, without the memory.
+            state: what was learned before.
+            edit: the edit.
+        """
 
     def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:
         """One edit after the other; the memory is a state."""
@@ -100,6 +106,12 @@ class SideMemory(Editor, ABC, Generic[State]):
         return self.contexts or context_templates.sample_templates(lm, "memit", self.seed)
 
     def own_output(self, lm: LM, hidden: Tensor, step: Step) -> Tensor:
-        """What the matrix itself gives, shaped as ``hidden``: memories of earlier edits may have changed that."""
+        """What the matrix itself gives: a memory of earlier edits may have changed what arrives.
+
+        Args:
+            lm: the model.
+            hidden: what arrives, whose shape the result has.
+            step: the pass, with what entered the matrix.
+        """
         assert step.entered is not None
         return first_output(lm.module(self.down(lm)).forward(step.entered)).reshape(hidden.shape)
