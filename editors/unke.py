@@ -1,4 +1,4 @@
-"""UnKE: a whole block is trained to give the hidden state that makes a model say a long answer, and all else as before.
+"""UnKE: a whole block is trained to give the hidden state that makes a model say a long answer, and others as before.
 
 Source: Deng, Wei, Pang, Ding, Shen, Cheng 2024, "Everything is Editable: Extend Knowledge Editing to Unstructured Data
 in Large Language Models", arXiv 2405.15349, and the authors' code (TrustedLLM/UnKE at ae24801).  A value of the
