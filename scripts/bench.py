@@ -812,7 +812,7 @@ def _by_crews(label: str, plans: Sequence[Plan], crews: Mapping[str, Crew], shar
             records_ = [one.record for one in run_each(plans, options, crew=crew_)]
             spent.append((time.perf_counter() - began, sum(os.times()[:4]) - used))
             found.append({one.id: {**one.to_json(), "cost": []} for one in records_ if one is not None})
-    apart = max((_apart(found[0][key], found[1][key]) for key in found[0]), default=0.0)
+    apart = max((_difference(found[0][key], found[1][key]) for key in found[0]), default=0.0)
     assert found[0].keys() == found[1].keys()
     assert len(found[0]) == len(plans)
     assert apart < 1e-6
@@ -826,14 +826,14 @@ def _by_crews(label: str, plans: Sequence[Plan], crews: Mapping[str, Crew], shar
     )
 
 
-def _apart(one: Any, other: Any) -> float:
+def _difference(one: Any, other: Any) -> float:
     """The largest difference of two numbers in the same place of two records; infinite where they are not alike."""
     if isinstance(one, float) and isinstance(other, float):
         return abs(one - other)
     if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
-        return max((_apart(one[key], other[key]) for key in one), default=0.0)
+        return max((_difference(one[key], other[key]) for key in one), default=0.0)
     if isinstance(one, list | tuple) and isinstance(other, list | tuple) and len(one) == len(other):
-        return max(map(_apart, one, other), default=0.0)
+        return max(map(_difference, one, other), default=0.0)
     return 0.0 if one == other else math.inf
 
 
