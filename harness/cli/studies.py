@@ -356,13 +356,11 @@ def tune(asked: TuneOptions, *, device: str | None, output: Path, workers: int |
     from harness.studies.sweeps import tune as study
     from harness.studies.sweeps.tune_report import write_tuned
 
-    plan = asked.plan()
-    budget = study.Budget(asked.trials, asked.probes, asked.texts, asked.traced)
     with terminal.watched() as report:
         found = study.tune(
-            plan,
+            asked.plan(),
             output / "trials",
-            budget=budget,
+            budget=study.Budget(asked.trials, asked.probes, asked.texts, asked.traced),
             against=asked.against,
             device=device,
             report=report,
