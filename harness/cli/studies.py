@@ -356,15 +356,10 @@ def tune(asked: TuneOptions, *, device: str | None, output: Path, workers: int |
     from harness.studies.sweeps import tune as study
     from harness.studies.sweeps.tune_report import write_tuned
 
-    with terminal.watched() as report:
+    budget, crew = study.Budget(asked.trials, asked.probes, asked.texts, asked.traced), crew_of(workers, cluster)
+    with terminal.watched() as told:
         found = study.tune(
-            asked.plan(),
-            output / "trials",
-            budget=study.Budget(asked.trials, asked.probes, asked.texts, asked.traced),
-            against=asked.against,
-            device=device,
-            report=report,
-            crew=crew_of(workers, cluster),
+            asked.plan(), output / "trials", budget=budget, against=asked.against, device=device, report=told, crew=crew
         )
     best = f"the best of {len(found.trials)} trials has objective {found.best.objective:.3f}"
     terminal.say(f"{best}, the untuned editor {found.trials[0].objective or math.nan:.3f}")
