@@ -45,7 +45,7 @@ def test_the_method_stands_first_and_wrappers_apply_left_to_right():
         ("memit+rome", r"rome cannot wrap memit; what can stand after a \+ is .*prune.*rect"),
         ("memit+rect+rome", r"rome cannot wrap memit; "),
         ("memit+rect+rect", r"'memit\+rect\+rect' names a part twice; name each once"),
-        ("memit+rekt", r"editor 'rekt' does not exist \(did you mean rect.*\)"),
+        ("memit+rekt", r"editor 'rekt' does not exist \(did you mean .*rect.*\)"),
         ("memit+", r"editor '' does not exist"),
         ("memmit+rect", r"editor 'memmit' does not exist \(did you mean .*memit"),
     ],
@@ -198,7 +198,7 @@ def test_rect_on_each_increment_then_prune_on_the_sum(fresh, edits, name, mode):
 def test_the_last_pass_of_a_wrapper_is_its_edit(fresh, edits, name):
     """What is measured after each pass is the composed editor, and not what it wraps."""
     lm = fresh("gpt2")
-    settings = {**MEMIT, "v_steps": 3, "layers": (1,)}
+    settings = {f"memit.{key}": value for key, value in {**MEMIT, "v_steps": 3, "layers": (1,)}.items()}
     plain, editor = (compose(which).build(lm, settings, seed=0) for which in ("memit", f"memit+{name}"))
     (done,) = editor.passes(lm, edits[:2])
     whole, inner = editor.edit(lm, edits[:2]), plain.edit(lm, edits[:2])
