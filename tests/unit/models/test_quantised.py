@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -144,9 +145,10 @@ def test_an_editor_of_weights_never_ends_in_a_traceback_of_torch(quantised, edit
     """Used without a runner, it says the same, at the latest where its patch would be held."""
     lm = quantised("llama")
     before = lm.state_hashes()
+    known = [replace(edit, target_old="Oslo") for edit in edits] if find(name).needs_old else edits
     with (
         pytest.raises(ModelError, match=r"'model\.layers\..*weight' is quantised \(int8\)"),
-        patched(lm, quick(name).edit(lm, edits)),
+        patched(lm, quick(name).edit(lm, known)),
     ):
         pass
     assert lm.state_hashes() == before

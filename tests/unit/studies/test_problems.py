@@ -20,7 +20,7 @@ from harness.methods import descent
 from harness.methods.descent import log_likelihood, tokenise
 from harness.models.lm import LM
 from harness.patches.patch import Patch, patched
-from harness.studies.localization.localize import Grid, Method, Study, _built, _Problem
+from harness.studies.localization.localize import Grid, Method, _built, _Problem
 from harness.studies.localization.problems import (
     PROBLEMS,
     PUBLISHED,
@@ -293,7 +293,7 @@ def test_an_edit_is_forced_under_its_own_stream_of_noise(taught, facts, method) 
         asked = ProblemSettings(sigma=0.5, samples=2, noise_rows=rows)
         grid = Grid(methods=(one,), asked=asked, settings=settings)
         posed = pose(lm, facts, "fact_forcing", settings=asked)
-        made = _Problem(lm, grid, Study.__new__(Study), posed, (1,), {}, lambda *_: None)
+        made = _Problem(lm, grid, posed, {}, lambda *_: None)
         editor = made._ready(_built(lm, grid, one, "fact_forcing", 1))
         edits = [case.edit for case in posed.cases]
         both, alone = made._edited(editor, edits), made._edited(editor, edits[1:])
