@@ -703,7 +703,7 @@ def durability(
 
     Examples:
         >>> import harness
-        >>> record = harness.durability("mini", "ft_m", "counterfact:2", "reload", exam=["probability"])
+        >>> record = harness.durability("mini", "ft_m", "counterfact:2", after="reload", exam=["probability"])
         >>> record["after"]["reload"]["survive"]["efficacy"]["value"]
         1.0
     """

@@ -90,7 +90,8 @@ def test_every_field_reaches_the_id(name: str) -> None:
     other = {"order": "random", "stop_on_collapse": True, "tasks": ("NLI",), "exam": ("text",)}
     other |= {"fewshot_as_multiturn": False, "enable_thinking": False, "chat_edits": True, "predict_only": True}
     changed = other.get(
-        name, 7 if name in ("num_edits", "edit_batch_size", "limit", "seed", "num_fewshot") else "other"
+        name,
+        7 if name in ("num_edits", "edit_batch_size", "limit", "seed", "num_fewshot", "thinking_budget") else "other",
     )
     assert replace(Plan(), **{name: changed}).id != Plan().id
 

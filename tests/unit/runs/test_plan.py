@@ -50,6 +50,7 @@ OTHER: dict[str, Any] = {
     "gen_kwargs": {"temperature": 0.5},
     "enable_thinking": False,
     "think_end_token": "</think>",
+    "thinking_budget": 64,
     "chat_edits": True,
     "predict_only": True,
 }
