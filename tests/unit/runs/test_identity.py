@@ -93,7 +93,8 @@ def test_every_field_reaches_the_id(name: str) -> None:
         name,
         7 if name in ("num_edits", "edit_batch_size", "limit", "seed", "num_fewshot", "thinking_budget") else "other",
     )
-    assert replace(Plan(), **{name: changed}).id != Plan().id
+    plan = Plan(think_end_token="</think>") if name == "thinking_budget" else Plan()
+    assert replace(plan, **{name: changed}).id != plan.id
 
 
 def test_what_no_json_can_say_is_refused() -> None:

@@ -80,7 +80,11 @@ def test_the_id_is_that_of_what_differs_from_the_defaults() -> None:
 
 def test_the_id_changes_with_every_field() -> None:
     assert set(OTHER) == {f.name for f in fields(Plan)}
-    hashes = {name: replace(Plan(), **{name: value}).id for name, value in OTHER.items()}
+    thinking = Plan(think_end_token=OTHER["think_end_token"])  # without which there is nothing to give a budget
+    hashes = {
+        name: replace(thinking if name == "thinking_budget" else Plan(), **{name: value}).id
+        for name, value in OTHER.items()
+    }
     assert len({*hashes.values(), Plan().id}) == len(OTHER) + 1
 
 
