@@ -107,9 +107,9 @@ def test_token_by_token_is_all_at_once(tiny: Callable[[str], LM], family: str) -
     assert sorted(changed) == sorted([r, c] for r, c, _ in found(hook, at))
 
 
-def test_what_is_added(tiny: Callable[[str], LM]) -> None:
+def test_what_is_added(fresh: Callable[..., LM]) -> None:
     """``beta h + alpha (W h_attr + b)``, the mean of the block's output over the attribute's tokens, by hand."""
-    lm = tiny("gpt2")
+    lm = fresh("gpt2")  # transformers leaves hooks on a model that was asked for hidden states
     hook = hook_of(lm, EDITS[:1], alpha=0.5, beta=0.25)
     text, learned = "Ada Velmont was born in Rome", known(lm)
     begin, end = lm.span(text, "was born in Rome")

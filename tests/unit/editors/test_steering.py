@@ -50,10 +50,10 @@ def difference(lm: LM, edit: Edit, layer: int) -> Tensor:
 @pytest.mark.parametrize("strength", [1.0, -2.5])
 @pytest.mark.parametrize("family", ["gpt2", "llama", "neox"])
 def test_the_vector_is_the_mean_difference_of_states_by_hand(
-    tiny: Callable[[str], LM], family: str, strength: float
+    fresh: Callable[..., LM], family: str, strength: float
 ) -> None:
     """Both answers have one prompt: what stands before them cancels out."""
-    lm = tiny(family)
+    lm = fresh(family)  # transformers leaves hooks on a model that was asked for hidden states
     vector = torch.stack([difference(lm, edit, 1) for edit in EDITS]).mean(0)
     patch = Caa(layer=1, strength=strength).edit(lm, EDITS)
     (name,) = patch.hooks

@@ -200,6 +200,12 @@ ERRORS: Sequence[Callable[[], Exception]] = [
 
 
 @pytest.mark.parametrize("error", ERRORS)
+def test_want_of_memory_is_known_by_what_is_said(error: Callable[[], Exception]) -> None:
+    assert out_of_memory(error())
+    assert not out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+@pytest.mark.parametrize("error", [ERRORS[0], ERRORS[-1]], ids=["device", "host"])
 def test_a_pass_that_does_not_fit_is_halved(error: Callable[[], Exception], tiny: Callable[[str], LM]) -> None:
     lm, room = tiny("gpt2"), Room(1024, front=60)
     spans = [*questions(), *(Span((*draw(8, 50 + i), 7), 2) for i in range(20))]
