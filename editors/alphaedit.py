@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from harness.editing.hyperparameters import Positive
-from harness.methods.null_space import ProjectedHidden
+from harness.methods.null_space import SHIPPED, ProjectedHidden
 
 __all__ = ["AlphaEdit"]
 
@@ -34,21 +34,6 @@ class AlphaEdit(ProjectedHidden):
         "gpt2-xl": {"layers": (13, 14, 15, 16, 17), "v_steps": 20},
         "gpt-j-6b": {"layers": (3, 4, 5, 6, 7, 8)},
         "meta-llama-3-8b": {"layers": (4, 5, 6, 7, 8), "v_lr": 0.1},
-        # The shipped models: tuned on the edit set's tuning rows, in a batch and (mini) one at a time.
-        "mini-llama": {
-            "layers": (0,),
-            "v_steps": 40,
-            "v_weight_decay": 1e-3,
-            "clamp": 6.0,
-            "nullspace_threshold": 0.1,
-            "l2": 0.1,
-        },
-        "mini": {
-            "layers": (0,),
-            "v_steps": 40,
-            "v_weight_decay": 1e-3,
-            "clamp": 10.0,
-            "nullspace_threshold": 0.03,
-            "l2": 1.0,
-        },
+        "mini-llama": {**SHIPPED["mini-llama"], "l2": 0.1},
+        "mini": {**SHIPPED["mini"], "l2": 1.0},
     }

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from harness.editing.hyperparameters import Count, NotNegative, Positive
 from harness.methods.locate_then_edit import Solver, SpreadHidden, SpreadMemory
-from harness.methods.null_space import null_space, projected_solver
+from harness.methods.null_space import SHIPPED, null_space, projected_solver
 from harness.methods.second_moments import Moment
 from harness.models.lm import LM
 from harness.patches.delta import double
@@ -65,24 +65,8 @@ class BetaEdit(SpreadHidden):
         "gpt-j-6b": {"layers": (3, 4, 5, 6, 7, 8)},
         "meta-llama-3-8b": {"layers": (4, 5, 6, 7, 8), "v_lr": 0.1},
         # The shipped models: the values as tuned for AlphaEdit, lambda1 a thousandth of the published one.
-        "mini-llama": {
-            "layers": (0,),
-            "v_steps": 40,
-            "v_weight_decay": 1e-3,
-            "clamp": 6.0,
-            "nullspace_threshold": 0.1,
-            "lambda1": 3.0,
-            "lambda2": 0.1,
-        },
-        "mini": {
-            "layers": (0,),
-            "v_steps": 40,
-            "v_weight_decay": 1e-3,
-            "clamp": 10.0,
-            "nullspace_threshold": 0.03,
-            "lambda1": 3.0,
-            "lambda2": 1.0,
-        },
+        "mini-llama": {**SHIPPED["mini-llama"], "lambda1": 3.0, "lambda2": 0.1},
+        "mini": {**SHIPPED["mini"], "lambda1": 3.0, "lambda2": 1.0},
     }
 
     @property

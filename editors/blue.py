@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from harness.editing.hyperparameters import Positive
-from harness.methods.null_space import ProjectedHidden
+from harness.methods.null_space import SHIPPED, ProjectedHidden
 from harness.models.lm import LM
 
 __all__ = ["Blue"]
@@ -39,22 +39,8 @@ class Blue(ProjectedHidden):
         "gpt-j-6b": {"layers": (3, 8), "l2": 95.0},
         "meta-llama-3-8b": {"layers": (4, 8), "v_lr": 0.1, "l2": 1.0},
         # The shipped models: the values and the null space as tuned for AlphaEdit, at two layers.
-        "mini-llama": {
-            "layers": (0, 1),
-            "v_steps": 40,
-            "v_weight_decay": 1e-3,
-            "clamp": 6.0,
-            "nullspace_threshold": 0.1,
-            "l2": 0.1,
-        },
-        "mini": {
-            "layers": (0, 1),
-            "v_steps": 40,
-            "v_weight_decay": 1e-3,
-            "clamp": 10.0,
-            "nullspace_threshold": 0.03,
-            "l2": 1.0,
-        },
+        "mini-llama": {**SHIPPED["mini-llama"], "layers": (0, 1), "l2": 0.1},
+        "mini": {**SHIPPED["mini"], "layers": (0, 1), "l2": 1.0},
     }
 
     def edited_layers(self, lm: LM) -> tuple[int, ...]:

@@ -16,12 +16,11 @@ import torch
 from torch import Tensor
 
 from harness.editing.edit import Edit
-from harness.editing.editor import Editor
 from harness.editing.hyperparameters import Range
 from harness.methods.contrast import as_contrast
 from harness.methods.descent import tokenise
 from harness.methods.keys import layer_at_depth
-from harness.methods.steering import StatedText, mean_states, require_state
+from harness.methods.steering import BlockEditor, StatedText, mean_states
 from harness.models.lm import LM
 from harness.patches.patch import Part, Patch, Step
 
@@ -29,7 +28,7 @@ __all__ = ["Caa", "Shift"]
 
 
 @dataclass(frozen=True)
-class Caa(Editor):
+class Caa(BlockEditor):
     """``h <- h + strength mean_i (h(x_i, new_i) - h(x_i, old_i))`` after one block, at every token.
 
     ``h(x, y)`` is the mean over the tokens of an answer ``y`` behind its prompt ``x`` of what the block writes.
@@ -49,20 +48,6 @@ class Caa(Editor):
 
     layer: Annotated[int, Range(0)] | None = None
     strength: float = 1.0
-
-    def places(self, lm: LM) -> Sequence[str]:
-        """The block whose output is changed."""
-        return [lm.arch.block(self._at(lm))]
-
-    def require(self, lm: LM) -> None:
-        """See that the block hands on one vector for each token, to which something can be added.
-
-        Raises:
-            ModelError: it hands on several, or there is no such layer.
-        """
-        super().require(lm)
-        for block in self.places(lm):
-            require_state(lm, block, self.name)
 
     def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:  # noqa: ARG002
         """One vector for all edits; increments join to the mean over all.
@@ -87,14 +72,15 @@ class Caa(Editor):
         examples = tokenise(lm, [as_contrast(edit) for edit in edits])
         answers = [*((one.prompt, one.target) for one in examples), *((one.prompt, one.against) for one in examples)]
         stated = [StatedText(prompt + said, len(prompt), len(prompt) + len(said)) for prompt, said in answers]
-        states = mean_states(lm, stated, self._at(lm))
+        states = mean_states(lm, stated, self.at(lm))
         return states[: len(edits)] - states[len(edits) :]
 
-    def _at(self, lm: LM) -> int:
+    def at(self, lm: LM) -> int:
+        """The block."""
         return layer_at_depth(lm, 0.4) if self.layer is None else self.layer
 
     def _steered(self, lm: LM, differences: Tensor) -> Patch:
-        return Patch(hooks={lm.arch.block(self._at(lm)): Shift(differences.sum(0), len(differences), self.strength)})
+        return Patch(hooks={self.block(lm): Shift(differences.sum(0), len(differences), self.strength)})
 
 
 @dataclass(frozen=True, eq=False)

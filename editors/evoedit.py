@@ -16,7 +16,7 @@ from torch import Tensor
 from harness.editing.hyperparameters import NotNegative, Positive
 from harness.errors import UsageError
 from harness.methods.locate_then_edit import Solver, SpreadMemory
-from harness.methods.null_space import ProjectedHidden, null_space, projected_solver
+from harness.methods.null_space import SHIPPED, ProjectedHidden, null_space, projected_solver
 from harness.models.lm import LM
 from harness.patches.delta import double
 from harness.patches.patch import Patch
@@ -72,15 +72,8 @@ class EvoEdit(ProjectedHidden):
 
     presets: ClassVar[Mapping[str, Mapping[str, object]]] = {
         # The shipped models: the values and the null space as tuned for AlphaEdit.
-        "mini-llama": {
-            "layers": (0,),
-            "v_steps": 40,
-            "v_weight_decay": 1e-3,
-            "clamp": 6.0,
-            "nullspace_threshold": 0.1,
-            "l2": 0.1,
-        },
-        "mini": {"layers": (0,), "v_steps": 40, "v_weight_decay": 1e-3, "clamp": 10.0, "nullspace_threshold": 0.03},
+        "mini-llama": {**SHIPPED["mini-llama"], "l2": 0.1},
+        "mini": SHIPPED["mini"],
     }
 
     def prior(self, lm: LM, memory: object, layers: Sequence[int]) -> EvoMemory:

@@ -8,16 +8,13 @@ and nothing is demonstrated: what :mod:`editors.rag` and :mod:`editors.ike` add 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, takewhile
-from typing import ClassVar
 
 from harness.editing.edit import Edit
-from harness.editing.editor import Editor
-from harness.editing.hyperparameters import Count
-from harness.methods.in_context import FactsInFront, require_template
+from harness.methods.in_context import FactsInFront, InContext
 from harness.methods.retrieval import Fact, as_fact, join_facts
 from harness.models.lm import LM
 from harness.patches.patch import ChatRule, Patch
@@ -28,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Prompt(Editor):
+class Prompt(InContext):
     """Nothing in the model changes; what it reads does. Of edits that do not all fit the latest are told.
 
     Attributes:
@@ -38,29 +35,11 @@ class Prompt(Editor):
     """
 
     name = "prompt"
-    seams = frozenset({"prompt"})
-    exceptions: ClassVar[Mapping[str, str]] = {
-        "target": "no weight changes, and a model that was never taught to heed what it reads does not use the fact",
-    }
-
-    template: str = "{facts} {context}"
-    room: Count = 64
-
-    presets: ClassVar[Mapping[str, Mapping[str, object]]] = {
-        # The shipped models read chats and sum them up: the template of rag, so that both tell alike.
-        "mini-llama": {"template": "m: {facts}\nf: {facts}\nm: {facts}\nTL;DR: {facts} {context}"},
-        "mini": {"template": "m: {facts}\nf: {facts}\nm: {facts}\nTL;DR: {facts} {context}"},
-    }
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_template(self.name, self.template)
 
     def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:  # noqa: ARG002
         """The edits as facts; increments join."""
-        if not edits:
-            return Patch()
-        return Patch(prompt=AllFacts(join_facts((), map(as_fact, edits)), self.template, self.room, lm))
+        facts = join_facts((), map(as_fact, edits))
+        return Patch(prompt=AllFacts(facts, self.template, self.room, lm)) if facts else Patch()
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,17 +9,16 @@ offline (:mod:`harness.methods.retrieval`), and ``choose=model`` asks any langua
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 
 from harness.editing.edit import Edit
-from harness.editing.editor import Editor
 from harness.editing.hyperparameters import Count, Share
-from harness.methods.in_context import FactsInFront, require_template
+from harness.methods.in_context import FactsInFront, InContext
 from harness.methods.retrieval import Index, as_fact, join_facts
 from harness.models.activations import at_least_float32
 from harness.models.lm import LM
@@ -31,7 +30,7 @@ Choice = Literal["similarity", "model"]
 
 
 @dataclass(frozen=True)
-class Rag(Editor):
+class Rag(InContext):
     """Nothing in the model changes; what it reads does.
 
     Attributes:
@@ -44,26 +43,10 @@ class Rag(Editor):
     """
 
     name = "rag"
-    seams = frozenset({"prompt"})
-    exceptions: ClassVar[Mapping[str, str]] = {
-        "target": "no weight changes, and a model that was never taught to heed what it reads does not use the fact",
-    }
 
     k: Count = 3
     threshold: Share = 0.8
     choose: Choice = "similarity"
-    template: str = "{facts} {context}"
-    room: Count = 64
-
-    presets: ClassVar[Mapping[str, Mapping[str, object]]] = {
-        # The shipped models read chats and sum them up; tuned on the edit set's tuning rows.
-        "mini-llama": {"template": "m: {facts}\nf: {facts}\nm: {facts}\nTL;DR: {facts} {context}"},
-        "mini": {"template": "m: {facts}\nf: {facts}\nm: {facts}\nTL;DR: {facts} {context}"},
-    }
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_template(self.name, self.template)
 
     def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:  # noqa: ARG002
         """The edits as facts; increments join."""

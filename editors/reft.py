@@ -19,12 +19,11 @@ from torch import Tensor, nn
 
 from harness.editing import directions
 from harness.editing.edit import Edit
-from harness.editing.editor import Editor
 from harness.editing.hyperparameters import Count, NotNegative, Positive, Range
 from harness.errors import ModelError, NumericalError, UsageError
 from harness.methods.descent import TokenisedEdit, log_likelihood, tokenise
 from harness.methods.keys import layer_at_depth
-from harness.methods.steering import Mentions, require_state, written_forms
+from harness.methods.steering import BlockEditor, Mentions, written_forms
 from harness.models.lm import LM
 from harness.patches.patch import Part, Patch, Step, patched
 
@@ -34,7 +33,7 @@ Positions = Literal["subject", "all"]
 
 
 @dataclass(frozen=True)
-class Reft(Editor):
+class Reft(BlockEditor):
     """``h <- h + R^T (W h + b - R h)`` after one block, by Adam on the likelihood of the targets.
 
     ``R [r, d]`` has orthonormal rows, ``W [r, d]`` and ``b [r]`` are free. All edits of an operation share one map.
@@ -72,10 +71,6 @@ class Reft(Editor):
         "mini": {"layer": 0},
     }
 
-    def places(self, lm: LM) -> Sequence[str]:
-        """The block whose output is changed."""
-        return [lm.arch.block(self._at(lm))]
-
     def require(self, lm: LM) -> None:
         """See that the block hands on one vector for each token, of at least as many numbers as the map has ranks.
 
@@ -83,8 +78,6 @@ class Reft(Editor):
             ModelError: it hands on several, or fewer numbers; or there is no such layer.
         """
         super().require(lm)
-        for block in self.places(lm):
-            require_state(lm, block, self.name)
         if self.rank > lm.arch.width:
             raise ModelError(
                 f"reft: 'rank' is {self.rank}, but {lm.name} has states of {lm.arch.width} numbers; give at most that"
@@ -96,11 +89,10 @@ class Reft(Editor):
             return Patch()
         written = {_subject(edit): written_forms(lm, edit) for edit in edits}
         begun = Intervention(tuple(written), tuple(written.values()), *_begin(self, lm))
-        return Patch(
-            hooks={lm.arch.block(self._at(lm)): Interventions((_trained(self, lm, edits, begun),), self.positions)}
-        )
+        return Patch(hooks={self.block(lm): Interventions((_trained(self, lm, edits, begun),), self.positions)})
 
-    def _at(self, lm: LM) -> int:
+    def at(self, lm: LM) -> int:
+        """The block."""
         return layer_at_depth(lm, 0.2) if self.layer is None else self.layer
 
 
@@ -258,7 +250,7 @@ def _turning(rotation: Tensor, seed: int) -> _Rotation:
 
 def _trained(method: Reft, lm: LM, edits: Sequence[Edit], begun: Intervention) -> Intervention:
     """The map after Adam on the mean negative log-likelihood of the targets."""
-    examples, place = tokenise(lm, edits), lm.arch.block(method._at(lm))
+    examples, place = tokenise(lm, edits), method.block(lm)
     turned, weight, bias = _turning(begun.rotation, method.seed), begun.weight.clone(), begun.bias.clone()
     adam = torch.optim.Adam([*turned.parameters(), weight.requires_grad_(), bias.requires_grad_()], lr=method.lr)
 

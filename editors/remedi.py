@@ -23,7 +23,7 @@ from harness.editing.editor import Learned
 from harness.editing.hyperparameters import Count, NotNegative, Positive, Range, Share
 from harness.errors import DataError, NumericalError, UsageError
 from harness.methods.keys import layer_at_depth
-from harness.methods.steering import Mentions, StatedText, mean_states, require_state, written_forms
+from harness.methods.steering import BlockEditor, Mentions, StatedText, mean_states, written_forms
 from harness.models.activations import at_least_float32
 from harness.models.lm import LM, Batch
 from harness.patches.patch import Part, Patch, Step, patched
@@ -46,7 +46,7 @@ _SMALL: dict[str, object] = {
 
 
 @dataclass(frozen=True)
-class Remedi(Learned):
+class Remedi(BlockEditor, Learned):
     """``h <- beta h + alpha (W h_attr + b)`` at the last token of the subject's mention, after one block.
 
     ``h_attr`` is the mean of what the block writes over the tokens of the attribute, in the sentence that the edit
@@ -123,20 +123,6 @@ class Remedi(Learned):
         "mini": dict(_SMALL),
     }
 
-    def places(self, lm: LM) -> Sequence[str]:
-        """The block whose output is changed."""
-        return [lm.arch.block(self._at(lm))]
-
-    def require(self, lm: LM) -> None:
-        """See that the block hands on one vector for each token, to which something can be added.
-
-        Raises:
-            ModelError: it hands on several, or there is no such layer.
-        """
-        super().require(lm)
-        for block in self.places(lm):
-            require_state(lm, block, self.name)
-
     def fit(self, lm: LM, train: Sequence[Example]) -> Remedi:
         """Learn ``W`` and ``b``; those of the best epoch on the examples that are held out are kept.
 
@@ -146,7 +132,7 @@ class Remedi(Learned):
             NumericalError: a loss is not finite.
         """
         subjects = [one for one in train if one.edit.subject]
-        lessons = _lessons(lm, subjects, layer=self._at(lm), phrasings=self.phrasings, objects=self.objects)
+        lessons = _lessons(lm, subjects, layer=self.at(lm), phrasings=self.phrasings, objects=self.objects)
         if not lessons:
             raise UsageError(f"{self.name}: {len(train)} examples and none with a subject; give an edit set that has")
         kept = len(lessons) - round(self.holdout * len(lessons))
@@ -165,13 +151,13 @@ class Remedi(Learned):
         if not edits:
             return Patch()
         last = {(edit.subject, edit.prompt): edit for edit in edits}
-        return Patch(hooks={lm.arch.block(self._at(lm)): self._additions(lm, list(last.values()))})
+        return Patch(hooks={self.block(lm): self._additions(lm, list(last.values()))})
 
     def edit_each(self, lm: LM, edits: Sequence[Edit]) -> list[Patch]:
         """All representations in one pass: the rows of a batch do not see each other."""
         if not edits:
             return []
-        block, every = lm.arch.block(self._at(lm)), self._additions(lm, edits)
+        block, every = self.block(lm), self._additions(lm, edits)
         return [Patch(hooks={block: every.of([i])}) for i in range(len(edits))]
 
     def loss(self, lm: LM, lessons: Sequence[_Lesson], learned: Mapping[str, Tensor]) -> Tensor:
@@ -199,19 +185,20 @@ class Remedi(Learned):
         eye = torch.eye(lm.arch.width).to(like["weight"])
         return replace(self, learned={"weight": eye, "bias": torch.zeros_like(like["bias"])})
 
-    def _at(self, lm: LM) -> int:
+    def at(self, lm: LM) -> int:
+        """The block."""
         return layer_at_depth(lm, 0.04) if self.layer is None else self.layer
 
     def _additions(self, lm: LM, edits: Sequence[Edit]) -> Additions:
         known = self.knowledge(lm)
         attributes = mean_states(
-            lm, [_stated(lm, edit.text, _subject(edit), edit.continuation) for edit in edits], self._at(lm)
+            lm, [_stated(lm, edit.text, _subject(edit), edit.continuation) for edit in edits], self.at(lm)
         )
         directions = nn.functional.linear(attributes.to(known["weight"]), known["weight"], known["bias"])
         for edit, direction in zip(edits, directions, strict=True):
             if not bool(torch.isfinite(direction).all()):
                 raise NumericalError(
-                    f"edit {edit.id}: {self.name}'s direction at layer {self._at(lm)} is not finite; use float32, or "
+                    f"edit {edit.id}: {self.name}'s direction at layer {self.at(lm)} is not finite; use float32, or "
                     "fit again with a lower lr"
                 )
         return Additions(
@@ -541,7 +528,7 @@ def _logits(method: Remedi, lm: LM, batch: Batch, *, at: Tensor, directions: Ten
         assert directions is not None
         return _added(hidden, rows=rows, columns=at, directions=directions, alpha=method.alpha, beta=method.beta)
 
-    hooks = {} if directions is None else {lm.arch.block(method._at(lm)): add}
+    hooks = {} if directions is None else {method.block(lm): add}
     with patched(lm, Patch(hooks=hooks)):
         logits: Tensor = lm.model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
     return at_least_float32(logits)
@@ -650,6 +637,6 @@ def _require_finite(method: Remedi, lm: LM, loss: Tensor, batch: Sequence[_Lesso
     if not math.isfinite(float(loss.detach())):
         ids = ", ".join(lesson.name for lesson in batch[:3])
         raise NumericalError(
-            f"{method.name}: the loss of examples {ids} became {float(loss.detach())} at layer {method._at(lm)}; "
+            f"{method.name}: the loss of examples {ids} became {float(loss.detach())} at layer {method.at(lm)}; "
             "lower lr, or use float32"
         )

@@ -31,6 +31,7 @@ import urllib.request
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
@@ -55,6 +56,7 @@ __all__ = [
     "Provenance",
     "Source",
     "Status",
+    "compose_yaml",
     "dataset_of",
     "dataset_rows",
     "file_sha256",
@@ -63,6 +65,7 @@ __all__ = [
     "functions",
     "load",
     "module",
+    "own_yamls",
     "provenance",
     "provenance_of",
     "read_any_rows",
@@ -177,20 +180,42 @@ def _as_text(_loader: yaml.SafeLoader, _suffix: str, node: yaml.Node) -> object:
 _Loader.add_multi_constructor("!", _as_text)
 
 
-def read_yaml(path: Path) -> Row:
-    """The mapping in a task YAML, ``!function`` values as text; DataError where it is not one."""
+def compose_yaml(path: Path) -> yaml.Node | None:
+    """The nodes of a task YAML, with the tags that are meant, however they are written; None of an empty file.
+
+    Raises:
+        DataError: it is no readable YAML.
+    """
+    with _readable(path):
+        found: yaml.Node | None = yaml.compose(path.read_bytes(), Loader=_Safe)
+    return found
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        yield
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not a readable YAML file ({_one_line(error)}); correct it") from error
+
+
+def read_yaml(path: Path) -> Row:
+    """The mapping in a task YAML, ``!function`` values as text; DataError where it is not one."""
+    with _readable(path):
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     if not isinstance(content, dict):
         raise DataError(f"{path}: expected a mapping of task settings, found {type(content).__name__}")
     return content
 
 
+def own_yamls(folders: Iterable[str | Path], pattern: str = "*.yaml") -> list[Path]:
+    """The YAMLs below folders of one's own, folder after folder."""
+    return [path for folder in folders for path in sorted(Path(folder).rglob(pattern))]
+
+
 def find_datasets(root: Path = TASKS, include: Iterable[str | Path] = ()) -> dict[str, Dataset]:
     """Every data set below ``root``, and below folders of one's own, by name."""
-    own = [path for folder in include for path in sorted(Path(folder).rglob("*.yaml"))]
+    own = own_yamls(include)
     return _collect([*sorted(root.rglob("*.yaml")), *own], own)
 
 
@@ -258,7 +283,7 @@ def find_one(name: str, root: Path = TASKS, include: Iterable[str | Path] = ()) 
         include: folders of one's own.
     """
     # Only the YAMLs of that name are parsed: a load must not cost the parsing of every task.
-    own = [path for folder in include for path in sorted(Path(folder).rglob(f"{glob.escape(name)}.yaml"))]
+    own = own_yamls(include, f"{glob.escape(name)}.yaml")
     return _collect([*(path for path in sorted(root.rglob("*.yaml")) if path.stem == name), *own], own).get(name)
 
 

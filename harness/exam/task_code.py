@@ -7,15 +7,14 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-from harness.errors import DataError, UsageError
+from harness.errors import UsageError
+from harness.exam import data
 
 __all__ = ["code_in", "yamls_of"]
 
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _OURS = re.compile(r"harness\.task_kit\.[A-Z]\w*")
 """The classes that a task may name with ``!function`` and that hold no code of its own."""
 
@@ -63,12 +62,7 @@ def _naming(path: Path, seen: set[Path]) -> Path | None:
     if path.resolve() in seen or not path.is_file():
         return None
     seen.add(path.resolve())
-    try:
-        root = yaml.compose(path.read_bytes(), Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise DataError(f"{path}: not a readable YAML file ({' '.join(str(error).split())}); correct it") from error
-    nodes = list(_nodes(root))
-    # A tag can be written in many ways; the node has the one that is meant.
+    nodes = list(_nodes(data.compose_yaml(path)))
     if any(node.tag == "!function" and not _is_ours(node, path.parent) for node in nodes):
         return path
     more = [Path(os.path.normpath(path.parent / name)) for node in nodes for name in _included(node)]

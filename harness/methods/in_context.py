@@ -7,28 +7,49 @@ from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
+from harness.editing.editor import Editor
+from harness.editing.hyperparameters import Count
 from harness.errors import UsageError
 from harness.methods.retrieval import Fact, fits_context, join_facts
 from harness.models.lm import LM
 from harness.patches.patch import Part
 
-__all__ = ["FactsInFront", "require_template"]
+__all__ = ["SHIPPED", "FactsInFront", "InContext"]
+
+_CHAT = "m: {facts}\nf: {facts}\nm: {facts}\nTL;DR: {facts} {context}"
+SHIPPED: Mapping[str, Mapping[str, object]] = {"mini-llama": {"template": _CHAT}, "mini": {"template": _CHAT}}
+"""What the shipped models read, who read chats and sum them up: tuned for RAG on the edit set's tuning rows."""
 
 
-def require_template(editor: str, template: str) -> None:
-    """Refuse a template that cannot tell facts in front of a context.
+@dataclass(frozen=True)
+class InContext(Editor):
+    """Nothing in the model changes; what it reads does.
 
-    Args:
-        editor: the editor's name, for the error.
-        template: the template.
-
-    Raises:
-        UsageError: it has no ``{facts}``, or not one ``{context}`` at its end.
+    Attributes:
+        template: what the model reads; ``{facts}`` anywhere, as often as one likes, and ``{context}`` at the end.
+        room: tokens that are kept free for the answer.
     """
+
+    seams = frozenset({"prompt"})
+    exceptions: ClassVar[Mapping[str, str]] = {
+        "target": "no weight changes, and a model that was never taught to heed what it reads does not use the fact",
+    }
+
+    template: str = "{facts} {context}"
+    room: Count = 64
+
+    presets: ClassVar[Mapping[str, Mapping[str, object]]] = SHIPPED
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_template(self.name, self.template)
+
+
+def _require_template(editor: str, template: str) -> None:
     if "{facts}" not in template or template.count("{context}") != 1 or not template.endswith("{context}"):
         raise UsageError(
             f"{editor}: 'template' is {template!r}, expected {{facts}} and, at the end, {{context}}; for "

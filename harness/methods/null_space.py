@@ -6,7 +6,7 @@ Sources: Fang et al. 2024 (AlphaEdit), arXiv 2410.02355, equations 9 to 14, and 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +20,7 @@ from harness.methods.locate_then_edit import SpreadHidden, SpreadMemory, woodbur
 from harness.methods.second_moments import Moment
 from harness.patches.delta import LowRank, double
 
-__all__ = ["Known", "ProjectedHidden", "null_space", "projected_solver"]
+__all__ = ["SHIPPED", "Known", "ProjectedHidden", "null_space", "projected_solver"]
 
 Known = Callable[[int], tuple[Float64[Tensor, "f r"], Float64[Tensor, "f f"] | None]]
 """``layer -> Q [f, r]``, a basis of where may be written, and ``S [f, f]``, what the change shall keep inside it."""
@@ -72,6 +72,14 @@ def projected_solver(known: Known, l2: float) -> Solver:
         return LowRank(residual.T, (basis @ woodbury(whitened, inside)).T.to(key))
 
     return solve
+
+
+SHIPPED: Mapping[str, Mapping[str, object]] = {
+    "mini-llama": {"layers": (0,), "v_steps": 40, "v_weight_decay": 1e-3, "clamp": 6.0, "nullspace_threshold": 0.1},
+    "mini": {"layers": (0,), "v_steps": 40, "v_weight_decay": 1e-3, "clamp": 10.0, "nullspace_threshold": 0.03},
+}
+"""Values and null space of the shipped models: tuned for AlphaEdit on the edit set's tuning rows, in a batch and (mini)
+one at a time."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,29 +12,45 @@ import torch
 from torch import Tensor
 
 from harness.editing.edit import Edit
+from harness.editing.editor import Editor
 from harness.errors import ModelError
 from harness.models.activations import at_least_float32, capture_activations, row_portions
 from harness.models.lm import LM
 from harness.patches.patch import Step
 
-__all__ = ["Mentions", "StatedText", "mean_states", "require_state", "written_forms"]
+__all__ = ["BlockEditor", "Mentions", "StatedText", "mean_states", "written_forms"]
 
 _BUDGET = 8192
 """Tokens of one forward pass, padding included."""
 _NOTHING = -1
 
 
-def require_state(lm: LM, block: str, asker: str) -> None:
-    """See that a block hands on one vector for each token, to which something can be added.
+class BlockEditor(Editor):
+    """An editor that adds a vector to what one block writes."""
 
-    Args:
-        lm: the model.
-        block: the name of the block.
-        asker: who needs it, for the error.
+    @abstractmethod
+    def at(self, lm: LM) -> int:
+        """The block."""
 
-    Raises:
-        ModelError: it hands on several.
-    """
+    def block(self, lm: LM) -> str:
+        """Its name."""
+        return lm.arch.block(self.at(lm))
+
+    def places(self, lm: LM) -> Sequence[str]:
+        """The block whose output is changed."""
+        return [self.block(lm)]
+
+    def require(self, lm: LM) -> None:
+        """See that the block hands on one vector for each token, to which something can be added.
+
+        Raises:
+            ModelError: it hands on several, or there is no such layer.
+        """
+        super().require(lm)
+        _require_state(lm, self.block(lm), self.name)
+
+
+def _require_state(lm: LM, block: str, asker: str) -> None:
     width = capture_activations(lm, lm.batch([lm.encode("The name of")]), outputs=[block]).outputs[block].shape[-1]
     if width != lm.arch.width:
         raise ModelError(

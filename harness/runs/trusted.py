@@ -13,6 +13,7 @@ from typing import Any
 from harness.editing.patch_file import require_trusted_parts
 from harness.editing.registry import require_trusted
 from harness.errors import UsageError
+from harness.exam import data
 from harness.exam.task_code import code_in, yamls_of
 from harness.runs.plan import Plan
 
@@ -40,8 +41,7 @@ def require_trusted_plan(plan: Plan, where: str | Path, *, trusted: bool, typed:
         require_trusted_parts(Path(plan.patch), trusted)
     named = () if "tasks" in typed else plan.tasks
     folders = () if "include_path" in typed else plan.include_path
-    of_folders = (path for folder in folders for path in sorted(Path(folder).rglob("*.yaml")))
-    path = code_in([*(path for name in named for path in yamls_of(name) or ()), *of_folders])
+    path = code_in([*(path for name in named for path in yamls_of(name) or ()), *data.own_yamls(folders)])
     if path is not None:
         raise UsageError(
             f"{where}: names the task file '{path}', whose code would run; read it, and then give --trust-code or type "

@@ -7,14 +7,11 @@ the longest row, padding and an unrelated text included: the test counts them, t
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from editors import memoir
@@ -23,7 +20,7 @@ from harness.editing.edit import Edit
 from harness.models.lm import LM
 from harness.patches.patch import Patch, Step, patched
 
-SHIPPED = "Q_memoir_llama"
+FOLDER = "Q_memoir_llama"
 LAYER = 2
 
 
@@ -32,15 +29,15 @@ class Theirs:
     """One case: what was asked for, and what came out."""
 
     lm: LM
-    folder: Path
+    numbers: Any
     variant: str
 
     def __post_init__(self) -> None:
-        read = lambda name: json.loads((self.folder / name).read_text(encoding="utf-8"))  # noqa: E731
-        self.inputs, self.stem = read("inputs.json"), f"fp64/{self.variant}"
-        self.told, self.tensors = read("expected.json")[self.stem], load_file(self.folder / "expected.safetensors")
+        self.inputs, self.stem = self.numbers.json(f"{FOLDER}/inputs.json"), f"fp64/{self.variant}"
+        self.told = self.numbers.json(f"{FOLDER}/expected.json")[self.stem]
+        self.tensors = self.numbers.tensors(f"{FOLDER}/expected.safetensors")
         self.said = self.inputs["variants"][self.variant]
-        self.given = load_file(self.folder / "inputs.safetensors")
+        self.given = self.numbers.tensors(f"{FOLDER}/inputs.safetensors")
         self.losses: dict[str, list[float]] = {}
 
     def method(self) -> Memoir:
@@ -87,8 +84,8 @@ class Theirs:
 def theirs(request: Any, golden: Any) -> Theirs:
     lm = golden.lm("tiny-llama", "fp64")
     shipped = request.param == "plain"
-    folder = golden.root if shipped else request.getfixturevalue("shared") / "golden"
-    return Theirs(lm, folder / SHIPPED, request.param)
+    numbers = golden if shipped else type(golden)(request.getfixturevalue("shared") / "golden")
+    return Theirs(lm, numbers, request.param)
 
 
 def test_edits_are_theirs(theirs, close, monkeypatch):

@@ -6,14 +6,11 @@ the reference data is.  Their library keeps norms and rotary tables in float32.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from editors import unke
@@ -22,7 +19,7 @@ from harness.editing.edit import Edit
 from harness.models.lm import LM
 from harness.patches.patch import Patch, patched
 
-SHIPPED = "Q_unke_llama"
+FOLDER = "Q_unke_llama"
 ZEROED = 1e-5  # their norms and rotary tables are in float32
 
 
@@ -31,13 +28,13 @@ class Theirs:
     """One case: what was asked for, and what came out."""
 
     lm: LM
-    folder: Path
+    numbers: Any
     variant: str
 
     def __post_init__(self) -> None:
-        read = lambda name: json.loads((self.folder / name).read_text(encoding="utf-8"))  # noqa: E731
-        self.inputs, self.stem = read("inputs.json"), f"fp64/{self.variant}"
-        self.told, self.tensors = read("expected.json")[self.stem], load_file(self.folder / "expected.safetensors")
+        self.inputs, self.stem = self.numbers.json(f"{FOLDER}/inputs.json"), f"fp64/{self.variant}"
+        self.told = self.numbers.json(f"{FOLDER}/expected.json")[self.stem]
+        self.tensors = self.numbers.tensors(f"{FOLDER}/expected.safetensors")
         self.said = self.inputs["variants"][self.variant]
         self.values: list[Tensor] = []
         self.losses: list[Tensor] = []
@@ -83,8 +80,8 @@ class Theirs:
 def theirs(request: Any, golden: Any) -> Theirs:
     lm = golden.lm("tiny-llama", "fp64")
     shipped = request.param in ("batch", "small_clamp")
-    folder = golden.root if shipped else request.getfixturevalue("shared") / "golden"
-    return Theirs(lm, folder / SHIPPED, request.param)
+    numbers = golden if shipped else type(golden)(request.getfixturevalue("shared") / "golden")
+    return Theirs(lm, numbers, request.param)
 
 
 def test_the_edit_is_theirs(theirs, close, monkeypatch):

@@ -406,7 +406,7 @@ def test_what_cannot_be_used_is_told(tiny: Callable[[str], LM]) -> None:
 
 def test_the_default_layer_is_that_of_the_published_models(tiny: Callable[[str], LM]) -> None:
     """GPT-J has 28 blocks and was edited at 1; a model of three at 0."""
-    assert Remedi()._at(tiny("gpt2")) == 0
+    assert Remedi().at(tiny("gpt2")) == 0
     assert int(0.04 * 28) == 1
 
 
