@@ -218,6 +218,11 @@ def _one(
     return begun.study()
 
 
+def _said(plan: TracePlan) -> str:
+    """What is traced, in words."""
+    return f"trace {plan.settings.kind}, window {plan.settings.window}"
+
+
 @dataclass(frozen=True, eq=False)
 class _Begun:
     """A study under way.
@@ -261,8 +266,7 @@ class _Begun:
     def add(self, rows: Sequence[Json], report: Report) -> None:
         """Note what was found about some facts."""
         self.done.update({row["fact"]["id"]: row for row in rows})
-        what = f"trace {self.plan.settings.kind}, window {self.plan.settings.window}"
-        report(what, len(self.done), len(self.chosen.asked))
+        report(_said(self.plan), len(self.done), len(self.chosen.asked))
         self.writer.now_and_then()
 
     def study(self) -> Study:
@@ -300,9 +304,8 @@ def _traced_portion(job: _Portion, report: Report) -> list[Json]:
     plan = job.plan
     lm = kept_model(plan.model, dtype=plan.dtype, device=job.device, names=plan.arch)
     others = tuple(one.fact.id for one in job.chosen.asked if one.fact.id not in job.todo)
-    name = f"trace {plan.settings.kind}, window {plan.settings.window}"
     found = trace_each(
-        lm, job.chosen, plan.settings, budget=job.budget, done=others, progress=lambda *far: report(name, *far)
+        lm, job.chosen, plan.settings, budget=job.budget, done=others, progress=lambda *far: report(_said(plan), *far)
     )
     return [_row(one) for one in found]
 
