@@ -39,7 +39,7 @@ class Prompt(InContext):
     def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:  # noqa: ARG002
         """The edits as facts; increments join."""
         facts = join_facts((), map(as_fact, edits))
-        return Patch(prompt=AllFacts(facts, self.template, self.room, lm)) if facts else Patch()
+        return Patch(prompt=AllFacts(facts, self.room, lm, self.template)) if facts else Patch()
 
 
 @dataclass(frozen=True, eq=False)

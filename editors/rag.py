@@ -1,9 +1,9 @@
 """RAG: keeps the edits as sentences and puts those that a question is about in front of it, or none.
 
 Source: He et al. 2025, "Knowledge Updating? No More Model Editing! Just Selective Contextual Reasoning", arXiv
-2503.05212 (SCR): a memory of sentences, a retriever that proposes some, and a choice of one of them or of none.  Their
-retriever is a dense encoder and their judge an instructed model; here the default judges by words alone and works
-offline (:mod:`harness.methods.retrieval`), and ``choose=model`` asks any language model by its likelihoods.
+2503.05212 (SCR, which is :mod:`editors.scr`): a memory of sentences, and a retriever that proposes some.  By default
+that goes by words alone and works offline (:mod:`harness.methods.retrieval`); ``encoder`` retrieves by meaning, with an
+encoder of one's own (:mod:`harness.methods.dense`); ``choose=model`` asks any language model by its likelihoods.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 
 from harness.editing.edit import Edit
 from harness.editing.hyperparameters import Count, Share
+from harness.methods.dense import DenseIndex, Retrieving, index_of
 from harness.methods.in_context import FactsInFront, InContext
 from harness.methods.retrieval import Index, as_fact, join_facts
 from harness.models.activations import at_least_float32
@@ -30,12 +31,13 @@ Choice = Literal["similarity", "model"]
 
 
 @dataclass(frozen=True)
-class Rag(InContext):
+class Rag(InContext, Retrieving):
     """Nothing in the model changes; what it reads does.
 
     Attributes:
         k: facts that are proposed for a context.
-        threshold: the share of a fact's subject (or prompt) that a context must name for the fact to be proposed.
+        threshold: the share of a fact's subject (or prompt) that a context must name for the fact to be proposed; with
+            an encoder the cosine of the context with the fact's sentence.
         choose: ``similarity`` uses all that are proposed; ``model`` the one after which the context's last sentence
             is likeliest, and none where each makes it less likely than it is alone.
         template: what the model reads; ``{facts}`` anywhere, as often as one likes, and ``{context}`` at the end.
@@ -53,7 +55,8 @@ class Rag(InContext):
         if not edits:
             return Patch()
         facts = join_facts((), map(as_fact, edits))
-        return Patch(prompt=Recall(facts, self.template, self.room, lm, self.k, self.threshold, self.choose))
+        rule = Recall(facts, self.room, lm, self.template, self.k, self.threshold, self.choose, self.encoder)
+        return Patch(prompt=rule)
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,12 +64,13 @@ class Recall(FactsInFront):
     """Puts the facts that a context is about in front of it (:data:`harness.patches.patch.PromptRule`).
 
     Attributes:
-        k, threshold, choose: as in :class:`Rag`.
+        k, threshold, choose, encoder: as in :class:`Rag`.
     """
 
     k: int
     threshold: float
     choose: Choice
+    encoder: str | None = None
 
     def chosen(self, context: str) -> list[int]:
         """The positions of the facts that are used, the most relevant one last, next to the context."""
@@ -84,8 +88,8 @@ class Recall(FactsInFront):
         return [value - alone for value in after]
 
     @cached_property
-    def _index(self) -> Index:
-        return Index(self.facts)
+    def _index(self) -> Index | DenseIndex:
+        return index_of(self.facts, self.encoder)
 
 
 def _last_sentence(text: str) -> int:

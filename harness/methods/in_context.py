@@ -18,7 +18,7 @@ from harness.methods.retrieval import Fact, fits_context, join_facts
 from harness.models.lm import LM
 from harness.patches.patch import Part
 
-__all__ = ["SHIPPED", "FactsInFront", "InContext"]
+__all__ = ["SHIPPED", "FactsInFront", "FromMemory", "InContext", "Memory"]
 
 _CHAT = "m: {facts}\nf: {facts}\nm: {facts}\nTL;DR: {facts} {context}"
 SHIPPED: Mapping[str, Mapping[str, object]] = {"mini-llama": {"template": _CHAT}, "mini": {"template": _CHAT}}
@@ -26,11 +26,10 @@ SHIPPED: Mapping[str, Mapping[str, object]] = {"mini-llama": {"template": _CHAT}
 
 
 @dataclass(frozen=True)
-class InContext(Editor):
-    """Nothing in the model changes; what it reads does.
+class FromMemory(Editor):
+    """Nothing in the model changes; what it reads does, by facts that are kept as text.
 
     Attributes:
-        template: what the model reads; ``{facts}`` anywhere, as often as one likes, and ``{context}`` at the end.
         room: tokens that are kept free for the answer.
     """
 
@@ -39,8 +38,18 @@ class InContext(Editor):
         "target": "no weight changes, and a model that was never taught to heed what it reads does not use the fact",
     }
 
-    template: str = "{facts} {context}"
     room: Count = 64
+
+
+@dataclass(frozen=True)
+class InContext(FromMemory):
+    """Nothing in the model changes; what it reads does.
+
+    Attributes:
+        template: what the model reads; ``{facts}`` anywhere, as often as one likes, and ``{context}`` at the end.
+    """
+
+    template: str = "{facts} {context}"
 
     presets: ClassVar[Mapping[str, Mapping[str, object]]] = SHIPPED
 
@@ -58,31 +67,71 @@ def _require_template(editor: str, template: str) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class FactsInFront(Part, ABC):
-    """Puts facts in front of a context (:data:`harness.patches.patch.PromptRule`); a child chooses which.
+class Memory(Part, ABC):
+    """Facts kept as text, and what a context becomes by them (:data:`harness.patches.patch.PromptRule`).
 
     Attributes:
         facts: the memory.
-        template: what the model reads; ``{facts}`` anywhere, as often as one likes, and ``{context}`` at the end.
         room: tokens that are kept free for the answer.
         lm: whose context is limited.
     """
 
     facts: tuple[Fact, ...]
-    template: str
     room: int
     lm: LM = field(repr=False)
+
+    @abstractmethod
+    def reading(self, context: str) -> str:
+        """What the model reads of a context."""
+
+    def __call__(self, context: str) -> str:
+        """The same, found out once: a question is asked with several answers."""
+        if context not in self._answered:
+            self._answered[context] = self.reading(context)
+        return self._answered[context]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """None."""
+        return {}
+
+    def settings(self) -> dict[str, Any]:
+        """The facts and the hyperparameters."""
+        rest = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in ("facts", "lm")}
+        return {"facts": [list(one) for one in self.facts], **rest}
+
+    @classmethod
+    def restore(cls, lm: LM, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Memory:  # noqa: ARG003
+        """The rule again."""
+        return cls(**{**settings, "facts": tuple(Fact(*one) for one in settings["facts"]), "lm": lm})
+
+    def joined(self, later: Memory) -> Memory:
+        """The facts of both; a later one replaces an earlier one of the same prompt."""
+        return replace(later, facts=join_facts(self.facts, later.facts))
+
+    @cached_property
+    def _answered(self) -> dict[str, str]:
+        """What became of each context."""
+        return {}
+
+
+@dataclass(frozen=True, eq=False)
+class FactsInFront(Memory):
+    """Puts facts in front of a context; a child chooses which.
+
+    Attributes:
+        template: what the model reads; ``{facts}`` anywhere, as often as one likes, and ``{context}`` at the end.
+    """
+
+    template: str
 
     @abstractmethod
     def chosen(self, context: str) -> list[int]:
         """The positions of the facts that a context shall be told, the one that is kept longest last."""
 
-    def __call__(self, context: str) -> str:
+    def reading(self, context: str) -> str:
         """The context, with the chosen facts in front of it; of those that do not fit the first are left out."""
-        if context not in self._answered:
-            facts = [self.facts[i] for i in self.chosen(context)]
-            self._answered[context] = self.read(self.fitting(facts, lambda kept: self.read(kept, context)), context)
-        return self._answered[context]
+        facts = [self.facts[i] for i in self.chosen(context)]
+        return self.read(self.fitting(facts, lambda kept: self.read(kept, context)), context)
 
     def fitting(self, facts: Sequence[Fact], read: Callable[[Sequence[Fact]], str]) -> Sequence[Fact]:
         """The last of some facts, as many as fit.
@@ -105,26 +154,3 @@ class FactsInFront(Part, ABC):
     def read(self, facts: Sequence[Fact], context: str) -> str:
         """What the model reads of a context with some facts."""
         return self.told(facts) + context
-
-    def tensors(self) -> dict[str, Tensor]:
-        """None."""
-        return {}
-
-    def settings(self) -> dict[str, Any]:
-        """The facts and the hyperparameters."""
-        rest = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in ("facts", "lm")}
-        return {"facts": [list(one) for one in self.facts], **rest}
-
-    @classmethod
-    def restore(cls, lm: LM, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> FactsInFront:  # noqa: ARG003
-        """The rule again."""
-        return cls(**{**settings, "facts": tuple(Fact(*one) for one in settings["facts"]), "lm": lm})
-
-    def joined(self, later: FactsInFront) -> FactsInFront:
-        """The facts of both; a later one replaces an earlier one of the same prompt."""
-        return replace(later, facts=join_facts(self.facts, later.facts))
-
-    @cached_property
-    def _answered(self) -> dict[str, str]:
-        """What became of each context: a question is asked with several answers."""
-        return {}
