@@ -29,6 +29,7 @@ from harness.methods.finetuning import Finetuning
 from harness.models.arch import is_matrix, stored_transposed
 from harness.models.guard import same_modules
 from harness.models.lm import LM
+from harness.models.offload import resident
 from harness.patches.delta import LowRank
 from harness.patches.patch import Patch
 
@@ -137,7 +138,8 @@ class Lora(Finetuning):
         # Not unload(): that misses modules where the injection itself was interrupted, or wrapped more than was meant.
         with same_modules(lm.model):
             # Of a mixture of experts that it knows by its configuration, peft would wrap all experts instead.
-            inject_adapter_in_model(config, nn.ModuleList([lm.model]), ADAPTER)
+            with resident(lm.model, [f"{name}.weight" for name in before]):  # adapters go where the matrices are
+                inject_adapter_in_model(config, nn.ModuleList([lm.model]), ADAPTER)
             for name in before:
                 lm.module(f"{name}.lora_dropout").train()
             yield {name: (f"{name}.lora_A.{ADAPTER}.weight", f"{name}.lora_B.{ADAPTER}.weight") for name in before}

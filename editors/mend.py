@@ -15,7 +15,6 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
 from harness.editing.edit import Edit
 from harness.editing.hyperparameters import Count, NotNegative, Positive
@@ -33,6 +32,7 @@ from harness.methods.keys import require_layers
 from harness.methods.meta_training import GradientNetwork, Lesson, MetaTraining
 from harness.models.activations import at_least_float32, row_portions
 from harness.models.lm import LM
+from harness.models.offload import call_with
 from harness.patches.delta import Delta, Dense, LowRank
 from harness.patches.patch import Patch, require_plain
 
@@ -267,5 +267,5 @@ class _Training(MetaTraining):
         """The log-probabilities at every real token, ``[tokens, vocabulary]``."""
         batch = self.lm.batch(rows)
         inputs = {"input_ids": batch.ids, "attention_mask": batch.mask, "use_cache": False}
-        logits: Tensor = functional_call(self.lm.model, held, args=(), kwargs=inputs).logits[batch.mask.bool()]
+        logits: Tensor = call_with(self.lm.model, held, **inputs).logits[batch.mask.bool()]
         return at_least_float32(logits).log_softmax(-1)

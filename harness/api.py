@@ -84,7 +84,9 @@ def load(
     arch: Mapping[str, str] | None = None,
     text: str | None = None,
     model_args: Mapping[str, object] | None = None,
-    device_map: str | None = None,
+    device_map: str | Mapping[str, object] | None = None,
+    max_memory: str | Mapping[object, object] | None = None,
+    offload_folder: str | Path | None = None,
 ) -> LM:
     """A causal language model with its tokenizer, and the knowledge where its parts are.
 
@@ -97,7 +99,10 @@ def load(
         arch: parts of the architecture named by hand, such as ``{"down": "h.{}.mlp.out"}``.
         text: plain text for second moments: ``mini``, a file, a folder, or a Hub data set.
         model_args: of a model that is loaded, more of what lm-eval's ``--model_args`` takes, such as ``revision``.
-        device_map: how a model that is loaded is spread over devices, as transformers takes it.
+        device_map: how a model that is loaded is spread over devices, as transformers takes it: ``auto``, ``balanced``,
+            ``sequential``, or modules and their devices, ``disk`` among them.
+        max_memory: what each of these devices holds at most, such as ``{0: "10GiB", "cpu": "30GiB"}``.
+        offload_folder: where weights go that lie on disk and not in the files of the checkpoint as they are.
 
     Returns:
         The model as every other function and every editor takes it.
@@ -117,8 +122,9 @@ def load(
 
         _require_no_tokenizer(model, tokenizer)
         return lm.load(
-            str(model), dtype=dtype, device=device, names=arch, text=text, args=model_args, device_map=device_map
-        )
+            str(model), dtype=dtype, device=device, names=arch, text=text, args=model_args, device_map=device_map,
+            max_memory=max_memory, offload_folder=offload_folder,
+        )  # fmt: skip
     from harness.models.in_memory import wrapped
 
     return wrapped(model, tokenizer, arch=arch, text=text)
@@ -305,7 +311,9 @@ def run(
     trust_code: bool = False,
     output: str | Path | None = None,
     device: str | None = None,
-    device_map: str | None = None,
+    device_map: str | Mapping[str, object] | None = None,
+    max_memory: str | Mapping[object, object] | None = None,
+    offload_folder: str | Path | None = None,
     batch_size: int | Literal["auto"] = "auto",
     cache: bool = True,
     save_edits: bool = True,
@@ -361,6 +369,8 @@ def run(
         output: the folder of the record; by default nothing is kept on disk.
         device: where a model that is named goes; ``auto`` spreads it; by default an accelerator where there is one.
         device_map: how a model that is named is spread over devices instead, as transformers takes it.
+        max_memory: what each of these devices holds at most, such as ``{0: "10GiB", "cpu": "30GiB"}``.
+        offload_folder: where weights go that lie on disk and not in the files of the checkpoint as they are.
         batch_size: texts of one forward pass at most; ``auto`` for as many as fit.
         cache: whether the numbers of the unedited model may come from the cache.
         save_edits: whether the change goes into the folder of the record, at each stop (not of isolated edits).
@@ -419,6 +429,8 @@ def run(
             folder,
             device=device,
             device_map=device_map,
+            max_memory=max_memory,
+            offload_folder=offload_folder,
             rows=rows,
             cache=cache,
             save_edits=kept,

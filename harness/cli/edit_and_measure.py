@@ -106,6 +106,8 @@ class ExecutionOptions:
     output: Annotated[Path, opt.OUTPUT.but(default=Path("runs"))]
     device: Annotated[str | None, opt.DEVICE]
     device_map: Annotated[str | None, opt.DEVICE_MAP]
+    max_memory: Annotated[str | None, opt.MAX_MEMORY]
+    offload_folder: Annotated[Path | None, opt.OFFLOAD_FOLDER]
     batch_size: Annotated[int | None, opt.BATCH_SIZE]
     no_cache: Annotated[bool, opt.NO_CACHE]
     no_save_edits: Annotated[bool, opt.NO_SAVE_EDITS]
@@ -121,6 +123,8 @@ class ExecutionOptions:
             self.output,
             device=self.device,
             device_map=self.device_map,
+            max_memory=self.max_memory,
+            offload_folder=self.offload_folder,
             rows=self.batch_size,
             cache=not self.no_cache,
             save_edits=not self.no_save_edits,
@@ -283,14 +287,13 @@ class FitOptions:
     seed: Annotated[int, opt.SEED.but(default=0)]
     dtype: Annotated[str, opt.DTYPE.but(default="float32")]
     model_args: Annotated[str | None, opt.MODEL_ARGS]
-    device: Annotated[str | None, opt.DEVICE]
     arch: Annotated[Sequence[str], opt.ARCH]
     output: Annotated[Path | None, opt.OUTPUT.but(help="The file.", otherwise="the cache, where `run` looks")]
 
 
 @click.command()
-@opt.taken(FitOptions)
-def fit(asked: FitOptions) -> None:
+@opt.taken(FitOptions, opt.PlacementOptions)
+def fit(asked: FitOptions, where: opt.PlacementOptions) -> None:
     """Let an editor learn what it needs before its first edit (MEND, MALMEN, REMEDI)."""
     from harness.models.lm import load
     from harness.runs import fitting
@@ -300,7 +303,7 @@ def fit(asked: FitOptions) -> None:
     fitting.require_fittable(asked.editor, asked.model, settings=settings, seed=asked.seed, path=asked.output)
     train = fitting.read_training(asked.edits, rows_for(asked.model, asked.data_dir), asked.split)
     lm = load(
-        asked.model, dtype=asked.dtype, device=asked.device, names=values.modules(asked.arch), text=asked.text,
+        asked.model, dtype=asked.dtype, device=where.placement(), names=values.modules(asked.arch), text=asked.text,
         args=values.model_args(asked.model_args),
     )  # fmt: skip
     done = fitting.fit_editor(asked.editor, lm, train, settings=settings, seed=asked.seed, path=asked.output)

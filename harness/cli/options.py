@@ -10,9 +10,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar, get_args, get_type_hints, overload
+from typing import TYPE_CHECKING, Annotated, Any, Concatenate, ParamSpec, TypeVar, get_args, get_type_hints, overload
 
 import click
+
+if TYPE_CHECKING:
+    from harness.models.placement import Placement
 
 __all__ = [
     "ADDRESS",
@@ -76,6 +79,7 @@ __all__ = [
     "LOG_SAMPLES",
     "LOG_TO",
     "LR",
+    "MAX_MEMORY",
     "METHODS",
     "MODE",
     "MODEL",
@@ -88,6 +92,7 @@ __all__ = [
     "NO_SAVE_EDITS",
     "NUM_EDITS",
     "NUM_FEWSHOT",
+    "OFFLOAD_FOLDER",
     "ONLY",
     "ORDER",
     "OUTPUT",
@@ -135,6 +140,7 @@ __all__ = [
     "WORKERS",
     "LateChoice",
     "Option",
+    "PlacementOptions",
     "Texts",
     "Workers",
     "taken",
@@ -434,8 +440,16 @@ THINKING_BUDGET = Option(
     otherwise="as many as there is room for",
 )  # fmt: skip
 DEVICE_MAP = Option(
-    "--device-map", "How transformers spreads the model over devices, such as auto; instead of --device."
+    "--device-map",
+    "How the model is spread over devices: auto, balanced, sequential, a JSON file, or pairs; instead of --device.",
+    metavar="NAME|MODULE=DEVICE,...",
 )
+MAX_MEMORY = Option(
+    "--max-memory",
+    "What each device holds of the weights at most, such as 0=10GiB,cpu=30GiB.",
+    metavar="DEVICE=SIZE,...",
+)
+OFFLOAD_FOLDER = Option("--offload-folder", "Where weights go that lie on disk.", PATH)
 ARCH = Option("--arch", "A module of the model, named by hand.", many=True, metavar="PART=NAME")
 CONFIG = Option("--config", "A YAML file with any of the above; lists in it make several runs.", PATH)
 
@@ -609,3 +623,25 @@ WORKERS = Option(
     Workers(),
     otherwise="1; with --cluster as many as there is room for",
 )
+
+
+@dataclass(frozen=True)
+class PlacementOptions:
+    """The options that say where the weights of a model go."""
+
+    device: Annotated[str | None, DEVICE]
+    device_map: Annotated[str | None, DEVICE_MAP]
+    max_memory: Annotated[str | None, MAX_MEMORY]
+    offload_folder: Annotated[Path | None, OFFLOAD_FOLDER]
+
+    def placement(self) -> Placement:
+        """As models are loaded.
+
+        Raises:
+            UsageError: the weights cannot go there.
+        """
+        from harness.models.placement import Placement
+
+        return Placement.of(
+            self.device, device_map=self.device_map, max_memory=self.max_memory, offload_folder=self.offload_folder
+        )

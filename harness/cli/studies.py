@@ -113,8 +113,7 @@ class TraceOptions:
     harness trace-plot runs/*trace*.json --output layers.png
     """,
 )
-@opt.taken(TraceOptions)
-@opt.DEVICE
+@opt.taken(TraceOptions, opt.PlacementOptions)
 @opt.BUDGET
 @opt.OUTPUT.but(default=Path("runs"))
 @opt.FRESH.but(help="Start anew where an earlier study of the same plan was stopped.")
@@ -122,8 +121,8 @@ class TraceOptions:
 @opt.CLUSTER
 def trace(
     asked: TraceOptions,
+    where: opt.PlacementOptions,
     *,
-    device: str | None,
     budget: int,
     output: Path,
     fresh: bool,
@@ -134,9 +133,9 @@ def trace(
     from harness.runs.crew.cells import crew_of
     from harness.studies.causal.tracing import run_traces, study_name, study_table
 
-    plans, crew = asked.plans(), crew_of(workers, cluster)
+    plans, crew, place = asked.plans(), crew_of(workers, cluster), where.placement()
     with terminal.watched() as report:
-        for study in run_traces(plans, output, device=device, fresh=fresh, report=report, budget=budget, crew=crew):
+        for study in run_traces(plans, output, device=place, fresh=fresh, report=report, budget=budget, crew=crew):
             terminal.write_table(study_table(study.record))
             terminal.say_where("record:", output / f"{study_name(study.record)}.json")
 
@@ -213,20 +212,19 @@ class LocalizeOptions:
 
 
 @click.command()
-@opt.taken(LocalizeOptions)
+@opt.taken(LocalizeOptions, opt.PlacementOptions)
 @opt.PUBLISHED.but(help="Put the paper's numbers beside.")
 @opt.TABLES
-@opt.DEVICE
 @opt.OUTPUT.but(help="Folder of the study.", default=Path("runs"))
 @opt.FRESH.but(help="Start anew where an earlier run of the same study was stopped.")
 @opt.WORKERS
 @opt.CLUSTER
 def localize(
     asked: LocalizeOptions,
+    where: opt.PlacementOptions,
     *,
     published: bool,
     tables: bool,
-    device: str | None,
     output: Path,
     fresh: bool,
     workers: int | None,
@@ -246,8 +244,8 @@ def localize(
         kept = study.open_study(asked.grid(), output)
     else:
         with terminal.watched() as report:
-            crew = crew_of(workers, cluster)
-            kept = study.run_grid(asked.grid(), output, device=device, fresh=fresh, report=report, crew=crew)
+            crew, place = crew_of(workers, cluster), where.placement()
+            kept = study.run_grid(asked.grid(), output, device=place, fresh=fresh, report=report, crew=crew)
     made = localize_report.write_report(kept, published)
     _say_fits(kept)
     terminal.say_where("study:", kept.path, *made)
@@ -340,12 +338,13 @@ class TuneOptions:
 
 
 @click.command(short_help="Tune an editor for a model, on tuning rows alone.")
-@opt.taken(TuneOptions)
-@opt.DEVICE
+@opt.taken(TuneOptions, opt.PlacementOptions)
 @opt.OUTPUT.but(help="Folder of the preset, the report and the trials.", default=Path("tune"))
 @opt.WORKERS
 @opt.CLUSTER
-def tune(asked: TuneOptions, *, device: str | None, output: Path, workers: int | None, cluster: str | None) -> None:
+def tune(
+    asked: TuneOptions, where: opt.PlacementOptions, *, output: Path, workers: int | None, cluster: str | None
+) -> None:
     """Tune an editor for a model, on tuning rows alone.
 
     The layers that causal tracing proposes are tried first, then learning rates, lam and the editor's other main
@@ -357,9 +356,10 @@ def tune(asked: TuneOptions, *, device: str | None, output: Path, workers: int |
     from harness.studies.sweeps.tune_report import write_tuned
 
     budget, crew = study.Budget(asked.trials, asked.probes, asked.texts, asked.traced), crew_of(workers, cluster)
+    place = where.placement()
     with terminal.watched() as told:
         found = study.tune(
-            asked.plan(), output / "trials", budget=budget, against=asked.against, device=device, report=told, crew=crew
+            asked.plan(), output / "trials", budget=budget, against=asked.against, device=place, report=told, crew=crew
         )
     best = f"the best of {len(found.trials)} trials has objective {found.best.objective:.3f}"
     terminal.say(f"{best}, the untuned editor {found.trials[0].objective or math.nan:.3f}")

@@ -21,6 +21,7 @@ from harness.models.activations import PrefixCache, at_least_float32, instead, p
 from harness.models.arch import stored_transposed
 from harness.models.lm import LM
 from harness.models.memory import Room, out_of_memory, pass_bytes
+from harness.models.offload import value_of
 from harness.models.packing import Pack, pack_texts, packed_inputs
 
 __all__ = ["Asked", "Found", "Fronts", "Head", "Reading", "in_memory", "looked_at", "too_large", "wide_head"]
@@ -439,7 +440,8 @@ def wide_head(lm: LM) -> Iterator[None]:
 
 
 def _in_float32(module: nn.Module, args: Any, _output: Tensor) -> Tensor:
-    held: dict[str, Tensor | None] = dict(module.named_parameters(recurse=False))
+    own = dict(module.named_parameters(recurse=False))
+    held: dict[str, Tensor | None] = {name: value_of(module, name, parameter) for name, parameter in own.items()}
     weight, bias = held["weight"], held.get("bias")
     assert weight is not None
     matrix = (weight.T if stored_transposed(module) else weight).float()

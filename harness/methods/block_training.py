@@ -14,12 +14,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from harness.errors import NumericalError
 from harness.methods.descent import Trained
 from harness.models.activations import at_least_float32, capture_activations, first_output
 from harness.models.lm import LM, Batch
+from harness.models.offload import call_with
 from harness.patches.delta import Dense
 from harness.patches.patch import require_plain
 
@@ -48,7 +48,7 @@ class BlockPass:
         """What leaves the block with other parameters, ``[rows, columns, d]``."""
         # A block may add to what it is given in place.
         args = tuple(arg.clone() if isinstance(arg, Tensor) else arg for arg in self.args)
-        return first_output(functional_call(block, dict(held), args, dict(self.kwargs))).reshape(self.output.shape)
+        return first_output(call_with(block, held, *args, **self.kwargs)).reshape(self.output.shape)
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def train_block(
     own = dict(block.named_parameters())
     for each in own:
         require_plain(lm, f"{name}.{each}")
-    start = {each: at_least_float32(parameter.detach()) for each, parameter in own.items()}
+    start = {each: at_least_float32(lm.parameter(f"{name}.{each}").detach()) for each in own}
     free = {each: value.clone().requires_grad_() for each, value in start.items()}
     decays = {True: 0.0, False: settings.weight_decay}
     groups = [

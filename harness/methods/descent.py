@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from harness.editing.directions import Normalisation, floor, losses, nll
 from harness.editing.edit import Edit
@@ -23,6 +22,7 @@ from harness.errors import DataError, ModelError, NumericalError
 from harness.models.activations import at_least_float32
 from harness.models.arch import is_matrix
 from harness.models.lm import LM
+from harness.models.offload import call_with
 from harness.patches.delta import Dense
 from harness.patches.patch import require_plain
 
@@ -238,7 +238,7 @@ def target_distributions(
     """
     batch = lm.batch([e.prompt + (e.target[:-1] if loss == "target_new" else []) for e in examples])
     inputs = {"input_ids": batch.ids, "attention_mask": batch.mask, "use_cache": False}
-    logits: Tensor = functional_call(lm.model, dict(held or {}), args=(), kwargs=inputs).logits
+    logits: Tensor = call_with(lm.model, held or {}, **inputs).logits
     rows, columns = target_positions(examples, loss)
     return at_least_float32(logits[rows, columns]).log_softmax(-1)
 

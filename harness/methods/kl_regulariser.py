@@ -14,12 +14,12 @@ from itertools import islice
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.func import functional_call
 
 from harness.errors import DataError
 from harness.io.plain_text import read_documents
 from harness.models.activations import at_least_float32
 from harness.models.lm import LM
+from harness.models.offload import call_with
 
 __all__ = ["KLRegulariser", "kl_regulariser", "summed_kl"]
 
@@ -55,7 +55,7 @@ class KLRegulariser:
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
         with torch.no_grad():
             before = lm.model(**inputs).logits[0]
-        after = functional_call(lm.model, dict(held), args=(), kwargs=inputs).logits[0]
+        after = call_with(lm.model, held, **inputs).logits[0]
         found = summed_kl(at_least_float32(before), at_least_float32(after))
         return self.weight * (found / len(before) if self.mean else found)
 

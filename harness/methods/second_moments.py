@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from typing_extensions import TypedDict
 
-from harness.errors import DataError, NumericalError
+from harness.errors import DataError, ModelError, NumericalError
 from harness.io.files import json_sha256
 from harness.io.hashes import tensor_sha256
 from harness.io.locks import made_once
@@ -37,6 +37,7 @@ from harness.io.tensor_file import save_whole
 from harness.methods.decompositions import DecompositionKind, kept_decomposition
 from harness.models.activations import capture_activations, fused_gelu
 from harness.models.lm import LM
+from harness.models.memory import free_bytes, gibibytes
 from harness.patches.delta import double
 
 __all__ = [
@@ -54,6 +55,7 @@ __all__ = [
     "moments_folder",
     "read_cached_header",
     "require_finite_moment",
+    "require_room",
     "verify_cached",
 ]
 
@@ -222,6 +224,7 @@ def moments(
             found = _kept_moments(lm, wanted, folder) if waited else found
             missing = [layer for layer in wanted if layer not in found]
             if missing:
+                require_room(lm, missing)
                 found |= _made_now(lm, {layer: wanted[layer] for layer in missing}, folder, tokens, progress)
     return {layer: found[layer] for layer in wanted}
 
@@ -258,6 +261,34 @@ def missing_moments(lm: LM, layers: Sequence[int], *, tokens: int) -> list[int]:
         return []
     wanted = _manifests(lm, sorted(set(layers)), tokens)
     return [layer for layer, one in wanted.items() if not (moments_folder() / f"{one.key}.safetensors").is_file()]
+
+
+def require_room(lm: LM, layers: Sequence[int]) -> None:
+    """See that each device has room for the second moments of the layers that it runs, and for one more to factor.
+
+    Args:
+        lm: the model.
+        layers: the layers.
+
+    Raises:
+        ModelError: one has not; says how much is needed, and where.
+    """
+    for device, those in _by_device(lm, layers).items():
+        free = free_bytes(device)
+        needed = 8 * lm.arch.inner**2 * (len(those) + 1)
+        if free is not None and needed > free:
+            where = f"{'layer' if len(those) == 1 else 'layers'} {', '.join(map(str, those))}"
+            raise ModelError(
+                f"{lm.name}: the second moments of {where} need {gibibytes(needed)} on {device}, where "
+                f"{gibibytes(free)} are free; leave it less of the weights with --max-memory, or edit fewer layers"
+            )
+
+
+def _by_device(lm: LM, layers: Sequence[int]) -> dict[torch.device, list[int]]:
+    found: dict[torch.device, list[int]] = {}
+    for layer in sorted(set(layers)):
+        found.setdefault(lm.device_at(lm.arch.down_of(layer)), []).append(layer)
+    return found
 
 
 def first_documents(lm: LM, tokens: int) -> Iterator[str]:
@@ -449,7 +480,7 @@ def verify_cached(path: Path, lm: LM) -> Moment:
             f"{path}: made from the model {header.manifest.model[:12]}, but {lm.name} is {lm.fingerprint()[:12]}; "
             "make it for this model with `harness cov make`"
         )
-    return _read_moment(path, header, lm.device)
+    return _read_moment(path, header, lm.device_at(header.manifest.module))
 
 
 def _from_cache(path: Path, manifest: Manifest, lm: LM) -> Moment | None:
@@ -460,7 +491,7 @@ def _from_cache(path: Path, manifest: Manifest, lm: LM) -> Moment | None:
         header = read_cached_header(path)
         if header.manifest != manifest:
             raise DataError(f"{path}: holds the second moment of something else; delete the file, it is made again")
-        return _read_moment(path, header, lm.device)
+        return _read_moment(path, header, lm.device_at(manifest.module))
     except (DataError, NumericalError) as error:
         log.warning("%s; it is made again", str(error).partition("; ")[0])
         return None

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from harness.errors import DataError, ModelError, UsageError, near
+from harness.errors import DataError, ModelError, near
 from harness.io import plain_text
 from harness.io.hashes import combined_sha256
 from harness.models import arch, tokens
 from harness.models.arch import Architecture
 from harness.models.naming import shipped
+from harness.models.offload import Weights, device_of, value_of
+from harness.models.placement import Placement, Where, require_device
 from harness.models.published import Published, fast_hashes
 from harness.models.reading import Checkpoint, read_checkpoint, require_causal, require_in_memory
 
@@ -109,7 +111,11 @@ class LM:
     @property
     def device(self) -> torch.device:
         """The device of the embedding, where inputs go."""
-        return next(self.model.get_submodule(self.arch.embedding).parameters()).device
+        return device_of(self.model.get_submodule(self.arch.embedding))
+
+    def device_at(self, name: str) -> torch.device:
+        """The device on which a module runs, where its values, moments and solves belong."""
+        return device_of(self.module(name))
 
     @property
     def context(self) -> int:
@@ -133,7 +139,7 @@ class LM:
     def dtype(self) -> torch.dtype:
         """The type of the weights that are edited: of the first down-projection, or of the embedding without one."""
         edited = self.arch.editable
-        return self.parameter(self.down(edited[0]) if edited else f"{self.arch.embedding}.weight").dtype
+        return self._stored(self.down(edited[0]) if edited else f"{self.arch.embedding}.weight").dtype
 
     @property
     def revision(self) -> str | None:
@@ -170,7 +176,18 @@ class LM:
             raise ModelError(f"'{name}' is not a module of {self.name}{near(name, known)}") from None
 
     def parameter(self, name: str) -> nn.Parameter:
-        """A parameter by name, as the module stores it."""
+        """A parameter by name, as the module stores it; one that is offloaded is fetched, and not to be written.
+
+        What is written into a parameter stays for as long as its module is :func:`harness.models.offload.resident`.
+        """
+        stored = self._stored(name)
+        if not stored.is_meta:
+            return stored
+        owner, _, leaf = name.rpartition(".")
+        return nn.Parameter(value_of(self.module(owner), leaf, stored), requires_grad=False)
+
+    def _stored(self, name: str) -> nn.Parameter:
+        """A parameter as its module holds it, with values or not."""
         owner, _, leaf = name.rpartition(".")
         parameter = getattr(self.module(owner), leaf, None)
         if not isinstance(parameter, nn.Parameter):
@@ -312,15 +329,15 @@ class LM:
 
     def state_hashes(self) -> dict[str, str]:
         """The sha256 of every parameter and buffer, as they are now."""
-        return self.published.of_model(dict(sorted(self.model.state_dict().items())))
+        return self.published.of_model(Weights(self.model, dict(sorted(self.model.state_dict().items()))))
 
     def fast_hashes(self) -> dict[str, str]:
         """The fast hash of every parameter and buffer, as they are now: bitwise the same where this is the same."""
-        return fast_hashes(self.model.state_dict())
+        return fast_hashes(Weights(self.model, self.model.state_dict()))
 
     def hashes(self, parameters: Iterable[str]) -> dict[str, str]:
         """The sha256 of some parameters, as they are now."""
-        return self.published.of({name: self.parameter(name) for name in sorted(parameters)})
+        return self.published.of(Weights(self.model, {name: self._stored(name) for name in sorted(parameters)}))
 
     def check_finite(self) -> None:
         """Look for a NaN or an infinity in the weights.
@@ -328,7 +345,7 @@ class LM:
         Raises:
             ModelError: a weight is not finite; names it.
         """
-        for name, parameter in self.model.named_parameters():
+        for name, parameter in Weights(self.model, dict(self.model.named_parameters())).items():
             if not bool(torch.isfinite(parameter).all()):
                 raise ModelError(
                     f"{self.name}: the weight '{name}' holds a NaN or an infinity; use an intact checkpoint"
@@ -339,42 +356,46 @@ def load(
     name: str,
     *,
     dtype: str = "float32",
-    device: str | None = None,
+    device: Where = None,
     names: Mapping[str, str] | None = None,
     text: str | None = None,
     args: Mapping[str, Any] | None = None,
-    device_map: str | None = None,
+    device_map: str | Mapping[str, object] | None = None,
+    max_memory: str | Mapping[Any, object] | None = None,
+    offload_folder: str | Path | None = None,
 ) -> LM:
     """Load a shipped model, a folder, a GGUF file, or a Hub repository.
 
     Args:
         name: the model; of a repository also ``owner/name@revision``.
         dtype: float32, bfloat16, float16 or float64, or ``auto`` for that of the checkpoint.
-        device: a device, or ``auto`` to spread the model; by default an accelerator where there is one, else the CPU.
+        device: a device, or ``auto`` to spread the model; by default an accelerator where there is one, else the CPU;
+            or a :class:`Placement`, which says all of where the weights go.
         names: parts of the architecture named by hand.
         text: plain text for second moments; by default ``mini`` for shipped models and ``wikitext`` for others.
         args: more of what lm-eval's ``--model_args`` takes, see :class:`harness.models.reading.Checkpoint`.
         device_map: how the model is spread over devices, as transformers takes it, instead of ``device``.
+        max_memory: what each device holds at most, see :class:`Placement`.
+        offload_folder: where weights go that lie on disk.
 
     Raises:
-        UsageError: device and device_map are both given.
+        UsageError: device and device_map are both given, or the model cannot be placed so on this machine.
         ModelError: the model cannot be loaded, or a weight is not finite.
     """
-    if device is not None and device_map is not None:
-        raise UsageError(f"device is {device} and device_map {device_map}; give one of them")
     require_dtype(dtype)
-    require_device(device)
+    place = device
+    if not isinstance(place, Placement):
+        place = Placement.of(place, device_map=device_map, max_memory=max_memory, offload_folder=offload_folder)
     if text is not None:
         plain_text.require_text(text)
     inside = shipped().get(name)
-    spread = "auto" if device == "auto" else device_map
     asked = Checkpoint(
         name, str(inside or (Path(name).expanduser() if name.startswith("~") else name)),
-        dtype=_DTYPES.get(dtype, "auto"), device_map=spread, args=args or {}, known=", ".join(shipped()),
+        dtype=_DTYPES.get(dtype, "auto"), placement=place, args=args or {}, known=", ".join(shipped()),
     )  # fmt: skip
     model, tokenizer = read_checkpoint(asked)
-    if spread is None:
-        _place(model, device or _best_device())
+    if not place.spread:
+        _place(model, place.device or _best_device())
     lm = LM.wrap(model, tokenizer, name=name, names=names, text=text or ("mini" if inside else "wikitext"))
     lm.check_finite()
     _ = lm.start  # tells of a tokenizer without one before anything is measured
@@ -397,19 +418,6 @@ def require_dtype(dtype: str) -> None:
     """
     if dtype not in (*_DTYPES, "auto"):
         raise ModelError(f"dtype '{dtype}' does not exist{near(dtype, [*_DTYPES, 'auto'])}")
-
-
-def require_device(device: str | None) -> None:
-    """See that a tensor can be put on a device; ``auto`` and None are any.
-
-    Raises:
-        UsageError: it cannot.
-    """
-    try:
-        torch.empty(0, device=None if device == "auto" else device)
-    except (RuntimeError, AssertionError) as error:  # AssertionError: a torch that was built without the device
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"device '{device}' cannot be used ({reason}); give cpu, cuda, mps or auto") from error
 
 
 def _place(model: PreTrainedModel, device: str) -> None:

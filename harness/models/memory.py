@@ -8,7 +8,7 @@ import torch
 
 from harness.models.lm import LM
 
-__all__ = ["Room", "kept_bytes", "out_of_memory", "pass_bytes"]
+__all__ = ["Room", "free_bytes", "gibibytes", "kept_bytes", "out_of_memory", "pass_bytes"]
 
 _PORTION = 1024
 """Tokens of a forward pass on a processor, which more of them do not make faster."""
@@ -85,3 +85,20 @@ def out_of_memory(error: Exception) -> bool:
         return True
     # Libraries that torch calls have words of their own.
     return should_reduce_batch_size(error) or "ALLOC_FAILED" in str(error) or "out of memory" in str(error)
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """What is free on a device, in bytes; None where that cannot be told."""
+    if device.type == "cpu":
+        import psutil
+
+        return int(psutil.virtual_memory().available)
+    try:
+        return int(torch.accelerator.get_memory_info(device)[0])
+    except (RuntimeError, NotImplementedError, AttributeError):  # not every backend, nor every torch, tells
+        return None
+
+
+def gibibytes(count: int) -> str:
+    """Bytes as a reader takes them in."""
+    return f"{count / 2**30:.1f} GiB" if count >= 2**29 else f"{count / 2**20:.1f} MiB"

@@ -20,6 +20,7 @@ from harness.io.cache import cache_folder
 from harness.io.files import write_whole
 from harness.io.hashes import combined_sha256, tensor_sha256, tensor_xxh3
 from harness.io.schema import checked, parsed
+from harness.models.offload import Weights, total_bytes
 
 __all__ = ["Published", "fast_hashes"]
 
@@ -43,9 +44,13 @@ def fast_hashes(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """
     read: dict[object, str] = {}
     found = {}
+    # Those that are fetched one after the other may all lie at one place.
+    fetched = tensors.fetched if isinstance(tensors, Weights) else frozenset()
     for name, tensor in tensors.items():
         place = tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), tensor.device
-        alone = tensor.numel() == 0 or not tensor.data_ptr()  # where nothing lies, a place tells nothing
+        alone = (
+            name in fetched or tensor.numel() == 0 or not tensor.data_ptr()
+        )  # where nothing lies, a place tells nothing
         if alone or place not in read:
             read[place] = tensor_xxh3(tensor)
         found[name] = read[place]
@@ -69,9 +74,9 @@ class Published:
             tensors: the tensors, as they are now.
         """
         fast = fast_hashes(tensors)
-        for name, tensor in tensors.items():
+        for name in tensors:
             if fast[name] not in self.known:
-                self.known[fast[name]] = tensor_sha256(tensor)
+                self.known[fast[name]] = tensor_sha256(tensors[name])
         return {name: self.known[fast[name]] for name in tensors}
 
     def of_model(self, tensors: Mapping[str, Tensor]) -> dict[str, str]:
@@ -82,7 +87,7 @@ class Published:
         """
         fast = fast_hashes(tensors)
         missing = set(fast.values()) - self.known.keys()
-        large = sum(tensor.nbytes for tensor in tensors.values()) >= _LARGE
+        large = total_bytes(tensors) >= _LARGE
         path = _path(fast)
         if missing and large:
             self.known.update(_read(path))

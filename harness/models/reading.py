@@ -17,6 +17,8 @@ from torch import nn
 from harness.errors import HarnessError, ModelError, UsageError
 from harness.io import hub
 from harness.models.naming import GGUF, split_revision
+from harness.models.offload import device_of, is_fetched
+from harness.models.placement import DISK_IS_FULL, Placement
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -31,6 +33,10 @@ _ELSEWHERE = {
     "device": "--device",
     "device_map": "--device-map",
     "parallelize": "--device-map auto",
+    "max_memory": "--max-memory",
+    "max_memory_per_gpu": "--max-memory",
+    "max_cpu_memory": "--max-memory cpu=SIZE",
+    "offload_folder": "--offload-folder",
     "batch_size": "--batch-size",
 }
 """What lm-eval takes as an argument of the model and this program as an option."""
@@ -44,7 +50,7 @@ class Checkpoint:
         name: what the user calls it, for errors.
         source: a folder, a GGUF file, or a Hub repository, with ``@revision`` or not.
         dtype: the type of its weights; ``auto`` for that of the checkpoint.
-        device_map: how it is spread over devices, as transformers takes it; None to load it in one piece.
+        placement: where its weights go.
         args: more of what ``lm_eval --model hf --model_args`` takes: ``revision``, ``subfolder``, ``tokenizer``,
             ``trust_remote_code``, ``gguf_file``, ``peft``; any other goes to transformers, as it does there.
         known: the names of models that ship, for errors.
@@ -53,7 +59,7 @@ class Checkpoint:
     name: str
     source: str
     dtype: torch.dtype | Literal["auto"] = torch.float32
-    device_map: str | None = None
+    placement: Placement = field(default_factory=Placement)
     args: Mapping[str, Any] = field(default_factory=dict)
     known: str = ""
 
@@ -151,16 +157,37 @@ def _loaded(asked: Checkpoint) -> tuple[PreTrainedModel, PreTrainedTokenizerBase
     own = asked.args.get("tokenizer")
     tokenizer = AutoTokenizer.from_pretrained(own or asked.where, **({} if own else asked.files))
     family: Any = AutoModelForCausalLM if asked.gguf is not None else _family(asked)
-    placement = {} if asked.device_map is None else {"device_map": asked.device_map}
+    _require_modules(asked, family)
     model, report = family.from_pretrained(
-        asked.where, dtype=asked.dtype, output_loading_info=True, **placement, **asked.files, **asked.others
+        asked.where,
+        dtype=asked.dtype,
+        output_loading_info=True,
+        **asked.placement.arguments,
+        **asked.files,
+        **asked.others,
     )
     return (model if asked.gguf is None else _plain(model)), tokenizer, report
+
+
+def _require_modules(asked: Checkpoint, family: Any) -> None:
+    """See that a device map names modules that the model has, before its weights are read.
+
+    Raises:
+        UsageError: it names another.
+    """
+    from transformers import AutoConfig
+
+    if isinstance(asked.placement.device_map, tuple) and hasattr(family, "from_config"):
+        config = AutoConfig.from_pretrained(asked.where, **{k: v for k, v in asked.files.items() if k != "gguf_file"})
+        with torch.device("meta"):
+            asked.placement.require_modules(family.from_config(config), asked.name)
 
 
 def _failure(asked: Checkpoint, error: Exception) -> str:
     """Why a checkpoint cannot be loaded, and what to do about it."""
     reason = _reason(error)
+    if isinstance(error, OSError) and error.errno in DISK_IS_FULL:
+        return f"{asked.name}: the disk of the offload folder is full; name a larger one with --offload-folder"
     if (asked.revision is not None and "revision" in reason.lower()) or "git identifier" in str(error):
         return f"{asked.name}: has no revision '{asked.revision}' ({reason}); name a branch, a tag or a commit of it"
     if asked.gguf is None:
@@ -375,16 +402,16 @@ def _embedding(model: PreTrainedModel) -> torch.Tensor:
 
 
 def require_in_memory(name: str, model: nn.Module) -> None:
-    """Refuse a model of which weights lie on disk or nowhere.
+    """Refuse a model of which weights lie nowhere.
 
     Raises:
         ModelError: a parameter has no values.
     """
-    away = [key for key, parameter in model.named_parameters() if parameter.is_meta]
+    away = [key for key, parameter in model.named_parameters() if parameter.is_meta and not is_fetched(model, key)]
     if away:
         raise ModelError(
-            f"{name}: {len(away)} of its weights are not in memory ('{away[0]}'); load it without offloading, in a "
-            "smaller dtype, or on a device that holds it"
+            f"{name}: {len(away)} of its weights have no values ('{away[0]}'); load it with device_map, so that they "
+            "are fetched when they are needed, in a smaller dtype, or on a device that holds it"
         )
 
 
@@ -397,7 +424,7 @@ def require_causal(name: str, model: PreTrainedModel) -> None:
         ModelError: it is not, or the model cannot be run on tokens alone.
     """
     embedding = _embedding(model)
-    ids = (1 + torch.arange(6, device=embedding.device)).expand(2, 6).clone()
+    ids = (1 + torch.arange(6, device=device_of(model.get_input_embeddings()))).expand(2, 6).clone()
     ids[1, -1] = 7
     ids %= len(embedding)
     kind = getattr(model.config, "model_type", type(model).__name__)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from harness.io.hashes import tensor_sha256
 from harness.models.lm import LM
+from harness.models.offload import Weights
 
 __all__ = ["WeightHashes"]
 
@@ -28,7 +29,7 @@ class WeightHashes:
 
     def of(self, lm: LM) -> dict[str, str]:
         """The hashes as the tensors are now, by name; tensors that are tied have one name."""
-        tensors = {**dict(lm.model.named_parameters()), **dict(lm.model.named_buffers())}
+        tensors = Weights(lm.model, {**dict(lm.model.named_parameters()), **dict(lm.model.named_buffers())})
         return {name: self._hash(name, tensor.detach()) for name, tensor in tensors.items()}
 
     def _hash(self, name: str, tensor: Tensor) -> str:

@@ -21,6 +21,7 @@ from harness.errors import ModelError, NumericalError, RestoreError
 from harness.io.hashes import tensor_sha256
 from harness.models.activations import first_output, with_first
 from harness.models.lm import LM
+from harness.models.offload import resident
 from harness.patches.delta import Delta, LowRank
 
 __all__ = [
@@ -194,8 +195,14 @@ def patched(lm: LM, patch: Patch) -> Iterator[LM]:
 
 @contextmanager
 def _changed(lm: LM, name: str, delta: Delta) -> Iterator[None]:
-    parameter, transposed = lm.parameter(name), lm.transposed(name)
     require_plain(lm, name)
+    with resident(lm.model, [name]), _written(lm, name, delta):
+        yield
+
+
+@contextmanager
+def _written(lm: LM, name: str, delta: Delta) -> Iterator[None]:
+    parameter, transposed = lm.parameter(name), lm.transposed(name)
     # The float32 sum is rounded once, so that a small change of a half-precision weight is not lost twice.
     change = delta.to(parameter.device, torch.promote_types(parameter.dtype, torch.float32)).dense()
     if change.shape != lm.matrix(name).shape:

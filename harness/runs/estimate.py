@@ -99,7 +99,7 @@ def estimate_run(resolved: Resolved, options: RunOptions) -> Estimate:
     """
     clock = Clock(options.report, options.device)
     with clock.phase("load"):
-        ready = prepare_run(resolved, options.device, options.report, device_map=options.device_map)
+        ready = prepare_run(resolved, options.placement, options.report)
     with one_thread_if_small(ready.lm), cache_apart():
         trial = _Trial(ready, options)
         unedited = trial.unedited()

@@ -8,12 +8,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from harness.models.lm import LM, load
+from harness.models.placement import Placement, Where
 from harness.runs.resolve import Resolved
 
 __all__ = ["OneModel", "checkpoint_files", "kept_model"]
 
 
-def kept_model(model: str, *, dtype: str, device: str | None, names: Mapping[str, str], text: str | None = None) -> LM:
+def kept_model(model: str, *, dtype: str, device: Where, names: Mapping[str, str], text: str | None = None) -> LM:
     """A model that this process keeps loaded, for cells of a study that name it one after the other.
 
     Args:
@@ -31,7 +32,7 @@ def kept_model(model: str, *, dtype: str, device: str | None, names: Mapping[str
 def _kept_model(
     model: str,
     dtype: str,
-    device: str | None,
+    device: Where,
     names: tuple[tuple[str, str], ...],
     text: str | None,
     _files: tuple[object, ...],
@@ -46,16 +47,15 @@ class OneModel:
         self._key: tuple[object, ...] | None = None
         self._lm: LM | None = None
 
-    def of(self, resolved: Resolved, read: Callable[[], LM], *, device: str | None, device_map: str | None) -> LM:
+    def of(self, resolved: Resolved, read: Callable[[], LM], *, place: Placement) -> LM:
         """The model of a plan, which is read where it is not at hand.
 
         Args:
             resolved: the plan, and what it names.
             read: reads the model.
-            device: where it goes.
-            device_map: how it is spread over devices.
+            place: where it goes.
         """
-        key = _key(resolved, device, device_map)
+        key = _key(resolved, place)
         if self._lm is None or key != self._key:
             self.forget()  # before the next one is read: two may not fit
             self._lm, self._key = read(), key
@@ -66,11 +66,11 @@ class OneModel:
         self._key = self._lm = None
 
 
-def _key(resolved: Resolved, device: str | None, device_map: str | None) -> tuple[object, ...]:
+def _key(resolved: Resolved, place: Placement) -> tuple[object, ...]:
     """What decides which model is read, the state of its files among it."""
     plan = resolved.plan
     parts = json.dumps([dict(plan.arch), dict(plan.model_args)], sort_keys=True, default=str)
-    return plan.model, plan.dtype, parts, resolved.text, device, device_map, checkpoint_files(Path(plan.model))
+    return plan.model, plan.dtype, parts, resolved.text, place, checkpoint_files(Path(plan.model))
 
 
 def checkpoint_files(folder: Path) -> tuple[object, ...]:

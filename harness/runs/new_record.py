@@ -16,6 +16,7 @@ from harness.exam import chance, data, tasks
 from harness.exam.knowledge import NEW_TOKENS
 from harness.exam.prompting import template_sha256
 from harness.io.plain_text import text_identity
+from harness.models.offload import count_parameters
 from harness.runs.identity import differing, digest
 from harness.runs.prepare import Prepared
 from harness.runs.record import Record
@@ -41,7 +42,7 @@ def new_record(ready: Prepared, weights: str) -> Record:
         model={
             "name": lm.name,
             "sha256": weights,
-            "parameters": sum(p.numel() for p in lm.model.parameters()),
+            "parameters": count_parameters(lm.model),
             "dtype": str(lm.model.dtype).removeprefix("torch.") if plan.dtype == "auto" else plan.dtype,
             "architecture": type(lm.model).__name__,
             "device": lm.device.type,

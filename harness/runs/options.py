@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from harness.io.nobody import tell_nobody
+from harness.models.placement import Placement
 
 __all__ = ["RunOptions"]
 
@@ -19,6 +21,8 @@ class RunOptions:
         output: the folder of the record.
         device: where the model goes; None for an accelerator where there is one.
         device_map: how it is spread over devices instead, as transformers takes it.
+        max_memory: what each of these devices holds at most.
+        offload_folder: where weights go that lie on disk.
         rows: texts of one forward pass at most; None for as many as fit.
         cache: whether the numbers of the unedited model, and the values of edits, may come from the cache.
         save_edits: whether the accumulated change goes to disk at each stop (not of isolated edits).
@@ -30,7 +34,9 @@ class RunOptions:
 
     output: Path
     device: str | None = None
-    device_map: str | None = None
+    device_map: str | Mapping[str, object] | None = None
+    max_memory: str | Mapping[Any, object] | None = None
+    offload_folder: str | Path | None = None
     rows: int | None = None
     cache: bool = True
     save_edits: bool = False
@@ -38,3 +44,14 @@ class RunOptions:
     fresh: bool = False
     shards: int = 1
     report: Callable[[str, int, int], None] = tell_nobody
+
+    @property
+    def placement(self) -> Placement:
+        """Where the weights go.
+
+        Raises:
+            UsageError: they cannot go there.
+        """
+        return Placement.of(
+            self.device, device_map=self.device_map, max_memory=self.max_memory, offload_folder=self.offload_folder
+        )

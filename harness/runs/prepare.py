@@ -17,8 +17,10 @@ from harness.exam import data, tasks
 from harness.exam.knowledge import Knowledge, known_edits
 from harness.exam.prompting import in_turns, require_roles, require_room_to_think
 from harness.io.nobody import tell_nobody
+from harness.methods.second_moments import require_room
 from harness.models.guard import Guard
-from harness.models.lm import LM, load, require_device
+from harness.models.lm import LM, load
+from harness.models.placement import Placement, Where
 from harness.patches.patch import require_plain
 from harness.runs import handed
 from harness.runs.defaults import rows_for
@@ -61,10 +63,9 @@ class Prepared:
 
 def prepare_run(
     resolved: Resolved,
-    device: str | None = None,
+    device: Where = None,
     report: Callable[[str, int, int], None] = tell_nobody,
     *,
-    device_map: str | None = None,
     models: OneModel | None = None,
 ) -> Prepared:
     """Load the model, and see that the editor and the tasks can be used with it.
@@ -73,23 +74,22 @@ def prepare_run(
         resolved: the plan, and what it names.
         device: where the model goes; None for an accelerator where there is one.
         report: told what is done, how far it is, and how much there is.
-        device_map: how the model is spread over devices, as transformers takes it.
         models: keeps the model for the next plan; None to load it for this one alone.
 
     Raises:
         HarnessError: something cannot be used.
         RestoreError: the editor changed the model while it was configured.
     """
-    require_device(device)
+    place = device if isinstance(device, Placement) else Placement.of(device)
     plan = resolved.plan
 
     def read() -> LM:
         return load(
-            plan.model, dtype=plan.dtype, device=device, names=plan.arch or None, text=resolved.text,
-            args=plan.model_args, device_map=device_map,
+            plan.model, dtype=plan.dtype, device=place, names=plan.arch or None, text=resolved.text,
+            args=plan.model_args,
         )  # fmt: skip
 
-    lm = resolved.lm or (read() if models is None else models.of(resolved, read, device=device, device_map=device_map))
+    lm = resolved.lm or (read() if models is None else models.of(resolved, read, place=place))
     _warn_of_mini_rows(resolved, lm)
     guard = Guard.of(lm)
     editor = _editor(resolved, lm)
@@ -184,6 +184,9 @@ def _require_layers(resolved: Resolved, lm: LM, editor: Editor) -> None:
         lm.arch.down_of(layer)  # tells of a layer that the model does not have
     if resolved.edits_any and not resolved.plan.patch and "weights" in editor.root.seams:
         _require_plain(lm, layers or lm.arch.editable)
+    made = resolved.edits_any and not resolved.plan.patch and getattr(editor.root, "cov_tokens", None)
+    if made and layers and getattr(editor.root, "covariance", True):
+        require_room(lm, layers)
 
 
 def _require_plain(lm: LM, layers: Sequence[int]) -> None:

@@ -13,7 +13,6 @@ from harness.errors import UsageError
 from harness.exam.measure import asked_after
 from harness.io.hashes import combined_sha256
 from harness.methods.value_cache import ValueCache, values_folder, values_from
-from harness.models.lm import require_device
 from harness.runs.changed_since import changed_since
 from harness.runs.changed_weights import note_change, note_described, note_restored
 from harness.runs.clock import Clock
@@ -80,10 +79,10 @@ def run_plan(resolved: Resolved, options: RunOptions, models: OneModel | None = 
     if resolved.plan.predict_only and not options.log_samples:
         raise UsageError("predict_only keeps the replies alone, as samples; add --log-samples and a folder for them")
     with exclusive(options.output, resolved.id):
-        require_device(options.device)
+        place = options.placement
         clock = Clock(options.report, options.device)
         with clock.phase("load"):
-            ready = prepare_run(resolved, options.device, options.report, device_map=options.device_map, models=models)
+            ready = prepare_run(resolved, place, options.report, models=models)
             hashes = ready.lm.state_hashes()
             record = new_record(ready, combined_sha256(hashes))
             texts = neutral_texts(ready, record)
@@ -119,8 +118,7 @@ def run_shard(resolved: Resolved, options: RunOptions, shard: int, *, models: On
         HarnessError: the plan cannot be carried out.
         RestoreError: the model is not bitwise what it was.
     """
-    require_device(options.device)
-    ready = prepare_run(resolved, options.device, options.report, device_map=options.device_map, models=models)
+    ready = prepare_run(resolved, options.placement, options.report, models=models)
     record = new_record(ready, combined_sha256(ready.lm.state_hashes()))
     with one_thread_if_small(ready.lm):
         portions = Portions(ready, options, record, examined(ready, options))

@@ -57,6 +57,9 @@ def test_the_record_says_how_a_model_was_read(
         (("--model", "./absent.gguf"), "./absent.gguf: no such file"),
         (("--model", "./@main"), "./ is on this machine and has no revisions"),
         (("--device", "cpu", "--device-map", "auto"), "device is cpu and device_map auto; give one of them"),
+        (("--max-memory", "cpu=1GB"), "max_memory is cpu=1GB without device_map, which it belongs to"),
+        (("--device-map", "auto", "--offload-folder", "/proc/none"), "offload_folder: /proc/none cannot be made"),
+        (("--model-args", "offload_folder=x"), "model_args: offload_folder=x is said with --offload-folder"),
     ],
 )
 def test_mistakes_are_one_line(

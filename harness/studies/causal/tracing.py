@@ -31,6 +31,7 @@ from harness.io.files import json_text, pack_json, require_writable, unpack_json
 from harness.io.nobody import tell_nobody
 from harness.io.schema import parsed
 from harness.models.lm import LM, load
+from harness.models.placement import Where
 from harness.patches.delta import double
 from harness.reports.cells import brackets, number
 from harness.reports.table import MISSING
@@ -156,7 +157,7 @@ def run_traces(
     plans: Sequence[TracePlan],
     folder: Path,
     *,
-    device: str | None = None,
+    device: Where = None,
     fresh: bool = False,
     report: Report = tell_nobody,
     budget: int = 4096,
@@ -294,7 +295,7 @@ class _Portion:
     plan: TracePlan
     chosen: Selection
     budget: int
-    device: str | None
+    device: Where
     place: int = 0
     todo: tuple[str, ...] = ()
 

@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from harness.editing import checkpoint, patch_file
 from harness.errors import DataError, UsageError, near
 from harness.io.nobody import tell_nobody
 from harness.models.activations import at_least_float32
 from harness.models.lm import LM, load
+from harness.models.offload import call_with
 from harness.patches.delta import Dense
 from harness.patches.patch import Patch, patched
 
@@ -133,7 +133,8 @@ def trained_on_text(
     batches = _batches(lm, steps, settings)
     with patched(lm, patch):
         masters = {
-            name: at_least_float32(p.detach()).clone().requires_grad_() for name, p in lm.model.named_parameters()
+            name: at_least_float32(lm.parameter(name).detach()).clone().requires_grad_()
+            for name, _ in lm.model.named_parameters()
         }
         _train(lm, masters, batches, settings, progress)
     changes = {name: _change(lm, name, master.detach()) for name, master in masters.items()}
@@ -152,7 +153,7 @@ def _train(
     falling = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 1 - step / len(batches))
     with torch.enable_grad():
         for done, ids in enumerate(batches, start=1):
-            output = functional_call(lm.model, dict(masters), kwargs={"input_ids": ids, "use_cache": False})
+            output = call_with(lm.model, masters, input_ids=ids, use_cache=False)
             logits = at_least_float32(output.logits[:, :-1])
             loss = nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
             optimiser.zero_grad()

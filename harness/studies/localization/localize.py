@@ -42,6 +42,7 @@ from harness.methods.locate_then_edit import LocateThenEdit, with_hyperparameter
 from harness.methods.value_cache import ValueCache, values_folder, values_from
 from harness.models.guard import Guard
 from harness.models.lm import LM, load
+from harness.models.placement import Where
 from harness.patches.patch import Patch, RowPatches, patched, patched_rows, shareable
 from harness.runs.crew.cells import ALONE, Cell, Crew, require_all, require_named
 from harness.runs.crew.dispatch import run_cells
@@ -293,7 +294,7 @@ def run_grid(
     grid: Grid,
     output: Path,
     *,
-    device: str | None = None,
+    device: Where = None,
     fresh: bool = False,
     report: Report = tell_nobody,
     lm: LM | None = None,
@@ -372,7 +373,7 @@ class _Block:
     """
 
     grid: Grid
-    device: str | None
+    device: Where
     examples: tuple[str, ...]
     texts: Mapping[str, list[TokenisedEdit]]
     problem: Problem = "error_injection"

@@ -38,6 +38,7 @@ from harness.methods.value_cache import ValueCache, values_folder, values_from
 from harness.models.guard import Guard
 from harness.models.lm import LM, load
 from harness.models.naming import model_key
+from harness.models.placement import Where
 from harness.patches.patch import patched
 from harness.runs.crew.cells import ALONE, Cell, Crew, Ended
 from harness.runs.crew.dispatch import standing_crew
@@ -160,7 +161,7 @@ def tune(
     *,
     budget: Budget,
     against: str | None,
-    device: str | None,
+    device: Where,
     report: Report,
     crew: Crew = ALONE,
 ) -> Tuned:
@@ -209,7 +210,7 @@ class _TrialJob:
 
     plan: Plan
     budget: Budget
-    device: str | None
+    device: Where
     stage: str
     settings: Mapping[str, Any]
 
@@ -225,7 +226,7 @@ class _Ahead:
     """
 
     size: int
-    device: str | None
+    device: Where
     carry_out: Callable[[Sequence[Cell[_TrialJob]]], Iterator[Ended[_TrialJob, Trial]]]
 
 

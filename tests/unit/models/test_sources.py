@@ -267,5 +267,5 @@ def test_a_device_map_or_a_device(base: Path) -> None:
     assert loading.load(str(base), device_map="cpu").device.type == "cpu"
     with pytest.raises(UsageError, match="device is cpu and device_map auto; give one of them"):
         loading.load(str(base), device="cpu", device_map="auto")
-    with pytest.raises(ModelError, match="cannot be loaded"):
+    with pytest.raises(UsageError, match="device_map 'everywhere' cannot be used"):
         loading.load(str(base), device_map="everywhere")
