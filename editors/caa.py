@@ -12,15 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from harness.editing.edit import Edit
 from harness.editing.hyperparameters import Range
-from harness.methods.contrast import as_contrast
-from harness.methods.descent import tokenise
+from harness.methods.contrast import stated_answers
 from harness.methods.keys import layer_at_depth
-from harness.methods.steering import BlockEditor, StatedText, mean_states
+from harness.methods.steering import BlockEditor, add_vector, mean_states
 from harness.models.lm import LM
 from harness.patches.patch import Part, Patch, Step
 
@@ -69,10 +67,7 @@ class Caa(BlockEditor):
         Raises:
             DataError: an edit does not name the old answer.
         """
-        examples = tokenise(lm, [as_contrast(edit) for edit in edits])
-        answers = [*((one.prompt, one.target) for one in examples), *((one.prompt, one.against) for one in examples)]
-        stated = [StatedText(prompt + said, len(prompt), len(prompt) + len(said)) for prompt, said in answers]
-        states = mean_states(lm, stated, self.at(lm))
+        states = mean_states(lm, stated_answers(lm, edits), self.at(lm))
         return states[: len(edits)] - states[len(edits) :]
 
     def at(self, lm: LM) -> int:
@@ -99,9 +94,7 @@ class Shift(Part):
 
     def __call__(self, hidden: Tensor, step: Step) -> Tensor:  # noqa: ARG002
         """What the block writes, and the vector."""
-        kind = torch.promote_types(hidden.dtype, self.total.dtype)
-        vector = self.strength / self.count * self.total.to(hidden.device, kind)
-        return (hidden.to(kind) + vector).to(hidden.dtype)
+        return add_vector(hidden, self.strength / self.count * self.total)
 
     def tensors(self) -> dict[str, Tensor]:
         """The sum."""

@@ -15,17 +15,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from harness.editing import directions
 from harness.editing.edit import Edit
 from harness.editing.editor import Editor
 from harness.editing.hyperparameters import Count, NotNegative, Positive, Share
-from harness.methods.contrast import as_contrast
+from harness.methods.contrast import answer_log_likelihoods, as_contrast
 from harness.methods.descent import (
     DescentSettings,
     TokenisedEdit,
     descend,
     down_projection_parameters,
-    log_likelihood,
     tokenise,
 )
 from harness.methods.keys import layer_at_depth, require_layers
@@ -135,7 +133,7 @@ class _Preferred:
     before: Mapping[Edit, Tensor]
 
     def __call__(self, lm: LM, examples: Sequence[TokenisedEdit], held: Mapping[str, Tensor]) -> Tensor:
-        after = _answers(lm, examples, held)
+        after = answer_log_likelihoods(lm, examples, held)
         before = torch.stack([self.before[example.edit] for example in examples])
         loss = preference_loss(after, before, self.beta).mean()
         if not self.nll:
@@ -150,16 +148,5 @@ def _reference(lm: LM, pairs: Sequence[Edit], rows: int) -> dict[Edit, Tensor]:
     with torch.no_grad():
         for first in range(0, len(examples), rows):
             batch = examples[first : first + rows]
-            found.update(zip((one.edit for one in batch), _answers(lm, batch, {}), strict=True))
+            found.update(zip((one.edit for one in batch), answer_log_likelihoods(lm, batch), strict=True))
     return found
-
-
-def _answers(lm: LM, examples: Sequence[TokenisedEdit], held: Mapping[str, Tensor]) -> Tensor:
-    """The log-probability of the target and of the other answer of each edit, with some parameters in place,
-    ``[edits, 2]``.
-    """
-    rows = [*examples, *(example.rival for example in examples)]
-    log_p = log_likelihood(lm, rows, held=held)
-    owner = torch.tensor([i for i, row in enumerate(rows) for _ in row.target], device=log_p.device)
-    each = -directions.nll(log_p, owner, len(rows), normalisation="sum")
-    return each.reshape(2, len(examples)).T

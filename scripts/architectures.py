@@ -2,6 +2,7 @@
 
     python scripts/architectures.py                 write docs/reference/architectures.md
     python scripts/architectures.py llama mixtral   show what is measured on some families
+    python scripts/architectures.py --only mine     measure one more editor, and keep what the page says of the others
 
 A cell is *exact*, *works*, or *refused*. Exact: at the subject's last token the edited model gives the optimised value
 to 1e-5, and with this value there and nowhere else it has the loss that the optimisation reports. Works: the change
@@ -11,6 +12,7 @@ edited. Whatever else comes out is *wrong*, and the tests fail.
 
 from __future__ import annotations
 
+import argparse
 import functools
 import os
 import re
@@ -25,7 +27,7 @@ from typing import Any
 import torch
 import transformers
 from lm_eval.api.instance import Instance
-from tiny_models import known_families, save_model, write_text
+from tiny_models import known_families, save_autoencoder, save_model, write_text
 from torch import Tensor
 
 from harness.editing.edit import Edit, Example, Probe
@@ -43,7 +45,7 @@ from harness.models.lm import LM, load
 from harness.patches.patch import Patch, Step, patched
 from harness.studies.contract import checks
 
-__all__ = ["EDITORS", "PAGE", "Outcome", "Zoo", "cell", "groups", "measured", "outcome", "page", "reasons"]
+__all__ = ["EDITORS", "PAGE", "Outcome", "Zoo", "cell", "committed", "groups", "measured", "outcome", "page", "reasons"]
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "architectures.md"
 EDITS = (
@@ -92,6 +94,8 @@ EDITORS: Mapping[str, Mapping[str, Any]] = {
     "remedi": {"epochs": 1, "layer": 0},
     "caa": {"strength": 4.0},
     "reft": {"steps": 40, "lr": 1e-2, "positions": "all"},
+    "steer": {"steps": 2, "factors": (1.0, 2.0)},
+    "sae": {},
     "senses": {"k": 2, "epochs": 8, "lr": 0.5, "kl": 1e-3, "accumulate": 1, "chunks": 4, "chunk_tokens": 16},
     "ike": {"k": 1, "room": 8},
     "rag": {"k": 1, "room": 8},
@@ -125,7 +129,7 @@ _GROUPS: Mapping[str, tuple[str, ...]] = {
     ),
     "neurons": ("kn",),
     "any weights": ("full",),
-    "a module's output": ("grace", "remedi", "caa", "reft"),
+    "a module's output": ("grace", "remedi", "caa", "reft", "steer", "sae"),
     "senses": ("senses",),
     "prompt, logits, none": ("ike", "rag", "prompt", "companion", "none"),
 }
@@ -183,6 +187,13 @@ class Zoo:
         """A tiny Backpack of another seed."""
         return str(save_model("backpack", self.folder / "companion", seed=1))
 
+    def autoencoder(self, width: int) -> str:
+        """A random sparse autoencoder of states of so many numbers."""
+        folder = self.folder / f"autoencoder-{width}"
+        if not folder.exists():
+            save_autoencoder(folder, width=width, features=4 * width)
+        return str(folder)
+
     def model(self, family: str) -> LM:
         """The model of a family, read as every checkpoint is.
 
@@ -238,6 +249,8 @@ def _configured(zoo: Zoo, lm: LM, editor: str) -> Editor:
         settings["layer"] = layers[0]
     if name == "companion":
         settings["model"] = zoo.companion
+    if name == "sae":
+        settings["path"] = zoo.autoencoder(lm.arch.width)
     return configure(cls, "none of those with a preset", settings)
 
 
@@ -316,9 +329,16 @@ def _examined(lm: LM, patch: Patch, edits: Sequence[Edit]) -> tuple[list[float],
         return [score for score, _ in adapter.loglikelihood(asked)], adapter.generate_until(wanted)
 
 
-def measured(zoo: Zoo, family: str) -> tuple[str, dict[str, Outcome]]:
-    """Which layers of a family's model can be written, and what every editor does on it."""
-    editors = [name for group in groups().values() for name in group]
+def measured(zoo: Zoo, family: str, only: Sequence[str] = ()) -> tuple[str, dict[str, Outcome]]:
+    """Which layers of a family's model can be written, and what every editor does on it.
+
+    Args:
+        zoo: the models.
+        family: one of them.
+        only: the editors that are tried; by default all.
+    """
+    listed = [name for group in groups().values() for name in group]
+    editors = [name for name in listed if not only or name.partition(" ")[0] in only]
     try:
         lm = zoo.model(family)
     except ModelError as error:
@@ -346,8 +366,37 @@ wrapper (`rect`, `prune`, `nas`, `encore`, `prefix`) goes where the editor goes 
 """
 
 
+def committed(text: str) -> dict[str, dict[str, Outcome]]:
+    """What a page says of each family: editor -> outcome.
+
+    Args:
+        text: the page.
+    """
+    members = {
+        title: re.findall(r"`([^`]+)`", names)
+        for title, names in re.findall(r"^\* \*\*(.+?)\*\*: (`.*)$", text, re.MULTILINE)
+    }
+    head, _, *rows = (line.strip("|").split("|") for line in text.splitlines() if line[:1] == "|")
+    said: dict[str, dict[str, Outcome]] = {}
+    for family, _layers, *cells in rows:
+        found = said.setdefault(family.strip(" `"), {})
+        for title, words in zip(head[2:], cells, strict=True):
+            usual, *others = words.strip().split("; ")
+            own = dict(other.rsplit(" ", 1) for other in others)
+            found.update({name: Outcome(own.get(name, usual)) for name in members[title.strip()]})
+    for family, names, line in re.findall(r"^\* `([^`]+)`, ([^:]+): (.*)$", text, re.MULTILINE):
+        first, *_ = methods = [name.partition(" ")[0] for name in names.split(", ")]
+        lines = (re.sub(rf"\b{first}\b", method, line) for method in methods)  # the line is that of the first of them
+        said[family].update(zip(names.split(", "), (Outcome("refused", each) for each in lines), strict=True))
+    return said
+
+
 def page(
-    zoo: Zoo, families: Sequence[str], told: Callable[[str], None] = lambda _family: None
+    zoo: Zoo,
+    families: Sequence[str],
+    told: Callable[[str], None] = lambda _family: None,
+    *,
+    only: Sequence[str] = (),
 ) -> tuple[str, list[str]]:
     """The page, and what is wrong.
 
@@ -355,23 +404,32 @@ def page(
         zoo: the models.
         families: which of them, in the order of the rows.
         told: told each family that is done.
+        only: the editors that are tried; of the others stays what the page says. By default all are.
     """
+    before = committed(PAGE.read_text(encoding="utf-8")) if only else {}
     head = ["family", "layers", *groups()]
     rows = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     why, wrong = [], []
     for family in families:
-        layers, found = measured(zoo, family)
+        layers, tried = measured(zoo, family, only)
+        found = _listed(family, {**before.get(family, {}), **tried})
         cells = [cell({name: found[name].verdict for name in group}) for group in groups().values()]
         rows.append("| " + " | ".join([f"`{family}`", layers, *cells]) + " |")
-        why += [
-            f"* `{family}`, {', '.join(names)}: {line.removeprefix(f'{family}: ')}"
-            for line, names in reasons(found).items()
-        ]
+        why += [f"* `{family}`, {', '.join(names)}: {line}" for line, names in reasons(found).items()]
         wrong += [f"{family}, {name}: {one.reason}" for name, one in found.items() if one.verdict == "wrong"]
         told(family)
     members = [f"* **{group}**: {', '.join(f'`{name}`' for name in names)}" for group, names in groups().items()]
     begin = INTRODUCTION.format(version=transformers.__version__, count=len(families))
     return "\n".join([begin, *rows, "", "The columns:", "", *members, "", "## Why refused", "", *why, ""]), wrong
+
+
+def _listed(family: str, found: Mapping[str, Outcome]) -> dict[str, Outcome]:
+    """The outcomes of all editors, in the order of the columns, in lines that do not begin with the family."""
+    listed = [name for group in groups().values() for name in group]
+    missing = [name for name in listed if name not in found]
+    if missing:
+        raise SystemExit(f"the page says nothing of {', '.join(missing)}; name them in --only, too")
+    return {name: replace(found[name], reason=found[name].reason.removeprefix(f"{family}: ")) for name in listed}
 
 
 def cell(verdicts: Mapping[str, str]) -> str:
@@ -384,22 +442,30 @@ def cell(verdicts: Mapping[str, str]) -> str:
 def reasons(found: Mapping[str, Outcome]) -> dict[str, list[str]]:
     """The lines in which editors are refused, each with the editors."""
     lines: dict[str, tuple[str, list[str]]] = {}
+    keys: dict[str, str] = {}
     for name, one in found.items():
         if one.verdict == "refused":
-            # The line of the first of several that say the same, each of itself.
+            # The line of the first of several that say the same, each of itself; a name may be a plain word of a line.
             method = name.partition(" ")[0]
-            lines.setdefault(re.sub(rf"\b{method}\b", "it", one.reason), (one.reason, []))[1].append(name)
+            key = keys.setdefault(one.reason, re.sub(rf"\b{method}\b", "it", one.reason))
+            lines.setdefault(key, (one.reason, []))[1].append(name)
     return dict(lines.values())
 
 
-def main(families: Sequence[str]) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Write the page, or show a few rows of it; 1 where something is wrong."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("families", nargs="*", help="show what is measured on these, and write nothing")
+    parser.add_argument("--only", default="", help="editors to try, separated by commas; of others the page stays")
+    chosen = parser.parse_args(arguments)
+    families, only = chosen.families, [name for name in chosen.only.split(",") if name]
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["HARNESS_CACHE"] = f"{folder}/cache"
-        text, wrong = page(Zoo(Path(folder)), families or known_families(), lambda one: print(one, file=sys.stderr))
+        show = functools.partial(print, file=sys.stderr)
+        text, wrong = page(Zoo(Path(folder)), families or known_families(), show, only=only)
     if families:
         print(text[text.index("| family") :])
     else:

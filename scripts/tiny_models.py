@@ -6,19 +6,30 @@ blocks, 32 numbers a token, keys of 64, and a tokenizer of bytes.
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from harness.models import backpack
 
-__all__ = ["FAMILIES", "known_families", "make_model", "make_tokenizer", "save_model", "write_text"]
+__all__ = [
+    "FAMILIES",
+    "known_families",
+    "make_model",
+    "make_tokenizer",
+    "save_autoencoder",
+    "save_model",
+    "write_text",
+]
 
 _OLD = {"n_embd": 32, "n_layer": 3, "n_head": 2, "n_positions": 96, "n_inner": 64}
 _NEW = {
@@ -396,3 +407,29 @@ def write_text(path: Path) -> str:
     said = [f"The town of number {i} lies by a river, and {i * 7} people live there." for i in range(60)]
     path.write_text("\n".join(line for pair in zip(noise, said, strict=False) for line in pair), encoding="utf-8")
     return str(path)
+
+
+def save_autoencoder(folder: Path, *, width: int, features: int, seed: int = 0, **config: object) -> dict[str, Tensor]:
+    """Write a random autoencoder of unit directions that are read as they are written; its tensors.
+
+    Args:
+        folder: where; it is made.
+        width: the numbers of a state.
+        features: how many it has.
+        seed: of its directions.
+        config: more of ``cfg.json``.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    decoder = torch.nn.functional.normalize(torch.randn(features, width, generator=draw), dim=1)
+    held = {
+        "W_enc": decoder.T.contiguous(),
+        "b_enc": 0.1 * torch.randn(features, generator=draw),
+        "W_dec": decoder,
+        "b_dec": 0.1 * torch.randn(width, generator=draw),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(held, folder / "sae_weights.safetensors")
+    said = {"architecture": "standard", "d_in": width, "d_sae": features}
+    named = {"metadata": {"hook_name": "blocks.1.hook_resid_post"}}
+    (folder / "cfg.json").write_text(json.dumps({**said, **named, **config}), encoding="utf-8")
+    return held

@@ -18,7 +18,7 @@ from harness.models.activations import at_least_float32, capture_activations, ro
 from harness.models.lm import LM
 from harness.patches.patch import Step
 
-__all__ = ["BlockEditor", "Mentions", "StatedText", "mean_states", "written_forms"]
+__all__ = ["BlockEditor", "Mentions", "StatedText", "add_vector", "mean_states", "part_states", "written_forms"]
 
 _BUDGET = 8192
 """Tokens of one forward pass, padding included."""
@@ -59,6 +59,17 @@ def _require_state(lm: LM, block: str, asker: str) -> None:
         )
 
 
+def add_vector(hidden: Tensor, vector: Tensor) -> Tensor:
+    """States with a vector added in the finer of both types, ``[..., d]``.
+
+    Args:
+        hidden: the states, ``[..., d]``.
+        vector: the vector, ``[d]``.
+    """
+    kind = torch.promote_types(hidden.dtype, vector.dtype)
+    return (hidden.to(kind) + vector.to(hidden.device, kind)).to(hidden.dtype)
+
+
 # --- what a block writes ----------------------------------------------------------------------------------------------
 
 
@@ -70,8 +81,8 @@ class StatedText(NamedTuple):
     end: int
 
 
-def mean_states(lm: LM, stated: Sequence[StatedText], layer: int) -> Tensor:
-    """The means over the tokens of parts of texts of what a block writes, ``[n, d]``, at least in float32.
+def part_states(lm: LM, stated: Sequence[StatedText], layer: int) -> list[Tensor]:
+    """What a block writes at the tokens of parts of texts, each ``[tokens, d]``, at least in float32.
 
     Args:
         lm: the model.
@@ -83,8 +94,19 @@ def mean_states(lm: LM, stated: Sequence[StatedText], layer: int) -> Tensor:
     for chunk in row_portions([[len(s.ids)] for s in stated], _BUDGET):
         hidden = capture_activations(lm, lm.batch([stated[i].ids for i in chunk]), outputs=[block]).outputs[block]
         hidden = at_least_float32(hidden)
-        found |= {i: hidden[row, stated[i].begin : stated[i].end].mean(0) for row, i in enumerate(chunk)}
-    return torch.stack([found[i] for i in range(len(stated))])
+        found |= {i: hidden[row, stated[i].begin : stated[i].end] for row, i in enumerate(chunk)}
+    return [found[i] for i in range(len(stated))]
+
+
+def mean_states(lm: LM, stated: Sequence[StatedText], layer: int) -> Tensor:
+    """The means of :func:`part_states` over the tokens of each part, ``[n, d]``.
+
+    Args:
+        lm: the model.
+        stated: the texts with their parts.
+        layer: the block.
+    """
+    return torch.stack([states.mean(0) for states in part_states(lm, stated, layer)])
 
 
 # --- where a text names a subject -------------------------------------------------------------------------------------

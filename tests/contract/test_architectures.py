@@ -17,7 +17,7 @@ import transformers
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
 import architectures
-from architectures import EDITORS, PAGE, Outcome, Zoo, groups, outcome
+from architectures import EDITORS, PAGE, Outcome, Zoo, cell, committed, groups, outcome, reasons
 from tiny_models import FAMILIES, known_families
 
 from harness.editing.editor import Wrapper
@@ -99,6 +99,17 @@ def test_the_page_has_every_family_and_nothing_wrong() -> None:
     assert {word(cell, name) for cell, name in cells} == {"exact", "works", "refused"}
     assert len(table) >= 100
     assert all(len(line) > 40 for line in why.values())
+
+
+def test_what_the_page_says_is_read_back() -> None:
+    """Of editors that are not tried again the page stays as it is."""
+    text, (_, table, why) = PAGE.read_text(encoding="utf-8"), read_page()
+    for family, found in committed(text).items():
+        for group, names in groups().items():
+            assert cell({name: found[name].verdict for name in names}) == table[family][group]
+        for line, names in reasons({name: found[name] for row in groups().values() for name in row}).items():
+            assert f"* `{family}`, {', '.join(names)}: {line}\n" in text
+            assert {why[family, name] for name in names} == {line}
 
 
 def test_the_families_that_people_use_are_there() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,10 @@ from harness.patches.patch import patched, patched_rows, shareable
 from harness.runs.resume import Checkpoint, packages_of
 from harness.studies.contract import checks
 from harness.studies.contract.checks import Candidate
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+
+from tiny_models import save_autoencoder
 
 FAMILIES = ["gpt2", "gptj", "neox", "llama", "qwen2", "opt"]
 # One editor of each kind on a Backpack too. There the blocks only weigh the senses that the text has, which a value at
@@ -67,6 +72,8 @@ OWN_QUICK: dict[str, dict[str, object]] = {
     "companion": {"lr": 0.5, "kl": 0.0, "epochs": 8},
     "full": {"lr": 3e-3},
     "reft": {"steps": 30, "lr": 2e-2, "rank": 8},
+    "steer": {"steps": 2, "factors": (1.0, 2.0)},
+    "sae": {},
     "ft_kl": {"kl": 1.0, "kl_tokens": 16},
     "senses": {"lr": 0.5, "kl": 1e-3, "epochs": 10, "accumulate": 1, "chunks": 20, "chunk_tokens": 32},
     "prune": {"reduce": "log1_5"},  # three edits exceed the bound of a matrix this small fourfold
@@ -120,6 +127,14 @@ def train() -> list[Example]:
 def companion(checkpoint: Callable[..., Path]) -> None:
     """A tiny Backpack beside every model."""
     OWN_QUICK["companion"]["model"] = str(checkpoint("backpack"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def autoencoder(tiny: Callable[[str], LM], tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A random autoencoder of what the second block of every model writes."""
+    folder = tmp_path_factory.mktemp("autoencoder")
+    save_autoencoder(folder, width=(width := tiny("gpt2").arch.width), features=4 * width)
+    OWN_QUICK["sae"]["path"] = str(folder)
 
 
 Candidates = Callable[[str, str], Candidate]

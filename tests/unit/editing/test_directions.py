@@ -201,7 +201,7 @@ def test_who_follows_what() -> None:
     able = {name for name in editor_names() if find(name).directions == DIRECTIONS}
     assert {"alphaedit", "emmet", "ft", "ft_l", "ft_m", "locft", "lora", "memit", "none", "r_rome", "rome"} <= able
     assert not able & {"grace", "ike", "kn", "mend", "rag", "remedi", "ultraedit", "wise"}
-    pairs = {"dpo", "caa"}  # they compare two answers by their nature
+    pairs = {"dpo", "caa", "sae", "steer"}  # they compare two answers by their nature
     assert all(find(name).directions == LIKELIHOOD | {"contrast"} for name in pairs)
     assert all(find(name).directions == LIKELIHOOD for name in set(editor_names()) - able - pairs)
 
