@@ -122,7 +122,7 @@ def read_autoencoder(path: Path) -> Autoencoder:
 
 def _arrays(path: Path) -> dict[str, Any]:
     try:
-        with np.load(path, allow_pickle=False) as held:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as held:
             return {name: held[name] for name in held.files}
     except (BadZipFile, ValueError, OSError, EOFError, KeyError) as error:
         raise DataError(f"{path}: the autoencoder cannot be read ({error}); fetch it again") from error
