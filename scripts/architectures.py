@@ -100,6 +100,8 @@ EDITORS: Mapping[str, Mapping[str, Any]] = {
     "ike": {"k": 1, "room": 8},
     "rag": {"k": 1, "room": 8},
     "prompt": {"room": 8},
+    "scr": {"room": 8, "tokens": 4, "ask": "{facts}\n{context}\n"},
+    "mello": {"room": 8, "tokens": 4, "shown": 0, "hops": 1},
     "companion": {"k": 2, "epochs": 2, "lr": 0.5, "kl": 0.0},
     "none": {},
 }
@@ -131,7 +133,7 @@ _GROUPS: Mapping[str, tuple[str, ...]] = {
     "any weights": ("full",),
     "a module's output": ("grace", "remedi", "caa", "reft", "steer", "sae"),
     "senses": ("senses",),
-    "prompt, logits, none": ("ike", "rag", "prompt", "companion", "none"),
+    "prompt, logits, none": ("ike", "rag", "prompt", "scr", "mello", "companion", "none"),
 }
 """What stands in one column of the page; of MEMIT's family each member with either site."""
 

@@ -20,7 +20,7 @@ from harness.editing.edit import Edit
 from harness.io.schema import checked, parsed
 from harness.models.lm import LM
 
-__all__ = ["Fact", "Index", "Sentences", "as_fact", "fits_context", "join_facts", "kept_rows"]
+__all__ = ["Fact", "Index", "Sentences", "as_fact", "fits_context", "join_facts", "kept_rows", "words_of"]
 
 
 class Fact(NamedTuple):
@@ -94,7 +94,7 @@ class Index:
         its inverse document frequency, so that a last name says more than a first name that many share.
         """
         weights, vectorizer = self._keys
-        found = (weights @ vectorizer.transform([_plain(context)]).sign().T).toarray()[:, 0]
+        found = (weights @ vectorizer.transform([words_of(context)]).sign().T).toarray()[:, 0]
         shares: list[float] = (found / np.asarray(weights.sum(1))[:, 0]).tolist()
         return [round(share, 9) for share in shares]
 
@@ -116,7 +116,7 @@ class Index:
         vectorizer = TfidfVectorizer(
             analyzer="char", ngram_range=(3, 5), lowercase=False, binary=True, norm=None, dtype=np.float64
         )
-        weights = vectorizer.fit_transform([_plain(one.subject or one.prompt) for one in self.facts])
+        weights = vectorizer.fit_transform([words_of(one.subject or one.prompt) for one in self.facts])
         return weights.multiply(weights).tocsr(), vectorizer
 
 
@@ -131,7 +131,7 @@ def fits_context(lm: LM, text: str, room: int) -> bool:
     return len(lm.encode(text)) + room <= lm.context
 
 
-def _plain(text: str) -> str:
+def words_of(text: str) -> str:
     """Words and marks in lower case, one space around each."""
     words = re.findall(r"[^\W_]+|[^\w\s]|_", text.lower())
     return f" {' '.join(words)} "

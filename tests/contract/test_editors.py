@@ -60,6 +60,8 @@ OWN_QUICK: dict[str, dict[str, object]] = {
     "ike": {"k": 2, "room": 8},
     "rag": {"room": 8},
     "prompt": {"room": 8},
+    "scr": {"room": 8, "tokens": 4, "ask": "{facts}\n{context}\n", "pick": "released", "k": 1},
+    "mello": {"room": 4, "tokens": 2, "shown": 0, "hops": 1},
     "alphaedit": {"nullspace_threshold": 0.4, "l2": 1e-2},
     "evoedit": {"nullspace_threshold": 0.4, "l2": 1e-2},
     "blue": {"nullspace_threshold": 0.4, "l2": 1e-2},
