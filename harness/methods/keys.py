@@ -336,7 +336,7 @@ def spread_residuals(
             templates=templates,
             fact_token=fact_token,
         )
-        residual = (targets - hidden) / divisor(len(layers) - i)
+        residual = (targets.to(hidden.device) - hidden) / divisor(len(layers) - i)
         for g in range(len(groups)):
             mine = torch.tensor([e for e, group in enumerate(owner) if group == g], device=key.device)
             change = solve(layer, key[mine], residual.to(key.device)[mine])

@@ -84,8 +84,9 @@ class Statistics:
 
     def normalised(self, rows: Tensor) -> Tensor:
         """The rows without the mean, in units of the standard deviation."""
-        deviation = (self.squares / max(self.count - 1, 1)).sqrt()
-        return (double(rows) - self.mean) / (deviation + torch.finfo(torch.float32).eps)
+        wide = double(rows)  # of a layer that may lie on another device than the first of its shape
+        deviation = (self.squares.to(wide) / max(self.count - 1, 1)).sqrt()
+        return (wide - self.mean.to(wide)) / (deviation + torch.finfo(torch.float32).eps)
 
 
 @dataclass(frozen=True)

@@ -120,12 +120,12 @@ def read_device_map(given: str | Mapping[str, object]) -> str | tuple[tuple[str,
         given = _from_file(Path(given))
     if isinstance(given, str) and "=" not in given:
         if given not in _STRATEGIES:
-            _require_place(given, f"device_map '{given}'", (*_STRATEGIES, "cpu", "MODULE=DEVICE,... or a JSON file"))
+            _require_place(given, f"device_map '{given}'", "a strategy such as auto, MODULE=DEVICE,... or a JSON file")
         return given
     pairs = _pairs(given, "device_map", "MODULE=DEVICE")
     for module, place in pairs:
         if place != "disk":
-            _require_place(place, f"device_map: device '{place}' of '{module}'", ("cpu", "disk"))
+            _require_place(place, f"device_map: device '{place}' of '{module}'", "a device of this machine, or disk")
     return pairs
 
 
@@ -196,12 +196,12 @@ def require_device(device: str | None) -> None:
         UsageError: it cannot.
     """
     if device is not None and device != "auto":
-        _require_place(device, f"device '{device}'", ("cpu", "cuda", "mps", "auto"))
+        _require_place(device, f"device '{device}'", "cpu, cuda, mps or auto")
 
 
-def _require_place(device: str, what: str, others: tuple[str, ...]) -> None:
+def _require_place(device: str, what: str, others: str) -> None:
     try:
         torch.empty(0, device=int(device) if device.isdecimal() else device)
     except (RuntimeError, AssertionError) as error:  # AssertionError: a torch that was built without the device
         reason = str(error).splitlines()[0]
-        raise UsageError(f"{what} cannot be used ({reason}); give {', '.join(others[:-1])} or {others[-1]}") from error
+        raise UsageError(f"{what} cannot be used ({reason}); give {others}") from error
