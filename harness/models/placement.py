@@ -120,7 +120,9 @@ def read_device_map(given: str | Mapping[str, object]) -> str | tuple[tuple[str,
         given = _from_file(Path(given))
     if isinstance(given, str) and "=" not in given:
         if given not in _STRATEGIES:
-            _require_place(given, f"device_map '{given}'", "a strategy such as auto, MODULE=DEVICE,... or a JSON file")
+            _require_place(
+                given, f"device_map '{given}'", f"{', '.join(_STRATEGIES)}, MODULE=DEVICE,... or a JSON file"
+            )
         return given
     pairs = _pairs(given, "device_map", "MODULE=DEVICE")
     for module, place in pairs:
