@@ -17,9 +17,12 @@ from pathlib import Path
 
 import click
 import griffe
+from editor_pages import editor_page
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+
+from harness.editing.registry import editor_names
 
 ROOT = Path(__file__).resolve().parents[1]
 MIRRORED = (
@@ -32,6 +35,7 @@ MIRRORED = (
     "CHANGELOG.md",
 )
 ROLE = re.compile(r":(?:attr|class|data|exc|func|meth|mod):(?=<code>)")
+EDITOR = re.compile(r"^\| `(\w+)` \|", re.MULTILINE)
 FENCE = re.compile(r"^( *```\w+) (?:skip|clone).*$", re.MULTILINE)
 LINK = re.compile(r"\[([^\]]*)\]\(([^)#\s]+)(#[^)\s]*)?\)")
 
@@ -45,6 +49,8 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     pages = {room: room_page(room) for room in rooms()} | {door: door_page(door) for door in ("editor_kit", "task_kit")}
     for name, content in {**pages, "harness": api_page(), "commands": command_page()}.items():
         files.append(File.generated(config, f"reference/{name}.md", content=content))
+    for editor in editor_names():
+        files.append(File.generated(config, f"editors/{editor}.md", content=editor_page(editor)))
     for path in sorted((ROOT / "docs/notebooks").glob("*.ipynb")):
         files.append(File.generated(config, f"notebooks/{path.stem}.md", content=notebook_page(path)))
     return files
@@ -56,6 +62,8 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
     What the tests read behind the language of a block of code is left out.
     """
     here = page.file.src_uri
+    if here == "editors/README.md":
+        markdown = EDITOR.sub(r"| [`\1`](\1.md) |", markdown)
     source = here if (ROOT / here).is_file() else f"docs/{here}"
 
     def moved(found: re.Match[str]) -> str:
