@@ -24,7 +24,7 @@ from torch import Tensor
 from harness.editing.edit import Edit
 from harness.editing.hyperparameters import Count, NotNegative, Positive, Share
 from harness.errors import ModelError, NumericalError
-from harness.methods.routing import Running, unrelated_texts
+from harness.methods.routing import Running, last_real, unrelated_texts
 from harness.methods.side_memory import SideMemory, SideState
 from harness.methods.supervised_tokens import SupervisedTokens, supervise_target
 from harness.models.activations import at_least_float32, capture_activations
@@ -111,7 +111,7 @@ class ResidualMemory(Part):
         """
         real = step.mask[:, -step.new :, None].to(entered)
         if self.feature == "last":
-            return entered if self.routing == "text" else _last(entered, real).expand_as(entered)
+            return entered if self.routing == "text" else last_real(entered, step).expand_as(entered)
         if self.routing == "text":
             mean = self._running(entered, step) / step.mask.cumsum(1)[:, -step.new :, None].clamp(min=1)
         else:
@@ -162,12 +162,6 @@ class ResidualMemory(Part):
             masks=torch.cat([self.masks, later.masks.to(self.masks)]),
             owner=torch.cat([self.owner, later.owner.to(self.owner) + len(self.memories)]),
         )
-
-
-def _last(entered: Tensor, real: Tensor) -> Tensor:
-    """What enters at the last real position of each row, ``[batch, 1, f]``."""
-    places = torch.arange(1, real.shape[1] + 1, device=real.device)[None, :, None] * real
-    return entered.take_along_dim(places.argmax(1, keepdim=True), 1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -88,6 +88,7 @@ EDITORS: Mapping[str, Mapping[str, Any]] = {
     "kn": {"steps": 4, "contexts": ["{}"]},
     "full": _TUNED,
     "grace": {"n_iter": 6, "edit_lr": 1.0},
+    "defer": {"n_iter": 12, "edit_lr": 2e-2},
     "wise": {"n_iter": 8, "edit_lr": 0.3, "alpha": 0.5, "beta": 2.0, "gamma": 1.0, "texts": 2, "contexts": ["{}"]},
     "memoir": {"n_iter": 8, "texts": 2, "contexts": ["{}"]},
     "unke": {"v_steps": 6, "steps": 30, "lr": 1e-3, "texts": 2},
@@ -131,7 +132,7 @@ _GROUPS: Mapping[str, tuple[str, ...]] = {
     ),
     "neurons": ("kn",),
     "any weights": ("full",),
-    "a module's output": ("grace", "remedi", "caa", "reft", "steer", "sae"),
+    "a module's output": ("grace", "defer", "remedi", "caa", "reft", "steer", "sae"),
     "senses": ("senses",),
     "prompt, logits, none": ("ike", "rag", "prompt", "scr", "mello", "companion", "none"),
 }

@@ -12,7 +12,7 @@ from harness.errors import DataError, ModelError
 from harness.models.lm import LM
 from harness.patches.patch import Step
 
-__all__ = ["Running", "unrelated_texts"]
+__all__ = ["Running", "last_real", "unrelated_texts"]
 
 _POOL = 512  # documents of unrelated text that are read at most
 
@@ -56,6 +56,18 @@ class Running:
             found = torch.cat([before, last + found if self._kind == "sum" else torch.maximum(last, found)], 1)
         self._ids, self._kept = step.ids, found.detach()
         return found[:, past:]
+
+
+def last_real(values: Tensor, step: Step) -> Tensor:
+    """What stands at the last real position of each row of a pass, ``[batch, 1, width]``.
+
+    Args:
+        values: those of the new positions, ``[batch, new, width]``.
+        step: the pass.
+    """
+    real = step.mask[:, -step.new :, None].to(values.device)
+    places = torch.arange(1, real.shape[1] + 1, device=real.device)[None, :, None] * real
+    return values.take_along_dim(places.argmax(1, keepdim=True), 1)
 
 
 def unrelated_texts(lm: LM, count: int = _POOL) -> tuple[str, ...]:

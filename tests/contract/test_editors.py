@@ -46,6 +46,7 @@ QUICK: dict[str, object] = {
 # What single editors need besides, on models this small.
 OWN_QUICK: dict[str, dict[str, object]] = {
     "grace": {"n_iter": 30, "edit_lr": 0.5},
+    "defer": {"n_iter": 20, "edit_lr": 1e-2},
     "wise": {
         "n_iter": 20,
         "alpha": 0.5,

@@ -375,6 +375,7 @@ CONFORMS = {
     "blue": "golden/test_golden_spread.py::test_blue_in_two_batches",
     "caa": "unit/editors/test_steering.py::test_the_vector_is_the_mean_difference_of_states_by_hand",
     "companion": "unit/editors/test_companion.py::test_the_rule_adds_the_companions_change_of_log_probabilities",
+    "defer": "golden/test_golden_defer.py::test_three_edits_in_a_row",
     "dpo": "unit/editors/test_dpo_and_ft_kl.py::test_dpo_is_adam_on_its_loss_against_a_frozen_copy",
     "emmet": "golden/test_emmet.py::test_batch_of_six",
     "encore": "unit/editors/test_closed_form.py::test_encore_is_memit_with_its_three_settings",

@@ -1,0 +1,157 @@
+"""One module of a layer, what enters it and what it makes of that: where GRACE, DEFER and MELO read and write."""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+from harness.editing.editor import Editor
+from harness.errors import ModelError, NumericalError, UsageError
+from harness.methods.descent import first_matrix
+from harness.methods.keys import layer_at_depth
+from harness.methods.supervised_tokens import SupervisedTokens
+from harness.models.activations import at_least_float32, capture_activations, first_output
+from harness.models.lm import LM
+from harness.patches.patch import Hook, Patch, Step, patched
+
+__all__ = ["Site", "SiteEditor"]
+
+Site = Literal["mlp", "down", "first"]
+"""Which module of a layer, see :class:`SiteEditor`."""
+
+Memory = TypeVar("Memory")
+
+
+@dataclass(frozen=True)
+class SiteEditor(Editor, ABC):
+    """An editor that looks up, by what enters one module of a layer, what shall leave it.
+
+    Attributes:
+        layer: the layer; by default one at 75 % of the depth, where GRACE's published settings lie (73 to 89 %).
+        site: the feed-forward module ``mlp``, its down-projection ``down``, or its ``first`` matrix, before the
+            activation function (the authors' file of GRACE for GPT-2 XL).
+    """
+
+    seams = frozenset({"activations"})
+
+    layer: int | None = None
+    site: Site = "mlp"
+
+    def places(self, lm: LM) -> Sequence[str]:
+        """The module."""
+        return [self.module(lm)]
+
+    def require(self, lm: LM) -> None:
+        """See that the module's output follows from what enters it, as that alone is what is looked up by.
+
+        Raises:
+            ModelError: it does not, or cannot be computed.
+        """
+        super().require(lm)
+        name = self.module(lm)
+        seen = capture_activations(lm, lm.batch([lm.encode("The name of")]), inputs=[name], outputs=[name])
+        try:
+            with torch.no_grad():
+                own = first_output(lm.module(name).forward(seen.inputs[name])).reshape(seen.outputs[name].shape)
+            same = torch.allclose(own, seen.outputs[name], rtol=1e-2, atol=1e-2 * float(own.abs().max()))
+        except (TypeError, AttributeError, IndexError, KeyError, ValueError, RuntimeError):
+            same = False
+        if not same:
+            raise ModelError(
+                f"{lm.name}: '{name}' needs more than what enters it, but {self.name} looks a value up by that alone; "
+                "take --set site=down, or another editor"
+            )
+
+    def at(self, lm: LM) -> int:
+        """The layer."""
+        return layer_at_depth(lm, 0.75) if self.layer is None else self.layer
+
+    def module(self, lm: LM) -> str:
+        """The name of the module."""
+        if self.site == "first":
+            return first_matrix(lm, self.at(lm), asker=self.name)
+        part = lm.arch.mlp_of if self.site == "mlp" else lm.arch.down_of
+        return part(self.at(lm))
+
+    def own_memory(self, memory: object, kind: type[Memory]) -> Memory | None:
+        """The memory of an earlier operation.
+
+        Raises:
+            UsageError: it is that of another editor.
+        """
+        if memory is not None and not isinstance(memory, kind):
+            raise UsageError(f"the memory is a {type(memory).__name__} of another editor; start again without memory")
+        return memory
+
+    def require_widths(self, lm: LM, what: str, held: Sequence[int], here: Sequence[int]) -> None:
+        """See that a memory was made of this model.
+
+        Args:
+            lm: the model.
+            what: the memory, for the error.
+            held: the numbers of a query and of a value that it holds.
+            here: those of this model.
+
+        Raises:
+            UsageError: it was not.
+        """
+        if tuple(held) != tuple(here):
+            raise UsageError(
+                f"{self.name}: the {what} is of another model: it takes {held[0]} numbers to {held[1]}, but "
+                f"'{self.module(lm)}' of {lm.name} {here[0]} to {here[1]}; start again without memory"
+            )
+
+    def at_the_end(self, lm: LM, rows: SupervisedTokens) -> tuple[Tensor, Tensor]:
+        """What enters the module at the prompt's last token, ``[k]``, and what it makes of it, ``[d]``."""
+        name = self.module(lm)
+        entered = capture_activations(lm, rows.batch, inputs=[name]).inputs[name][0, rows.column[0]]
+        with torch.no_grad():
+            # Experts take rows and columns of tokens.
+            output = first_output(lm.module(name).forward(entered[None, None])).reshape(-1)
+        return at_least_float32(entered), at_least_float32(output)
+
+    def own_output(self, lm: LM, hidden: Tensor, step: Step) -> Tensor:
+        """What the module itself gives: a hook of earlier edits may have replaced what arrives.
+
+        Args:
+            lm: the model.
+            hidden: what arrives, whose shape the result has.
+            step: the pass, with what entered the module.
+        """
+        assert step.entered is not None
+        return first_output(lm.module(self.module(lm)).forward(step.entered)).reshape(hidden.shape)
+
+    def descend(
+        self, lm: LM, rows: SupervisedTokens, free: Sequence[Tensor], hook: Hook, *, steps: int, lr: float
+    ) -> None:
+        """Adam on the NLL of the target, in place.
+
+        Args:
+            lm: the model.
+            rows: what it shall say.
+            free: what changes.
+            hook: the module with that on its way.
+            steps: updates.
+            lr: the learning rate.
+
+        Raises:
+            NumericalError: the loss is not finite.
+        """
+        name, adam = self.module(lm), torch.optim.Adam(list(free), lr=lr)
+        with patched(lm, Patch(hooks={name: hook})), torch.enable_grad():
+            nll = rows.above(lm, self.at(lm))
+            for i in range(steps):
+                loss = nll()
+                if not bool(torch.isfinite(loss.detach())):
+                    raise NumericalError(
+                        f"edit {rows.edit.id}: the loss at {name} became {float(loss.detach())} after {i} steps; "
+                        "lower edit_lr, or load the model in float32"
+                    )
+                adam.zero_grad()
+                torch.autograd.backward(loss)
+                adam.step()
