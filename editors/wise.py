@@ -411,7 +411,9 @@ class Wise(SideMemory[State]):
     def _tokens(self, lm: LM, batch: Batch, row: Tensor, column: Tensor) -> _Tokens:
         """What enters and leaves the down-projection at some positions of the rows."""
         down = self.down(lm)
-        entered = capture_activations(lm, batch, inputs=[down]).inputs[down][row, column]
+        every = capture_activations(lm, batch, inputs=[down]).inputs[down]
+        row, column = row.to(every.device), column.to(every.device)
+        entered = every[row, column]
         with torch.no_grad():
             # The matrix's own output: memories of earlier edits may have changed it.
             own = first_output(lm.module(down).forward(entered))

@@ -10,7 +10,7 @@ import torch
 import xxhash
 from torch import Tensor
 
-__all__ = ["combined_sha256", "tensor_sha256", "tensor_xxh3"]
+__all__ = ["combined_sha256", "inner_tensors", "tensor_sha256", "tensor_xxh3"]
 
 
 def combined_sha256(hashes: Mapping[str, str]) -> str:
@@ -34,8 +34,24 @@ class _Digest(Protocol):
     def hexdigest(self) -> str: ...
 
 
+def inner_tensors(tensor: Tensor) -> dict[str, Tensor]:
+    """The tensors that a tensor is made of, by name: codes and scales of a quantised one; none of a plain one."""
+    # What torch itself asks of a tensor of many parts.
+    named = getattr(tensor, "__tensor_flatten__", None)
+    if named is None or type(tensor) in (Tensor, torch.nn.Parameter):
+        return {}
+    found = {name: getattr(tensor, name) for name in named()[0]}
+    return {name: part for name, part in found.items() if isinstance(part, Tensor)}
+
+
 def _fed(digest: _Digest, tensor: Tensor) -> str:
     """What a digest makes of a tensor."""
+    parts = inner_tensors(tensor)
+    if parts:
+        digest.update(type(tensor).__qualname__.encode())
+        for name, part in parts.items():
+            digest.update(f"{name}{_fed(hashlib.sha256(), part)}".encode())
+        return digest.hexdigest()
     plain = tensor.detach().cpu().contiguous()
     digest.update(f"{plain.dtype}{tuple(plain.shape)}".encode())
     if plain.numel():

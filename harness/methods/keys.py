@@ -286,7 +286,7 @@ def rank_one_changes(
             raise NumericalError(
                 f"{name}: the update direction is orthogonal to the key (k.u = {dot}); choose another prompt"
             )
-    left = (value - output) / scale[:, None]
+    left = (value.to(output.device) - output) / scale[:, None]
     return [LowRank(left[i, :, None], u[i, None]) for i in range(len(u))]
 
 

@@ -131,7 +131,8 @@ class RankOne(LocateThenEdit):
         if self.fact_token == "last_released":  # a column of padding, and where it lies depends on the batch
             return read_keys(lm, edits, layer, templates=templates, fact_token=self.fact_token, outputs=True)
         which = int(len(templates) > 1)
-        return values.keys[:, which], values.outputs[:, which]
+        place = lm.device_at(lm.arch.down_of(layer))
+        return values.keys[:, which].to(place), values.outputs[:, which].to(place)
 
     def moment(self, prior: Unedited, layer: int) -> Moment | None:
         """The second moment to whiten with, None without covariance.

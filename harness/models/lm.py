@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from harness.errors import DataError, ModelError, near
 from harness.io import plain_text
-from harness.io.hashes import combined_sha256
+from harness.io.hashes import combined_sha256, inner_tensors
 from harness.models import arch, tokens
 from harness.models.arch import Architecture
 from harness.models.naming import shipped
@@ -346,7 +346,7 @@ class LM:
             ModelError: a weight is not finite; names it.
         """
         for name, parameter in Weights(self.model, dict(self.model.named_parameters())).items():
-            if not bool(torch.isfinite(parameter).all()):
+            if not all(bool(torch.isfinite(part).all()) for part in inner_tensors(parameter).values() or [parameter]):
                 raise ModelError(
                     f"{self.name}: the weight '{name}' holds a NaN or an infinity; use an intact checkpoint"
                 )

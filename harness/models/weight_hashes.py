@@ -8,7 +8,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from harness.io.hashes import tensor_sha256
+from harness.io.hashes import combined_sha256, inner_tensors, tensor_sha256
 from harness.models.lm import LM
 from harness.models.offload import Weights
 
@@ -33,6 +33,9 @@ class WeightHashes:
         return {name: self._hash(name, tensor.detach()) for name, tensor in tensors.items()}
 
     def _hash(self, name: str, tensor: Tensor) -> str:
+        parts = inner_tensors(tensor)
+        if parts:
+            return combined_sha256({part: self._hash(f"{name}.{part}", value) for part, value in parts.items()})
         mark = (tensor.data_ptr(), tensor._version, tensor.dtype, tuple(tensor.shape), _sum_of_bits(tensor))
         if name not in self.known or self.known[name][0] != mark:
             self.known[name] = mark, tensor_sha256(tensor)
