@@ -223,7 +223,7 @@ def fit(
     arch: Mapping[str, str] | None = None,
     output: str | Path | None = None,
 ) -> Path:
-    """Let an editor learn what it needs before its first edit (MEND, MALMEN, REMEDI).
+    """Let an editor learn what it needs before its first edit (MEND, MALMEN, RLEdit, REMEDI).
 
     Args:
         editor: an editor that learns, by name or configured.

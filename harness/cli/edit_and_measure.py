@@ -294,7 +294,7 @@ class FitOptions:
 @click.command()
 @opt.taken(FitOptions, opt.PlacementOptions)
 def fit(asked: FitOptions, where: opt.PlacementOptions) -> None:
-    """Let an editor learn what it needs before its first edit (MEND, MALMEN, REMEDI)."""
+    """Let an editor learn what it needs before its first edit (MEND, MALMEN, RLEdit, REMEDI)."""
     from harness.models.lm import load
     from harness.runs import fitting
     from harness.runs.defaults import rows_for

@@ -1,4 +1,4 @@
-"""The training of a network that turns gradients of edits into changes of weights (MEND, MALMEN).
+"""The training of a network that turns gradients of edits into changes of weights (MEND, MALMEN, RLEdit).
 
 Sources: Mitchell et al. 2022, arXiv 2110.11309, algorithm 1; Tan, Zhang, Fu 2024, arXiv 2311.04661, algorithm 1.
 """

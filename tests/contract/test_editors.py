@@ -72,6 +72,7 @@ OWN_QUICK: dict[str, dict[str, object]] = {
     "pmet": {"kl_factor": 0.0625, "lam": 1e-2},
     "mend": {"rank": 8, "accumulate": 2, "validate_every": 8, "lr": 1e-4, "alpha": 1e-2, "alpha_lr": 1e-4},
     "malmen": {"rank": 4, "steps": 2, "together": 4, "validate_every": 2, "lr": 3e-3, "meta_lr": 1e-4},
+    "rledit": {"rank": 4, "depth": 2, "steps": 2, "together": 2, "validate_every": 2, "lr": 3e-3, "meta_lr": 1e-4},
     "companion": {"lr": 0.5, "kl": 0.0, "epochs": 8},
     "full": {"lr": 3e-3},
     "reft": {"steps": 30, "lr": 2e-2, "rank": 8},

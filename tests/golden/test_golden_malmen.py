@@ -1,4 +1,6 @@
-"""MALMEN against the authors' code (ChenmienTan/malmen at 1df295d) with a random network, on a tiny GPT-2.
+"""MALMEN and RLEdit against the authors' code with a random network, on a tiny GPT-2.
+
+ChenmienTan/malmen at 1df295d, zhrli324/RLEdit at c6576a1.
 
 Their normaliser starts empty and sees each turn's own edits first, their gradients are those of the mean over a
 mini-batch, and every mini-batch adds its unbiased squares: ``statistics``, ``loss`` and ``deviation``.
@@ -14,6 +16,8 @@ import torch
 from torch import Tensor
 
 from editors.malmen import Malmen, _Training
+from editors.rledit import RlEdit
+from editors.rledit import _Training as SequenceTraining
 from harness.editing.edit import Edit
 from harness.methods.descent import TokenisedEdit, tokenise
 from harness.methods.meta_training import Lesson
@@ -110,14 +114,20 @@ def test_each_setting_is_needed(golden, changed):
     assert float((patch.weights[f"{name}.weight"].dense().T - wanted).norm() / wanted.norm()) > 1e-2
 
 
+def asked(golden: Any, lm: LM, cases: list[int]) -> list[Lesson]:
+    """The lessons of an operation: every edit is asked for in one other way, and has the same unrelated text."""
+    lessons, near = list[Lesson](), golden.json(f"{FOLDER}/inputs.json")["locality"]
+    row = lm.encode(near["prompt"]), lm.continuation(near["prompt"], f" {near['answer']}")
+    for edit in golden.edits(cases).values():
+        other = Edit(edit.id, f"They say: {edit.text}", None, edit.target)
+        lessons.append(Lesson(tokenise(lm, [edit])[0], tokenise(lm, [other]), [TokenisedEdit(edit, *row)]))
+    return lessons
+
+
 def training(golden: Any, lm: LM) -> tuple[_Training, list[Lesson]]:
     """A training that starts at their network, and the lessons of their step."""
-    said, lessons = golden.json(f"{FOLDER}/inputs.json"), list[Lesson]()
-    near = said["locality"]
-    row = lm.encode(near["prompt"]), lm.continuation(near["prompt"], f" {near['answer']}")
-    for edit in golden.edits(said["turns"][0]).values():
-        asked = Edit(edit.id, f"They say: {edit.text}", None, edit.target)
-        lessons.append(Lesson(tokenise(lm, [edit])[0], tokenise(lm, [asked]), [TokenisedEdit(edit, *row)]))
+    said = golden.json(f"{FOLDER}/inputs.json")
+    lessons = asked(golden, lm, said["turns"][0])
     editor = method(golden, "fp64", said["hparams"]["apply"]["batch_size"])
     made = _Training(editor, lm, lessons, lessons)
     made.network = editor.network(network(golden, "fp64"))
@@ -144,3 +154,51 @@ def test_a_step_of_training(golden, close):
             close(as_theirs(golden, name, tensors).detach(), wanted, 1e-6, key)
             compared += 1
     assert compared == 16
+
+
+# --- RLEdit -----------------------------------------------------------------------------------------------------------
+
+OPERATIONS = [[0, 1, 2], [5, 8, 4], [6, 9, 10]]
+"""The edits of each operation of the sequence."""
+VARIANTS: dict[str, dict[str, Any]] = {
+    "edits": {"c_loc": 0.0},
+    "divergence": {"c_loc": 50.0},
+    "clipped": {"c_loc": 0.0, "clipping": "operation", "clip": 410.0},
+}
+
+
+@pytest.mark.parametrize(("variant", "held"), [("edits", 12), ("divergence", 6), ("clipped", 12)])
+def test_a_sequence_of_rledit(golden, close, variant, held):
+    """What three operations sum up in the gradient of the network, and what they write (norm and sum).
+
+    With the divergence of one matrix alone: of several, theirs passes the lower ones through matrices that are back.
+    """
+    lm, theirs = golden.lm("tiny-gpt2", "fp64"), golden.tensors("rledit.safetensors")
+    theirs = {key.removeprefix(f"{variant}/"): t.double() for key, t in theirs.items() if key.startswith(f"{variant}/")}
+    known, settings = network(golden, "fp64"), VARIANTS[variant]
+    names = [key.removeprefix("written/") for key in theirs if key.startswith("written/")]
+    editor = RlEdit(
+        modules=tuple(names), rank=8, depth=2, batch_size=3, clip=settings.get("clip", 1e9), meta_lr=1e-3, l2=0.0,
+        time_decay=0.9, back_depth=2, sequence=3, c_loc=settings["c_loc"], **RELEASED,
+        clipping=settings.get("clipping", "sequence"),
+    )  # fmt: skip
+    lessons = [asked(golden, lm, ids) for ids in OPERATIONS]
+    made = SequenceTraining(editor, lm, lessons[0], lessons[0])
+    made.network = editor.network(known)
+    for tensor in made.network.trainable.values():
+        tensor.requires_grad_()
+    for operation in lessons:
+        made.learn(operation)
+    for name in names:
+        change = made.now.written.weights[f"{name}.weight"].dense()
+        close(torch.stack([change.norm(), change.sum()]), theirs.pop(f"written/{name}"), 1e-6, name)
+    grads = {name: torch.zeros_like(t) if t.grad is None else t.grad for name, t in made.network.trainable.items()}
+    compared = 0
+    for key, wanted in theirs.items():
+        found = as_theirs(golden, key.removeprefix("gradient/"), grads)
+        if wanted.shape[0] < found.shape[0]:  # rows of the matrices that are edited
+            shape = tuple(int(size) for size in key.removeprefix("gradient/").split(")")[0].strip("(").split(","))
+            found = found[[of_shape(golden, *shape).index(name) for name in names]]
+        close(found, wanted, 1e-6, key)
+        compared += 1
+    assert compared == held

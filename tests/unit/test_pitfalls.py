@@ -407,6 +407,7 @@ CONFORMS = {
     "rect": "golden/test_rect.py::test_memit_with_rect_is_the_ports",
     "reft": "unit/editors/test_steering.py::test_the_map_is_its_formula_where_the_subject_ends_and_nowhere_else",
     "remedi": "golden/test_remedi.py::test_edited_logits",
+    "rledit": "golden/test_golden_malmen.py::test_a_sequence_of_rledit",
     "rome": "golden/test_rome.py::test_twelve_requests",
     "sae": "unit/editors/test_sae.py::test_a_feature_has_its_value_at_every_token",
     "scr": "unit/editors/test_hops.py::test_the_model_is_asked_about_the_nearest_facts_and_told_the_one_that_it_writes",

@@ -16,6 +16,7 @@ from editors import malmen
 from editors.malmen import Malmen, Running
 from harness.editing.edit import Edit, Example, Probe
 from harness.errors import NumericalError, UsageError
+from harness.methods import ridge_network
 from harness.methods.hypernetwork import Hypernetwork, layout
 from harness.methods.meta_training import read_lessons
 from harness.models.lm import LM
@@ -133,6 +134,7 @@ def test_running_statistics_are_carried_from_one_operation_to_the_next(
     lm = tiny("gpt2")
     fixed = Malmen(**SMALL).fit(lm, examples)
     edits = [example.edit for example in examples]
+    assert isinstance(fixed, Malmen)
     assert fixed.edit(lm, edits[:3]).memory is None
     running = replace(fixed, statistics="running")
     first = running.edit(lm, edits[:3])
@@ -223,8 +225,8 @@ def test_the_split_gradient_is_that_of_the_whole(
 ) -> None:
     """Of every tensor of the network, whatever the portions of texts and of tokens are."""
     lm = tiny(family)
-    monkeypatch.setattr(malmen, "_PORTION", 2)
-    monkeypatch.setattr(malmen, "_BUDGET", 20)
+    monkeypatch.setattr(ridge_network, "_PORTION", 2)
+    monkeypatch.setattr(ridge_network, "_BUDGET", 20)
     made = training(lm, examples, c_loc=2.0, batch_size=2)
     lessons = next(made.draws())
     made.learn(lessons)
