@@ -70,6 +70,8 @@ def test_what_is_written_is_greedy_and_stops_before_what_ends_it(taught: Callabl
     assert len(whole) > 6
     end = whole[4:6]
     assert written(lm, text, tokens=8, ends=("never", end)) == whole[: whole.index(end)]
+    both = (end, whole[2:6])  # written with the same token; the one that begins first ends it
+    assert written(lm, text, tokens=8, ends=both) == whole[: min(map(whole.index, both))]
 
 
 # --- SCR --------------------------------------------------------------------------------------------------------------
