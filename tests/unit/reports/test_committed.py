@@ -23,7 +23,9 @@ STUDIES = sorted((RESULTS / "localize").glob("*.json.gz"))
 
 
 @pytest.mark.parametrize(
-    "board", [RESULTS, RESULTS / "smollm2", RESULTS / "questions"], ids=["mini", "smollm2", "questions"]
+    "board",
+    [RESULTS, RESULTS / "smollm2", RESULTS / "questions", RESULTS / "hops"],
+    ids=["mini", "smollm2", "questions", "hops"],
 )
 def test_the_leaderboard(board: Path) -> None:
     found = leaderboard(read_records(board / "records", values=True), "md")
@@ -148,6 +150,30 @@ def test_the_page_of_questions_says_what_its_records_say() -> None:
     size = sum(path.stat().st_size for path in (RESULTS / "questions").rglob("*") if path.is_file())
     assert size < 1_200_000
     assert not list((RESULTS / "questions").rglob("*samples*"))
+
+
+def test_the_page_of_hops_says_what_its_records_say() -> None:
+    """Every number and interval of its table, in a row for every record, each of the same twenty cases alone."""
+    said = (RESULTS / "what-hops-cost.md").read_text(encoding="utf-8")
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in said.splitlines() if line[:1] == "|"]
+    metrics = [name.strip("`") for name in lines[0][1:]]
+    records = {one.id[:8]: one for one in read_records(RESULTS / "hops" / "records")}
+    shown = {}
+    for name, *cells in lines[2:]:
+        editor, _, number = name.replace("unedited", "none").replace("`", "").partition(", ")
+        shown[number] = (editor, cells)
+    assert sorted(shown) == sorted(records)
+    for number, record in records.items():
+        found = record.tasks(record.points[-1]["edits"])["mquake"]
+        values = [(found[name]["value"], *found[name]["interval"]) for name in metrics]
+        cells = [f"{value:.3f} ({low:.3f} to {high:.3f})" for value, low, high in values]
+        assert shown[number] == (record.plan["editor"], cells)
+        assert {found[name]["n"] for name in metrics} == {20}
+        assert record.plan["mode"] == "isolated"
+        assert record.plan["editor"] == "none" or record.edits["count"] >= 20
+    assert len({one.edits["sha256"] for one in records.values()}) == 1
+    size = sum(path.stat().st_size for path in (RESULTS / "hops").rglob("*") if path.is_file())
+    assert size < 400_000
 
 
 @pytest.mark.parametrize("folder", ["sweeps", "real/canonical"])
