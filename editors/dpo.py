@@ -88,7 +88,7 @@ class Dpo(Editor):
 
     def places(self, lm: LM) -> Sequence[str]:
         """The down-projections that are trained."""
-        return [lm.arch.down_of(layer) for layer in self._chosen(lm)]
+        return [lm.arch.writer_of(layer) for layer in self._chosen(lm)]
 
     def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:  # noqa: ARG002
         """All edits, in mini-batches; what the unedited model says is computed before.
@@ -115,7 +115,7 @@ class Dpo(Editor):
         return self.name if not self.nll else f"{self.name}-nll"
 
     def _chosen(self, lm: LM) -> tuple[int, ...]:
-        return require_layers(lm, self.layers or (layer_at_depth(lm, 0.66),))
+        return require_layers(lm, self.layers or (layer_at_depth(lm, 0.66),), experts=True)
 
 
 @dataclass(frozen=True, eq=False)

@@ -58,7 +58,7 @@ class Emmet(SpreadHidden):
 
     def edited_layers(self, lm: LM) -> tuple[int, ...]:
         """The layers; by default one at 17 % of the depth, as ROME's."""
-        return require_layers(lm, self.layers or (layer_at_depth(lm, 0.17),))
+        return require_layers(lm, self.layers or (layer_at_depth(lm, 0.17),), experts=True)
 
     def solver(self, prior: SpreadMemory) -> Solver:
         """Least squares under the constraint that keys give their values."""

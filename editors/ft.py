@@ -79,7 +79,10 @@ class FineTuning(Editor):
 
     def places(self, lm: LM) -> Sequence[str]:
         """The down-projections that are trained."""
-        return [lm.arch.down_of(layer) for layer in require_layers(lm, self.layers or (layer_at_depth(lm, 0.66),))]
+        return [
+            lm.arch.writer_of(layer)
+            for layer in require_layers(lm, self.layers or (layer_at_depth(lm, 0.66),), experts=True)
+        ]
 
     def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:  # noqa: ARG002
         """All edits at once, in mini-batches."""
@@ -98,7 +101,7 @@ class FineTuning(Editor):
             threshold=self.threshold,
             normalisation=self.normalisation,
         )
-        layers = require_layers(lm, self.layers or (layer_at_depth(lm, 0.66),))
+        layers = require_layers(lm, self.layers or (layer_at_depth(lm, 0.66),), experts=True)
         return Patch(descend(lm, edits, down_projection_parameters(lm, layers), settings=settings).deltas)
 
     def label(self) -> str:

@@ -54,7 +54,7 @@ class GuardedFineTuning(FinetuningInPlace):
 
     def places(self, lm: LM) -> Sequence[str]:
         """The down-projections that are trained."""
-        return [lm.arch.down_of(layer) for layer in self._chosen(lm)]
+        return [lm.arch.writer_of(layer) for layer in self._chosen(lm)]
 
     def trained(self, lm: LM) -> list[str]:
         """Their weights and, where there are any, biases."""
@@ -65,4 +65,4 @@ class GuardedFineTuning(FinetuningInPlace):
         return kl_regulariser(lm, weight=self.kl, source=self.kl_text, seed=self.seed, tokens=self.kl_tokens, mean=True)
 
     def _chosen(self, lm: LM) -> tuple[int, ...]:
-        return require_layers(lm, self.layers or (layer_at_depth(lm, 0.66),))
+        return require_layers(lm, self.layers or (layer_at_depth(lm, 0.66),), experts=True)

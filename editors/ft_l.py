@@ -72,7 +72,7 @@ class BoundedFineTuning(Editor):
 
     def places(self, lm: LM) -> Sequence[str]:
         """The down-projections that are trained."""
-        return [lm.arch.down_of(layer) for layer in require_layers(lm, self.layers)]
+        return [lm.arch.writer_of(layer) for layer in require_layers(lm, self.layers, experts=True)]
 
     def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:  # noqa: ARG002
         """All edits at once, in mini-batches."""
@@ -91,7 +91,10 @@ class BoundedFineTuning(Editor):
         )
         return Patch(
             descend(
-                lm, edits, down_projection_parameters(lm, require_layers(lm, self.layers)), settings=settings
+                lm,
+                edits,
+                down_projection_parameters(lm, require_layers(lm, self.layers, experts=True)),
+                settings=settings,
             ).deltas
         )
 

@@ -74,10 +74,10 @@ class MaskedFineTuning(Editor):
 
     def places(self, lm: LM) -> Sequence[str]:
         """The down-projections that are trained."""
-        return [lm.arch.down_of(layer) for layer in self._chosen_layers(lm)]
+        return [lm.arch.writer_of(layer) for layer in self._chosen_layers(lm)]
 
     def _chosen_layers(self, lm: LM) -> tuple[int, ...]:
-        return require_layers(lm, self.layers or (layer_at_depth(lm, 0.66),))
+        return require_layers(lm, self.layers or (layer_at_depth(lm, 0.66),), experts=True)
 
     def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:  # noqa: ARG002
         """All edits at once, in mini-batches."""

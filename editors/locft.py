@@ -90,7 +90,7 @@ class BreadthFirst(Editor):
         return sorted(set(self.layers or (layer_at_depth(lm, 0.69),)))
 
     def _place(self, lm: LM, layer: int) -> str:
-        return (lm.arch.down_of if self.trained == "down" else lm.arch.block)(layer)
+        return (lm.arch.writer_of if self.trained == "down" else lm.arch.block)(layer)
 
     def _parameters(self, lm: LM) -> list[str]:
         if self.trained == "down":

@@ -164,7 +164,7 @@ class Nse(SpreadHidden):
         self, lm: LM, groups: Sequence[Sequence[Edit]], whole: Tensor, patches: Sequence[Patch]
     ) -> list[list[int]]:
         """Of each group the edits whose residual lies between the bounds."""
-        place = (lm.arch.block if self.at == "block" else lm.arch.down_of)(self.edited_layers(lm)[-1])
+        place = (lm.arch.block if self.at == "block" else lm.arch.writer_of)(self.edited_layers(lm)[-1])
         owner = [g for g, group in enumerate(groups) for _ in group]
         flat = [edit for group in groups for edit in group]
         hidden = read_hidden_states(

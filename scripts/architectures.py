@@ -3,6 +3,7 @@
     python scripts/architectures.py                 write docs/reference/architectures.md
     python scripts/architectures.py llama mixtral   show what is measured on some families
     python scripts/architectures.py --only mine     measure one more editor, and keep what the page says of the others
+    python scripts/architectures.py --write mixtral measure some families again, and keep the rest of the page
 
 A cell is *exact*, *works*, or *refused*. Exact: at the subject's last token the edited model gives the optimised value
 to 1e-5, and with this value there and nowhere else it has the loss that the optimisation reports. Works: the change
@@ -150,6 +151,9 @@ def groups() -> dict[str, tuple[str, ...]]:
     return {**_GROUPS, **({"others": others} if others else {})}
 
 
+_ALL_EXPERTS = ("ft", "ft_l", "ft_m", "ft_kl", "dpo", "locft")
+"""Editors that write stacked experts, beside those that locate; they are tried there where there are some."""
+
 _WRITTEN = 3  # tokens
 _LIKELIER = 2e-4  # nats, of a few quick steps
 _ROUNDING = 1e-3  # nats between two orders of the same sums
@@ -246,7 +250,9 @@ def _configured(zoo: Zoo, lm: LM, editor: str) -> Editor:
     name, _, site = editor.partition(" site=")
     cls = find(name)
     settings = dict(EDITORS.get(name, {})) | ({"site": site} if site else {})
-    layers = list(lm.arch.editable or [0])
+    experts = [i for i in lm.arch.writable if i not in lm.arch.editable]
+    all_experts = issubclass(cls, LocateThenEdit) or name in _ALL_EXPERTS
+    layers = (experts if all_experts else []) or list(lm.arch.editable) or [0]
     fields = cls.__dataclass_fields__
     if "layers" in fields and "layers" not in settings:
         settings["layers"] = layers[:2] if name in ("memit", "emmet", "alphaedit", "pmet") else layers[:1]
@@ -265,7 +271,7 @@ def _exact(lm: LM, method: LocateThenEdit) -> Outcome:
     patch = method.edit(lm, [edit])
     objective = method.objective(method.edited_layers(lm)[-1])
     found = optimise(lm, [edit], ("{}",), objective=objective)
-    place = (lm.arch.block if objective.seam == "block" else lm.arch.down_of)(objective.layer)
+    place = (lm.arch.block if objective.seam == "block" else lm.arch.writer_of)(objective.layer)
     rows = prompt_rows(lm, edit, ("{}",), fact_token="subject_last")
     with patched(lm, patch):
         got = read_activations(lm, rows, outputs=[place]).outputs[place]
@@ -348,8 +354,18 @@ def measured(zoo: Zoo, family: str, only: Sequence[str] = ()) -> tuple[str, dict
         lm = zoo.model(family)
     except ModelError as error:
         return "", {name: Outcome("refused", str(error)) for name in editors}
-    some = ", ".join(map(str, lm.arch.editable)) or "none"
-    return "all" if len(lm.arch.editable) == lm.arch.layers else some, {e: outcome(zoo, lm, e) for e in editors}
+    return _layers(lm), {e: outcome(zoo, lm, e) for e in editors}
+
+
+def _layers(lm: LM) -> str:
+    """Which layers have a down-projection of their own, and which only experts that are written as one."""
+    own = lm.arch.editable
+    experts = [layer for layer in lm.arch.writable if layer not in own]
+    said = "all" if len(own) == lm.arch.layers else ", ".join(map(str, own))
+    behind = (
+        "experts" if len(experts) == lm.arch.layers else f"experts {', '.join(map(str, experts))}" if experts else ""
+    )
+    return "; ".join(part for part in (said, behind) if part) or "none"
 
 
 INTRODUCTION = """\
@@ -366,8 +382,11 @@ writes this page, and the tests hold it to the models). A family is the `model_t
   learn first, the exam scores and writes what plain passes without a cache do, and the model is afterwards what it was.
 * **refused**: one line says why, before anything is edited or measured; the lines stand below the table.
 
-*Layers* are the blocks with a down-projection of their own, of three; the others are named when they are asked for. A
-wrapper (`rect`, `prune`, `nas`, `encore`, `prefix`) goes where the editor goes that it wraps.
+*Layers* are the blocks with a down-projection of their own, of three; the others are named when they are asked for. In
+*experts* the down-projections of a layer's experts are one parameter, and editors that can write all of them at once
+(locate-then-edit and fine-tuning) are tried there: what the experts write is `[W_1 ... W_E] [g_1 k_1; ...; g_E k_E]`,
+with the router's weights `g` in the key (MoEEdit, arXiv 2602.10965). A wrapper (`rect`, `prune`, `nas`, `encore`,
+`prefix`) goes where the editor goes that it wraps.
 """
 
 
@@ -402,6 +421,7 @@ def page(
     told: Callable[[str], None] = lambda _family: None,
     *,
     only: Sequence[str] = (),
+    again: Sequence[str] | None = None,
 ) -> tuple[str, list[str]]:
     """The page, and what is wrong.
 
@@ -410,13 +430,16 @@ def page(
         families: which of them, in the order of the rows.
         told: told each family that is done.
         only: the editors that are tried; of the others stays what the page says. By default all are.
+        again: the families that are tried; of the others stays what the page says. By default all are.
     """
-    before = committed(PAGE.read_text(encoding="utf-8")) if only else {}
+    text = PAGE.read_text(encoding="utf-8")
+    before = committed(text) if only or again else {}
+    kept = dict(re.findall(r"^\| `([^`]+)` \| ([^|]*) \|", text, re.MULTILINE))
     head = ["family", "layers", *groups()]
     rows = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     why, wrong = [], []
     for family in families:
-        layers, tried = measured(zoo, family, only)
+        layers, tried = measured(zoo, family, only) if again is None or family in again else (kept[family], {})
         found = _listed(family, {**before.get(family, {}), **tried})
         cells = [cell({name: found[name].verdict for name in group}) for group in groups().values()]
         rows.append("| " + " | ".join([f"`{family}`", layers, *cells]) + " |")
@@ -461,6 +484,7 @@ def main(arguments: Sequence[str]) -> int:
     """Write the page, or show a few rows of it; 1 where something is wrong."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("families", nargs="*", help="show what is measured on these, and write nothing")
+    parser.add_argument("--write", action="store_true", help="write what is measured on these families into the page")
     parser.add_argument("--only", default="", help="editors to try, separated by commas; of others the page stays")
     chosen = parser.parse_args(arguments)
     families, only = chosen.families, [name for name in chosen.only.split(",") if name]
@@ -470,8 +494,10 @@ def main(arguments: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["HARNESS_CACHE"] = f"{folder}/cache"
         show = functools.partial(print, file=sys.stderr)
-        text, wrong = page(Zoo(Path(folder)), families or known_families(), show, only=only)
-    if families:
+        every = not families or chosen.write
+        again = families if chosen.write and families else None
+        text, wrong = page(Zoo(Path(folder)), known_families() if every else families, show, only=only, again=again)
+    if not every:
         print(text[text.index("| family") :])
     else:
         PAGE.write_text(text, encoding="utf-8")

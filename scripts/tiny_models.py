@@ -42,9 +42,9 @@ _NEW = {
 _GROUPED = {**_NEW, "num_key_value_heads": 1, "head_dim": 16}
 _EXPERTS = {
     **_GROUPED,
-    "num_local_experts": 2,
-    "num_experts": 2,
-    "num_experts_per_tok": 1,
+    "num_local_experts": 4,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
     "moe_intermediate_size": 24,
     "shared_expert_intermediate_size": 24,
     "decoder_sparse_step": 1,
@@ -57,8 +57,8 @@ _MLA = {
     "qk_rope_head_dim": 8,
     "qk_nope_head_dim": 8,
     "v_head_dim": 16,
-    "n_routed_experts": 2,
-    "num_experts_per_tok": 1,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
     "n_group": 1,
     "topk_group": 1,
     "first_k_dense_replace": 1,

@@ -136,7 +136,7 @@ def train_block(
         torch.autograd.backward(loss)
         adam.step()
     changes = {f"{name}.{each}": (free[each] - start[each]).detach() for each in free}
-    deltas = {each: Dense(c.T.contiguous() if lm.transposed(each) else c) for each, c in changes.items()}
+    deltas = {each: Dense(lm.as_matrix(each, c).contiguous()) for each, c in changes.items()}
     return Trained(deltas, tuple(losses))
 
 

@@ -142,9 +142,15 @@ class TokenisedEdit:
 
 
 def down_projection_parameters(lm: LM, layers: Sequence[int]) -> list[str]:
-    """The weights and, where there are any, biases of some layers' down-projections."""
-    owners = [lm.arch.down_of(layer) for layer in sorted(set(layers))]
-    return [f"{owner}.{leaf}" for owner in owners for leaf, _ in lm.module(owner).named_parameters(recurse=False)]
+    """The weights and, where there are any, biases of some layers' down-projections, or of those of their experts."""
+    return [name for layer in sorted(set(layers)) for name in _weight_and_bias(lm, layer)]
+
+
+def _weight_and_bias(lm: LM, layer: int) -> list[str]:
+    owner, experts = lm.arch.writer_of(layer), lm.experts(lm.down(layer))
+    if experts is not None:
+        return [experts.parameter, *([] if experts.bias is None else [f"{owner}.{experts.bias}"])]
+    return [f"{owner}.{leaf}" for leaf, _ in lm.module(owner).named_parameters(recurse=False)]
 
 
 def feed_forward_matrices(lm: LM, layer: int) -> list[str]:
@@ -333,7 +339,7 @@ def passes(
     for number, order in enumerate(_orders(len(examples), settings)):
         passed = training.run(number, [examples[i] for i in order])
         changes = {name: (free[name] - start[name]).detach() for name in parameters}
-        deltas = {name: Dense(c.T.contiguous() if lm.transposed(name) else c) for name, c in changes.items()}
+        deltas = {name: Dense(lm.as_matrix(name, c).contiguous()) for name, c in changes.items()}
         yield Trained(deltas, tuple(loss for loss, _ in passed))
         if sum(loss * count for loss, count in passed) < enough * len(examples):
             break

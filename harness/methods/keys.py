@@ -127,14 +127,19 @@ def layer_at_depth(lm: LM, fraction: float) -> int:
     return min(int(fraction * lm.arch.layers), lm.arch.layers - 1)
 
 
-def require_layers(lm: LM, layers: Sequence[int]) -> tuple[int, ...]:
+def require_layers(lm: LM, layers: Sequence[int], *, experts: bool = False) -> tuple[int, ...]:
     """The layers in ascending order.
+
+    Args:
+        lm: the model.
+        layers: the layers.
+        experts: whether experts whose down-projections are one parameter can be written, too.
 
     Raises:
         ModelError: the model does not have one of them.
     """
     for layer in layers:
-        lm.arch.down_of(layer)
+        (lm.arch.writer_of if experts else lm.arch.down_of)(layer)
     return tuple(sorted(set(layers)))
 
 
@@ -226,7 +231,7 @@ def read_keys(
         ``k [edits, f]``, the inputs of the down-projection, and ``y [edits, d]``, its outputs (empty if not wanted).
     """
     rows = [row for edit in edits for row in prompt_rows(lm, edit, templates, fact_token=fact_token)]
-    down = lm.arch.down_of(layer)
+    down = lm.arch.writer_of(layer)
     seen = read_activations(lm, rows, inputs=[down], outputs=[down] if outputs else [])
     share = context_templates.template_weights(templates, kind)
     values = seen.outputs[down] if outputs else seen.inputs[down][:, :0]
@@ -325,7 +330,7 @@ def spread_residuals(
     edits = [edit for group in groups for edit in group]
     owner = [g for g, group in enumerate(groups) for _ in group]
     for i, layer in enumerate(layers):
-        place = (lm.arch.block if site == "block" else lm.arch.down_of)(layers[-1])
+        place = (lm.arch.block if site == "block" else lm.arch.writer_of)(layers[-1])
         key, hidden = _keys_and_hidden_states(
             lm,
             edits,
@@ -358,7 +363,7 @@ def _keys_and_hidden_states(
     """Keys at one layer and what leaves a module, each edit on the model that carries its own patch."""
     rows = [row for edit in edits for row in prompt_rows(lm, edit, templates, fact_token=fact_token)]
     carried = [g for g in owner for _ in templates]
-    down = lm.arch.down_of(layer)
+    down = lm.arch.writer_of(layer)
     key = _read_each(lm, rows, owner=carried, patches=patches, inputs=[down], outputs=[]).inputs[down]
     hidden = read_hidden_states(
         lm, edits, owner=owner, patches=patches, place=place, template=templates[0], fact_token=fact_token

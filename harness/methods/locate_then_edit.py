@@ -33,7 +33,7 @@ from harness.methods.keys import (
     take_unedited,
     template_notes,
 )
-from harness.methods.second_moments import Moment, require_finite_moment
+from harness.methods.second_moments import Moment, missing_moments, require_finite_moment, require_room
 from harness.methods.value import anchor_norm, optimise
 from harness.methods.value_rows import Objective, Seam, Stop
 from harness.models.activations import at_least_float32, capture_activations
@@ -49,6 +49,7 @@ __all__ = [
     "SpreadMemory",
     "inverse_of_preserved",
     "require_additive",
+    "require_linear",
     "ridge_adjoint",
     "ridge_solver",
     "sum_key_products",
@@ -156,9 +157,17 @@ class LocateThenEdit(Editor):
         """
         super().require(lm)
         self.require_writable(lm, None)
-        capture_activations(lm, _short(lm), inputs=[lm.arch.down_of(layer) for layer in self.edited_layers(lm)])
+        capture_activations(lm, _short(lm), inputs=[lm.arch.writer_of(layer) for layer in self.edited_layers(lm)])
+        require_linear(lm, self.edited_layers(lm))
+        # The keys of experts are of a size that nobody expects.
+        wide = [layer for layer in self.whitened_layers(lm) if lm.experts(lm.down(layer)) is not None]
+        require_room(lm, missing_moments(lm, wide, tokens=self.cov_tokens))
         if self.seam == "parts":
             lm.arch.attn_of(self.edited_layers(lm)[-1])
+
+    def whitened_layers(self, lm: LM) -> tuple[int, ...]:
+        """The layers of whose keys the second moments are needed; by default all that are written."""
+        return self.edited_layers(lm)
 
     def require_writable(self, lm: LM, memory: object) -> None:
         """Refuse weights that cannot be written, before the model is run for anything.
@@ -224,7 +233,7 @@ class Spread(LocateThenEdit):
     def edited_layers(self, lm: LM) -> tuple[int, ...]:
         """The layers; by default up to five that end at 27 % of the depth, as published for Llama."""
         last = max(layer_at_depth(lm, 0.27), 1 if lm.arch.layers > 1 else 0)
-        return require_layers(lm, self.layers or range(max(0, last - 4), last + 1))
+        return require_layers(lm, self.layers or range(max(0, last - 4), last + 1), experts=True)
 
     def prior(self, lm: LM, memory: object, layers: Sequence[int]) -> SpreadMemory:
         """Templates, second moments, and the keys of earlier edits."""
@@ -403,7 +412,7 @@ def require_additive(lm: LM, layers: Sequence[int], asker: str) -> None:
     batch = _short(lm)
     unchanged = capture_activations(lm, batch, outputs=[lm.arch.block(layer) for layer in layers]).outputs
     for layer in layers:
-        block, down = lm.arch.block(layer), lm.arch.down_of(layer)
+        block, down = lm.arch.block(layer), lm.arch.writer_of(layer)
         before = at_least_float32(unchanged[block])
         if before.shape[-1] != lm.arch.width:
             raise ModelError(
@@ -420,6 +429,38 @@ def require_additive(lm: LM, layers: Sequence[int], asker: str) -> None:
                 f"{asker} adds residuals to what the feed-forward modules write, but {lm.name} has a norm or a factor "
                 f"between '{down}' and the residual stream, behind which they are something else; optimise what it "
                 "writes itself (memit, emmet, alphaedit: --set site=mlp; rome, r_rome), or take a fine-tuning editor"
+            )
+
+
+def require_linear(lm: LM, layers: Sequence[int]) -> None:
+    """Refuse experts that do something else to what they write than to weight it and add it up.
+
+    Only then is what they write linear in their stacked down-projections. Measured: a change of rank one is held, and
+    what the module gives with it is compared with what the stacked keys foretell.
+
+    Args:
+        lm: the model.
+        layers: the layers that would be written; those without experts are not tried.
+
+    Raises:
+        ModelError: the two differ.
+    """
+    batch = _short(lm)
+    for layer in layers:
+        name, place = lm.down(layer), lm.arch.writer_of(layer)
+        if lm.experts(name) is None:
+            continue
+        seen = capture_activations(lm, batch, inputs=[place], outputs=[place])
+        key, before = at_least_float32(seen.inputs[place]), at_least_float32(seen.outputs[place])
+        left = torch.linspace(-1, 1, lm.arch.width, device=key.device)[:, None].sin() * before.norm()
+        right = key[0, -1:] / key[0, -1:].norm() ** 2
+        with patched(lm, Patch({name: LowRank(left, right)})):
+            arrived = at_least_float32(capture_activations(lm, batch, outputs=[place]).outputs[place]) - before
+        wanted = (key @ right.T) @ left.T
+        if not float((arrived - wanted).norm() / wanted.norm()) < 0.1:
+            raise ModelError(
+                f"{lm.name}: what the experts of layer {layer} write is not linear in their down-projections, so that "
+                "no value can be written into them; take an editor of another seam (ike, grace), or a fine-tuning one"
             )
 
 

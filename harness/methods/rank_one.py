@@ -148,7 +148,11 @@ class RankOne(LocateThenEdit):
 
     def edited_layers(self, lm: LM) -> tuple[int, ...]:
         """The layers; by default one at 17 % of the depth."""
-        return require_layers(lm, self.layers or (layer_at_depth(lm, 0.17),))
+        return require_layers(lm, self.layers or (layer_at_depth(lm, 0.17),), experts=True)
+
+    def whitened_layers(self, lm: LM) -> tuple[int, ...]:
+        """All that are written, none without covariance."""
+        return self.edited_layers(lm) if self.covariance else ()
 
     def _unedited(self, lm: LM, memory: object) -> Unedited:
-        return self.prior(lm, memory, self.edited_layers(lm) if self.covariance else ())
+        return self.prior(lm, memory, self.whitened_layers(lm))

@@ -275,19 +275,25 @@ def require_room(lm: LM, layers: Sequence[int]) -> None:
     """
     for device, those in _by_device(lm, layers).items():
         free = free_bytes(device)
-        needed = 8 * lm.arch.inner**2 * (len(those) + 1)
+        sizes = [lm.arch.key_size(layer) for layer in those]
+        needed = 8 * (sum(size**2 for size in sizes) + max(sizes) ** 2)
         if free is not None and needed > free:
             where = f"{'layer' if len(those) == 1 else 'layers'} {', '.join(map(str, those))}"
+            stacked = any(lm.experts(lm.down(layer)) is not None for layer in those)
+            keys = f" (the keys of all experts stacked are {max(sizes):,} numbers)" if stacked else ""
+            cure = (
+                "take rome with --set covariance=false" if stacked else "leave it less of the weights with --max-memory"
+            )
             raise ModelError(
-                f"{lm.name}: the second moments of {where} need {gibibytes(needed)} on {device}, where "
-                f"{gibibytes(free)} are free; leave it less of the weights with --max-memory, or edit fewer layers"
+                f"{lm.name}: the second moments of {where}{keys} need {gibibytes(needed)} on {device}, where "
+                f"{gibibytes(free)} are free; {cure}, or edit fewer layers"
             )
 
 
 def _by_device(lm: LM, layers: Sequence[int]) -> dict[torch.device, list[int]]:
     found: dict[torch.device, list[int]] = {}
     for layer in sorted(set(layers)):
-        found.setdefault(lm.device_at(lm.arch.down_of(layer)), []).append(layer)
+        found.setdefault(lm.device_at(lm.arch.writer_of(layer)), []).append(layer)
     return found
 
 
@@ -346,7 +352,7 @@ def accumulate_moments(
         progress: told how many tokens are read, and how many are wanted.
         budget: tokens of one forward pass, padding included.
     """
-    names = {layer: lm.arch.down_of(layer) for layer in layers}
+    names = {layer: lm.arch.writer_of(layer) for layer in layers}
     sums: dict[int, Tensor] = {}
     count = 0
     with _bar(progress, lm.name, tokens) as tell, fused_gelu(lm.model):
@@ -441,9 +447,10 @@ def require_finite_moment(moment: Moment, name: str) -> None:
 def _manifests(lm: LM, layers: Sequence[int], tokens: int) -> dict[int, Manifest]:
     tokenizer = hashlib.sha256(lm.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
     model, text = lm.fingerprint(), text_identity(lm.text)
-    dtype = "float64" if lm.arch.inner <= _DOUBLED else "float32"
+    kinds = {layer: "float64" if lm.arch.key_size(layer) <= _DOUBLED else "float32" for layer in layers}
     return {
-        layer: Manifest(model, tokenizer, lm.arch.down_of(layer), text, tokens, _longest(lm), dtype) for layer in layers
+        layer: Manifest(model, tokenizer, lm.arch.writer_of(layer), text, tokens, _longest(lm), kind)
+        for layer, kind in kinds.items()
     }
 
 

@@ -62,18 +62,20 @@ class Forward:
         self.lens = None if wanted == last else lm.arch.block(wanted)
         parts = {
             # Where something stands behind the down-projection, only what that gives itself can be written.
-            "mlp": (lm.arch.down_of,),
+            "mlp": (lm.arch.writer_of,),
             "block": (lm.arch.block,),
-            "parts": (lm.arch.attn_of, lm.arch.down_of),
+            "parts": (lm.arch.attn_of, lm.arch.writer_of),
         }
         self.names = [part(objective.layer) for part in parts[objective.seam]]
-        self.down = lm.arch.down_of(objective.layer)
+        self.down = lm.arch.writer_of(objective.layer)
         self.contexts = len(prepared[0].said) - prepared[0].rivals
 
     def _see(self, inputs: Collection[str] = (), outputs: Collection[str] = ()) -> Activations:
         """Run the model until all that is wanted, and these modules, have been seen unchanged."""
         wanted = {*self.names, self.down, *outputs}
-        seen = capture_activations(self.lm, self.batch, inputs={self.down, *inputs}, outputs=wanted, front=self.front)
+        seen = capture_activations(
+            self.lm, self.batch, inputs={self.down, *inputs}, outputs=wanted, front=self.front, at=self.places.at
+        )
         self.seam = [at_least_float32(seen.outputs[name]) for name in self.names]
         self.key, self.output = (hidden_at(kept[self.down], self.places.at) for kept in (seen.inputs, seen.outputs))
         return seen

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.errors import ModelError
+from harness.models.experts import Experts, stacked_keys
 from harness.models.lm import LM, Batch
 from harness.models.packing import shared_length
 
@@ -142,26 +143,28 @@ def capture_activations(
     inputs: Collection[str] = (),
     outputs: Collection[str] = (),
     front: PrefixCache | None = None,
+    at: Tensor | None = None,
 ) -> Activations:
     """Run the model on a batch until the named modules have been seen; the blocks above the last one do not run.
 
     Args:
         lm: the model.
         batch: the rows.
-        inputs: modules whose input is wanted.
+        inputs: modules whose input is wanted; of experts it is their stacked key (:mod:`harness.models.experts`).
         outputs: modules whose output is wanted.
         front: what stands in front of the rows.
+        at: where in each row stacked keys are wanted, which are then ``[rows, 1, dim]``; by default everywhere.
 
     Raises:
         ModelError: a module does not exist, or the forward pass never reached it.
     """
-    taps = Activations()
+    taps, mixtures = Activations(), lm.arch.stacked
     missing = {("in", name) for name in inputs} | {("out", name) for name in outputs}
     rows, columns = batch.ids.shape
 
     def keep(kind: str, name: str, hidden: Tensor) -> None:
         # OPT flattens rows and columns inside its blocks.
-        seen = hidden.detach().reshape(rows, columns, -1)
+        seen = hidden.detach().reshape(rows, 1 if at is not None and kind == "in" and name in mixtures else columns, -1)
         missing.discard((kind, name))
         # Falcon adds attention to what its feed-forward module gave in place.
         (taps.inputs if kind == "in" else taps.outputs)[name] = seen.clone() if missing and kind == "out" else seen
@@ -169,7 +172,8 @@ def capture_activations(
             raise _Enough
 
     plain = {"attention_mask": batch.mask, "use_cache": False}
-    with _hooks(lm, inputs, outputs=outputs, keep=keep), torch.no_grad():
+    tokens = None if at is None else torch.arange(rows) * columns + at.cpu()
+    with _hooks(lm, inputs, outputs=outputs, keep=keep, tokens=tokens), torch.no_grad():
         try:
             lm.model(input_ids=batch.ids, **(front.inputs(lm, batch) if front else plain))
         except _Enough:
@@ -254,15 +258,29 @@ def _past(lm: LM, heads: Sequence[tuple[int, ...]], width: int, front: PrefixCac
 
 @contextmanager
 def _hooks(
-    lm: LM, inputs: Collection[str], *, outputs: Collection[str], keep: Callable[[str, str, Tensor], None]
+    lm: LM,
+    inputs: Collection[str],
+    *,
+    outputs: Collection[str],
+    keep: Callable[[str, str, Tensor], None],
+    tokens: Tensor | None = None,
 ) -> Iterator[None]:
     def before(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         return lambda _module, args: keep("in", name, args[0])
 
+    def stacked(name: str, experts: Experts) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+        return lambda module, args, kwargs: keep("in", name, stacked_keys(experts, module, args, kwargs, tokens))
+
     def after(name: str) -> Callable[[nn.Module, Any, Any], None]:
         return lambda _module, _args, output: keep("out", name, first_output(output))
 
-    handles = [lm.module(name).register_forward_pre_hook(before(name)) for name in inputs]
+    mixtures = lm.arch.stacked
+    handles = [lm.module(name).register_forward_pre_hook(before(name)) for name in inputs if name not in mixtures]
+    handles += [
+        lm.module(name).register_forward_pre_hook(stacked(name, mixtures[name]), with_kwargs=True)
+        for name in inputs
+        if name in mixtures
+    ]
     # Hooks run in the order of registration: what is read here is what the hooks of a patch made of it.
     handles += [lm.module(name).register_forward_hook(after(name)) for name in outputs]
     try:
@@ -296,8 +314,8 @@ def read_activations(
     order: list[int] = []
     for chunk in row_portions([[len(row.ids)] for row in rows], budget):
         before(chunk)
-        seen = capture_activations(lm, pad_rows(lm, [rows[i] for i in chunk]), inputs=inputs, outputs=outputs)
         at = torch.tensor([rows[i].at for i in chunk])
+        seen = capture_activations(lm, pad_rows(lm, [rows[i] for i in chunk]), inputs=inputs, outputs=outputs, at=at)
         for parts, tensors in ((entered, seen.inputs), (left, seen.outputs)):
             for name, tensor in tensors.items():
                 parts[name].append(hidden_at(tensor, at))
@@ -387,7 +405,12 @@ def at_least_float32(tensor: Tensor) -> Tensor:
 
 
 def hidden_at(hidden: Tensor, at: Tensor) -> Tensor:
-    """Hidden states ``[rows, columns, dim]`` at one position of each row, ``[rows, dim]``, at least in float32."""
+    """Hidden states ``[rows, columns, dim]`` at one position of each row, ``[rows, dim]``, at least in float32.
+
+    What is of one column has been read there alone.
+    """
+    if hidden.shape[1] == 1:
+        return at_least_float32(hidden[:, 0])
     return at_least_float32(hidden[torch.arange(len(hidden), device=hidden.device), at.to(hidden.device)])
 
 

@@ -3,7 +3,9 @@
 A block's feed-forward part is the group of two or three matrices that lead from the hidden size ``d`` to one width
 ``f`` and back; its down-projection is the matrix ``f -> d``. No attention has that form: it has four matrices, or a
 fused one whose width is not the width of its output projection. Every block is looked at. One that holds experts has no
-down-projection that all tokens pass; a shared expert beside them is edited only where it is named by hand.
+down-projection that all tokens pass; a shared expert beside them is edited only where it is named by hand. Where the
+experts' down-projections are one parameter, they are one matrix for editors that ask for it
+(:mod:`harness.models.experts`).
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import torch
 from torch import nn
 
 from harness.errors import ModelError, near
+from harness.models.experts import Experts, stacked_experts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,6 +41,7 @@ class Layer:
         inner: the size of a key, 0 without a down-projection.
         attn: what mixes tokens: attention, or what stands in its place (Mamba, a convolution).
         why: why the block has no down-projection that can be edited.
+        experts: the down-projections of its experts as one, None where it has no experts, or none that are stacked.
     """
 
     mlp: str | None
@@ -45,6 +49,7 @@ class Layer:
     inner: int
     attn: str | None
     why: str = ""
+    experts: Experts | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,16 @@ class Architecture:
         """The layers that have a down-projection of their own."""
         return tuple(i for i, layer in enumerate(self.each) if layer.down is not None)
 
+    @property
+    def writable(self) -> tuple[int, ...]:
+        """The layers that have a down-projection of their own, or experts whose down-projections are one."""
+        return tuple(i for i, layer in enumerate(self.each) if layer.down is not None or layer.experts is not None)
+
+    @property
+    def stacked(self) -> dict[str, Experts]:
+        """The experts of all layers that write through them, by the name of the module that holds them."""
+        return {one.experts.module: one.experts for one in self.each if one.experts is not None}
+
     def block(self, layer: int) -> str:
         """The name of one block.
 
@@ -112,6 +127,20 @@ class Architecture:
         """
         return self._named("down", layer, self.each[self._checked(layer)].down)
 
+    def writer_of(self, layer: int) -> str:
+        """The name of the module that writes a layer's values: its down-projection, or its experts as one.
+
+        Raises:
+            ModelError: the model has no such layer, or the layer neither of them.
+        """
+        experts = self.each[self._checked(layer)].experts
+        return self.down_of(layer) if experts is None else experts.module
+
+    def key_size(self, layer: int) -> int:
+        """The size of what enters :meth:`writer_of`; of experts that of the stacked key."""
+        one = self.each[self._checked(layer)]
+        return one.inner if one.experts is None else one.experts.width
+
     def attn_of(self, layer: int) -> str:
         """The name of one block's attention module.
 
@@ -135,9 +164,10 @@ class Architecture:
                 f"{self.owner}: layer {layer} has no down-projection to edit ({why}); layers that have one: "
                 f"{', '.join(map(str, self.editable))}"
             )
+        able = "writes all experts (rome, memit, ft_m) or one that " if self.writable else ""
         raise ModelError(
-            f"{self.owner}: no {part} found ({why}); take an editor that needs none (ike, rag, full), or name the "
-            f"modules by hand, for example --arch blocks={self.blocks},down={self.blocks}.mlp.down_proj"
+            f"{self.owner}: no {part} found ({why}); take an editor that {able}needs none (ike, rag, full), or name "
+            f"the modules by hand, for example --arch blocks={self.blocks},down={self.blocks}.mlp.down_proj"
         )
 
     def _checked(self, layer: int) -> int:
@@ -252,6 +282,7 @@ def _layer(model: nn.Module, blocks: str, index: int, *, width: int, by_hand: Ma
         inner=_in_out(block.get_submodule(down))[0] if down else 0,
         attn=given.get("attn") or (f"{at}.{attn}" if attn else None),
         why=why,
+        experts=None if down or experts is None or "down" in given else _stacked(model, f"{at}.{experts}", width),
     )
 
 
@@ -364,6 +395,13 @@ def _experts(block: nn.Module, width: int) -> str | None:
             if listed or (_stacked_experts(module, width) and not _told_of_others(part)):
                 return f"{child}.{inside}".rstrip(".")
     return None
+
+
+def _stacked(model: nn.Module, part: str, width: int) -> Experts | None:
+    """The experts inside a part of a block whose down-projections are one parameter; None where there is not one."""
+    inside = [(f"{part}.{name}".rstrip("."), module) for name, module in model.get_submodule(part).named_modules()]
+    found = [experts for name, module in inside if (experts := stacked_experts(name, module, width)) is not None]
+    return found[0] if len(found) == 1 else None
 
 
 def _stacked_experts(module: nn.Module, width: int) -> bool:

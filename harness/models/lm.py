@@ -17,6 +17,7 @@ from harness.io import plain_text
 from harness.io.hashes import combined_sha256, inner_tensors
 from harness.models import arch, tokens
 from harness.models.arch import Architecture
+from harness.models.experts import Experts
 from harness.models.naming import shipped
 from harness.models.offload import Weights, device_of, value_of
 from harness.models.placement import Placement, Where, require_device
@@ -138,7 +139,7 @@ class LM:
     @property
     def dtype(self) -> torch.dtype:
         """The type of the weights that are edited: of the first down-projection, or of the embedding without one."""
-        edited = self.arch.editable
+        edited = self.arch.writable
         return self._stored(self.down(edited[0]) if edited else f"{self.arch.embedding}.weight").dtype
 
     @property
@@ -201,13 +202,32 @@ class LM:
         return leaf == "weight" and arch.stored_transposed(self.module(owner))
 
     def matrix(self, name: str) -> Tensor:
-        """A view of a parameter, matrices always as ``[out, in]``."""
-        stored = self.parameter(name).detach()
+        """A view of a parameter, matrices always as ``[out, in]``; of stacked experts, one matrix, a copy."""
+        return self.as_matrix(name, self.parameter(name).detach())
+
+    def as_matrix(self, name: str, stored: Tensor) -> Tensor:
+        """What has the form in which a parameter is stored, as :meth:`matrix` has it."""
+        experts = self.experts(name)
+        if experts is not None:
+            return experts.as_matrix(stored)
         return stored.T if self.transposed(name) else stored
 
+    def as_stored(self, name: str, matrix: Tensor) -> Tensor:
+        """What has the form of :meth:`matrix`, as the parameter is stored."""
+        experts = self.experts(name)
+        if experts is not None:
+            return experts.as_stored(matrix)
+        return matrix.T if self.transposed(name) else matrix
+
+    def experts(self, name: str) -> Experts | None:
+        """The experts whose stacked down-projections a parameter is; None of any other."""
+        found = self.arch.stacked.get(name.rpartition(".")[0])
+        return found if found is not None and found.parameter == name else None
+
     def down(self, layer: int) -> str:
-        """The name of the weight of a layer's down-projection."""
-        return f"{self.arch.down_of(layer)}.weight"
+        """The name of the weight of a layer's down-projection, or of those of its experts, which are one."""
+        experts = self.arch.stacked.get(self.arch.writer_of(layer))
+        return f"{self.arch.down_of(layer)}.weight" if experts is None else experts.parameter
 
     def encode(self, text: str) -> list[int]:
         """The tokens of a text that starts a sequence, with whatever the tokenizer puts in front (BOS), once."""

@@ -20,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from harness.errors import ModelError, NumericalError, RestoreError
 from harness.io.hashes import inner_tensors, tensor_sha256
 from harness.models.activations import first_output, with_first
+from harness.models.experts import Experts, products
 from harness.models.lm import LM
 from harness.models.offload import resident
 from harness.patches.delta import Delta, LowRank
@@ -202,19 +203,18 @@ def _changed(lm: LM, name: str, delta: Delta) -> Iterator[None]:
 
 @contextmanager
 def _written(lm: LM, name: str, delta: Delta) -> Iterator[None]:
-    parameter, transposed = lm.parameter(name), lm.transposed(name)
+    parameter = lm.parameter(name)
     # The float32 sum is rounded once, so that a small change of a half-precision weight is not lost twice.
     change = delta.to(parameter.device, torch.promote_types(parameter.dtype, torch.float32)).dense()
-    if change.shape != lm.matrix(name).shape:
-        raise ModelError(
-            f"'{name}' is {tuple(lm.matrix(name).shape)}, its change is {tuple(change.shape)}; edit the same model"
-        )
+    wanted = lm.as_matrix(name, parameter.detach().to("meta")).shape
+    if change.shape != wanted:
+        raise ModelError(f"'{name}' is {tuple(wanted)}, its change is {tuple(change.shape)}; edit the same model")
     require_finite(name, change)
     before = parameter.detach().clone()
     digest = tensor_sha256(before)
     try:
         with torch.no_grad():
-            parameter.copy_(before.to(change.dtype) + (change.T if transposed else change))
+            parameter.copy_(before.to(change.dtype) + lm.as_stored(name, change))
         yield
     finally:
         with torch.no_grad():
@@ -344,12 +344,14 @@ def patched_rows(lm: LM, patches: Sequence[Patch]) -> Iterator[RowPatches]:
     with ExitStack() as stack:
         for name in sorted({name for patch in patches for name in patch.weights}):
             owner, _, leaf = name.rpartition(".")
-            if leaf != "weight":
+            experts = lm.experts(name)
+            if leaf != "weight" and experts is None:
                 raise ModelError(
                     f"'{name}' is not the matrix of a linear module; hold such patches one after the other"
                 )
             lefts, rights = _stacked(lm, name, [patch.weights.get(name) for patch in patches])
-            stack.callback(lm.module(owner).register_forward_hook(_row_hook(rows, lefts, rights)).remove)
+            hook = _row_hook(rows, lefts, rights) if experts is None else _expert_hook(rows, lefts, rights, experts)
+            stack.callback(lm.module(owner).register_forward_hook(hook, with_kwargs=experts is not None).remove)
         yield rows
 
 
@@ -357,8 +359,8 @@ def _stacked(
     lm: LM, name: str, deltas: Sequence[Delta | None]
 ) -> tuple[Float[Tensor, "entries out r"], Float[Tensor, "entries r d_in"]]:
     """``left [patches + 1, out, r]``, ``right [patches + 1, r, in]``, zero-padded; the last entry changes nothing."""
-    out, width = lm.matrix(name).shape
     weight = lm.parameter(name)
+    out, width = lm.as_matrix(name, weight.detach().to("meta")).shape
     dtype = torch.promote_types(weight.dtype, torch.float32)
     low = [delta for delta in deltas if isinstance(delta, LowRank)]
     rank = max(delta.left.shape[1] for delta in low)
@@ -381,6 +383,27 @@ def _row_hook(
         # OPT flattens rows and columns inside its blocks.
         x = args[0].to(rights.dtype).reshape(len(index), -1, rights.shape[2])
         change = ((x @ rights[index].transpose(1, 2)) @ lefts[index].transpose(1, 2)).reshape(output.shape)
+        changed: Tensor = (output.to(change.dtype) + change).to(output.dtype)
+        return changed
+
+    return run
+
+
+def _expert_hook(
+    rows: RowPatches, lefts: Float[Tensor, "entries out r"], rights: Float[Tensor, "entries r width"], experts: Experts
+) -> Callable[[nn.Module, Any, dict[str, Any], Tensor], Tensor]:
+    """As :func:`_row_hook`, of experts, whose stacked keys nobody reads: their products with ``right`` are enough."""
+
+    def run(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Tensor) -> Tensor:
+        if rows.index is None:
+            return output
+        index = rows.index.to(lefts.device)
+        used, entry = torch.unique(index, return_inverse=True)
+        found = products(experts, module, args, kwargs, rights[used].flatten(0, 1)).to(rights.dtype)
+        each = found.reshape(len(index), -1, len(used), rights.shape[1])[
+            torch.arange(len(index), device=index.device), :, entry
+        ]
+        change = (each @ lefts[index].transpose(1, 2)).reshape(output.shape)
         changed: Tensor = (output.to(change.dtype) + change).to(output.dtype)
         return changed
 

@@ -181,7 +181,7 @@ def _require_layers(resolved: Resolved, lm: LM, editor: Editor) -> None:
     """See that the layers to be edited are there, and that their weights can be edited, before anything is measured."""
     layers = getattr(editor.root, "layers", None)
     for layer in layers or ():
-        lm.arch.down_of(layer)  # tells of a layer that the model does not have
+        lm.arch.writer_of(layer)  # tells of a layer that the model does not have
     if resolved.edits_any and not resolved.plan.patch and "weights" in editor.root.seams:
         _require_plain(lm, layers or lm.arch.editable)
     made = resolved.edits_any and not resolved.plan.patch and getattr(editor.root, "cov_tokens", None)

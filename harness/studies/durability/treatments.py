@@ -201,7 +201,7 @@ def _change(lm: LM, name: str, value: Tensor) -> Dense | None:
     difference = value - lm.parameter(name).detach().to(value.dtype)
     if not bool(difference.any()):
         return None
-    return Dense(difference.T.contiguous() if lm.transposed(name) else difference)
+    return Dense(lm.as_matrix(name, difference).contiguous())
 
 
 # --- quantisation -----------------------------------------------------------------------------------------------------

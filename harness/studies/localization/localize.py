@@ -478,7 +478,7 @@ def _sources(grid: Grid) -> dict[str, str]:
 def _checked_layers(lm: LM, grid: Grid) -> list[int]:
     layers = list(range(lm.arch.layers)) if grid.layers is None else sorted(set(grid.layers))
     for layer in layers:
-        lm.arch.down_of(layer)
+        lm.arch.writer_of(layer)
     trace.require_traceable(lm, grid.trace)
     return layers
 
