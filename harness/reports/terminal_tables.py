@@ -264,7 +264,7 @@ def record_table(record: Record) -> RenderableType:
     parts: list[RenderableType] = [_facts(record), Text(), _results(record, everything=True)]
     for matrix in language_tables(record):
         parts += [Text(), matrix]
-    for table in (_delta_table(record), _data_table(record), _cost_table(record)):
+    for table in (_delta_table(record), _routing_table(record), _data_table(record), _cost_table(record)):
         if table.row_count:
             parts += [Text(), table]
     return Group(*parts)
@@ -346,6 +346,14 @@ def _delta_table(record: Record) -> Table:
         rank = facts.get("rank")
         keys = ("frobenius", "relative_frobenius", "spectral")
         table.add_row(weight, MISSING if rank is None else str(rank), *(number(facts.get(key)) for key in keys), "")
+    return table
+
+
+def _routing_table(record: Record) -> Table:
+    """Of a mixture of experts the share of tokens that are still sent to the same ones, after the last edit."""
+    table = _table("routing of", "share kept", "")
+    for module, share in (record.points[-1].get("routing", {}) if record.points else {}).items():
+        table.add_row(module, number(share), "")
     return table
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from harness.editing.editor import Editor
 from harness.editing.schedule import Stop
-from harness.errors import HarnessError
-from harness.exam import weight_change
+from harness.errors import DataError, HarnessError
+from harness.exam import expert_choice, neutral_text, weight_change
 from harness.exam.spectra import Spectra
 from harness.models.guard import Guard
 from harness.models.lm import LM
@@ -16,7 +18,12 @@ from harness.patches.patch import Patch, patched
 from harness.runs.prepare import VOID
 from harness.runs.record import Record
 
-__all__ = ["changes_anything", "note_change", "note_described", "note_restored"]
+__all__ = ["Routing", "changes_anything", "note_change", "note_described", "note_restored"]
+
+log = logging.getLogger(__name__)
+
+_DOCUMENTS = 20
+"""Neutral documents whose tokens are followed to the experts that they are sent to."""
 
 
 def note_change(record: Record, *, lm: LM, editor: Editor, stop: Stop, hashes: Mapping[str, str]) -> None:
@@ -88,6 +95,40 @@ def note_restored(record: Record, guard: Guard) -> None:
 def changes_anything(patch: Patch) -> bool:
     """Whether a patch changes anything; a run of which none does is a mistake, not a result."""
     return not (patch.empty or (patch.weights and not _moves(patch)))
+
+
+class Routing:
+    """How stable the routing of a mixture of experts is under edits, against the model as it is before any."""
+
+    def __init__(self, lm: LM) -> None:
+        self.lm = lm
+
+    def after(self, stop: Stop) -> dict[str, dict[str, float]]:
+        """What a record says of a stop beside its weights; nothing of other models, nor of isolated edits.
+
+        Args:
+            stop: the edits so far; isolated ones are many models, of none of which tables show anything.
+        """
+        if len(stop.patches) != 1 or not self.lm.arch.stacked or self._texts is None:
+            return {}
+        before = self._unedited
+        with patched(self.lm, stop.patches[0]):
+            return {"routing": expert_choice.stability(before, expert_choice.chosen_experts(self.lm, self._texts))}
+
+    @cached_property
+    def _texts(self) -> neutral_text.Texts | None:
+        """Neutral documents; None where there are none."""
+        try:
+            found = neutral_text.texts(self.lm, _DOCUMENTS)
+        except DataError as error:
+            log.warning("the stability of routing is not measured: %s", error)
+            return None
+        return found if found.rows else None
+
+    @cached_property
+    def _unedited(self) -> Mapping[str, Any]:
+        assert self._texts is not None
+        return expert_choice.chosen_experts(self.lm, self._texts)
 
 
 def _require_written(editor: Editor, patch: Patch, weights: Mapping[str, Mapping[str, Any]]) -> None:

@@ -14,7 +14,7 @@ from harness.exam.measure import asked_after
 from harness.io.hashes import combined_sha256
 from harness.methods.value_cache import ValueCache, values_folder, values_from
 from harness.runs.changed_since import changed_since
-from harness.runs.changed_weights import note_change, note_described, note_restored
+from harness.runs.changed_weights import Routing, note_change, note_described, note_restored
 from harness.runs.clock import Clock
 from harness.runs.folder import exclusive
 from harness.runs.identity import digest
@@ -193,6 +193,10 @@ class _Run:
             self.clock.values("edit", {name: count - before[name] for name, count in now.items()})
 
     @cached_property
+    def _routing(self) -> Routing:
+        return Routing(self.ready.lm)
+
+    @cached_property
     def _values(self) -> ValueCache:
         return ValueCache(values_folder() if self.options.cache else None)
 
@@ -218,7 +222,7 @@ class _Run:
         # The weights themselves are looked at once, at the end: reading all of them takes long.
         ready.guard.require(VOID, weights=False, before=f" before {ready.editor.name} edited")
         note_change(record, lm=ready.lm, editor=ready.editor, stop=stop, hashes=self.hashes)
-        self.writer.noted(stop.edits, weights=record.delta)
+        self.writer.noted(stop.edits, weights=record.delta, **self._routing.after(stop))
         # Edits that were put back from a file stand in it already.
         if self.options.save_edits and len(stop.patches) == 1 and not ready.resolved.plan.patch:
             save_edits(self.options.output, record, ready=ready, stop=stop)

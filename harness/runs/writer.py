@@ -136,7 +136,7 @@ class RecordWriter:
         self.save()
 
     def noted(self, edits: int, **facts: Json) -> None:
-        """Adds what else is known after so many edits (``weights``, ``latest``, ``truncated``), and saves."""
+        """Adds what else is known after so many edits (``weights``, ``routing``, ``latest``), and saves."""
         self._point(edits).update(rounded(facts))
         self.save()
 

@@ -81,6 +81,7 @@ class RecordView:
         notes: what the editor or the run has to say.
         hashes: what it depends on.
         delta: weight -> what was done to it.
+        routing: module of experts -> the share of tokens that are still sent to the same of them.
         versions: of programs.
         cost: phase, seconds, MiB.
         caveats: what tasks want a reader to know.
@@ -97,6 +98,7 @@ class RecordView:
     notes: tuple[str, ...]
     hashes: Mapping[str, str]
     delta: Mapping[str, Mapping[str, str]]
+    routing: Mapping[str, str]
     versions: Mapping[str, str]
     cost: tuple[tuple[str, str, str], ...]
     caveats: Mapping[str, str]
@@ -124,6 +126,7 @@ def record_view(record: Record, given: Mapping[str, str] | None = None) -> Recor
         notes=tuple(_notes(record)),
         hashes=dict(_hashes(record)),
         delta={weight: _numbers(facts) for weight, facts in record.delta.items()},
+        routing=_numbers(record.points[-1].get("routing", {}) if record.points else {}),
         versions=record.versions,
         cost=tuple(_phases(record)),
         caveats=record.caveats,
