@@ -224,6 +224,8 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {
     "qwen3_5_moe_text": {**_EXPERTS, **_LINEAR},
     "kimi_linear": {
         **_MLA,
+        "num_experts": 4,
+        "num_experts_per_token": 2,
         "linear_attn_config": {
             "kda_layers": [1, 2],
             "full_attn_layers": [3],

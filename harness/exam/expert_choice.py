@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from harness.exam.neutral_text import Texts
 from harness.models.lm import LM
 
-__all__ = ["ALL", "chosen_experts", "stability"]
+__all__ = ["ALL", "chosen_experts", "routing_stability"]
 
 ALL = "all layers"
 _BATCH = 16
@@ -53,7 +53,7 @@ def _choice(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
     return given[0].detach().cpu()
 
 
-def stability(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, float]:
+def routing_stability(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, float]:
     """Module of experts -> the share of tokens whose experts are the same; under :data:`ALL` that of all modules.
 
     Args:

@@ -113,7 +113,9 @@ class Routing:
             return {}
         before = self._unedited
         with patched(self.lm, stop.patches[0]):
-            return {"routing": expert_choice.stability(before, expert_choice.chosen_experts(self.lm, self._texts))}
+            return {
+                "routing": expert_choice.routing_stability(before, expert_choice.chosen_experts(self.lm, self._texts))
+            }
 
     @cached_property
     def _texts(self) -> neutral_text.Texts | None:

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[3] / "scripts"))
 
 from tiny_models import make_model, make_tokenizer, save_model, write_text
 
-from harness.exam.expert_choice import ALL, chosen_experts, stability
+from harness.exam.expert_choice import ALL, chosen_experts, routing_stability
 from harness.exam.neutral_text import Texts
 from harness.models.lm import LM
 from harness.patches.delta import Dense
@@ -62,13 +62,13 @@ def test_the_share_of_tokens_whose_experts_stay_is_that_of_routers_by_hand() -> 
     assert shares[0] == 1.0  # what enters the first router is not changed
     assert 0 < shares[1] < 1
     wanted = {lm.arch.writer_of(layer): share for layer, share in enumerate(shares)}
-    assert stability(before, after) == pytest.approx({**wanted, ALL: sum(shares) / 3})
-    assert stability(before, before)[ALL] == 1.0
+    assert routing_stability(before, after) == pytest.approx({**wanted, ALL: sum(shares) / 3})
+    assert routing_stability(before, before)[ALL] == 1.0
 
 
 def test_a_model_without_experts_has_no_routing() -> None:
     lm = LM.wrap(make_model("llama"), make_tokenizer(), name="llama")
-    assert stability(chosen_experts(lm, texts(lm)), {}) == {}
+    assert routing_stability(chosen_experts(lm, texts(lm)), {}) == {}
 
 
 def test_a_record_keeps_and_shows_the_stability_of_routing(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def tiny(family: str) -> LM:
 )
 def test_a_mixture_of_experts_is_called_so_and_found_beside_attention(family: str, mlp: str, attn: str) -> None:
     lm = tiny(family)
-    assert lm.arch.editable == ()
+    assert (lm.arch.editable, lm.arch.writable) == ((), () if family == "jetmoe" else (0, 1, 2))
     assert (lm.arch.mlp_of(1), lm.arch.attn_of(1)) == (f"model.layers.1.{mlp}", f"model.layers.1.{attn}")
     with pytest.raises(ModelError, match=f"{family}: no down found .a mixture of experts.*ike, rag, full"):
         lm.arch.down_of(1)
@@ -126,6 +126,9 @@ def test_lora_on_a_mixture_of_experts_leaves_nothing_behind(family: str) -> None
 )
 @pytest.mark.parametrize("family", ["mixtral", "deepseek_v3", "mamba"])
 def test_what_cannot_be_edited_is_told_before_anything_is(family: str, editor: BreadthFirst) -> None:
+    if isinstance(editor, BreadthFirst) and family != "mamba":
+        editor.require(tiny(family))  # it trains all experts
+        return
     with pytest.raises(ModelError) as told:
         editor.require(tiny(family))
     assert "\n" not in str(told.value)
