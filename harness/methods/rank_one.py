@@ -131,7 +131,7 @@ class RankOne(LocateThenEdit):
         if self.fact_token == "last_released":  # a column of padding, and where it lies depends on the batch
             return read_keys(lm, edits, layer, templates=templates, fact_token=self.fact_token, outputs=True)
         which = int(len(templates) > 1)
-        place = lm.device_at(lm.arch.down_of(layer))
+        place = lm.device_at(lm.arch.writer_of(layer))
         return values.keys[:, which].to(place), values.outputs[:, which].to(place)
 
     def moment(self, prior: Unedited, layer: int) -> Moment | None:
