@@ -33,6 +33,7 @@ from harness.patches.delta import double
 __all__ = ["Values", "anchor_norm", "optimise"]
 
 _LITTLE = 0.01  # the KL term at which PMET's code ends a value whose target is on top
+_LONG = 100  # the norm of a hidden state from which EAMET's code sets out from no change
 _LESS = 0.1  # what the NLL counts in the evaluation after one in which the target was on top, there
 
 
@@ -43,7 +44,7 @@ class Values:
     Attributes:
         start: ``h0 [edits, d]``, the hidden state before.
         delta: ``[edits, d]``, its change, as it was optimised.
-        losses: for each edit ``[evaluations, 4]``: total, what the edit minimises (by default the NLL), KL, weight
+        losses: for each edit ``[evaluations, 4]``: total, further terms included, what the edit minimises (by default the NLL), KL, weight
             decay.
         written: ``v0 [edits, d]``, the part of ``start`` that the layer's feed-forward module writes; but for the seam
             ``block`` it is all of it.
@@ -194,8 +195,16 @@ def _descend(lm: LM, prepared: Sequence[PreparedEdit], *, objective: Objective, 
     front = prefix_cache(lm, prefixes(prepared))
     stage = _ActiveEdits(lm, prepared, range(len(prepared)), objective=objective, runner=runner, front=front)
     start, reference, seen = stage.start, None, stage.runner.seen()
-    delta = torch.zeros_like(start, requires_grad=True)
-    bound = objective.clamp * _norms(start, lm.arch.width)
+    unit = _norms(start, lm.arch.width)
+    delta = torch.zeros_like(start)
+    if objective.begin != "zero":
+        key = _key_norms(seen[0], stage.runner.contexts).to(unit)
+        if objective.begin == "key":
+            with torch.no_grad():
+                reference = stage.losses(delta, start, None)[2]
+        delta, unit = _along(start, unit, key, objective), key
+    delta.requires_grad_()
+    bound = objective.clamp * unit
     floors = torch.tensor([_floor(one.edit, objective) for one in prepared], device=start.device).to(start)
     adam = torch.optim.Adam([delta], lr=objective.lr)
     active, rule = torch.ones(len(prepared), dtype=torch.bool, device=start.device), _StopRule.of(objective, start)
@@ -205,7 +214,8 @@ def _descend(lm: LM, prepared: Sequence[PreparedEdit], *, objective: Objective, 
             terms, hit, reference = stage.losses(delta, start, reference, weight=rule.weight)
         stage.note(terms.detach(), active, losses)
         total = torch.full_like(start[:, 0], torch.inf).index_copy(0, stage.index, terms[:, 0].detach())
-        active = active & (total >= floors)
+        if step or objective.begin != "key_released":
+            active = active & (total >= floors)
         ended = rule.seen(hit, kl=terms[:, 2].detach(), index=stage.index)
         active = active.index_put((stage.index,), active[stage.index] & ~ended)
         if step == objective.steps - 1 or not bool(active.any()):
@@ -229,6 +239,28 @@ def _norms(vectors: Float[Tensor, "n parts_width"], width: int) -> Float[Tensor,
     """The norms of the parts of some vectors, ``[n, parts * width] -> [n, parts, 1]``."""
     norms: Tensor = vectors.view(len(vectors), -1, width).norm(dim=2, keepdim=True)
     return norms
+
+
+def _key_norms(keys: Float[Tensor, "edits 2 f"], contexts: int) -> Float[Tensor, "edits 1 1"]:
+    """The norms of MEMIT's mean keys: of the bare prompt's, and the mean of those of the other contexts."""
+    bare, mean = keys.unbind(1)
+    others = (contexts * mean - bare) / (contexts - 1) if contexts > 1 else bare
+    norms: Tensor = ((bare + others) / 2).norm(dim=1)
+    return norms[:, None, None]
+
+
+def _along(
+    start: Float[Tensor, "edits parts_d"],
+    norm: Float[Tensor, "edits parts 1"],
+    key: Float[Tensor, "edits 1 1"],
+    objective: Objective,
+) -> Float[Tensor, "edits parts_d"]:
+    """Changes along what is changed, as long as the key."""
+    parts = start.view(len(start), norm.shape[1], -1)
+    found = nn.functional.normalize(parts, dim=2) * key
+    if objective.begin == "key_released":
+        found = torch.where(norm < _LONG, found, 0.0)
+    return found.reshape_as(start)
 
 
 @dataclass(eq=False)
@@ -344,7 +376,10 @@ class _ActiveEdits:
         width = self.runner.lm.arch.width
         ratio = self.objective.weight_decay * _norms(mine, width) / _norms(start[self.index], width) ** 2
         decay = ratio.sum((1, 2))
-        return torch.stack([wanted + kl + decay, wanted, kl, decay], 1), wrong == 0, reference
+        total = wanted + kl + decay
+        for term in self.objective.terms:
+            total = total + term.loss(mine)
+        return torch.stack([total, wanted, kl, decay], 1), wrong == 0, reference
 
     def note(
         self, terms: Float[Tensor, "members 4"], active: Bool[Tensor, "edits"], losses: list[list[Tensor]]

@@ -46,6 +46,7 @@ FORMAT = 1
 
 DECISIVE = (
     "editing/directions.py",
+    "methods/alignment.py",
     "methods/value.py",
     "methods/value_forward.py",
     "methods/value_rows.py",
@@ -150,6 +151,7 @@ class ValueCache:
         if not self.weights:
             require_writable(self.folder, "set HARNESS_CACHE to a folder of yours")
         wanted = {name: value for name, value in asdict(objective).items() if name not in _AFTERWARDS}
+        wanted["terms"] = [term.identity() for term in objective.terms]
         parts = {
             "format": FORMAT,
             "weights": self.weights.setdefault(lm, WeightHashes()).of(lm),

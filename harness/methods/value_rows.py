@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, replace
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float64, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from harness.editing.edit import Edit
@@ -15,7 +15,18 @@ from harness.methods.keys import FactToken, find_fact_token, prompt_rows
 from harness.models.activations import Row
 from harness.models.lm import LM
 
-__all__ = ["Objective", "Positions", "PreparedEdit", "Seam", "Stop", "positions", "prefixes", "prepare_edit"]
+__all__ = [
+    "Begin",
+    "Objective",
+    "Positions",
+    "PreparedEdit",
+    "Seam",
+    "Stop",
+    "Term",
+    "positions",
+    "prefixes",
+    "prepare_edit",
+]
 
 
 Seam = Literal["mlp", "block", "parts"]
@@ -23,6 +34,20 @@ Seam = Literal["mlp", "block", "parts"]
 
 Stop = Literal["loss", "argmax", "argmax_kl", "never"]
 """When the optimisation of a value ends early, see :class:`Objective`."""
+
+Begin = Literal["zero", "key", "key_released"]
+"""From which change an optimisation sets out, and what its bound is a multiple of, see :class:`Objective`."""
+
+
+@runtime_checkable
+class Term(Protocol):
+    """One more term of a loss, whose value each edit's change decides."""
+
+    def identity(self) -> object:
+        """All that decides the term, as JSON holds it: values that are kept are known by it."""
+
+    def loss(self, delta: Float[Tensor, "members d"]) -> Float[Tensor, "members"]:
+        """What is added to the loss of each edit whose change is given."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +85,12 @@ class Objective:
             :func:`anchor_norm`.
         anchor_skip: a value whose norm is above so many times the anchor stays the hidden state that it was, so that
             its edit changes nothing (NAS's code); None for none.
+        begin: with ``zero`` the change sets out from nothing; with ``key`` from ``||k|| h0 / ||h0||``, where ``k`` is
+            the key of the edited layer, MEMIT's mean over the context templates, and ``clamp`` bounds
+            ``||delta|| / ||k||`` (EAMET, Dai et al. 2026, arXiv 2505.11876). With ``key_released``, as in their code, a
+            state of norm 100 or more sets out from nothing, the KL term is against the model with the first change,
+            and no edit ends at its first evaluation.
+        terms: what is added to the loss of each edit.
     """
 
     layer: int
@@ -78,6 +109,8 @@ class Objective:
     cutoff: int | None = None
     anchor: Literal["none", "start"] | float = "none"
     anchor_skip: float | None = None
+    begin: Begin = "zero"
+    terms: tuple[Term, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
