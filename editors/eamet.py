@@ -16,7 +16,7 @@ from harness.editing.edit import Edit
 from harness.editing.hyperparameters import Count, NotNegative, Positive
 from harness.methods.alignment import Alignment, aligned_values
 from harness.methods.locate_then_edit import Solver, SpreadHidden, SpreadMemory, ridge_solver
-from harness.methods.value_rows import Objective
+from harness.methods.value_rows import Begin, Objective
 from harness.models.lm import LM
 from harness.patches.patch import Patch
 
@@ -60,20 +60,21 @@ class Eamet(SpreadHidden):
         "llama-2-7b-hf": {"layers": (3, 4)},
         "meta-llama-3-8b": {"layers": (3, 4), "lam": 15000.0},
         "qwen2.5-7b": {"layers": (3, 4), "clamp": 1.5, "lam": 6000.0},
-        # The shipped models: the values and lam as tuned for MEMIT; a tenth of the published weights of likeness.
+        # The shipped models: steps, rate and lam as tuned for MEMIT, and a wide bound; not tuned.
         "mini-llama": {"layers": (0,), "v_steps": 40, "v_lr": 0.5, "clamp": 20.0, "lam": 10.0},
         "mini": {"layers": (0,), "v_steps": 40, "v_lr": 0.5, "clamp": 20.0, "lam": 100.0},
     }
 
     def objective(self, layer: int) -> Objective:
         """The value optimisation at one layer, but for the likeness."""
-        begin = "key_released" if self.rule == "released" else "key"
+        begin: Begin = "key_released" if self.rule == "released" else "key"
         return replace(super().objective(layer), begin=begin, threshold=0.01)
 
     def values(
         self, lm: LM, groups: Sequence[Sequence[Edit]], prior: SpreadMemory, *, layer: int, begun: Sequence[Patch]
     ) -> Tensor:
-        """The wanted hidden states; there is one round, so nothing was begun."""
+        """The wanted hidden states, of a batch one after the other."""
+        assert all(patch.empty for patch in begun), "there is one round"
         order: Literal["residuals", "released"] = "released" if self.rule == "released" else "residuals"
         rule = Alignment(self.divergence, self.distance, self.temperature, self.nearest, order)
         return aligned_values(lm, groups, prior.contexts, objective=self.objective(layer), alignment=rule)

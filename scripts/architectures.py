@@ -67,6 +67,7 @@ EDITORS: Mapping[str, Mapping[str, Any]] = {
     "rome": _VALUE,
     "r_rome": _VALUE,
     "memit": _SPREAD,
+    "eamet": _SPREAD,
     "emmet": {**_VALUE, "lam": 1e-6, "emmet_lambda": 0.0},
     "alphaedit": {**_VALUE, "nullspace_threshold": 1e9, "l2": 1e-6},
     "betaedit": {**_VALUE, "nullspace_threshold": 1e9, "lambda1": 0.0, "lambda2": 1e-6},
@@ -110,7 +111,7 @@ EDITORS: Mapping[str, Mapping[str, Any]] = {
 }
 """Settings with which each editor is quick; those of locate-then-edit keep nothing back of the value they write."""
 
-_SPREADING = ("memit", "emmet", "alphaedit", "betaedit", "lyaplock", "blue", "nse", "evoedit")
+_SPREADING = ("memit", "emmet", "alphaedit", "betaedit", "lyaplock", "blue", "nse", "evoedit", "eamet")
 _GROUPS: Mapping[str, tuple[str, ...]] = {
     "ROME": ("rome", "r_rome"),
     "MEMIT": _SPREADING,

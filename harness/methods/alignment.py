@@ -1,4 +1,4 @@
-"""Values that lie to one another as their keys do: what is added to the loss of each, and in which order they are found.
+"""Values that lie to one another as their keys do: what is added to the loss of each, and in which order they come.
 
 Facts whose keys are alike pull at the same weights; where what they want is not alike, least squares gives each of them
 something between. Source: Dai, Ji, Li, Wang 2026, "EAMET: Robust Massive Model Editing via Embedding Alignment
@@ -78,9 +78,7 @@ class Neighbours:
         distance = (share * (keys[near] - residuals[:, near]) ** 2).sum(1)
         return rule.divergence * self._divergence(residuals, keys) + rule.distance * distance
 
-    def _divergence(
-        self, residuals: Float[Tensor, "members n"], keys: Float[Tensor, "n"]
-    ) -> Float[Tensor, "members"]:
+    def _divergence(self, residuals: Float[Tensor, "members n"], keys: Float[Tensor, "n"]) -> Float[Tensor, "members"]:
         """Between the softmax of both cosines, one distribution over the earlier edits for each member."""
         ours, theirs = ((part / self.rule.temperature).log_softmax(-1) for part in (residuals, keys))
         if self.rule.order == "released":
@@ -126,8 +124,6 @@ def _likeness(lm: LM, group: Sequence[Edit], templates: Sequence[str], objective
     """For each edit but the first, the cosines of its key with those of all before it."""
     if len(group) == 1:
         return []
-    keys, _ = read_keys(
-        lm, group, objective.layer, templates=templates, fact_token=objective.fact_token, kind="memit"
-    )
+    keys, _ = read_keys(lm, group, objective.layer, templates=templates, fact_token=objective.fact_token, kind="memit")
     cosines = normalize(keys, dim=1) @ normalize(keys, dim=1).T
     return [cosines[i, :i] for i in range(1, len(group))]

@@ -44,8 +44,8 @@ class Values:
     Attributes:
         start: ``h0 [edits, d]``, the hidden state before.
         delta: ``[edits, d]``, its change, as it was optimised.
-        losses: for each edit ``[evaluations, 4]``: total, further terms included, what the edit minimises (by default the NLL), KL, weight
-            decay.
+        losses: for each edit ``[evaluations, 4]``: total with further terms, what the edit minimises (by
+            default the NLL), KL, weight decay.
         written: ``v0 [edits, d]``, the part of ``start`` that the layer's feed-forward module writes; but for the seam
             ``block`` it is all of it.
         anchor: the norm to which ``v0 + delta`` is scaled, None for none.

@@ -377,6 +377,7 @@ CONFORMS = {
     "companion": "unit/editors/test_companion.py::test_the_rule_adds_the_companions_change_of_log_probabilities",
     "defer": "golden/test_golden_defer.py::test_three_edits_in_a_row",
     "dpo": "unit/editors/test_dpo_and_ft_kl.py::test_dpo_is_adam_on_its_loss_against_a_frozen_copy",
+    "eamet": "golden/test_golden_eamet.py::test_values_of_four_edits",
     "emmet": "golden/test_emmet.py::test_batch_of_six",
     "encore": "unit/editors/test_closed_form.py::test_encore_is_memit_with_its_three_settings",
     "evoedit": "unit/editors/test_closed_form.py::test_evoedit_deflates_its_projector_by_the_keys_it_has_written",

@@ -14,14 +14,13 @@ from harness.methods.alignment import Alignment, Neighbours
 from harness.methods.keys import read_keys
 from harness.methods.value import optimise
 from harness.methods.value_cache import ValueCache
-from harness.patches.patch import patched
 
 CONTEXTS = ("{}", "The weather is. {}", "Nobody knows. {}")
 QUICK = {"layers": (0, 1), "v_steps": 6, "v_lr": 0.1, "contexts": CONTEXTS, "cov_tokens": 2000, "lam": 1e-2}
 
 
-@pytest.mark.parametrize(("order", "divergence"), [("residuals", 0.1362464), ("released", 0.1333972)])
-def test_the_likeness_by_hand(order, divergence):
+@pytest.mark.parametrize("order", ["residuals", "released"])
+def test_the_likeness_by_hand(order):
     """Cosines 0.6 and 0.8 of residuals, 0.5 and -0.5 of keys, at temperature 0.5; the nearer key alone is compared."""
     rule = Alignment(2.0, 3.0, 0.5, 1, order)
     near = Neighbours(tensor([[3.0, 0.0], [0.0, 7.0]]), tensor([0.5, -0.5]), rule)
@@ -63,11 +62,9 @@ def test_what_is_written_is_memits_of_the_same_values(tiny, edits, monkeypatch):
     wanted = method.edit(lm, edits)
     values = method.values(lm, [edits], method.prior(lm, None, (0, 1)), layer=1, begun=[method.edit(lm, [])])
     monkeypatch.setattr(Memit, "values", lambda *_args, **_options: values)
-    memit = Memit(**{key: value for key, value in QUICK.items()}).edit(lm, edits)
+    memit = Memit(**QUICK).edit(lm, edits)
     for name, delta in wanted.weights.items():
         assert torch.allclose(delta.dense(), memit.weights[name].dense(), atol=1e-6)
-    with patched(lm, wanted):
-        assert wanted.weights
 
 
 def test_where_a_value_sets_out_from(tiny, edits):

@@ -23,6 +23,7 @@ from harness.editing.editor import Editor
 from harness.editing.registry import compose
 from harness.errors import UsageError
 from harness.methods import value_cache
+from harness.methods.alignment import Alignment, Neighbours
 from harness.methods.value import Values, optimise
 from harness.methods.value_cache import DECISIVE, ValueCache, values_from
 from harness.methods.value_forward import Way, fastest_forward
@@ -148,6 +149,8 @@ OTHERS: dict[str, object] = {
     "weight_decay": 0.4,
     "clamp": 3.0,
     "loss_layer": 1,
+    "begin": "key",
+    "terms": (Neighbours(torch.ones(1, 32), torch.ones(1), Alignment(2.0, 8.0, 0.07, 50)),),
     "threshold": 0.04,
     "stop": "never",
     "cutoff": 2,
@@ -281,7 +284,7 @@ def _imported(path: Path) -> set[Path]:
 def test_the_code_that_decides_is_all_that_is_imported_for_it() -> None:
     """Whoever lets the optimisation use another module says whether it decides a value."""
     seen: set[Path] = set()
-    todo = {HARNESS / "methods" / "value.py"}
+    todo = {HARNESS / "methods" / name for name in ("value.py", "alignment.py")}
     while todo:
         seen |= todo
         todo = {other for path in todo for other in _imported(path)} - seen
