@@ -185,7 +185,7 @@ class Defer(SiteEditor):
         query, output = self.at_the_end(lm, rows)
         found = found or self.begun(len(query), len(output), query)
         held = found.answer.shape
-        self.require_widths(lm, "deferral", (held[2], held[1]), (len(query), len(output)))
+        self.require_widths(lm, "deferral", held=(held[2], held[1]), here=(len(query), len(output)))
         if held[0] > 1:
             raise ModelError("defer: the memory is joined from independent patches; start again without memory")
         free = {name: tensor.to(query).clone().requires_grad_() for name, tensor in found.tensors().items()}
@@ -194,7 +194,7 @@ class Defer(SiteEditor):
         def hook(hidden: Tensor, step: Step) -> Tensor:
             return training.mixed(self.own_output(lm, hidden, step), self._deciding(rows, step))
 
-        self.descend(lm, rows, list(free.values()), hook, steps=self.n_iter, lr=self.edit_lr)
+        self.descend(lm, rows, list(free.values()), hook=hook, steps=self.n_iter, lr=self.edit_lr)
         return training.holding(training.ids, {name: tensor.detach() for name, tensor in free.items()})
 
     def _deciding(self, rows: SupervisedTokens, step: Step) -> Tensor:

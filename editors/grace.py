@@ -115,9 +115,9 @@ class Grace(SiteEditor):
         """The codebook with one more edit, its value trained."""
         rows = supervise_target(lm, edit)
         query, output = self.at_the_end(lm, rows)
-        book = book or Codebook.empty(len(query), len(output), self.eps, query.device)
+        book = book or Codebook.empty(len(query), len(output), eps=self.eps, device=query.device)
         held = (book.queries.shape[1], book.values.shape[1])
-        self.require_widths(lm, "codebook", held, (len(query), len(output)))
+        self.require_widths(lm, "codebook", held=held, here=(len(query), len(output)))
         grown = book.added(edit.id, label=edit.target.strip(), query=query, value=output)
         cell = next(i for i, cell in enumerate(grown.cells) if cell.last == len(grown.ids) - 1)
         # A joined key goes on from the value that it has.
@@ -141,5 +141,5 @@ class Grace(SiteEditor):
             own = self.own_output(lm, hidden, step)
             return book.replaced(own, step.entered, book.table.index_put((here,), value[None]))
 
-        self.descend(lm, rows, [value], hook, steps=self.n_iter, lr=self.edit_lr)
+        self.descend(lm, rows, [value], hook=hook, steps=self.n_iter, lr=self.edit_lr)
         return value.detach()

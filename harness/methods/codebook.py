@@ -78,7 +78,7 @@ class EditBook(Part, ABC):
     cells: tuple[Cell, ...]
 
     @classmethod
-    def empty(cls: type[Book], key: int, width: int, eps: float, device: torch.device) -> Book:
+    def empty(cls: type[Book], key: int, width: int, *, eps: float, device: torch.device) -> Book:
         """A codebook without edits, for queries of size ``key`` and values of size ``width``.
 
         Args:
@@ -156,7 +156,7 @@ class EditBook(Part, ABC):
         """Where some keys stand, ``[cells, k]``: at the query of the edit that made each."""
         return self.queries[[cell.maker for cell in cells]]
 
-    def joined_cell(self, cell: Cell, edit: int, distance: float, slack: float) -> Cell:
+    def joined_cell(self, cell: Cell, edit: int, *, distance: float, slack: float) -> Cell:
         """A key that one more edit of its target joins.
 
         Args:
@@ -199,7 +199,7 @@ class EditBook(Part, ABC):
         if distance > self.eps + near.radius:
             return (*cells, Cell((edit,), self.eps))
         if self.labels[near.last] == self.labels[edit]:
-            return (*cells[:i], self.joined_cell(near, edit, distance, slack), *cells[i + 1 :])
+            return (*cells[:i], self.joined_cell(near, edit, distance=distance, slack=slack), *cells[i + 1 :])
         if distance <= slack:
             return (*cells[:i], self.taken_cell(near, edit), *cells[i + 1 :])
         halved, own = self.split_cells(near, edit, distance)

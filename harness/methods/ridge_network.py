@@ -196,7 +196,7 @@ class _Regression:
     right: Tensor
 
     @classmethod
-    def of(cls, network: Hypernetwork, name: str, key: Tensor, gradient: Tensor) -> _Regression:
+    def of(cls, network: Hypernetwork, name: str, *, key: Tensor, gradient: Tensor) -> _Regression:
         """That of the tokens of a batch."""
         with torch.no_grad():
             value = torch.cat([_values(network, name, *part) for part in _portions(key, gradient)])
@@ -287,7 +287,7 @@ class RidgeTraining(MetaTraining):
 
     def _solved(self, seen: Features) -> dict[str, _Regression]:
         return {
-            name: _Regression.of(self.network, name, torch.cat(keys), torch.cat(gradients))
+            name: _Regression.of(self.network, name, key=torch.cat(keys), gradient=torch.cat(gradients))
             for name, (keys, gradients) in seen.items()
         }
 

@@ -88,7 +88,7 @@ class SiteEditor(Editor, ABC):
             raise UsageError(f"the memory is a {type(memory).__name__} of another editor; start again without memory")
         return memory
 
-    def require_widths(self, lm: LM, what: str, held: Sequence[int], here: Sequence[int]) -> None:
+    def require_widths(self, lm: LM, what: str, *, held: Sequence[int], here: Sequence[int]) -> None:
         """See that a memory was made of this model.
 
         Args:
@@ -127,7 +127,7 @@ class SiteEditor(Editor, ABC):
         return first_output(lm.module(self.module(lm)).forward(step.entered)).reshape(hidden.shape)
 
     def descend(
-        self, lm: LM, rows: SupervisedTokens, free: Sequence[Tensor], hook: Hook, *, steps: int, lr: float
+        self, lm: LM, rows: SupervisedTokens, free: Sequence[Tensor], *, hook: Hook, steps: int, lr: float
     ) -> None:
         """Adam on the NLL of the target, in place.
 

@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 def book(*edits: tuple[str, str, float, float], eps: float = 1.0) -> Codebook:
     """A codebook in one dimension: id, target, query, value of each edit."""
-    made = Codebook.empty(1, 1, eps, CPU)
+    made = Codebook.empty(1, 1, eps=eps, device=CPU)
     for name, label, query, value in edits:
         made = made.added(name, label=label, query=tensor([query]), value=tensor([value]))
     return made
@@ -91,7 +91,7 @@ def test_random_edits_follow_the_rule_in_float64():
     generator = torch.Generator().manual_seed(0)
     queries = torch.randn(60, 5, generator=generator)
     labels = [f"{int(n)}" for n in torch.randint(0, 3, (60,), generator=generator)]
-    made = Codebook.empty(5, 1, 1.0, CPU)
+    made = Codebook.empty(5, 1, eps=1.0, device=CPU)
     keys: list[Tensor] = []
     radii: list[float] = []
     said: list[str] = []
@@ -116,7 +116,7 @@ def test_the_nearest_key_is_that_of_float64_also_for_large_keys():
     """Keys of norm 1000 that lie 0.1 apart: a product of matrices in float32 could not tell them apart."""
     generator = torch.Generator().manual_seed(0)
     keys = torch.randn(64, generator=generator) * 125 + torch.randn(40, 64, generator=generator) * 1e-2
-    made = Codebook.empty(64, 1, 0.024, CPU)
+    made = Codebook.empty(64, 1, eps=0.024, device=CPU)
     for i, key in enumerate(keys):
         made = made.added(str(i), label=str(i), query=key, value=tensor([float(i)]))
     chosen = torch.randint(0, 40, (7, 11), generator=generator)
