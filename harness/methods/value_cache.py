@@ -54,6 +54,7 @@ DECISIVE = (
     "models/arch.py",
     "models/backpack.py",
     "models/cache_layers.py",
+    "models/experts.py",
     "models/lm.py",
     "models/packing.py",
 )

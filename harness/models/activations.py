@@ -269,7 +269,9 @@ def _hooks(
         return lambda _module, args: keep("in", name, args[0])
 
     def stacked(name: str, experts: Experts) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
-        return lambda module, args, kwargs: keep("in", name, stacked_keys(experts, module, args, kwargs, tokens))
+        return lambda module, args, kwargs: keep(
+            "in", name, stacked_keys(experts, module, args=args, kwargs=kwargs, at=tokens)
+        )
 
     def after(name: str) -> Callable[[nn.Module, Any, Any], None]:
         return lambda _module, _args, output: keep("out", name, first_output(output))

@@ -96,6 +96,7 @@ def stacked_experts(name: str, module: nn.Module, width: int) -> Experts | None:
 def stacked_keys(
     experts: Experts,
     module: nn.Module,
+    *,
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     at: Tensor | None = None,
@@ -125,6 +126,7 @@ def _some(given: Any, at: Tensor, tokens: int) -> Any:
 def products(
     experts: Experts,
     module: nn.Module,
+    *,
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     matrix: Tensor,

@@ -399,7 +399,7 @@ def _expert_hook(
             return output
         index = rows.index.to(lefts.device)
         used, entry = torch.unique(index, return_inverse=True)
-        found = products(experts, module, args, kwargs, rights[used].flatten(0, 1)).to(rights.dtype)
+        found = products(experts, module, args=args, kwargs=kwargs, matrix=rights[used].flatten(0, 1)).to(rights.dtype)
         each = found.reshape(len(index), -1, len(used), rights.shape[1])[
             torch.arange(len(index), device=index.device), :, entry
         ]
