@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 from pathlib import Path
@@ -193,3 +194,21 @@ def test_the_tables_of_localisation(path: Path) -> None:
         kept = path.with_name(path.name.removesuffix(".json.gz") + form.ending)
         assert form.write([page]) == kept.read_text(encoding="utf-8"), kind
     assert len(STUDIES) >= 2
+
+
+def test_the_page_of_long_streams_says_what_was_measured() -> None:
+    """Every row of its table, and the ranges of its sentences."""
+    with (RESULTS / "long-streams.csv").open(encoding="utf-8", newline="") as file:
+        kept = {(row["editor"], row["edits"]): row for row in csv.DictReader(file)}
+    said = (RESULTS / "long-streams.md").read_text(encoding="utf-8")
+    rows = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in said.splitlines() if line[:2] == "| "][1:]
+    for editor, at_once, edits, spent, memory, share, interval in rows:
+        one = kept["memit" if editor == "unedited" else editor, edits]
+        assert [share, interval] == [one["kept"], f"{one['low']} to {one['high']}"]
+        assert editor == "unedited" or [at_once, spent, memory] == [one["at_once"], one["ms_per_edit"], one["mib"]]
+    steady = [float(one["ms_per_edit"]) for (name, n), one in kept.items() if name == "ultraedit" and int(n) >= 1000]
+    assert len(steady) == 19 and sum(1.6 < value < 1.7 for value in steady) == 18
+    shares = [float(one["kept"]) for (name, n), one in kept.items() if name == "ultraedit" and int(n)]
+    assert min(shares) >= 0.48 and max(shares) <= 0.62
+    later = [one for (name, n), one in kept.items() if name == "memit" and int(n) >= 1500]
+    assert all(135 < float(one["ms_per_edit"]) < 159 and 719 <= int(one["mib"]) <= 838 for one in later)
