@@ -32,6 +32,7 @@ __all__ = [
     "Loss",
     "LossTerm",
     "Objective",
+    "Restriction",
     "TokenMean",
     "TokenisedEdit",
     "Trained",
@@ -67,6 +68,20 @@ in place of its own; a scalar, which ends at zero."""
 
 LossTerm = Callable[[LM, Mapping[str, Tensor]], Tensor]
 """What is added to the loss of a batch, of the model with some parameters in place of its own; a scalar."""
+
+
+@dataclass(frozen=True, eq=False)
+class Restriction:
+    """Where parameters may go.
+
+    Attributes:
+        onto: the name of a parameter and a tensor stored like it -> the part that is allowed; linear.
+        change: whether the whole change is projected after each step, too, and not the gradient alone: Adam scales
+            each number of what it is given, and so leaves the subspace.
+    """
+
+    onto: Callable[[str, Tensor], Tensor]
+    change: bool = False
 
 
 @dataclass(frozen=True)
@@ -280,6 +295,7 @@ def descend(
     settings: DescentSettings,
     prior: LossTerm | None = None,
     objective: Objective | None = None,
+    within: Restriction | None = None,
 ) -> Trained:
     """Train copies of some parameters until the model says the targets: the last of :func:`passes`, all losses.
 
@@ -290,12 +306,14 @@ def descend(
         settings: how.
         prior: a term that is added to the loss of each batch; None for none.
         objective: the loss of a batch; None for what the directions of its edits say.
+        within: where the parameters may go; None for anywhere.
 
     Raises:
         DataError, ModelError, NumericalError: as :func:`passes`.
     """
     record: list[float] = []
-    for trained in passes(lm, edits, parameters, settings=settings, prior=prior, objective=objective):
+    descent = passes(lm, edits, parameters, settings=settings, prior=prior, objective=objective, within=within)
+    for trained in descent:
         last = trained
         record += trained.losses
     return Trained(last.deltas, tuple(record))
@@ -309,6 +327,7 @@ def passes(
     settings: DescentSettings,
     prior: LossTerm | None = None,
     objective: Objective | None = None,
+    within: Restriction | None = None,
 ) -> Iterator[Trained]:
     """Train copies of some parameters, and give what they have become after each pass over the edits.
 
@@ -319,6 +338,7 @@ def passes(
         settings: how.
         prior: a term that is added to the loss of each batch; None for none.
         objective: the loss of a batch; None for what the directions of its edits say.
+        within: where the parameters may go; None for anywhere.
 
     Raises:
         DataError: a prompt and its target are longer than the model's context.
@@ -334,7 +354,7 @@ def passes(
     adam = torch.optim.Adam(
         free.values(), lr=settings.lr, weight_decay=settings.weight_decay, betas=(0.9, settings.beta2)
     )
-    training = _Training(lm, start, free, adam, settings, prior, objective)
+    training = _Training(lm, start, free, adam, settings, prior, objective, within)
     enough = training.enough(examples)
     for number, order in enumerate(_orders(len(examples), settings)):
         passed = training.run(number, [examples[i] for i in order])
@@ -370,6 +390,7 @@ class _Training:
     settings: DescentSettings
     prior: LossTerm | None
     objective: Objective | None
+    within: Restriction | None
 
     def enough(self, examples: Sequence[TokenisedEdit]) -> float:
         """The loss below which edits have what they want."""
@@ -412,7 +433,14 @@ class _Training:
         return value
 
     def _step(self) -> None:
+        if self.within is not None:
+            for name, tensor in self.free.items():
+                tensor.grad = None if tensor.grad is None else self.within.onto(name, tensor.grad)
         self.adam.step()
+        if self.within is not None and self.within.change:
+            with torch.no_grad():
+                for name, tensor in self.free.items():
+                    tensor.copy_(self.start[name] + self.within.onto(name, tensor - self.start[name]))
         bound = self.settings.norm_constraint
         if bound is not None:
             with torch.no_grad():

@@ -1,6 +1,8 @@
-"""Second moments of keys, all layers in one pass, kept in a cache whose key holds every input.
+"""Second moments of keys and of gradients, all layers in one pass, kept in a cache whose key holds every input.
 
-``C = sum k k^T / count``, uncentred, over all tokens of a text; ``k`` is the input of a layer's down-projection.
+``C = sum k k^T / count``, uncentred, over all tokens of a text; ``k`` is the input of a layer's down-projection.  Of
+gradients ``B = sum g g^T / count``, over all tokens that another follows; ``g`` is the gradient of the summed NLL of a
+text at the output of the down-projection.
 Source: Meng et al. 2022 (ROME), section 3.1 and appendix E; the text there is Wikipedia, 100,000 articles. Far less
 text is enough where ``C`` has full rank: a few tokens for each dimension of a key (Gupta et al. 2025, arXiv
 2506.04226).
@@ -18,6 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Float64
@@ -35,7 +38,8 @@ from harness.io.progress import progress_console
 from harness.io.schema import checked, parsed
 from harness.io.tensor_file import save_whole
 from harness.methods.decompositions import DecompositionKind, kept_decomposition
-from harness.models.activations import capture_activations, fused_gelu
+from harness.methods.descent import capture_gradients
+from harness.models.activations import at_least_float32, capture_activations, fused_gelu
 from harness.models.lm import LM
 from harness.models.memory import free_bytes, gibibytes
 from harness.patches.delta import double
@@ -44,6 +48,8 @@ __all__ = [
     "CachedMoment",
     "Manifest",
     "Moment",
+    "MomentOf",
+    "accumulate_gradient_moments",
     "accumulate_moments",
     "cached_moments",
     "first_documents",
@@ -64,10 +70,15 @@ log = logging.getLogger(__name__)
 FORMAT = 1
 _WINDOW = 256  # documents that are sorted by length before they are batched
 _LONGEST = 4096  # tokens that are read of a document, where the model takes more: keys of all layers stand in memory
+_BACKWARD = 512  # tokens that are read of a document where gradients are wanted, whose logits stand in memory
 _DOUBLED = 8192
 """The widest keys whose moments are kept in float64, for the small eigenvalues; beyond, each layer has a gigabyte."""
 
+_OF = ": "  # between a module and what a moment is of, where that is not the keys
 _STRIPE = 256  # columns of a moment that are computed at a time
+
+MomentOf = Literal["keys", "gradients"]
+"""What a second moment is of: what enters a down-projection, or the gradient of a text's NLL at what leaves it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,7 +164,7 @@ class Manifest:
     Attributes:
         model: the fingerprint of the weights.
         tokenizer: the sha256 of the tokenizer.
-        module: the down-projection.
+        module: the down-projection; of gradients, with a word that says so.
         text: the sha256 of the text files, or the name and commit of a Hub data set.
         tokens: how many tokens were asked for.
         context: where documents are cut, in tokens.
@@ -197,6 +208,7 @@ def moments(
     tokens: int = 100_000,
     progress: Callable[[int, int], None] | None = None,
     folder: Path | None = None,
+    of: MomentOf = "keys",
 ) -> dict[int, Moment]:
     """The second moments of some layers, from the cache or from ``lm.text`` in one pass.
 
@@ -206,6 +218,7 @@ def moments(
         tokens: how many tokens to read.
         progress: told how many tokens are read, and how many are wanted; by default a bar on a terminal.
         folder: the cache, by default :func:`moments_folder`.
+        of: what they are of.
 
     Raises:
         DataError: the text cannot be read, or a cache file is damaged.
@@ -216,7 +229,7 @@ def moments(
             f"{tokens} tokens of text for second moments: give at least 1, for example --set cov_tokens=100000"
         )
     folder = folder or moments_folder()
-    wanted = _manifests(lm, sorted(set(layers)), tokens)
+    wanted = _manifests(lm, sorted(set(layers)), tokens, of)
     found = _kept_moments(lm, wanted, folder)
     if len(found) < len(wanted):
         # One lock for all layers: several processes that need some of them read the text once.
@@ -225,7 +238,8 @@ def moments(
             missing = [layer for layer in wanted if layer not in found]
             if missing:
                 require_room(lm, missing)
-                found |= _made_now(lm, {layer: wanted[layer] for layer in missing}, folder, tokens, progress)
+                made = {layer: wanted[layer] for layer in missing}
+                found |= _made_now(lm, made, folder, tokens=tokens, progress=progress, of=of)
     return {layer: found[layer] for layer in wanted}
 
 
@@ -233,11 +247,14 @@ def _made_now(
     lm: LM,
     wanted: Mapping[int, Manifest],
     folder: Path,
+    *,
     tokens: int,
     progress: Callable[[int, int], None] | None,
+    of: MomentOf,
 ) -> dict[int, Moment]:
     """The moments of a pass over the text, which are kept."""
-    made = accumulate_moments(lm, list(wanted), read_documents(lm.text), tokens=tokens, progress=progress)
+    accumulate = accumulate_moments if of == "keys" else accumulate_gradient_moments
+    made = accumulate(lm, list(wanted), read_documents(lm.text), tokens=tokens, progress=progress)
     for moment in made.values():
         require_finite_moment(moment, moment.name)
     return {layer: _write_moment(folder, wanted[layer], moment) for layer, moment in made.items()}
@@ -372,6 +389,61 @@ def accumulate_moments(
     return {layer: Moment(_mirrored(total) / count, count, name=f"layer {layer}") for layer, total in sums.items()}
 
 
+def accumulate_gradient_moments(
+    lm: LM,
+    layers: Sequence[int],
+    texts: Iterable[str],
+    *,
+    tokens: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    budget: int = 1024,
+) -> dict[int, Moment]:
+    """The second moments of gradients over a text, in float64, all layers in one pass.
+
+    Args:
+        lm: the model.
+        layers: the layers.
+        texts: documents; each is cut at the model's context, or at 512 tokens where it takes more.
+        tokens: where to stop; None reads everything.
+        progress: told how many tokens are read, and how many are wanted.
+        budget: tokens of one forward pass, padding included.
+    """
+    names = {layer: lm.arch.down_of(layer) for layer in layers}
+    sums: dict[int, Tensor] = {}
+    count = read = 0
+    longest = _longest(lm, "gradients")
+    with _bar(progress, lm.name, tokens) as tell:
+        for rows in _batches(lm, texts, tokens=tokens, budget=max(budget, longest), longest=longest):
+            for layer, slopes in _text_gradients(lm, rows, names).items():
+                if layer not in sums:
+                    sums[layer] = double(slopes.new_zeros(slopes.shape[1], slopes.shape[1]))
+                _add_upper(sums[layer], slopes)
+            count += sum(len(row) - 1 for row in rows)
+            read += sum(len(row) for row in rows)
+            tell(read, tokens or read)
+    if not count:
+        raise DataError(f"'{lm.text}' holds no text of two tokens; give plain text for second moments with --text FILE")
+    return {layer: Moment(_mirrored(total) / count, count, name=f"layer {layer}") for layer, total in sums.items()}
+
+
+def _text_gradients(lm: LM, rows: Sequence[Sequence[int]], names: Mapping[int, str]) -> dict[int, Float[Tensor, "n d"]]:
+    """By layer the gradient of the summed NLL of some texts, at every token that another follows, ``[n, d]``."""
+    batch = lm.batch(rows)
+    with torch.enable_grad(), capture_gradients(lm, list(names.values())) as seen:
+        logits = lm.model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
+        followed = batch.mask[:, 1:].bool()
+        log_p = at_least_float32(logits[:, :-1][followed]).log_softmax(-1)
+        loss = -log_p.gather(1, batch.ids[:, 1:][followed][:, None]).sum()
+        slopes = torch.autograd.grad(loss, [seen[name][1] for name in names.values()])
+
+    def at(slope: Tensor) -> Tensor:
+        # OPT flattens rows and columns inside its blocks.
+        whole = slope.reshape(*batch.ids.shape, slope.shape[-1])
+        return at_least_float32(whole[:, :-1][followed.to(slope.device)])
+
+    return {layer: at(slope) for layer, slope in zip(names, slopes, strict=True)}
+
+
 def _add_upper(total: Float64[Tensor, "f f"], keys: Float[Tensor, "n f"]) -> None:
     """Add the stripes of ``K K^T`` from the top to the diagonal, nearly half of the products, to their sum.
 
@@ -393,14 +465,16 @@ def _mirrored(total: Float64[Tensor, "f f"]) -> Float64[Tensor, "f f"]:
     return total
 
 
-def _batches(lm: LM, texts: Iterable[str], *, tokens: int | None, budget: int) -> Iterator[list[list[int]]]:
+def _batches(
+    lm: LM, texts: Iterable[str], *, tokens: int | None, budget: int, longest: int | None = None
+) -> Iterator[list[list[int]]]:
     """Tokenised documents of similar length, at most ``budget`` tokens with padding."""
-    left = tokens
+    left, longest = tokens, longest or _longest(lm)
     stream = iter(texts)
     while window := list(islice(stream, _WINDOW)):
         rows = []
         for text in window:
-            row = lm.encode(text)[: _longest(lm)] if text else []
+            row = lm.encode(text)[:longest] if text else []
             row = row if left is None else row[:left]
             if row:
                 rows.append(row)
@@ -444,19 +518,25 @@ def require_finite_moment(moment: Moment, name: str) -> None:
         )
 
 
-def _manifests(lm: LM, layers: Sequence[int], tokens: int) -> dict[int, Manifest]:
+def _manifests(lm: LM, layers: Sequence[int], tokens: int, of: MomentOf = "keys") -> dict[int, Manifest]:
     tokenizer = hashlib.sha256(lm.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
     model, text = lm.fingerprint(), text_identity(lm.text)
     kinds = {layer: "float64" if lm.arch.key_size(layer) <= _DOUBLED else "float32" for layer in layers}
+    longest, what = _longest(lm, of), "" if of == "keys" else f"{_OF}{of}"
     return {
-        layer: Manifest(model, tokenizer, lm.arch.writer_of(layer), text, tokens, _longest(lm), kind)
+        layer: Manifest(model, tokenizer, lm.arch.writer_of(layer) + what, text, tokens, longest, kind)
         for layer, kind in kinds.items()
     }
 
 
-def _longest(lm: LM) -> int:
+def _longest(lm: LM, of: MomentOf = "keys") -> int:
     """Where documents are cut, in tokens."""
-    return min(lm.context, _LONGEST)
+    return min(lm.context, _LONGEST if of == "keys" else _BACKWARD)
+
+
+def _device_of(lm: LM, manifest: Manifest) -> torch.device:
+    """Where the module of a moment runs."""
+    return lm.device_at(manifest.module.partition(_OF)[0])
 
 
 def moments_folder() -> Path:
@@ -487,7 +567,7 @@ def verify_cached(path: Path, lm: LM) -> Moment:
             f"{path}: made from the model {header.manifest.model[:12]}, but {lm.name} is {lm.fingerprint()[:12]}; "
             "make it for this model with `harness cov make`"
         )
-    return _read_moment(path, header, lm.device_at(header.manifest.module))
+    return _read_moment(path, header, _device_of(lm, header.manifest))
 
 
 def _from_cache(path: Path, manifest: Manifest, lm: LM) -> Moment | None:
@@ -498,7 +578,7 @@ def _from_cache(path: Path, manifest: Manifest, lm: LM) -> Moment | None:
         header = read_cached_header(path)
         if header.manifest != manifest:
             raise DataError(f"{path}: holds the second moment of something else; delete the file, it is made again")
-        return _read_moment(path, header, lm.device_at(manifest.module))
+        return _read_moment(path, header, _device_of(lm, manifest))
     except (DataError, NumericalError) as error:
         log.warning("%s; it is made again", str(error).partition("; ")[0])
         return None

@@ -78,6 +78,7 @@ OWN_QUICK: dict[str, dict[str, object]] = {
     "reft": {"steps": 30, "lr": 2e-2, "rank": 8},
     "steer": {"steps": 2, "factors": (1.0, 2.0)},
     "sae": {},
+    "crispedit": {"energy": 0.5, "cov_tokens": 500},
     "ft_kl": {"kl": 1.0, "kl_tokens": 16},
     "senses": {"lr": 0.5, "kl": 1e-3, "epochs": 10, "accumulate": 1, "chunks": 20, "chunk_tokens": 32},
     "prune": {"reduce": "log1_5"},  # three edits exceed the bound of a matrix this small fourfold

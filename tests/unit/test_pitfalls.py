@@ -375,6 +375,7 @@ CONFORMS = {
     "blue": "golden/test_golden_spread.py::test_blue_in_two_batches",
     "caa": "unit/editors/test_steering.py::test_the_vector_is_the_mean_difference_of_states_by_hand",
     "companion": "unit/editors/test_companion.py::test_the_rule_adds_the_companions_change_of_log_probabilities",
+    "crispedit": "unit/editors/test_crispedit.py::test_it_is_adam_on_projected_gradients",
     "defer": "golden/test_golden_defer.py::test_three_edits_in_a_row",
     "dpo": "unit/editors/test_dpo_and_ft_kl.py::test_dpo_is_adam_on_its_loss_against_a_frozen_copy",
     "eamet": "golden/test_golden_eamet.py::test_values_of_four_edits",
