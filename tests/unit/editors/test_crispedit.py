@@ -14,8 +14,8 @@ from torch.nn.functional import cross_entropy
 from editors.crispedit import CrispEdit, Kept
 from editors.locft import BreadthFirst
 from harness.editing.edit import Edit
-from harness.methods.curvature import LowCurvature, curvatures, curvatures_of, low_curvature, low_energy
-from harness.methods.second_moments import accumulate_gradient_moments
+from harness.methods.curvature import Curvature, LowCurvature, curvatures, curvatures_of, low_curvature, low_energy
+from harness.methods.second_moments import Moment, accumulate_gradient_moments
 from harness.models.lm import LM
 from harness.patches.patch import Patch, patched
 
@@ -45,6 +45,18 @@ def test_the_projection_by_hand() -> None:
     change = torch.tensor([[1.0, 3.0], [5.0, 7.0]])
     assert torch.allclose(flat.onto(change), torch.tensor([[-1.0, 1.0], [5.0, 7.0]]), atol=1e-6)
     assert torch.allclose(flat.onto(flat.onto(change)), flat.onto(change), atol=1e-6)
+
+
+def test_the_projection_is_that_onto_the_kept_eigenvectors_of_the_kronecker_product() -> None:
+    draw = torch.Generator().manual_seed(0)
+    a, b, change = (torch.randn(*shape, generator=draw, dtype=torch.float64) for shape in ((9, 4), (9, 3), (3, 4)))
+    found = Curvature(Moment(a.T @ a, 9), Moment(b.T @ b, 9))
+    values, vectors = torch.linalg.eigh(torch.kron(b.T @ b, a.T @ a))
+    count = int((values.flip(0).cumsum(0) / values.sum() < 0.8).sum()) + 1
+    left = vectors[:, :-count]
+    assert 0 < left.shape[1] < 11
+    expected = (left @ left.T @ change.flatten()).reshape(3, 4)
+    assert torch.allclose(low_curvature({1: found}, 0.8)[1].onto(change), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "opt"])
