@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import StoppingCriteria, StoppingCriteriaList
 
 from harness.models.lm import LM
 
@@ -22,6 +22,8 @@ def written(lm: LM, text: str, *, tokens: int, ends: Sequence[str]) -> str:
         tokens: how many it writes at most.
         ends: strings of which the first that is written ends it.
     """
+    from transformers import StoppingCriteriaList
+
     ids = lm.encode(text) or [lm.start]
     batch = lm.batch([ids])
     stop = StoppingCriteriaList([_Written(lm, len(ids), ends)])
@@ -38,11 +40,19 @@ def written(lm: LM, text: str, *, tokens: int, ends: Sequence[str]) -> str:
     return said[: min((said.index(end) for end in ends if end in said), default=len(said))]
 
 
-class _Written(StoppingCriteria):  # type: ignore[misc, unused-ignore]
-    """Whether one of some strings has been written."""
+@dataclass(frozen=True, eq=False)
+class _Written:
+    """Whether one of some strings has been written: what transformers calls a stopping criterion.
 
-    def __init__(self, lm: LM, start: int, ends: Sequence[str]) -> None:
-        self.lm, self.start, self.ends = lm, start, ends
+    Attributes:
+        lm: the model.
+        start: the tokens that it read.
+        ends: the strings.
+    """
+
+    lm: LM
+    start: int
+    ends: Sequence[str]
 
     def __call__(self, input_ids: Tensor, scores: object, **kwargs: object) -> Tensor:  # noqa: ARG002
         said = str(self.lm.tokenizer.decode(input_ids[0, self.start :], skip_special_tokens=True))

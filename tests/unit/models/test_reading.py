@@ -232,7 +232,7 @@ def test_weights_that_are_nowhere_are_named():
     layer.down_proj.weight = nn.Parameter(layer.down_proj.weight.to("meta"), requires_grad=False)
     for take in (lambda: LM.wrap(model, words(), name="offloaded"), lambda: wrapped(model, words())):
         with pytest.raises(
-            ModelError, match=r"1 of its weights are not in memory \('model.layers.1.mlp.down_proj.weight'"
+            ModelError, match=r"1 of its weights have no values \('model.layers.1.mlp.down_proj.weight'"
         ):
             take()
 
