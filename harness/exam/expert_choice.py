@@ -63,5 +63,6 @@ def routing_stability(before: Mapping[str, Tensor], after: Mapping[str, Tensor])
     same = {name: (choice == after[name]).all(1) for name, choice in before.items()}
     if not same:
         return {}
-    each = {name: float(kept.double().mean()) for name, kept in same.items()}
-    return {**each, ALL: float(torch.cat(list(same.values())).double().mean())}
+    each = {name: int(kept.sum()) / len(kept) for name, kept in same.items()}
+    everywhere = torch.cat(list(same.values()))
+    return {**each, ALL: int(everywhere.sum()) / len(everywhere)}
