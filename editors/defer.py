@@ -24,7 +24,7 @@ from harness.editing.edit import Edit
 from harness.editing.hyperparameters import Count, Positive, Share
 from harness.errors import ModelError
 from harness.methods.routing import last_real
-from harness.methods.site import Site, SiteEditor
+from harness.methods.site import Site, SiteEditor, own_output
 from harness.methods.supervised_tokens import SupervisedTokens, supervise_target
 from harness.models.activations import at_least_float32
 from harness.models.lm import LM
@@ -192,7 +192,7 @@ class Defer(SiteEditor):
         training = found.holding((*found.ids, edit.id), free)
 
         def hook(hidden: Tensor, step: Step) -> Tensor:
-            return training.mixed(self.own_output(lm, hidden, step), self._deciding(rows, step))
+            return training.mixed(own_output(lm, self.module(lm), hidden=hidden, step=step), self._deciding(rows, step))
 
         self.descend(lm, rows, list(free.values()), hook=hook, steps=self.n_iter, lr=self.edit_lr)
         return training.holding(training.ids, {name: tensor.detach() for name, tensor in free.items()})

@@ -19,7 +19,7 @@ from torch import Tensor
 from harness.editing.edit import Edit
 from harness.editing.hyperparameters import Count, NotNegative, Positive
 from harness.methods.codebook import Cell, EditBook
-from harness.methods.site import Site, SiteEditor
+from harness.methods.site import Site, SiteEditor, own_output
 from harness.methods.supervised_tokens import SupervisedTokens, supervise_target
 from harness.models.lm import LM
 from harness.patches.patch import Patch, Step
@@ -45,22 +45,23 @@ class Codebook(EditBook):
         """``V [keys, d]``."""
         return self.values[[cell.last for cell in self.cells]]
 
-    def replaced(self, hidden: Tensor, entered: Tensor, table: Tensor) -> Tensor:
-        """The layer's output ``[batch, new, d]`` where it stays, the nearest key's row of ``table [keys, d]`` else.
-
-        Args:
-            hidden: the layer's output, ``[batch, new, d]``.
-            entered: what entered the layer, ``[batch, new, k]``.
-            table: a value for each key, ``[keys, d]``.
-        """
-        index, inside = self.nearest(entered.detach())
-        values = table[index].to(hidden.device, hidden.dtype)
-        return torch.where(inside[..., None].to(hidden.device), values, hidden)
-
     def __call__(self, hidden: Tensor, step: Step) -> Tensor:
         """A hook (:data:`harness.patches.patch.Hook`)."""
         assert step.entered is not None
-        return self.replaced(hidden, step.entered, self.table) if self.cells else hidden
+        return _replaced(hidden, self.nearest(step.entered.detach()), self.table) if self.cells else hidden
+
+
+def _replaced(hidden: Tensor, nearest: tuple[Tensor, Tensor], table: Tensor) -> Tensor:
+    """The layer's output ``[batch, new, d]`` where it stays, the nearest key's row of a table else.
+
+    Args:
+        hidden: the layer's output, ``[batch, new, d]``.
+        nearest: the nearest key of each position, and whether the position is within its radius, ``[batch, new]``.
+        table: a value for each key, ``[keys, d]``.
+    """
+    index, inside = nearest
+    values = table[index].to(hidden.device, hidden.dtype)
+    return torch.where(inside[..., None].to(hidden.device), values, hidden)
 
 
 @dataclass(frozen=True)
@@ -135,11 +136,18 @@ class Grace(SiteEditor):
         """The value of one key after Adam on the NLL of the target, all other values as they are."""
         value = start.clone().requires_grad_()
         here = torch.tensor([cell], device=book.table.device)
+        known: list[tuple[Tensor, tuple[Tensor, Tensor]]] = []
+
+        def nearest(entered: Tensor) -> tuple[Tensor, Tensor]:
+            """What enters the module does not depend on the value: all steps share one search of the codebook."""
+            if not known or not torch.equal(known[0][0], entered):
+                known[:] = [(entered, book.nearest(entered))]
+            return known[0][1]
 
         def hook(hidden: Tensor, step: Step) -> Tensor:
             assert step.entered is not None
-            own = self.own_output(lm, hidden, step)
-            return book.replaced(own, step.entered, book.table.index_put((here,), value[None]))
+            own = own_output(lm, self.module(lm), hidden=hidden, step=step)
+            return _replaced(own, nearest(step.entered.detach()), book.table.index_put((here,), value[None]))
 
         self.descend(lm, rows, [value], hook=hook, steps=self.n_iter, lr=self.edit_lr)
         return value.detach()

@@ -18,7 +18,7 @@ import torch
 from harness.editing.hyperparameters import Count
 from harness.methods.meta_training import Lesson
 from harness.methods.ridge_network import RidgeNetwork, RidgeTraining, Running
-from harness.methods.shifts import LLAMA_3_8B
+from harness.methods.shifts import LLAMA_3_8B, gate_and_up
 from harness.models.lm import LM
 
 __all__ = ["Malmen", "Running"]
@@ -43,13 +43,13 @@ class Malmen(RidgeNetwork):
         "meta-llama-3-8b-instruct": {"modules": LLAMA_3_8B, **_LATER},
         "mistral-7b-v0.3": {"layers": (28, 29, 30), **_LATER},
         "qwen2.5-7b-instruct": {
-            "modules": tuple(f"model.layers.{i}.mlp.{part}_proj" for part in ("gate", "up") for i in range(18, 27)),
+            "modules": gate_and_up(range(18, 27)),
             **_LATER,
         },
         # The shipped models: chosen by validation on the training rows; batches as large as those that are measured.
         "mini": {"modules": tuple(f"transformer.h.{i}.mlp.c_fc" for i in (1, 2, 3)), "lr": 2e-3, **_MINI},
         "mini-llama": {
-            "modules": tuple(f"model.layers.{i}.mlp.{part}_proj" for part in ("gate", "up") for i in (1, 2, 3)),
+            "modules": gate_and_up((1, 2, 3)),
             "lr": 4e-3,
             **_MINI,
         },

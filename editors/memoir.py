@@ -26,6 +26,7 @@ from harness.editing.hyperparameters import Count, NotNegative, Positive, Share
 from harness.errors import ModelError, NumericalError
 from harness.methods.routing import Running, last_real, unrelated_texts
 from harness.methods.side_memory import SideMemory, SideState
+from harness.methods.site import own_output
 from harness.methods.supervised_tokens import SupervisedTokens, supervise_target
 from harness.models.activations import at_least_float32, capture_activations
 from harness.models.lm import LM
@@ -356,7 +357,7 @@ class Memoir(SideMemory[State]):
         """The down-projection with a memory on its way."""
 
         def hook(hidden: Tensor, step: Step) -> Tensor:
-            own = self.own_output(lm, hidden, step)
+            own = own_output(lm, self.down(lm), hidden=hidden, step=step)
             return own + (acting @ memory.T).to(own)
 
         return hook

@@ -23,6 +23,7 @@ from torch import Tensor
 from harness.editing.hyperparameters import Count, NotNegative, Positive, Share
 from harness.methods.meta_training import Lesson
 from harness.methods.ridge_network import RidgeNetwork, RidgeTraining
+from harness.methods.shifts import gate_and_up
 from harness.models.lm import LM
 from harness.patches.delta import Dense
 from harness.patches.patch import Patch, patched
@@ -79,16 +80,16 @@ class RlEdit(RidgeNetwork):
     presets: ClassVar[Mapping[str, Mapping[str, object]]] = {
         # zhrli324/RLEdit at c6576a1, config/model.
         "meta-llama-3-8b-instruct": {
-            "modules": tuple(f"model.layers.{i}.mlp.{part}_proj" for part in ("gate", "up") for i in range(22, 31)),
+            "modules": gate_and_up(range(22, 31)),
         },
         "mistral-7b-v0.3": {"layers": (17, 18)},
         "gemma-2-9b": {
-            "modules": tuple(f"model.layers.{i}.mlp.{part}_proj" for part in ("gate", "up") for i in range(32, 41)),
+            "modules": gate_and_up(range(32, 41)),
         },
         # The shipped models: matrices and first step of malmen; sequences as those that are measured.
         "mini": {"modules": tuple(f"transformer.h.{i}.mlp.c_fc" for i in (1, 2, 3)), "lr": 2e-3, **_MINI},
         "mini-llama": {
-            "modules": tuple(f"model.layers.{i}.mlp.{part}_proj" for part in ("gate", "up") for i in (1, 2, 3)),
+            "modules": gate_and_up((1, 2, 3)),
             "lr": 4e-3,
             **_MINI,
         },

@@ -26,6 +26,7 @@ from harness.editing.hyperparameters import Count, NotNegative, Positive, Share
 from harness.errors import ModelError, NumericalError
 from harness.methods.routing import Running, unrelated_texts
 from harness.methods.side_memory import SideMemory, SideState
+from harness.methods.site import own_output
 from harness.methods.supervised_tokens import SupervisedTokens, supervise_target
 from harness.models.activations import at_least_float32, capture_activations, first_output
 from harness.models.lm import LM, Batch
@@ -460,7 +461,7 @@ class Wise(SideMemory[State]):
 
         def hook(hidden: Tensor, step: Step) -> Tensor:
             assert step.entered is not None
-            own = self.own_output(lm, hidden, step)
+            own = own_output(lm, self.down(lm), hidden=hidden, step=step)
             if self.distance == "token":
                 return own.index_put((rows.row, rows.column), (inside.entered @ delta.T).to(own), accumulate=True)
             return own + (step.entered.to(delta) @ delta.T).to(own)

@@ -5,7 +5,7 @@ Sources: Tan, Zhang, Fu 2024 (MALMEN), arXiv 2311.04661; Gu et al. 2026 (UltraEd
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -33,6 +33,7 @@ __all__ = [
     "GradientShift",
     "Shape",
     "Statistics",
+    "gate_and_up",
     "mini_batches",
     "read_features",
     "regressor",
@@ -49,6 +50,12 @@ LLAMA_3_8B = (
     *(f"model.layers.{i}.mlp.up_proj" for i in range(18, 25)),
 )
 """The matrices of Llama 3 8B that the family's published settings shift."""
+
+
+def gate_and_up(layers: Iterable[int]) -> tuple[str, ...]:
+    """The two matrices that lead into the feed-forward parts of some layers of a Llama, all gates first."""
+    return tuple(f"model.layers.{i}.mlp.{part}_proj" for part in ("gate", "up") for i in layers)
+
 
 Features = dict[str, tuple[list[Tensor], list[Tensor]]]
 """Of each module what each mini-batch gives: ``k [tokens, in]``, which enters it, and ``g [tokens, out]``."""

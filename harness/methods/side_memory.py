@@ -7,16 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Generic, TypeVar, cast
 
-from torch import Tensor
-
 from harness.editing.edit import Edit
 from harness.editing.editor import Editor
 from harness.errors import UsageError
 from harness.methods import context_templates
 from harness.methods.keys import layer_at_depth, template_notes
-from harness.models.activations import first_output
 from harness.models.lm import LM
-from harness.patches.patch import Hook, Patch, Step
+from harness.patches.patch import Hook, Patch
 
 __all__ = ["SideMemory", "SideState"]
 
@@ -104,14 +101,3 @@ class SideMemory(Editor, ABC, Generic[State]):
         if self.contexts is not None:
             context_templates.require_templates(self.contexts)
         return self.contexts or context_templates.sample_templates(lm, "memit", self.seed)
-
-    def own_output(self, lm: LM, hidden: Tensor, step: Step) -> Tensor:
-        """What the matrix itself gives: a memory of earlier edits may have changed what arrives.
-
-        Args:
-            lm: the model.
-            hidden: what arrives, whose shape the result has.
-            step: the pass, with what entered the matrix.
-        """
-        assert step.entered is not None
-        return first_output(lm.module(self.down(lm)).forward(step.entered)).reshape(hidden.shape)

@@ -1,4 +1,4 @@
-"""One module of a layer, what enters it and what it makes of that: where GRACE, DEFER and MELO read and write."""
+"""One module of a layer, what enters it and what it makes of that: where GRACE and DEFER read and write."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from harness.models.activations import at_least_float32, capture_activations, fi
 from harness.models.lm import LM
 from harness.patches.patch import Hook, Patch, Step, patched
 
-__all__ = ["Site", "SiteEditor"]
+__all__ = ["Site", "SiteEditor", "own_output"]
 
 Site = Literal["mlp", "down", "first"]
 """Which module of a layer, see :class:`SiteEditor`."""
@@ -115,17 +115,6 @@ class SiteEditor(Editor, ABC):
             output = first_output(lm.module(name).forward(entered[None, None])).reshape(-1)
         return at_least_float32(entered), at_least_float32(output)
 
-    def own_output(self, lm: LM, hidden: Tensor, step: Step) -> Tensor:
-        """What the module itself gives: a hook of earlier edits may have replaced what arrives.
-
-        Args:
-            lm: the model.
-            hidden: what arrives, whose shape the result has.
-            step: the pass, with what entered the module.
-        """
-        assert step.entered is not None
-        return first_output(lm.module(self.module(lm)).forward(step.entered)).reshape(hidden.shape)
-
     def descend(
         self, lm: LM, rows: SupervisedTokens, free: Sequence[Tensor], *, hook: Hook, steps: int, lr: float
     ) -> None:
@@ -155,3 +144,16 @@ class SiteEditor(Editor, ABC):
                 adam.zero_grad()
                 torch.autograd.backward(loss)
                 adam.step()
+
+
+def own_output(lm: LM, name: str, *, hidden: Tensor, step: Step) -> Tensor:
+    """What a module itself gives: the hook of an earlier edit may have changed what arrives.
+
+    Args:
+        lm: the model.
+        name: the module.
+        hidden: what arrives, whose shape the result has.
+        step: the pass, with what entered the module.
+    """
+    assert step.entered is not None
+    return first_output(lm.module(name).forward(step.entered)).reshape(hidden.shape)

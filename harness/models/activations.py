@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.errors import ModelError
-from harness.models.experts import Experts, stacked_keys
+from harness.models.experts import Call, Experts, stacked_keys
 from harness.models.lm import LM, Batch
 from harness.models.packing import shared_length
 
@@ -269,9 +269,7 @@ def _hooks(
         return lambda _module, args: keep("in", name, args[0])
 
     def stacked(name: str, experts: Experts) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
-        return lambda module, args, kwargs: keep(
-            "in", name, stacked_keys(experts, module, args=args, kwargs=kwargs, at=tokens)
-        )
+        return lambda module, args, kwargs: keep("in", name, stacked_keys(Call(experts, module, args, kwargs), tokens))
 
     def after(name: str) -> Callable[[nn.Module, Any, Any], None]:
         return lambda _module, _args, output: keep("out", name, first_output(output))

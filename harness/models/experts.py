@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from harness.models.offload import resident
 
-__all__ = ["Experts", "products", "stacked_experts", "stacked_keys"]
+__all__ = ["Call", "Experts", "products", "stacked_experts", "stacked_keys"]
 
 
 @dataclass(frozen=True)
@@ -93,29 +93,39 @@ def stacked_experts(name: str, module: nn.Module, width: int) -> Experts | None:
     return Experts(name, stacks[-1], biases[-1] if biases else None, len(down), inner, transposed)
 
 
-def stacked_keys(
-    experts: Experts,
-    module: nn.Module,
-    *,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    at: Tensor | None = None,
-) -> Tensor:
-    """The stacked keys of the tokens that the experts are given, ``[tokens, E f]``.
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One pass through experts.
 
-    Args:
-        experts: where the down-projections are.
-        module: the module that holds the experts.
+    Attributes:
+        experts: where their down-projections are.
+        module: the module that holds them.
         args: what it is given.
         kwargs: what it is given by name.
+    """
+
+    experts: Experts
+    module: nn.Module
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
+
+    def of(self, at: Tensor) -> Call:
+        """The pass of some of its tokens."""
+        tokens = len(self.args[0])
+        args = [_some(one, at, tokens) for one in self.args]
+        return replace(self, args=args, kwargs={name: _some(one, at, tokens) for name, one in self.kwargs.items()})
+
+
+def stacked_keys(call: Call, at: Tensor | None = None) -> Tensor:
+    """The stacked keys of the tokens that experts are given, ``[tokens, E f]``.
+
+    Args:
+        call: what they are given.
         at: which tokens; by default all.
     """
-    if at is not None:
-        tokens = len(args[0])
-        args = [_some(one, at, tokens) for one in args]
-        kwargs = {name: _some(one, at, tokens) for name, one in kwargs.items()}
     with torch.no_grad():
-        return torch.cat(list(_passes(experts, module, args, kwargs, _selections(experts, module))), 1)
+        passes = _passes(call if at is None else call.of(at), _selections(call.experts, call.module))
+        return torch.cat(list(passes), 1)
 
 
 def _some(given: Any, at: Tensor, tokens: int) -> Any:
@@ -123,25 +133,14 @@ def _some(given: Any, at: Tensor, tokens: int) -> Any:
     return given[at.to(given.device)] if isinstance(given, Tensor) and len(given) == tokens else given
 
 
-def products(
-    experts: Experts,
-    module: nn.Module,
-    *,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    matrix: Tensor,
-) -> Tensor:
+def products(call: Call, matrix: Tensor) -> Tensor:
     """``A x`` of the stacked key of every token, ``[tokens, n]``, ``d`` rows of ``A`` a pass.
 
     Args:
-        experts: where the down-projections are.
-        module: the module that holds the experts.
-        args: what it is given.
-        kwargs: what it is given by name.
+        call: what the experts are given.
         matrix: ``A [n, E f]``.
     """
-    rows = _out(experts, module)
-    return torch.cat(list(_passes(experts, module, args, kwargs, torch.split(matrix, rows))), 1)
+    return torch.cat(list(_passes(call, torch.split(matrix, _out(call.experts, call.module)))), 1)
 
 
 def _out(experts: Experts, module: nn.Module) -> int:
@@ -158,17 +157,12 @@ def _selections(experts: Experts, module: nn.Module) -> Iterator[Tensor]:
         yield chosen
 
 
-def _passes(
-    experts: Experts,
-    module: nn.Module,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    matrices: Iterator[Tensor] | Sequence[Tensor],
-) -> Iterator[Tensor]:
+def _passes(call: Call, matrices: Iterator[Tensor] | Sequence[Tensor]) -> Iterator[Tensor]:
     """What the module gives with each of some matrices ``[n, E f]``, ``n <= d``, in place of its down-projections.
 
     Its hooks do not run: they are about what it computes for the model.
     """
+    experts, module = call.experts, call.module
     with resident(module, [experts.leaf]):
         kept = module._parameters[experts.leaf]
         held = module._parameters.get(experts.bias or "")
@@ -181,7 +175,7 @@ def _passes(
                 whole = torch.zeros(rows, experts.width, dtype=kept.dtype, device=kept.device)
                 whole[: len(matrix)] = matrix.to(whole)
                 module._parameters[experts.leaf] = _frozen(experts.as_stored(whole).contiguous())
-                given: Tensor = module.forward(*args, **kwargs)
+                given: Tensor = module.forward(*call.args, **call.kwargs)
                 yield given.flatten(0, -2)[:, : len(matrix)]
         finally:
             module._parameters[experts.leaf] = kept

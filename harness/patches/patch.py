@@ -20,7 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from harness.errors import ModelError, NumericalError, RestoreError
 from harness.io.hashes import inner_tensors, tensor_sha256
 from harness.models.activations import first_output, with_first
-from harness.models.experts import Experts, products
+from harness.models.experts import Call, Experts, products
 from harness.models.lm import LM
 from harness.models.offload import resident
 from harness.patches.delta import Delta, LowRank
@@ -399,7 +399,7 @@ def _expert_hook(
             return output
         index = rows.index.to(lefts.device)
         used, entry = torch.unique(index, return_inverse=True)
-        found = products(experts, module, args=args, kwargs=kwargs, matrix=rights[used].flatten(0, 1)).to(rights.dtype)
+        found = products(Call(experts, module, args, kwargs), rights[used].flatten(0, 1)).to(rights.dtype)
         each = found.reshape(len(index), -1, len(used), rights.shape[1])[
             torch.arange(len(index), device=index.device), :, entry
         ]

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from births import births
 from torch import Tensor
 from torch.func import functional_call
 
 from editors import malmen
 from editors.malmen import Malmen, Running
-from harness.editing.edit import Edit, Example, Probe
+from harness.editing.edit import Edit, Example
 from harness.errors import NumericalError, UsageError
 from harness.methods import ridge_network
 from harness.methods.hypernetwork import Hypernetwork, layout
@@ -25,21 +26,11 @@ from harness.patches.delta import Dense, LowRank
 SMALL: dict[str, Any] = {
     "layers": (1, 2), "rank": 8, "lr": 1e-2, "meta_lr": 1e-3, "steps": 4, "together": 3, "validate_every": 2,
 }  # fmt: skip
-CITIES = ["Paris", "Vienna", "Athens", "Dublin", "Rome", "Lisbon"]
-PEOPLE = ["Rosa Delgado", "Jonas Wick", "Greta Holm", "Iris Calder", "Oskar Thorne", "Hugo Lantern"]
 
 
 @pytest.fixture(scope="module")
 def examples() -> list[Example]:
-    made = []
-    for i, (who, city) in enumerate(zip(PEOPLE, CITIES, strict=True)):
-        edit = Edit(f"t{i}", "{} was born in", who, city, CITIES[i - 1])
-        asked = [
-            Probe(edit.id, "paraphrase", f"Everybody knows {who} was born in", city, CITIES[i - 1]),
-            Probe(edit.id, "neighborhood", f"{PEOPLE[i - 1]} was born in", city, CITIES[i - 1]),
-        ]
-        made.append(Example(edit, tuple(asked)))
-    return made
+    return births()
 
 
 def identity(lm: LM, editor: Malmen) -> Malmen:

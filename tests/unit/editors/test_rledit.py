@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from births import births
 from torch import Tensor
 
 from editors import malmen, rledit
 from editors.malmen import Malmen
 from editors.rledit import RlEdit
-from harness.editing.edit import Edit, Example, Probe
+from harness.editing.edit import Example
 from harness.methods.meta_training import Lesson, read_lessons
 from harness.models.lm import LM
 from harness.patches.patch import patched
@@ -23,21 +24,11 @@ SMALL: dict[str, Any] = {
     "validate_every": 2, "batch_size": 8, "c_loc": 0.5,
 }  # fmt: skip
 ALONE: dict[str, Any] = {"sequence": 1, "back_depth": 1, "l2": 0.0}
-CITIES = ["Paris", "Vienna", "Athens", "Dublin", "Rome", "Lisbon"]
-PEOPLE = ["Rosa Delgado", "Jonas Wick", "Greta Holm", "Iris Calder", "Oskar Thorne", "Hugo Lantern"]
 
 
 @pytest.fixture(scope="module")
 def examples() -> list[Example]:
-    made = []
-    for i, (who, city) in enumerate(zip(PEOPLE, CITIES, strict=True)):
-        edit = Edit(f"t{i}", "{} was born in", who, city, CITIES[i - 1])
-        asked = [
-            Probe(edit.id, "paraphrase", f"Everybody knows {who} was born in", city, CITIES[i - 1]),
-            Probe(edit.id, "neighborhood", f"{PEOPLE[i - 1]} was born in", city, CITIES[i - 1]),
-        ]
-        made.append(Example(edit, tuple(asked)))
-    return made
+    return births()
 
 
 def training(lm: LM, examples: list[Example], **settings: Any) -> tuple[rledit._Training, list[list[Lesson]]]:
