@@ -150,7 +150,7 @@ def adapter(base: hf.PreTrainedModel, name: str, folder: Path) -> Path:
     torch.manual_seed(1)
     model = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
     model.peft_config["default"].base_model_name_or_path = name
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, save_embedding_layers=False)  # "auto" would ask the Hub for the base
     return folder
 
 
