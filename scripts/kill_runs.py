@@ -24,6 +24,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,6 +35,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
+from tqdm import tqdm
 
 from harness.io.hashes import tensor_sha256
 from harness.models.lm import load
@@ -305,6 +307,8 @@ def make_inputs(folder: Path) -> None:
 
 def _ready() -> None:
     """Import what commands import, before they fork."""
+    # Progress bars share a semaphore with all forks; one that is killed while it draws keeps it from the next for ever.
+    tqdm.set_lock(threading.RLock())
     for name in USED:
         importlib.import_module(name)
     load("mini", device="cpu")

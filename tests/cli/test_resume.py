@@ -14,12 +14,15 @@ import pytest
 DRIVER = '''
 """Runs a plan undisturbed, then again while killing it at ten random moments; each run is a process of its own."""
 
-import json, os, random, shutil, signal, sys, time, traceback
+import faulthandler, json, os, random, shutil, signal, sys, threading, time, traceback
 from pathlib import Path
 
 import torch
+import tqdm
 
 torch.set_num_threads(1)
+# Progress bars share a semaphore with all forks; one that is killed while it draws would keep it from the next for ever.
+tqdm.tqdm.set_lock(threading.RLock())
 from harness.runs.plan import Plan
 from harness.runs.options import RunOptions
 from harness.runs.resolve import resolve
@@ -39,6 +42,7 @@ def start(folder):
     child = os.fork()
     if child:
         return child
+    faulthandler.dump_traceback_later(240, exit=True)  # a run that hangs says where
     try:
         run_plan(resolve(plan), RunOptions(folder, device="cpu", rows=8, save_edits=True))
         os._exit(0)
