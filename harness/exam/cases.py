@@ -21,7 +21,8 @@ block ``metadata.case`` of a set's YAML says in JMESPath (https://jmespath.org) 
           protocol: [generation, accuracy]
       languages: [en, de]             # of the questions; left out: whatever the rows say
       compare:                        # with the unedited model, by how likely it holds the same answers
-                                      # (or, with ``against``, with the answers to another kind of the same case)
+                                      # (or, with ``against``, with the answers to another kind of the same case;
+                                      # ``known_by`` names the kind whose choices tell which right ones are known)
         ignore_rate: {kind: others, how: ignore_rate}
       combine:
         hop_any: {kind: hop, how: any}          # right where any question of the case is
@@ -221,15 +222,17 @@ def _compare(said: object, rules: Sequence[ProbeRule], where: str) -> dict[str, 
     found = {}
     for metric, one in _mapping(said, f"{where}.compare").items():
         place = f"{where}.compare.{metric}"
-        _known(_mapping(one, place), ("kind", "how", "against"), place)
+        _known(_mapping(one, place), ("kind", "how", "against", "known_by"), place)
         how = _choice(one.get("how"), [*COMPARED, *LISTED], f"{place}.how")
         # Of one kind with both protocols it would not be known which answers are meant.
         needed, other = ("choice", "likelihood") if how in LISTED else ("likelihood", "choice")
         known = [rule.kind for rule in rules if needed in rule.protocols and other not in rule.protocols]
         kind = _choice(one.get("kind"), known, f"{place}.kind, which needs the protocol {needed},")
         found[str(metric)] = {"kind": kind, "how": how}
-        if "against" in one:
-            found[str(metric)]["against"] = _choice(one["against"], known, f"{place}.against")
+        if "known_by" in one and how not in LISTED:
+            raise DataError(f"{place}: known_by goes with {', '.join(LISTED)}, and not with {how}; leave it out")
+        for key in (key for key in ("against", "known_by") if key in one):
+            found[str(metric)][key] = _choice(one[key], known, f"{place}.{key}")
     return found
 
 

@@ -123,7 +123,7 @@ LISTED: dict[str, Callable[[Listed, Listed], float]] = {
 """How a list of right and wrong answers is compared; of all of them lower is better."""
 
 
-def told_apart(before: Listed) -> tuple[list[int], list[int]]:
+def told_apart(before: Listed, known_by: Listed | None = None) -> tuple[list[int], list[int]]:
     """The answers that count: of which the unedited model tells right from wrong.
 
     Those right ones that fewer than a fifth of the wrong ones exceed, and the wrong ones below all of these; none of
@@ -131,9 +131,12 @@ def told_apart(before: Listed) -> tuple[list[int], list[int]]:
 
     Args:
         before: how likely the unedited model holds them.
+        known_by: the same right ones beside other wrong ones, by which it is told which right ones are known, as PEAK
+            takes its near false objects for that also where random ones are counted; None for those of ``before``.
     """
     right, wrong = before
-    kept = [i for i, p in enumerate(right) if sum(q > p for q in wrong) < _ABOVE * len(wrong)]
+    among, near = known_by or before
+    kept = [i for i, p in enumerate(among) if sum(q > p for q in near) < _ABOVE * len(near)]
     below = [j for j, q in enumerate(wrong) if kept and q < min(right[i] for i in kept)]
     return (kept, below) if below else ([], [])
 
@@ -146,21 +149,27 @@ def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
 
 
-def _against_lists(how: str, before: Sequence[Listed], after: Sequence[Listed]) -> float:
+def _against_lists(
+    how: str, before: Sequence[Listed], after: Sequence[Listed], known_by: Sequence[Listed] | None
+) -> float:
     """The mean over the questions of a case; missing where an answer is not rated or none of the questions is known."""
-    rated = [p for one in (*before, *after) for side in one for p in side]
-    if len(before) != len(after) or not all(p > 0 for p in rated):
+    among = before if known_by is None else known_by
+    rated = [p for one in (*before, *after, *among) for side in one for p in side]
+    sizes = {tuple(len(one[0]) for one in lists) for lists in (before, after, among)}
+    if len(sizes) > 1 or not all(p > 0 for p in rated):
         return math.nan
     found = []
-    for was, now in zip(before, after, strict=True):
-        kept, below = told_apart(was)
+    for was, now, by in zip(before, after, among, strict=True):
+        kept, below = told_apart(was, by)
         if kept:
             chosen = [([one[0][i] for i in kept], [one[1][j] for j in below]) for one in (was, now)]
             found.append(LISTED[how](*chosen))
     return _mean(found) if found else math.nan
 
 
-def against_unedited(how: str, before: Sequence[Any], after: Sequence[Any]) -> float:
+def against_unedited(
+    how: str, before: Sequence[Any], after: Sequence[Any], *, known_by: Sequence[Any] | None = None
+) -> float:
     """One number of the probabilities of the same answers; missing where one is not known or nothing is likely.
 
     Args:
@@ -168,9 +177,11 @@ def against_unedited(how: str, before: Sequence[Any], after: Sequence[Any]) -> f
             answers.
         before: of the unedited model.
         after: of the edited model.
+        known_by: of the unedited model, the same right answers beside other wrong ones, by which it is told which right
+            ones are known (:func:`told_apart`); None for ``before``.
     """
     if how in LISTED:
-        return _against_lists(how, before, after)
+        return _against_lists(how, before, after, known_by)
     known = all(map(math.isfinite, (*before, *after))) and before and len(before) == len(after)
     if not known or min(sum(before), sum(after)) <= 0 or (how in ("damage", "magnitude") and min(before) <= 0):
         return math.nan

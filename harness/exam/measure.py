@@ -320,9 +320,17 @@ def agree(task: Task, edited: Measured, base: Measured) -> None:
     for metric, rule in (task.metadata.get("compared") or {}).items():
         other = {row["case"]: edited.answers[d] for d, row in likely.items() if row["kind"] == rule.get("against")}
         before = {d: other.get(row["case"]) if "against" in rule else base.answers.get(d) for d, row in likely.items()}
+        near = {row["case"]: base.answers.get(d) for d, row in likely.items() if row["kind"] == rule.get("known_by")}
         edited.values[metric] = {
             document: Ratio(
-                against_unedited(rule["how"], json.loads(was), json.loads(edited.answers[document])), 1.0, row["case"]
+                against_unedited(
+                    rule["how"],
+                    json.loads(was),
+                    json.loads(edited.answers[document]),
+                    known_by=json.loads(near.get(row["case"]) or "[]") if "known_by" in rule else None,
+                ),
+                1.0,
+                row["case"],
             )
             for document, row in likely.items()
             if row["kind"] == rule["kind"] and (was := before[document]) is not None

@@ -17,6 +17,7 @@ from harness.exam import data
 from harness.exam.case_exam import CaseExam
 from harness.exam.case_sets import CaseSet
 from harness.exam.cases import Case, CaseRule, case_edits, read_cases, rule_of
+from harness.exam.text_metrics import folded
 
 SHARED = Path(__file__).resolve().parents[4] / "shared" / "data"
 
@@ -501,7 +502,7 @@ COUNTS = [
     ("bmike53", "zsre", 743, 743, (743 * 13 - 12) * 8),
     ("mlake", "test", 5360, 5360, 5357 * 4),
     ("mlake_matrix", "test", 5360, 5360, 5357 * 5 * 3),
-    ("peak", "test", 1962, 1962, 2 * 1961 + 2 * 3343 + 3 * 1962 + 26506 + 23992 + 2 * 10760 + 1962 + 3344),
+    ("peak", "test", 1962, 1962, 2 * 1961 + 2 * 3343 + 3 * 1962 + 26506 + 23992 + 2 * 10760 + 2 * (1962 + 3344)),
     ("conflictedit", "test", 2500, 5000, 8 * 2500),
     ("conflictedit", "composite", 2000, 4000, 9 * 2000 + 2 * (2000 - 24)),
     ("conflictedit", "coverage", 2500, 5000, 6 * 2500 + 2 * 2499),
@@ -526,6 +527,17 @@ def test_every_row_of_the_real_files_is_a_case(name: str, split: str, cases: int
         questions,
     )
     assert data.provenance_of(found.dataset, split, str(SHARED)).verified
+
+
+def test_no_random_false_object_is_right_or_near() -> None:
+    """As the published rows have them: in the random list nothing stands that a case holds true, new or near."""
+    found = CaseSet.read(data.TASKS / "edits" / "peak" / "peak.yaml")
+    where = SHARED if (SHARED / found.dataset.files["test"].path).is_file() else None
+    rows = found.source(None if where is None else str(where))
+    for row in rows:
+        told = row["requested_rewrite"]
+        known = {*row["postive_list"], *row["negtive_list"], told["target_new"]["str"], told["target_true"]["str"]}
+        assert not {folded(one) for one in row["negtive_random_list"]} & {folded(one) for one in known}
 
 
 def mini_case(name: str, split: str = "test") -> Case:
@@ -572,6 +584,10 @@ def test_a_list_keeps_its_true_objects_and_leaves_the_false_ones_out() -> None:
     assert case.edits[0].target not in {*true, *false}
     assert {q.answers[0] for q in case.probes if q.kind == "kept_each"} == set(true)
     assert {q.answers[0] for q in case.probes if q.kind == "intruded_each"} == set(false)
+    near, drawn = ([q for q in case.probes if q.kind == kind] for kind in ("listed", "listed_random"))
+    assert [(q.prompt, q.answers) for q in near] == [(q.prompt, q.answers) for q in drawn]
+    random = set(drawn[0].choices) - set(true)
+    assert len(random) == 5 and not random & {*false, case.edits[0].target}
 
 
 def test_text_and_facts_are_edits_of_one_case_that_are_asked_alike() -> None:

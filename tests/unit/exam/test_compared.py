@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from harness.errors import DataError
 from harness.exam import data
 from harness.exam.compared import COMPARED, LISTED, against_unedited, told_apart
+from harness.exam.measure import Measured, agree
+from harness.exam.tasks import Task
 from harness.runs.options import RunOptions
 from harness.runs.plan import Plan
 from harness.runs.record import Record
@@ -91,6 +94,37 @@ def test_forgetting_and_noising_in_closed_form(how: str, after: tuple[list[float
     assert against_unedited(how, [BEFORE, BEFORE], [after, BEFORE]) == pytest.approx(value / 2, abs=1e-12)
 
 
+RANDOM = ([0.5, 0.3, 0.01], [0.06, 0.35, 0.02])
+"""Random wrong answers beside the same right ones: by the near ones of BEFORE the first two right ones are known."""
+RANDOM_AFTER = ([0.4, 0.15, 0.9], [0.2, 0.9, 0.02])
+"""One random answer has risen above the second right one; the likeliest was never below both and does not count."""
+
+
+def test_near_answers_tell_which_right_ones_are_known_and_random_ones_are_counted() -> None:
+    assert told_apart(RANDOM) == ([0], [0, 1, 2])  # a third of the random ones exceeds the second
+    assert told_apart(RANDOM, BEFORE) == ([0, 1], [0, 2])
+    assert told_apart(([0.5, 0.3, 0.01], [0.6, 0.4]), BEFORE) == ([], [])
+    assert told_apart(RANDOM, ([0.1], [0.2])) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("how", "value"),
+    [
+        ("relative_forgetting", sigma(0.15) / sigma(0.4, 0.15)),
+        ("absolute_forgetting", 1 - (1 - sigma(0.15) / sigma(0.4, 0.15)) * 0.275 / 0.4),
+        ("relative_noising", sigma(0.2) / sigma(0.2, 0.02)),
+        ("absolute_noising", 1 - (1 - sigma(0.2) / sigma(0.2, 0.02)) * 0.04 / 0.11),
+    ],
+)
+def test_random_false_objects_in_closed_form(how: str, value: float) -> None:
+    found = against_unedited(how, [RANDOM], [RANDOM_AFTER], known_by=[BEFORE])
+    assert found == pytest.approx(value, abs=1e-12)
+    assert against_unedited(how, [RANDOM], [RANDOM], known_by=[BEFORE]) == pytest.approx(0, abs=1e-12)
+    assert math.isnan(against_unedited(how, [RANDOM], [RANDOM_AFTER], known_by=[]))
+    assert math.isnan(against_unedited(how, [RANDOM], [RANDOM_AFTER], known_by=[([0.5, math.nan, 0.01], BEFORE[1])]))
+    assert math.isnan(against_unedited(how, [RANDOM], [RANDOM_AFTER], known_by=[([0.5], BEFORE[1])]))
+
+
 @pytest.mark.parametrize("how", LISTED)
 def test_lists_that_are_not_told_apart_or_not_rated_are_missing(how: str) -> None:
     unknown, unrated = [([0.1], [0.2])], [([0.5, math.nan, 0.01], BEFORE[1])]
@@ -119,13 +153,35 @@ def test_rounds_have_the_published_numbers_beside_the_plain_ones(tmp_path: Path)
 
 def test_lists_have_the_published_numbers_beside_the_plain_ones(tmp_path: Path) -> None:
     table = run("peak", tmp_path).tasks(3)["peak"]
-    for name in ("RFF", "AFF", "RNF", "ANF"):
-        assert table[name]["higher_is_better"] is False
-        assert 0 <= (table[name]["value"] or 0) <= 1
-        assert table[name]["n"] <= 3
-    assert table["AFF"]["n"] == table["ANF"]["n"] == table["RFF"]["n"] > 0
-    assert table["AFF"]["value"] >= table["RFF"]["value"]
-    assert table["ANF"]["value"] >= table["RNF"]["value"]
+    for setting in ("", "_random"):
+        factors = [table[f"{name}{setting}"] for name in ("RFF", "AFF", "RNF", "ANF")]
+        for one in factors:
+            assert one["higher_is_better"] is False
+            assert 0 <= one["value"] <= 1
+            assert 0 < one["n"] <= 3
+        assert len({one["n"] for one in factors}) == 1
+        assert factors[1]["value"] >= factors[0]["value"]
+        assert factors[3]["value"] >= factors[2]["value"]
+
+
+def test_documents_of_two_kinds_of_a_case_are_brought_together() -> None:
+    """The right answers of each case are known by its own near list, as the unedited model has it."""
+    rule = {"kind": "listed_random", "how": "relative_forgetting", "known_by": "listed"}
+    told = SimpleNamespace(config=SimpleNamespace(metadata={"compared": {"RFF_random": rule}}))
+    task = Task("peak", "peak", told, "")
+
+    def measured(**lists: tuple[list[float], list[float]]) -> Measured:
+        said = {name: json.dumps([value]) for name, value in lists.items()}
+        rows = {name: {"case": name[-1], "kind": name[:-2], "asks": "likelihood"} for name in lists}
+        return Measured(answers=said, documents=rows)
+
+    base = measured(listed_1=BEFORE, listed_random_1=RANDOM, listed_2=RANDOM, listed_random_2=RANDOM)
+    edited = measured(listed_1=AFTER, listed_random_1=RANDOM_AFTER, listed_2=AFTER, listed_random_2=RANDOM_AFTER)
+    agree(task, edited, base)
+    assert {name: (ratio.num, ratio.cluster) for name, ratio in edited.values["RFF_random"].items()} == {
+        "listed_random_1": (pytest.approx(sigma(0.15) / sigma(0.4, 0.15)), "1"),
+        "listed_random_2": (pytest.approx(1.0), "2"),  # by its own list the first is known alone, and falls below 0.9
+    }
 
 
 def test_conflicts_have_the_published_numbers_beside_the_plain_ones(tmp_path: Path) -> None:
@@ -176,6 +232,7 @@ def test_conflict_magnitude_is_against_the_model_of_the_first_edit_alone(tmp_pat
         ({"combine": {"x": {"kind": "who", "how": "first_likelier"}}}, "first_likelier of generation"),
         ({"combine": {"x": {"kind": "how_likely", "how": "any"}}}, "any of likelihood"),
         ({"compare": {"x": {"kind": "how_likely", "how": "magnitude", "against": "who"}}}, "against is 'who'"),
+        ({"compare": {"x": {"kind": "how_likely", "how": "damage", "known_by": "how_likely"}}}, "known_by goes with"),
     ],
 )
 def test_likelihoods_are_compared_and_other_answers_are_not(block: dict[str, object], said: str) -> None:
