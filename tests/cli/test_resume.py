@@ -21,7 +21,7 @@ import torch
 import tqdm
 
 torch.set_num_threads(1)
-# Progress bars share a semaphore with all forks; one that is killed while it draws would keep it from the next for ever.
+# Progress bars share a semaphore with all forks; one that is killed while it draws would keep it from the next forever.
 tqdm.tqdm.set_lock(threading.RLock())
 from harness.runs.plan import Plan
 from harness.runs.options import RunOptions
