@@ -10,11 +10,11 @@ import sys
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 from harness.editing.editor import Editor, Wrapper
-from harness.editing.editor_files import shipped_editors
+from harness.editing.editor_files import installed_editors, shipped_editors
 from harness.editing.hyperparameters import cast, hints, settable
 from harness.errors import UsageError, near
 from harness.models.lm import LM
@@ -25,7 +25,7 @@ __all__ = ["Recipe", "compose", "configure", "editor_names", "find", "require_tr
 
 def editor_names() -> list[str]:
     """The editors that can be named: those that ship, and those of installed packages."""
-    return sorted(shipped_editors().keys() | {point.name for point in entry_points(group="harness.editors")})
+    return sorted(shipped_editors().keys() | {point.name for point in installed_editors()})
 
 
 def find(name: str) -> type[Editor]:
@@ -36,7 +36,7 @@ def find(name: str) -> type[Editor]:
     """
     if name.endswith(".py"):
         return _only_editor(_import_file(Path(name)), name)
-    points = [point for point in entry_points(group="harness.editors") if point.name == name]
+    points = [point for point in installed_editors() if point.name == name]
     shipped = name in shipped_editors()
     if len(points) + shipped > 1:
         packages = " and of ".join(str(point.dist.name if point.dist else point.value) for point in points)

@@ -6,10 +6,9 @@ import inspect
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.metadata import entry_points
 from typing import Any
 
-from harness.editing.editor_files import docs_of_file, shipped_editors
+from harness.editing.editor_files import docs_of_file, installed_editors, shipped_editors
 from harness.reports.board.cards import card_of
 from harness.reports.board.family import Family
 from harness.reports.board.pages import Pages
@@ -98,7 +97,7 @@ def _links(names: Iterable[str]) -> dict[str, str]:
 
 def _about(name: str) -> list[Mapping[str, str]]:
     """What each part of an editor says of itself; nothing of one that is not installed here."""
-    shipped, installed = shipped_editors(), {point.name for point in entry_points(group="harness.editors")}
+    shipped, installed = shipped_editors(), {point.name for point in installed_editors()}
     known = [part for part in name.split("+") if part in shipped or part in installed]
     return [
         {"name": part, "text": docs_of_file(shipped[part], part) if part in shipped else _docs_of_installed(part)}

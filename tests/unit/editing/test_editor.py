@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint
@@ -16,6 +17,7 @@ import torch
 from harness.editing import registry
 from harness.editing.edit import Edit, Example, Probe
 from harness.editing.editor import Editor, Learned, Wrapper
+from harness.editing.editor_files import installed_editors
 from harness.editing.hyperparameters import Count, NotNegative, Positive, Range, Share, settable
 from harness.editing.registry import Recipe, compose, configure, editor_names, find
 from harness.errors import DataError, UsageError
@@ -447,10 +449,23 @@ def test_files_that_hold_no_usable_editor(tmp_path: Path, code: str, message: st
 # --- installed packages -----------------------------------------------------------------------------------------------
 
 
+def test_what_is_installed_while_a_process_runs_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    before = installed_editors()
+    assert installed_editors() is before  # metadata is not read again where nothing changed
+    about = tmp_path / "late-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Name: late\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[harness.editors]\nlate = editors.none:Unchanged\n")
+    assert {point.name for point in installed_editors()} - {point.name for point in before} == {"late"}
+    shutil.rmtree(about)
+    assert installed_editors() == before
+
+
 def test_entry_points_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
     def install(name: str, value: str) -> None:
         point = EntryPoint(name, value, "harness.editors")
-        monkeypatch.setattr(registry, "entry_points", lambda group: [point] if group == "harness.editors" else [])
+        monkeypatch.setattr(registry, "installed_editors", lambda point=point: [point])
 
     for name, value, message in (
         ("gone", "no_such_module:X", "cannot be imported (ModuleNotFoundError: No module named 'no_such_module');"),
