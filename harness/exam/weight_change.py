@@ -1,4 +1,4 @@
-"""What editing did to each edited matrix: how far it moved, and how well it is still conditioned.
+"""What editing did to each edited matrix: how far it moved, what its type could not hold, how well it is conditioned.
 
 Sources: Gu et al. 2024 (arXiv 2401.04700), figure 3 (Manhattan distance); Ma et al. 2024 (arXiv 2405.16821), section 4:
 the condition number ``s_max / s_min`` of the edited matrix bounds how far its output moves.
@@ -6,9 +6,11 @@ the condition number ``s_max / s_min`` of the edited matrix bounds how far its o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from harness.exam.spectra import Spectra, Spectrum
@@ -16,7 +18,7 @@ from harness.models.lm import LM
 from harness.patches.delta import Delta, Dense, numerical_rank
 from harness.patches.patch import Patch, require_finite
 
-__all__ = ["describe", "means"]
+__all__ = ["describe", "lost_in_all", "means"]
 
 _LARGEST_SVD = 2048
 """The singular values of a larger dense matrix cost minutes."""
@@ -52,6 +54,7 @@ def _one(weight: Tensor, delta: Delta, spectrum_of: Callable[[Tensor], Spectrum]
         "relative_frobenius": _over(change, before),
         "spectral": None if own is None else float(own.max()),
         "norm_ratio": _over(after, before),
+        "lost_in_rounding": _lost(after, change, weight.dtype),
         **(_spectrum(spectrum_of(before), delta, own) if small else dict.fromkeys(_SPECTRUM)),
     }
 
@@ -59,6 +62,39 @@ def _one(weight: Tensor, delta: Delta, spectrum_of: Callable[[Tensor], Spectrum]
 def _over(one: Tensor, other: Tensor) -> float | None:
     """The ratio of two norms; None where the other is zero."""
     return float(one.norm() / other.norm()) if bool(other.any()) else None
+
+
+def _lost(after: Tensor, change: Tensor, dtype: torch.dtype) -> float | None:
+    """``||round(W + D) - (W + D)|| / ||D||``: the share of a change that the weights' type does not hold.
+
+    None of a type of four bytes or more, whose rounding is that of the change itself.
+
+    Args:
+        after: ``W + D`` in float64.
+        change: ``D`` in float64.
+        dtype: the type of the weights.
+    """
+    return _over(after.to(dtype).double() - after, change) if dtype.itemsize < torch.float32.itemsize else None
+
+
+def lost_in_all(rows: Sequence[Mapping[str, Mapping[str, float | None]]]) -> float | None:
+    """What rounding loses of a change of several matrices; of isolated patches their mean.
+
+    None where there is no change that is rounded.
+
+    Args:
+        rows: of each patch what :func:`describe` says.
+    """
+    known = [share for row in rows if (share := _lost_of(row)) is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _lost_of(row: Mapping[str, Mapping[str, float | None]]) -> float | None:
+    """``sqrt(sum_i ||error_i||^2 / sum_i ||D_i||^2)`` of the matrices of one patch."""
+    sizes = {name: facts["frobenius"] or 0.0 for name, facts in row.items()}
+    lost = {name: share for name, facts in row.items() if (share := facts.get("lost_in_rounding")) is not None}
+    whole = math.hypot(*sizes.values())
+    return math.hypot(*(share * sizes[name] for name, share in lost.items())) / whole if lost and whole else None
 
 
 _SPECTRUM = ("largest", "condition", "condition_before", "relative_spectral", "above")

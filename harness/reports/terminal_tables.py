@@ -341,11 +341,17 @@ def _weights(weights: Mapping[str, Mapping[str, str]]) -> str:
 
 
 def _delta_table(record: Record) -> Table:
-    table = _table("change of", "rank", "Frobenius", "relative", "spectral", "")
+    """How each weight was changed; of a type that rounds changes the share that was lost, and that of all together."""
+    keys = ["frobenius", "relative_frobenius", "spectral"]
+    lost = record.points[-1].get("lost_in_rounding") if record.points else None
+    rounds = ["lost in rounding"] if lost is not None else []
+    table = _table("change of", "rank", "Frobenius", "relative", "spectral", *rounds, "")
     for weight, facts in record.delta.items():
         rank = facts.get("rank")
-        keys = ("frobenius", "relative_frobenius", "spectral")
-        table.add_row(weight, MISSING if rank is None else str(rank), *(number(facts.get(key)) for key in keys), "")
+        said = [number(facts.get(key)) for key in [*keys, *(["lost_in_rounding"] if rounds else [])]]
+        table.add_row(weight, MISSING if rank is None else str(rank), *said, "")
+    if rounds:
+        table.add_row("all of them", *[""] * 4, number(lost), "")
     return table
 
 

@@ -26,7 +26,7 @@ _DOCUMENTS = 20
 """Neutral documents whose tokens are followed to the experts that they are sent to."""
 
 
-def note_change(record: Record, *, lm: LM, editor: Editor, stop: Stop, hashes: Mapping[str, str]) -> None:
+def note_change(record: Record, *, lm: LM, editor: Editor, stop: Stop, hashes: Mapping[str, str]) -> dict[str, Any]:
     """Note in a record which weights a stop changes, by how much, and their hashes with the change in place.
 
     Args:
@@ -38,15 +38,20 @@ def note_change(record: Record, *, lm: LM, editor: Editor, stop: Stop, hashes: M
 
     Raises:
         HarnessError: the edits changed nothing, or nothing that the weights' type can hold.
+
+    Returns:
+        What :meth:`harness.runs.writer.RecordWriter.noted` takes of the change.
     """
     names = sorted({name for patch in stop.patches for name in patch.weights})
     spectra = Spectra()
     rows = [weight_change.describe(lm, patch, spectra) for patch in stop.patches]
-    note_described(record, rows, editor=editor, changed=any(map(changes_anything, stop.patches)), hashes=hashes)
+    changed = any(map(changes_anything, stop.patches))
+    noted = note_described(record, rows, editor=editor, changed=changed, hashes=hashes)
     if len(stop.patches) == 1:
         with patched(lm, stop.patches[0]):
             record.weights["edited"] = lm.hashes(names)
         _require_written(editor, stop.patches[0], record.weights)
+    return noted
 
 
 def note_described(
@@ -56,7 +61,7 @@ def note_described(
     editor: Editor,
     changed: bool,
     hashes: Mapping[str, str],
-) -> None:
+) -> dict[str, Any]:
     """Note in a record how patches change weights, as :func:`harness.exam.weight_change.describe` says it of each.
 
     Args:
@@ -68,6 +73,10 @@ def note_described(
 
     Raises:
         HarnessError: the edits changed nothing.
+
+    Returns:
+        What :meth:`harness.runs.writer.RecordWriter.noted` takes of the change: that of each weight, and, where the
+        weights' type rounds it, the share of the whole that is lost.
     """
     if not changed:
         raise HarnessError(f"{editor.name}: the edits changed nothing; every target may already be what the model says")
@@ -75,6 +84,8 @@ def note_described(
     names = sorted({name for row in rows for name in row})
     before = {**record.weights.get("before", {}), **{name: hashes[name] for name in names}}
     record.weights = {"before": before, "edited": {}, "restored": {}}
+    lost = weight_change.lost_in_all(rows)
+    return {"weights": record.delta, **({} if lost is None else {"lost_in_rounding": lost})}
 
 
 def note_restored(record: Record, guard: Guard) -> None:

@@ -39,6 +39,7 @@ class _Point(TypedDict):
     latest: NotRequired[dict[str, dict[str, _Measure]]]
     truncated: NotRequired[dict[str, Count]]
     weights: NotRequired[dict[str, dict[str, Number | list[Number]]]]
+    lost_in_rounding: NotRequired[Number]
     routing: NotRequired[dict[str, Number]]
 
 

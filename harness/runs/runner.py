@@ -160,8 +160,8 @@ class _Run:
             self.clock.take_over(portion.cost)
         rows = [row for portion in portions for row in portion.change]
         changed = any(portion.moves for portion in portions)
-        note_described(self.writer.record, rows, editor=ready.editor, changed=changed, hashes=self.hashes)
-        self.writer.noted(count, weights=self.writer.record.delta)
+        noted = note_described(self.writer.record, rows, editor=ready.editor, changed=changed, hashes=self.hashes)
+        self.writer.noted(count, **noted)
         with self.clock.phase(f"measure after {count} edits"):
             self.measuring.join(portions)
             self.measuring.at(schedule.Stop(count, (), range(count)))
@@ -221,8 +221,8 @@ class _Run:
         ready, record = self.ready, self.writer.record
         # The weights themselves are looked at once, at the end: reading all of them takes long.
         ready.guard.require(VOID, weights=False, before=f" before {ready.editor.name} edited")
-        note_change(record, lm=ready.lm, editor=ready.editor, stop=stop, hashes=self.hashes)
-        self.writer.noted(stop.edits, weights=record.delta, **self._routing.after(stop))
+        noted = note_change(record, lm=ready.lm, editor=ready.editor, stop=stop, hashes=self.hashes)
+        self.writer.noted(stop.edits, **noted, **self._routing.after(stop))
         # Edits that were put back from a file stand in it already.
         if self.options.save_edits and len(stop.patches) == 1 and not ready.resolved.plan.patch:
             save_edits(self.options.output, record, ready=ready, stop=stop)

@@ -136,7 +136,12 @@ class RecordWriter:
         self.save()
 
     def noted(self, edits: int, **facts: Json) -> None:
-        """Adds what else is known after so many edits (``weights``, ``routing``, ``latest``), and saves."""
+        """Adds what else is known after so many edits, and saves.
+
+        Args:
+            edits: after how many.
+            facts: ``weights``, ``lost_in_rounding``, ``routing``, ``latest``.
+        """
         self._point(edits).update(rounded(facts))
         self.save()
 

@@ -208,6 +208,17 @@ def test_show_tells_everything() -> None:
     assert max(map(len, output.splitlines())) <= 120
 
 
+def test_show_tells_what_rounding_lost_where_the_record_does() -> None:
+    record = made("ft", 0.6)
+    assert "lost in rounding" not in text(terminal_tables.record_table(record), 120)
+    record.delta["h.1.w"]["lost_in_rounding"] = 0.125
+    record.points[-1]["lost_in_rounding"] = 0.25
+    output = text(terminal_tables.record_table(record), 120)
+    assert row(output, "change of").endswith("spectral lost in rounding")
+    assert row(output, "h.1.w") == "h.1.w 50 3.250 0.040 1.500 0.125"
+    assert row(output, "all of them") == "all of them 0.250"
+
+
 def test_of_isolated_edits_no_weight_is_said_to_be_unchanged() -> None:
     record = replace(made("ft", 0.6), weights={"before": {"w": "a"}, "edited": {}, "restored": {"w": "a"}})
     assert "1 weights touched; restored bitwise" in text(terminal_tables.record_table(record))

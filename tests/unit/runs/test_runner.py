@@ -345,6 +345,15 @@ def test_bfloat16_is_edited_and_restored(plan: Plan, tmp_path: Path) -> None:
     kept = run_plan(resolve(replace(plan, dtype="bfloat16", tasks=())), options(tmp_path))
     assert kept.model["dtype"] == "bfloat16"
     assert kept.weights["before"] == kept.weights["restored"] != kept.weights["edited"]
+    (change,) = kept.points[-1]["weights"].values()
+    assert kept.points[-1]["lost_in_rounding"] == pytest.approx(change["lost_in_rounding"])
+    assert 0 < change["lost_in_rounding"] < 1
+    assert "lost_in_rounding" not in kept.points[0]
+
+
+def test_in_float32_no_rounding_is_told(done: tuple[Path, Record]) -> None:
+    assert not any("lost_in_rounding" in point for point in done[1].points)
+    assert all(change["lost_in_rounding"] is None for change in done[1].delta.values())
 
 
 # --- the cache of the unedited model ----------------------------------------------------------------------------------
