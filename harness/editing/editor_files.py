@@ -20,7 +20,7 @@ def shipped_editors() -> dict[str, Path]:
 
 
 @functools.lru_cache(maxsize=1)
-def _files(folder: str, changed: int) -> dict[str, Path]:
+def _files(folder: str, changed: int) -> dict[str, Path]:  # noqa: ARG001  (what is kept is kept until it changes)
     found = (module.name for module in pkgutil.iter_modules([folder]) if not module.name.startswith("_"))
     return {name: Path(folder) / f"{name}.py" for name in found}
 
@@ -35,7 +35,7 @@ def installed_editors() -> tuple[EntryPoint, ...]:
 
 
 @functools.lru_cache(maxsize=1)
-def _points(places: tuple[tuple[str, int], ...]) -> tuple[EntryPoint, ...]:
+def _points(places: tuple[tuple[str, int], ...]) -> tuple[EntryPoint, ...]:  # noqa: ARG001  (as above)
     return tuple(entry_points(group="harness.editors"))
 
 
