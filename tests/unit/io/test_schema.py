@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from hypothesis import given, strategies
 
 from harness.io.schema import parsed
 
@@ -32,3 +33,48 @@ def test_half_a_character_is_refused(text: str) -> None:
     assert parsed(b'"\\ud83d\\ude00"') == "😀"
     with pytest.raises(ValueError, match="not UTF-8"):
         parsed(b'"\xed\xa0\x80"')
+
+
+# --- long texts, which another parser reads ----------------------------------------------------------------------------
+
+LONG = json.dumps("x" * 100_001)
+TEXTS = strategies.text(strategies.characters(exclude_categories=["Cs"]), max_size=8)
+ANY = strategies.recursive(
+    strategies.none() | strategies.booleans() | strategies.integers() | strategies.floats(allow_nan=False) | TEXTS,
+    lambda inner: strategies.lists(inner, max_size=4) | strategies.dictionaries(TEXTS, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+def _both(text: str) -> list[object]:
+    """What a value is in a short text and beside a long one: its print, which tells 0 from -0.0, or that it is none."""
+    found: list[object] = []
+    for whole in (text, f"[{LONG},{text}]"):
+        try:
+            value = parsed(whole)
+        except ValueError:
+            found.append(ValueError)
+        else:
+            found.append(repr(value if whole is text else value[1]))
+    return found
+
+
+@given(ANY)
+def test_a_long_text_is_read_as_a_short_one(value: object) -> None:
+    short, long = _both(json.dumps(value, allow_nan=True))
+    assert short == long
+
+
+@pytest.mark.parametrize(
+    ("text", "is_json"),
+    [
+        *(("-0", True), ("-0.0", True), ("5e-324", True), ("1e22", True), ('{"a":1,"a":2}', True)),
+        *(("12345678901234567890123", True), ("[" * 300 + "]" * 300, True), ('"\\ud83d\\ude00"', True)),
+        *(("NaN", False), ("-Infinity", False), ("1e999", False), ("1" * 400 + ".0", False), ('"\\ud800"', False)),
+        *(("[1,]", False), ("01", False), ('"\t"', False), ('"\\x"', False), ("[" * 100_000 + "]" * 100_000, False)),
+    ],
+)
+def test_what_is_json_does_not_depend_on_its_length(text: str, is_json: bool) -> None:
+    short, long = _both(text)
+    assert short == long
+    assert (short is not ValueError) == is_json
