@@ -55,6 +55,7 @@ def more_rows(world: World, seed: int = SEED) -> dict[str, Splits]:
         "mzsre": _mzsre,
         "bmike53": _bmike53,
         "mlake": _mlake,
+        "mlake_hops": _mlake_hops,
         "peak": _peak,
         "conflictedit": _reverse,
         "roundedit": _round,
@@ -163,6 +164,22 @@ def _nested(block: Row) -> Row:
 def _bmike53(rng: random.Random, world: World, split: str) -> list[Row]:
     """BMIKE-53: the same with flat names, and the old object."""
     return [{"case_id": number, **blocks} for number, blocks in enumerate(_blocks(rng, world, split))]
+
+
+def _mlake_hops(rng: random.Random, world: World, split: str) -> list[Row]:
+    """MLaKE with what follows from each edit in every language, beside the English row as the two files are joined."""
+    rows = []
+    for blocks in _blocks(rng, world, split):
+        hops = [_hop(blocks, language) for language in blocks]
+        found = {language: _sentence(block, language) for language, block in blocks.items()}
+        rows += [{**row, "hops": hops if language == "en" else []} for language, row in found.items()]
+    return rows
+
+
+def _hop(blocks: dict[str, Row], language: str) -> Row:
+    block, edit = blocks[language], _sentence(blocks["en"], "en")["e_prompt"]
+    asked = {"question": block["port"], "e_prompt": edit, "e_answer": block["port_ans"], "e_answer_aliases": []}
+    return {"split": f"new_{language}", **asked}
 
 
 def _mlake(rng: random.Random, world: World, split: str) -> list[Row]:

@@ -39,8 +39,8 @@ Protocols: ``generation`` (the free continuation begins with one of the answers)
 the answer's tokens), ``probability`` (an answer is likelier than ``rival``), ``choice`` (of ``choices``, an answer is
 the likeliest), ``likelihood`` (how likely the likeliest answer is by token).  Besides JMESPath's own functions a path
 can call ``fill(prompt, subject)``, which puts the subject into its slot, ``trim(text)``, ``spelled(text, subject)``,
-the subject in the capitals in which the text has it, and ``entries(object)``, which lists the fields of an object as
-``{key, value}``.
+the subject in the capitals in which the text has it, ``without(text, part)``, and ``entries(object)``, which lists the
+fields of an object as ``{key, value}``.
 """
 
 from __future__ import annotations
@@ -328,6 +328,11 @@ class _Functions(functions.Functions):  # type: ignore[misc]  # jmespath has no 
     def _func_trim(self, text: str) -> str:
         """``trim(text)``: the text without white space around it."""
         return text.strip()
+
+    @functions.signature({"types": ["string"]}, {"types": ["string"]})  # type: ignore[untyped-decorator]
+    def _func_without(self, text: str, part: str) -> str:
+        """``without(text, part)``: the text without a part of it, where it first stands."""
+        return text.replace(part, "", 1)
 
     @functions.signature({"types": ["object"]})  # type: ignore[untyped-decorator]
     def _func_entries(self, fields: dict[str, Any]) -> list[dict[str, Any]]:

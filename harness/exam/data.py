@@ -22,6 +22,7 @@ import hashlib
 import importlib.util
 import io
 import json
+import logging
 import os
 import re
 import sys
@@ -32,7 +33,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 from types import ModuleType
@@ -53,6 +54,7 @@ __all__ = [
     "PUBLISHED",
     "TASKS",
     "Dataset",
+    "Joined",
     "Provenance",
     "Source",
     "Status",
@@ -77,6 +79,8 @@ __all__ = [
     "splits",
     "status",
 ]
+
+log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 
@@ -107,13 +111,26 @@ class Source:
     path: file in a data folder, relative, with ``/``;  sha256: of that file, None where not known;
     url: published address, pinned to a revision, None where there is none; ``{1..n}`` stands for numbered parts, which
     are joined by newlines;
-    published_sha256: of what the address gives.
+    published_sha256: of what the address gives;  joined: another file, whose rows stand in those of this one.
     """
 
     path: str
     sha256: str | None
     url: str | None
     published_sha256: str | None
+    joined: Joined | None = None
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A second file of a split: each row of the first has under a name the rows of the second that belong to it.
+
+    source: the file;  by: the field whose value both have;  name: the field under which they stand, a list.
+    """
+
+    source: Source
+    by: str
+    name: str
 
 
 @dataclass(frozen=True)
@@ -253,13 +270,27 @@ def dataset_of(path: Path) -> Dataset | None:
 
 
 def _source(path: Path, split: str, entry: object) -> Source:
+    return _file(path, f"metadata.source.files.{split}", entry)
+
+
+def _file(path: Path, where: str, entry: object) -> Source:
     if not isinstance(entry, dict) or not isinstance(entry.get("path"), str):
-        raise DataError(
-            f"{path}: metadata.source.files.{split} needs at least `path`, the file's place in a data folder"
-        )
-    _require_inside(path, f"metadata.source.files.{split}", entry)
+        raise DataError(f"{path}: {where} needs at least `path`, the file's place in a data folder")
+    _require_inside(path, where, entry)
     sha256 = entry.get("sha256")
-    return Source(entry["path"], sha256, entry.get("url"), entry.get("published_sha256", sha256))
+    second = _second(path, f"{where}.joined", entry["joined"]) if "joined" in entry else None
+    return Source(entry["path"], sha256, entry.get("url"), entry.get("published_sha256", sha256), second)
+
+
+def _second(path: Path, where: str, entry: object) -> Joined:
+    source = _file(path, where, entry)
+    told = dict(entry) if isinstance(entry, dict) else {}
+    for key, what in (("by", "the field that rows of both files have"), ("as", "the field that holds them")):
+        if not isinstance(told.get(key), str):
+            raise DataError(f"{path}: {where}.{key} is {told.get(key)!r}, expected {what}")
+    if source.joined is not None:
+        raise DataError(f"{path}: {where}.joined: a third file is not read; leave it out")
+    return Joined(source, told["by"], told["as"])
 
 
 def _require_inside(path: Path, where: str, entry: Mapping[str, Any]) -> None:
@@ -374,20 +405,21 @@ def provenance_of(dataset: Dataset, split: str, data_dir: str | Path | None) -> 
         data_dir: None or "mini", a folder, or "hub".
     """
     place = _locate(dataset, split, data_dir)
-    sha256 = _sha256(place.file)
-    verified = place.source == MINI or (place.sha256 is not None and sha256 == place.sha256)
-    return Provenance(place.source, place.label, sha256, len(_rows(dataset, place)), verified)
+    files = [place, *([place.second] if place.second else [])]
+    verified = all(one.source == MINI or one.sha256 == _sha256(one.file) for one in files)
+    label = " + ".join(one.label for one in files)
+    return Provenance(place.source, label, _digest(place), len(_rows(dataset, place)), verified)
 
 
 def file_sha256(dataset: Dataset, split: str = "test", data_dir: str | Path | None = None) -> str:
-    """The hash of the file that :func:`load` reads of a data set; raises what it raises.
+    """The hash of the file that :func:`load` reads of a data set, of two that of both hashes; raises what it raises.
 
     Args:
         dataset: the data set, as :func:`find_datasets` describes it.
         split: ``test``, or another split that the data set has.
         data_dir: None or "mini", a folder, or "hub".
     """
-    return _sha256(_locate(dataset, split, data_dir).file)
+    return _digest(_locate(dataset, split, data_dir))
 
 
 def splits(dataset: str, data_dir: str | Path | None = None, split: str = "test") -> dict[str, datasets.Dataset]:
@@ -433,17 +465,39 @@ def status(data_dir: str | Path | None = None, root: Path = TASKS) -> list[Statu
 
 @dataclass(frozen=True)
 class _Place:
-    """A file that exists, what it is called in a record, and the sha256 that it should have."""
+    """A file that exists, what it is called in a record, the sha256 that it should have, and a file that joins it."""
 
     source: str
     file: Path
     label: str
     sha256: str | None
+    second: _Place | None = None
+    joined: Joined | None = None
 
 
 def _locate(dataset: Dataset, split: str, data_dir: str | Path | None) -> _Place:
+    """The file of a split, with that which joins it; shipped rows have in them what it would bring."""
+    place = _locate_first(dataset, split, data_dir)
+    joined = dataset.files[split].joined if split in dataset.files else None
+    if joined is None or place.source == MINI:
+        return place
+    alone = replace(dataset, files={split: joined.source})
+    return replace(place, second=_locate_first(alone, split, data_dir, shipped=False), joined=joined)
+
+
+def _digest(place: _Place) -> str:
+    """The sha256 of a file; where another joins it, that of the hashes of both."""
+    own = _sha256(place.file)
+    return own if place.second is None else hashlib.sha256(f"{own} {_sha256(place.second.file)}".encode()).hexdigest()
+
+
+def _locate_first(dataset: Dataset, split: str, data_dir: str | Path | None, *, shipped: bool = True) -> _Place:
     if data_dir is None or data_dir == MINI:
-        return _locate_mini(dataset, split)
+        return (
+            _locate_mini(dataset, split)
+            if shipped
+            else _locate_in_folder(dataset.files[split], dataset.folder, dataset.name)
+        )
     source = dataset.files.get(split)
     if source is None:
         raise UsageError(f"the data set {dataset.name} has no split {split!r}{near(split, dataset.files)}")
@@ -489,7 +543,9 @@ def _folder_state(source: Source, folder: Path) -> str:
     path = _in_folder(source, folder)
     if path is None:
         return "missing"
-    return "present" if source.sha256 in (None, _sha256(path)) else "changed"
+    own = "present" if source.sha256 in (None, _sha256(path)) else "changed"
+    other = _folder_state(source.joined.source, folder) if source.joined else own
+    return next(state for state in ("missing", "changed", "present") if state in (own, other))
 
 
 def _count_lines(path: Path) -> int | None:
@@ -502,17 +558,39 @@ def _rows(dataset: Dataset, place: _Place) -> list[Row]:
     """Parsed and checked rows of a file."""
     module = None if place.source == MINI else functions(dataset)
     parse = getattr(module, "rows", None) or read_any_rows
-    stat = place.file.stat()
     # Edits, exam and record each ask for the rows of a file; what they are given is theirs to change.
-    found = [dict(row) for row in _parsed(parse, place.file, (stat.st_mtime_ns, stat.st_size, stat.st_ino))]
+    found = [dict(row) for row in _read_once(parse, place.file)]
     if not found:
         raise DataError(f"{place.file}: no rows; expected rows with {', '.join(dataset.fields)}")
+    if place.second is not None and place.joined is not None:
+        _join(found, place.joined, place.second.file)
     for number, row in enumerate(found, start=1):
         _check_row(row, dataset.fields, f"{place.file}, row {number}")
     return found
 
 
-@functools.lru_cache(maxsize=2)
+def _join(rows: list[Row], joined: Joined, file: Path) -> None:
+    """Give each row the rows of a second file that have the same value of a field."""
+    belonging: dict[str, list[Row]] = {}
+    for row in _read_once(read_any_rows, file):
+        if isinstance(row.get(joined.by), str | int):
+            belonging.setdefault(str(row[joined.by]), []).append(dict(row))
+    for row in rows:
+        row[joined.name] = belonging.get(str(row.get(joined.by)), [])
+    left = belonging.keys() - {str(row.get(joined.by)) for row in rows}
+    if left:
+        said = f"{file}: of {len(belonging)} values of {joined.by!r} {len(left)} stand in no row of the other file"
+        if len(left) == len(belonging):
+            raise DataError(f"{said} ('{_short(min(left))}'); the two files do not go together")
+        log.warning("%s, so that their rows are not asked", said)
+
+
+def _read_once(parse: Callable[[Path], list[Row]], file: Path) -> list[Row]:
+    stat = file.stat()
+    return _parsed(parse, file, (stat.st_mtime_ns, stat.st_size, stat.st_ino))
+
+
+@functools.lru_cache(maxsize=4)
 def _parsed(parse: Callable[[Path], list[Row]], file: Path, _stamp: tuple[int, ...]) -> list[Row]:
     """The rows of a file as it was written last."""
     return parse(file)

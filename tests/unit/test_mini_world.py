@@ -270,7 +270,11 @@ def test_shipped_cases_are_the_generated_ones(world: mini.World) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["akew", "akew_text", "mzsre", "bmike53", "mlake", "mlake_matrix", "peak", "conflictedit", "roundedit"]
+    "name",
+    [
+        *("akew", "akew_text", "mzsre", "bmike53", "mlake", "mlake_matrix", "mlake_hops", "peak", "conflictedit"),
+        "roundedit",
+    ],
 )
 def test_shipped_rows_of_text_languages_lists_and_conflicts_are_the_generated_ones(
     world: mini.World, name: str

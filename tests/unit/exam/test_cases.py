@@ -502,6 +502,7 @@ COUNTS = [
     ("bmike53", "zsre", 743, 743, (743 * 13 - 12) * 8),
     ("mlake", "test", 5360, 5360, 5357 * 4),
     ("mlake_matrix", "test", 5360, 5360, 5357 * 5 * 3),
+    ("mlake_hops", "test", 5 * 689, 5 * 689, 5 * (3 * 689 + 2 * 4154)),
     ("peak", "test", 1962, 1962, 2 * 1961 + 2 * 3343 + 3 * 1962 + 26506 + 23992 + 2 * 10760 + 2 * (1962 + 3344)),
     ("conflictedit", "test", 2500, 5000, 8 * 2500),
     ("conflictedit", "composite", 2000, 4000, 9 * 2000 + 2 * (2000 - 24)),
@@ -604,6 +605,33 @@ def test_an_english_edit_is_asked_in_each_language(name: str) -> None:
     assert set(asked) == {"en", "de"}
     assert (asked["en"].prompt, asked["en"].answers) == (case.edits[0].text, (case.edits[0].target,))
     assert asked["de"].prompt != asked["en"].prompt
+
+
+def test_what_follows_from_an_edit_is_asked_in_each_language() -> None:
+    """The edit in German, and the same questions of two hops as after the edit in English."""
+    english, german = CaseSet.read(data.TASKS / "edits" / "mlake_hops" / "mlake_hops.yaml").cases(None, "test")[:2]
+    hops = [{(q.prompt, q.answers): q.language for q in case.probes if q.kind == "hop"} for case in (english, german)]
+    assert hops[0].keys() == hops[1].keys()
+    assert [set(one.values()) for one in hops] == [{"en-en", "en-de"}, {"de-en", "de-de"}]
+    assert english.edits[0].prompt != german.edits[0].prompt
+    assert {q.answers for q in german.probes if q.kind == "rewrite"} == {(german.edits[0].target,)}
+
+
+def test_hops_of_the_real_file_belong_to_the_edit_that_their_sentence_tells() -> None:
+    """Of the first fact: the questions that the file of hops has beside the English sentence of its edit."""
+    if not (SHARED / "mlake" / "multi_hop.jsonl.gz").is_file():
+        pytest.skip("needs the real data beside the project")
+    found = CaseSet.read(data.TASKS / "edits" / "mlake_hops" / "mlake_hops.yaml")
+    cases = {case.edits[0].prompt: case for case in found.cases(str(SHARED), "test")}
+    sentence = "Carl Sagan worked at BBC during his career."
+    with gzip.open(SHARED / "mlake" / "multi_hop.jsonl.gz", "rt", encoding="utf-8") as file:
+        rows = [row for row in map(json.loads, file) if row.get("e_prompt") == sentence]
+    asked = {row["question"]: row["e_answer"] for row in rows}
+    for prompt in ("Where did Carl Sagan work during his career?",
+                   "An welcher Bildungseinrichtung war Carl Sagan als Wissenschaftler tätig?"):  # fmt: skip
+        hops = {q.prompt: q.answers[0] for q in cases[prompt].probes if q.kind == "hop"}
+        assert cases[prompt].edits[0].target == "BBC"
+        assert hops == asked and len(hops) > 4
 
 
 # --- sets of one edit a case ------------------------------------------------------------------------------------------

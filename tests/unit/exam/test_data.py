@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -276,6 +277,75 @@ def test_ones_own_version_of_a_file_is_used_and_noted(make_root: Callable[..., P
 
 def test_a_file_directly_in_the_folder_is_found(make_root: Callable[..., Path], folder: Path) -> None:
     assert data.load("toy", data_dir=folder / "sets", root=make_root()) == ROWS
+
+
+# --- a second file
+
+
+MORE = [{"of": "b", "n": 1}, {"of": "a", "n": 2}, {"n": 3}, {"of": "b", "n": 4}]
+"""Rows of a second file; one names no row of the first."""
+TOLD = [{"of": name, "text": name, "label": place} for place, name in enumerate("abc")]
+
+
+@pytest.fixture
+def two(make_root: Callable[..., Path], folder: Path) -> Callable[..., Path]:
+    """A tasks folder whose data set has two files in the data folder; keywords replace what is said of the second."""
+
+    def make(*more: dict[str, Any], **joined: object) -> Path:
+        (folder / "sets" / "toy.jsonl").write_bytes(_lines(TOLD))
+        (folder / "sets" / "more.jsonl").write_bytes(_lines([*MORE, *more]))
+        told = {"path": "sets/more.jsonl", "sha256": _sha(_lines(MORE)), "by": "of", "as": "more"} | joined
+        return make_root(sha256=_sha(_lines(TOLD)), joined=told)
+
+    return make
+
+
+def test_rows_of_a_second_file_stand_in_those_of_the_first(two: Callable[..., Path], folder: Path) -> None:
+    found = data.load("toy", data_dir=folder, root=two())
+    assert [[one["n"] for one in row["more"]] for row in found] == [[2], [1, 4], []]
+    assert data.load("toy", root=two()) == ROWS[:2]  # shipped rows have what they need in them
+
+
+def test_both_files_are_known_by_their_hashes(two: Callable[..., Path], folder: Path) -> None:
+    root = two()
+    found = data.provenance("toy", data_dir=folder, root=root)
+    both = _sha(f"{_sha(_lines(TOLD))} {_sha(_lines(MORE))}".encode())
+    assert found == data.Provenance("folder", "sets/toy.jsonl + sets/more.jsonl", both, 3, True)
+    assert data.status(folder, root)[0].folder == "present"
+    (folder / "sets" / "more.jsonl").write_bytes(_lines(MORE[1:]))
+    changed = data.provenance("toy", data_dir=folder, root=root)
+    assert not changed.verified and changed.sha256 != both
+    assert data.status(folder, root)[0].folder == "changed"
+    (folder / "sets" / "more.jsonl").unlink()
+    assert data.status(folder, root)[0].folder == "missing"
+    with pytest.raises(DataError, match=r"more\.jsonl: not found, needed for toy"):
+        data.load("toy", data_dir=folder, root=root)
+
+
+def test_files_that_do_not_go_together_are_told(
+    two: Callable[..., Path], folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = two({"of": "z"})
+    assert len(data.load("toy", data_dir=folder, root=root)) == 3
+    assert "of 3 values of 'of' 1 stand in no row of the other file, so that their rows are not asked" in caplog.text
+    (folder / "sets" / "more.jsonl").write_bytes(_lines([{"of": "z"}]))
+    with pytest.raises(DataError, match=r"of 1 values of 'of' 1 stand in no row .*'z'.*do not go together"):
+        data.load("toy", data_dir=folder, root=root)
+
+
+@pytest.mark.parametrize(
+    ("joined", "said"),
+    [
+        ({"by": None}, "files.test.joined.by is None, expected the field that rows of both files have"),
+        ({"as": 3}, "files.test.joined.as is 3, expected the field that holds them"),
+        ({"path": "../x.jsonl"}, "files.test.joined.path is '../x.jsonl', expected a place inside the data folder"),
+        ({"path": None}, "files.test.joined needs at least `path`"),
+        ({"joined": {"path": "x", "by": "of", "as": "y"}}, "files.test.joined.joined: a third file is not read"),
+    ],
+)
+def test_a_second_file_is_described_whole(two: Callable[..., Path], joined: dict[str, object], said: str) -> None:
+    with pytest.raises(DataError, match=re.escape(said)):
+        data.find_datasets(two(**joined))
 
 
 def test_missing_folder_and_file(make_root: Callable[..., Path], tmp_path: Path) -> None:

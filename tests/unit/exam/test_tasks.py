@@ -24,8 +24,9 @@ GENERAL = [
 ]  # fmt: skip
 CHOICE = ["ClosedDomainQA_choice", "NLI_choice", "SentimentAnalysis_choice", "dialogue_choice"]
 CASES = [
-    "akew", "akew_text", "bmike53", "conflictedit", "halluedit", "knowedit", "mlake", "mlake_matrix", "mquake", "mzsre",
-    "peak", "portability", "portability_inverse", "portability_zsre", "qaedit", "roundedit", "wikibigedit",
+    "akew", "akew_text", "bmike53", "conflictedit", "halluedit", "knowedit", "mlake", "mlake_hops", "mlake_matrix",
+    "mquake", "mzsre", "peak", "portability", "portability_inverse", "portability_zsre", "qaedit", "roundedit",
+    "wikibigedit",
 ]  # fmt: skip
 ROW = {"prompt": "{} was born in", "subject": "Ada Velmont", "target": "Rome"}
 
