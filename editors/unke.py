@@ -17,36 +17,26 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 import torch
-from torch import Tensor
 
 from harness.editing.edit import Edit
 from harness.editing.editor import Editor
 from harness.editing.hyperparameters import Count, NotNegative, Positive, Range
-from harness.errors import ModelError, UsageError
-from harness.methods.block_training import BlockTraining, ErrorMean, record_pass, train_block
+from harness.errors import UsageError
+from harness.methods.block_training import (
+    BlockTraining,
+    ErrorMean,
+    Retained,
+    WantedStates,
+    require_blocks,
+    train_in_turn,
+)
 from harness.methods.keys import layer_at_depth, require_layers
-from harness.methods.routing import unrelated_texts
 from harness.methods.value import optimise
 from harness.methods.value_rows import Objective
 from harness.models.lm import LM, Batch
-from harness.patches.patch import Patch, patched, require_plain
+from harness.patches.patch import Patch
 
 __all__ = ["Retained", "Unke"]
-
-_LENGTH = 64  # tokens that are read of each text that is kept as it was
-
-
-@dataclass(frozen=True, eq=False)
-class Retained:
-    """What the next operation starts from.
-
-    Attributes:
-        texts: the texts that are drawn from.
-        operations: how many there were.
-    """
-
-    texts: tuple[str, ...]
-    operations: int = 0
 
 
 @dataclass(frozen=True)
@@ -110,16 +100,7 @@ class Unke(Editor):
             ModelError: it does not (Gemma 3n), has no down-projection, or a parameter of it is quantised.
         """
         super().require(lm)
-        for layer in self.edited_layers(lm):
-            block = lm.arch.block(layer)
-            for name, _ in lm.module(block).named_parameters():
-                require_plain(lm, f"{block}.{name}")
-            handed = record_pass(lm, layer, lm.batch([lm.encode("The name of")])).output.shape[-1]
-            if handed != lm.arch.width:
-                raise ModelError(
-                    f"{lm.name}: '{block}' hands on {handed} numbers a token, where its matrices write "
-                    f"{lm.arch.width}; unke adds one vector to the state of a token, so take another editor"
-                )
+        require_blocks(lm, self.edited_layers(lm), self.name)
 
     def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:
         """All edits at once; the memory says which texts were drawn from, and how often."""
@@ -127,17 +108,14 @@ class Unke(Editor):
             raise UsageError(f"the memory is a {type(memory).__name__} of another editor; start again without memory")
         if not edits:
             return Patch(memory=memory)
-        before = memory or Retained(unrelated_texts(lm))
-        layers = self.edited_layers(lm)
+        before, layers = memory or Retained.of(lm), self.edited_layers(lm)
         values = optimise(lm, edits, ("{}",), objective=self._objective(layers[-1])).value
         prompts = lm.batch([lm.encode(edit.text) for edit in edits])
-        total = Patch()
-        for i, layer in enumerate(layers):
-            with patched(lm, total):
-                total = total + self._trained(
-                    lm, layer, prompts=prompts, values=values, left=len(layers) - i, retained=before, edits=edits
-                )
-        return total.remember(Retained(before.texts, before.operations + 1))
+        wanted = WantedStates(prompts, torch.arange(len(edits)), prompts.lengths - 1, values, prompts.mask)
+        settings = BlockTraining(self.steps, self.lr, self.weight_decay, self.error_mean)
+        kept, names = self._kept(lm, before), [edit.id for edit in edits]
+        found = train_in_turn(lm, layers, wanted, kept=kept, settings=settings, edits=names)
+        return found.remember(before.next)
 
     def _objective(self, layer: int) -> Objective:
         """The value optimisation at one layer."""
@@ -154,41 +132,6 @@ class Unke(Editor):
             stop="never",
         )
 
-    def _trained(
-        self,
-        lm: LM,
-        layer: int,
-        *,
-        prompts: Batch,
-        values: Tensor,
-        left: int,
-        retained: Retained,
-        edits: Sequence[Edit],
-    ) -> Patch:
-        """The change of one layer.
-
-        Args:
-            lm: the model with the layers below as they are changed.
-            layer: the layer.
-            prompts: the edits' prompts.
-            values: what shall leave the last layer at each prompt's last token, ``[edits, d]``.
-            left: the layers that are still to be changed, this one included.
-            retained: the texts on which it shall give what it gave.
-            edits: the edits.
-        """
-        last = record_pass(lm, self.edited_layers(lm)[-1], prompts).output
-        rows, ends = torch.arange(len(edits), device=last.device), prompts.lengths.to(last.device) - 1
-        missing = (values.to(last) - last[rows, ends]) / left
-        asked = record_pass(lm, layer, prompts)
-        target = asked.output.index_put((rows, ends), missing, accumulate=True)
-        kept = record_pass(lm, layer, self._kept(lm, retained))
-        settings = BlockTraining(self.steps, self.lr, self.weight_decay, self.error_mean)
-        wanted = [(kept, kept.output), (asked, target)]
-        found = train_block(lm, layer, wanted, settings=settings, edits=[edit.id for edit in edits])
-        return Patch(weights=found.deltas)
-
     def _kept(self, lm: LM, retained: Retained) -> Batch:
         """The texts of one operation on which a block shall give what it gave."""
-        draw = torch.Generator().manual_seed(self.seed * 1_000_003 + retained.operations)
-        order = torch.randperm(len(retained.texts), generator=draw)[: self.texts].tolist()
-        return lm.batch([lm.encode(retained.texts[i])[: min(_LENGTH, lm.context)] for i in order])
+        return retained.drawn(lm, count=self.texts, seed=self.seed)

@@ -9,21 +9,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from harness.errors import NumericalError
+from harness.errors import ModelError, NumericalError
 from harness.methods.descent import Trained
+from harness.methods.routing import unrelated_texts
 from harness.models.activations import at_least_float32, capture_activations, first_output
 from harness.models.lm import LM, Batch
 from harness.models.offload import call_with
 from harness.patches.delta import Dense
-from harness.patches.patch import require_plain
+from harness.patches.patch import Patch, patched, require_plain
 
-__all__ = ["BlockPass", "BlockTraining", "ErrorMean", "record_pass", "train_block"]
+__all__ = [
+    "BlockPass",
+    "BlockTraining",
+    "ErrorMean",
+    "Retained",
+    "WantedStates",
+    "record_pass",
+    "require_blocks",
+    "train_block",
+    "train_in_turn",
+]
+
+_LENGTH = 64  # tokens that are read of each text that is kept as it was
 
 ErrorMean = Literal["tokens", "released"]
 """What the error of a pass is a mean over: its ``tokens``, or as in the authors' code its padding, too."""
@@ -66,6 +79,124 @@ class BlockTraining:
     lr: float
     weight_decay: float
     error_mean: ErrorMean = "tokens"
+
+
+@dataclass(frozen=True, eq=False)
+class WantedStates:
+    """What shall leave the last of some blocks, at single tokens of some rows.
+
+    Attributes:
+        batch: the rows.
+        row, column: the tokens, ``[n]``.
+        values: the hidden states that are wanted there, ``[n, d]``.
+        counted: the tokens whose error counts, ``[rows, columns]``; at those without a wanted state it is that of what
+            left a block before.
+    """
+
+    batch: Batch
+    row: Tensor
+    column: Tensor
+    values: Tensor
+    counted: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Retained:
+    """What the next operation of an editor that trains blocks starts from.
+
+    Attributes:
+        texts: the texts that are drawn from.
+        operations: how many there were.
+    """
+
+    texts: tuple[str, ...]
+    operations: int = 0
+
+    @classmethod
+    def of(cls, lm: LM) -> Retained:
+        """Before the first operation.
+
+        Raises:
+            DataError: the model has no plain text.
+        """
+        return cls(unrelated_texts(lm))
+
+    def drawn(self, lm: LM, *, count: int, seed: int) -> Batch:
+        """The texts of one operation on which a block shall give what it gave.
+
+        Args:
+            lm: the model.
+            count: how many.
+            seed: the seed of the draw, which each operation makes anew.
+        """
+        draw = torch.Generator().manual_seed(seed * 1_000_003 + self.operations)
+        order = torch.randperm(len(self.texts), generator=draw)[:count].tolist()
+        return lm.batch([lm.encode(self.texts[i])[: min(_LENGTH, lm.context)] for i in order])
+
+    @property
+    def next(self) -> Retained:
+        """After one more operation."""
+        return Retained(self.texts, self.operations + 1)
+
+
+def require_blocks(lm: LM, layers: Sequence[int], asker: str) -> None:
+    """See that every block that is trained hands on one vector a token, and can be written.
+
+    Args:
+        lm: the model.
+        layers: the layers.
+        asker: the editor, for the error.
+
+    Raises:
+        ModelError: one does not (Gemma 3n), or a parameter of it is quantised.
+    """
+    for layer in layers:
+        block = lm.arch.block(layer)
+        for name, _ in lm.module(block).named_parameters():
+            require_plain(lm, f"{block}.{name}")
+        handed = record_pass(lm, layer, lm.batch([lm.encode("The name of")])).output.shape[-1]
+        if handed != lm.arch.width:
+            raise ModelError(
+                f"{lm.name}: '{block}' hands on {handed} numbers a token, where its matrices write "
+                f"{lm.arch.width}; {asker} adds one vector to the state of a token, so take another editor"
+            )
+
+
+def train_in_turn(
+    lm: LM,
+    layers: Sequence[int],
+    wanted: WantedStates,
+    *,
+    kept: Batch,
+    settings: BlockTraining,
+    edits: Sequence[str],
+) -> Patch:
+    """Each block trained in turn, on its share of what is missing of the states that leave the last.
+
+    Args:
+        lm: the model, unchanged when this returns.
+        layers: the layers, ascending.
+        wanted: what shall leave the last.
+        kept: rows on which each shall give what it gave.
+        settings: how each is trained.
+        edits: the edits that this is for, for the error.
+
+    Raises:
+        ModelError: a parameter is quantised.
+        NumericalError: an error is not finite; names the edits.
+    """
+    total = Patch()
+    for i, layer in enumerate(layers):
+        with patched(lm, total):
+            last = record_pass(lm, layers[-1], wanted.batch).output
+            at = wanted.row.to(last.device), wanted.column.to(last.device)
+            missing = (wanted.values.to(last) - last[at]) / (len(layers) - i)
+            asked = replace(record_pass(lm, layer, wanted.batch), mask=wanted.counted)
+            target = asked.output.index_put(at, missing, accumulate=True)
+            same = record_pass(lm, layer, kept)
+            both = [(same, same.output), (asked, target)]
+            total = total + Patch(weights=train_block(lm, layer, both, settings=settings, edits=edits).deltas)
+    return total
 
 
 def record_pass(lm: LM, layer: int, batch: Batch) -> BlockPass:

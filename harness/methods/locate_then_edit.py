@@ -49,9 +49,11 @@ __all__ = [
     "SpreadMemory",
     "inverse_of_preserved",
     "require_additive",
+    "require_keys",
     "require_linear",
     "ridge_adjoint",
     "ridge_solver",
+    "spread_layers",
     "sum_key_products",
     "with_hyperparameters",
     "woodbury",
@@ -157,11 +159,7 @@ class LocateThenEdit(Editor):
         """
         super().require(lm)
         self.require_writable(lm, None)
-        capture_activations(lm, _short(lm), inputs=[lm.arch.writer_of(layer) for layer in self.edited_layers(lm)])
-        require_linear(lm, self.edited_layers(lm))
-        # The keys of experts are of a size that nobody expects.
-        wide = [layer for layer in self.whitened_layers(lm) if lm.experts(lm.down(layer)) is not None]
-        require_room(lm, missing_moments(lm, wide, tokens=self.cov_tokens))
+        require_keys(lm, self.edited_layers(lm), whitened=self.whitened_layers(lm), tokens=self.cov_tokens)
         if self.seam == "parts":
             lm.arch.attn_of(self.edited_layers(lm)[-1])
 
@@ -232,8 +230,7 @@ class Spread(LocateThenEdit):
 
     def edited_layers(self, lm: LM) -> tuple[int, ...]:
         """The layers; by default up to five that end at 27 % of the depth, as published for Llama."""
-        last = max(layer_at_depth(lm, 0.27), 1 if lm.arch.layers > 1 else 0)
-        return require_layers(lm, self.layers or range(max(0, last - 4), last + 1), experts=True)
+        return spread_layers(lm, self.layers)
 
     def prior(self, lm: LM, memory: object, layers: Sequence[int]) -> SpreadMemory:
         """Templates, second moments, and the keys of earlier edits."""
@@ -387,6 +384,39 @@ class SpreadHidden(Spread):
     def label(self) -> str:
         """The name, with the site where it is not the published one."""
         return self.name if self.site == "block" else f"{self.name}-{self.site}"
+
+
+def spread_layers(lm: LM, layers: Sequence[int] | None) -> tuple[int, ...]:
+    """The layers among which MEMIT spreads a change; by default up to five that end at 27 % of the depth.
+
+    Args:
+        lm: the model.
+        layers: what is asked for.
+
+    Raises:
+        ModelError: the model does not have one of them.
+    """
+    last = max(layer_at_depth(lm, 0.27), 1 if lm.arch.layers > 1 else 0)
+    return require_layers(lm, layers or range(max(0, last - 4), last + 1), experts=True)
+
+
+def require_keys(lm: LM, layers: Sequence[int], *, whitened: Sequence[int], tokens: int) -> None:
+    """See that down-projections are used, are linear in what is written, and that there is room for second moments.
+
+    Args:
+        lm: the model.
+        layers: the layers that are written.
+        whitened: those of whose keys second moments are needed.
+        tokens: tokens of text for these.
+
+    Raises:
+        ModelError: it is not so.
+    """
+    capture_activations(lm, _short(lm), inputs=[lm.arch.writer_of(layer) for layer in layers])
+    require_linear(lm, layers)
+    # The keys of experts are of a size that nobody expects.
+    wide = [layer for layer in whitened if lm.experts(lm.down(layer)) is not None]
+    require_room(lm, missing_moments(lm, wide, tokens=tokens))
 
 
 def _short(lm: LM) -> Batch:

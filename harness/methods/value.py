@@ -30,7 +30,7 @@ from harness.models.activations import FULL, PrefixCache, fused_gelu, prefix_cac
 from harness.models.lm import LM
 from harness.patches.delta import double
 
-__all__ = ["Values", "anchor_norm", "optimise"]
+__all__ = ["Values", "anchor_norm", "optimise", "optimise_rows"]
 
 _LITTLE = 0.01  # the KL term at which PMET's code ends a value whose target is on top
 _LONG = 100  # the norm of a hidden state from which EAMET's code sets out from no change
@@ -110,6 +110,22 @@ def optimise(
         ModelError: a layer does not exist.
     """
     whole = [prepare_edit(lm, edit, templates=templates, fact_token=objective.fact_token) for edit in edits]
+    return optimise_rows(lm, whole, objective=objective, keys=keys)
+
+
+def optimise_rows(lm: LM, whole: Sequence[PreparedEdit], *, objective: Objective, keys: bool = False) -> Values:
+    """:func:`optimise` of edits whose rows are given.
+
+    Args:
+        lm: the model, unchanged when this returns.
+        whole: the rows of each edit.
+        objective: what is optimised.
+        keys: whether keys and outputs are wanted too.
+
+    Raises:
+        NumericalError: a loss is not finite; names the edit and the layer.
+        ModelError: a layer does not exist.
+    """
     parts: dict[int, tuple[Tensor, ...]] = {}
     with fused_gelu(lm.model):
         identity = cache_in_use().identity(lm, objective)

@@ -58,6 +58,7 @@ OWN_QUICK: dict[str, dict[str, object]] = {
     },
     "memoir": {"n_iter": 20, "texts": 4},
     "unke": {"texts": 2},
+    "anyedit": {"window": 2, "lam": 1e-2},
     "ike": {"k": 2, "room": 8},
     "rag": {"room": 8},
     "prompt": {"room": 8},

@@ -16,6 +16,7 @@ from torch import Tensor
 from editors import unke
 from editors.unke import Unke
 from harness.editing.edit import Edit
+from harness.methods import block_training
 from harness.models.lm import LM
 from harness.patches.patch import Patch, patched
 
@@ -56,7 +57,7 @@ class Theirs:
         )
         rows = {row["id"]: row for row in self.inputs["data"]}
         edits = [Edit(i, rows[i]["question"], None, rows[i]["answer"].strip()) for i in said["data"]]
-        optimise, train_block = unke.optimise, unke.train_block
+        optimise, train_block = unke.optimise, block_training.train_block
 
         def found(*given: Any, **named: Any) -> Any:
             values = optimise(*given, **named)
@@ -70,9 +71,9 @@ class Theirs:
 
         kept = lm.batch([lm.encode(text) for text in self.inputs["preserved_texts"]])
         monkeypatch.setattr(Unke, "_kept", lambda *_: kept)
-        monkeypatch.setattr(unke, "unrelated_texts", lambda _: ("none",))
+        monkeypatch.setattr(block_training, "unrelated_texts", lambda _: ("none",))
         monkeypatch.setattr(unke, "optimise", found)
-        monkeypatch.setattr(unke, "train_block", trained)
+        monkeypatch.setattr(block_training, "train_block", trained)
         return method.edit(lm, edits)
 
 

@@ -371,6 +371,7 @@ def test_defect_15_the_interval_of_a_group_is_not_the_mean_of_its_members_interv
 
 CONFORMS = {
     "alphaedit": "golden/test_alphaedit.py::test_two_batches_with_the_key_cache",
+    "anyedit": "golden/test_golden_anyedit.py::test_a_target_of_several_chunks",
     "betaedit": "golden/test_golden_closed_forms.py::test_betaedit_in_six_batches",
     "blue": "golden/test_golden_spread.py::test_blue_in_two_batches",
     "caa": "unit/editors/test_steering.py::test_the_vector_is_the_mean_difference_of_states_by_hand",

@@ -13,6 +13,7 @@ from editors import unke
 from editors.unke import Retained, Unke
 from harness.editing.edit import Edit
 from harness.errors import ModelError, NumericalError, UsageError
+from harness.methods import block_training
 from harness.methods.block_training import BlockPass, BlockTraining, record_pass, train_block
 from harness.models.lm import LM
 from harness.patches.patch import patched
@@ -69,7 +70,7 @@ def last_hidden(lm: LM, layer: int, edits: list[Edit]) -> Tensor:
 def test_the_value_stands_at_the_prompts_last_token_and_other_tokens_stay(fresh, edits, monkeypatch, layers):
     """Of two layers the first takes half of what is missing, and the second what then is."""
     lm, kept = fresh("llama"), []
-    optimise, train = unke.optimise, unke.train_block
+    optimise, train = unke.optimise, block_training.train_block
     monkeypatch.setattr(unke, "optimise", lambda *a, **k: kept.append(optimise(*a, **k)) or kept[-1])
     missing: list[Tensor] = []
 
@@ -80,7 +81,7 @@ def test_the_value_stands_at_the_prompts_last_token_and_other_tokens_stay(fresh,
         assert torch.equal(wanted[0][1], wanted[0][0].output)
         return train(lm, layer, wanted, **said)
 
-    monkeypatch.setattr(unke, "train_block", trained)
+    monkeypatch.setattr(block_training, "train_block", trained)
     before = last_hidden(lm, 1, edits)
     patch = Unke(**{**FEW, "layers": layers, "steps": 60, "lr": 5e-3}).edit(lm, edits)
     value = kept[0].value
@@ -115,7 +116,7 @@ def test_what_the_user_is_told(fresh, monkeypatch):
     with pytest.raises(ModelError, match="layer 9"):
         Unke(**{**FEW, "layers": (9,)}).require(lm)
     wide = torch.zeros(1, 1, 7)
-    monkeypatch.setattr(unke, "record_pass", lambda *_: BlockPass((), {}, wide, wide))
+    monkeypatch.setattr(block_training, "record_pass", lambda *_: BlockPass((), {}, wide, wide))
     with pytest.raises(
         ModelError, match=r"'transformer\.h\.1' hands on 7 numbers a token, where its matrices write 32"
     ):

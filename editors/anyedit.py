@@ -1,0 +1,195 @@
+"""AnyEdit: a long target is cut into chunks, each with a value of its own, and all of them are written together.
+
+Source: Jiang, Fang, Zhang, Wan, Ma, Wang, He, Chua 2025, "AnyEdit: Edit Any Knowledge Encoded in Language Models",
+ICML 2025, arXiv 2502.05628, and the authors' code (jianghoucheng/AnyEdit at ac8e652, memit_ARE and unke_ARE).  Chunk
+after chunk, the hidden state of the last token in front of it is changed until the chunk follows, with the changes of
+the earlier chunks in place; then the states of all chunks are written as MEMIT or UnKE write those of prompts.
+
+Where this leaves their code: padding has no part in what is kept (there its keys and errors count), the texts that stay
+as they are with UnKE are plain text and no instructions, their program writes the end of the text behind each answer,
+and with an overlap their last chunk is asked for one token too late where it holds nothing new.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+from torch import Tensor
+
+from harness.editing.edit import Edit
+from harness.editing.editor import Editor
+from harness.editing.hyperparameters import Count, NotNegative, Positive, Range
+from harness.errors import UsageError
+from harness.methods.block_training import BlockTraining, Retained, require_blocks, train_in_turn
+from harness.methods.chunks import ChunkedTarget, Rest, chunk_values, cut_target, wanted_states, write_values
+from harness.methods.keys import Unedited, layer_at_depth, require_layers, take_unedited
+from harness.methods.locate_then_edit import (
+    SpreadMemory,
+    require_additive,
+    require_keys,
+    ridge_solver,
+    spread_layers,
+)
+from harness.methods.value_rows import Objective
+from harness.models.lm import LM
+from harness.patches.patch import Patch, require_plain
+
+__all__ = ["AnyEdit"]
+
+_THRESHOLD = {"memit": 0.01, "unke": 0.005}
+_PLAIN = ("{}",)  # no context stands in front of a prompt
+
+
+@dataclass(frozen=True)
+class AnyEdit(Editor):
+    """``h_k* = h_k + argmin_delta -log P(X_k | X_1 .. X_k-1, h_1* .. h_k + delta)`` for each chunk ``X_k`` of a target.
+
+    A target of one chunk is edited as the method that writes does it, without context templates and KL term.
+
+    Attributes:
+        window: tokens of a chunk (``window_size``).
+        overlap: tokens that a chunk shares with the one before.
+        write: ``memit`` solves MEMIT's least squares for all chunks, ``unke`` trains whole blocks.
+        rest: which other tokens of the prompt and the target shall give what they gave: ``all``, those ``before`` the
+            last value, or ``none``; MEMIT has none, UnKE those before.
+        layers: the layers that MEMIT writes; by default up to five that end at 27 % of the depth.
+        blocks: the blocks that UnKE trains; by default one at 22 % of the depth.
+        v_steps: evaluations of the loss of a value.
+        v_lr: its learning rate.
+        v_loss_layer: the layer whose output is decoded for the loss; None is the last.
+        v_weight_decay: weight of ``||delta|| / ||h||^2``.
+        v_threshold: a value is found when its loss is below; by default 0.01, with UnKE 0.005, as in the authors' code.
+        clamp: the bound of ``||delta|| / ||h||``.
+        lam: weight of what a layer already knows, of MEMIT (``mom2_update_weight``).
+        cov_tokens: tokens of text for second moments, of MEMIT.
+        steps: updates of a block, of UnKE (``optim_num_step``).
+        lr: AdamW's learning rate, of UnKE.
+        weight_decay: its weight decay, of all parameters but those of norms.
+        texts: texts on which a block shall give what it gave, of UnKE (``ex_data_num``).
+        seed: the seed of their draw.
+    """
+
+    name = "anyedit"
+    random = True
+
+    window: Count = 40
+    overlap: Annotated[int, Range(0)] = 0
+    write: Literal["memit", "unke"] = "memit"
+    rest: Rest = "all"
+    layers: tuple[int, ...] | None = None
+    blocks: tuple[int, ...] | None = None
+    v_steps: Count = 25
+    v_lr: Positive = 0.5
+    v_loss_layer: Annotated[int, Range(0)] | None = None
+    v_weight_decay: NotNegative = 1e-3
+    v_threshold: NotNegative | None = None
+    clamp: Positive = 4.0
+    lam: Positive = 15000.0
+    cov_tokens: Count = 100_000
+    steps: Count = 50
+    lr: Positive = 2e-4
+    weight_decay: NotNegative = 0.01
+    texts: Count = 20
+    seed: int = 0
+
+    presets: ClassVar[Mapping[str, Mapping[str, object]]] = {
+        # jianghoucheng/AnyEdit at ac8e652, hparams/MEMIT_ARE and hparams/unke_ARE.
+        "meta-llama-3-8b-instruct": {"layers": (4, 5, 6, 7, 8), "blocks": (7,), "window": 40},
+        "qwen2.5-7b-instruct": {"layers": (4, 5, 6, 7, 8), "blocks": (7,), "window": 50},
+    }
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.overlap >= self.window:
+            raise UsageError(
+                f"anyedit: overlap is {self.overlap}, and a chunk has {self.window} tokens; give an overlap below that"
+            )
+
+    def edited_layers(self, lm: LM) -> tuple[int, ...]:
+        """The layers that are written, ascending; the values are of what leaves the last."""
+        if self.write == "memit":
+            return spread_layers(lm, self.layers)
+        return require_layers(lm, self.blocks or (layer_at_depth(lm, 0.22),))
+
+    def places(self, lm: LM) -> Sequence[str]:
+        """The blocks in which something is written."""
+        return [lm.arch.block(layer) for layer in self.edited_layers(lm)]
+
+    def require(self, lm: LM) -> None:
+        """See that the model can be edited in the way that is asked for.
+
+        Raises:
+            ModelError: it has no such layer, a parameter is quantised, or values do not arrive.
+        """
+        super().require(lm)
+        layers = self.edited_layers(lm)
+        if self.write == "unke":
+            require_blocks(lm, layers, self.name)
+            return
+        for layer in layers:
+            require_plain(lm, lm.down(layer))
+        require_keys(lm, layers, whitened=layers, tokens=self.cov_tokens)
+        require_additive(lm, layers, self.name)
+
+    def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:
+        """All edits at once; the memory is that of the method that writes."""
+        kind = Unedited if self.write == "memit" else Retained
+        if memory is not None and not isinstance(memory, kind):
+            raise UsageError(f"the memory is a {type(memory).__name__} of another editor; start again without memory")
+        if not edits:
+            return Patch(memory=memory)
+        targets = self._cut(lm, edits)
+        return self._written(lm, targets, chunk_values(lm, targets, objective=self.objective(lm)), memory)
+
+    def edit_each(self, lm: LM, edits: Sequence[Edit]) -> list[Patch]:
+        """Independent edits: their values side by side."""
+        if not edits:
+            return []
+        targets = self._cut(lm, edits)
+        values = chunk_values(lm, targets, objective=self.objective(lm))
+        found: list[Patch] = []
+        for target, value in zip(targets, values, strict=True):
+            memory = found[0].memory if found and self.write == "memit" else None
+            found.append(self._written(lm, [target], [value], memory))
+        return found
+
+    def objective(self, lm: LM) -> Objective:
+        """The optimisation of one chunk's value."""
+        return Objective(
+            self.edited_layers(lm)[-1],
+            seam="block",
+            fact_token="last",
+            steps=self.v_steps,
+            lr=self.v_lr,
+            kl_factor=0.0,
+            weight_decay=self.v_weight_decay,
+            clamp=self.clamp,
+            loss_layer=self.v_loss_layer,
+            threshold=_THRESHOLD[self.write] if self.v_threshold is None else self.v_threshold,
+        )
+
+    def _cut(self, lm: LM, edits: Sequence[Edit]) -> list[ChunkedTarget]:
+        """The targets in chunks."""
+        return [cut_target(lm, edit, window=self.window, overlap=self.overlap) for edit in edits]
+
+    def _written(self, lm: LM, targets: Sequence[ChunkedTarget], values: Sequence[Tensor], memory: object) -> Patch:
+        """The change that gives the values, and what the next operation is given."""
+        layers = self.edited_layers(lm)
+        if self.write == "memit":
+            known = take_unedited(
+                lm, memory, kind="memit", layers=layers, seed=self.seed, tokens=self.cov_tokens, given=_PLAIN
+            )
+            solve = ridge_solver(SpreadMemory(known.contexts, known.moments), lam=self.lam)
+            return write_values(lm, targets, values, layers=layers, solve=solve, rest=self.rest).remember(known)
+        before = memory if isinstance(memory, Retained) else Retained.of(lm)
+        found = train_in_turn(
+            lm,
+            layers,
+            wanted_states(lm, targets, values, rest=self.rest),
+            kept=before.drawn(lm, count=self.texts, seed=self.seed),
+            settings=BlockTraining(self.steps, self.lr, self.weight_decay),
+            edits=[target.edit.id for target in targets],
+        )
+        return found.remember(before.next)
