@@ -98,6 +98,9 @@ class AnyEdit(Editor):
         # jianghoucheng/AnyEdit at ac8e652, hparams/MEMIT_ARE and hparams/unke_ARE.
         "meta-llama-3-8b-instruct": {"layers": (4, 5, 6, 7, 8), "blocks": (7,), "window": 40},
         "qwen2.5-7b-instruct": {"layers": (4, 5, 6, 7, 8), "blocks": (7,), "window": 50},
+        # The shipped models: tuned on the edit set's tuning rows.
+        "mini-llama": {"layers": (2,), "v_steps": 40, "clamp": 6.0, "lam": 10.0},
+        "mini": {"layers": (2,), "v_steps": 40, "clamp": 10.0, "lam": 100.0},
     }
 
     def __post_init__(self) -> None:
