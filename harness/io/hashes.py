@@ -10,7 +10,7 @@ import torch
 import xxhash
 from torch import Tensor
 
-__all__ = ["combined_sha256", "inner_tensors", "tensor_sha256", "tensor_xxh3"]
+__all__ = ["combined_sha256", "inner_tensors", "same_bits", "tensor_sha256", "tensor_xxh3"]
 
 
 def combined_sha256(hashes: Mapping[str, str]) -> str:
@@ -26,6 +26,19 @@ def tensor_sha256(tensor: Tensor) -> str:
 def tensor_xxh3(tensor: Tensor) -> str:
     """The XXH3 hash (128 bits) of a tensor's bytes, its shape and its type: at the speed of memory, not published."""
     return _fed(xxhash.xxh3_128(), tensor)
+
+
+def same_bits(first: Tensor, second: Tensor) -> bool:
+    """Whether two plain tensors are bitwise the same: a NaN is itself, 0.0 is not -0.0; read where they lie.
+
+    Args:
+        first: of any shape and type, not quantised.
+        second: the other one.
+    """
+    if first.dtype != second.dtype or first.shape != second.shape:
+        return False
+    whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[first.dtype.itemsize]
+    return torch.equal(first.detach().view(whole), second.detach().view(whole))
 
 
 class _Digest(Protocol):

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as global_hooks
 
 from harness.errors import RestoreError
-from harness.io.hashes import tensor_sha256
+from harness.io.hashes import tensor_xxh3
 from harness.models.lm import LM
 
 __all__ = ["Guard", "is_hooked", "same_modules", "unchanged"]
@@ -154,7 +154,7 @@ def _rest(lm: LM) -> dict[str, str]:
     held = lm.model.state_dict().keys()
     for name, buffer in lm.model.named_buffers(remove_duplicate=False):
         if name not in held:
-            found[f"the buffer {name}"] = tensor_sha256(buffer)
+            found[f"the buffer {name}"] = tensor_xxh3(buffer)
     found |= _of_classes(lm.model)
     found["a hook on all modules"] = str([_hooks(hooks) for hooks in _global_hooks()])
     found |= _plain("config", lm.model.config.to_dict())
@@ -218,7 +218,7 @@ def _plain(where: str, values: Mapping[str, object]) -> dict[str, str]:
 def _said(value: object) -> str:
     """A value so that two texts are the same where the values are."""
     if isinstance(value, Tensor):
-        return tensor_sha256(value)
+        return tensor_xxh3(value)
     if value is None or isinstance(value, bool | int | float | complex | str | bytes | torch.dtype | torch.device):
         return repr(value)
     if isinstance(value, Mapping):

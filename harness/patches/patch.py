@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from harness.errors import ModelError, NumericalError, RestoreError
-from harness.io.hashes import inner_tensors, tensor_sha256
+from harness.io.hashes import inner_tensors, same_bits
 from harness.models.activations import first_output, with_first
 from harness.models.experts import Call, Experts, products
 from harness.models.lm import LM
@@ -211,7 +211,6 @@ def _written(lm: LM, name: str, delta: Delta) -> Iterator[None]:
         raise ModelError(f"'{name}' is {tuple(wanted)}, its change is {tuple(change.shape)}; edit the same model")
     require_finite(name, change)
     before = parameter.detach().clone()
-    digest = tensor_sha256(before)
     try:
         with torch.no_grad():
             parameter.copy_(before.to(change.dtype) + lm.as_stored(name, change))
@@ -219,7 +218,7 @@ def _written(lm: LM, name: str, delta: Delta) -> Iterator[None]:
     finally:
         with torch.no_grad():
             parameter.copy_(before)
-        if tensor_sha256(parameter) != digest:
+        if not same_bits(parameter, before):
             raise RestoreError(f"'{name}' is not what it was before the edit; the model must be loaded again")
 
 
