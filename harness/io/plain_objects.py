@@ -2,6 +2,9 @@
 
 Reading makes nothing but numbers, texts, tensors, the plain containers, and dataclasses (or named tuples) of packages
 that the caller names and that are imported already: no content of a file can run code or import a module.
+
+What lies in a file of its own already, such as a second moment, is not written again: its class says by which name
+it can be read (:class:`KeptElsewhere`).
 """
 
 from __future__ import annotations
@@ -10,16 +13,32 @@ import math
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["flatten", "rebuild"]
+__all__ = ["KeptElsewhere", "flatten", "rebuild"]
 
 Tree: TypeAlias = Any
 """What JSON can hold; what is no plain number or text is an object with the field ``kind``."""
+
+
+@runtime_checkable
+class KeptElsewhere(Protocol):
+    """A dataclass whose objects may lie in files of their own."""
+
+    def kept_as(self) -> dict[str, str] | None:
+        """By what an object can be read again; None where it lies nowhere, and is written like any other."""
+
+    @classmethod
+    def read_kept(cls, name: Mapping[str, str]) -> KeptElsewhere:
+        """The object of a name, bitwise what it was.
+
+        Raises:
+            DataError: there is none any more, or it is another.
+        """
 
 
 def flatten(value: object, given: Mapping[str, object] | None = None) -> tuple[Tree, dict[str, Tensor]]:
@@ -102,6 +121,9 @@ class _Flattening:
         cls = type(value)
         if not _has_fields(cls) or _class(cls.__module__, cls.__qualname__) is not cls:
             raise TypeError(f"a {cls.__module__}.{cls.__qualname__} is neither plain data nor a dataclass")
+        name = value.kept_as() if isinstance(value, KeptElsewhere) else None
+        if name is not None:
+            return {"kind": "kept", "module": cls.__module__, "class": cls.__qualname__, "name": name}
         kept = {name: self.tree(getattr(value, name)) for name in _kept_fields(cls)}
         return {"kind": "dataclass", "module": cls.__module__, "class": cls.__qualname__, "fields": kept}
 
@@ -148,6 +170,7 @@ class _Rebuilding:
             "size": lambda node: torch.Size(node["items"]),
             "mapping": lambda node: {self.value(key): self.value(one) for key, one in node["items"]},
             "dataclass": self._dataclass,
+            "kept": self._kept,
         }
         return makers[node["kind"]](node)
 
@@ -156,8 +179,18 @@ class _Rebuilding:
         return self._tensors[node["name"]].to(torch.device(node["device"])).permute(back)
 
     def _dataclass(self, node: dict[str, Any]) -> Any:
+        return self._allowed(node)(**{name: self.value(one) for name, one in node["fields"].items()})
+
+    def _kept(self, node: dict[str, Any]) -> Any:
+        cls: Any = self._allowed(node)
+        if not (issubclass(cls, KeptElsewhere) and all(isinstance(part, str) for part in node["name"].values())):
+            raise ValueError(f"{node['module']}.{node['class']} has no files of its own")
+        return cls.read_kept(node["name"])
+
+    def _allowed(self, node: dict[str, Any]) -> type:
+        """The class of a node, which is a dataclass of a package that was named."""
         cls = _class(node["module"], node["class"])
         allowed = str(node["module"]).partition(".")[0] in self._packages
         if not (allowed and isinstance(cls, type) and _has_fields(cls) and cls.__module__ == node["module"]):
             raise ValueError(f"{node['module']}.{node['class']} is no dataclass that may be made here")
-        return cls(**{name: self.value(one) for name, one in node["fields"].items()})
+        return cls

@@ -91,6 +91,9 @@ class Moment:
         key: the cache key, empty where it was not cached.
         name: what an error calls it.
         sha256: of the matrix, empty where it was not cached; its decompositions are kept under it.
+
+    The state of a run under way names one that lies in the cache instead of holding it, see
+    :class:`harness.io.plain_objects.KeptElsewhere`: at a width of 14,336 a matrix has 0.8 GB.
     """
 
     matrix: Float[Tensor, "f f"]
@@ -98,6 +101,25 @@ class Moment:
     key: str = ""
     name: str = "a layer"
     sha256: str = ""
+
+    def kept_as(self) -> dict[str, str] | None:
+        """The file, the matrix's sha256 and its device; None where the cache does not hold it."""
+        if not self.sha256 or not _file_of(self.key).is_file():
+            return None
+        return {"key": self.key, "sha256": self.sha256, "device": str(self.matrix.device)}
+
+    @classmethod
+    def read_kept(cls, name: Mapping[str, str]) -> Moment:
+        """The moment of such a name.
+
+        Raises:
+            DataError: its file is gone or damaged, or holds another matrix.
+        """
+        path = _file_of(name["key"])
+        moment = _read_moment(path, read_cached_header(path), torch.device(name["device"]))
+        if moment.sha256 != name["sha256"]:
+            raise DataError(f"{path}: holds another second moment than the one that was used; repeat the run")
+        return moment
 
     @cached_property
     def factor(self) -> Float64[Tensor, "f f"]:
@@ -277,7 +299,7 @@ def missing_moments(lm: LM, layers: Sequence[int], *, tokens: int) -> list[int]:
     if not layers:
         return []
     wanted = _manifests(lm, sorted(set(layers)), tokens)
-    return [layer for layer, one in wanted.items() if not (moments_folder() / f"{one.key}.safetensors").is_file()]
+    return [layer for layer, one in wanted.items() if not _file_of(one.key).is_file()]
 
 
 def require_room(lm: LM, layers: Sequence[int]) -> None:
@@ -543,6 +565,13 @@ def moments_folder() -> Path:
     """Where moments are kept: ``$HARNESS_CACHE/moments``, else ``~/.cache/lm-edit-harness/moments``."""
     root = os.environ.get("HARNESS_CACHE")
     return (Path(root) if root else Path.home() / ".cache" / "lm-edit-harness") / "moments"
+
+
+def _file_of(key: str) -> Path:
+    """The file of a moment in the cache; a key is the sha256 of a manifest, and never a path to elsewhere."""
+    if not key.isalnum():
+        raise DataError(f"{key!r} is no key of a second moment; repeat the run")
+    return moments_folder() / f"{key}.safetensors"
 
 
 def cached_moments(folder: Path | None = None) -> list[CachedMoment]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from torch import Tensor
 from harness.editing.schedule import Begun
 from harness.io import tensor_file
 from harness.io.plain_objects import flatten, rebuild
+from harness.methods.second_moments import Moment, moments, moments_folder
+from harness.models.lm import LM
 from harness.patches.delta import Dense, LowRank
 from harness.patches.patch import Patch
 from harness.runs import resume
@@ -89,6 +91,77 @@ def test_what_stands_twice_is_kept_once_and_a_scratch_pad_not_at_all() -> None:
     assert rebuild(tree, tensors, packages=OURS).scratch == []
 
 
+# --- what lies in files of its own ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def moment(tiny: Callable[[str], LM], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Moment:
+    """A second moment that a cache of its own holds."""
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+    return moments(tiny("gpt2"), [1], tokens=300)[1]
+
+
+def remembered(moment: Moment, path: Path) -> Path:
+    """The file of a state whose editor remembers a moment."""
+    checkpoint(path).keep(Begun(1, Patch(memory=Memory({}, {}, (), inner=moment)), range(1)))
+    return path / "x.state"
+
+
+def test_a_state_names_a_second_moment_instead_of_holding_it(tmp_path: Path, moment: Moment) -> None:
+    file = remembered(moment, tmp_path)
+    assert file.stat().st_size < 4000 < moment.matrix.nbytes
+    found = checkpoint(tmp_path).read()
+    assert found is not None
+    assert isinstance(found.total.memory, Memory)
+    again = found.total.memory.inner
+    assert isinstance(again, Moment)
+    assert torch.equal(again.matrix, moment.matrix)
+    names = ("count", "key", "name", "sha256")
+    assert [getattr(again, name) for name in names] == [getattr(moment, name) for name in names]
+
+
+def test_a_state_holds_a_second_moment_that_lies_nowhere_else(tmp_path: Path, moment: Moment) -> None:
+    file = remembered(Moment(moment.matrix, moment.count), tmp_path)
+    assert file.stat().st_size > moment.matrix.nbytes
+    (path,) = moments_folder().glob("*.safetensors")
+    path.unlink()
+    assert remembered(moment, tmp_path).stat().st_size > moment.matrix.nbytes
+    assert checkpoint(tmp_path).read() is not None
+
+
+def gone(path: Path) -> None:
+    path.unlink()
+
+
+def flipped(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("happens", [gone, flipped])
+def test_a_state_whose_second_moment_is_lost_is_told_and_not_taken(
+    tmp_path: Path, moment: Moment, caplog: pytest.LogCaptureFixture, happens: Callable[[Path], None]
+) -> None:
+    remembered(moment, tmp_path)
+    (path,) = moments_folder().glob("*.safetensors")
+    happens(path)
+    assert checkpoint(tmp_path).read() is None
+    assert len(caplog.messages) == 1
+    assert str(path) in caplog.text
+    assert "the edits are made again from the first" in caplog.text
+
+
+def test_a_state_of_another_second_moment_of_that_name_is_not_taken(
+    tmp_path: Path, moment: Moment, caplog: pytest.LogCaptureFixture
+) -> None:
+    tree, _ = flatten(moment)
+    tree["name"]["sha256"] = "0" * 64
+    write_state(tmp_path / "x.state", begun(memory=tree))
+    assert checkpoint(tmp_path).read() is None
+    assert "holds another second moment than the one that was used" in caplog.text
+
+
 @pytest.mark.parametrize("bit", [7, 1000, -1, -90])
 def test_a_flipped_bit_is_told_and_the_state_is_not_taken(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, bit: int
@@ -148,6 +221,15 @@ def begun(**fields: Any) -> dict[str, Any]:
     return node("harness.editing.schedule", "Begun", edits=2, total=total, latest={"kind": "range", "items": [1, 2, 1]})
 
 
+def write_state(path: Path, tree: object) -> None:
+    """A file of a state, whatever its tree says."""
+    about = {"key": "key", "state": tree}
+    tensor_file.write_tensors(
+        path, kind=resume.KIND, version=resume.FORMAT, manifest=about, tensors={"0": torch.ones(1)}
+    )
+
+
+MOMENT = {"kind": "kept", "module": "harness.methods.second_moments", "class": "Moment"}
 TENSOR = {"kind": "tensor", "name": "0", "order": [0], "device": "cpu"}
 
 FORGED = [
@@ -167,6 +249,13 @@ FORGED = [
     node("harness.editing.schedule", "Begun", edits="two"),
     node("harness.editing.schedule", "Begun", other=1),
     node("harness.patches.patch", "Patch"),
+    {**MOMENT, "name": {"key": "../../elsewhere", "sha256": "0", "device": "cpu"}},
+    {**MOMENT, "name": {"key": "0", "sha256": "0", "device": "cpu"}},
+    {**MOMENT, "name": {"key": 0, "sha256": "0", "device": "cpu"}},
+    {**MOMENT, "name": {}},
+    {**MOMENT, "name": []},
+    {**MOMENT, "class": "Manifest", "name": {}},
+    {"kind": "kept", "module": "os", "class": "system", "name": {}},
     {"kind": "call", "items": []},
     {"kind": "range", "items": [1, 2, 0]},
     {"kind": "mapping", "items": [[{"kind": "list", "items": []}, 1]]},
@@ -182,11 +271,7 @@ FORGED = [
 @pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize("tree", FORGED)
 def test_a_forged_state_makes_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture, tree: object) -> None:
-    path = tmp_path / "x.state"
-    manifest = {"key": "key", "state": tree}
-    tensor_file.write_tensors(
-        path, kind=resume.KIND, version=resume.FORMAT, manifest=manifest, tensors={"0": torch.ones(1)}
-    )
+    write_state(tmp_path / "x.state", tree)
     assert checkpoint(tmp_path).read() is None
     assert len(caplog.messages) == 1
 
