@@ -43,6 +43,9 @@ QUICK: dict[str, object] = {
     "lr": 5e-3,
     "norm_constraint": 2e-2,
 }
+# Contexts that are sampled, twenty of them, are most of what an edit of a model this small takes: GPT-2 has them, and
+# the other families these.
+FEW_CONTEXTS = ("{}", "The story says that {}", "Yesterday in town. {}")
 # What single editors need besides, on models this small.
 OWN_QUICK: dict[str, dict[str, object]] = {
     "grace": {"n_iter": 30, "edit_lr": 0.5},
@@ -102,7 +105,8 @@ def told(name: str, edits: list[Edit]) -> list[Edit]:
 def quick(name: str, lm: LM, train: Sequence[Example] = ()) -> Editor:
     """An editor with quick settings, where it has those fields; wrappers stand around MEMIT, learners are fitted."""
     cls = registry.find(name)
-    chosen = {k: v for k, v in {**QUICK, **OWN_QUICK.get(name, {})}.items() if k in settable(cls)}
+    few = {} if lm.model.config.model_type == "gpt2" else {"contexts": FEW_CONTEXTS}
+    chosen = {k: v for k, v in {**QUICK, **few, **OWN_QUICK.get(name, {})}.items() if k in settable(cls)}
     inner = quick("memit", lm) if issubclass(cls, Wrapper) else None
     made = registry.configure(cls, "x", chosen, inner)
     return made.fit(lm, train) if isinstance(made, Learned) else made
