@@ -149,6 +149,7 @@ def edit(
     arch: Mapping[str, str] | None = None,
     text: str | None = None,
     fitted: str | Path | None = None,
+    dequantise_edited: bool = False,
 ) -> Iterator[Edited]:
     """Hold edits in a model; afterwards it is bitwise what it was, also after an exception.
 
@@ -168,6 +169,7 @@ def edit(
         arch: parts of the architecture named by hand.
         text: plain text for second moments.
         fitted: the file of what the editor has learned; by default that of :func:`fit` with the same settings.
+        dequantise_edited: whether the quantised matrices that the editor writes are plain numbers while the edits hold.
 
     Yields:
         The edited model: its ``generate`` and ``log_likelihood`` see all that the editor changed, its ``model`` all
@@ -188,6 +190,7 @@ def edit(
         with as_before():
             from harness.editing import edited
             from harness.methods.value_cache import ValueCache, values_folder, values_from
+            from harness.models.dequantised import dequantised
             from harness.models.in_memory import borrowed
             from harness.runs import handed
             from harness.runs.defaults import rows_for
@@ -198,6 +201,9 @@ def edit(
             if isinstance(model, str | Path):
                 model, tokenizer = load(model, tokenizer, dtype=dtype, device=device, arch=arch, text=text), None
             lm = stack.enter_context(borrowed(model, tokenizer, arch=arch, text=text))
+            if dequantise_edited:
+                written = handed.edited_modules(editor, lm, settings=settings or {})
+                stack.enter_context(dequantised(lm, written, handed.editor_name(editor)))
             method = handed.configured_editor(editor, lm, settings=settings or {}, seed=seed, fitted=_text(fitted))
             name = handed.editor_name(editor)
             source = handed.edits_source(edits, rows)
@@ -222,6 +228,7 @@ def fit(
     device: str | None = None,
     arch: Mapping[str, str] | None = None,
     output: str | Path | None = None,
+    dequantise_edited: bool = False,
 ) -> Path:
     """Let an editor learn what it needs before its first edit (MEND, MALMEN, RLEdit, REMEDI).
 
@@ -240,6 +247,7 @@ def fit(
         device: where a model that is named goes.
         arch: parts of the architecture named by hand.
         output: the file; by default the place in the cache where :func:`run` looks for it.
+        dequantise_edited: whether the quantised matrices that it will edit are plain numbers while it learns.
 
     Returns:
         The file of what was learned.
@@ -263,7 +271,9 @@ def fit(
     )
     rows = fitting.read_training(_edits(edits), rows_for(model, data_dir), split)
     lm = load(model, tokenizer, dtype=dtype, device=device, arch=arch, text=text)
-    return fitting.fit_editor(editor, lm, rows, settings=chosen, seed=seed, path=path).path
+    return fitting.fit_editor(
+        editor, lm, rows, settings=chosen, seed=seed, path=path, dequantise=dequantise_edited
+    ).path
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------
@@ -308,6 +318,7 @@ def run(
     thinking_budget: int | None = None,
     chat_edits: bool = False,
     predict_only: bool = False,
+    dequantise_edited: bool = False,
     trust_code: bool = False,
     output: str | Path | None = None,
     device: str | None = None,
@@ -365,6 +376,7 @@ def run(
         thinking_budget: tokens of a thought at most; then its end is written for the model.
         chat_edits: whether edits are turns of a chat, too: the prompt of the user, the target of the assistant.
         predict_only: whether replies are kept as samples in ``output``, and no metric is computed.
+        dequantise_edited: whether the quantised matrices that the editor writes are plain numbers while the run lasts.
         trust_code: whether code may run that the patch names by its path; that of ``editor`` is named by the caller.
         output: the folder of the record; by default nothing is kept on disk.
         device: where a model that is named goes; ``auto`` spreads it; by default an accelerator where there is one.
@@ -414,6 +426,7 @@ def run(
         "system_instruction": system_instruction, "fewshot_as_multiturn": fewshot_as_multiturn,
         "gen_kwargs": dict(gen_kwargs or {}), "enable_thinking": enable_thinking, "think_end_token": think_end_token,
         "thinking_budget": thinking_budget, "chat_edits": chat_edits, "predict_only": predict_only,
+        "dequantise_edited": dequantise_edited,
         **handed.editor_fields(editor, settings or {}),
     }  # fmt: skip
     with _model(model, tokenizer, arch, text) as (called, lm), _folder(output) as folder:

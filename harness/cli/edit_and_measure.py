@@ -13,6 +13,8 @@ from harness.cli import options as opt
 from harness.cli import terminal, values
 
 if TYPE_CHECKING:
+    from harness.models.lm import LM
+    from harness.models.placement import Placement
     from harness.reports.run_log import RunLogger
     from harness.runs import options as carried
     from harness.runs.crew.cells import Crew
@@ -62,6 +64,7 @@ class PlanOptions:
     thinking_budget: Annotated[int | None, opt.THINKING_BUDGET] = None
     chat_edits: Annotated[bool, opt.CHAT_EDITS] = False
     predict_only: Annotated[bool, opt.PREDICT_ONLY] = False
+    dequantise_edited: Annotated[bool, opt.DEQUANTISE_EDITED] = False
     config: Annotated[Path | None, opt.CONFIG] = None
     trust_code: Annotated[bool, opt.TRUST_CODE] = False
 
@@ -79,6 +82,7 @@ class PlanOptions:
             "known_only": self.known_only or None,
             "chat_edits": self.chat_edits or None,
             "predict_only": self.predict_only or None,
+            "dequantise_edited": self.dequantise_edited or None,
             "settings": values.settings(self.settings),
             "arch": values.modules(self.arch),
             "model_args": values.model_args(self.model_args),
@@ -289,24 +293,39 @@ class FitOptions:
     model_args: Annotated[str | None, opt.MODEL_ARGS]
     arch: Annotated[Sequence[str], opt.ARCH]
     output: Annotated[Path | None, opt.OUTPUT.but(help="The file.", otherwise="the cache, where `run` looks")]
+    dequantise_edited: Annotated[bool, opt.DEQUANTISE_EDITED]
+
+    def lm(self, place: Placement) -> LM:
+        """The model that is learned to be edited.
+
+        Args:
+            place: where its weights go.
+
+        Raises:
+            HarnessError: it cannot be loaded.
+        """
+        from harness.models.lm import load
+
+        return load(
+            self.model, dtype=self.dtype, device=place, names=values.modules(self.arch), text=self.text,
+            args=values.model_args(self.model_args),
+        )  # fmt: skip
 
 
 @click.command()
 @opt.taken(FitOptions, opt.PlacementOptions)
 def fit(asked: FitOptions, where: opt.PlacementOptions) -> None:
     """Let an editor learn what it needs before its first edit (MEND, MALMEN, RLEdit, REMEDI)."""
-    from harness.models.lm import load
     from harness.runs import fitting
     from harness.runs.defaults import rows_for
 
     settings = values.settings(asked.settings)
     fitting.require_fittable(asked.editor, asked.model, settings=settings, seed=asked.seed, path=asked.output)
     train = fitting.read_training(asked.edits, rows_for(asked.model, asked.data_dir), asked.split)
-    lm = load(
-        asked.model, dtype=asked.dtype, device=where.placement(), names=values.modules(asked.arch), text=asked.text,
-        args=values.model_args(asked.model_args),
+    done = fitting.fit_editor(
+        asked.editor, asked.lm(where.placement()), train, settings=settings, seed=asked.seed, path=asked.output,
+        dequantise=asked.dequantise_edited,
     )  # fmt: skip
-    done = fitting.fit_editor(asked.editor, lm, train, settings=settings, seed=asked.seed, path=asked.output)
     what = f"{done.editor.name} to {asked.model} on {done.examples} examples"
     terminal.say_where(f"[green]fitted[/] {what}:", done.path)
 

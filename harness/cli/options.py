@@ -41,6 +41,7 @@ __all__ = [
     "CONTACT",
     "COUNT",
     "DATA_DIR",
+    "DEQUANTISE_EDITED",
     "DEVICE",
     "DEVICE_MAP",
     "DOCUMENTS",
@@ -450,6 +451,11 @@ MAX_MEMORY = Option(
     metavar="DEVICE=SIZE,...",
 )
 OFFLOAD_FOLDER = Option("--offload-folder", "Where weights go that lie on disk.", PATH)
+DEQUANTISE_EDITED = Option(
+    "--dequantise-edited",
+    "Of a quantised model: let the matrices that are edited be plain numbers meanwhile.",
+    flag=True,
+)
 ARCH = Option("--arch", "A module of the model, named by hand.", many=True, metavar="PART=NAME")
 CONFIG = Option("--config", "A YAML file with any of the above; lists in it make several runs.", PATH)
 

@@ -89,6 +89,14 @@ class Editor(ABC):
         """
         return ()
 
+    def edited_modules(self, lm: LM) -> Sequence[str]:
+        """The modules whose weights it will write on a model, or those around them; by default all its places.
+
+        Raises:
+            ModelError: the model has no such layer.
+        """
+        return self.places(lm)
+
     def require(self, lm: LM) -> None:
         """See that the method can edit a model.
 

@@ -134,6 +134,10 @@ class LocateThenEdit(Editor):
     def edited_layers(self, lm: LM) -> tuple[int, ...]:
         """The layers that are written, ascending; the value is optimised at the last."""
 
+    def edited_modules(self, lm: LM) -> Sequence[str]:
+        """The down-projections of the edited layers."""
+        return [lm.arch.writer_of(layer) for layer in self.edited_layers(lm)]
+
     def prior(self, lm: LM, memory: object, layers: Sequence[int]) -> Unedited:
         """Templates, and the second moments of some layers, of the unedited model.
 

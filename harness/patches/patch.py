@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from harness.errors import ModelError, NumericalError, RestoreError
-from harness.io.hashes import inner_tensors, same_bits
+from harness.io.hashes import same_bits
 from harness.models.activations import first_output, with_first
+from harness.models.dequantised import quantised_as
 from harness.models.experts import Call, Experts, products
 from harness.models.lm import LM
 from harness.models.offload import resident
@@ -238,13 +239,12 @@ def require_plain(lm: LM, name: str) -> None:
     Raises:
         ModelError: the parameter does not hold floating-point numbers of its own.
     """
-    parameter = lm.parameter(name)
-    # A quantised tensor of many parts says the type that it is computed in.
-    kind = next((part.dtype for part in inner_tensors(parameter).values()), parameter.dtype)
-    if not kind.is_floating_point or kind.itemsize < 2 or inner_tensors(parameter):
+    kind = quantised_as(lm.parameter(name))
+    if kind is not None:
         raise ModelError(
             f"'{name}' is quantised ({str(kind).removeprefix('torch.')}) and cannot take a change of weights; load the "
-            "model in bfloat16, or choose an editor of another seam than weights (`harness editors` lists them)"
+            "model in bfloat16, let what is edited be plain numbers (--dequantise-edited), or choose an editor of "
+            "another seam than weights (`harness editors` lists them)"
         )
 
 

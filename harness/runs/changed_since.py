@@ -37,7 +37,8 @@ def changed_since(record: Record, resolved: Resolved, *, load_model: bool = True
     """
     found = list(_changed(record, resolved))
     if not found and load_model:
-        if record.model.get("sha256") != weights_sha256(resolved):
+        # Where matrices were dequantised for the run, the checkpoint is that of before.
+        if record.model.get("loaded_sha256", record.model.get("sha256")) != weights_sha256(resolved):
             found.append("weights of the model")
         if record.model.get("chat_template") != _template_sha256(resolved):
             found.append("chat template")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
@@ -97,9 +97,14 @@ def estimate_run(resolved: Resolved, options: RunOptions) -> Estimate:
         HarnessError: the plan cannot be carried out.
         RestoreError: the model is not bitwise what it was.
     """
+    with ExitStack() as held:
+        return _estimated(resolved, options, held)
+
+
+def _estimated(resolved: Resolved, options: RunOptions, held: ExitStack) -> Estimate:
     clock = Clock(options.report, options.device)
     with clock.phase("load"):
-        ready = prepare_run(resolved, options.placement, options.report)
+        ready = prepare_run(resolved, options.placement, options.report, held=held)
     with one_thread_if_small(ready.lm), cache_apart():
         trial = _Trial(ready, options)
         unedited = trial.unedited()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from harness.editing.editor import Editor, Learned
 from harness.editing.registry import compose
 from harness.errors import UsageError
 from harness.exam import tasks
+from harness.models.dequantised import dequantised
 from harness.models.lm import LM
 from harness.runs.plan import parse_edits
 
@@ -92,7 +94,14 @@ def require_fittable(
 
 
 def fit_editor(
-    editor: str | Editor, lm: LM, train: Training, *, settings: Mapping[str, object], seed: int, path: Path | None
+    editor: str | Editor,
+    lm: LM,
+    train: Training,
+    *,
+    settings: Mapping[str, object],
+    seed: int,
+    path: Path | None,
+    dequantise: bool = False,
 ) -> Fitted:
     """Let an editor learn, and write down what it learned.
 
@@ -103,15 +112,17 @@ def fit_editor(
         settings: hyperparameters of an editor that is named.
         seed: of an editor that is named.
         path: the file; None for that where a run with the same settings looks.
+        dequantise: whether quantised matrices that it will edit are plain numbers meanwhile, as in such a run.
 
     Raises:
         UsageError: it learns nothing, a setting does not exist, or the file cannot be written.
     """
     require_learner(editor)
     method = compose(editor).build(lm, settings, seed=seed).root if isinstance(editor, str) else editor.root
-    path = path or learned_file.default_path(method, lm)
-    learned_file.require_writable_file(path)
-    learned = method.fit(lm, train.examples).root
-    assert isinstance(learned, Learned)
-    learned_file.save_learned(learned, lm, path, trained=train.about)
+    with dequantised(lm, method.edited_modules(lm), method.name) if dequantise else nullcontext():
+        path = path or learned_file.default_path(method, lm)
+        learned_file.require_writable_file(path)
+        learned = method.fit(lm, train.examples).root
+        assert isinstance(learned, Learned)
+        learned_file.save_learned(learned, lm, path, trained=train.about)
     return Fitted(learned, path, len(train.examples))

@@ -17,6 +17,7 @@ from harness.runs.plan import parse_edits
 
 __all__ = [
     "configured_editor",
+    "edited_modules",
     "editor_fields",
     "editor_name",
     "edits_source",
@@ -112,6 +113,21 @@ def configured_editor(
             lm, settings, seed=seed, prepare=lambda method: learned_file.require_learned(method, lm, fitted)
         )
     return with_learned(given, lm, fitted)
+
+
+def edited_modules(given: str | Editor, lm: LM, *, settings: Mapping[str, object]) -> Sequence[str]:
+    """The modules whose weights an editor will write on a model, or those around them.
+
+    Args:
+        given: its name, or itself.
+        lm: the model.
+        settings: hyperparameters of an editor that is named.
+
+    Raises:
+        UsageError: a setting cannot be used.
+    """
+    method = compose(given).configured(lm.name, settings, seed=0) if isinstance(given, str) else given
+    return method.root.edited_modules(lm)
 
 
 def with_learned(editor: Editor, lm: LM, fitted: str | None = None) -> Editor:

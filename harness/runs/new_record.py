@@ -48,6 +48,7 @@ def new_record(ready: Prepared, weights: str) -> Record:
             "device": lm.device.type,
             **({"revision": lm.revision} if lm.revision else {}),
             **({"args": dict(plan.model_args)} if plan.model_args else {}),
+            **({"dequantised": list(ready.dequantised), "loaded_sha256": ready.loaded} if ready.dequantised else {}),
             **_chat_template(ready),
             **({} if lm.text == "mini" else {"text": text_identity(lm.text)}),
         },

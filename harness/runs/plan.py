@@ -75,6 +75,8 @@ class Plan:
         thinking_budget: tokens of a thought at most; then its end is written for the model. It is no word of lm-eval.
         predict_only: whether replies are kept as samples, and no metric is computed.
         chat_edits: whether edits are turns of a chat, too: the prompt of the user, the target of the assistant.
+        dequantise_edited: whether the quantised matrices that the editor writes are plain numbers while the run lasts,
+            before the edits and after them (:mod:`harness.models.dequantised`).
     """
 
     model: str = "mini"
@@ -112,6 +114,7 @@ class Plan:
     thinking_budget: int | None = None
     chat_edits: bool = False
     predict_only: bool = False
+    dequantise_edited: bool = False
 
     def __post_init__(self) -> None:
         for name, otherwise in (("num_edits", "take all"), ("limit", "take all"), ("cases_at_once", "edit each alone")):
@@ -247,7 +250,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "system_instruction": (str, type(None)),
     "think_end_token": (str, int, type(None)),
     "seed": (int,),
-    **dict.fromkeys(("stop_on_collapse", "known_only", "chat_edits", "predict_only"), (bool,)),
+    **dict.fromkeys(("stop_on_collapse", "known_only", "chat_edits", "predict_only", "dequantise_edited"), (bool,)),
 }
 
 

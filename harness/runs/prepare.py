@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from harness.exam.knowledge import Knowledge, known_edits
 from harness.exam.prompting import in_turns, require_roles, require_room_to_think
 from harness.io.nobody import tell_nobody
 from harness.methods.second_moments import require_room
+from harness.models.dequantised import dequantised
 from harness.models.guard import Guard
 from harness.models.lm import LM, load
 from harness.models.placement import Placement, Where
@@ -48,6 +50,8 @@ class Prepared:
         spread: the reported tasks of which document ``i`` is scored under edit ``i mod n``, where edits are isolated.
         knowledge: what the model knows of the facts that are edited; None where nothing is edited, or no row says.
         asked: the edits that the plan names, known or not.
+        dequantised: the modules that are plain while the run lasts and quantised in the checkpoint.
+        loaded: the sha256 of the weights as they were read, where some are dequantised.
     """
 
     resolved: Resolved
@@ -59,6 +63,8 @@ class Prepared:
     spread: list[str]
     knowledge: Knowledge | None
     asked: tuple[Edit, ...]
+    dequantised: tuple[str, ...] = ()
+    loaded: str | None = None
 
 
 def prepare_run(
@@ -67,6 +73,7 @@ def prepare_run(
     report: Callable[[str, int, int], None] = tell_nobody,
     *,
     models: OneModel | None = None,
+    held: ExitStack | None = None,
 ) -> Prepared:
     """Load the model, and see that the editor and the tasks can be used with it.
 
@@ -75,6 +82,7 @@ def prepare_run(
         device: where the model goes; None for an accelerator where there is one.
         report: told what is done, how far it is, and how much there is.
         models: keeps the model for the next plan; None to load it for this one alone.
+        held: what is undone behind the run: quantised modules come back; None for what asks for none.
 
     Raises:
         HarnessError: something cannot be used.
@@ -91,6 +99,7 @@ def prepare_run(
 
     lm = resolved.lm or (read() if models is None else models.of(resolved, read, place=place))
     _warn_of_mini_rows(resolved, lm)
+    loaded, plain = _dequantised(resolved, lm, held)
     guard = Guard.of(lm)
     editor = _editor(resolved, lm)
     _require_layers(resolved, lm, editor)
@@ -115,7 +124,26 @@ def prepare_run(
     )
     spread = suite.spread(resolved.edit_set) if resolved.edits_any and resolved.mode == "isolated" else []
     guard.require(VOID, weights=False, before=f" before {editor.name} was configured")
-    return Prepared(resolved, lm, guard, editor, suite, schedule.duplicates(resolved.edits), spread, knowledge, asked)
+    said = schedule.duplicates(resolved.edits)
+    return Prepared(
+        resolved, lm, guard, editor, suite, said, spread, knowledge, asked, dequantised=plain, loaded=loaded
+    )
+
+
+def _dequantised(resolved: Resolved, lm: LM, held: ExitStack | None) -> tuple[str | None, tuple[str, ...]]:
+    """Let the quantised matrices that the editor writes be plain numbers, if the plan says so.
+
+    Returns:
+        The sha256 of the weights before, and the names of the modules; None and none where the plan does not.
+    """
+    plan = resolved.plan
+    if not plan.dequantise_edited:
+        return None, ()
+    if held is None:
+        raise UsageError("dequantise_edited: this command has no such option; take `harness run`")
+    method = resolved.editor or resolved.recipe.configured(lm.name, plan.settings, seed=plan.seed)
+    loaded = lm.fingerprint()
+    return loaded, held.enter_context(dequantised(lm, method.root.edited_modules(lm), plan.editor))
 
 
 def _warn_of_mini_rows(resolved: Resolved, lm: LM) -> None:

@@ -90,6 +90,8 @@ class _Model(TypedDict, total=False):
     device: str
     revision: str
     args: dict[str, Any]
+    dequantised: list[str]
+    loaded_sha256: str
     chat_template: str
     text: str
 

@@ -139,6 +139,9 @@ def resolve(plan: Plan, *, lm: LM | None = None, editor: Editor | None = None) -
         )
     if not unedited and not plan.patch:
         schedule.require_able(method, edits, mode)
+    if plan.dequantise_edited and (unedited or plan.patch or "weights" not in method.root.seams):
+        said = "saved edits are put back" if plan.patch else f"{plan.editor} writes no weights"
+        raise UsageError(f"dequantise_edited: {said}, so that no edited matrix is known; leave --dequantise-edited out")
     found = Resolved(
         plan=replace(
             plan, mode=mode, edit_batch_size=size, num_edits=len(drawn) or None, exam=exam, cases_at_once=at_once

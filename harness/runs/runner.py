@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -78,11 +79,11 @@ def run_plan(resolved: Resolved, options: RunOptions, models: OneModel | None = 
     """
     if resolved.plan.predict_only and not options.log_samples:
         raise UsageError("predict_only keeps the replies alone, as samples; add --log-samples and a folder for them")
-    with exclusive(options.output, resolved.id):
+    with exclusive(options.output, resolved.id), ExitStack() as held:
         place = options.placement
         clock = Clock(options.report, options.device)
         with clock.phase("load"):
-            ready = prepare_run(resolved, place, options.report, models=models)
+            ready = prepare_run(resolved, place, options.report, models=models, held=held)
             hashes = ready.lm.state_hashes()
             record = new_record(ready, combined_sha256(hashes))
             texts = neutral_texts(ready, record)
@@ -118,13 +119,14 @@ def run_shard(resolved: Resolved, options: RunOptions, shard: int, *, models: On
         HarnessError: the plan cannot be carried out.
         RestoreError: the model is not bitwise what it was.
     """
-    ready = prepare_run(resolved, options.placement, options.report, models=models)
-    record = new_record(ready, combined_sha256(ready.lm.state_hashes()))
-    with one_thread_if_small(ready.lm):
-        portions = Portions(ready, options, record, examined(ready, options))
-        for _ in portions.each(range(shard, len(portions.ranges), options.shards)):
-            pass
-    ready.guard.require(VOID)
+    with ExitStack() as held:
+        ready = prepare_run(resolved, options.placement, options.report, models=models, held=held)
+        record = new_record(ready, combined_sha256(ready.lm.state_hashes()))
+        with one_thread_if_small(ready.lm):
+            portions = Portions(ready, options, record, examined(ready, options))
+            for _ in portions.each(range(shard, len(portions.ranges), options.shards)):
+                pass
+        ready.guard.require(VOID)
 
 
 @dataclass(eq=False)

@@ -25,6 +25,7 @@ CALLS: list[tuple[str, str]] = [
     ("run --editor mend --fitted nowhere.safetensors", "nowhere.safetensors: "),
     ("run --editor memit --eval-at often", "--eval-at 'often' cannot be read"),
     ("run --editor memit --data-dir nowhere", "--data-dir nowhere: no such folder"),
+    ("run --editor rag --dequantise-edited", "dequantise_edited: rag writes no weights, so that no edited matrix is"),
     ("run --editor memit --dtype int4", "dtype 'int4' does not exist"),
     ("run --editor memit --device nope", "device 'nope' cannot be used"),
     ("run --editor memit --text nowhere.txt", "nowhere.txt"),

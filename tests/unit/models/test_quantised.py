@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from few_bits import EightBit, FourBit
 from torch import Tensor, nn
 
 from harness.editing.editor import Editor, Learned, Wrapper
@@ -31,7 +32,7 @@ OF_WEIGHTS = [
     and not find(name).reference
 ]
 QUICK = {"cov_tokens": 4000, "v_steps": 3, "steps": 3}
-REFUSED = r"'{}' is quantised \({}\) and cannot take a change of weights; load the model in bfloat16, or choose"
+REFUSED = r"'{}' is quantised \({}\) and cannot take a change of weights; load the model in bfloat16, let"
 SHIFTS = """
 from dataclasses import dataclass
 from harness.editing.editor import Editor
@@ -45,34 +46,6 @@ class Shifts(Editor):
     def edit(self, lm, edits, memory=None):
         return Patch(hooks={lm.arch.block(1): lambda hidden, step: hidden + 1})
 """
-
-
-class EightBit(nn.Linear):
-    """A matrix in int8 with a scale for each output."""
-
-    def __init__(self, plain: nn.Linear) -> None:
-        super().__init__(plain.in_features, plain.out_features, bias=plain.bias is not None, device="meta")
-        scale = plain.weight.detach().abs().amax(1, keepdim=True) / 127
-        self.weight = nn.Parameter((plain.weight.detach() / scale).round().to(torch.int8), requires_grad=False)
-        self.bias = plain.bias
-        self.register_buffer("scale", scale)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.linear(x, self.weight.to(x.dtype) * self.scale, self.bias)
-
-
-class FourBit(EightBit):
-    """The same in 4 bits, two numbers to a byte in one column, as bitsandbytes packs them."""
-
-    def __init__(self, plain: nn.Linear) -> None:
-        super().__init__(plain)
-        digits = (self.weight.detach().flatten().div(16).round() + 8).clamp(0, 15).to(torch.uint8)
-        self.weight = nn.Parameter((digits[::2] * 16 + digits[1::2])[:, None], requires_grad=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        digits = torch.stack([self.weight // 16, self.weight % 16], 1).flatten().to(x.dtype)
-        matrix = (digits - 8).reshape(self.out_features, self.in_features) * 16 * self.scale
-        return nn.functional.linear(x, matrix, self.bias)
 
 
 @pytest.fixture

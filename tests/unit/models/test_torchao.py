@@ -1,4 +1,4 @@
-"""Models whose weights torchao has quantised: edited at every seam but the weights, refused in one line for those."""
+"""Models whose weights torchao has quantised: edited at every seam, of the weights where they are dequantised."""
 
 from __future__ import annotations
 
@@ -12,12 +12,19 @@ from harness.editing.edit import Edit
 from harness.editing.registry import compose
 from harness.errors import ModelError
 from harness.io.hashes import inner_tensors, tensor_sha256
+from harness.models.dequantised import dequantised
 from harness.models.guard import Guard
 from harness.models.lm import LM
 from harness.models.weight_hashes import WeightHashes
 from harness.patches.patch import patched
 
 OTHERS: dict[str, dict[str, object]] = {"rag": {}, "grace": {"layer": 1, "n_iter": 5}}
+QUICK: dict[str, dict[str, object]] = {
+    "rome": {"cov_tokens": 2000, "v_steps": 3},
+    "memit": {"cov_tokens": 2000, "v_steps": 3},
+    "alphaedit": {"cov_tokens": 2000, "v_steps": 3, "nullspace_threshold": 0.4},
+    "ft_m": {"steps": 3, "lr": 5e-3},
+}
 OF_WEIGHTS: dict[str, dict[str, object]] = {
     "rome": {"layers": [1]},
     "memit": {"layers": [1]},
@@ -94,4 +101,24 @@ def test_editors_of_weights_are_refused_in_one_line(eight_bit: LM, edits: list[E
     with pytest.raises(ModelError, match=r"^'model\.layers\.1\.mlp\.down_proj\.weight' is quantised \(int8\)") as told:
         compose(name).build(eight_bit, OF_WEIGHTS[name], seed=0).edit(eight_bit, edits)
     assert "\n" not in str(told.value)
+    assert not guard.differing()
+
+
+@pytest.mark.parametrize("name", OF_WEIGHTS)
+def test_editors_of_weights_edit_what_is_dequantised(eight_bit: LM, edits: list[Edit], name: str) -> None:
+    """What stands there meanwhile is what torchao says that its codes and scales are."""
+    settings = {**OF_WEIGHTS[name], **QUICK.get(name, {})}
+    guard, before, own = Guard.of(eight_bit), logits(eight_bit), eight_bit.parameter(eight_bit.down(1))
+    method = compose(name).build(eight_bit, settings, seed=0)
+    with dequantised(eight_bit, method.edited_modules(eight_bit), name) as modules:
+        assert modules == (eight_bit.arch.down_of(1),)
+        parts = inner_tensors(own)
+        said = parts["qdata"].double() * parts["scale"].double().reshape(-1, 1)
+        assert torch.equal(eight_bit.matrix(eight_bit.down(1)), said.bfloat16())
+        apart = float((logits(eight_bit) - before).norm() / before.norm())
+        assert apart < 0.02
+        patch = method.edit(eight_bit, edits[:1])
+        with patched(eight_bit, patch):
+            assert float((logits(eight_bit) - before).norm() / before.norm()) > apart
+    assert torch.equal(logits(eight_bit), before)
     assert not guard.differing()

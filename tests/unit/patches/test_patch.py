@@ -206,7 +206,7 @@ def test_a_quantised_weight_is_refused_and_its_model_is_not_touched(fresh, dtype
     start = hashes(lm)
     kind = str(dtype).removeprefix("torch.")
     with (
-        pytest.raises(ModelError, match=rf"'{name}' is quantised \({kind}\) .* load the model in bfloat16, or choose"),
+        pytest.raises(ModelError, match=rf"'{name}' is quantised \({kind}\) .* load the model in bfloat16, let"),
         patched(lm, Patch({lm.down(0): low(lm), name: low(lm)})),
     ):
         pass

@@ -53,6 +53,7 @@ OTHER: dict[str, Any] = {
     "thinking_budget": 64,
     "chat_edits": True,
     "predict_only": True,
+    "dequantise_edited": True,
 }
 
 
