@@ -529,6 +529,10 @@ def sweep(
     address: str | None = None,
     workers: int | None = None,
     cluster: str | None = None,
+    device: str | None = None,
+    device_map: str | Mapping[str, object] | None = None,
+    max_memory: str | Mapping[object, object] | None = None,
+    offload_folder: str | Path | None = None,
     trust_code: bool = False,
     progress: Progress | None = None,
 ) -> list[Trial]:
@@ -540,6 +544,10 @@ def sweep(
         address: the earlier name of ``cluster``.
         workers: trainings at a time; by default one, on a cluster as many as there is room for.
         cluster: ``HOST:PORT`` of a Ray cluster, ``auto`` for this machine's, or ``local`` to start one.
+        device: where models go; ``auto`` spreads them; by default an accelerator where there is one.
+        device_map: how they are spread over devices instead, as transformers takes it.
+        max_memory: what each of these devices holds at most, such as ``{0: "10GiB", "cpu": "30GiB"}``.
+        offload_folder: where weights go that lie on disk and not in the files of the checkpoint as they are.
         trust_code: whether code may run that a YAML file names by its path.
         progress: told what is done, how far it is, and how much there is.
 
@@ -559,6 +567,7 @@ def sweep(
         'val'
     """
     from harness.io import files
+    from harness.models.placement import Placement
     from harness.runs.crew.cells import crew_of
     from harness.studies.sweeps.sweep import Sweep, run_sweep
 
@@ -568,7 +577,10 @@ def sweep(
     asked = config if isinstance(config, Sweep) else Sweep.of(config)
     files.require_writable(Path(output))
     crew = crew_of(workers, cluster or address, cpus=asked.cpus, gpus=asked.gpus)
-    validated, tested = run_sweep(asked, Path(output) / "runs", crew=crew, progress=progress or tell_nobody)
+    place = Placement.of(device, device_map=device_map, max_memory=max_memory, offload_folder=offload_folder)
+    validated, tested = run_sweep(
+        asked, Path(output) / "runs", crew=crew, progress=progress or tell_nobody, device=place
+    )
     return [*validated, *tested]
 
 

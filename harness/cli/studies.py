@@ -264,16 +264,20 @@ def _say_fits(kept: Study) -> None:
 
 @click.command()
 @click.argument("path", type=opt.PATH)
+@opt.taken(opt.PlacementOptions)
 @opt.OUTPUT.but(help="Folder of the records and tables.", default=Path("sweep"))
+@opt.DTYPE.but(otherwise="that of the file")
 @opt.WORKERS
 @opt.CLUSTER
 @opt.ADDRESS
 @opt.FORMAT.but(default="md")
 @opt.TRUST_CODE
 def sweep(
+    where: opt.PlacementOptions,
     *,
     path: Path,
     output: Path,
+    dtype: str | None,
     address: str | None,
     workers: int | None,
     cluster: str | None,
@@ -289,12 +293,12 @@ def sweep(
     from harness.studies.sweeps.sweep import Sweep, run_sweep
     from harness.studies.sweeps.sweep_tables import format_tables
 
-    asked = Sweep.read(path)
+    asked, place = Sweep.read(path, dtype), where.placement()
     asked.require_trusted(path, trust_code)
     files.require_writable(output)
     crew = crew_of(workers, cluster or address, cpus=asked.cpus, gpus=asked.gpus)
     with terminal.watched() as report:
-        validated, tested = run_sweep(asked, output / "runs", crew=crew, progress=report)
+        validated, tested = run_sweep(asked, output / "runs", crew=crew, progress=report, device=place)
     trials = [*validated, *tested]
     for name, kind in _TABLES.items():
         files.write_whole(output / name, format_tables(trials, kind, asked.balls).encode())

@@ -15,6 +15,7 @@ from harness.exam.prompting import template_sha256
 from harness.io.hashes import combined_sha256
 from harness.io.plain_text import text_identity
 from harness.models.lm import load
+from harness.models.placement import Where
 from harness.runs.loaded import checkpoint_files
 from harness.runs.new_record import edits_sha256
 from harness.runs.record import Record
@@ -98,7 +99,12 @@ def _template_sha256(resolved: Resolved) -> str | None:
 
 
 def checkpoint_sha256(
-    model: str, *, dtype: str, arch: Mapping[str, str] | None = None, args: Mapping[str, Any] | None = None
+    model: str,
+    *,
+    dtype: str,
+    arch: Mapping[str, str] | None = None,
+    args: Mapping[str, Any] | None = None,
+    device: Where = "cpu",
 ) -> str:
     """The sha256 of the weights of a checkpoint, which is loaded for it, once for all plans of a call that name it.
 
@@ -107,8 +113,9 @@ def checkpoint_sha256(
         dtype: of the weights.
         arch: parts of the architecture named by hand.
         args: more of how it is read.
+        device: where the model goes for that.
     """
-    return _read(model, dtype=dtype, arch=arch, args=args).sha256
+    return _read(model, dtype=dtype, arch=arch, args=args, device=device).sha256
 
 
 class _Seen(NamedTuple):
@@ -119,10 +126,16 @@ class _Seen(NamedTuple):
 
 
 def _read(
-    model: str, *, dtype: str, arch: Mapping[str, str] | None = None, args: Mapping[str, Any] | None = None
+    model: str,
+    *,
+    dtype: str,
+    arch: Mapping[str, str] | None = None,
+    args: Mapping[str, Any] | None = None,
+    device: Where = "cpu",
 ) -> _Seen:
     read = json.dumps(dict(args or {}), sort_keys=True)
-    return _seen(model, dtype, tuple(sorted((arch or {}).items())), read, files=checkpoint_files(Path(model)))
+    named = tuple(sorted((arch or {}).items()))
+    return _seen(model, dtype, named, read, device=device, files=checkpoint_files(Path(model)))
 
 
 @lru_cache(maxsize=4)
@@ -132,8 +145,9 @@ def _seen(
     arch: tuple[tuple[str, str], ...],
     args: str,
     *,
+    device: Where,
     files: tuple[object, ...],  # noqa: ARG001
 ) -> _Seen:
     """Other bytes in a folder are another model."""
-    read = load(model, dtype=dtype, device="cpu", names=dict(arch) or None, args=json.loads(args))
+    read = load(model, dtype=dtype, device=device, names=dict(arch) or None, args=json.loads(args))
     return _Seen(combined_sha256(read.state_hashes()), read.tokenizer)

@@ -41,6 +41,7 @@ CALLS: list[tuple[str, str]] = [
     ("fit --editor mend --output FOLDER", "cannot be written (it is a folder)"),
     ("apply nowhere.safetensors --to out", "nowhere.safetensors: "),
     ("check --baseline nowhere", "nowhere: no such folder"),
+    ("sweep SWEEP --max-memory cpu=1GB", "max_memory is cpu=1GB without device_map"),
     ("trace --edits counterfct", "edit set 'counterfct' does not exist"),
     ("trace --kind mpl", "--kind 'mpl' does not exist"),
     ("trace --window x", "--window 'x': expected numbers"),
@@ -77,6 +78,7 @@ def test_a_mistake_is_told_before_a_model_is_loaded(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "FILE").write_text("content")
+    (tmp_path / "SWEEP").write_text("tasks: [temporal]")
     (tmp_path / "FOLDER").mkdir()
     (tmp_path / "LOCKED").mkdir()
     (plan,) = plan_grid.plans({}, options={"editor": "memit"})

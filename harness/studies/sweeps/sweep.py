@@ -22,6 +22,7 @@ from harness.errors import UsageError, near
 from harness.exam.canonical import SETS
 from harness.io.files import at_home
 from harness.models.lm import load
+from harness.models.placement import Where
 from harness.runs.crew.cells import Cell, Crew, Report, require_all
 from harness.runs.crew.dispatch import run_cells
 from harness.runs.defaults import rows_for
@@ -71,8 +72,12 @@ class Sweep:
     gpus: float = 0
 
     @classmethod
-    def read(cls, path: Path) -> Sweep:
+    def read(cls, path: Path, dtype: str | None = None) -> Sweep:
         """A sweep from a YAML file.
+
+        Args:
+            path: the file.
+            dtype: of the model, instead of that of the file.
 
         Raises:
             UsageError: the file cannot be read, or a field does not exist or has the wrong type.
@@ -85,7 +90,7 @@ class Sweep:
             raise UsageError(f"{path}: not YAML ({str(error).splitlines()[0]}); give fields of a sweep") from error
         if not isinstance(values, dict):
             raise UsageError(f"{path}: holds {type(values).__name__}, expected fields such as 'methods: [full, lora]'")
-        return cls.of(at_home(values), str(path))
+        return cls.of(at_home(values) | ({} if dtype is None else {"dtype": dtype}), str(path))
 
     def require_trusted(self, where: Path, trusted: bool) -> None:
         """Refuse editors that a file names by the path of their code, unless the user trusts it.
@@ -225,7 +230,9 @@ def test_jobs(sweep: Sweep, validated: Sequence[Trial]) -> list[Job]:
 # --- carrying out -----------------------------------------------------------------------------------------------------
 
 
-def run_sweep(sweep: Sweep, folder: Path, *, crew: Crew, progress: Progress) -> tuple[list[Trial], list[Trial]]:
+def run_sweep(
+    sweep: Sweep, folder: Path, *, crew: Crew, progress: Progress, device: Where = None
+) -> tuple[list[Trial], list[Trial]]:
     """Carry out a sweep; what has a record in the folder is not run again.
 
     Args:
@@ -233,6 +240,7 @@ def run_sweep(sweep: Sweep, folder: Path, *, crew: Crew, progress: Progress) -> 
         folder: the records of single trainings.
         crew: who carries out the trainings.
         progress: called with the part (``validation``, ``test``), how many trainings are done, and how many there are.
+        device: where models go; None for an accelerator where there is one. What is measured is the same.
 
     Returns:
         the trials of the validation pairs, and of the test pairs.
@@ -242,11 +250,22 @@ def run_sweep(sweep: Sweep, folder: Path, *, crew: Crew, progress: Progress) -> 
     """
     for plan in _plans(sweep):
         resolve(plan)  # what does not exist is told before a model is loaded
-    layers = load(sweep.model, dtype=sweep.dtype, device="cpu").arch.layers
-    jobs = validation_jobs(sweep, layers)
-    validated = _finished(jobs, folder, crew, lambda done, total: progress("validation", done, total))
-    jobs = test_jobs(sweep, validated)
-    return validated, _finished(jobs, folder, crew, lambda done, total: progress("test", done, total))
+    layers = load(sweep.model, dtype=sweep.dtype, device=trial.hashed_at(device)).arch.layers
+
+    def finished(jobs: Sequence[Job], part: str) -> list[Trial]:
+        placed = [_Placed(job, device) for job in jobs]
+        return _finished(placed, folder, crew, lambda done, total: progress(part, done, total))
+
+    validated = finished(validation_jobs(sweep, layers), "validation")
+    return validated, finished(test_jobs(sweep, validated), "test")
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """A job, and where its models go, which its record does not depend on."""
+
+    job: Job
+    device: Where
 
 
 def _plans(sweep: Sweep) -> Iterator[Plan]:
@@ -257,28 +276,28 @@ def _plans(sweep: Sweep) -> Iterator[Plan]:
             yield Plan(sweep.model, editor, edits=task, split="val", data_dir=sweep.data_dir, dtype=sweep.dtype)
 
 
-def _is_done(job: Job, folder: Path) -> bool:
+def _is_done(one: _Placed, folder: Path) -> bool:
     """Whether there is a record of a job that is of what the job names now; of another one a line says so."""
-    path = folder / f"{job.name}.json"
-    kept = trial.read_trial(folder, job)
-    changed = trial.trial_changes(kept) if kept else []
+    path = folder / f"{one.job.name}.json"
+    kept = trial.read_trial(folder, one.job)
+    changed = trial.trial_changes(kept, trial.hashed_at(one.device)) if kept else []
     if changed:
         log.warning("%s: is of other %s; trained again", path, " and ".join(changed))
     return kept is not None and not changed
 
 
-def _trained(job: Job, report: Report) -> Trial:
+def _trained(one: _Placed, report: Report) -> Trial:
     """Carry out a training, wherever that is."""
-    report(job.name, 0, 0)
-    return trial.train(job)
+    report(one.job.name, 0, 0)
+    return trial.train(one.job, one.device)
 
 
-def _finished(jobs: Sequence[Job], folder: Path, crew: Crew, progress: Callable[[int, int], None]) -> list[Trial]:
-    missing = [job for job in jobs if not _is_done(job, folder)]
+def _finished(jobs: Sequence[_Placed], folder: Path, crew: Crew, progress: Callable[[int, int], None]) -> list[Trial]:
+    missing = [one for one in jobs if not _is_done(one, folder)]
     done = len(jobs) - len(missing)
     progress(done, len(jobs))
     failed = []
-    cells = [Cell(job.name, job, shares=f"{job.examined} {job.dtype}") for job in missing]
+    cells = [Cell(one.job.name, one, shares=f"{one.job.examined} {one.job.dtype}") for one in missing]
     for one in run_cells(cells, _trained, crew):
         if one.done is not None:
             trial.write_trial(folder, one.done)
@@ -290,5 +309,5 @@ def _finished(jobs: Sequence[Job], folder: Path, crew: Crew, progress: Callable[
     if len(failed) == 1 and failed[0].error is not None:
         raise failed[0].error
     require_all(failed, len(jobs), "trainings")
-    found = [trial.read_trial(folder, job) for job in jobs]
+    found = [trial.read_trial(folder, one.job) for one in jobs]
     return [one for one in found if one is not None]

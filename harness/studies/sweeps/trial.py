@@ -35,6 +35,7 @@ from harness.methods.logit_ensemble import largest_beta
 from harness.methods.value_cache import ValueCache, values_folder, values_from
 from harness.models.guard import Guard
 from harness.models.lm import LM, load
+from harness.models.placement import Placement, Where
 from harness.patches.patch import Patch
 from harness.runs.changed_since import checkpoint_sha256
 from harness.runs.identity import digest, record_id
@@ -48,6 +49,7 @@ from harness.studies.sweeps.trial_paths import trial_paths
 __all__ = [
     "Job",
     "Trial",
+    "hashed_at",
     "read_trial",
     "read_trials",
     "train",
@@ -257,14 +259,14 @@ Pair = tuple[str, str, str]
 
 
 @lru_cache(maxsize=1)
-def _loaded(model: str, dtype: str) -> tuple[EditedLM, dict[Pair, _Exam]]:
+def _loaded(model: str, dtype: str, device: Where = None) -> tuple[EditedLM, dict[Pair, _Exam]]:
     """The model, and the exams that it has had; both go when another model comes."""
-    return EditedLM(load(model, dtype=dtype)), {}
+    return EditedLM(load(model, dtype=dtype, device=device)), {}
 
 
-def _exam(job: Job) -> _Exam:
+def _exam(job: Job, device: Where) -> _Exam:
     """The exam of a job, with what is known of the unedited model."""
-    model, exams = _loaded(job.examined, job.dtype if job.examined == job.shown else "float32")
+    model, exams = _loaded(job.examined, job.dtype if job.examined == job.shown else "float32", device)
     pair = (job.task, job.data_dir, job.split)
     if pair not in exams:
         exams[pair] = _unedited(model, *pair)
@@ -307,26 +309,45 @@ def _regulariser(data_dir: str) -> Path:
     return path if path.is_file() else general_text.write_texts(path, texts)
 
 
-def trial_identity(job: Job) -> dict[str, Any]:
-    """What a trial depends on and its job only names: weights, rows, files of editors."""
+def trial_identity(job: Job, device: Where = "cpu") -> dict[str, Any]:
+    """What a trial depends on and its job only names: weights, rows, files of editors.
+
+    Args:
+        job: the job.
+        device: where models go whose weights are hashed.
+    """
     dtypes = {job.shown: job.dtype, job.model: job.dtype if job.beside is None else "float32"}
     return {
-        "weights": {model: checkpoint_sha256(model, dtype=dtype) for model, dtype in dtypes.items()},
+        "weights": {model: checkpoint_sha256(model, dtype=dtype, device=device) for model, dtype in dtypes.items()},
         "edits": edits_sha256(resolve(job.plan).edits),
         "editors": compose(job.editor).sources,
     }
 
 
-def trial_changes(kept: Trial) -> list[str]:
-    """What a trial depends on and is not what it was, in words; one of before this was kept says it of nothing."""
+def trial_changes(kept: Trial, device: Where = "cpu") -> list[str]:
+    """What a trial depends on and is not what it was, in words; one of before this was kept says it of nothing.
+
+    Args:
+        kept: the trial.
+        device: where models go whose weights are hashed.
+    """
     said = {"weights": "weights", "edits": "rows", "editors": "files of editors"}
-    now = trial_identity(kept.job)
+    now = trial_identity(kept.job, device)
     known = {"editors": {}, **kept.identity}
     return [what for key, what in said.items() if known.get(key, now[key]) != now[key]]
 
 
-def train(job: Job) -> Trial:
-    """Carry out a job, on an accelerator where there is one.
+def hashed_at(device: Where) -> Where:
+    """Where a model goes whose weights are only hashed: where it fits if it is spread, else to the CPU."""
+    return device if isinstance(device, Placement) and device.spread else "cpu"
+
+
+def train(job: Job, device: Where = None) -> Trial:
+    """Carry out a job.
+
+    Args:
+        job: what is trained.
+        device: where models go; None for an accelerator where there is one.
 
     Raises:
         HarnessError: something that the job names does not exist or cannot be used.
@@ -334,7 +355,8 @@ def train(job: Job) -> Trial:
     """
     started = time.perf_counter()
     resolved = resolve(job.plan)
-    exam = _exam(job)
+    identity = trial_identity(job, hashed_at(device))  # first: what is spread does not fit twice
+    exam = _exam(job, device)
     lm, guard = exam.model.lm, Guard.of(exam.model.lm)
     editor = resolved.recipe.build(lm, resolved.plan.settings, seed=job.seed)
     seen, reason = [exam.look(Patch(), None)], None
@@ -358,7 +380,7 @@ def train(job: Job) -> Trial:
         metric: [[ratio.num for ratio in measured.values[metric].values()] for _, measured in seen]
         for metric in ("success", "loss")
     }
-    return Trial(job, tuple(log), values, reason, time.perf_counter() - started, trial_identity(job))
+    return Trial(job, tuple(log), values, reason, time.perf_counter() - started, identity)
 
 
 def _require(guard: Guard, job: Job, weights: bool) -> None:

@@ -24,6 +24,7 @@ from harness.exam.statistics import Ratio
 from harness.methods import value
 from harness.methods.value_rows import Objective
 from harness.models.lm import LM
+from harness.models.placement import Placement, Where
 from harness.patches.delta import Dense
 from harness.patches.patch import Patch, Step, patched
 from harness.runs.crew.cells import ALONE
@@ -182,7 +183,7 @@ def test_what_has_a_record_is_not_run_again(tmp_path: Path, monkeypatch: pytest.
     sweep = Sweep(tasks=("temporal",), methods={"full": {}}, configurations=3, seeds=2, balls=(1e-3,))
     done: list[str] = []
 
-    def work(job: Job) -> Trial:
+    def work(job: Job, device: Where = None) -> Trial:
         done.append(job.name)
         return Trial(job, log((3.0, 0.9), (3.0001, 0.8 - 0.1 * job.settings["lr"])))
 
@@ -205,7 +206,7 @@ def test_what_is_of_something_else_is_trained_again(
     sweep = Sweep(tasks=("temporal",), methods={"mine": {"editor": str(own)}}, configurations=1, seeds=1, balls=(1e-3,))
     done: list[str] = []
 
-    def work(job: Job) -> Trial:
+    def work(job: Job, device: Where = None) -> Trial:
         done.append(job.name)
         return Trial(job, log((3.0, 0.9), (3.0001, 0.5)), identity=trial.trial_identity(job))
 
@@ -345,7 +346,7 @@ def test_weights_that_were_left_changed_are_not_taken_for_the_unedited_ones(
     job = Job("mini", "pronoun_gender_bias", "push", "none")
     learning(monkeypatch, Push(0.5))
     first = trial.train(job)
-    lm = trial._loaded("mini", "float32")[0].lm
+    lm = trial._loaded("mini", "float32", None)[0].lm
     with patched(lm, Push(0.5).edit(lm, [])):
         again = trial.train(job)
     assert again.log[0].general == first.log[1].general
@@ -422,7 +423,7 @@ def test_an_epoch_on_the_real_pronouns(seen: list[str], shared: Path) -> None:
         pytest.skip("the model stories260K is not there")
     settings = {"steps": 1, "lr": 1e-12, "kl": 0.0}
     still = trial.train(Job(str(model), "pronoun_gender_bias", "full", "full", settings, data_dir=str(data)))
-    lm = trial._loaded(str(model), "float32")[0].lm
+    lm = trial._loaded(str(model), "float32", None)[0].lm
     rows = data / "canonical" / "pronoun_gender_bias" / "split" / "pronoun_gender_bias_train-val.jsonl"
     losses = []
     for row in (json.loads(line) for line in rows.read_text().splitlines()):
@@ -459,3 +460,47 @@ def test_the_text_of_the_regulariser_is_read_only_where_none_is_named(monkeypatc
     monkeypatch.setattr(trial, "_regulariser", lambda data_dir: pytest.fail("was read"))
     assert trial._settings(replace(job, settings={"kl_text": "mine"})) == {"kl_text": "mine"}
     assert trial._settings(replace(job, method="ft_l", editor="ft_l")) == {"lr": 0.1}
+
+
+# --- where models go --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("seen")
+def test_a_model_that_is_spread_is_trained_the_same(tmp_path: Path) -> None:
+    """Two blocks lie on disk; neither the name of the job nor what it depends on is another."""
+    job = Job("mini", "pronoun_gender_bias", "lora", "lora", {"steps": 1})
+    whole = trial.train(job, "cpu")
+    parts = dict.fromkeys(["transformer.wte", "transformer.wpe", "transformer.ln_f", "lm_head"], "cpu")
+    layers = whole_layers()
+    where = parts | {f"transformer.h.{i}": "disk" if i in (1, 2) else "cpu" for i in range(layers)}
+    spread = trial.train(job, Placement.of(device_map=where, offload_folder=tmp_path))
+    lm = trial._loaded("mini", "float32", Placement.of(device_map=where, offload_folder=tmp_path))[0].lm
+    assert any(parameter.is_meta for parameter in lm.model.parameters())
+    assert spread.identity == whole.identity
+    for a, b in zip(spread.log, whole.log, strict=True):
+        assert (a.general, a.failure) == (pytest.approx(b.general, rel=1e-4), pytest.approx(b.failure, abs=1e-4))
+    assert spread.log[1].general != spread.log[0].general
+
+
+def whole_layers() -> int:
+    return trial._loaded("mini", "float32", "cpu")[0].lm.arch.layers
+
+
+def test_a_sweep_hands_on_where_models_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    places: list[Where] = []
+
+    def work(job: Job, device: Where = None) -> Trial:
+        places.append(device)
+        return Trial(job, log((3.0, 0.9), (3.0001, 0.5)), identity=trial.trial_identity(job))
+
+    monkeypatch.setattr(trial, "train", work)
+    sweep = Sweep(tasks=("temporal",), methods={"full": {}}, configurations=1, seeds=1, balls=(1e-3,))
+    place = Placement.of(device_map="cpu")
+    sweeps.run_sweep(sweep, tmp_path, crew=ALONE, progress=lambda *state: None, device=place)
+    assert places == [place, place]
+
+
+def test_a_type_that_is_typed_stands_before_that_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "sweep.yaml"
+    path.write_text("dtype: bfloat16\n")
+    assert (Sweep.read(path).dtype, Sweep.read(path, "float16").dtype) == ("bfloat16", "float16")
