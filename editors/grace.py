@@ -48,20 +48,21 @@ class Codebook(EditBook):
     def __call__(self, hidden: Tensor, step: Step) -> Tensor:
         """A hook (:data:`harness.patches.patch.Hook`)."""
         assert step.entered is not None
-        return _replaced(hidden, self.nearest(step.entered.detach()), self.table) if self.cells else hidden
+        if not self.cells:
+            return hidden
+        index, inside = self.nearest(step.entered.detach())
+        return _replaced(hidden, inside, self.table[index])
 
 
-def _replaced(hidden: Tensor, nearest: tuple[Tensor, Tensor], table: Tensor) -> Tensor:
-    """The layer's output ``[batch, new, d]`` where it stays, the nearest key's row of a table else.
+def _replaced(hidden: Tensor, inside: Tensor, values: Tensor) -> Tensor:
+    """The layer's output ``[batch, new, d]`` where it stays, a key's value else.
 
     Args:
         hidden: the layer's output, ``[batch, new, d]``.
-        nearest: the nearest key of each position, and whether the position is within its radius, ``[batch, new]``.
-        table: a value for each key, ``[keys, d]``.
+        inside: which positions are within the radius of their nearest key, ``[batch, new]``.
+        values: the values of these keys, ``[batch, new, d]``.
     """
-    index, inside = nearest
-    values = table[index].to(hidden.device, hidden.dtype)
-    return torch.where(inside[..., None].to(hidden.device), values, hidden)
+    return torch.where(inside[..., None].to(hidden.device), values.to(hidden.device, hidden.dtype), hidden)
 
 
 @dataclass(frozen=True)
@@ -135,19 +136,24 @@ class Grace(SiteEditor):
     def _trained(self, lm: LM, book: Codebook, cell: int, start: Tensor, rows: SupervisedTokens) -> Tensor:
         """The value of one key after Adam on the NLL of the target, all other values as they are."""
         value = start.clone().requires_grad_()
-        here = torch.tensor([cell], device=book.table.device)
-        known: list[tuple[Tensor, tuple[Tensor, Tensor]]] = []
+        known: list[tuple[Tensor, tuple[Tensor, Tensor, Tensor]]] = []
 
-        def nearest(entered: Tensor) -> tuple[Tensor, Tensor]:
-            """What enters the module does not depend on the value: all steps share one search of the codebook."""
+        def read(entered: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            """Where a key is near, where it is this one, and what the codebook says there.
+
+            What enters the module does not depend on the value, so that all steps share one reading of a codebook that
+            may be long.
+            """
             if not known or not torch.equal(known[0][0], entered):
-                known[:] = [(entered, book.nearest(entered))]
+                index, inside = book.nearest(entered)
+                known[:] = [(entered, (inside, (index == cell)[..., None], book.table[index]))]
             return known[0][1]
 
         def hook(hidden: Tensor, step: Step) -> Tensor:
             assert step.entered is not None
             own = own_output(lm, self.module(lm), hidden=hidden, step=step)
-            return _replaced(own, nearest(step.entered.detach()), book.table.index_put((here,), value[None]))
+            inside, here, values = read(step.entered.detach())
+            return _replaced(own, inside, torch.where(here, value, values))
 
         self.descend(lm, rows, [value], hook=hook, steps=self.n_iter, lr=self.edit_lr)
         return value.detach()
