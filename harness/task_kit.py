@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from harness.editing.edit import Edit, Example, Probe
     from harness.editing.join import joined, trimmed
     from harness.errors import DataError, ModelError, UsageError, near
-    from harness.exam import answer_scores, data, general_text, own_cases, row_shapes
+    from harness.exam import answer_scores, cases, data, general_text, own_cases, row_shapes
     from harness.exam.belief import BeliefExam
     from harness.exam.canonical import CanonicalSet, Exam, read_rows, subjects
     from harness.exam.case_exam import CaseExam, OwnCaseExam
@@ -50,6 +50,7 @@ __all__ = [
     "agreement",
     "answer_scores",
     "begins_with",
+    "cases",
     "consistency",
     "data",
     "entropy",
@@ -71,6 +72,7 @@ __all__ = [
 
 _MODULES = {
     "answer_scores": "harness.exam.answer_scores",
+    "cases": "harness.exam.cases",
     "data": "harness.exam.data",
     "general_text": "harness.exam.general_text",
     "norms": "harness.studies.remedi.norms",

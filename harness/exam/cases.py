@@ -73,8 +73,10 @@ __all__ = [
     "ProbeRule",
     "Question",
     "case_edits",
+    "picked",
     "read_cases",
     "require_askable",
+    "row_questions",
     "rule_of",
     "turns_of",
 ]
@@ -527,8 +529,7 @@ def _edits(rule: CaseRule, case: _Begun, as_edit: Any) -> tuple[Edit, ...]:
     parts = list(_elements(rule.each, case.row, case.where))
     edits = []
     for place, part in enumerate(parts, start=1):
-        fields = {key: _at(path, part, case.where) for key, path in rule.edit.items()}
-        told = {key: value for key, value in fields.items() if value is not None}
+        told = picked(rule, part, case.where)
         _require_texts(rule.edit, told, part, case.where)
         edit = as_edit({"id": case.name if len(parts) == 1 else f"{case.name}.{place}", **told})
         edit = replace(edit, relation=told["relation"]) if "relation" in told else edit
@@ -536,13 +537,49 @@ def _edits(rule: CaseRule, case: _Begun, as_edit: Any) -> tuple[Edit, ...]:
     return tuple(edits)
 
 
+def picked(rule: CaseRule, part: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The fields of an edit that the paths of a set find.
+
+    Args:
+        rule: what the YAML says.
+        part: the row, or the element of a row that is the edit.
+        where: what an error names.
+
+    Raises:
+        DataError: a path cannot be followed.
+    """
+    found = {key: _at(path, part, where) for key, path in rule.edit.items()}
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def row_questions(rule: CaseRule, row: Mapping[str, Any], where: str) -> list[Question]:
+    """What a row asks, in the first protocol of each kind, of rows that were seen to be askable as they were read.
+
+    Args:
+        rule: what the YAML says.
+        row: the row.
+        where: what an error names.
+
+    Raises:
+        DataError: a path cannot be followed, or finds what it should not.
+    """
+    found = (question for one in rule.probes for question, _ in _questions(one, row, where))
+    first = {one.kind: one.protocols[0] for one in reversed(rule.probes)}
+    return [question for question in found if question.protocol == first[question.kind]]
+
+
 def _probes(rule: CaseRule, case: _Begun) -> tuple[Question, ...]:
     """What is asked of a model that holds the edits."""
-    return tuple(question for one in rule.probes for question in _questions(one, case.row, case.where))
+    found = []
+    for one in rule.probes:
+        for question, part in _questions(one, case.row, case.where):
+            require_askable(question, case.where, _missing(one, question, part))
+            found.append(question)
+    return tuple(found)
 
 
-def _questions(rule: ProbeRule, row: Mapping[str, Any], where: str) -> Iterator[Question]:
-    """The questions of one kind that a row asks; none where it has none."""
+def _questions(rule: ProbeRule, row: Mapping[str, Any], where: str) -> Iterator[tuple[Question, Mapping[str, Any]]]:
+    """The questions of one kind that a row asks, each with what it is picked from; none where it has none."""
     for part in _elements(rule.paths.get("each"), row, where, optional=True):
         if "when" in rule.paths and not _at(rule.paths["when"], part, where):
             continue
@@ -571,8 +608,7 @@ def _questions(rule: ProbeRule, row: Mapping[str, Any], where: str) -> Iterator[
                 turns,
                 rule.after,
             )
-            require_askable(question, where, _missing(rule, question, part))
-            yield question
+            yield question, part
 
 
 def turns_of(said: object, where: str) -> tuple[tuple[str, str], ...]:

@@ -1,4 +1,9 @@
-"""One's own edits, from a file of JSON lines: how they are read and how they are examined."""
+"""One's own edits, from a file of JSON lines: how they are read and how they are scored.
+
+Which fields are the edit, and what is asked about it, ``own.yaml`` says by paths.  Here stands what no path can say:
+rows that cannot be used are named together, a subject that is written out gets its slot, what stands between prompt and
+target, cases of rows that lie apart, and probes that name their own kind.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +11,23 @@ import logging
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.task_kit import DataError, Forced, Ratio, UsageError, begins_with, data, own_cases, row_shapes, trimmed
+from harness.task_kit import (
+    DataError,
+    Forced,
+    Ratio,
+    UsageError,
+    begins_with,
+    cases,
+    data,
+    own_cases,
+    row_shapes,
+    trimmed,
+)
 
 if TYPE_CHECKING:
     import datasets
@@ -31,6 +49,13 @@ EXACT = {
 WRONG = 10  # rows that one message names
 
 log = logging.getLogger(__name__)
+
+
+@lru_cache(maxsize=1)
+def declared() -> cases.CaseRule:
+    """What the YAML says: which fields of a row are its edit, and what is asked about it."""
+    path = Path(__file__).with_name("own.yaml")
+    return cases.rule_of("own", data.read_yaml(path)["metadata"]["case"], f"{path}: metadata.case")
 
 
 def rows(path: Path) -> list[Row]:
@@ -111,13 +136,13 @@ def edit(row: Row) -> Edit:
     for key in ("prompt", "prefix"):
         if key in row and not row[key].strip():
             raise DataError(f"'{key}' is empty; give the text that the model continues")
-    old = row.get("target_old")
-    old = old.strip() if isinstance(old, str) else None
-    if "prefix" in row:
-        prompt, target, join = seam(row, _text(row, "prefix"))
+    told = {"id": row["id"], **cases.picked(declared(), row, f"own, row {row['id']}")}
+    old = told["target_old"].strip() if "target_old" in told else None
+    if "prefix" in told:
+        prompt, target, join = seam(told, _text(told, "prefix"))
         return Edit(row["id"], prompt, None, target, old, join=join, case=row.get("case"))
-    prompt, target, join = seam(row, _text(row, "prompt"))
-    subject = _text(row, "subject").strip()
+    prompt, target, join = seam(told, _text(told, "prompt"))
+    subject = _text(told, "subject").strip()
     prompt, slot = _with_slot(prompt, subject)
     return Edit(row["id"], prompt, subject, target, old, join=join, slot=slot, case=row.get("case"))
 
@@ -210,31 +235,38 @@ def probes(row: Row) -> Iterator[Row]:
     Of its ``probes`` those that a field of the row could say; the others are asked by ``own_cases``.
     """
     wanted = edit(row)
-    right = [wanted.target, *(row.get("aliases") or ())]
-    asked = [("rewrite", wanted.text, right, wanted.join)]
-    for prompt, _, join in (seam(row, text) for text in row.get("paraphrases") or ()):
-        asked.append(("paraphrase", prompt, right, join))
-    for kind in OTHERS:
-        asked += [
-            (kind, question["prompt"].rstrip(" \t"), question["answer"], None) for question in row.get(kind) or ()
-        ]
-    asked += [
-        (one["kind"], one["prompt"], one["answers"], None)
-        for one in row.get("probes") or ()
-        if one["kind"] in own_cases.PLAIN
-    ]
-    for i, (kind, prompt, answers, join) in enumerate(asked):
-        same = kind in OTHERS or answers is right or wanted.target in answers
+    for i, (one, join) in enumerate([*_of_fields(row, wanted), *_of_probes(row, wanted)]):
+        same = one.kind in OTHERS or wanted.target in one.answers
         yield {
             "id": f"{wanted.id}/{i}",
             "case": wanted.belongs_to,
-            "kind": kind,
-            "prompt": prompt,
-            "target_new": wanted.target if same else answers[0],
-            "target_old": (wanted.target_old or "") if same else "",
-            "answers": list(dict.fromkeys(answer.strip() for answer in answers if answer.strip())),
+            "kind": one.kind,
+            "prompt": one.prompt,
+            "target_new": wanted.target if same else one.answers[0],
+            "target_old": (one.rival or "") if same else "",
+            "answers": list(one.answers),
             "join": join,
         }
+
+
+def _of_fields(row: Row, wanted: Edit) -> Iterator[tuple[cases.Question, str | None]]:
+    """What the YAML asks of the row's fields, and what stands between prompt and answer where the row says it."""
+    seams = [seam(row, text) for text in row.get("paraphrases") or ()]
+    said = {**row, "text": wanted.text, "target": wanted.target, "target_old": wanted.target_old}
+    said["paraphrases"] = [text for text, *_ in seams]
+    joins = {"rewrite": {wanted.text: wanted.join}, "paraphrase": {text: join for text, _, join in seams}}
+    for one in cases.row_questions(declared(), said, f"own, row {row['id']}"):
+        # What else is asked is not rated against the old target, which editors that learn are told all the same.
+        rival = wanted.target_old if one.kind in OTHERS else one.rival
+        yield replace(one, rival=rival), joins.get(one.kind, {}).get(one.prompt)
+
+
+def _of_probes(row: Row, wanted: Edit) -> Iterator[tuple[cases.Question, None]]:
+    """The row's ``probes`` of kinds that its fields could ask: they name their kind themselves, which no path does."""
+    for one in row.get("probes") or ():
+        if one["kind"] in own_cases.PLAIN:
+            answers = tuple(dict.fromkeys(one["answers"]))
+            yield cases.Question(one["kind"], one["prompt"], answers, "accuracy", rival=wanted.target_old), None
 
 
 def dataset(file: str | None = None, records: Sequence[str] | None = None, **_: object) -> dict[str, datasets.Dataset]:

@@ -223,6 +223,39 @@ def test_a_row_of_each_shape_is_read_and_examined(file: Callable[..., Path], sha
     assert asked(path) == probes
 
 
+def test_the_yaml_says_what_is_asked_of_a_row() -> None:
+    """The kinds that have metrics are those of the YAML, and in its order; what is generated is so by its protocol."""
+    functions = tasks.data.module(tasks.data.TASKS / "edits" / "own" / "functions.py")
+    rules = functions.declared().probes
+    assert [rule.kind for rule in rules] == list(functions.PREFIX)
+    assert [rule.kind for rule in rules if "generation" in rule.protocols] == list(functions.EXACT)
+    assert set(functions.declared().edit) == {key for key in functions.TEXTS if key != "id"}
+
+
+def test_what_the_yaml_asks_and_what_probes_ask_has_the_ids_of_its_place(file: Callable[..., Path]) -> None:
+    row = {
+        **ROW, "target_old": "pop", "aliases": ["Soul ", "soul"], "paraphrases": ["Its genre is ", "Its genre is\n"],
+        "neighborhood": [{"prompt": "Zeni is\t", "answer": [" x ", "y", "x"]}],
+        "portability": [{"prompt": "Who sings?", "answer": "Ada"}],
+        "probes": [
+            {"kind": "portability", "prompt": "Where?", "answers": ["Rome"]},
+            {"kind": "paraphrase", "prompt": "The genre:", "answers": ["funk", "disco"]},
+            {"kind": "own", "prompt": "Not asked here", "answers": ["x"]},
+        ],
+    }  # fmt: skip
+    functions, rows = tasks._rows(str(file(json.dumps([row]))), "mini", "test", None, ())
+    keys = ("id", "kind", "prompt", "target_new", "target_old", "answers", "join")
+    assert [tuple(doc[key] for key in keys) for doc in functions.probes(rows[0])] == [
+        ("1/0", "rewrite", "The genre of Golden Nopadis is", "soul", "pop", ["soul", "Soul"], None),
+        ("1/1", "paraphrase", "Its genre is", "soul", "pop", ["soul", "Soul"], None),
+        ("1/2", "paraphrase", "Its genre is\n", "soul", "pop", ["soul", "Soul"], ""),
+        ("1/3", "neighborhood", "Zeni is", "soul", "pop", ["x", "y"], None),
+        ("1/4", "portability", "Who sings?", "soul", "pop", ["Ada"], None),
+        ("1/5", "portability", "Where?", "soul", "pop", ["Rome"], None),
+        ("1/6", "paraphrase", "The genre:", "funk", "", ["funk", "disco"], None),
+    ]
+
+
 def test_each_edit_of_a_case_is_a_row_and_their_question_is_asked_once_of_all(file: Callable[..., Path]) -> None:
     both = {**MQUAKE, "requested_rewrite": [_hop("Ada", "Croatia"), _hop("Hugo", "Peru")]}
     path = file(json.dumps([both]))
