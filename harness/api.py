@@ -150,6 +150,8 @@ def edit(
     text: str | None = None,
     fitted: str | Path | None = None,
     dequantise_edited: bool = False,
+    chat_edits: bool | str = False,
+    system_instruction: str | None = None,
 ) -> Iterator[Edited]:
     """Hold edits in a model; afterwards it is bitwise what it was, also after an exception.
 
@@ -170,6 +172,10 @@ def edit(
         text: plain text for second moments.
         fitted: the file of what the editor has learned; by default that of :func:`fit` with the same settings.
         dequantise_edited: whether the quantised matrices that the editor writes are plain numbers while the edits hold.
+        chat_edits: whether edits are turns of a chat, the prompt of the user and the target of the assistant, by the
+            tokenizer's template, or by that of its templates which is named. Questions to the edited model are then
+            to be what the template makes of them.
+        system_instruction: what the system turn in front of them says.
 
     Yields:
         The edited model: its ``generate`` and ``log_likelihood`` see all that the editor changed, its ``model`` all
@@ -196,6 +202,7 @@ def edit(
             from harness.runs.defaults import rows_for
 
             handed.require_editor(editor, settings or {})
+            prompting = handed.turns(chat_edits, system_instruction)
             rows = rows_for(model, data_dir)
             wanted = handed.given_edits(edits, rows)
             if isinstance(model, str | Path):
@@ -204,6 +211,7 @@ def edit(
             if dequantise_edited:
                 written = handed.edited_modules(editor, lm, settings=settings or {})
                 stack.enter_context(dequantised(lm, written, handed.editor_name(editor)))
+            wanted = handed.edits_in_turns(wanted, lm, prompting)
             method = handed.configured_editor(editor, lm, settings=settings or {}, seed=seed, fitted=_text(fitted))
             name = handed.editor_name(editor)
             source = handed.edits_source(edits, rows)
@@ -229,6 +237,7 @@ def fit(
     arch: Mapping[str, str] | None = None,
     output: str | Path | None = None,
     dequantise_edited: bool = False,
+    chat_edits: bool = False,
 ) -> Path:
     """Let an editor learn what it needs before its first edit (MEND, MALMEN, RLEdit, REMEDI).
 
@@ -248,12 +257,13 @@ def fit(
         arch: parts of the architecture named by hand.
         output: the file; by default the place in the cache where :func:`run` looks for it.
         dequantise_edited: whether the quantised matrices that it will edit are plain numbers while it learns.
+        chat_edits: refused: an editor learns from edits as plain text, and edits in turns by what it learned so.
 
     Returns:
         The file of what was learned.
 
     Raises:
-        UsageError: the editor does not exist or learns nothing, or the file cannot be written.
+        UsageError: the editor does not exist or learns nothing, the file cannot be written, or edits are to be turns.
         HarnessError: something else does not exist or cannot be used.
 
     Examples:
@@ -262,9 +272,13 @@ def fit(
         >>> path.suffix
         '.safetensors'
     """
-    from harness.runs import fitting
+    from harness.runs import fitting, handed
     from harness.runs.defaults import rows_for
 
+    if chat_edits:
+        from harness.errors import UsageError
+
+        raise UsageError(handed.plain_edits("fit"))
     chosen, path = dict(settings or {}), None if output is None else Path(output)
     fitting.require_fittable(
         editor, str(model) if isinstance(model, str | Path) else "", settings=chosen, seed=seed, path=path

@@ -38,12 +38,23 @@ def _run(arguments: Sequence[str] | None) -> int:
             click.echo(error.ctx.get_help())
             return 0
         hint = f" (see '{error.ctx.command_path} --help')" if error.ctx else ""
-        return _told(f"{error.format_message()}{hint}", 2)
+        return _told(_why_not(error) or f"{error.format_message()}{hint}", 2)
     except click.ClickException as error:
         return _told(error.format_message(), 2)
     except (click.Abort, KeyboardInterrupt):
         return _told("interrupted; what was measured is in the *.partial.json of the output folder", 130)
     return 0
+
+
+def _why_not(error: click.UsageError) -> str | None:
+    """Why a command does not take an option that others take; None where there is no more to say."""
+    if error.ctx is None or not isinstance(error, click.NoSuchOption):
+        return None
+    if error.option_name.replace("_", "-") != "--chat-edits":
+        return None
+    from harness.runs.handed import AS_TEXT, plain_edits
+
+    return plain_edits(error.ctx.info_name) if error.ctx.info_name in AS_TEXT else None
 
 
 def _told(message: str, code: int) -> int:

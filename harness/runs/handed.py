@@ -12,17 +12,22 @@ from harness.editing.editor import Editor, Learned, Wrapper
 from harness.editing.registry import compose
 from harness.errors import UsageError
 from harness.exam import own_rows, tasks
+from harness.exam.prompting import Prompting, in_turns, require_roles
 from harness.models.lm import LM
 from harness.runs.plan import parse_edits
 
 __all__ = [
+    "AS_TEXT",
     "configured_editor",
     "edited_modules",
     "editor_fields",
     "editor_name",
+    "edits_in_turns",
     "edits_source",
     "given_edits",
+    "plain_edits",
     "require_editor",
+    "turns",
     "with_learned",
 ]
 
@@ -57,6 +62,54 @@ def edits_source(given: str | Path | Sequence[Edit | Mapping[str, object]], data
         name = str(own_rows.keep_rows(given))
     where = {"data_dir": data_dir} if name in tasks.edit_sets() else {}  # rows of one's own lie in no data folder
     return {"edits": name, "split": "test", **where, "order": "file", "seed": 0}
+
+
+def turns(chat_edits: bool | str, system_instruction: str | None) -> Prompting | None:
+    """How edits are made turns of a chat; None where they are plain text.
+
+    Raises:
+        UsageError: there is a system turn, and no chat.
+    """
+    if chat_edits:
+        return Prompting(apply_chat_template=chat_edits, system_instruction=system_instruction, chat_edits=True)
+    if system_instruction is not None:
+        raise UsageError("system_instruction is a turn of a chat; add chat_edits=True, or leave it out")
+    return None
+
+
+def edits_in_turns(edits: Sequence[Edit], lm: LM, prompting: Prompting | None) -> list[Edit]:
+    """Edits as they are made: as turns of a chat, or as they are.
+
+    Args:
+        edits: the edits.
+        lm: the model, whose tokenizer has the template.
+        prompting: how they are made turns; None for plain text.
+
+    Raises:
+        UsageError: there is no such template, it has no turn that is needed, or it changes a prompt.
+    """
+    if prompting is None:
+        return list(edits)
+    require_roles(lm.tokenizer, prompting, lm.name)
+    return in_turns(edits, lm.tokenizer, prompting, model=lm.name)
+
+
+AS_TEXT = {
+    "fit": "an editor learns from edits as plain text, and makes edits in turns by what it learned so",
+    "tune": "an editor is tuned on edits as plain text",
+    "trace": "facts are traced as plain text",
+    "localize": "the study edits and traces facts as plain text",
+    "sweep": "canonical examples are plain text",
+}
+"""What cannot make edits turns of a chat, and why."""
+
+
+def plain_edits(command: str) -> str:
+    """Why a command of :data:`AS_TEXT` takes edits as plain text alone, and what to do."""
+    return (
+        f"--chat-edits is not for `harness {command}`: {AS_TEXT[command]}; leave it out here (`harness run "
+        "--chat-edits` and harness.edit make edits in turns)"
+    )
 
 
 def require_editor(given: str | Editor, settings: Mapping[str, object]) -> None:

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 import harness
 from editors.prompt import Prompt
+from harness.cli.main import main
 from harness.editing.edit import Edit
 from harness.errors import UsageError
 from harness.exam import tasks
@@ -28,6 +29,7 @@ from harness.methods.supervised_tokens import supervise_target
 from harness.methods.value_rows import prepare_edit
 from harness.models.lm import LM
 from harness.patches.patch import Patch
+from harness.runs.handed import AS_TEXT, plain_edits
 
 CHATML = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\n"
@@ -256,3 +258,77 @@ def test_a_run_edits_and_examines_in_turns(lm: LM, editor: str, tmp_path: Path, 
     plain = harness.run(lm, "none", str(rows), cache=False)
     assert record.edits["sha256"] == plain.edits["sha256"]
     assert "joins" not in record.edits
+
+
+# --- in Python, and where edits are plain text ------------------------------------------------------------------------
+
+ROW = {"prompt": "The home of {} is", "subject": "Ann Lee", "target": "Rome", "target_old": "Paris"}
+SETTINGS: dict[str, Any] = {"layers": [1], "steps": 10, "lr": 5e-3}
+
+
+def gained(lm: LM, *, text: str, said: str, **words: Any) -> tuple[Edit, float]:
+    """An edit as it was held, and how much likelier a continuation of a text became by it, in nats."""
+    with harness.edit(lm.model, lm.tokenizer, "none", [ROW]) as plain:
+        before = plain.log_likelihood(text, said)
+    with harness.edit(lm.model, lm.tokenizer, "ft_m", [ROW], settings=SETTINGS, **words) as edited:
+        return edited.edits[0], edited.log_likelihood(text, said) - before
+
+
+def test_an_edit_in_python_is_made_in_turns(lm: LM, family: str) -> None:
+    """It is what a run makes: the question in its turn, and the target behind the opening of the next."""
+    torch.manual_seed(0)
+    (wanted,) = in_turns([EDIT], lm.tokenizer, CHAT)
+    held, in_chat = gained(lm, text=wanted.text, said="Rome", chat_edits=True)
+    plain, as_text = gained(lm, text=wanted.text, said="Rome")
+    assert (held.before, held.after) == (BEFORE[family], AFTER[family])
+    assert (plain.before, plain.after) == ("", "")
+    assert in_chat > as_text + 0.5
+    assert in_chat > 1
+
+
+def test_a_named_template_and_a_system_turn_in_python(lm: LM, family: str) -> None:
+    lm.tokenizer.chat_template = {"default": lm.tokenizer.chat_template, "other": "U: {{ messages[-1]['content'] }} A:"}
+    held, _ = gained(lm, text="x", said=" y", chat_edits="other")
+    assert (held.before, held.after) == ("U: ", " A:")
+    if family in SYSTEM:
+        held, _ = gained(lm, text="x", said=" y", chat_edits=True, system_instruction="Be brief.")
+        assert held.before == SYSTEM[family].format("Be brief.")
+    else:
+        with pytest.raises(UsageError, match="system"):
+            gained(lm, text="x", said=" y", chat_edits=True, system_instruction="Be brief.")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ({"chat_edits": "nothing"}, "nothing"),
+        ({"system_instruction": "Be brief."}, "system_instruction is a turn of a chat; add chat_edits=True"),
+    ],
+)
+def test_what_cannot_be_turns_is_told_in_python(lm: LM, words: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        gained(lm, text="x", said=" y", **words)
+
+
+def test_a_model_without_a_template_makes_no_turns_in_python(fresh: Callable[..., LM]) -> None:
+    with pytest.raises(UsageError, match=r"chat.template"):
+        gained(fresh("gpt2"), text="x", said=" y", chat_edits=True)
+
+
+def test_an_editor_learns_from_plain_text() -> None:
+    with pytest.raises(
+        UsageError, match=r"^--chat-edits is not for `harness fit`: an editor learns from edits as plain"
+    ):
+        harness.fit("mend", "mini", "counterfact:2", chat_edits=True)
+
+
+@pytest.mark.parametrize("command", AS_TEXT)
+@pytest.mark.parametrize("option", ["--chat-edits", "--chat_edits"])
+def test_a_command_that_edits_plain_text_says_so_in_one_line(
+    command: str, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([command, option])
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert " ".join(said.split()) == f"error: {plain_edits(command)}"
