@@ -375,13 +375,11 @@ def read_cases(
     """
     given = list(rows)
     rows = _arranged(rule, given)
-    found = [
-        Case(one.name, _edits(rule, one, as_edit), _probes(rule, one))
-        for one in _begun(rule, rows)
-        if only is None or one.name in only
-    ]
+    begun = [one for one in _begun(rule, rows) if only is None or one.name in only]
+    found = [Case(one.name, _edits(rule, one, as_edit), _probes(rule, one)) for one in begun]
     _require_found(rule, rows, found)
-    if only is not None and not set(rule.languages) <= _languages_of(found):
+    _warn_of_old_answers(rule, found, {one.name: one.where for one in begun})
+    if only is not None and rule.languages and set(rule.languages) != _languages_of(found):
         found = [case for case in read_cases(rule, given, as_edit) if case.id in only]
     elif only is None:
         _require_languages(rule, found)
@@ -406,7 +404,7 @@ def case_edits(
     found = [edit for one in _begun(rule, rows)[:count] for edit in _edits(rule, one, as_edit)]
     if "target_old" in rule.edit and found and not any(edit.target_old for edit in found):
         parts = [part for row in rows for part in _elements(rule.each, row, rule.name, optional=True)]
-        _require_begun(rule.edit["target_old"], parts, rule, "the edits' target_old")
+        _require_begun(rule.edit["target_old"], parts, rule, "the edits' target_old", asked=False)
     return found
 
 
@@ -428,7 +426,9 @@ def _begun(rule: CaseRule, rows: Sequence[Mapping[str, Any]]) -> list[_Begun]:
             continue
         name = str(number) if rule.id is None else str(_found(rule.id, row, where))
         if name in found:
-            raise DataError(f"{rule.name}: the id {name} occurs twice; give each row an id of its own")
+            raise DataError(
+                f"{rule.name}: the id {name} occurs twice (row {number + 1} and before); give each row an id of its own"
+            )
         found[name] = _Begun(name, row, where)
     return list(found.values())
 
@@ -471,18 +471,37 @@ def _require_found(rule: CaseRule, rows: Sequence[Mapping[str, Any]], cases: Seq
             _require_begun(probe.paths.get(key), parts, rule, what)
 
 
-def _require_begun(path: str | None, parts: Sequence[Mapping[str, Any]], rule: CaseRule, what: str) -> None:
+def _require_begun(
+    path: str | None, parts: Sequence[Mapping[str, Any]], rule: CaseRule, what: str, *, asked: bool = True
+) -> None:
     name = rule.name
     read = {field for one in _paths_of(rule) for field in _begins_with(_compiled(one, name).parsed)}
     known = {key for part in parts for key in part}
     begun = set() if path is None else _begins_with(_compiled(path, name).parsed)
-    if not parts or not begun or begun & known:
+    if path is None or not parts or not begun:
+        return
+    if begun & known:
+        _require_followed(path, parts, f"{name}: '{path}' finds nothing for {what} in any row", asked=asked)
         return
     meant = difflib.get_close_matches(min(begun), sorted(known - {"row", *read}), n=1, cutoff=_MISSPELT)
     said = f"{name}: '{path}' finds nothing for {what} in any row"
     if meant:
         raise DataError(f"{said} (did you mean {meant[0]}?); a row has {_fields(parts[0])}")
     log.warning("%s, so that they are not asked; a row has %s", said, _fields(parts[0]))
+
+
+def _require_followed(path: str, parts: Sequence[Mapping[str, Any]], said: str, *, asked: bool) -> None:
+    """Tell of a path of names that begins well and stops on its way, in every row."""
+    stops = [_stop(path, part) for part in parts]
+    if any(missing is None for _, missing, _ in stops):
+        return
+    reached, missing, value = max(stops, key=lambda stop: len(stop[0]))
+    has = f"'{reached}' has {_fields(value)}" if isinstance(value, Mapping) else f"'{reached}' is {_short(value)}"
+    meant = _meant(str(missing), value) if isinstance(value, Mapping) else ""
+    if meant:
+        raise DataError(f"{said}; {has}{meant}")
+    if asked:
+        log.warning("%s, so that they are not asked; %s", said, has)
 
 
 def _paths_of(rule: CaseRule) -> list[str]:
@@ -531,10 +550,18 @@ def _edits(rule: CaseRule, case: _Begun, as_edit: Any) -> tuple[Edit, ...]:
     for place, part in enumerate(parts, start=1):
         told = picked(rule, part, case.where)
         _require_texts(rule.edit, told, part, case.where)
-        edit = as_edit({"id": case.name if len(parts) == 1 else f"{case.name}.{place}", **told})
+        edit = _made(as_edit, {"id": case.name if len(parts) == 1 else f"{case.name}.{place}", **told}, case.where)
         edit = replace(edit, relation=told["relation"]) if "relation" in told else edit
         edits.append(edit if len(parts) == 1 else replace(edit, case=case.name))
     return tuple(edits)
+
+
+def _made(as_edit: Any, told: Mapping[str, Any], where: str) -> Edit:
+    try:
+        made: Edit = as_edit(told)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
+    return made
 
 
 def picked(rule: CaseRule, part: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -578,6 +605,35 @@ def _probes(rule: CaseRule, case: _Begun) -> tuple[Question, ...]:
     return tuple(found)
 
 
+def _warn_of_old_answers(rule: CaseRule, cases: Sequence[Case], where: Mapping[str, str]) -> None:
+    """Tell of questions where an alias of what is right after an edit is what was right before it.
+
+    Args:
+        rule: what the YAML says.
+        cases: the cases.
+        where: of each case, what a message names.
+    """
+    found = [told for case in cases for told in _old_answers(rule, case)]
+    if found:
+        case, question, alias = found[0]
+        log.warning(
+            "%s: an alias is the old answer of the edit, and counts as right (questions: %d); the first: %s, its %s "
+            "question '%s' has '%s'",
+            *(rule.name, len(found), where[case.id], question.kind, _short(question.prompt), alias),
+        )
+
+
+def _old_answers(rule: CaseRule, case: Case) -> Iterator[tuple[Case, Question, str]]:
+    wanted = {one.kind for one in rule.probes if one.higher and one.expect == "new"}
+    asked = {(one.kind, one.prompt): one for one in case.probes if one.kind in wanted}
+    for edit in (edit for edit in case.edits if edit.target_old):
+        new, old = _folded(edit.target), _folded(edit.target_old or "")
+        for question in asked.values():
+            same = {_folded(answer): answer for answer in question.answers}
+            if new != old and new in same and old in same:
+                yield case, question, same[old]
+
+
 def _questions(rule: ProbeRule, row: Mapping[str, Any], where: str) -> Iterator[tuple[Question, Mapping[str, Any]]]:
     """The questions of one kind that a row asks, each with what it is picked from; none where it has none."""
     for part in _elements(rule.paths.get("each"), row, where, optional=True):
@@ -589,11 +645,14 @@ def _questions(rule: ProbeRule, row: Mapping[str, Any], where: str) -> Iterator[
         )
         if prompt in (None, ""):
             continue  # a row that lacks this kind is not asked about it
-        answers = tuple(_texts(_at(rule.paths.get("answers", "`[]`"), part, where)))
+        if isinstance(prompt, Mapping | list):
+            said = f"{where}: '{rule.paths['prompt']}' finds {_short(prompt)} for the prompt of a {rule.kind} question"
+            raise DataError(f"{said}, expected a text")
+        answers = _texts_at(rule, "answers", part, where)
         if rule.expect == "refusal" and "answers" not in rule.paths:
             answers = REFUSALS
         rival = _at(rule.paths["rival"], part, where) if "rival" in rule.paths else None
-        choices = tuple(_texts(_at(rule.paths.get("choices", "`[]`"), part, where)))
+        choices = _texts_at(rule, "choices", part, where)
         language = _found(rule.paths["language"], part, where) if "language" in rule.paths else None
         for protocol in rule.protocols:
             question = Question(
@@ -645,9 +704,10 @@ def turns_of(said: object, where: str) -> tuple[tuple[str, str], ...]:
 def _missing(rule: ProbeRule, question: Question, part: Mapping[str, Any]) -> str:
     """Which path of a question finds nothing that it needs, and what the row has; empty where all find something."""
     found = {"answers": question.answers or question.expect == "unchanged", "rival": question.rival or False}
-    wanted = ["answers", *(["rival"] if question.protocol == "probability" else [])]
-    path = next((rule.paths[key] for key in wanted if key in rule.paths and not found[key]), None)
-    return "" if path is None else f" ('{path}' finds nothing; it has {_fields(part)})"
+    found["choices"] = question.choices
+    needed = {"probability": ["rival"], "choice": ["choices"]}.get(question.protocol, [])
+    path = next((rule.paths[key] for key in ["answers", *needed] if key in rule.paths and not found[key]), None)
+    return "" if path is None else f" ('{path}' finds nothing; {_has(path, part)})"
 
 
 def require_askable(question: Question, where: str, why: str = "") -> None:
@@ -671,7 +731,7 @@ def require_askable(question: Question, where: str, why: str = "") -> None:
         raise DataError(f"{said} has '{same[0]}' both as an answer and as the rival; leave it out of one of them")
     if question.protocol == "choice" and not set(question.answers) & set(question.choices):
         raise DataError(
-            f"{said} has none of its answers among its choices ({_short(', '.join(question.choices)) or 'none'})"
+            f"{said} has none of its answers among its choices ({_short(', '.join(question.choices)) or 'none'}){why}"
         )
 
 
@@ -684,15 +744,17 @@ def _elements(each: str | None, row: Mapping[str, Any], where: str, *, optional:
     if listed is None and optional:
         return
     if not isinstance(listed, list):
-        raise DataError(f"{where}: '{each}' finds {_short(listed)}, expected a list; the row has {_fields(row)}")
+        what = "nothing" if listed is None else _short(listed)
+        has = _has(each, row, "the row") if listed is None else f"the row has {_fields(row)}"
+        raise DataError(f"{where}: '{each}' finds {what}, expected a list; {has}")
     for one in listed:
         yield {**one, "row": row} if isinstance(one, Mapping) else {"value": one, "row": row}
 
 
 def _require_texts(paths: Mapping[str, str], told: Mapping[str, Any], part: Mapping[str, Any], where: str) -> None:
     for key, path in paths.items():
-        if key not in told and key not in ("target_old", "join", "relation", "subject"):
-            raise DataError(f"{where}: '{path}' finds nothing for the edit's {key}; it has {_fields(part)}")
+        if key not in told and key not in ("target_old", "join", "relation"):
+            raise DataError(f"{where}: '{path}' finds nothing for the edit's {key}; {_has(path, part)}")
         if key in told and not isinstance(told[key], str):
             raise DataError(f"{where}: '{path}' finds {_short(told[key])} for the edit's {key}, expected a text")
 
@@ -700,7 +762,7 @@ def _require_texts(paths: Mapping[str, str], told: Mapping[str, Any], part: Mapp
 def _found(path: str, row: Mapping[str, Any], where: str) -> Any:
     value = _at(path, row, where)
     if value is None:
-        raise DataError(f"{where}: '{path}' finds nothing; the row has {_fields(row)}")
+        raise DataError(f"{where}: '{path}' finds nothing; {_has(path, row, 'the row')}")
     return value
 
 
@@ -723,6 +785,24 @@ def _names_of(path: str) -> tuple[str, ...] | None:
     return tuple(path.split(".")) if _NAMES.fullmatch(path) else None
 
 
+def _texts_at(rule: ProbeRule, key: str, part: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    """The texts that a path of a probe finds; none where it names no such path."""
+    value = _at(rule.paths[key], part, where) if key in rule.paths else None
+    if any(isinstance(one, Mapping) for one in _leaves(value)):
+        said = f"{where}: '{rule.paths[key]}' finds {_short(value)} for the {key} of a {rule.kind} question"
+        raise DataError(f"{said}, expected a text, a list, or lists of aliases")
+    return tuple(_texts(value))
+
+
+def _leaves(value: object) -> Iterator[object]:
+    """What stands in a value that may be a list, or a list of lists."""
+    if isinstance(value, list):
+        for one in value:
+            yield from _leaves(one)
+    else:
+        yield value
+
+
 def _texts(value: object) -> Iterator[str]:
     """Texts of a value that is one, or a list of them or of such lists; each once, without what is empty."""
     seen: set[str] = set()
@@ -733,11 +813,32 @@ def _texts(value: object) -> Iterator[str]:
 
 
 def _flat(value: object) -> Iterator[str]:
-    if isinstance(value, list):
-        for one in value:
-            yield from _flat(one)
-    elif value is not None:
-        yield str(value).strip()
+    return (str(one).strip() for one in _leaves(value) if one is not None)
+
+
+def _has(path: str, part: Mapping[str, Any], whole: str = "it") -> str:
+    """What there is where a path of names stops, with the name that may be meant."""
+    reached, missing, value = _stop(path, part)
+    if not reached or missing is None:
+        return f"{whole} has {_fields(part)}"
+    if not isinstance(value, Mapping):
+        return f"'{reached}' is {_short(value)}"
+    return f"'{reached}' has {_fields(value)}{_meant(missing, value)}"
+
+
+def _stop(path: str, part: Mapping[str, Any]) -> tuple[str, str | None, Any]:
+    """How far a path of names leads, the name that is not there, and what there is; no name where it leads on."""
+    names, value = _names_of(path) or (), part
+    for place, name in enumerate(names):
+        if not isinstance(value, Mapping) or name not in value:
+            return ".".join(names[:place]), name, value
+        value = value[name]
+    return ".".join(names), None, value
+
+
+def _meant(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=_MISSPELT)
+    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def _fields(row: Mapping[str, Any]) -> str:

@@ -499,6 +499,16 @@ def _ask(task: Any, prompting: Prompting) -> None:
         task.set_config(key="generation_kwargs", value={**own, **prompting.gen_kwargs})
 
 
+def _require_class(manager: TaskManager, name: str) -> None:
+    """Tell of a YAML that says what its cases are, and not that they are asked."""
+    path = getattr(manager.task_index.get(name), "yaml_path", None)
+    said = {} if path is None else data.read_yaml(Path(path))
+    if (said.get("metadata") or {}).get("case") and "class" not in said:
+        raise DataError(
+            f"{path}: it has metadata.case and no class; add the line `class: !function harness.task_kit.CaseExam`"
+        )
+
+
 def _build(
     manager: TaskManager,
     name: str,
@@ -521,6 +531,7 @@ def _build(
     except HarnessError:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:
+        _require_class(manager, name)
         raise DataError(f"task '{name}' cannot be built ({' '.join(str(error).split())[:300]})") from error
     sets, found = [*edit_sets(), OWN], []
     for leaf, task in built["tasks"].items():
