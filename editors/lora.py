@@ -23,10 +23,17 @@ from harness.editing.directions import DIRECTIONS
 from harness.editing.edit import Edit
 from harness.editing.editor import Pass
 from harness.editing.hyperparameters import Count, NotNegative, Positive, Share
-from harness.errors import UsageError, near
-from harness.methods.descent import DescentSettings, TokenMean, Trained, descend, feed_forward_matrices, passes
+from harness.methods.descent import (
+    DescentSettings,
+    TokenMean,
+    Trained,
+    descend,
+    feed_forward_matrices,
+    named_matrices,
+    passes,
+)
 from harness.methods.finetuning import Finetuning
-from harness.models.arch import is_matrix, stored_transposed
+from harness.models.arch import stored_transposed
 from harness.models.guard import same_modules
 from harness.models.lm import LM
 from harness.models.offload import resident
@@ -150,12 +157,4 @@ class Lora(Finetuning):
         if self.modules is None:
             return [name for layer in layers for name in feed_forward_matrices(lm, layer)]
         # Matrices that are named need no down-projection beside them: attention above a mixture of experts.
-        inside = [(lm.arch.block(layer), lm.module(lm.arch.block(layer))) for layer in layers]
-        found = [f"{at}.{name}" for at, block in inside for name, part in block.named_modules() if is_matrix(part)]
-        known = {name.rpartition(".")[2] for name in found}
-        for wanted in self.modules:
-            if wanted not in known:
-                raise UsageError(
-                    f"lora: 'modules' names '{wanted}', which is no matrix of a layer{near(wanted, known)}"
-                )
-        return [name for name in found if name.rpartition(".")[2] in self.modules]
+        return named_matrices(lm, layers, self.modules, asker=self.name)

@@ -68,6 +68,7 @@ EDITORS: Mapping[str, Mapping[str, Any]] = {
     "r_rome": _VALUE,
     "memit": _SPREAD,
     "eamet": _SPREAD,
+    "core": _SPREAD,
     "emmet": {**_VALUE, "lam": 1e-6, "emmet_lambda": 0.0},
     "alphaedit": {**_VALUE, "nullspace_threshold": 1e9, "l2": 1e-6},
     "betaedit": {**_VALUE, "nullspace_threshold": 1e9, "lambda1": 0.0, "lambda2": 1e-6},
@@ -92,6 +93,7 @@ EDITORS: Mapping[str, Mapping[str, Any]] = {
     "kn": {"steps": 4, "contexts": ["{}"]},
     "full": _TUNED,
     "grace": {"n_iter": 6, "edit_lr": 1.0},
+    "melo": {"layer": None, "layers": None, "n_iter": 12, "edit_lr": 1e-2, "eps": 1e-3, "scale": 20.0},
     "defer": {"n_iter": 12, "edit_lr": 2e-2},
     "wise": {"n_iter": 8, "edit_lr": 0.3, "alpha": 0.5, "beta": 2.0, "gamma": 1.0, "texts": 2, "contexts": ["{}"]},
     "memoir": {"n_iter": 8, "texts": 2, "contexts": ["{}"]},
@@ -113,7 +115,7 @@ EDITORS: Mapping[str, Mapping[str, Any]] = {
 }
 """Settings with which each editor is quick; those of locate-then-edit keep nothing back of the value they write."""
 
-_SPREADING = ("memit", "emmet", "alphaedit", "betaedit", "lyaplock", "blue", "nse", "evoedit", "eamet")
+_SPREADING = ("memit", "emmet", "alphaedit", "betaedit", "lyaplock", "blue", "nse", "evoedit", "eamet", "core")
 _GROUPS: Mapping[str, tuple[str, ...]] = {
     "ROME": ("rome", "r_rome"),
     "MEMIT": _SPREADING,
@@ -140,7 +142,7 @@ _GROUPS: Mapping[str, tuple[str, ...]] = {
     ),
     "neurons": ("kn",),
     "any weights": ("full",),
-    "a module's output": ("grace", "defer", "remedi", "caa", "reft", "steer", "sae"),
+    "a module's output": ("grace", "defer", "melo", "remedi", "caa", "reft", "steer", "sae"),
     "senses": ("senses",),
     "prompt, logits, none": ("ike", "rag", "prompt", "scr", "mello", "companion", "none"),
 }

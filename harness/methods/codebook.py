@@ -156,6 +156,10 @@ class EditBook(Part, ABC):
         """Where some keys stand, ``[cells, k]``: at the query of the edit that made each."""
         return self.queries[[cell.maker for cell in cells]]
 
+    def made_cell(self, edit: int, radius: float) -> Cell:
+        """A new key of one edit."""
+        return Cell((edit,), radius)
+
     def joined_cell(self, cell: Cell, edit: int, *, distance: float, slack: float) -> Cell:
         """A key that one more edit of its target joins.
 
@@ -191,13 +195,13 @@ class EditBook(Part, ABC):
         key, as no radius can tell them apart.
         """
         if not cells:
-            return (Cell((edit,), self.eps),)
+            return (self.made_cell(edit, self.eps),)
         query = double(self.queries[edit])
         distances = (double(self.centres(cells)) - query).norm(dim=1)
         distance, i = float(distances.min()), int(distances.argmin())
         near, slack = cells[i], _ROUNDING * float(query.norm())
         if distance > self.eps + near.radius:
-            return (*cells, Cell((edit,), self.eps))
+            return (*cells, self.made_cell(edit, self.eps))
         if self.labels[near.last] == self.labels[edit]:
             return (*cells[:i], self.joined_cell(near, edit, distance=distance, slack=slack), *cells[i + 1 :])
         if distance <= slack:

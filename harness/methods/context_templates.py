@@ -18,7 +18,7 @@ from torch import Tensor
 from harness.errors import UsageError
 from harness.models.lm import LM
 
-__all__ = ["TemplateKind", "require_templates", "sample_templates", "template_weights"]
+__all__ = ["TemplateKind", "require_templates", "sample_about", "sample_templates", "template_weights"]
 
 TemplateKind = Literal["rome", "memit"]
 
@@ -46,6 +46,26 @@ def sample_templates(lm: LM, kind: TemplateKind, seed: int = 0) -> tuple[str, ..
         texts = [
             text for length in (5, 10) for text in _sample(lm, [[lm.start]] * 10, length=length, generator=generator)
         ]
+    return ("{}", *(f"{text}. {{}}" for text in texts))
+
+
+def sample_about(
+    lm: LM, beginnings: Sequence[str], *, each: int, length: int, generator: torch.Generator
+) -> tuple[str, ...]:
+    """Context templates that the model continues from some texts (CORE, arXiv 2505.23026); the first is ``{}``.
+
+    Args:
+        lm: the model.
+        beginnings: the texts.
+        each: how many templates begin with each.
+        length: tokens of a template, its beginning included.
+        generator: what the sampler draws from.
+    """
+    texts = [
+        text
+        for beginning in beginnings
+        for text in _sample(lm, [lm.encode(beginning)] * each, length=length, generator=generator)
+    ]
     return ("{}", *(f"{text}. {{}}" for text in texts))
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from harness.editing.directions import Normalisation, floor, losses, nll
 from harness.editing.edit import Edit
-from harness.errors import DataError, ModelError, NumericalError
+from harness.errors import DataError, ModelError, NumericalError, UsageError, near
 from harness.models.activations import at_least_float32
 from harness.models.arch import is_matrix
 from harness.models.lm import LM
@@ -43,6 +43,7 @@ __all__ = [
     "feed_forward_matrices",
     "first_matrix",
     "log_likelihood",
+    "named_matrices",
     "passes",
     "target_distributions",
     "target_positions",
@@ -172,6 +173,27 @@ def feed_forward_matrices(lm: LM, layer: int) -> list[str]:
     """The names of the modules that are the matrices of one layer's feed-forward part."""
     parent = lm.arch.down_of(layer).rpartition(".")[0]
     return [f"{parent}.{name}" for name, child in lm.module(parent).named_children() if is_matrix(child)]
+
+
+def named_matrices(lm: LM, layers: Sequence[int], modules: Sequence[str], *, asker: str) -> list[str]:
+    """The names of the matrices of some layers whose last part is one of some names; they need no down-projection.
+
+    Args:
+        lm: the model.
+        layers: the layers.
+        modules: last parts of names (``q_proj``).
+        asker: who needs them, for the error.
+
+    Raises:
+        UsageError: a name is that of no matrix of these layers.
+    """
+    inside = [(lm.arch.block(layer), lm.module(lm.arch.block(layer))) for layer in layers]
+    found = [f"{at}.{name}" for at, block in inside for name, part in block.named_modules() if is_matrix(part)]
+    known = {name.rpartition(".")[2] for name in found}
+    for wanted in modules:
+        if wanted not in known:
+            raise UsageError(f"{asker}: 'modules' names '{wanted}', which is no matrix of a layer{near(wanted, known)}")
+    return [name for name in found if name.rpartition(".")[2] in modules]
 
 
 def first_matrix(lm: LM, layer: int, *, asker: str) -> str:

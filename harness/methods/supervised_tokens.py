@@ -17,7 +17,7 @@ from harness.errors import DataError
 from harness.models.activations import at_least_float32, capture_activations, first_output
 from harness.models.lm import LM, Batch
 
-__all__ = ["SupervisedTokens", "supervise_target"]
+__all__ = ["SupervisedTokens", "supervise_target", "supervise_targets"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,3 +127,20 @@ def supervise_target(lm: LM, edit: Edit, templates: Sequence[str] = ("{}",)) -> 
     row = torch.arange(len(heads)).repeat_interleave(len(target))
     column = torch.tensor([len(head) - 1 + t for head in heads for t in range(len(target))])
     return SupervisedTokens(edit, batch, row, column, torch.tensor(target * len(heads)))
+
+
+def supervise_targets(lm: LM, edits: Sequence[Edit]) -> SupervisedTokens:
+    """The rows of several edits, of whose targets all tokens count alike.
+
+    Args:
+        lm: the model.
+        edits: the edits, at least one; they need no subject.
+
+    Raises:
+        DataError: a row is longer than the model's context.
+    """
+    each = [supervise_target(lm, edit) for edit in edits]
+    rows = [one.batch.ids[0, one.batch.mask[0].bool()].tolist() for one in each]
+    row = torch.cat([torch.full_like(one.row, i) for i, one in enumerate(each)])
+    column, token = (torch.cat([getattr(one, name) for one in each]) for name in ("column", "token"))
+    return SupervisedTokens(edits[0], lm.batch(rows), row, column, token)

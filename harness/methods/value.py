@@ -393,9 +393,23 @@ class _ActiveEdits:
         ratio = self.objective.weight_decay * _norms(mine, width) / _norms(start[self.index], width) ** 2
         decay = ratio.sum((1, 2))
         total = wanted + kl + decay
+        if self.runner.states:
+            total = total + self.objective.agreement * self._apart()
         for term in self.objective.terms:
             total = total + term.loss(mine)
         return torch.stack([total, wanted, kl, decay], 1), wrong == 0, reference
+
+    def _apart(self) -> Float[Tensor, "members"]:
+        """How far apart the contexts leave the states of later layers (:attr:`Objective.agreement`), ``[members]``."""
+        places, count = self.places, self.runner.contexts
+        rows = places.first[:, None] + torch.arange(count, device=places.first.device)
+        each = []
+        for states in self.runner.states:
+            mine = states[rows.to(states.device)]  # [members, contexts, d]
+            # The sum over pairs is so many times the sum about the mean, in which nothing large cancels.
+            spread = (mine - mine.mean(1, keepdim=True)).square().sum((1, 2))
+            each.append((count * spread / mine.shape[2]).to(places.first.device))
+        return torch.stack(each).mean(0)
 
     def note(
         self, terms: Float[Tensor, "members 4"], active: Bool[Tensor, "edits"], losses: list[list[Tensor]]

@@ -44,11 +44,14 @@ class Forward:
         seam: the unchanged output of each, ``[rows, columns, d]``, at least float32.
         key: what the down-projection reads at the change, ``[rows, f]``, at least float32.
         output: what it gives there, ``[rows, d]``, at least float32.
+        states: what left each of the layers whose agreement is wanted there, at the last call of :meth:`logits`,
+            ``[rows, d]``.
     """
 
     seam: Sequence[Float[Tensor, "rows columns d"]]
     key: Float[Tensor, "rows f"]
     output: Float[Tensor, "rows d"]
+    states: list[Float[Tensor, "rows d"]]
 
     def __init__(
         self, lm: LM, prepared: Sequence[PreparedEdit], objective: Objective, *, front: PrefixCache | None = None
@@ -69,6 +72,8 @@ class Forward:
         self.names = [part(objective.layer) for part in parts[objective.seam]]
         self.down = lm.arch.writer_of(objective.layer)
         self.contexts = len(prepared[0].said) - prepared[0].rivals
+        above = range(objective.layer + 1, last + 1)[: objective.agreement_layers] if objective.agreement else ()
+        self.watched, self.states = [lm.arch.block(layer) for layer in above], []
 
     def _see(self, inputs: Collection[str] = (), outputs: Collection[str] = ()) -> Activations:
         """Run the model until all that is wanted, and these modules, have been seen unchanged."""
@@ -137,6 +142,19 @@ class Forward:
         with _hooked(self.lm.module(self.lens), lambda _module, _args, output: seen.update(lens=first_output(output))):
             yield seen
 
+    @contextmanager
+    def _watching(self) -> Iterator[None]:
+        """The states of the layers whose agreement is wanted are kept as they come."""
+        shape = (*self.batch.ids.shape, -1)
+
+        def keep(_module: nn.Module, _args: Any, output: Any) -> None:
+            self.states.append(hidden_at(first_output(output).reshape(shape), self.places.at))
+
+        with ExitStack() as stack:
+            for name in self.watched:
+                stack.enter_context(_hooked(self.lm.module(name), keep))
+            yield
+
 
 @contextmanager
 def _hooked(module: nn.Module, hook: Callable[[nn.Module, Any, Any], Any]) -> Iterator[None]:
@@ -171,6 +189,8 @@ class BlocksAbove(Forward):
             self.given = self._see(names[-1:], [edited]).outputs[edited]
         columns, (row, column) = self.batch.ids.shape[1], (self.places.row, self.places.column)
         decoded = [row * columns + column, self.places.kl_row * columns + self.places.kl_column]
+        if lm.arch.block(lm.arch.layers - 1) in self.watched:
+            decoded.append(torch.arange(len(self.places.at), device=row.device) * columns + self.places.at)
         self.decoded: Tensor = torch.unique(torch.cat(decoded))
 
     def _record(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -182,13 +202,16 @@ class BlocksAbove(Forward):
     def logits(
         self, delta: Float[Tensor, "edits parts_d"]
     ) -> tuple[Float[Tensor, "p vocabulary"], Float[Tensor, "edits vocabulary"]]:
-        places = self.places
+        places, self.states = self.places, []
+        watched = [self.lm.module(name) for name in self.watched]
         with self._seen() as seen, self._wanted():
             hidden = seen["lens"] = self._given(delta)
             for block, (args, kwargs) in zip(
                 self.blocks[1 - self.lowest :], self.calls[1 - self.lowest :], strict=True
             ):
                 hidden = first_output(block(hidden, *args, **kwargs))
+                if block in watched:
+                    self.states.append(hidden_at(hidden, places.at))
         if self.lens:
             shown = self._decode(seen["lens"], places.row, places.column)
             return shown, self._decode(hidden, places.kl_row, places.kl_column)
@@ -232,8 +255,8 @@ class WholeModel(Forward):
     def logits(
         self, delta: Float[Tensor, "edits parts_d"]
     ) -> tuple[Float[Tensor, "p vocabulary"], Float[Tensor, "edits vocabulary"]]:
-        places = self.places
-        with self._shifted(delta), self._seen() as seen:
+        places, self.states = self.places, []
+        with self._shifted(delta), self._seen() as seen, self._watching():
             full = self.lm.model(input_ids=self.batch.ids, attention_mask=self.batch.mask, use_cache=False).logits
         if self.lens:
             supervised = self._decode(seen["lens"], places.row, places.column)

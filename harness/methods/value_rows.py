@@ -90,6 +90,10 @@ class Objective:
             ``||delta|| / ||k||`` (EAMET, Dai et al. 2026, arXiv 2505.11876). With ``key_released``, as in their code, a
             state of norm 100 or more sets out from nothing, the KL term is against the model with the first change,
             and no edit ends at its first evaluation.
+        agreement: weight of how far apart the context templates leave the changed token's hidden states in later
+            layers: of each layer the sum of ``||h_i - h_j||^2 / d`` over all pairs of templates, the mean over layers
+            (CORE, Park et al. 2025, arXiv 2505.23026).
+        agreement_layers: how many layers above the edited one are looked at; None for all.
         terms: what is added to the loss of each edit.
     """
 
@@ -110,6 +114,8 @@ class Objective:
     anchor: Literal["none", "start"] | float = "none"
     anchor_skip: float | None = None
     begin: Begin = "zero"
+    agreement: float = 0.0
+    agreement_layers: int | None = None
     terms: tuple[Term, ...] = ()
 
 

@@ -53,12 +53,14 @@ class Step:
         new: the number of columns that this pass computes; they are the last ones of ``ids``.
         entered: what entered the hooked module, ``[batch, new, width]``, token ids where that is an
             embedding; None where it is no tensor.
+        said: what hooks of this pass leave for those of later modules, by a name of theirs.
     """
 
     ids: Int[Tensor, "batch total"]
     mask: Shaped[Tensor, "batch total"]
     new: int
     entered: Shaped[Tensor, "batch new width"] | None = None
+    said: dict[str, Tensor] = field(default_factory=dict, compare=False)
 
 
 Hook = Callable[[Float[Tensor, "batch new dim"], Step], Float[Tensor, "batch new dim"]]

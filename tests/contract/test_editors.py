@@ -49,6 +49,7 @@ FEW_CONTEXTS = ("{}", "The story says that {}", "Yesterday in town. {}")
 # What single editors need besides, on models this small.
 OWN_QUICK: dict[str, dict[str, object]] = {
     "grace": {"n_iter": 30, "edit_lr": 0.5},
+    "melo": {"n_iter": 20, "edit_lr": 1e-2, "eps": 1e-3, "scale": 20.0},
     "defer": {"n_iter": 20, "edit_lr": 1e-2},
     "wise": {
         "n_iter": 20,

@@ -154,6 +154,8 @@ OTHERS: dict[str, object] = {
     "threshold": 0.04,
     "stop": "never",
     "cutoff": 2,
+    "agreement": 0.1,
+    "agreement_layers": 1,
 }
 AFTERWARDS: dict[str, object] = {"anchor": 2.0, "anchor_skip": 3.0, "budget": 4096}
 
