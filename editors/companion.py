@@ -30,7 +30,7 @@ from harness.patches.patch import Part, Patch, Step, patched
 if TYPE_CHECKING:
     from transformers.cache_utils import Cache
 
-__all__ = ["Companion", "Ensemble", "Reader"]
+__all__ = ["Companion", "Ensemble", "GrowingText"]
 
 
 @functools.lru_cache(maxsize=1)
@@ -39,7 +39,7 @@ def _opened(model: str, device: str, text: str) -> LM:
     return load(model, dtype="float32", device=device, text=text)
 
 
-class Reader:
+class GrowingText:
     """Reads a text that grows from call to call; what has been read is kept and not read again.
 
     A text is kept where only its last columns are asked for, as in generation; scoring asks for all of them.
@@ -102,8 +102,8 @@ class Ensemble(Part):
     text: str
     editor: str = "senses"
     fixed: bool = False
-    base: Reader = field(default_factory=Reader, repr=False, metadata={"kept": False})
-    tuned: Reader = field(default_factory=Reader, repr=False, metadata={"kept": False})
+    base: GrowingText = field(default_factory=GrowingText, repr=False, metadata={"kept": False})
+    tuned: GrowingText = field(default_factory=GrowingText, repr=False, metadata={"kept": False})
 
     @property
     def lm(self) -> LM:

@@ -18,13 +18,13 @@ from torch import Tensor
 
 from harness.editing.edit import Edit
 from harness.editing.hyperparameters import Count, NotNegative, Positive
-from harness.methods.codebook import Cell, EditBook
+from harness.methods.codebook import EditBook
 from harness.methods.site import Site, SiteEditor, own_output
 from harness.methods.supervised_tokens import SupervisedTokens, supervise_target
 from harness.models.lm import LM
 from harness.patches.patch import Patch, Step
 
-__all__ = ["Cell", "Codebook", "Grace"]
+__all__ = ["Codebook", "Grace"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,11 +17,11 @@ import torch
 
 from harness.editing.hyperparameters import Count
 from harness.methods.meta_training import Lesson
-from harness.methods.ridge_network import RidgeNetwork, RidgeTraining, Running
+from harness.methods.ridge_network import RidgeNetwork, RidgeTraining
 from harness.methods.shifts import LLAMA_3_8B, gate_and_up
 from harness.models.lm import LM
 
-__all__ = ["Malmen", "Running"]
+__all__ = ["Malmen"]
 
 _LATER: Mapping[str, object] = {"rank": 1024, "depth": 4, "c_loc": 0.6}
 _MINI: Mapping[str, object] = {"rank": 128, "meta_lr": 1e-4, "steps": 100, "together": 50}

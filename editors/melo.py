@@ -26,10 +26,10 @@ from harness.editing.edit import Edit
 from harness.editing.editor import Editor
 from harness.editing.hyperparameters import Count, NotNegative, Positive
 from harness.errors import ModelError, NumericalError, UsageError
-from harness.methods.codebook import GAP, Cell, EditBook
+from harness.methods.codebook import GAP, CodebookKey, EditBook
 from harness.methods.descent import feed_forward_matrices, named_matrices
 from harness.methods.keys import layer_at_depth
-from harness.methods.routing import Running, last_real
+from harness.methods.routing import RunningValues, last_real
 from harness.methods.supervised_tokens import SupervisedTokens, supervise_targets
 from harness.models.activations import at_least_float32, capture_activations
 from harness.models.lm import LM
@@ -47,7 +47,7 @@ _HALVED = 20  # updates after which the learning rate is halved, in the authors'
 
 
 @dataclass(frozen=True)
-class Cluster(Cell):
+class Cluster(CodebookKey):
     """One key.
 
     Attributes:
@@ -73,8 +73,8 @@ class Clusters(EditBook):
     """
 
     routing: Routing = "onward"
-    _running: Running = field(
-        default_factory=lambda: Running("largest", asker="melo", cure="take routing=pass"),
+    _running: RunningValues = field(
+        default_factory=lambda: RunningValues("largest", asker="melo", cure="take routing=pass"),
         init=False,
         repr=False,
         metadata={"kept": False},
@@ -85,26 +85,26 @@ class Clusters(EditBook):
         """How many blocks there are."""
         return int(self.values.max()) + 1 if len(self.ids) else 0
 
-    def centres(self, cells: Sequence[Cell]) -> Tensor:
+    def centres(self, cells: Sequence[CodebookKey]) -> Tensor:
         """The mean query of each cluster, ``[cells, k]``."""
         return torch.stack([self.queries[list(_cluster(cell).centre)].mean(0) for cell in cells])
 
-    def made_cell(self, edit: int, radius: float) -> Cell:
+    def made_cell(self, edit: int, radius: float) -> CodebookKey:
         """A new cluster of one edit."""
         return Cluster((edit,), radius, (edit,), (edit,))
 
-    def joined_cell(self, cell: Cell, edit: int, *, distance: float, slack: float) -> Cell:  # noqa: ARG002
+    def joined_cell(self, cell: CodebookKey, edit: int, *, distance: float, slack: float) -> CodebookKey:  # noqa: ARG002
         """The cluster about the mean of its edits, as wide as the farthest asks for and no less than ``eps``."""
         points = (*_cluster(cell).points, edit)
         queries = double(self.queries[list(points)])
         farthest = float((queries - queries.mean(0)).norm(dim=1).max())
         return Cluster((*cell.members, edit), max(farthest + slack, self.eps), points, points)
 
-    def taken_cell(self, cell: Cell, edit: int) -> Cell:
+    def taken_cell(self, cell: CodebookKey, edit: int) -> CodebookKey:
         """The cluster of the later edit alone."""
         return Cluster((*cell.members, edit), cell.radius, (edit,), (edit,))
 
-    def split_cells(self, cell: Cell, edit: int, distance: float) -> tuple[Cell, Cell]:
+    def split_cells(self, cell: CodebookKey, edit: int, distance: float) -> tuple[CodebookKey, CodebookKey]:
         """Both with half the distance as radius; the first forgets the edits that lie outside."""
         old, radius = _cluster(cell), distance / 2 - GAP
         queries = double(self.queries)
@@ -167,7 +167,7 @@ class Clusters(EditBook):
         return super().joined(replace(later, values=later.values + self.blocks))
 
 
-def _cluster(cell: Cell) -> Cluster:
+def _cluster(cell: CodebookKey) -> Cluster:
     assert isinstance(cell, Cluster)
     return cell
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from harness.editing.edit import Edit
 from harness.editing.hyperparameters import Count, NotNegative, Positive, Share
 from harness.errors import ModelError, NumericalError
-from harness.methods.routing import Running, last_real, unrelated_texts
+from harness.methods.routing import RunningValues, last_real, unrelated_texts
 from harness.methods.side_memory import SideMemory, SideState
 from harness.methods.site import own_output
 from harness.methods.supervised_tokens import SupervisedTokens, supervise_target
@@ -32,7 +32,7 @@ from harness.models.activations import at_least_float32, capture_activations
 from harness.models.lm import LM
 from harness.patches.patch import Hook, Part, Patch, Step, patched
 
-__all__ = ["Feature", "Memoir", "ResidualMemory", "Routing", "State", "top_hash"]
+__all__ = ["Feature", "Memoir", "MemoirState", "ResidualMemory", "Routing", "top_hash"]
 
 _LENGTH = 16  # tokens that are read of each unrelated text: as many as a prompt has
 _PART = 16  # unrelated texts of one forward pass
@@ -85,8 +85,8 @@ class ResidualMemory(Part):
     threshold: float
     feature: Feature = "mean_decentered"
     routing: Routing = "text"
-    _running: Running = field(
-        default_factory=lambda: Running("sum", asker="memoir", cure="take feature=last"),
+    _running: RunningValues = field(
+        default_factory=lambda: RunningValues("sum", asker="memoir", cure="take feature=last"),
         init=False,
         repr=False,
         metadata={"kept": False},
@@ -166,7 +166,7 @@ class ResidualMemory(Part):
 
 
 @dataclass(frozen=True, eq=False)
-class State(SideState):
+class MemoirState(SideState):
     """What the editor needs for its next edit.
 
     Attributes:
@@ -177,7 +177,7 @@ class State(SideState):
 
 
 @dataclass(frozen=True)
-class Memoir(SideMemory[State]):
+class Memoir(SideMemory[MemoirState]):
     """Gradient descent on the columns of a memory that the mask of the edit's prompt lets through, edit after edit.
 
     Attributes:
@@ -205,7 +205,7 @@ class Memoir(SideMemory[State]):
     """
 
     name = "memoir"
-    kept = State
+    kept = MemoirState
 
     n_iter: Count = 70
     edit_lr: Positive = 1.0
@@ -242,7 +242,7 @@ class Memoir(SideMemory[State]):
             )
         return [down]
 
-    def begun(self, lm: LM) -> State:
+    def begun(self, lm: LM) -> MemoirState:
         """The state before the first edit: an empty memory."""
         out, width = lm.arch.width, lm.arch.each[self.at(lm)].inner
         order = torch.randperm(width, generator=torch.Generator().manual_seed(self.seed)).to(lm.device)
@@ -259,7 +259,7 @@ class Memoir(SideMemory[State]):
             feature=self.feature,
             routing=self.routing,
         )
-        return State(side, self.templates(lm))
+        return MemoirState(side, self.templates(lm))
 
     def _background(self, lm: LM) -> Tensor:
         """The mean over unrelated texts of their mean feature, ``[f]``; zero where none is taken off."""
@@ -276,7 +276,7 @@ class Memoir(SideMemory[State]):
             means.append((entered * real).sum(1) / real.sum(1))
         return torch.cat(means).mean(0)
 
-    def learned(self, lm: LM, state: State, edit: Edit) -> State:
+    def learned(self, lm: LM, state: MemoirState, edit: Edit) -> MemoirState:
         """The state after one more edit.
 
         Args:

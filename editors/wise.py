@@ -24,7 +24,7 @@ from torch import Tensor
 from harness.editing.edit import Edit
 from harness.editing.hyperparameters import Count, NotNegative, Positive, Share
 from harness.errors import ModelError, NumericalError
-from harness.methods.routing import Running, unrelated_texts
+from harness.methods.routing import RunningValues, unrelated_texts
 from harness.methods.side_memory import SideMemory, SideState
 from harness.methods.site import own_output
 from harness.methods.supervised_tokens import SupervisedTokens, supervise_target
@@ -32,7 +32,7 @@ from harness.models.activations import at_least_float32, capture_activations, fi
 from harness.models.lm import LM, Batch
 from harness.patches.patch import Hook, Part, Patch, Step, patched
 
-__all__ = ["Distance", "SideMemories", "State", "Wise", "margins", "ties"]
+__all__ = ["Distance", "SideMemories", "Wise", "WiseState", "margins", "ties"]
 
 _LENGTH = 64  # tokens that are read of each
 _EARLIER = 0.6  # the weight of the memory that was merged before, as in the authors' code
@@ -58,8 +58,8 @@ class _Running:
     """Distances of texts up to each of their positions, carried from pass to pass as keys and values are."""
 
     def __init__(self) -> None:
-        self._total = Running("sum", asker="wise", cure="take distance=token")
-        self._largest = Running("largest", asker="wise", cure="take distance=token")
+        self._total = RunningValues("sum", asker="wise", cure="take distance=token")
+        self._largest = RunningValues("largest", asker="wise", cure="take distance=token")
 
     def __call__(self, moved: Tensor, step: Step) -> Tensor:
         """The mean over the tokens up to each position, or beyond :data:`_LONG` tokens the largest.
@@ -185,7 +185,7 @@ class _Tokens:
 
 
 @dataclass(frozen=True, eq=False)
-class State(SideState):
+class WiseState(SideState):
     """What the editor needs for its next edit.
 
     Attributes:
@@ -250,7 +250,7 @@ def _trimmed(delta: Tensor, density: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Wise(SideMemory[State]):
+class Wise(SideMemory[WiseState]):
     """Gradient descent on a random part of a copy of one down-projection, edit after edit.
 
     Attributes:
@@ -288,7 +288,7 @@ class Wise(SideMemory[State]):
     """
 
     name = "wise"
-    kept = State
+    kept = WiseState
 
     n_iter: Count = 70
     edit_lr: Positive = 1.0
@@ -334,15 +334,15 @@ class Wise(SideMemory[State]):
         names = [getattr(config, key, None) for key in _ACTIVATIONS]
         return next((name for name in names if isinstance(name, str) and name in ACT2FN), None)
 
-    def begun(self, lm: LM) -> State:
+    def begun(self, lm: LM) -> WiseState:
         """The state before the first edit."""
         texts = unrelated_texts(lm)
         out, width = lm.matrix(lm.down(self.at(lm))).shape
         none = torch.empty(0, out, width, device=lm.device)
         side = SideMemories((), none, torch.empty(0, device=lm.device), self.distance, self._activation(lm))
-        return State(side, self.templates(lm), texts)
+        return WiseState(side, self.templates(lm), texts)
 
-    def learned(self, lm: LM, state: State, edit: Edit) -> State:
+    def learned(self, lm: LM, state: WiseState, edit: Edit) -> WiseState:
         """The state after one more edit.
 
         Args:

@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from harness.models.lm import LM
     from harness.reports.auditing import Finding
     from harness.runs.record import Record
-    from harness.studies.causal.tracing import Study as Tracing
+    from harness.studies.causal.tracing import TracingStudy as Tracing
     from harness.studies.judging.claims import Claim
     from harness.studies.judging.judges import Judge
     from harness.studies.judging.judging import Judged
-    from harness.studies.localization.localize import Study as Localization
+    from harness.studies.localization.localize import LocalizationStudy as Localization
     from harness.studies.sweeps.sweep import Sweep
     from harness.studies.sweeps.trial import Trial
 
@@ -1083,7 +1083,7 @@ def export(
     """
     import time
 
-    from harness.reports.export import Asked, export_records, find_export
+    from harness.reports.export import ExportRequest, export_records, find_export
     from harness.reports.leaderboard import shown_and_headline
     from harness.reports.tables_file import records_at, samples_at
     from harness.reports.tidy import require_documents
@@ -1096,7 +1096,7 @@ def export(
     samples = {} if chosen == "none" else {
         name: path for item in given if not isinstance(item, Record) for name, path in samples_at(item).items()
     }  # fmt: skip
-    asked = Asked(int(time.time()), chosen, dict(hub or {}), samples)
+    asked = ExportRequest(int(time.time()), chosen, dict(hub or {}), samples)
     kept = [one for item in given for one in ([item] if isinstance(item, Record) else records_at(item))]
     require_tied(kept, shown_and_headline, intervals=False)
     return export_records(kept, format, to=Path(to), asked=asked)

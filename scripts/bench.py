@@ -73,7 +73,7 @@ from harness.methods.rank_one import update_direction
 from harness.methods.value import optimise
 from harness.methods.value_cache import ValueCache, values_from
 from harness.methods.value_rows import Objective
-from harness.models.activations import Row, first_output, row_portions
+from harness.models.activations import TokenRow, first_output, row_portions
 from harness.models.lm import LM, load
 from harness.models.published import fast_hashes
 from harness.patches.delta import LowRank
@@ -86,7 +86,7 @@ from harness.runs.record import Record
 from harness.runs.record_file import PackedTables, write_record
 from harness.runs.several import run_each
 from harness.studies.causal import trace as tracing
-from harness.studies.causal.facts import Asked
+from harness.studies.causal.facts import FactTokens
 from harness.studies.causal.restore import Kind
 
 Side = Callable[[], object]
@@ -231,7 +231,7 @@ def plain_value(lm: LM, edit: Edit, templates: Sequence[str], objective: Objecti
     """
     target = lm.continuation(edit.text, edit.continuation)
     essence, last = find_fact_token(lm, replace(edit, prompt="{} is a"), template="{}", fact_token=objective.fact_token)
-    extra = [Row(tuple(essence), last)]
+    extra = [TokenRow(tuple(essence), last)]
     rows = prompt_rows(lm, edit, templates, fact_token=objective.fact_token, suffix=target[:-1], extra=extra)
     batch, at = lm.batch([row.ids for row in rows]), torch.tensor([row.at for row in rows])
     each = torch.arange(len(rows))
@@ -441,7 +441,7 @@ def trace(lm: LM, run: Run) -> None:
         print(f"trace: largest difference of restored probabilities to the plain loop {max(worst):.1e}")
 
 
-def plain_trace(lm: LM, asked: Asked, sigma: float, settings: tracing.TraceSettings) -> tuple[Tensor, Tensor]:
+def plain_trace(lm: LM, asked: FactTokens, sigma: float, settings: tracing.TraceSettings) -> tuple[Tensor, Tensor]:
     """Tracing as published: a forward pass of a clean and ten noised rows for each token and layer.
 
     Returns:

@@ -20,7 +20,7 @@ from pathlib import Path
 from jsonschema import Draft7Validator
 from lm_eval.utils import make_table
 
-from harness.reports.export import Asked, export_records
+from harness.reports.export import ExportRequest, export_records
 from harness.reports.tables_file import read_tables
 from harness.runs.record import Record
 from harness.runs.record_file import read_record, record_paths
@@ -46,7 +46,7 @@ def _tables(records: list[Record]) -> Iterator[str]:
     """Records that are others when they are read from tables."""
     for form in ("csv", "parquet"):
         with tempfile.TemporaryDirectory() as folder:
-            export_records(records, form, to=Path(folder) / "out", asked=Asked(0))
+            export_records(records, form, to=Path(folder) / "out", asked=ExportRequest(0))
             back = {record.id: record for record in read_tables(Path(folder) / "out")}
         for record in records:
             if back[record.id].to_json() != record.to_json() or back[record.id].seal() != record.seal():
@@ -58,7 +58,7 @@ def _every_eval_ever(records: list[Record]) -> Iterator[str]:
     whole, one = (_validator(name) for name in ("eval", "instance_level_eval"))
     for record in records:
         with tempfile.TemporaryDirectory() as folder:
-            for path in export_records([record], "eee", to=Path(folder) / "out", asked=Asked(int(time.time()))):
+            for path in export_records([record], "eee", to=Path(folder) / "out", asked=ExportRequest(int(time.time()))):
                 lines = path.read_text(encoding="utf-8").splitlines()
                 values = [json.loads(line) for line in lines[::EACH]] if path.suffix == ".jsonl" else [_whole(path)]
                 schema = one if path.suffix == ".jsonl" else whole
@@ -70,7 +70,9 @@ def _lm_eval(records: list[Record]) -> Iterator[str]:
     """Values that lm-eval's own table of a file does not show."""
     for record in records:
         with tempfile.TemporaryDirectory() as folder:
-            written = export_records([record], "lm-eval", to=Path(folder) / "out", asked=Asked(int(time.time())))
+            written = export_records(
+                [record], "lm-eval", to=Path(folder) / "out", asked=ExportRequest(int(time.time()))
+            )
             said = {
                 path.parent.name.rpartition("-")[2]: json.loads(path.read_text(encoding="utf-8")) for path in written
             }

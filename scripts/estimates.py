@@ -22,7 +22,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from harness.runs import clock
-from harness.runs.estimate import Estimate, estimate_run
+from harness.runs.estimate import CostEstimate, estimate_run
 from harness.runs.options import RunOptions
 from harness.runs.plan import Plan
 from harness.runs.record import Record
@@ -69,7 +69,7 @@ def _timed(work: Callable[[Resolved, RunOptions], Any], plan: Plan, folder: Path
     return work(resolve(plan), RunOptions(folder / "out", device="cpu", cache=False))
 
 
-def row(said: str, found: Estimate, kept: Record) -> str:
+def row(said: str, found: CostEstimate, kept: Record) -> str:
     """A line of the table."""
     documents = sum(phase.asked.documents for phase in found.phases)
     tokens = sum(phase.asked.tokens for phase in found.phases)

@@ -59,7 +59,7 @@ from harness.runs import plan_grid
 from harness.runs.plan import Plan
 from harness.runs.record import PointValues, Record
 from harness.runs.record_file import read_record, write_record
-from harness.runs.resume import Checkpoint
+from harness.runs.resume import StateFile
 from harness.runs.ties import untied
 
 __all__ = ["FORMATS", "Fault", "fuzz"]
@@ -460,12 +460,12 @@ def _read_moment(path: Path) -> None:
 
 def _make_state(folder: Path) -> Path:
     total = Patch({_model().down(1): LowRank(torch.ones(128, 1) * 0.01, torch.ones(1, 512) * 0.01)}, memory=(1, "x"))
-    Checkpoint(folder / "x.state", "key", every=0).keep(Begun(2, total, range(1, 2)))
+    StateFile(folder / "x.state", "key", every=0).keep(Begun(2, total, range(1, 2)))
     return folder / "x.state"
 
 
 def _read_state(path: Path) -> None:
-    found = Checkpoint(path, "key", lm=_model()).read()
+    found = StateFile(path, "key", lm=_model()).read()
     if found is not None:
         _use(found.total)
 

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from harness.studies.judging.judges import Judge
     from harness.studies.judging.judging import Agreement, Judged
 
-__all__ = ["Asked", "judge"]
+__all__ = ["JudgeOptions", "judge"]
 
 
 @dataclass(frozen=True)
-class Asked:
+class JudgeOptions:
     """The options that say who judges, and what."""
 
     judge: Annotated[str, opt.JUDGE]
@@ -67,9 +67,9 @@ class Asked:
 
 @click.command()
 @click.argument("path", type=opt.PATH)
-@opt.taken(Asked)
+@opt.taken(JudgeOptions)
 @opt.FRESH.but(help="Ask again what this judge has said before.")
-def judge(asked: Asked, *, path: Path, fresh: bool) -> None:
+def judge(asked: JudgeOptions, *, path: Path, fresh: bool) -> None:
     """Let a judge mark the texts of a record right, wrong or refused (the protocol of QAEdit), and keep its verdicts.
 
     The texts are the samples that lie beside the record. A verdict that is known is not asked for again.

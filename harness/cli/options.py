@@ -142,7 +142,7 @@ __all__ = [
     "LateChoice",
     "Option",
     "PlacementOptions",
-    "Texts",
+    "TextCount",
     "Workers",
     "taken",
 ]
@@ -159,7 +159,7 @@ COUNT = click.IntRange(min=1)
 MODES = click.Choice(["isolated", "batch", "sequential"])
 
 
-class Texts(click.ParamType[int | None]):
+class TextCount(click.ParamType[int | None]):
     """A number of texts, or ``auto`` for as many as fit, which is None."""
 
     name = "auto|integer"
@@ -465,7 +465,7 @@ TRUST_CODE = Option(
 OUTPUT = Option("--output", "Folder of the record.", PATH)
 DEVICE = Option("--device", "Where the model goes; 'auto' spreads it.", otherwise="an accelerator, else the CPU")
 BATCH_SIZE = Option(
-    "--batch-size", "Texts of one forward pass at most, or auto: as many as fit.", Texts(), default="auto"
+    "--batch-size", "Texts of one forward pass at most, or auto: as many as fit.", TextCount(), default="auto"
 )
 NO_CACHE = Option("--no-cache", "Measure the unedited model, and optimise values of edits, again.", flag=True)
 NO_SAVE_EDITS = Option("--no-save-edits", "Do not keep the edits that were made as a file.", flag=True)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from harness.runs.plan import Plan
     from harness.studies.causal.tracing import TracePlan
     from harness.studies.durability.study import DurabilityPlan
-    from harness.studies.localization.localize import Grid, Study
+    from harness.studies.localization.localize import Grid, LocalizationStudy
     from harness.studies.remedi.benching import BenchPlan
 
 __all__ = [
@@ -251,7 +251,7 @@ def localize(
     terminal.say_where("study:", kept.path, *made)
 
 
-def _say_fits(kept: Study) -> None:
+def _say_fits(kept: LocalizationStudy) -> None:
     """How much of the main score the layer, tracing and both explain, of each problem and method."""
     from harness.studies.localization.localize_report import VIEWS, rows_of
 

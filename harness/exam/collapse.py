@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from harness.exam.neutral_text import Reading
+from harness.exam.neutral_text import TextReading
 from harness.exam.statistics import Ratio, Values
 
 __all__ = ["LIMITS", "fired"]
@@ -19,7 +19,7 @@ LIMITS = {"perplexity": 10.0, "norm": 2.0, "repetition": 0.5}
 ``repetition``: share of repeated trigrams, where the unedited model repeats itself half as much at most."""
 
 
-def fired(base: Reading, now: Reading, weights: Mapping[str, Mapping[str, float | None]]) -> list[str]:
+def fired(base: TextReading, now: TextReading, weights: Mapping[str, Mapping[str, float | None]]) -> list[str]:
     """The tripwires that a state of the model sets off, by name.
 
     Args:

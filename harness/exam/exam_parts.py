@@ -10,7 +10,7 @@ from typing import Any
 from harness.errors import DataError, UsageError, near
 from harness.exam import data
 
-__all__ = ["NEUTRAL_TEXT", "OWN", "Part", "asked_parts", "exam_parts", "part_names"]
+__all__ = ["NEUTRAL_TEXT", "OWN", "ExamPart", "asked_parts", "exam_parts", "part_names"]
 
 
 OWN = "own"
@@ -20,7 +20,7 @@ NEUTRAL_TEXT = "neutral_text"
 
 
 @dataclass(frozen=True)
-class Part:
+class ExamPart:
     """A part of the exam of an edit set.
 
     Attributes:
@@ -34,7 +34,7 @@ class Part:
     asks: str
 
 
-def exam_parts(edit_set: str, root: Path = data.TASKS) -> dict[str, Part]:
+def exam_parts(edit_set: str, root: Path = data.TASKS) -> dict[str, ExamPart]:
     """The parts of the exam of an edit set, in the order of its YAML; none where it names none.
 
     Args:
@@ -51,10 +51,10 @@ def exam_parts(edit_set: str, root: Path = data.TASKS) -> dict[str, Part]:
     return {}
 
 
-def _part(path: Path, name: str, said: Mapping[str, Any]) -> Part:
+def _part(path: Path, name: str, said: Mapping[str, Any]) -> ExamPart:
     if not isinstance(said, dict) or not all(isinstance(said.get(key), str) for key in ("task", "asks")):
         raise DataError(f"{path}: metadata.exam.{name} is {said!r}, expected {{task: NAME, asks: what it asks}}")
-    return Part(name, said["task"], said["asks"])
+    return ExamPart(name, said["task"], said["asks"])
 
 
 def part_names(root: Path = data.TASKS) -> list[str]:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.exam.passes import Asked, Fronts, Head, Reading, in_memory, looked_at, too_large
+from harness.exam.passes import Fronts, OutputHead, PositionsAsked, Reading, in_memory, looked_at, too_large
 from harness.models.cache_layers import SlotLayer
 from harness.models.lm import LM
 from harness.models.memory import Room, out_of_memory
@@ -115,7 +115,7 @@ class Writing:
         reading = Reading(
             self.lm,
             [ids for _, ids in same],
-            [[Asked((0,))]] * len(same),
+            [[PositionsAsked((0,))]] * len(same),
             [mark for mark, _ in same],
             self.room,
             self.rows,
@@ -150,7 +150,7 @@ class Writing:
         """Whether logits are those after a context and a token that are read by themselves."""
         ids = [*self.contexts[i], token]
         self.before([self.marks[i]])
-        with Head(self.lm, torch.tensor([len(ids) - 1]), 1):
+        with OutputHead(self.lm, torch.tensor([len(ids) - 1]), 1):
             alone = self.lm.model(input_ids=self.lm.batch([ids]).ids, use_cache=False).logits[0, 0].float()
         loose = 1e-3 if self.lm.model.dtype in (torch.float32, torch.float64) else 0.1
         return float((logits.float() - alone).abs().max()) <= loose * max(1.0, float(alone.abs().max()))
@@ -206,7 +206,7 @@ class Writing:
             given |= self._positions(at.expand(len(portion), -1))
         self.before([self.marks[i] for i in portion])
         last = torch.arange(len(portion)) * batch.ids.shape[1] + batch.lengths.cpu() - 1
-        with Head(self.lm, last, len(portion)):
+        with OutputHead(self.lm, last, len(portion)):
             output = self.lm.model(**given)
         return output.logits[0], output.past_key_values.layers
 

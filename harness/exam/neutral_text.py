@@ -23,7 +23,7 @@ from harness.models.lm import LM
 from harness.patches.delta import double
 from harness.patches.patch import PromptRule
 
-__all__ = ["NAME", "Reading", "Texts", "read_neutral_text", "repetition", "texts", "unedited_reading"]
+__all__ = ["NAME", "TextReading", "Texts", "read_neutral_text", "repetition", "texts", "unedited_reading"]
 
 NAME = NEUTRAL_TEXT
 _NUMBERS = 2**27
@@ -50,7 +50,7 @@ class Texts:
 
 
 @dataclass(frozen=True, eq=False)
-class Reading:
+class TextReading:
     """What a model makes of the texts.
 
     Attributes:
@@ -91,8 +91,8 @@ def _source(lm: LM) -> Iterator[str]:
 
 
 def read_neutral_text(
-    lm: LM, found: Texts, base: Reading | None, *, prompt: PromptRule | None = None, writes: bool = True
-) -> Reading:
+    lm: LM, found: Texts, base: TextReading | None, *, prompt: PromptRule | None = None, writes: bool = True
+) -> TextReading:
     """Read the texts with the model as it is now.
 
     Args:
@@ -115,13 +115,13 @@ def read_neutral_text(
             nll[name] = Ratio(-float(said.sum()), steps)
             kl[name] = Ratio(float(double(before.exp() * (before - log_p)).sum()), steps)
             kept += [log_p] if base is None else []
-    return Reading({"nll": nll, "kl": kl}, tuple(kept), repetition(lm, found) if writes else None)
+    return TextReading({"nll": nll, "kl": kl}, tuple(kept), repetition(lm, found) if writes else None)
 
 
-_last: dict[tuple[str, ...], Reading] = {}
+_last: dict[tuple[str, ...], TextReading] = {}
 
 
-def unedited_reading(lm: LM, found: Texts, key: tuple[str, ...]) -> Reading:
+def unedited_reading(lm: LM, found: Texts, key: tuple[str, ...]) -> TextReading:
     """Read the texts with the unedited model; what was read last is kept, for many plans in one process.
 
     Args:

@@ -24,7 +24,17 @@ from harness.models.memory import Room, out_of_memory, pass_bytes
 from harness.models.offload import value_of
 from harness.models.packing import Pack, pack_texts, packed_inputs
 
-__all__ = ["Asked", "Found", "Fronts", "Head", "Reading", "in_memory", "looked_at", "too_large", "wide_head"]
+__all__ = [
+    "Found",
+    "Fronts",
+    "OutputHead",
+    "PositionsAsked",
+    "Reading",
+    "in_memory",
+    "looked_at",
+    "too_large",
+    "wide_head",
+]
 
 _LOGITS = 2**23
 """How many logits are held at once (32 MB in float32), unless somebody looks at all of them."""
@@ -34,7 +44,7 @@ _SEEN = 2**27
 
 
 @dataclass(frozen=True)
-class Asked:
+class PositionsAsked:
     """What is asked of a text: how its last tokens rate what follows each of them.
 
     Attributes:
@@ -163,7 +173,7 @@ class Reading:
 
     lm: LM
     texts: Sequence[tuple[int, ...]]
-    asked: Sequence[Sequence[Asked]]
+    asked: Sequence[Sequence[PositionsAsked]]
     marks: Sequence[int]
     room: Room
     rows: int | None = None
@@ -317,7 +327,7 @@ class Reading:
         if looked_at(self.lm):  # by a patch, which sees all of them
             logits = self.lm.model(**given).logits.flatten(0, 1)
             return logits[kept.to(logits.device)], iter(())
-        head = Head(self.lm, kept, max(1, _LOGITS // self.lm.vocabulary))
+        head = OutputHead(self.lm, kept, max(1, _LOGITS // self.lm.vocabulary))
         with head:
             first: Tensor = self.lm.model(**given).logits[0]
         return first, head.others(len(first))
@@ -376,7 +386,7 @@ def looked_at(lm: LM) -> bool:
 
 
 @dataclass(eq=False)
-class Head:
+class OutputHead:
     """Lets the output layer see the first of some positions, ``[1, size, width]``, and then the others by themselves.
 
     Attributes:

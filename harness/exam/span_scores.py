@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from harness.errors import DataError
-from harness.exam.passes import Asked, Reading, wide_head
+from harness.exam.passes import PositionsAsked, Reading, wide_head
 from harness.models.lm import LM
 from harness.models.memory import Room
 from harness.models.tokens import open_ids, prefixed
@@ -168,7 +168,7 @@ def score(
     reading = Reading(
         lm,
         [ids for _, ids in same],
-        [[Asked(spans[i].ids[-spans[i].scored :], spans[i].ranked) for i in some] for some in members],
+        [[PositionsAsked(spans[i].ids[-spans[i].scored :], spans[i].ranked) for i in some] for some in members],
         [mark for mark, _ in same],
         room or Room.of(lm),
         rows,

@@ -19,10 +19,18 @@ from harness.io.files import beside
 from harness.io.hashes import combined_sha256, tensor_sha256
 from harness.io.schema import checked, parsed
 
-__all__ = ["Head", "content_sha256", "read_manifest", "read_tensors", "require_manifest", "save_whole", "write_tensors"]
+__all__ = [
+    "ManifestHead",
+    "content_sha256",
+    "read_manifest",
+    "read_tensors",
+    "require_manifest",
+    "save_whole",
+    "write_tensors",
+]
 
 
-class Head(TypedDict):
+class ManifestHead(TypedDict):
     """What the manifest of every file says; each kind says more."""
 
     kind: str
@@ -35,7 +43,7 @@ def require_manifest(path: Path, kind: Any, head: Mapping[str, Any]) -> None:
 
     Args:
         path: the file, for errors.
-        kind: a ``TypedDict`` of what it says besides :class:`Head`.
+        kind: a ``TypedDict`` of what it says besides :class:`ManifestHead`.
         head: the manifest.
 
     Raises:
@@ -134,7 +142,7 @@ def read_manifest(path: Path, kind: str, version: int) -> dict[str, Any]:
 def _head(path: Path, kind: str, text: str) -> dict[str, Any]:
     try:
         head = parsed(text)
-        checked(Head, head)
+        checked(ManifestHead, head)
     except ValueError as error:
         raise _unreadable(path, kind, error) from error
     return dict(head)

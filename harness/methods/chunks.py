@@ -20,7 +20,7 @@ from harness.methods.block_training import WantedStates
 from harness.methods.keys import Solver
 from harness.methods.value import optimise_rows
 from harness.methods.value_rows import Objective, PreparedEdit
-from harness.models.activations import Row, at_least_float32, capture_activations, row_portions
+from harness.models.activations import TokenRow, at_least_float32, capture_activations, row_portions
 from harness.models.lm import LM
 from harness.patches.delta import LowRank
 from harness.patches.patch import Patch, Step, patched
@@ -65,7 +65,7 @@ class ChunkedTarget:
         begin, end = self.cuts[chunk]
         front, said = self.prompt + self.target[:begin], self.target[begin:end]
         # There is no KL term; its row is as short as can be.
-        rows = [Row(front + said[:-1], len(front) - 1), Row(front[-1:], 0)]
+        rows = [TokenRow(front + said[:-1], len(front) - 1), TokenRow(front[-1:], 0)]
         return PreparedEdit(self.edit, rows, [list(said)], [()] * len(rows))
 
     def counted(self, rest: Rest) -> list[int]:

@@ -20,7 +20,7 @@ from harness.models.lm import LM
 from harness.patches.delta import double
 from harness.patches.patch import Part
 
-__all__ = ["GAP", "Cell", "EditBook"]
+__all__ = ["GAP", "CodebookKey", "EditBook"]
 
 Book = TypeVar("Book", bound="EditBook")
 
@@ -31,7 +31,7 @@ _ROUNDING = 1e-5  # of a key's norm: as far as one prompt's keys in two forward 
 
 
 @dataclass(frozen=True)
-class Cell:
+class CodebookKey:
     """One key.
 
     Attributes:
@@ -75,7 +75,7 @@ class EditBook(Part, ABC):
     queries: Tensor
     values: Tensor
     eps: float
-    cells: tuple[Cell, ...]
+    cells: tuple[CodebookKey, ...]
 
     @classmethod
     def empty(cls: type[Book], key: int, width: int, *, eps: float, device: torch.device) -> Book:
@@ -126,7 +126,7 @@ class EditBook(Part, ABC):
 
     def replayed(self: Book) -> Book:
         """The keys found anew, one edit after the other."""
-        cells: tuple[Cell, ...] = ()
+        cells: tuple[CodebookKey, ...] = ()
         for edit in range(len(self.ids)):
             cells = self._grown(cells, edit)
         return replace(self, cells=cells)
@@ -152,15 +152,15 @@ class EditBook(Part, ABC):
 
     # --- what a key is ------------------------------------------------------------------------------------------------
 
-    def centres(self, cells: Sequence[Cell]) -> Tensor:
+    def centres(self, cells: Sequence[CodebookKey]) -> Tensor:
         """Where some keys stand, ``[cells, k]``: at the query of the edit that made each."""
         return self.queries[[cell.maker for cell in cells]]
 
-    def made_cell(self, edit: int, radius: float) -> Cell:
+    def made_cell(self, edit: int, radius: float) -> CodebookKey:
         """A new key of one edit."""
-        return Cell((edit,), radius)
+        return CodebookKey((edit,), radius)
 
-    def joined_cell(self, cell: Cell, edit: int, *, distance: float, slack: float) -> Cell:
+    def joined_cell(self, cell: CodebookKey, edit: int, *, distance: float, slack: float) -> CodebookKey:
         """A key that one more edit of its target joins.
 
         Args:
@@ -171,13 +171,13 @@ class EditBook(Part, ABC):
         """
         # A hair beyond d, or rounding would decide whether the edit holds for its own prompt.
         radius = cell.radius if distance <= cell.radius else distance + slack
-        return Cell((*cell.members, edit), radius)
+        return CodebookKey((*cell.members, edit), radius)
 
-    def taken_cell(self, cell: Cell, edit: int) -> Cell:
+    def taken_cell(self, cell: CodebookKey, edit: int) -> CodebookKey:
         """A key that an edit of another target takes over, as its query is the very same."""
-        return Cell((*cell.members, edit), cell.radius)
+        return CodebookKey((*cell.members, edit), cell.radius)
 
-    def split_cells(self, cell: Cell, edit: int, distance: float) -> tuple[Cell, Cell]:
+    def split_cells(self, cell: CodebookKey, edit: int, distance: float) -> tuple[CodebookKey, CodebookKey]:
         """A key whose radius is halved, and that of an edit of another target.
 
         Args:
@@ -185,9 +185,9 @@ class EditBook(Part, ABC):
             edit: the edit.
             distance: how far the key is from the edit's query.
         """
-        return replace(cell, radius=distance / 2 - GAP), Cell((edit,), distance / 2)
+        return replace(cell, radius=distance / 2 - GAP), CodebookKey((edit,), distance / 2)
 
-    def _grown(self, cells: tuple[Cell, ...], edit: int) -> tuple[Cell, ...]:
+    def _grown(self, cells: tuple[CodebookKey, ...], edit: int) -> tuple[CodebookKey, ...]:
         """The keys after one more edit (algorithm 1 of the paper, radii as in the authors' code).
 
         With the nearest key at distance ``d``: beyond ``eps_init + eps_i`` a new key; else with the same target it

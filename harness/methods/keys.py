@@ -22,7 +22,7 @@ from harness.methods.context_templates import TemplateKind
 from harness.methods.second_moments import Moment, moments
 from harness.models.activations import (
     Activations,
-    Row,
+    TokenRow,
     at_least_float32,
     capture_activations,
     read_activations,
@@ -180,8 +180,8 @@ def prompt_rows(
     *,
     fact_token: FactToken,
     suffix: Sequence[int] = (),
-    extra: Sequence[Row] = (),
-) -> list[Row]:
+    extra: Sequence[TokenRow] = (),
+) -> list[TokenRow]:
     """One row of tokens for each context, with the position of the token to edit.
 
     Args:
@@ -196,14 +196,14 @@ def prompt_rows(
         DataError: a row is longer than the model's context.
     """
     found = [find_fact_token(lm, edit, template=template, fact_token=fact_token) for template in templates]
-    rows = [Row((*ids, *suffix), at) for ids, at in found] + list(extra)
+    rows = [TokenRow((*ids, *suffix), at) for ids, at in found] + list(extra)
     longest = max(len(row.ids) for row in rows)
     if longest > lm.context:
         raise DataError(
             f"edit {edit.id}: {longest} tokens with its longest context and target, but {lm.name} takes {lm.context}; "
             "shorten the prompt"
         )
-    return [Row(row.ids, longest - 1) for row in rows] if fact_token == "last_released" else rows
+    return [TokenRow(row.ids, longest - 1) for row in rows] if fact_token == "last_released" else rows
 
 
 def read_keys(
@@ -398,7 +398,7 @@ def read_hidden_states(
 
 def _read_each(
     lm: LM,
-    rows: Sequence[Row],
+    rows: Sequence[TokenRow],
     *,
     owner: Sequence[int],
     patches: Sequence[Patch],

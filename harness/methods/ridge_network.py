@@ -29,7 +29,7 @@ from harness.models.lm import LM
 from harness.patches.delta import Delta, double
 from harness.patches.patch import Patch, require_plain
 
-__all__ = ["RidgeNetwork", "RidgeTraining", "Running"]
+__all__ = ["NormalisationState", "RidgeNetwork", "RidgeTraining"]
 
 _PORTION = 1024
 """Tokens that the network is given at once."""
@@ -38,7 +38,7 @@ _BUDGET = 4096
 
 
 @dataclass(frozen=True, eq=False)
-class Running:
+class NormalisationState:
     """What the normalisation of the next operation starts from.
 
     Attributes:
@@ -94,7 +94,7 @@ class RidgeNetwork(GradientShift, GradientNetwork):
 
     def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:
         """All edits at once."""
-        if memory is not None and not isinstance(memory, Running):
+        if memory is not None and not isinstance(memory, NormalisationState):
             raise UsageError(f"the memory is a {type(memory).__name__} of another editor; start again without memory")
         network = self.network({**self.knowledge(lm), **(memory.tensors if memory else {})})
         return self._patch(network, self.read(lm, tokenise(lm, edits))) if edits else Patch(memory=memory)
@@ -155,7 +155,7 @@ class RidgeNetwork(GradientShift, GradientNetwork):
             for name, (keys, gradients) in seen.items()
         }
         kept = {name: tensor for name, tensor in network.tensors.items() if "/statistics/" in name}
-        return Patch(weights, memory=Running(kept) if running else None)
+        return Patch(weights, memory=NormalisationState(kept) if running else None)
 
     def _shift(self, network: Hypernetwork, name: str, key: Tensor, gradient: Tensor) -> Delta:
         with torch.no_grad():

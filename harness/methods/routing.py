@@ -12,12 +12,12 @@ from harness.errors import DataError, ModelError
 from harness.models.lm import LM
 from harness.patches.patch import Step
 
-__all__ = ["Running", "last_real", "unrelated_texts"]
+__all__ = ["RunningValues", "last_real", "unrelated_texts"]
 
 _POOL = 512  # documents of unrelated text that are read at most
 
 
-class Running:
+class RunningValues:
     """Sums or largest values up to each position of a text, carried from pass to pass as keys and values are."""
 
     def __init__(self, kind: Literal["sum", "largest"], *, asker: str, cure: str) -> None:

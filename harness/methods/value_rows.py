@@ -12,7 +12,7 @@ from torch import Tensor
 
 from harness.editing.edit import Edit
 from harness.methods.keys import FactToken, find_fact_token, prompt_rows
-from harness.models.activations import Row
+from harness.models.activations import TokenRow
 from harness.models.lm import LM
 
 __all__ = [
@@ -132,7 +132,7 @@ class PreparedEdit:
     """
 
     edit: Edit
-    rows: list[Row]
+    rows: list[TokenRow]
     said: list[list[int]]
     prefixes: list[tuple[int, ...]]
     rivals: int = 0
@@ -149,8 +149,8 @@ class PreparedEdit:
         *contexts, essence = self.rows
         cuts.append(min(essence.at, len(essence.ids) - 1))
         # Nothing that follows its position counts in the row of the KL term.
-        whole = [*contexts, Row(essence.ids[: essence.at + 1], essence.at)]
-        rows = [Row(row.ids[cut:], row.at - cut) for row, cut in zip(whole, cuts, strict=True)]
+        whole = [*contexts, TokenRow(essence.ids[: essence.at + 1], essence.at)]
+        rows = [TokenRow(row.ids[cut:], row.at - cut) for row, cut in zip(whole, cuts, strict=True)]
         prefixes = [row.ids[:cut] for row, cut in zip(whole, cuts, strict=True)]
         return replace(self, rows=rows, prefixes=prefixes)
 
@@ -168,7 +168,7 @@ def prepare_edit(lm: LM, edit: Edit, *, templates: Sequence[str], fact_token: Fa
     # In the same turn of a chat, if it is one; of an edit without a subject its own prompt.
     about = edit if edit.subject is None else replace(edit, prompt="{} is a", slot=None)
     ids, at = find_fact_token(lm, about, template="{}", fact_token=fact_token)
-    essence, said = [Row(tuple(ids), at)], [target] * len(templates)
+    essence, said = [TokenRow(tuple(ids), at)], [target] * len(templates)
     if edit.rival is None:
         rows = prompt_rows(lm, edit, templates, fact_token=fact_token, suffix=target[:-1], extra=essence)
         return PreparedEdit(edit, rows, said, [()] * len(rows))

@@ -20,7 +20,7 @@ __all__ = [
     "FULL",
     "Activations",
     "PrefixCache",
-    "Row",
+    "TokenRow",
     "at_least_float32",
     "capture_activations",
     "first_output",
@@ -42,7 +42,7 @@ FULL = 256
 
 
 @dataclass(frozen=True)
-class Row:
+class TokenRow:
     """A sequence of tokens and the position that is looked at.
 
     Attributes:
@@ -292,7 +292,7 @@ def _hooks(
 
 def read_activations(
     lm: LM,
-    rows: Sequence[Row],
+    rows: Sequence[TokenRow],
     *,
     inputs: Collection[str] = (),
     outputs: Collection[str] = (),
@@ -323,7 +323,7 @@ def read_activations(
     return Activations(_in_order(entered, order), _in_order(left, order))
 
 
-def pad_rows(lm: LM, rows: Sequence[Row]) -> Batch:
+def pad_rows(lm: LM, rows: Sequence[TokenRow]) -> Batch:
     """The rows as a batch that is wide enough for every position looked at."""
     batch = lm.batch([row.ids for row in rows])
     more = max(0, *(row.at + 1 - batch.ids.shape[1] for row in rows))

@@ -17,9 +17,9 @@ from typing_extensions import NotRequired, TypedDict
 from harness.errors import DataError
 from harness.exam.statistics import Ratio
 from harness.reports.foreign_files import mean_answer, read_json
-from harness.reports.published_runs import Exam, Scores
+from harness.reports.published_runs import PublishedExam, Scores
 
-__all__ = ["COUNTERFACT", "ZSRE", "Case", "case_scores", "edit_set_of", "exam_of", "protocol_of", "simple_settings"]
+__all__ = ["COUNTERFACT", "ZSRE", "CaseFile", "case_scores", "edit_set_of", "exam_of", "protocol_of", "simple_settings"]
 
 COUNTERFACT, ZSRE = "CounterFact", "zsRE"
 ROLES = {"rewrite": "efficacy", "paraphrase": "paraphrase", "neighborhood": "neighborhood", "attribute": "attribute"}
@@ -30,7 +30,7 @@ PROTOCOLS = {
 }
 
 
-class Case(TypedDict):
+class CaseFile(TypedDict):
     """What is written about a case after its edit, and by ROME's program also before it."""
 
     case_id: int
@@ -41,26 +41,28 @@ class Case(TypedDict):
     time: NotRequired[float]
 
 
-def edit_set_of(cases: Iterable[Case]) -> str:
+def edit_set_of(cases: Iterable[CaseFile]) -> str:
     """Which of the two shapes cases have, by the name of its data set."""
     return COUNTERFACT if any("rewrite_prompts_probs" in case["post"] for case in cases) else ZSRE
 
 
-def protocol_of(cases: Iterable[Case]) -> str:
+def protocol_of(cases: Iterable[CaseFile]) -> str:
     """How the answers of cases were measured, in a sentence."""
     return PROTOCOLS[edit_set_of(cases)]
 
 
-def exam_of(scores: Scores) -> Exam:
+def exam_of(scores: Scores) -> PublishedExam:
     """How the metrics of cases are shown; the score S is the harmonic mean of its three parts."""
     directions: dict[str, bool | None] = dict.fromkeys(scores, True)
     directions["fluency"] = None
     parts = ("efficacy", "paraphrase", "neighborhood")
     derived = {"score": parts} if "efficacy_magnitude" in scores and all(part in scores for part in parts) else {}
-    return Exam("efficacy", directions, shown=tuple(m for m in ("consistency",) if m in scores), derived=derived)
+    return PublishedExam(
+        "efficacy", directions, shown=tuple(m for m in ("consistency",) if m in scores), derived=derived
+    )
 
 
-def case_scores(cases: Iterable[tuple[Case, str]], side: str) -> Scores:
+def case_scores(cases: Iterable[tuple[CaseFile, str]], side: str) -> Scores:
     """What cases contributed before or after their edit.
 
     Args:

@@ -10,7 +10,7 @@ from harness.exam import chance
 from harness.exam.prompting import told
 from harness.exam.statistics import agreeing, significant
 from harness.io.files import json_sha256
-from harness.reports.table import AT_CHANCE, MISSING, Cell, Column, Row, Verdict, text_cells
+from harness.reports.table import AT_CHANCE, MISSING, TableCell, TableColumn, TableRow, Verdict, text_cells
 from harness.runs.record import Record
 
 __all__ = [
@@ -23,7 +23,7 @@ __all__ = [
     "STANDINGS",
     "VARIANTS",
     "BoardRow",
-    "Measured",
+    "MeasuredCell",
     "MeasuredSection",
     "Metric",
     "brackets",
@@ -180,7 +180,7 @@ class Metric:
 
 
 @dataclass
-class Measured:
+class MeasuredCell:
     """What a record has of a metric, or the reason why it has nothing; the others as in a cell of a table."""
 
     measure: Json | None
@@ -199,7 +199,7 @@ class BoardRow:
     """A record after so many edits; without a record, the unedited model."""
 
     label: str
-    cells: list[Measured]
+    cells: list[MeasuredCell]
     record: Record | None = None
     edits: int = 0
     standing: str | None = None
@@ -262,14 +262,14 @@ class MeasuredSection:
         ]
 
     @property
-    def columns(self) -> tuple[Column, ...]:
+    def columns(self) -> tuple[TableColumn, ...]:
         """The heads: the editor, the metrics with their directions, the cost."""
         arrows = {True: " ↑", False: " ↓", None: ""}
         heads = [f"{label}{arrows[m.higher_is_better]}" for label, m in zip(self.labels, self.metrics, strict=True)]
         return (
-            Column(("editor",), left=True),
-            *(Column(tuple(head.split(" ", 1))) for head in heads),
-            *(Column(lines) for lines in COST),
+            TableColumn(("editor",), left=True),
+            *(TableColumn(tuple(head.split(" ", 1))) for head in heads),
+            *(TableColumn(lines) for lines in COST),
         )
 
 
@@ -329,20 +329,22 @@ def standing_of(record: Record) -> str:
 # --- what is shown of them --------------------------------------------------------------------------------------------
 
 
-def shown_row(row: BoardRow, metrics: Sequence[Metric]) -> Row:
+def shown_row(row: BoardRow, metrics: Sequence[Metric]) -> TableRow:
     """A row of the leaderboard as the row of a table."""
     cells = [_cell(cell, metric.higher_is_better) for cell, metric in zip(row.cells, metrics, strict=True)]
     seconds = "" if row.seconds is None else f"{row.seconds:.1f}"
     memory = "" if row.memory is None else f"{row.memory:.0f}"
-    label = Cell(row.label, below=(row.standing,) if row.standing else ())
-    return Row((label, *cells, *text_cells([seconds, memory])), "base" if row.record is None else "plain")
+    label = TableCell(row.label, below=(row.standing,) if row.standing else ())
+    return TableRow((label, *cells, *text_cells([seconds, memory])), "base" if row.record is None else "plain")
 
 
-def _cell(cell: Measured, higher_is_better: bool | None) -> Cell:
+def _cell(cell: MeasuredCell, higher_is_better: bool | None) -> TableCell:
     if cell.reason is not None:
-        return Cell(MISSING, note=cell.reason)
+        return TableCell(MISSING, note=cell.reason)
     way = verdict((cell.measure or {}).get("difference") or {}, higher_is_better)
-    return Cell(number(cell.value), cell.value, _below(cell.measure or {}), cell.best, way, at_chance=cell.at_chance)
+    return TableCell(
+        number(cell.value), cell.value, _below(cell.measure or {}), cell.best, way, at_chance=cell.at_chance
+    )
 
 
 def _below(measure: Mapping[str, Any]) -> tuple[str, ...]:

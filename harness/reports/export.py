@@ -19,11 +19,11 @@ from harness.reports.one_a_file import parts_by_name
 from harness.reports.tidy import Documents
 from harness.runs.record import Record, record_name
 
-__all__ = ["Asked", "Export", "distinct", "export_names", "export_records", "find_export", "plain_text"]
+__all__ = ["Export", "ExportRequest", "distinct", "export_names", "export_records", "find_export", "plain_text"]
 
 
 @dataclass(frozen=True)
-class Asked:
+class ExportRequest:
     """What is asked of an export besides its format.
 
     Attributes:
@@ -49,7 +49,7 @@ class Export(ABC):
     name: ClassVar[str]
 
     @abstractmethod
-    def write(self, records: Sequence[Record], folder: Path, asked: Asked) -> None:
+    def write(self, records: Sequence[Record], folder: Path, asked: ExportRequest) -> None:
         """Write files into an empty folder.
 
         Args:
@@ -84,7 +84,7 @@ def _known() -> dict[str, type[Export]]:
     return found
 
 
-def export_records(records: Sequence[Record], form: str, *, to: Path, asked: Asked) -> list[Path]:
+def export_records(records: Sequence[Record], form: str, *, to: Path, asked: ExportRequest) -> list[Path]:
     """Write records in a format, all of it or nothing; files of the same names are replaced, others stay.
 
     Args:

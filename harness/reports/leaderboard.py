@@ -22,7 +22,7 @@ from harness.reports.cells import (
     STANDINGS,
     VARIANTS,
     BoardRow,
-    Measured,
+    MeasuredCell,
     MeasuredSection,
     Metric,
     caveat_notes,
@@ -256,13 +256,13 @@ def _seeds(record: Record, edits: int) -> str:
     return f" ({len(seeds)} seeds{'' if widest is None else f', sd at most {number(widest)}'})"
 
 
-def _measured(record: Record | None, edits: int, metric: Metric) -> Measured:
+def _measured(record: Record | None, edits: int, metric: Metric) -> MeasuredCell:
     measures = record.tasks(edits).get(metric.task, {}) if record else {}
     if record is None or metric.metric not in measures or variant(record, metric.task) != metric.variant:
-        return Measured(None, "not asked" if record and _left_out(record, metric.task) else "not measured")
+        return MeasuredCell(None, "not asked" if record and _left_out(record, metric.task) else "not measured")
     measure = measures[metric.metric]
     reason = None if measure["value"] is not None else str(measure["reason"] or "no value")
-    return Measured(measure, reason, at_chance=unedited_at_chance(record, metric.task, metric.metric))
+    return MeasuredCell(measure, reason, at_chance=unedited_at_chance(record, metric.task, metric.metric))
 
 
 def _left_out(record: Record, task: str) -> bool:
@@ -270,9 +270,9 @@ def _left_out(record: Record, task: str) -> bool:
     return bool(record.plan.get("exam")) and task in (record.plan.get("edits"), OWN)
 
 
-def _unedited(members: Sequence[Member], metric: Metric) -> Measured:
+def _unedited(members: Sequence[Member], metric: Metric) -> MeasuredCell:
     cells = [_measured(record, 0, metric) for record, _ in members]
-    return next((cell for cell in cells if cell.measure is not None), Measured(None, "not measured"))
+    return next((cell for cell in cells if cell.measure is not None), MeasuredCell(None, "not measured"))
 
 
 def _rank(row: BoardRow, metrics: Sequence[Metric]) -> tuple[float, str]:
@@ -341,7 +341,7 @@ def _data_row(section: MeasuredSection, row: BoardRow, keys: Sequence[tuple[str,
     return (*(section.protocol[key] for key in _PROTOCOL), *who, *numbers, row.seconds, row.memory)
 
 
-def _data_cell(cell: Measured | None) -> list[object]:
+def _data_cell(cell: MeasuredCell | None) -> list[object]:
     if cell is None or cell.measure is None:
         return [None] * len(_MEASURE)
     measure, change = cell.measure, cell.measure.get("difference") or {}

@@ -7,7 +7,7 @@ from itertools import combinations
 from harness.exam.statistics import Difference, agreeing, holm
 from harness.reports.cells import BoardRow, MeasuredSection, Metric, brackets, signed, significant_change
 from harness.reports.comparison import pair_difference
-from harness.reports.table import MISSING, Cell, Column, Row, Table, text_cells
+from harness.reports.table import MISSING, Table, TableCell, TableColumn, TableRow, text_cells
 
 __all__ = ["pairs_table"]
 
@@ -30,8 +30,10 @@ def pairs_table(section: MeasuredSection) -> Table | None:
     found = _paired(rows, metric)
     if not found:
         return None
-    columns = (Column(("row minus column",), left=True), *(Column((row.label,)) for row in rows))
-    shown = tuple(Row((*text_cells([row.label]), *_cells(i, len(rows), found, metric))) for i, row in enumerate(rows))
+    columns = (TableColumn(("row minus column",), left=True), *(TableColumn((row.label,)) for row in rows))
+    shown = tuple(
+        TableRow((*text_cells([row.label]), *_cells(i, len(rows), found, metric))) for i, row in enumerate(rows)
+    )
     note = (
         "Paired by case. Bold: the row is better than the column, by a test whose p value is adjusted for all pairs of "
         "this table (Holm)."
@@ -51,21 +53,21 @@ def _paired(rows: list[BoardRow], metric: Metric) -> _Pairs:
     return {pair: (change, p) for (pair, change), p in zip(known.items(), adjusted, strict=True)}
 
 
-def _cells(i: int, count: int, found: _Pairs, metric: Metric) -> list[Cell]:
+def _cells(i: int, count: int, found: _Pairs, metric: Metric) -> list[TableCell]:
     return [_cell(i, j, found, metric) for j in range(count)]
 
 
-def _cell(i: int, j: int, found: _Pairs, metric: Metric) -> Cell:
+def _cell(i: int, j: int, found: _Pairs, metric: Metric) -> TableCell:
     """Row ``i`` minus column ``j``."""
     pair = found.get((min(i, j), max(i, j)))
     if pair is None:
-        return Cell("" if i == j else MISSING)
+        return TableCell("" if i == j else MISSING)
     change, p = pair
     if change.value is None or change.low is None or change.high is None:
-        return Cell(MISSING)
+        return TableCell(MISSING)
     sign = -1.0 if i < j else 1.0  # what is known is the later row minus the earlier one
     value = sign * change.value
     low, high = sorted(sign * end for end in agreeing(change.p, change.low, change.high))
     told = significant_change({"value": value, "interval": [low, high], "p": change.p}, p)
     better = told and (value > 0) == metric.higher_is_better
-    return Cell(signed(value), value, (brackets((low, high), sign=True),), best=better)
+    return TableCell(signed(value), value, (brackets((low, high), sign=True),), best=better)

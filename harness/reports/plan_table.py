@@ -12,7 +12,7 @@ from rich.text import Text
 from harness.editing.editor import Editor
 from harness.exam.exam_parts import exam_parts
 from harness.exam.prompting import told
-from harness.runs.estimate import Estimate
+from harness.runs.estimate import CostEstimate
 from harness.runs.resolve import Resolved
 from harness.runs.runner import finished
 
@@ -41,7 +41,7 @@ def plan_table(resolved: Resolved, folder: Path) -> RenderableType:
     return table
 
 
-def estimate_table(found: Estimate) -> RenderableType:
+def estimate_table(found: CostEstimate) -> RenderableType:
     """What a plan will take: documents, tokens, seconds and memory of each phase and task, and what is kept."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in ("phase", "documents", "requests", "tokens read", "written at most", "seconds", "peak MiB"):

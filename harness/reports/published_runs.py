@@ -20,7 +20,7 @@ from harness.io.files import rounded
 from harness.runs.identity import SCHEMA, digest
 from harness.runs.record import Record
 
-__all__ = ["LABEL", "Exam", "Origin", "PublishedRun", "Scores", "one_line_name", "published_record"]
+__all__ = ["LABEL", "Origin", "PublishedExam", "PublishedRun", "Scores", "one_line_name", "published_record"]
 
 LABEL = "published, not run here"
 UNKNOWN = ("memory", "the sha256 of the weights", "whether the weights were restored")
@@ -49,7 +49,7 @@ class Origin:
 
 
 @dataclass(frozen=True)
-class Exam:
+class PublishedExam:
     """What is asked under one name, and how its numbers are shown.
 
     Attributes:
@@ -95,7 +95,7 @@ class PublishedRun:
     edit_set: str
     mode: str
     protocol: str
-    exams: Mapping[str, Exam]
+    exams: Mapping[str, PublishedExam]
     scores: Mapping[int, Mapping[str, Scores]]
     plain: Mapping[int, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
     batch_size: int | None = None

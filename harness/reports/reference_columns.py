@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from harness.reports.cells import BoardRow, MeasuredSection
 from harness.reports.published_values import UNEDITED, PublishedValue, alike
-from harness.reports.table import MISSING, Cell, Column, Data, Table
+from harness.reports.table import MISSING, Data, Table, TableCell, TableColumn
 
 __all__ = ["QUOTED", "UNMATCHED", "Reference", "reference_columns", "with_reference_data", "with_references"]
 
@@ -42,9 +42,9 @@ class Reference:
         return next(iter(self.values.values()))
 
     @property
-    def column(self) -> Column:
+    def column(self) -> TableColumn:
         """The head."""
-        return Column(("published", f"{self.first.metric} [{self.name}]"))
+        return TableColumn(("published", f"{self.first.metric} [{self.name}]"))
 
     @property
     def note(self) -> str:
@@ -62,12 +62,12 @@ class Reference:
         names = UNEDITED if row.record is None else (alike(str(row.record.editor.get("name", ""))),)
         return next((self.values[name] for name in names if name in self.values), None)
 
-    def cell(self, row: BoardRow) -> Cell:
+    def cell(self, row: BoardRow) -> TableCell:
         """The value of a row as it stands in a table, marked where it was only quoted."""
         found = self.of(row)
         if found is None:
-            return Cell(MISSING)
-        return Cell(found.value, found.number, tuple(part for part in (_sd(found), _quoted(found)) if part))
+            return TableCell(MISSING)
+        return TableCell(found.value, found.number, tuple(part for part in (_sd(found), _quoted(found)) if part))
 
 
 def _sd(value: PublishedValue) -> str:

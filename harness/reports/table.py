@@ -13,14 +13,14 @@ from typing import Literal
 __all__ = [
     "AT_CHANCE",
     "MISSING",
-    "Cell",
-    "Column",
     "Data",
     "Footnotes",
     "Page",
-    "Row",
     "Section",
     "Table",
+    "TableCell",
+    "TableColumn",
+    "TableRow",
     "Verdict",
     "caption",
     "text_cells",
@@ -35,7 +35,7 @@ Verdict = Literal["better", "worse"]
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     """What stands in one place of a table.
 
     Attributes:
@@ -63,7 +63,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Column:
+class TableColumn:
     """The head of a column.
 
     Attributes:
@@ -76,10 +76,10 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """One line of a table; ``base`` is what the others are compared with, ``total`` sums them up."""
 
-    cells: tuple[Cell, ...]
+    cells: tuple[TableCell, ...]
     kind: Literal["plain", "base", "total"] = "plain"
 
 
@@ -95,8 +95,8 @@ class Table:
     """
 
     title: str
-    columns: tuple[Column, ...]
-    rows: tuple[Row, ...]
+    columns: tuple[TableColumn, ...]
+    rows: tuple[TableRow, ...]
     notes: tuple[str, ...] = ()
 
 
@@ -153,6 +153,6 @@ def caption(section: Section, table: Table) -> str:
     return ": ".join(text for text in (section.title, table.title) if text)
 
 
-def text_cells(texts: Sequence[str]) -> tuple[Cell, ...]:
+def text_cells(texts: Sequence[str]) -> tuple[TableCell, ...]:
     """Cells that are text alone."""
-    return tuple(Cell(text) for text in texts)
+    return tuple(TableCell(text) for text in texts)

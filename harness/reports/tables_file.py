@@ -12,7 +12,7 @@ from typing import Any
 from harness.errors import DataError
 from harness.io.spreadsheet import text_of_cell
 from harness.reports.submissions import read_submission, submissions_in
-from harness.reports.tidy import TABLES, Column, records_of
+from harness.reports.tidy import TABLES, TidyColumn, records_of
 from harness.runs.record import Record
 from harness.runs.record_file import read_record, read_records, record_paths
 from harness.runs.sample_file import samples_path
@@ -87,7 +87,7 @@ def read_tables(path: str | Path) -> list[Record]:
     return found
 
 
-def _csv_rows(path: Path, columns: tuple[Column, ...]) -> Iterator[dict[str, Any]]:
+def _csv_rows(path: Path, columns: tuple[TidyColumn, ...]) -> Iterator[dict[str, Any]]:
     with _told(path), path.open(encoding="utf-8-sig", newline="") as file:
         rows = csv.reader(file, strict=True)
         heads = next(rows, [])
@@ -104,7 +104,7 @@ def _csv_rows(path: Path, columns: tuple[Column, ...]) -> Iterator[dict[str, Any
                 raise DataError(f"{path}: row {number}: {error}; export the records again") from error
 
 
-def _parquet_rows(path: Path, columns: tuple[Column, ...]) -> Iterator[dict[str, Any]]:
+def _parquet_rows(path: Path, columns: tuple[TidyColumn, ...]) -> Iterator[dict[str, Any]]:
     import pyarrow
     from pyarrow import parquet
 
@@ -129,7 +129,7 @@ def _told(path: Path) -> Iterator[None]:
         raise DataError(f"{path}: not a table in UTF-8 ({error}); export the records again") from error
 
 
-def _require_heads(path: Path, heads: list[str], columns: tuple[Column, ...]) -> None:
+def _require_heads(path: Path, heads: list[str], columns: tuple[TidyColumn, ...]) -> None:
     absent = [column.name for column in columns if column.name not in heads]
     if absent:
         raise DataError(f"{path}: not a table of an export, column '{absent[0]}' is missing; export the records again")

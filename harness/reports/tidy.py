@@ -22,7 +22,7 @@ from harness.runs.identity import SCHEMA
 from harness.runs.record import Record, record_name
 from harness.runs.record_schema import RecordFile
 
-__all__ = ["TABLES", "Column", "Documents", "document_metrics", "records_of", "require_documents", "rows_of_table"]
+__all__ = ["TABLES", "Documents", "TidyColumn", "document_metrics", "records_of", "require_documents", "rows_of_table"]
 
 Json = dict[str, Any]
 Row = Mapping[str, Any]
@@ -35,7 +35,7 @@ Kind = Literal["text", "number", "count", "truth"]
 
 
 @dataclass(frozen=True)
-class Column:
+class TidyColumn:
     """A column of a table.
 
     Attributes:
@@ -51,15 +51,15 @@ _TEXTS = ("record", "model", "editor", "edit_set", "mode", "task", "metric", "re
 _COUNTS = ("seed", "edits", "n")
 
 
-def _number_column(name: str) -> Column:
+def _number_column(name: str) -> TidyColumn:
     if name in _TEXTS:
-        return Column(name, "text")
-    return Column(name, "count" if name in _COUNTS else "truth" if name == "higher_is_better" else "number")
+        return TidyColumn(name, "text")
+    return TidyColumn(name, "count" if name in _COUNTS else "truth" if name == "higher_is_better" else "number")
 
 
-TABLES: Mapping[str, tuple[Column, ...]] = {
+TABLES: Mapping[str, tuple[TidyColumn, ...]] = {
     "records": tuple(
-        Column(name, "count" if name == "seed" else "text")
+        TidyColumn(name, "count" if name == "seed" else "text")
         for name in (
             "record",
             "name",
@@ -76,18 +76,18 @@ TABLES: Mapping[str, tuple[Column, ...]] = {
     ),
     "values": (
         *map(_number_column, COLUMNS),
-        Column("kind", "text"),
-        Column("clusters", "count"),
-        Column("difference_n", "count"),
-        Column("difference_reason", "text"),
+        TidyColumn("kind", "text"),
+        TidyColumn("clusters", "count"),
+        TidyColumn("difference_n", "count"),
+        TidyColumn("difference_reason", "text"),
     ),
     "documents": (
         *map(_number_column, ("record", "edits", "task", "metric")),
-        Column("document", "text"),
-        Column("num", "number"),
-        Column("den", "number"),
-        Column("cluster", "text"),
-        Column("stratum", "text"),
+        TidyColumn("document", "text"),
+        TidyColumn("num", "number"),
+        TidyColumn("den", "number"),
+        TidyColumn("cluster", "text"),
+        TidyColumn("stratum", "text"),
     ),
 }
 """Table -> its columns.

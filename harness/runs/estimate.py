@@ -35,7 +35,7 @@ from harness.runs.prepare import VOID, Prepared, prepare_run
 from harness.runs.resolve import Resolved
 from harness.runs.threads import one_thread_if_small
 
-__all__ = ["Estimate", "Phase", "at_hand", "estimate_run"]
+__all__ = ["CostEstimate", "Phase", "at_hand", "estimate_run"]
 
 _ENOUGH = 1.0  # seconds of a rehearsal that tell how long the rest takes
 _ALONE = 10.0  # seconds of the first one that do
@@ -62,7 +62,7 @@ class Phase:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class CostEstimate:
     """What a plan will take.
 
     Attributes:
@@ -86,7 +86,7 @@ def at_hand(resolved: Resolved) -> bool:
     return "/" in name and isinstance(try_to_load_from_cache(name, "config.json"), str)
 
 
-def estimate_run(resolved: Resolved, options: RunOptions) -> Estimate:
+def estimate_run(resolved: Resolved, options: RunOptions) -> CostEstimate:
     """Load the model of a plan, try a little of the work, and tell what all of it will take; nothing is kept.
 
     Args:
@@ -101,7 +101,7 @@ def estimate_run(resolved: Resolved, options: RunOptions) -> Estimate:
         return _estimated(resolved, options, held)
 
 
-def _estimated(resolved: Resolved, options: RunOptions, held: ExitStack) -> Estimate:
+def _estimated(resolved: Resolved, options: RunOptions, held: ExitStack) -> CostEstimate:
     clock = Clock(options.report, options.device)
     with clock.phase("load"):
         ready = prepare_run(resolved, options.placement, options.report, held=held)
@@ -112,7 +112,7 @@ def _estimated(resolved: Resolved, options: RunOptions, held: ExitStack) -> Esti
         spent = trial.timed("check", lambda: ready.guard.require(VOID))
     load = Phase("load", clock.cost[0]["seconds"], clock.cost[0]["peak_memory_mib"])
     phases = (load, unedited, *edited, Phase("check", spent.seconds, spent.peak))
-    return Estimate(phases, trial.edits, trial.patch_bytes, trial.statistics_bytes)
+    return CostEstimate(phases, trial.edits, trial.patch_bytes, trial.statistics_bytes)
 
 
 # --- times and the lines through them ---------------------------------------------------------------------------------

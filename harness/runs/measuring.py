@@ -80,7 +80,7 @@ class Measuring:
     writer: RecordWriter
     texts: neutral_text.Texts | None
     base: dict[str, Measured] = field(default_factory=dict)
-    reading: neutral_text.Reading | None = None
+    reading: neutral_text.TextReading | None = None
     joined: dict[str, Measured] = field(default_factory=dict)
 
     def join(self, portions: Sequence[Portion]) -> None:

@@ -32,7 +32,7 @@ from harness.io.schema import checked, parsed
 from harness.runs.identity import SCHEMA
 from harness.runs.judged_file import read_judged
 from harness.runs.record import PointValues, Record
-from harness.runs.record_schema import Column, RecordFile, ValuesFile
+from harness.runs.record_schema import RecordFile, ValuesColumn, ValuesFile
 
 __all__ = ["PackedTables", "read_record", "read_records", "record_paths", "write_record"]
 
@@ -229,7 +229,7 @@ class _Unpacked(Mapping[str, Values]):
     def __getitem__(self, metric: str) -> Values:
         if metric not in self._known:
             try:
-                checked(Column, self._columns[metric])
+                checked(ValuesColumn, self._columns[metric])
                 self._known[metric] = _rows(self._columns[metric], self._ids)
             except (ValueError, IndexError) as error:
                 raise DataError(f"{self._path}: {metric} is not what a run writes ({error}); repeat the run") from error

@@ -11,7 +11,7 @@ from typing_extensions import NotRequired, TypedDict
 
 from harness.io.schema import Count, Number, Pair
 
-__all__ = ["Column", "RecordFile", "ValuesFile"]
+__all__ = ["RecordFile", "ValuesColumn", "ValuesFile"]
 
 
 class _Difference(TypedDict):
@@ -184,7 +184,7 @@ class RecordFile(TypedDict):
     published: NotRequired[_Published]
 
 
-class Column(TypedDict):
+class ValuesColumn(TypedDict):
     """What documents contribute to one metric."""
 
     num: list[Number]

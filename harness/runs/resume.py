@@ -21,7 +21,7 @@ from harness.models.lm import LM
 from harness.patches.delta import Delta
 from harness.patches.patch import Patch
 
-__all__ = ["Checkpoint", "packages_of"]
+__all__ = ["StateFile", "packages_of"]
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def _is_patch(total: object) -> bool:
     return deltas and all(isinstance(name, str) for name in names) and all(callable(rule) for rule in rules)
 
 
-class Checkpoint:
+class StateFile:
     """The file of one run's state."""
 
     def __init__(

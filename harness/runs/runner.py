@@ -28,7 +28,7 @@ from harness.runs.prepare import VOID, Prepared, prepare_run
 from harness.runs.record import Record
 from harness.runs.record_file import read_record
 from harness.runs.resolve import Resolved
-from harness.runs.resume import Checkpoint, packages_of
+from harness.runs.resume import StateFile, packages_of
 from harness.runs.saved_edits import save_edits
 from harness.runs.threads import one_thread_if_small
 from harness.runs.writer import RecordWriter, depends_on
@@ -93,7 +93,7 @@ def run_plan(resolved: Resolved, options: RunOptions, models: OneModel | None = 
             record.cost = clock.cost
             key = digest(depends_on(record))
             packages = packages_of(ready.editor)
-            state = Checkpoint(writer.path.with_suffix(".state"), key, packages=packages, lm=ready.lm)
+            state = StateFile(writer.path.with_suffix(".state"), key, packages=packages, lm=ready.lm)
             if options.fresh and options.shards == 1:
                 remove_portions(options.output, record.id)
             if not resumed:
@@ -137,7 +137,7 @@ class _Run:
     options: RunOptions
     writer: RecordWriter
     clock: Clock
-    state: Checkpoint
+    state: StateFile
     measuring: Measuring
     hashes: Mapping[str, str]
 

@@ -142,7 +142,7 @@ def test_a_run_does_not_go_on_with_an_editor_file_that_was_changed(
     mine.write_text(Path(nudge).read_text())
     stop = [3]
 
-    def keep(self: states.Checkpoint, state: schedule.Begun) -> None:
+    def keep(self: states.StateFile, state: schedule.Begun) -> None:
         self._newest = state
         self.now()
         stop[0] -= 1
@@ -150,7 +150,7 @@ def test_a_run_does_not_go_on_with_an_editor_file_that_was_changed(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(states.Checkpoint, "keep", keep)
+        patch.setattr(states.StateFile, "keep", keep)
         assert call(out, str(mine)).code == 130
     mine.write_text(mine.read_text().replace("self.scale * left", "3 * self.scale * left"))
     assert call(out, str(mine)).code == 0

@@ -19,7 +19,7 @@ from harness.editing.schedule import Begun
 from harness.errors import ModelError
 from harness.models.lm import LM
 from harness.patches.patch import patched, patched_rows, shareable
-from harness.runs.resume import Checkpoint, packages_of
+from harness.runs.resume import StateFile, packages_of
 from harness.studies.contract import checks
 from harness.studies.contract.checks import Candidate
 
@@ -273,7 +273,7 @@ def test_a_run_that_was_killed_goes_on_bitwise(candidate, name, tmp_path):
     tried = candidate(name, home(name, "gpt2"))
     first = Begun(1, tried.method.edit(tried.lm, tried.edits[:1]), range(1))
     packages = packages_of(tried.method)
-    state = Checkpoint(tmp_path / "x.state", "key", packages=packages, lm=tried.lm, every=0)
+    state = StateFile(tmp_path / "x.state", "key", packages=packages, lm=tried.lm, every=0)
     state.keep(first)
     again = state.read()
     assert again is not None

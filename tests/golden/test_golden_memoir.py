@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from editors import memoir
-from editors.memoir import Memoir, State
+from editors.memoir import Memoir, MemoirState
 from harness.editing.edit import Edit
 from harness.models.lm import LM
 from harness.patches.patch import Patch, Step, patched
@@ -46,12 +46,12 @@ class Theirs:
         own |= {"threshold": said["irr_threshold"], "feature": said["prompt_feature_agg"]}
         return Memoir(layer=LAYER, routing="pass", weight_decay=1e-5, contexts=tuple(said["templates"]), **own)
 
-    def states(self, monkeypatch: Any) -> list[State]:
+    def states(self, monkeypatch: Any) -> list[MemoirState]:
         """Our states after each edit, with their permutation, background and denominators."""
         method, states, memory = self.method(), [], None
         begun, settled, background = Memoir.begun, memoir._settled, self.given["background"].mean(0)
 
-        def begin(own: Memoir, lm: LM) -> State:
+        def begin(own: Memoir, lm: LM) -> MemoirState:
             state = begun(own, lm)
             side = replace(state.side, permutation=self.given["permutation"])
             return replace(state, side=replace(side, background=background) if side.background.any() else side)

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from editors import wise
-from editors.wise import SideMemories, State, Wise
+from editors.wise import SideMemories, Wise, WiseState
 from harness.editing.edit import Edit
 from harness.methods.supervised_tokens import SupervisedTokens
 from harness.models.lm import LM
@@ -65,7 +65,7 @@ class Theirs:
     def delta(self, edit: str) -> Tensor:
         return self.tensors[f"{self.stem}/{edit}/delta"]
 
-    def states(self, monkeypatch: Any, *, padding: bool, **changed: Any) -> list[State]:
+    def states(self, monkeypatch: Any, *, padding: bool, **changed: Any) -> list[WiseState]:
         """Our states after each edit, with their masks and unrelated texts; ``losses`` are filled."""
         method, states, memory = self.method(**changed), [], None
         masks, at = self.tensors, lambda count: count // self.said["save_freq"]
@@ -189,7 +189,7 @@ def test_losses_are_theirs(theirs, close, monkeypatch):
     assert nll == pytest.approx(told["ft_loss"], rel=COARSE.get(theirs.variant, 1e-9), abs=1e-6)
 
 
-def routed(theirs: Theirs, states: Sequence[State], distance: Any) -> list[tuple[Tensor, bool]]:
+def routed(theirs: Theirs, states: Sequence[WiseState], distance: Any) -> list[tuple[Tensor, bool]]:
     """For each probe: log-probabilities of the next token, and whether all positions were routed alike."""
     lm, found = theirs.lm, []
     side = replace(states[-1].side, distance=distance)

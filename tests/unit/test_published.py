@@ -17,7 +17,7 @@ from harness.exam import data
 from harness.exam.canonical import CanonicalSet
 from harness.methods.finetuning import CANONICAL
 from harness.studies.sweeps.ball import in_ball
-from harness.studies.sweeps.cells import Cell, average, averages, find_cell, model_tables
+from harness.studies.sweeps.cells import SweepCell, average, averages, find_cell, model_tables
 from harness.studies.sweeps.draws import PUBLISHED, block
 from harness.studies.sweeps.published import (
     ensemble,
@@ -114,7 +114,7 @@ def ball_name(ball: float) -> str:
 # --- GPT-J ------------------------------------------------------------------------------------------------------------
 
 
-def gptj(plots: Path) -> list[Cell]:
+def gptj(plots: Path) -> list[SweepCell]:
     return finetuned(plots / "workshop-gptj") + ensemble(plots / "workshop-gptj" / "intervention.jsonl")
 
 

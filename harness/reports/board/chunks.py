@@ -14,7 +14,7 @@ from typing import Any
 from harness.io.files import json_sha256
 from harness.reports.cells import (
     BoardRow,
-    Measured,
+    MeasuredCell,
     MeasuredSection,
     Metric,
     brackets,
@@ -115,7 +115,7 @@ def _row(row: BoardRow, metrics: Sequence[Metric], whose: Whose) -> Json:
     }
 
 
-def _cell(cell: Measured, metric: Metric) -> list[Any]:
+def _cell(cell: MeasuredCell, metric: Metric) -> list[Any]:
     """Text, difference and interval in words; value and its ends, n; difference, its ends, p; marks, or the reason.
 
     A cell without a value is a dash and the reason.
@@ -141,7 +141,7 @@ def _cell(cell: Measured, metric: Metric) -> list[Any]:
     ]
 
 
-def _marks(cell: Measured, metric: Metric) -> int:
+def _marks(cell: MeasuredCell, metric: Metric) -> int:
     way = verdict((cell.measure or {}).get("difference") or {}, metric.higher_is_better)
     return BEST * cell.best + BETTER * (way == "better") + WORSE * (way == "worse") + AT_CHANCE * cell.at_chance
 

@@ -16,7 +16,7 @@ from harness.exam.numbers import TaskValues
 from harness.reports.board.cards import card_of
 from harness.reports.board.chunks import Whose, chunks_of, section_head, section_slug
 from harness.reports.board.figures import figures_of
-from harness.reports.board.index import Source
+from harness.reports.board.index import RecordSource
 from harness.reports.board.pages import Pages, script_of
 from harness.reports.board.record_view import record_view
 from harness.reports.cells import (
@@ -76,7 +76,7 @@ class Family:
     figures: list[Json]
 
 
-def make_family(sources: Sequence[Source], pages: Pages, published: Sequence[PublishedValue] = ()) -> Family:
+def make_family(sources: Sequence[RecordSource], pages: Pages, published: Sequence[PublishedValue] = ()) -> Family:
     """Read the records of a family, and write their pages and the data of their tables.
 
     Args:
@@ -99,7 +99,7 @@ def make_family(sources: Sequence[Source], pages: Pages, published: Sequence[Pub
     return Family(heads, [_record_line(record) for record in records], lines, figures)
 
 
-def _read(source: Source, pages: Pages, figures: list[Json]) -> Record:
+def _read(source: RecordSource, pages: Pages, figures: list[Json]) -> Record:
     """A record, its page written, without what no table shows: a family can have thousands."""
     record, given = _looked_at(source)
     pages.record(record_view(record, given), source)
@@ -119,7 +119,7 @@ def _read(source: Source, pages: Pages, figures: list[Json]) -> Record:
     )
 
 
-def _looked_at(source: Source) -> tuple[Record, Mapping[str, str]]:
+def _looked_at(source: RecordSource) -> tuple[Record, Mapping[str, str]]:
     """A record whose numbers are those of its documents, and who gave it."""
     if source.given:
         from harness.reports.submissions import read_submission

@@ -18,9 +18,9 @@ from harness.io.files import values_path
 __all__ = [
     "MARK",
     "SUBMISSION",
-    "Index",
     "MadeFamily",
-    "Source",
+    "RecordSource",
+    "SiteIndex",
     "code_sha256",
     "read_index",
     "sources_of",
@@ -36,7 +36,7 @@ _ROOMS = ("harness/reports", "harness/exam", "harness/runs", "editors")
 
 
 @dataclass(frozen=True)
-class Source:
+class RecordSource:
     """A record on disk.
 
     Attributes:
@@ -68,7 +68,7 @@ class MadeFamily:
 
 
 @dataclass
-class Index:
+class SiteIndex:
     """What a site was made from.
 
     Attributes:
@@ -82,7 +82,7 @@ class Index:
     families: dict[str, MadeFamily] = field(default_factory=dict)
 
 
-def sources_of(paths: Sequence[Path]) -> list[Source]:
+def sources_of(paths: Sequence[Path]) -> list[RecordSource]:
     """Records with the sha256 of their files, of which each folder is listed once.
 
     Of the file of edits the name and the size stand for the contents. A submission is known by all of its files.
@@ -102,7 +102,7 @@ def _patches(folder: Path) -> dict[str, list[Path]]:
     return found
 
 
-def _source(path: Path, patches: Sequence[Path]) -> Source:
+def _source(path: Path, patches: Sequence[Path]) -> RecordSource:
     found = hashlib.sha256()
     given = (path.parent / SUBMISSION).is_file()
     if given:
@@ -113,7 +113,7 @@ def _source(path: Path, patches: Sequence[Path]) -> Source:
         found.update(f"{len(content)} ".encode() + content)
     for patch in patches:
         found.update(f"{patch.name} {patch.stat().st_size}".encode())
-    return Source(path, found.hexdigest(), tuple(patches), given)
+    return RecordSource(path, found.hexdigest(), tuple(patches), given)
 
 
 def code_sha256(*others: Path) -> str:
@@ -135,7 +135,7 @@ def _code_files() -> Iterable[Path]:
     yield from (path for path in TASKS.rglob("*") if path.suffix in (".md", ".yaml"))
 
 
-def read_index(folder: Path, code: str) -> Index:
+def read_index(folder: Path, code: str) -> SiteIndex:
     """The index of a site; an empty one where there is none, or other code made it.
 
     Args:
@@ -146,12 +146,12 @@ def read_index(folder: Path, code: str) -> Index:
         said = json.loads((folder / MARK).read_text(encoding="utf-8"))
         if said["code"] == code:
             records = {sha: (one[0], one[1]) for sha, one in said["records"].items()}
-            return Index(code, records, {key: MadeFamily(**one) for key, one in said["families"].items()})
+            return SiteIndex(code, records, {key: MadeFamily(**one) for key, one in said["families"].items()})
     except (OSError, ValueError, LookupError, TypeError):
         pass
-    return Index(code)
+    return SiteIndex(code)
 
 
-def write_index(index: Index, folder: Path) -> None:
+def write_index(index: SiteIndex, folder: Path) -> None:
     """Write an index into the folder of its site."""
     (folder / MARK).write_text(json.dumps(asdict(index), separators=(",", ":")) + "\n", encoding="utf-8")

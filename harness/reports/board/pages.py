@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from harness.reports.board.cards import markdown_html
-from harness.reports.board.index import Source
+from harness.reports.board.index import RecordSource
 from harness.reports.board.record_view import RecordView
 from harness.reports.board.sample_view import samples_view
 
@@ -87,7 +87,7 @@ class Pages:
         root = "../" * name.count("/")
         self.write(name, self._environment.get_template(f"{template}.html").render(root=root, page=template, **context))
 
-    def record(self, view: RecordView, source: Source) -> None:
+    def record(self, view: RecordView, source: RecordSource) -> None:
         """Write the page of a record, and copy what lies beside it and is offered.
 
         Args:

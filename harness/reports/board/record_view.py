@@ -21,7 +21,7 @@ from harness.reports.cells import (
 from harness.reports.table import AT_CHANCE, MISSING
 from harness.runs.record import Record, record_name
 
-__all__ = ["Line", "RecordView", "Stop", "record_view"]
+__all__ = ["Line", "RecordView", "StopView", "record_view"]
 
 Json = dict[str, Any]
 
@@ -58,7 +58,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Stop:
+class StopView:
     """What was measured after so many edits."""
 
     edits: int
@@ -91,7 +91,7 @@ class RecordView:
     title: str
     subtitle: str
     facts: Mapping[str, str]
-    stops: tuple[Stop, ...]
+    stops: tuple[StopView, ...]
     command: str | None
     plan: Mapping[str, str]
     hyperparameters: Mapping[str, str]
@@ -155,9 +155,9 @@ def _facts(record: Record) -> Iterator[tuple[str, str]]:
         yield "collapse", ", ".join(f"{wire} after {edits} edits" for wire, edits in record.collapse.items())
 
 
-def _stop(record: Record, edits: int) -> Stop:
+def _stop(record: Record, edits: int) -> StopView:
     lines = [line for task in _tasks(record, edits) for line in _lines(record, edits, task)]
-    return Stop(edits, tuple(sorted(lines, key=lambda line: not line.shown)))
+    return StopView(edits, tuple(sorted(lines, key=lambda line: not line.shown)))
 
 
 def _tasks(record: Record, edits: int) -> list[str]:

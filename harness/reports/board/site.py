@@ -17,9 +17,9 @@ from harness.io.nobody import tell_nobody
 from harness.reports.board.index import (
     MARK,
     SUBMISSION,
-    Index,
     MadeFamily,
-    Source,
+    RecordSource,
+    SiteIndex,
     code_sha256,
     read_index,
     sources_of,
@@ -138,16 +138,16 @@ def _require_free(to: Path) -> None:
         raise UsageError(f"{to}: holds something that is no board; give --to a new folder")
 
 
-def _stands(old: Index, key: str, members: Sequence[Source]) -> bool:
+def _stands(old: SiteIndex, key: str, members: Sequence[RecordSource]) -> bool:
     """Whether an earlier site has a family as it is."""
     return key in old.families and old.families[key].members == [one.sha256 for one in members]
 
 
-def _families(sources: Sequence[Source], old: Index) -> tuple[dict[str, list[Source]], Index]:
+def _families(sources: Sequence[RecordSource], old: SiteIndex) -> tuple[dict[str, list[RecordSource]], SiteIndex]:
     """The records of each family, and a new index without the families; what the old one knows is not read."""
-    families: dict[str, list[Source]] = {}
-    first: dict[str, Source] = {}
-    new = Index(old.code)
+    families: dict[str, list[RecordSource]] = {}
+    first: dict[str, RecordSource] = {}
+    new = SiteIndex(old.code)
     for one in sources:
         if one.sha256 in new.records:
             continue
@@ -187,7 +187,7 @@ class _FamilyJob:
         published: values of papers.
     """
 
-    members: Sequence[Source]
+    members: Sequence[RecordSource]
     folder: Path
     published: tuple[PublishedValue, ...]
 
@@ -234,11 +234,11 @@ def _each_made(jobs: Mapping[str, _FamilyJob], crew: Crew | None) -> Iterator[tu
 
 
 def _write(
-    families: Mapping[str, Sequence[Source]],
+    families: Mapping[str, Sequence[RecordSource]],
     made: Mapping[str, MadeFamily],
     *,
-    old: Index,
-    new: Index,
+    old: SiteIndex,
+    new: SiteIndex,
     place: tuple[Path, Path],
 ) -> None:
     """Complete a site of which the families that changed were made.

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from harness.io.spreadsheet import cell_text, csv_rows
-from harness.reports.export import Asked, Export
-from harness.reports.tidy import TABLES, Column, rows_of_table
+from harness.reports.export import Export, ExportRequest
+from harness.reports.tidy import TABLES, TidyColumn, rows_of_table
 from harness.runs.record import Record
 
 __all__ = ["CsvTables"]
@@ -19,7 +19,7 @@ class CsvTables(Export):
 
     name: ClassVar[str] = "csv"
 
-    def write(self, records: Sequence[Record], folder: Path, asked: Asked) -> None:
+    def write(self, records: Sequence[Record], folder: Path, asked: ExportRequest) -> None:
         """The tables; a value that is missing is an empty cell."""
         for table, columns in TABLES.items():
             with (folder / f"{table}.csv").open("w", encoding="utf-8", newline="") as file:
@@ -31,7 +31,7 @@ class CsvTables(Export):
                 )
 
 
-def _cell_of(column: Column) -> Callable[[Any], object]:
+def _cell_of(column: TidyColumn) -> Callable[[Any], object]:
     if column.kind == "text":
         return cell_text
     if column.kind == "truth":

@@ -18,7 +18,7 @@ from uuid import UUID
 
 from harness.exam.statistics import Ratio
 from harness.reports.asked_and_said import AskedAndSaid, asked_and_said
-from harness.reports.export import Asked, Export, plain_text
+from harness.reports.export import Export, ExportRequest, plain_text
 from harness.reports.metric_facts import scale
 from harness.reports.model_names import PROJECT, is_public, model_parts
 from harness.reports.tidy import document_metrics
@@ -39,7 +39,7 @@ class EveryEvalEver(Export):
 
     name: ClassVar[str] = "eee"
 
-    def write(self, records: Sequence[Record], folder: Path, asked: Asked) -> None:
+    def write(self, records: Sequence[Record], folder: Path, asked: ExportRequest) -> None:
         """The files, in the folders of the project's datastore; the same record has the same names each time."""
         for record in records:
             for point in record.points:
@@ -49,7 +49,7 @@ class EveryEvalEver(Export):
 class _Evaluation:
     """A record after so many edits."""
 
-    def __init__(self, record: Record, edits: int, asked: Asked) -> None:
+    def __init__(self, record: Record, edits: int, asked: ExportRequest) -> None:
         self.record, self.edits, self.asked = record, edits, asked
         self.developer, self.model = model_parts(record)
         self.model_id = f"{self.developer}/{self.model}"

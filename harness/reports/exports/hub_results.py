@@ -15,7 +15,7 @@ import yaml
 
 from harness.errors import UsageError
 from harness.reports.cells import brackets, number
-from harness.reports.export import Asked, Export
+from harness.reports.export import Export, ExportRequest
 from harness.runs.record import Record, record_name
 
 __all__ = ["HubResults"]
@@ -30,7 +30,7 @@ class HubResults(Export):
 
     name: ClassVar[str] = "hf"
 
-    def write(self, records: Sequence[Record], folder: Path, asked: Asked) -> None:
+    def write(self, records: Sequence[Record], folder: Path, asked: ExportRequest) -> None:
         """The files; a headline without a value has none."""
         _require_repositories(asked)
         for record in records:
@@ -43,7 +43,7 @@ class HubResults(Export):
             )
 
 
-def _require_repositories(asked: Asked) -> None:
+def _require_repositories(asked: ExportRequest) -> None:
     if not asked.hub:
         raise UsageError("hf: a page shows results of data sets on the Hub; say --hub-dataset TASK=OWNER/NAME")
     for task, repository in asked.hub.items():
@@ -60,7 +60,7 @@ def _require_one_model(record: Record) -> None:
         )
 
 
-def _write_point(record: Record, edits: int, *, folder: Path, asked: Asked) -> None:
+def _write_point(record: Record, edits: int, *, folder: Path, asked: ExportRequest) -> None:
     for task, repository in asked.hub.items():
         entry = _entry(record, edits, task=task, repository=repository)
         if entry is not None:

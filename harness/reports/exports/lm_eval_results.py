@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 from lm_eval.utils import hash_string, sanitize_model_name, sanitize_task_name
 
 from harness.reports.asked_and_said import AskedAndSaid, asked_and_said
-from harness.reports.export import Asked, Export
+from harness.reports.export import Export, ExportRequest
 from harness.reports.standard_error import standard_error
 from harness.runs.record import Record, record_name
 
@@ -32,7 +32,7 @@ class LmEvalResults(Export):
 
     name: ClassVar[str] = "lm-eval"
 
-    def write(self, records: Sequence[Record], folder: Path, asked: Asked) -> None:
+    def write(self, records: Sequence[Record], folder: Path, asked: ExportRequest) -> None:
         """The files; a metric without a value is left out of the results and named under ``without_value``."""
         date = datetime.fromtimestamp(asked.when, timezone.utc).strftime("%Y-%m-%dT%H-%M-%S.%f")
         for record in records:
@@ -159,7 +159,7 @@ def _edited(record: Record, edits: int) -> Json:
 # --- samples ----------------------------------------------------------------------------------------------------------
 
 
-def _samples(record: Record, edits: int, asked: Asked) -> dict[str, str]:
+def _samples(record: Record, edits: int, asked: ExportRequest) -> dict[str, str]:
     """lm-eval's name of a task -> its lines, where samples are kept."""
     found: dict[str, list[str]] = {}
     said = asked_and_said(asked.samples.get(record.id), edits) if asked.documents != "none" else {}

@@ -7,8 +7,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from harness.reports.export import Asked, Export
-from harness.reports.tidy import TABLES, Column, rows_of_table
+from harness.reports.export import Export, ExportRequest
+from harness.reports.tidy import TABLES, TidyColumn, rows_of_table
 from harness.runs.record import Record
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class ParquetTables(Export):
 
     name: ClassVar[str] = "parquet"
 
-    def write(self, records: Sequence[Record], folder: Path, asked: Asked) -> None:
+    def write(self, records: Sequence[Record], folder: Path, asked: ExportRequest) -> None:
         """The tables; a value that is missing is null."""
         import pyarrow
         from pyarrow import parquet
@@ -38,7 +38,7 @@ class ParquetTables(Export):
                     file.write_table(pyarrow.Table.from_pylist(group, schema))
 
 
-def _schema(columns: Sequence[Column]) -> pyarrow.Schema:
+def _schema(columns: Sequence[TidyColumn]) -> pyarrow.Schema:
     import pyarrow
 
     kinds = {

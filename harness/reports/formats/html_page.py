@@ -7,7 +7,7 @@ from html import escape
 from typing import ClassVar
 
 from harness.reports.registry import Format
-from harness.reports.table import Cell, Footnotes, Page, Row, Table
+from harness.reports.table import Footnotes, Page, Table, TableCell, TableRow
 
 __all__ = ["HtmlPage"]
 
@@ -68,12 +68,12 @@ def _table(table: Table) -> Iterator[str]:
     yield from (f"<small>{escape(text)}</small>" for text in table.notes)
 
 
-def _row(row: Row, notes: Footnotes) -> str:
+def _row(row: TableRow, notes: Footnotes) -> str:
     opening = "<tr>" if row.kind == "plain" else f'<tr class="{row.kind}">'
     return opening + "".join(_cell(cell, notes) for cell in row.cells) + "</tr>"
 
 
-def _cell(cell: Cell, notes: Footnotes) -> str:
+def _cell(cell: TableCell, notes: Footnotes) -> str:
     if cell.note is not None:
         return f'<td data-v="">{escape(cell.text)}<sup>{notes.mark(cell.note)}</sup></td>'
     text = escape(cell.text)

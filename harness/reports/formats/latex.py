@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import ClassVar
 
 from harness.reports.registry import Format
-from harness.reports.table import AT_CHANCE, MISSING, Cell, Footnotes, Page, Row, Table, caption
+from harness.reports.table import AT_CHANCE, MISSING, Footnotes, Page, Table, TableCell, TableRow, caption
 
 __all__ = ["Latex"]
 
@@ -72,13 +72,13 @@ def _table(table: Table, title: str) -> Iterator[str]:
     yield "\\end{table}"
 
 
-def _row(row: Row, notes: Footnotes) -> Iterator[str]:
+def _row(row: TableRow, notes: Footnotes) -> Iterator[str]:
     if row.kind == "total":
         yield "\\midrule"
     yield " & ".join(_cell(cell, notes) for cell in row.cells) + r" \\"
 
 
-def _cell(cell: Cell, notes: Footnotes) -> str:
+def _cell(cell: TableCell, notes: Footnotes) -> str:
     if cell.note is not None:
         return rf"{_escape(cell.text)}${{}}^{{{notes.mark(cell.note)}}}$"
     text = rf"\textbf{{{_escape(cell.text)}}}" if cell.best else _set(cell.text)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import ClassVar
 
 from harness.reports.registry import Format
-from harness.reports.table import Cell, Footnotes, Page, Table
+from harness.reports.table import Footnotes, Page, Table, TableCell
 
 __all__ = ["Markdown"]
 
@@ -59,7 +59,7 @@ def _row(cells: Iterable[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _cell(cell: Cell, notes: Footnotes) -> str:
+def _cell(cell: TableCell, notes: Footnotes) -> str:
     text = _escape(cell.text)
     if cell.note is not None:
         return f"{text}<sup>{notes.mark(cell.note)}</sup>"

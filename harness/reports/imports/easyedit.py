@@ -14,7 +14,7 @@ from harness.errors import DataError
 from harness.exam.data import read_jsonl
 from harness.reports.foreign_files import Once, all_files, mean_answer, model_name, read_json, require_shape
 from harness.reports.importing import Reader, Told
-from harness.reports.published_runs import Exam, Origin, PublishedRun, Scores, one_line_name
+from harness.reports.published_runs import Origin, PublishedExam, PublishedRun, Scores, one_line_name
 
 __all__ = ["EasyEdit"]
 
@@ -148,11 +148,11 @@ def _published(run: _Run, cases: _Cases) -> PublishedRun:
     )
 
 
-def _exam(after: Scores) -> Exam:
+def _exam(after: Scores) -> PublishedExam:
     directions: dict[str, bool | None] = dict.fromkeys(after, True)
     directions["fluency"] = None
     asked = tuple(sorted(metric for metric in after if metric.startswith(("portability_", "locality_"))))
-    return Exam("efficacy", directions, shown=asked)
+    return PublishedExam("efficacy", directions, shown=asked)
 
 
 def _protocol(editor: str, cases: _Cases) -> str:

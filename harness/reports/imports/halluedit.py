@@ -16,7 +16,7 @@ from harness.exam.data import read_jsonl
 from harness.exam.statistics import Ratio
 from harness.reports.foreign_files import Once, all_files, model_name, read_json, require_shape
 from harness.reports.importing import Reader, Told
-from harness.reports.published_runs import Exam, Origin, PublishedRun, Scores, one_line_name
+from harness.reports.published_runs import Origin, PublishedExam, PublishedRun, Scores, one_line_name
 
 __all__ = ["HalluEditBench"]
 
@@ -62,14 +62,14 @@ PROTOCOLS: Mapping[str, str] = {
 }
 """Editors that the authors' program asks otherwise."""
 _RELEASED = ("generalization_released",)
-EXAM = Exam(
+EXAM = PublishedExam(
     headline="efficacy",
     directions=dict.fromkeys(
         [*(metric for question, metric in METRICS.items() if question not in HOPS), "generalization", *_RELEASED], True
     ),
     shown=("generalization", *_RELEASED, "yes", "no", "multiple_choice", "reversed"),
 )
-HOPS_EXAM = Exam(
+HOPS_EXAM = PublishedExam(
     headline="efficacy", directions=dict.fromkeys(["efficacy", *HOPS.values()], True), shown=tuple(HOPS.values())
 )
 

@@ -16,7 +16,7 @@ from harness.exam.data import read_jsonl
 from harness.exam.statistics import Ratio
 from harness.reports.foreign_files import all_files, read_json, require_shape
 from harness.reports.importing import Reader, Told
-from harness.reports.published_runs import Exam, PublishedRun, Scores, one_line_name
+from harness.reports.published_runs import PublishedExam, PublishedRun, Scores, one_line_name
 
 __all__ = ["LmEval"]
 
@@ -177,12 +177,12 @@ def _require_same_documents(found: _Found, base: _Found) -> None:
             )
 
 
-def _exam(task: str, found: _Found) -> Exam:
+def _exam(task: str, found: _Found) -> PublishedExam:
     said = found.results.get("higher_is_better", {}).get(task, {})
     metrics = [*found.scores.get(task, {}), *found.plain.get(task, {})]
     directions = {metric: said.get(metric.partition(",")[0]) for metric in metrics}
     usual = next((name for name in ("acc_norm", "acc", "exact_match", "f1") if name in metrics), metrics[0])
-    return Exam(usual, directions, shown=tuple(metric for metric in metrics if metric != usual))
+    return PublishedExam(usual, directions, shown=tuple(metric for metric in metrics if metric != usual))
 
 
 def _notes(told: Told, base: _Found | None) -> tuple[str, ...]:

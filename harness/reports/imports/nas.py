@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from harness.errors import DataError
 from harness.exam.data import read_jsonl
-from harness.reports.case_files import Case, case_scores, edit_set_of, exam_of, protocol_of, simple_settings
+from harness.reports.case_files import CaseFile, case_scores, edit_set_of, exam_of, protocol_of, simple_settings
 from harness.reports.foreign_files import Once, model_name, read_json, require_shape
 from harness.reports.importing import Reader, Told
 from harness.reports.published_runs import PublishedRun, Scores, one_line_name
@@ -73,11 +73,11 @@ def _count(file: Path) -> int:
     return int(found[1])
 
 
-def _cases(file: Path) -> list[tuple[Case, str]]:
-    once, found = Once(), list[tuple[Case, str]]()
+def _cases(file: Path) -> list[tuple[CaseFile, str]]:
+    once, found = Once(), list[tuple[CaseFile, str]]()
     for number, row in enumerate(read_jsonl(file), start=1):
         where = f"{file}, row {number}"
-        require_shape(Case, row, where=where, what="NAS's checkpoints")
+        require_shape(CaseFile, row, where=where, what="NAS's checkpoints")
         once(row["case_id"], where, f"case {row['case_id']}")
         found.append((row, where))  # type: ignore[arg-type]
     return found

@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import ClassVar
 
 from harness.errors import DataError
-from harness.reports.case_files import Case, case_scores, edit_set_of, exam_of, protocol_of, simple_settings
+from harness.reports.case_files import CaseFile, case_scores, edit_set_of, exam_of, protocol_of, simple_settings
 from harness.reports.foreign_files import Once, model_name, read_json, require_shape
 from harness.reports.importing import Reader, Told
 from harness.reports.published_runs import PublishedRun, one_line_name
@@ -17,7 +17,7 @@ from harness.reports.published_runs import PublishedRun, one_line_name
 __all__ = ["RomeCases"]
 
 _File = re.compile(r"(?:\d+_edits-)?case_(\d+)\.json")
-_Cases = list[tuple[Case, Path]]
+_Cases = list[tuple[CaseFile, Path]]
 
 
 class RomeCases(Reader):
@@ -48,7 +48,7 @@ def _read(files: Sequence[Path]) -> _Cases:
     once, found = Once(), []
     for file in sorted(files, key=lambda file: (int(_File.fullmatch(file.name)[1]), file.name)):  # type: ignore[index]
         case = read_json(file)
-        require_shape(Case, case, where=str(file), what="ROME's, MEMIT's or AlphaEdit's results")
+        require_shape(CaseFile, case, where=str(file), what="ROME's, MEMIT's or AlphaEdit's results")
         once(case["case_id"], str(file), f"case {case['case_id']}")
         found.append((case, file))
     _require_one_run(found)
@@ -94,7 +94,7 @@ def _run(folder: Path, cases: _Cases, told: Told) -> PublishedRun:
     )
 
 
-def _made(cases: Sequence[Case], told: Told) -> tuple[str, int, int | None]:
+def _made(cases: Sequence[CaseFile], told: Told) -> tuple[str, int, int | None]:
     """How edits were made, how many of them each answer was given after, and how many at a time.
 
     MEMIT's program asks about a group of cases and takes its edits back; AlphaEdit's asks about all cases at the end,

@@ -13,7 +13,7 @@ from harness.exam.data import read_yaml
 from harness.io.schema import Count
 from harness.reports.foreign_files import model_name, read_json, require_shape
 from harness.reports.importing import Reader, Told
-from harness.reports.published_runs import Exam, PublishedRun, one_line_name
+from harness.reports.published_runs import PublishedExam, PublishedRun, one_line_name
 
 __all__ = ["UltraEdit"]
 
@@ -80,7 +80,7 @@ def _run(file: Path, told: Told) -> PublishedRun:
         mode=told.mode or "sequential",
         batch_size=size,
         protocol=PROTOCOL,
-        exams={edit_set: Exam("efficacy", dict.fromkeys(means, True))},
+        exams={edit_set: PublishedExam("efficacy", dict.fromkeys(means, True))},
         scores={},
         plain={size * turns: {edit_set: means}},
         settings={key: value for key, value in editor.items() if isinstance(value, bool | int | float)},

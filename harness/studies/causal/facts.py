@@ -18,11 +18,11 @@ from harness.exam import data
 from harness.exam.knowledge import Known, Report, continuations, says
 from harness.models.lm import LM
 
-__all__ = ["Asked", "Fact", "Skipped", "known_facts", "read_facts", "tokenise_fact"]
+__all__ = ["FactTokens", "Skipped", "TracedFact", "known_facts", "read_facts", "tokenise_fact"]
 
 
 @dataclass(frozen=True)
-class Fact:
+class TracedFact:
     """What is true, and a prompt that asks for it.
 
     Attributes:
@@ -40,14 +40,14 @@ class Fact:
     start: int | None = None
 
     @classmethod
-    def of(cls, edit: Edit) -> Fact:
+    def of(cls, edit: Edit) -> TracedFact:
         """The fact that an edit changes: its prompt, and what was true before."""
         start = None if edit.subject is None else edit.begins
         return cls(edit.id, edit.text, edit.subject, edit.target_old, start)
 
 
 @dataclass(frozen=True)
-class Asked:
+class FactTokens:
     """A fact in tokens.
 
     Attributes:
@@ -57,7 +57,7 @@ class Asked:
         target: the tokens that are explained.
     """
 
-    fact: Fact
+    fact: TracedFact
     prompt: tuple[int, ...]
     span: tuple[int, int]
     target: tuple[int, ...]
@@ -78,12 +78,12 @@ class Skipped:
         detail: what was found in this one.
     """
 
-    fact: Fact
+    fact: TracedFact
     reason: str
     detail: str
 
 
-def read_facts(path: Path) -> list[Fact]:
+def read_facts(path: Path) -> list[TracedFact]:
     """The facts of a file: a JSON array or JSON lines, such as ROME's ``known_1000.json``.
 
     Rows hold ``prompt`` (with ``{}`` or the subject written out), ``subject`` and ``attribute`` (or ``target_old``);
@@ -106,7 +106,7 @@ def read_facts(path: Path) -> list[Fact]:
     return found
 
 
-def _fact(row: dict[str, Any], place: int) -> Fact:
+def _fact(row: dict[str, Any], place: int) -> TracedFact:
     def text(*names: str) -> str | None:
         return next((row[name] for name in names if isinstance(row.get(name), str) and row[name].strip()), None)
 
@@ -115,10 +115,10 @@ def _fact(row: dict[str, Any], place: int) -> Fact:
     answer = text("attribute", "target_old")
     start = prompt.index("{}") if subject and "{}" in prompt else None
     whole = prompt.replace("{}", subject, 1) if subject else prompt
-    return Fact(identity, whole, subject, answer.strip() if answer else None, start)
+    return TracedFact(identity, whole, subject, answer.strip() if answer else None, start)
 
 
-def tokenise_fact(lm: LM, fact: Fact) -> Asked | Skipped:
+def tokenise_fact(lm: LM, fact: TracedFact) -> FactTokens | Skipped:
     """A fact in the model's tokens, prompt and object tokenised apart, or why that cannot be."""
     if not fact.subject:
         return Skipped(fact, "no subject", "the row names no subject")
@@ -129,15 +129,15 @@ def tokenise_fact(lm: LM, fact: Fact) -> Asked | Skipped:
         target = lm.continuation(fact.prompt, f" {fact.object}")
     except DataError as error:
         return Skipped(fact, "subject not found", str(error))
-    asked = Asked(fact, tuple(lm.encode(fact.prompt)), span, tuple(target))
+    asked = FactTokens(fact, tuple(lm.encode(fact.prompt)), span, tuple(target))
     if len(asked.ids) > lm.context:
         return Skipped(fact, "too long", f"{len(asked.ids)} tokens; the model takes {lm.context}")
     return asked
 
 
 def known_facts(
-    lm: LM, asked: Sequence[Asked], *, which: Known, new_tokens: int, report: Report, budget: int = 4096
-) -> Iterator[Asked | Skipped]:
+    lm: LM, asked: Sequence[FactTokens], *, which: Known, new_tokens: int, report: Report, budget: int = 4096
+) -> Iterator[FactTokens | Skipped]:
     """The facts that the model knows, and those that it does not, in their order.
 
     Args:

@@ -23,9 +23,9 @@ from transformers.cache_utils import Cache, DynamicCache
 from harness.models.activations import at_least_float32, first_output, run_only_at, with_first
 from harness.models.cache_layers import RepeatableLayer
 from harness.models.lm import LM
-from harness.studies.causal.facts import Asked
+from harness.studies.causal.facts import FactTokens
 
-__all__ = ["Kind", "Overwriting", "Pass", "Restorer"]
+__all__ = ["ForwardPass", "Kind", "Overwriting", "Restorer"]
 
 Kind = Literal["mlp", "attn", "block"]
 """Whose output is overwritten: the feed-forward module, the attention module, or the whole block (hidden state)."""
@@ -50,7 +50,7 @@ class Overwriting:
 
 
 @dataclass(frozen=True, eq=False)
-class Pass:
+class ForwardPass:
     """A forward pass over rows of one length, and all of it that others start from.
 
     Attributes:
@@ -85,7 +85,7 @@ class Pass:
         """The number of tokens of a row."""
         return self.ids.shape[1]
 
-    def select(self, rows: Sequence[int]) -> Pass:
+    def select(self, rows: Sequence[int]) -> ForwardPass:
         """Some of the rows."""
         entered, wrote, keys, values = (
             [tensor[list(rows)] for tensor in kind] for kind in (self.entered, self.wrote, self.keys, self.values)
@@ -93,7 +93,7 @@ class Pass:
         ids, target, noise, probability = (
             tensor[list(rows)] for tensor in (self.ids, self.target, self.noise, self.probability)
         )
-        return Pass(ids, target, noise, self.noised, entered, wrote, keys, values, probability)
+        return ForwardPass(ids, target, noise, self.noised, entered, wrote, keys, values, probability)
 
 
 class _Front(RepeatableLayer):  # type: ignore[no-untyped-call]
@@ -153,7 +153,7 @@ class Restorer:
         self._calls_of: dict[tuple[int, int], list[_Call]] = {}
         self._by_blocks: bool | None = None
 
-    def observe(self, asked: Sequence[Asked], noise: Tensor, noised: int) -> Pass:
+    def observe(self, asked: Sequence[FactTokens], noise: Tensor, noised: int) -> ForwardPass:
         """Run the model on texts of one length, with noise on the embedding of each.
 
         Args:
@@ -179,9 +179,11 @@ class Restorer:
             logits = self._logits(batch.ids, target.shape[1], past_key_values=cache, use_cache=True)
         keys, values = ([getattr(layer, kind) for layer in cache.layers] for kind in ("keys", "values"))
         probability = _likelihood(logits, target).exp()
-        return Pass(batch.ids, target, noise, noised, entered, wrote, keys, values, probability)
+        return ForwardPass(batch.ids, target, noise, noised, entered, wrote, keys, values, probability)
 
-    def probabilities(self, start: Pass, values: Sequence[Tensor], overwritings: Sequence[Overwriting]) -> Tensor:
+    def probabilities(
+        self, start: ForwardPass, values: Sequence[Tensor], overwritings: Sequence[Overwriting]
+    ) -> Tensor:
         """The probability of the target under each overwriting, in each row, ``[overwritings, rows]``, float64.
 
         Args:
@@ -199,13 +201,13 @@ class Restorer:
                 found.update(zip(portion, log_p.exp(), strict=True))
         return torch.stack([found[one] for one in seen])
 
-    def _seen(self, start: Pass, one: Overwriting) -> Overwriting:
+    def _seen(self, start: ForwardPass, one: Overwriting) -> Overwriting:
         """What of an overwriting can be seen, where nothing reads the last block's output in front of the answer."""
         if one.stop > start.columns - start.target.shape[1]:
             return one
         return replace(one, layers=range(one.layers.start, min(one.layers.stop, len(self._blocks) - 1)))
 
-    def _can_by_blocks(self, start: Pass, values: Sequence[Tensor], overwritings: Sequence[Overwriting]) -> bool:
+    def _can_by_blocks(self, start: ForwardPass, values: Sequence[Tensor], overwritings: Sequence[Overwriting]) -> bool:
         """Whether the blocks by themselves give the numbers of the whole model, tried on some of the overwritings."""
         able = [one for one in overwritings if self._seen(start, one).layers]
         # A patch with hooks follows the tokens of every pass, and is told of whole rows only.
@@ -227,7 +229,7 @@ class Restorer:
         pairs = ((log_p, wanted[one]) for group, found in ours for one, log_p in zip(group, found, strict=True))
         return all(bool((a - b).abs().max() <= loose) for a, b in pairs)
 
-    def _alike(self, start: Pass, overwritings: Sequence[Overwriting]) -> Iterator[list[Overwriting]]:
+    def _alike(self, start: ForwardPass, overwritings: Sequence[Overwriting]) -> Iterator[list[Overwriting]]:
         """Portions of overwritings of the same columns, lowest layers first, each within the budget (or one alone)."""
         same: dict[tuple[int, int], list[Overwriting]] = defaultdict(list)
         for one in sorted(overwritings, key=lambda one: (one.layers.start, one.layers.stop)):
@@ -236,7 +238,7 @@ class Restorer:
             size = max(1, self.budget // (start.rows * (start.columns - column)))
             yield from (members[i : i + size] for i in range(0, len(members), size))
 
-    def _mixed(self, start: Pass, overwritings: Sequence[Overwriting]) -> Iterator[list[Overwriting]]:
+    def _mixed(self, start: ForwardPass, overwritings: Sequence[Overwriting]) -> Iterator[list[Overwriting]]:
         """Portions within the budget (or one alone)."""
         size = max(1, self.budget // (start.rows * start.columns))
         yield from (list(overwritings[i : i + size]) for i in range(0, len(overwritings), size))
@@ -244,14 +246,16 @@ class Restorer:
     # --- the blocks by themselves
 
     def _upwards(
-        self, start: Pass, values: Sequence[Tensor], overwritings: Sequence[Overwriting]
+        self, start: ForwardPass, values: Sequence[Tensor], overwritings: Sequence[Overwriting]
     ) -> Iterator[tuple[list[Overwriting], Tensor]]:
         """Portions of distinct overwritings, and their log-likelihoods ``[overwritings, rows]``."""
         left = self._left(start, values, overwritings)
         for portion in self._alike(start, overwritings):
             yield portion, self._together(start, values, left, portion)
 
-    def _left(self, start: Pass, values: Sequence[Tensor], overwritings: Sequence[Overwriting]) -> dict[int, Tensor]:
+    def _left(
+        self, start: ForwardPass, values: Sequence[Tensor], overwritings: Sequence[Overwriting]
+    ) -> dict[int, Tensor]:
         """What leaves the first block of each overwriting, by layer, ``[rows, columns, d]``.
 
         All columns are overwritten at once: inside a block attention alone looks at other columns, and what it looks at
@@ -271,7 +275,7 @@ class Restorer:
         return found
 
     def _together(
-        self, start: Pass, values: Sequence[Tensor], left: dict[int, Tensor], group: Sequence[Overwriting]
+        self, start: ForwardPass, values: Sequence[Tensor], left: dict[int, Tensor], group: Sequence[Overwriting]
     ) -> Tensor:
         """The log-likelihoods ``[overwritings, rows]`` of distinct overwritings of the same columns."""
         column, stop, last = group[0].start, group[0].stop, len(self._blocks) - 1
@@ -309,7 +313,7 @@ class Restorer:
         place = {(branch.window.start, branch.window.stop): i for i, branch in enumerate(branches)}
         return found[[place[one.layers.start, one.layers.stop] for one in group]]
 
-    def _calls(self, start: Pass, column: int) -> list[_Call]:
+    def _calls(self, start: ForwardPass, column: int) -> list[_Call]:
         """What each block is given besides hidden states, for rows that go on at a column.
 
         Masks and positions; they depend on the numbers of columns alone, and broadcast over rows.
@@ -319,7 +323,7 @@ class Restorer:
             self._calls_of[shape] = self._recorded(start.select([0]), column)
         return self._calls_of[shape]
 
-    def _recorded(self, start: Pass, column: int) -> list[_Call]:
+    def _recorded(self, start: ForwardPass, column: int) -> list[_Call]:
         calls: list[_Call] = []
 
         def record(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -352,13 +356,13 @@ class Restorer:
     # --- the whole model
 
     def _through(
-        self, start: Pass, values: Sequence[Tensor], overwritings: Sequence[Overwriting]
+        self, start: ForwardPass, values: Sequence[Tensor], overwritings: Sequence[Overwriting]
     ) -> Iterator[tuple[list[Overwriting], Tensor]]:
         """Portions of overwritings, and their log-likelihoods ``[overwritings, rows]``."""
         for portion in self._mixed(start, overwritings):
             yield portion, self._through_all(start, values, portion)
 
-    def _through_all(self, start: Pass, values: Sequence[Tensor], group: Sequence[Overwriting]) -> Tensor:
+    def _through_all(self, start: ForwardPass, values: Sequence[Tensor], group: Sequence[Overwriting]) -> Tensor:
         """The log-likelihoods ``[overwritings, rows]`` by the whole model, for those that do more between blocks."""
         ids, answer = start.ids.repeat(len(group), 1), start.target.repeat(len(group), 1)
         with ExitStack() as stack:
@@ -422,7 +426,7 @@ def _rows(hidden: Tensor, group: int | None, rows: int) -> Tensor:
     return hidden[:0] if group is None else hidden[group * rows : (group + 1) * rows]
 
 
-def _front(start: Pass, column: int) -> Cache | None:
+def _front(start: ForwardPass, column: int) -> Cache | None:
     """What attention sees in front of a column; nothing where that is the first."""
     if column == 0:
         return None

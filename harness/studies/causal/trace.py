@@ -26,8 +26,8 @@ from harness.exam.span_scores import wide_head
 from harness.io.nobody import tell_nobody
 from harness.models.lm import LM
 from harness.patches.delta import double
-from harness.studies.causal.facts import Asked, Fact, Skipped, known_facts, tokenise_fact
-from harness.studies.causal.restore import Kind, Overwriting, Pass, Restorer
+from harness.studies.causal.facts import FactTokens, Skipped, TracedFact, known_facts, tokenise_fact
+from harness.studies.causal.restore import ForwardPass, Kind, Overwriting, Restorer
 
 __all__ = [
     "CONSTANTS",
@@ -140,7 +140,7 @@ class Traced:
             of a layer, without noise, ``[layers]`` (Hase et al., representation zeroing); NaN where ``clean`` is 0.
     """
 
-    fact: Fact
+    fact: TracedFact
     tokens: tuple[str, ...]
     span: tuple[int, int]
     answer: str
@@ -188,14 +188,14 @@ class Selection:
         sigma: the standard deviation of the noise.
     """
 
-    asked: tuple[Asked, ...]
+    asked: tuple[FactTokens, ...]
     skipped: tuple[Skipped, ...]
     sigma: float
 
 
 def trace_facts(
     lm: LM,
-    facts: Sequence[Fact | Edit],
+    facts: Sequence[TracedFact | Edit],
     settings: TraceSettings = PRESETS["hase"],
     *,
     progress: Report = tell_nobody,
@@ -261,7 +261,11 @@ def layer_windows(width: int, layers: int) -> list[range]:
 
 
 def select_facts(
-    lm: LM, facts: Sequence[Fact | Edit], settings: TraceSettings = PRESETS["hase"], *, progress: Report = tell_nobody
+    lm: LM,
+    facts: Sequence[TracedFact | Edit],
+    settings: TraceSettings = PRESETS["hase"],
+    *,
+    progress: Report = tell_nobody,
 ) -> Selection:
     """Find the subjects, leave out what the model does not know, and decide how strong the noise is.
 
@@ -276,17 +280,17 @@ def select_facts(
         DataError: no fact can be looked at; says why not.
     """
     require_traceable(lm, settings)
-    seen = [tokenise_fact(lm, Fact.of(fact) if isinstance(fact, Edit) else fact) for fact in facts]
-    able = [one for one in seen if isinstance(one, Asked)]
+    seen = [tokenise_fact(lm, TracedFact.of(fact) if isinstance(fact, Edit) else fact) for fact in facts]
+    able = [one for one in seen if isinstance(one, FactTokens)]
     skipped = [one for one in seen if isinstance(one, Skipped)]
     if not able:
         why = f"; the first: {skipped[0].detail}" if skipped else ""
         raise DataError(f"none of {len(seen)} facts can be traced{why}; give facts with a subject and what is true")
     sigma = noise_scale(lm, settings, [str(one.fact.subject) for one in able])
-    asked: list[Asked] = []
+    asked: list[FactTokens] = []
     for one in known_facts(lm, able, which=settings.known, new_tokens=settings.new_tokens, report=progress):
-        wanted = _explained(lm, one, settings) if isinstance(one, Asked) else one
-        if isinstance(wanted, Asked):
+        wanted = _explained(lm, one, settings) if isinstance(one, FactTokens) else one
+        if isinstance(wanted, FactTokens):
             asked.append(wanted)
         else:
             skipped.append(wanted)
@@ -294,7 +298,7 @@ def select_facts(
     return Selection(tuple(asked), tuple(sorted(skipped, key=lambda one: order[one.fact.id])), sigma)
 
 
-def _explained(lm: LM, asked: Asked, settings: TraceSettings) -> Asked | Skipped:
+def _explained(lm: LM, asked: FactTokens, settings: TraceSettings) -> FactTokens | Skipped:
     """The fact with the tokens that are explained, if they are probable enough."""
     if settings.answer == "object" and settings.threshold == 0:
         return asked
@@ -385,7 +389,7 @@ def side_by_side(selection: Selection, settings: TraceSettings, *, layers: int, 
     return list(_alike(selection.asked, settings.samples + 1, budget // layers))
 
 
-def _alike(asked: Sequence[Asked], rows: int, budget: int) -> Iterator[list[int]]:
+def _alike(asked: Sequence[FactTokens], rows: int, budget: int) -> Iterator[list[int]]:
     """Portions of facts of one shape, within the budget (or one alone); ``rows`` for each."""
     same: dict[tuple[int, int, tuple[int, int]], list[int]] = defaultdict(list)
     for i, one in enumerate(asked):
@@ -396,7 +400,7 @@ def _alike(asked: Sequence[Asked], rows: int, budget: int) -> Iterator[list[int]
 
 
 def _traced(
-    lm: LM, together: Sequence[Asked], sigma: float, settings: TraceSettings, restorer: Restorer
+    lm: LM, together: Sequence[FactTokens], sigma: float, settings: TraceSettings, restorer: Restorer
 ) -> list[Traced]:
     (begin, end), prompt, layers = together[0].span, len(together[0].prompt), lm.arch.layers
     rows, count = settings.samples + 1, len(together)
@@ -417,7 +421,7 @@ def _traced(
 
 
 def _result(
-    lm: LM, asked: Asked, settings: TraceSettings, clean: float, low: float, found: Tensor, removed: Tensor
+    lm: LM, asked: FactTokens, settings: TraceSettings, clean: float, low: float, found: Tensor, removed: Tensor
 ) -> Traced:
     begin = asked.span[0]
     restored = torch.cat([torch.full((begin, found.shape[1]), low, dtype=torch.float64), found])
@@ -434,7 +438,7 @@ def _noise(lm: LM, settings: TraceSettings, width: int, sigma: float) -> Tensor:
     return rows.to(lm.device, next(lm.module(lm.arch.embedding).parameters()).dtype)
 
 
-def _removed(restorer: Restorer, clean: Pass, windows: Sequence[range], span: tuple[int, int]) -> Tensor:
+def _removed(restorer: Restorer, clean: ForwardPass, windows: Sequence[range], span: tuple[int, int]) -> Tensor:
     """The share of the clean probability that zeros at the subject take, ``[layers, facts]``."""
     zeroed = [torch.zeros_like(wrote[:1]) for wrote in clean.wrote]
     found = restorer.probabilities(clean, zeroed, [Overwriting(*span, window) for window in windows])

@@ -15,7 +15,7 @@ import numpy as np
 from harness.errors import DataError, UsageError
 from harness.reports.curves import COLOURS, MARKERS, save_figure
 from harness.studies.causal.trace import Traced
-from harness.studies.causal.tracing import Study
+from harness.studies.causal.tracing import TracingStudy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,7 +32,7 @@ _LINES = {
 }
 
 
-def draw_traces(studies: Sequence[Study], what: str, *, path: Path, fact: str | None = None) -> None:
+def draw_traces(studies: Sequence[TracingStudy], what: str, *, path: Path, fact: str | None = None) -> None:
     """Draw studies of one model into a file.
 
     Args:
@@ -53,34 +53,34 @@ def draw_traces(studies: Sequence[Study], what: str, *, path: Path, fact: str | 
     save_figure(lambda: _figure(studies, what, fact), path)
 
 
-def _figure(studies: Sequence[Study], what: str, fact: str | None) -> Figure:
+def _figure(studies: Sequence[TracingStudy], what: str, fact: str | None) -> Figure:
     if what == "fact":
         return _of_fact(studies, fact)
     return _by_layer(studies) if what == "layers" else _by_role(studies)
 
 
-def _label(study: Study, studies: Sequence[Study]) -> str:
+def _label(study: TracingStudy, studies: Sequence[TracingStudy]) -> str:
     settings = study.record["plan"]["settings"]
     width = settings["window"]
     facts = f", {_facts(study)}" if _several(studies) else ""
     return f"{_NAMES[settings['kind']]}, {'one layer' if width == 1 else f'{width} layers'}{facts}"
 
 
-def _about(studies: Sequence[Study]) -> str:
+def _about(studies: Sequence[TracingStudy]) -> str:
     name = str(studies[0].record["model"]["name"])
     return name if _several(studies) else f"{name}, {_facts(studies[0])}"
 
 
-def _facts(study: Study) -> str:
+def _facts(study: TracingStudy) -> str:
     return f"{study.record['facts']['traced']} facts of {Path(study.record['plan']['edits']).name}"
 
 
-def _several(studies: Sequence[Study]) -> bool:
+def _several(studies: Sequence[TracingStudy]) -> bool:
     """Whether they are of several sets of facts."""
     return len({_facts(study) for study in studies}) > 1
 
 
-def _by_layer(studies: Sequence[Study]) -> Figure:
+def _by_layer(studies: Sequence[TracingStudy]) -> Figure:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(3.3 * len(_LINES), 3.7), layout="constrained")
@@ -117,7 +117,7 @@ def _ticks(axis: Axes, layers: int) -> None:
     axis.set_xticks(range(0, layers, step), [str(layer) for layer in range(0, layers, step)], fontsize=7)
 
 
-def _by_role(studies: Sequence[Study]) -> Figure:
+def _by_role(studies: Sequence[TracingStudy]) -> Figure:
     tables = []
     for study in studies:
         rows = [[e["value"] for e in found["effects"]] for found in study.record["roles"].values()]
@@ -127,7 +127,7 @@ def _by_role(studies: Sequence[Study]) -> Figure:
     return _maps(studies, tables, names, f"Average indirect effect: {_about(studies)}", "p restored - p with noise")
 
 
-def _of_fact(studies: Sequence[Study], identity: str | None) -> Figure:
+def _of_fact(studies: Sequence[TracingStudy], identity: str | None) -> Figure:
     one = _find(studies[0], identity)
     found = [_find(study, one.fact.id) for study in studies]
     if any((each.fact, each.tokens) != (one.fact, one.tokens) for each in found):
@@ -140,7 +140,7 @@ def _of_fact(studies: Sequence[Study], identity: str | None) -> Figure:
     return _maps(studies, tables, names, f"{title}\n{note}   (* subject)", "p restored - p with noise")
 
 
-def _find(study: Study, identity: str | None) -> Traced:
+def _find(study: TracingStudy, identity: str | None) -> Traced:
     for one in study.traced:
         if identity is None or one.fact.id == identity:
             return one
@@ -149,7 +149,7 @@ def _find(study: Study, identity: str | None) -> Traced:
 
 
 def _maps(
-    studies: Sequence[Study], tables: Sequence[np.ndarray[Any, Any]], names: Sequence[str], title: str, unit: str
+    studies: Sequence[TracingStudy], tables: Sequence[np.ndarray[Any, Any]], names: Sequence[str], title: str, unit: str
 ) -> Figure:
     """A map for each study, rows from top to bottom; negative effects are drawn as none, missing ones grey."""
     from matplotlib.figure import Figure

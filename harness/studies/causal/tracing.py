@@ -40,7 +40,7 @@ from harness.runs.crew.dispatch import run_cells
 from harness.runs.identity import record_id
 from harness.runs.loaded import kept_model
 from harness.runs.versions import versions
-from harness.studies.causal.facts import Fact, Skipped, read_facts
+from harness.studies.causal.facts import Skipped, TracedFact, read_facts
 from harness.studies.causal.trace import (
     ROLES,
     Selection,
@@ -58,8 +58,8 @@ from harness.studies.causal.trace import (
 __all__ = [
     "KNOWN_1000",
     "SCHEMA",
-    "Study",
     "TracePlan",
+    "TracingStudy",
     "facts_of",
     "read_study",
     "run_traces",
@@ -108,7 +108,7 @@ class TracePlan:
 
 
 @dataclass(frozen=True, eq=False)
-class Study:
+class TracingStudy:
     """What a study found.
 
     Attributes:
@@ -123,7 +123,7 @@ class Study:
 Report = Callable[[str, int, int], None]
 
 
-def facts_of(plan: TracePlan) -> list[Fact]:
+def facts_of(plan: TracePlan) -> list[TracedFact]:
     """The facts that a plan names.
 
     Raises:
@@ -132,7 +132,7 @@ def facts_of(plan: TracePlan) -> list[Fact]:
     path = _file(plan)
     if path is None:
         return [
-            Fact.of(edit)
+            TracedFact.of(edit)
             for edit in tasks.read_edits(plan.edits, data_dir=plan.data_dir, split=plan.split, count=plan.num_edits)
         ]
     found = read_facts(path)
@@ -163,7 +163,7 @@ def run_traces(
     budget: int = 4096,
     lm: LM | None = None,
     crew: Crew = ALONE,
-) -> Iterator[Study]:
+) -> Iterator[TracingStudy]:
     """Carry out studies that differ in the kind and the window alone; the record of each is on disk when it is yielded.
 
     Args:
@@ -202,13 +202,13 @@ def run_traces(
 def _one(
     plan: TracePlan,
     lm: LM,
-    facts: Sequence[Fact],
+    facts: Sequence[TracedFact],
     chosen: Selection,
     folder: Path,
     fresh: bool,
     report: Report,
     budget: int,
-) -> Study:
+) -> TracingStudy:
     begun = _Begun.of(plan, lm, facts, chosen=chosen, folder=folder, fresh=fresh)
     try:
         for one in trace_each(lm, chosen, plan.settings, budget=budget, done=tuple(begun.done)):
@@ -242,7 +242,7 @@ class _Begun:
 
     @classmethod
     def of(
-        cls, plan: TracePlan, lm: LM, facts: Sequence[Fact], *, chosen: Selection, folder: Path, fresh: bool
+        cls, plan: TracePlan, lm: LM, facts: Sequence[TracedFact], *, chosen: Selection, folder: Path, fresh: bool
     ) -> _Begun:
         """A study, with what an earlier one of the same plan found.
 
@@ -270,10 +270,10 @@ class _Begun:
         report(_said(self.plan), len(self.done), len(self.chosen.asked))
         self.writer.now_and_then()
 
-    def study(self) -> Study:
+    def study(self) -> TracingStudy:
         """The whole, which is written."""
         self.writer.write(complete=True)
-        return Study(self.writer.record, tuple(_from_row(self.done[one.fact.id]) for one in self.chosen.asked))
+        return TracingStudy(self.writer.record, tuple(_from_row(self.done[one.fact.id]) for one in self.chosen.asked))
 
 
 # --- by a crew --------------------------------------------------------------------------------------------------------
@@ -311,7 +311,9 @@ def _traced_portion(job: _Portion, report: Report) -> list[Json]:
     return [_row(one) for one in found]
 
 
-def _by_crew(begun: Sequence[_Begun], job: _Portion, crew: Crew, *, layers: int, report: Report) -> Iterator[Study]:
+def _by_crew(
+    begun: Sequence[_Begun], job: _Portion, crew: Crew, *, layers: int, report: Report
+) -> Iterator[TracingStudy]:
     """Studies whose facts are traced side by side; each is yielded as soon as it is whole.
 
     Args:
@@ -403,7 +405,7 @@ def study_name(record: Json) -> str:
     return "--".join(re.sub(r"[^A-Za-z0-9+._]+", "-", part).strip("-.") for part in parts)
 
 
-def _new(plan: TracePlan, lm: LM, facts: Sequence[Fact], chosen: Selection) -> Json:
+def _new(plan: TracePlan, lm: LM, facts: Sequence[TracedFact], chosen: Selection) -> Json:
     settings = plan.settings
     counts = {reason: list(group) for reason, group in groupby(sorted(chosen.skipped, key=_reason), key=_reason)}
     text = json.dumps([asdict(fact) for fact in facts], sort_keys=True, ensure_ascii=False)
@@ -490,7 +492,7 @@ def _from_row(row: Json) -> Traced:
     front = [[row["low"]] * layers for _ in range(begin)]
     removed = [math.nan if value is None else value for value in row["removed"]]
     return Traced(
-        Fact(**row["fact"]),
+        TracedFact(**row["fact"]),
         tuple(row["tokens"]),
         (begin, end),
         row["answer"],
@@ -568,7 +570,7 @@ def _estimate(rows: Sequence[Ratio]) -> Json:
 # --- reading and showing ----------------------------------------------------------------------------------------------
 
 
-def read_study(path: Path) -> Study:
+def read_study(path: Path) -> TracingStudy:
     """The study in a file, with what lies beside it.
 
     Raises:
@@ -588,7 +590,7 @@ def read_study(path: Path) -> Study:
         raise DataError(f"{path}: record schema 1, this version reads {SCHEMA}; repeat the study")
     if record.get("schema") != SCHEMA or values.get("id") != record["id"]:
         raise DataError(f"{path}: of another version, or not of the values beside it; repeat the study")
-    return Study(record, tuple(_from_row(row) for row in values["facts"]))
+    return TracingStudy(record, tuple(_from_row(row) for row in values["facts"]))
 
 
 def _json(path: Path, content: bytes) -> Any:

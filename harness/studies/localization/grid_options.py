@@ -9,7 +9,7 @@ from typing import Any
 from harness.errors import UsageError, near
 from harness.studies.causal.trace import PRESETS
 from harness.studies.causal.variants import noise
-from harness.studies.localization.localize import METHODS, Grid, Method
+from harness.studies.localization.localize import METHODS, Grid, LocalizedEditor
 from harness.studies.localization.problems import PROBLEMS, PUBLISHED, Problem, problem_named
 
 __all__ = ["QUIRKS", "grid"]
@@ -82,7 +82,7 @@ def grid(
     changed: dict[str, Any] = {quirk: "released" for quirk in _OF_PROBLEMS if quirk in quirks}
     return Grid(
         model=model, edits=edits, look_at=look_at, facts=facts, split=split, data_dir=data_dir,
-        problems=_problems(problems), methods=tuple(map(Method.parse, _names(methods))),
+        problems=_problems(problems), methods=tuple(map(LocalizedEditor.parse, _names(methods))),
         layers=None if layers is None else tuple(layers), settings=dict(settings or {}), trace=tracing,
         asked=replace(PUBLISHED, samples=forcing_samples, **noised, **changed), essence=essence,
         perplexity="released" if "perplexity" in quirks else "plain", seed=seed, dtype=dtype, text=text,

@@ -53,8 +53,8 @@ from harness.studies.causal import trace
 from harness.studies.localization.problems import (
     PROBLEMS,
     PUBLISHED,
-    Case,
     Posed,
+    PosedEdit,
     Problem,
     ProblemSettings,
     SubjectNoise,
@@ -72,8 +72,8 @@ __all__ = [
     "METHODS",
     "SCORES",
     "Grid",
-    "Method",
-    "Study",
+    "LocalizationStudy",
+    "LocalizedEditor",
     "open_study",
     "require_enough_facts",
     "run_grid",
@@ -100,7 +100,7 @@ _LEAST_FACTS = 3
 
 
 @dataclass(frozen=True)
-class Method:
+class LocalizedEditor:
     """An editor and how many layers it edits together.
 
     Attributes:
@@ -112,7 +112,7 @@ class Method:
     window: int = 1
 
     @classmethod
-    def parse(cls, text: str) -> Method:
+    def parse(cls, text: str) -> LocalizedEditor:
         """``rome@1`` or ``rome``.
 
         Raises:
@@ -162,7 +162,7 @@ class Grid:
     split: str = "test"
     data_dir: str = "mini"
     problems: tuple[Problem, ...] = PROBLEMS
-    methods: tuple[Method, ...] = tuple(map(Method.parse, METHODS))
+    methods: tuple[LocalizedEditor, ...] = tuple(map(LocalizedEditor.parse, METHODS))
     layers: tuple[int, ...] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     trace: trace.TraceSettings = trace.PRESETS["hase"]
@@ -187,7 +187,7 @@ class Grid:
 
 
 @dataclass(eq=False)
-class Study:
+class LocalizationStudy:
     """What is known of a study so far.
 
     Attributes:
@@ -221,7 +221,7 @@ class Study:
         content = json.dumps(body, separators=(",", ":"), allow_nan=False).encode()
         files.write_whole(self.path, gzip.compress(content, mtime=0))
 
-    def block(self, problem: str, method: Method, layer: int) -> dict[str, list[float | None]]:
+    def block(self, problem: str, method: LocalizedEditor, layer: int) -> dict[str, list[float | None]]:
         """The scores of one cell of the grid, by fact.
 
         Args:
@@ -249,7 +249,7 @@ class _Kept(TypedDict):
     versions: dict[str, str]
 
 
-def open_study(grid: Grid, output: Path, fresh: bool = False) -> Study:
+def open_study(grid: Grid, output: Path, fresh: bool = False) -> LocalizationStudy:
     """The file of a study: as far as an earlier run came, or empty.
 
     Args:
@@ -265,11 +265,11 @@ def open_study(grid: Grid, output: Path, fresh: bool = False) -> Study:
     name = grid.model.rstrip("/").rpartition("/")[2]
     path = output / f"localize--{name}--{grid.id[:8]}.json.gz"
     if fresh or not path.exists():
-        return Study(path, grid.to_json())
+        return LocalizationStudy(path, grid.to_json())
     try:
         kept = parsed(gzip.decompress(path.read_bytes()))
         checked(_Kept, kept)
-        return Study(path, **kept)
+        return LocalizationStudy(path, **kept)
     except (OSError, EOFError, ValueError, TypeError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read ({error}); start anew with --fresh") from error
 
@@ -299,7 +299,7 @@ def run_grid(
     report: Report = tell_nobody,
     lm: LM | None = None,
     crew: Crew = ALONE,
-) -> Study:
+) -> LocalizationStudy:
     """Carry out a study; its file is on disk when this returns, and as far as it came when this raises.
 
     Args:
@@ -377,13 +377,13 @@ class _Block:
     examples: tuple[str, ...]
     texts: Mapping[str, list[TokenisedEdit]]
     problem: Problem = "error_injection"
-    method: Method = field(default_factory=lambda: Method("rome"))
+    method: LocalizedEditor = field(default_factory=lambda: LocalizedEditor("rome"))
     layer: int = 0
     left: tuple[str, ...] = ()
 
 
 def _cells(
-    study: Study, job: _Block, ids: Mapping[Problem, Sequence[str]], layers: Sequence[int]
+    study: LocalizationStudy, job: _Block, ids: Mapping[Problem, Sequence[str]], layers: Sequence[int]
 ) -> list[Cell[_Block]]:
     """The cells of the grid that are not done.
 
@@ -403,7 +403,7 @@ def _cells(
     return found
 
 
-def _by_crew(study: Study, cells: Sequence[Cell[_Block]], crew: Crew, report: Report) -> None:
+def _by_crew(study: LocalizationStudy, cells: Sequence[Cell[_Block]], crew: Crew, report: Report) -> None:
     """Carry out cells of the grid, each written down as soon as it is known.
 
     Raises:
@@ -458,7 +458,7 @@ def _desk() -> _Desk:
     return _Desk()
 
 
-def _require_same(study: Study, grid: Grid, mine: Mapping[str, Any]) -> None:
+def _require_same(study: LocalizationStudy, grid: Grid, mine: Mapping[str, Any]) -> None:
     """See that what an earlier run left depends on the same: names stay when the content of a file changes."""
     said = {"sha256": f"weights of {grid.model}", "rows": f"rows of {grid.edits}", "editors": "files of editors"}
     # A study of before this was kept was made with editors that ship.
@@ -509,7 +509,7 @@ def _check_editors(lm: LM, grid: Grid, examples: Sequence[Example]) -> None:
         )
 
 
-def _built(lm: LM, grid: Grid, method: Method, problem: Problem, layer: int) -> Editor:
+def _built(lm: LM, grid: Grid, method: LocalizedEditor, problem: Problem, layer: int) -> Editor:
     """The editor of one cell of the grid."""
     recipe = compose(method.editor)
     own = settings_for(lm.name, recipe.cls.name, problem=problem, window=method.window)
@@ -530,7 +530,7 @@ def _mine(settings: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
     return found
 
 
-def _traced(lm: LM, grid: Grid, examples: Sequence[Example], study: Study, report: Report) -> list[Example]:
+def _traced(lm: LM, grid: Grid, examples: Sequence[Example], study: LocalizationStudy, report: Report) -> list[Example]:
     """The examples whose facts the model knows; their tracing effects go into the study."""
     by_id = {e.edit.id: e for e in examples}
     if not study.facts or not study.effects:
@@ -613,7 +613,7 @@ class _Problem:
     texts: Mapping[str, list[TokenisedEdit]]
     report: Report
 
-    def go(self, study: Study, layers: Sequence[int]) -> None:
+    def go(self, study: LocalizationStudy, layers: Sequence[int]) -> None:
         """All blocks of the grid that are not done, each portion written down as soon as it is known."""
         for method, layer in itertools.product(self.grid.methods, layers):
             block = study.block(self.posed.problem, method, layer)
@@ -622,7 +622,7 @@ class _Problem:
                 block.update(found)
                 study.save()
 
-    def block(self, method: Method, layer: int, left: Sequence[str]) -> Iterator[dict[str, Row]]:
+    def block(self, method: LocalizedEditor, layer: int, left: Sequence[str]) -> Iterator[dict[str, Row]]:
         """The scores of some facts in one cell of the grid, a portion at a time.
 
         Args:
@@ -681,7 +681,7 @@ class _Problem:
         """In how many rows an editor reads one edit: of gradient editors each has a noise of its own."""
         return self.grid.asked.samples if self.posed.noise and "batch_size" in settable(type(editor.root)) else 1
 
-    def _asked(self, case: Case) -> dict[str, list[TokenisedEdit]]:
+    def _asked(self, case: PosedEdit) -> dict[str, list[TokenisedEdit]]:
         """What is scored, by kind."""
         lm, found = self.lm, {}
         for kind, prompts in case.prompts.items():
@@ -690,7 +690,7 @@ class _Problem:
             ]
         return {**found, "essence": self.texts.get(case.edit.id, []), "true": self._true(case)}
 
-    def _true(self, case: Case) -> list[TokenisedEdit]:
+    def _true(self, case: PosedEdit) -> list[TokenisedEdit]:
         """The true object after the prompt, which an injected error is compared with."""
         if self.posed.problem != "error_injection":
             return []
@@ -745,7 +745,7 @@ class _Problem:
         before: Mapping[str, list[float]],
         after: Mapping[str, list[float]],
     ) -> list[float | None]:
-        """The scores of one edit and the probabilities behind them, as :class:`Study` holds them."""
+        """The scores of one edit and the probabilities behind them, as :class:`LocalizationStudy` holds them."""
         p = {kind: ([math.exp(v) for v in before[kind]], [math.exp(v) for v in after[kind]]) for kind in KINDS}
         found: list[float | None] = [
             mean([rewrite_score(b, a, self.posed.erases) for b, a in zip(*p[kind], strict=True)])

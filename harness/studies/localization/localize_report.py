@@ -17,10 +17,9 @@ from harness.errors import DataError
 from harness.io.files import write_whole
 from harness.reports.curves import save_figure
 from harness.reports.registry import find_format
-from harness.reports.table import Column, Data, Page, Section, Table, text_cells
-from harness.reports.table import Row as TableRow
+from harness.reports.table import Data, Page, Section, Table, TableColumn, TableRow, text_cells
 from harness.studies.causal.trace import concentrated
-from harness.studies.localization.localize import KINDS, SCORES, Study, require_enough_facts
+from harness.studies.localization.localize import KINDS, SCORES, LocalizationStudy, require_enough_facts
 from harness.studies.localization.regression import Correlation, Fit, regress
 from harness.studies.localization.success import overall
 
@@ -32,7 +31,7 @@ __all__ = [
     "METRICS",
     "PAPER",
     "VIEWS",
-    "Row",
+    "Regression",
     "View",
     "draw_localization",
     "few_layers",
@@ -153,7 +152,7 @@ _OTHERS_OF, _OTHERS = 27, 3  # of GPT-J's other layers, how many may reach half 
 
 
 @dataclass(frozen=True)
-class Row:
+class Regression:
     """One regression: a score of a method on a problem."""
 
     metric: str
@@ -164,7 +163,7 @@ class Row:
     view: View = VIEWS[0]
 
 
-def _values(study: Study, problem: str, method: str) -> list[tuple[str, int, list[float | None]]]:
+def _values(study: LocalizationStudy, problem: str, method: str) -> list[tuple[str, int, list[float | None]]]:
     """(fact, layer, scores) of the blocks of one method; nothing where a layer is missing or not whole."""
     found = []
     blocks = [study.blocks.get(f"{problem}/{method}/{layer}", {}) for layer in study.model.get("edited", [])]
@@ -186,7 +185,7 @@ def _score(metric: str, scores: Sequence[float | None]) -> float | None:
     return overall(scores[:used], metric == "overall_harmonic")
 
 
-def rows_of(study: Study) -> list[Row]:
+def rows_of(study: LocalizationStudy) -> list[Regression]:
     """The regressions of all problems and methods that are complete.
 
     Raises:
@@ -207,16 +206,16 @@ def rows_of(study: Study) -> list[Row]:
     return found
 
 
-def _row(study: Study, view: View, metric: str, problem: str, method: str) -> Row | None:
+def _row(study: LocalizationStudy, view: View, metric: str, problem: str, method: str) -> Regression | None:
     points = list(_points(study, view, metric, problem, method))
     if not points:
         return None
     scores, effects, layers, facts = (list(column) for column in zip(*points, strict=True))
-    return Row(metric, problem, method, regress(scores, effects, layers), len(set(facts)), view)
+    return Regression(metric, problem, method, regress(scores, effects, layers), len(set(facts)), view)
 
 
 def _points(
-    study: Study, view: View, metric: str, problem: str, method: str
+    study: LocalizationStudy, view: View, metric: str, problem: str, method: str
 ) -> Iterator[tuple[float, float, int, str]]:
     """(score, tracing effect, layer, fact) of each edit that has both."""
     effects = study.facts if view.effect is None else study.effects.get(view.effect, {})
@@ -227,7 +226,7 @@ def _points(
             yield score, effect[layer], layer, fact
 
 
-def _concentrated(study: Study) -> set[str]:
+def _concentrated(study: LocalizationStudy) -> set[str]:
     """The facts whose effect is concentrated."""
     others = few_layers(int(study.model["layers"]))
     return {fact for fact, effect in study.facts.items() if effect and concentrated(effect, others=others)}
@@ -258,14 +257,14 @@ def _p(value: float | None) -> str:
     return "<1e-4" if value < 1e-4 else f"{value:.4f}" if value < 1e-3 else f"{value:.3f}"
 
 
-def _cells(row: Row, published: bool) -> list[str]:
+def _cells(row: Regression, published: bool) -> list[str]:
     fit = row.fit
     found = [_number(v) for v in (fit.r2_layer, fit.r2_trace, fit.r2_both, fit.difference)]
     found += [_p(fit.p), str(row.facts)]
     return [*found, " / ".join(_published(row)) or "-"] if published else found
 
 
-def _published(row: Row) -> tuple[str, ...]:
+def _published(row: Regression) -> tuple[str, ...]:
     """What the paper has of the same regression; empty where it has none."""
     known = PAPER.get(row.metric, {}) if row.view == VIEWS[0] else {}
     known = _PAPER_CONCENTRATED if row.view.concentrated and row.metric == "rewrite" else known
@@ -283,7 +282,7 @@ def _head(published: bool) -> list[str]:
     return [*head, "paper, GPT-J (layer / trace / both / difference / p)"] if published else head
 
 
-def _sections(rows: Sequence[Row], published: bool) -> Iterator[Section]:
+def _sections(rows: Sequence[Regression], published: bool) -> Iterator[Section]:
     """A table each: what explains each score, then errors and correlations."""
     able = [row for row in rows if row.fit.reason is None]
     for view in VIEWS:
@@ -308,7 +307,7 @@ def _sections(rows: Sequence[Row], published: bool) -> Iterator[Section]:
 
 def _section(title: str, head: Sequence[str], body: Sequence[Sequence[str]], *, left: int) -> Section:
     """One table, whose first so many columns hold words."""
-    columns = tuple(Column((text,), left=place < left) for place, text in enumerate(head))
+    columns = tuple(TableColumn((text,), left=place < left) for place, text in enumerate(head))
     return Section(title, (Table("", columns, tuple(TableRow(text_cells(cells)) for cells in body)),))
 
 
@@ -320,7 +319,7 @@ def _correlation(found: Correlation) -> str:
     return "-" if found.r is None else f"{found.r:.2f} ({_p(found.p)})"
 
 
-def localize_page(study: Study, rows: Sequence[Row], published: bool = False) -> Page:
+def localize_page(study: LocalizationStudy, rows: Sequence[Regression], published: bool = False) -> Page:
     """All tables, with what was left out.
 
     Args:
@@ -336,7 +335,7 @@ def localize_page(study: Study, rows: Sequence[Row], published: bool = False) ->
     return Page(title, tuple(_introduction(study)), tuple(_sections(rows, published)), notes, _data(rows))
 
 
-def _data(rows: Sequence[Row]) -> Data:
+def _data(rows: Sequence[Regression]) -> Data:
     fields = ("facts_of", "metric", "problem", "method", "r2_layer", "r2_trace", "r2_both", "difference", "p", "facts")
     fits = ((row, row.fit) for row in rows)
     values = (
@@ -346,7 +345,7 @@ def _data(rows: Sequence[Row]) -> Data:
     return Data(fields, tuple(values))
 
 
-def _introduction(study: Study) -> list[str]:
+def _introduction(study: LocalizationStudy) -> list[str]:
     plan, known = study.plan, sum(effect is not None for effect in study.facts.values())
     lines = [
         f"{known} facts of {plan['edits']} that the model knows, edited at layers "
@@ -371,7 +370,7 @@ def _introduction(study: Study) -> list[str]:
 # --- figures ----------------------------------------------------------------------------------------------------------
 
 
-def draw_localization(study: Study, folder: Path) -> list[Path]:
+def draw_localization(study: LocalizationStudy, folder: Path) -> list[Path]:
     """The score by layer, and the score beside the tracing effect, as two files.
 
     Raises:
@@ -394,7 +393,7 @@ def _figure(rows: int, columns: int) -> tuple[Figure, list[list[Axes]]]:
     return figure, [list(line) for line in axes]
 
 
-def _by_layer(study: Study, problems: Sequence[str]) -> Figure:
+def _by_layer(study: LocalizationStudy, problems: Sequence[str]) -> Figure:
     """Mean and 95 % interval of each score by layer: a row a problem, a column a score, a line a method."""
     metrics = ("rewrite", "paraphrase", "neighborhood", "overall")
     figure, axes = _figure(len(problems), len(metrics))
@@ -411,7 +410,7 @@ def _by_layer(study: Study, problems: Sequence[str]) -> Figure:
     return figure
 
 
-def _line_of(axis: Axes, study: Study, metric: str, problem: str, method: str, place: int) -> None:
+def _line_of(axis: Axes, study: LocalizationStudy, metric: str, problem: str, method: str, place: int) -> None:
     points = list(_points(study, VIEWS[0], metric, problem, method))
     layers = sorted({layer for _, _, layer, _ in points})
     means, errors = [], []
@@ -426,7 +425,7 @@ def _line_of(axis: Axes, study: Study, metric: str, problem: str, method: str, p
         axis.errorbar(layers, means, errors, label=method, markersize=3.5, linewidth=1.2, capsize=2, **style)  # type: ignore[arg-type]
 
 
-def _by_effect(study: Study, problems: Sequence[str]) -> Figure:
+def _by_effect(study: LocalizationStudy, problems: Sequence[str]) -> Figure:
     """The rewrite score of each edit beside the tracing effect at its layer: a row a problem, a column a method."""
     methods = study.plan["methods"]
     figure, axes = _figure(len(problems), len(methods))
@@ -458,11 +457,11 @@ def _dress(axis: Axes, title: str, label: str) -> None:
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def _stem(study: Study) -> str:
+def _stem(study: LocalizationStudy) -> str:
     return study.path.name.removesuffix(".json.gz")
 
 
-def write_report(study: Study, published: bool = False) -> list[Path]:
+def write_report(study: LocalizationStudy, published: bool = False) -> list[Path]:
     """Tables and figures beside the study's file.
 
     Raises:

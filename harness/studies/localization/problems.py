@@ -49,8 +49,8 @@ from harness.studies.causal.trace import TraceSettings, layer_windows, noise_sca
 __all__ = [
     "PROBLEMS",
     "PUBLISHED",
-    "Case",
     "Posed",
+    "PosedEdit",
     "Problem",
     "ProblemSettings",
     "SubjectNoise",
@@ -119,7 +119,7 @@ PUBLISHED = ProblemSettings()
 
 
 @dataclass(frozen=True)
-class Case:
+class PosedEdit:
     """One edit of a problem, and the prompts after which its target's probability is looked at.
 
     Attributes:
@@ -143,7 +143,7 @@ class Posed:
     """
 
     problem: Problem
-    cases: tuple[Case, ...]
+    cases: tuple[PosedEdit, ...]
     skipped: Mapping[str, str]
     noise: SubjectNoise | None = None
 
@@ -412,13 +412,13 @@ def _next(logits: Tensor, draw: torch.Generator | None) -> list[int]:
     return drawn
 
 
-def _case(example: Example, problem: Problem, target: str, settings: ProblemSettings) -> Case:
+def _case(example: Example, problem: Problem, target: str, settings: ProblemSettings) -> PosedEdit:
     direction: Literal["erasure", "likelihood"] = "erasure" if problem == "fact_erasure" else "likelihood"
     edit = replace(example.edit, target=target, direction=direction)
     asked = {kind: tuple(p.prompt for p in example.of(kind)) for kind in ("paraphrase", "neighborhood")}
     if settings.probes == "released":
         asked = {kind: prompts[:1] for kind, prompts in asked.items()}
-    return Case(edit, {"rewrite": (edit.text,), **asked})
+    return PosedEdit(edit, {"rewrite": (edit.text,), **asked})
 
 
 # --- probabilities ----------------------------------------------------------------------------------------------------

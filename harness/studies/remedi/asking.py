@@ -16,11 +16,11 @@ from transformers import GenerationConfig
 
 from harness.errors import DataError
 from harness.exam.span_scores import wide_head
-from harness.models.activations import Row, at_least_float32, read_activations, row_portions
+from harness.models.activations import TokenRow, at_least_float32, read_activations, row_portions
 from harness.models.lm import LM
 from harness.patches.patch import Hook, Patch, Step, patched
 
-__all__ = ["Question", "hidden_states", "mention", "next_log_p", "sampled", "target_log_p"]
+__all__ = ["PatchedPrompt", "hidden_states", "mention", "next_log_p", "sampled", "target_log_p"]
 
 BUDGET = 4096
 """Tokens of one forward pass, padding included."""
@@ -29,14 +29,14 @@ TOP = 5
 
 
 @dataclass(frozen=True, eq=False)
-class Question:
+class PatchedPrompt:
     """A text that the model goes on from, under a patch."""
 
     text: str
     patch: Patch
 
 
-def next_log_p(lm: LM, questions: Sequence[Question], wanted: Sequence[Sequence[str]]) -> list[list[float]]:
+def next_log_p(lm: LM, questions: Sequence[PatchedPrompt], wanted: Sequence[Sequence[str]]) -> list[list[float]]:
     """The log-probabilities of the first tokens of some continuations.
 
     Args:
@@ -58,7 +58,7 @@ def next_log_p(lm: LM, questions: Sequence[Question], wanted: Sequence[Sequence[
     return [found[i] for i in range(len(questions))]
 
 
-def target_log_p(lm: LM, questions: Sequence[Question], targets: Sequence[str]) -> list[float]:
+def target_log_p(lm: LM, questions: Sequence[PatchedPrompt], targets: Sequence[str]) -> list[float]:
     """The log-probability of the whole of a continuation, each token after the right ones; arguments as above.
 
     Args:
@@ -84,7 +84,7 @@ def target_log_p(lm: LM, questions: Sequence[Question], targets: Sequence[str]) 
     return [found[i] for i in range(len(questions))]
 
 
-def sampled(lm: LM, questions: Sequence[Question], *, length: int, seed: int) -> list[str]:
+def sampled(lm: LM, questions: Sequence[PatchedPrompt], *, length: int, seed: int) -> list[str]:
     """The texts of the questions, each continued by sampling from the five most probable tokens.
 
     Args:
@@ -143,7 +143,7 @@ def hidden_states(lm: LM, places: Sequence[tuple[str, int]], layer: int) -> Tens
         layer: the block.
     """
     block = lm.arch.block(layer)
-    rows = [Row(tuple(_fits(lm, lm.encode(text))), at) for text, at in places]
+    rows = [TokenRow(tuple(_fits(lm, lm.encode(text))), at) for text, at in places]
     return read_activations(lm, rows, outputs=[block], budget=BUDGET).outputs[block]
 
 
@@ -170,12 +170,12 @@ def mention(lm: LM, text: str, *, entity: str, which: int) -> int:
 # --- rows under patches -----------------------------------------------------------------------------------------------
 
 
-def _read(question: Question) -> str:
+def _read(question: PatchedPrompt) -> str:
     """The text that the model reads: a patch may have a say in it."""
     return question.text if question.patch.prompt is None else question.patch.prompt(question.text)
 
 
-def _ids(lm: LM, question: Question) -> list[int]:
+def _ids(lm: LM, question: PatchedPrompt) -> list[int]:
     return _fits(lm, lm.encode(_read(question)))
 
 
@@ -196,7 +196,7 @@ def _first(lm: LM, prompt: str, text: str) -> int:
     return lm.continuation(prompt, _spaced(text))[0]
 
 
-def _portions(questions: Sequence[Question], lengths: Sequence[int]) -> Iterator[list[int]]:
+def _portions(questions: Sequence[PatchedPrompt], lengths: Sequence[int]) -> Iterator[list[int]]:
     """The rows of each forward pass: those whose patches can share one."""
     alike: dict[int, list[int]] = {}
     for i, one in enumerate(questions):

@@ -26,14 +26,14 @@ from harness.exam.text_metrics import consistency, entropy, words
 from harness.methods.value_cache import ValueCache, values_folder, values_from
 from harness.models.lm import LM
 from harness.patches.patch import Patch
-from harness.studies.remedi.asking import Question, next_log_p, sampled, target_log_p
-from harness.studies.remedi.entities import Case, in_context
+from harness.studies.remedi.asking import PatchedPrompt, next_log_p, sampled, target_log_p
+from harness.studies.remedi.entities import EntityCase, in_context
 from harness.studies.remedi.norms import feature_question
 
 __all__ = [
     "BASELINES",
+    "BenchMethod",
     "Found",
-    "Method",
     "bios",
     "compared",
     "correlation",
@@ -57,7 +57,7 @@ Report = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, eq=False)
-class Method:
+class BenchMethod:
     """An editor or a baseline.
 
     Attributes:
@@ -70,11 +70,11 @@ class Method:
     editor: Editor | None = None
     stand_ins: Mapping[str, str] = field(default_factory=dict)
 
-    def able(self, cases: Sequence[Case]) -> list[Case]:
+    def able(self, cases: Sequence[EntityCase]) -> list[EntityCase]:
         """The cases that it can be tried on."""
         return [case for case in cases if self.name != "replace" or self.stand_ins.get(case.id)]
 
-    def patches(self, lm: LM, cases: Sequence[Case], mention: int = 1) -> list[Patch]:
+    def patches(self, lm: LM, cases: Sequence[EntityCase], mention: int = 1) -> list[Patch]:
         """The patch of each case; an editor that can choose edits that mention of the entity.
 
         Args:
@@ -90,7 +90,7 @@ class Method:
         with values_from(ValueCache(values_folder())):
             return chosen.edit_each(lm, [case.edit for case in cases])
 
-    def text(self, case: Case, prompt: str) -> str:
+    def text(self, case: EntityCase, prompt: str) -> str:
         """What the model reads for a question."""
         if self.name == "prefix":
             return in_context(case.context, prompt)
@@ -113,8 +113,8 @@ def compared(new: float, true: float, cluster: str) -> dict[str, Ratio]:
 
 def facts(
     lm: LM,
-    method: Method,
-    cases: Sequence[Case],
+    method: BenchMethod,
+    cases: Sequence[EntityCase],
     *,
     fitted: TfidfVectorizer,
     references: Mapping[str, Sequence[str]],
@@ -145,7 +145,7 @@ def facts(
     _probabilities(lm, method, cases, patches, found)
     asked = [(case, patch, prompt) for case, patch in zip(cases, patches, strict=True) for prompt in _prompts(case)]
     said = sampled(
-        lm, [Question(method.text(case, prompt), patch) for case, patch, prompt in asked], length=length, seed=seed
+        lm, [PatchedPrompt(method.text(case, prompt), patch) for case, patch, prompt in asked], length=length, seed=seed
     )
     for (_, case), group in groupby(zip(asked, said, strict=True), key=lambda pair: (pair[0][0].id, pair[0][0])):
         texts = [text for _, text in group]
@@ -157,11 +157,11 @@ def facts(
     return found
 
 
-def _prompts(case: Case) -> Sequence[str]:
+def _prompts(case: EntityCase) -> Sequence[str]:
     return list(case.more.get("generation") or [case.prompt])
 
 
-def _note(found: Found, metric: str, case: Case, value: float) -> None:
+def _note(found: Found, metric: str, case: EntityCase, value: float) -> None:
     found.setdefault(metric, {})[case.id] = Ratio(value)
 
 
@@ -170,7 +170,9 @@ def _fluency(texts: Sequence[str]) -> float:
     return sum(values) / len(values) if values else math.nan
 
 
-def _probabilities(lm: LM, method: Method, cases: Sequence[Case], patches: Sequence[Patch], found: Found) -> None:
+def _probabilities(
+    lm: LM, method: BenchMethod, cases: Sequence[EntityCase], patches: Sequence[Patch], found: Found
+) -> None:
     asked = [
         (case, patch, kind, prompt)
         for case, patch in zip(cases, patches, strict=True)
@@ -181,7 +183,7 @@ def _probabilities(lm: LM, method: Method, cases: Sequence[Case], patches: Seque
         )
         for prompt in prompts
     ]
-    questions = [Question(method.text(case, prompt), patch) for case, patch, _, prompt in asked]
+    questions = [PatchedPrompt(method.text(case, prompt), patch) for case, patch, _, prompt in asked]
     rated = next_log_p(lm, questions, [(case.target, str(case.target_old)) for case, *_ in asked])
     for i, ((case, _, kind, _), (new, true)) in enumerate(zip(asked, rated, strict=True)):
         pair = (true, new) if kind == "neighborhood" else (new, true)
@@ -190,7 +192,13 @@ def _probabilities(lm: LM, method: Method, cases: Sequence[Case], patches: Seque
 
 
 def essences(
-    lm: LM, method: Method, cases: Sequence[Case], *, patches: Sequence[Patch], seed: int, length: int = FACT_TOKENS
+    lm: LM,
+    method: BenchMethod,
+    cases: Sequence[EntityCase],
+    *,
+    patches: Sequence[Patch],
+    seed: int,
+    length: int = FACT_TOKENS,
 ) -> dict[str, str]:
     """What is written about the entity of each case, by its id, without the prompt.
 
@@ -204,7 +212,7 @@ def essences(
     """
     prompts = [ESSENCE.format(case.entity) for case in cases]
     texts = [method.text(case, prompt) for case, prompt in zip(cases, prompts, strict=True)]
-    questions = [Question(text, patch) for text, patch in zip(texts, patches, strict=True)]
+    questions = [PatchedPrompt(text, patch) for text, patch in zip(texts, patches, strict=True)]
     said = sampled(lm, questions, length=length, seed=seed)
     return {case.id: text.removeprefix(read) for case, text, read in zip(cases, said, texts, strict=True)}
 
@@ -215,12 +223,12 @@ Rated = dict[str, list[float]]
 """Log-probabilities of a case's features, by group, in their order; the answer that is asked for under ``asked``."""
 
 
-def unedited_features(lm: LM, cases: Sequence[Case]) -> list[Rated]:
+def unedited_features(lm: LM, cases: Sequence[EntityCase]) -> list[Rated]:
     """What the unedited model makes of the features, without any sentence in front."""
-    return _rate(lm, Method("none"), cases)
+    return _rate(lm, BenchMethod("none"), cases)
 
 
-def _rate(lm: LM, method: Method, cases: Sequence[Case]) -> list[Rated]:
+def _rate(lm: LM, method: BenchMethod, cases: Sequence[EntityCase]) -> list[Rated]:
     asked = [
         (number, group, *feature_question(case.entity, feature))
         for number, case in enumerate(cases)
@@ -229,14 +237,14 @@ def _rate(lm: LM, method: Method, cases: Sequence[Case]) -> list[Rated]:
     ]
     asked += [(number, "asked", case.prompt, case.target) for number, case in enumerate(cases)]
     patches = method.patches(lm, cases)
-    questions = [Question(method.text(cases[i], prompt), patches[i]) for i, _, prompt, _ in asked]
+    questions = [PatchedPrompt(method.text(cases[i], prompt), patches[i]) for i, _, prompt, _ in asked]
     found: list[Rated] = [{group: [] for group in (*GROUPS, "asked")} for _ in cases]
     for (i, group, *_), value in zip(asked, target_log_p(lm, questions, [t for *_, t in asked]), strict=True):
         found[i][group].append(value)
     return found
 
 
-def features(lm: LM, method: Method, cases: Sequence[Case], *, before: Sequence[Rated]) -> Found:
+def features(lm: LM, method: BenchMethod, cases: Sequence[EntityCase], *, before: Sequence[Rated]) -> Found:
     """Entailment on the McRae norms.
 
     ``entailment``: whether the answer that the sentence entails became likelier, and by how much (``_magnitude``).
@@ -260,7 +268,7 @@ def features(lm: LM, method: Method, cases: Sequence[Case], *, before: Sequence[
     return found
 
 
-def _changes(found: Found, case: Case, old: Rated, new: Rated) -> None:
+def _changes(found: Found, case: EntityCase, old: Rated, new: Rated) -> None:
     moved = {group: [math.exp(b) - math.exp(a) for a, b in zip(old[group], new[group], strict=True)] for group in old}
     _note(found, "entailment", case, float(new["asked"][0] > old["asked"][0]))
     _note(found, "entailment_magnitude", case, moved["asked"][0])
@@ -293,7 +301,13 @@ SETTINGS = {"contextual": 2, "decontextual": 1}
 
 
 def label_log_p(
-    lm: LM, cases: Sequence[Case], *, patches: Sequence[Patch], labels: Sequence[str], setting: str, space: str = "\n\n"
+    lm: LM,
+    cases: Sequence[EntityCase],
+    *,
+    patches: Sequence[Patch],
+    labels: Sequence[str],
+    setting: str,
+    space: str = "\n\n",
 ) -> list[list[float]]:
     """The log-probability of each label's first token, for each case.
 
@@ -309,16 +323,22 @@ def label_log_p(
         natural logarithms, ``[case][label]``.
     """
     texts = [_asked(case, setting, space) for case in cases]
-    questions = [Question(text, patch) for text, patch in zip(texts, patches, strict=True)]
+    questions = [PatchedPrompt(text, patch) for text, patch in zip(texts, patches, strict=True)]
     return next_log_p(lm, questions, [labels] * len(cases))
 
 
-def _asked(case: Case, setting: str, space: str = " ") -> str:
+def _asked(case: EntityCase, setting: str, space: str = " ") -> str:
     return in_context(case.context, case.prompt, space) if setting == "contextual" else case.prompt
 
 
 def bios(
-    lm: LM, method: Method, cases: Sequence[Case], *, labels: Sequence[str], seed: int, length: int = BIO_TOKENS
+    lm: LM,
+    method: BenchMethod,
+    cases: Sequence[EntityCase],
+    *,
+    labels: Sequence[str],
+    seed: int,
+    length: int = BIO_TOKENS,
 ) -> Found:
     """Error correction on Bias in Bios, with the text in front (``contextual_``) and without it (``decontextual_``).
 
@@ -344,7 +364,7 @@ def bios(
             _note(found, f"{setting}_accuracy", case, float(labels[best[0]] == case.target))
             _note(found, f"{setting}_accuracy_top3", case, float(case.target in [labels[i] for i in best[:3]]))
         texts = [_asked(case, setting, "\n\n") for case in cases]
-        questions = [Question(text, patch) for text, patch in zip(texts, patches, strict=True)]
+        questions = [PatchedPrompt(text, patch) for text, patch in zip(texts, patches, strict=True)]
         for case, text in zip(cases, sampled(lm, questions, length=length, seed=seed), strict=True):
             _note(found, f"{setting}_fluency", case, _fluency([text]))
             said = fitted.transform([text]).toarray()[0]
@@ -358,7 +378,7 @@ def _ranking(row: Sequence[float]) -> list[int]:
 
 
 def _centres(
-    cases: Sequence[Case],
+    cases: Sequence[EntityCase],
 ) -> tuple[TfidfVectorizer, dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float64]]]]:
     """The TF-IDF of all biographies, and the mean of each label's."""
     fitted = TfidfVectorizer().fit([case.context for case in cases])
@@ -378,7 +398,7 @@ def _cosine(
 # --- mediation --------------------------------------------------------------------------------------------------------
 
 
-def mediation(lm: LM, method: Method, cases: Sequence[Case]) -> Found:
+def mediation(lm: LM, method: BenchMethod, cases: Sequence[EntityCase]) -> Found:
     """Fact mediation on CounterFact: which of two answers a model gives, with the sentence in front and without it.
 
     ``contextual_accuracy``: the new target after the sentence and the question; ``decontextual_accuracy``: the true one
@@ -392,7 +412,7 @@ def mediation(lm: LM, method: Method, cases: Sequence[Case]) -> Found:
     found: Found = {}
     for setting, mention in SETTINGS.items():
         patches = method.patches(lm, cases, mention)
-        questions = [Question(_asked(case, setting), patch) for case, patch in zip(cases, patches, strict=True)]
+        questions = [PatchedPrompt(_asked(case, setting), patch) for case, patch in zip(cases, patches, strict=True)]
         rated = next_log_p(lm, questions, [(case.target, str(case.target_old)) for case in cases])
         for case, (new, true) in zip(cases, rated, strict=True):
             _note(found, f"{setting}_accuracy", case, float(new > true if setting == "contextual" else true > new))

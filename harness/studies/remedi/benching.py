@@ -40,8 +40,8 @@ from harness.runs.identity import record_id
 from harness.runs.versions import versions
 from harness.studies.remedi.bench import (
     BASELINES,
+    BenchMethod,
     Found,
-    Method,
     bios,
     essences,
     facts,
@@ -50,7 +50,7 @@ from harness.studies.remedi.bench import (
     unedited_features,
 )
 from harness.studies.remedi.classify import (
-    Outcome,
+    BenchOutcome,
     Probes,
     bios_classification,
     directed,
@@ -59,7 +59,7 @@ from harness.studies.remedi.classify import (
 )
 from harness.studies.remedi.entities import (
     PUBLISHED_HALF,
-    Case,
+    EntityCase,
     example,
     from_biography,
     from_counterfact,
@@ -172,8 +172,8 @@ class BenchPlan:
 class _Cases:
     """What is learned from, what is examined, and how many were left out, by reason."""
 
-    taught: Sequence[Case]
-    examined: Sequence[Case]
+    taught: Sequence[EntityCase]
+    examined: Sequence[EntityCase]
     left_out: Mapping[str, int]
     known: Sequence[tuple[str, str, str]] = ()
 
@@ -232,7 +232,7 @@ def _usable(plan: BenchPlan, lm: LM, found: _Cases) -> _Cases:
     return _Cases(taught[: plan.learn], short[: plan.cases], left_out, found.known)
 
 
-def _fits(lm: LM, case: Case) -> bool:
+def _fits(lm: LM, case: EntityCase) -> bool:
     """Whether the sentence and the question leave room for a text, or half of the model does."""
     room = min(_TEXT_ROOM, lm.context // 4)
     return len(lm.encode(in_context(case.context, case.prompt, "\n\n"))) + room <= lm.context
@@ -277,15 +277,15 @@ _READERS: Mapping[str, Callable[[BenchPlan], _Cases]] = {
 # --- methods ----------------------------------------------------------------------------------------------------------
 
 
-def _method(name: str, plan: BenchPlan, lm: LM, cases: _Cases) -> Method:
+def _method(name: str, plan: BenchPlan, lm: LM, cases: _Cases) -> BenchMethod:
     if name == "replace":
         draw = random.Random(plan.seed).randrange
         others = stand_ins(cases.examined, cases.known, draw)
-        return Method(name, None, dict(zip([case.id for case in cases.examined], others, strict=True)))
-    return Method(name, None if name in BASELINES else _fitted(name, plan, lm, cases.taught))
+        return BenchMethod(name, None, dict(zip([case.id for case in cases.examined], others, strict=True)))
+    return BenchMethod(name, None if name in BASELINES else _fitted(name, plan, lm, cases.taught))
 
 
-def _fitted(name: str, plan: BenchPlan, lm: LM, taught: Sequence[Case]) -> Editor:
+def _fitted(name: str, plan: BenchPlan, lm: LM, taught: Sequence[EntityCase]) -> Editor:
     """The editor, after it has learned what it must; what it learned is kept in the cache."""
     recipe = compose(name)
     layer = _PUBLISHED.get(_last(lm.name), {}).get(plan.rows)
@@ -307,7 +307,7 @@ def _fitted(name: str, plan: BenchPlan, lm: LM, taught: Sequence[Case]) -> Edito
     return recipe.build(lm, settings, seed=plan.seed, prepare=learn)
 
 
-def _lessons(plan: BenchPlan, taught: Sequence[Case]) -> list[Example]:
+def _lessons(plan: BenchPlan, taught: Sequence[EntityCase]) -> list[Example]:
     if plan.rows != "counterfact":
         return [example(case) for case in taught]
     functions: Any = data.functions(data.find_datasets()["counterfact"])
@@ -330,7 +330,7 @@ def _last(name: str) -> str:
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 
-def _generated(plan: BenchPlan, lm: LM, cases: _Cases, report: Report) -> dict[str, Outcome]:
+def _generated(plan: BenchPlan, lm: LM, cases: _Cases, report: Report) -> dict[str, BenchOutcome]:
     """What the model says under each method."""
     # An editor that does not exist, or a wrong setting, is told before anything is measured.
     methods = [_method(name, plan, lm, cases) for name in plan.editors]
@@ -338,11 +338,11 @@ def _generated(plan: BenchPlan, lm: LM, cases: _Cases, report: Report) -> dict[s
     found = {}
     for done, method in enumerate(methods):
         report(f"{plan.bench}: {method.name}", done, len(methods))
-        found[method.name] = Outcome(examine(method), {})
+        found[method.name] = BenchOutcome(examine(method), {})
     return found
 
 
-def _examiner(plan: BenchPlan, lm: LM, cases: _Cases) -> Callable[[Method], Found]:
+def _examiner(plan: BenchPlan, lm: LM, cases: _Cases) -> Callable[[BenchMethod], Found]:
     """The benchmark, with what all methods are compared with."""
     examined = cases.examined
     length = {} if plan.tokens is None else {"length": plan.tokens}
@@ -354,7 +354,7 @@ def _examiner(plan: BenchPlan, lm: LM, cases: _Cases) -> Callable[[Method], Foun
         return lambda method: bios(lm, method, examined, labels=labels, seed=plan.seed, **length)
     if plan.bench == "mediation":
         return lambda method: mediation(lm, method, examined)
-    none = Method("none")
+    none = BenchMethod("none")
     essence = essences(lm, none, examined, patches=[Patch()] * len(examined), seed=plan.seed + 1, **length)
     vectors, references = _references(plan, examined, essence)
     return lambda method: facts(
@@ -363,7 +363,7 @@ def _examiner(plan: BenchPlan, lm: LM, cases: _Cases) -> Callable[[Method], Foun
 
 
 def _references(
-    plan: BenchPlan, cases: Sequence[Case], essence: Mapping[str, str]
+    plan: BenchPlan, cases: Sequence[EntityCase], essence: Mapping[str, str]
 ) -> tuple[TfidfVectorizer, dict[str, list[str]]]:
     """The TF-IDF and the texts about the new target of each case, where the source of the rows has such texts."""
     functions: Any = data.functions(data.find_datasets()["counterfact"])
@@ -374,7 +374,7 @@ def _references(
     return known.fitted, {name: known.of(doc) for name, doc in asked.items()}
 
 
-def _classified(plan: BenchPlan, lm: LM, cases: _Cases, report: Report) -> dict[str, Outcome]:
+def _classified(plan: BenchPlan, lm: LM, cases: _Cases, report: Report) -> dict[str, BenchOutcome]:
     """What the representations predict, by variant."""
     if len(plan.editors) != 1:
         raise UsageError(f"{plan.bench} reads the directions of one editor; name one, such as --editor remedi")
@@ -404,7 +404,7 @@ def _entity_layer(plan: BenchPlan, lm: LM) -> int:
 # --- the record -------------------------------------------------------------------------------------------------------
 
 
-def _record(plan: BenchPlan, lm: LM, cases: _Cases, outcomes: Mapping[str, Outcome]) -> Json:
+def _record(plan: BenchPlan, lm: LM, cases: _Cases, outcomes: Mapping[str, BenchOutcome]) -> Json:
     base = outcomes["none"].values if "none" in outcomes else None
     content = json.dumps([asdict(case) for case in cases.examined], sort_keys=True, ensure_ascii=False, default=str)
     settled = asdict(plan)
@@ -434,7 +434,7 @@ def _record(plan: BenchPlan, lm: LM, cases: _Cases, outcomes: Mapping[str, Outco
     }
 
 
-def _numbers(outcome: Outcome, base: Found | None, seed: int) -> Json:
+def _numbers(outcome: BenchOutcome, base: Found | None, seed: int) -> Json:
     found: Json = {}
     for metric, values in outcome.values.items():
         found[metric] = _plain(estimate(values, seed))

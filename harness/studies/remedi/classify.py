@@ -30,13 +30,13 @@ from harness.exam.statistics import Estimate, Ratio
 from harness.models.lm import LM
 from harness.patches.delta import double
 from harness.patches.patch import Patch
-from harness.studies.remedi.asking import Question, hidden_states, mention, next_log_p
+from harness.studies.remedi.asking import PatchedPrompt, hidden_states, mention, next_log_p
 from harness.studies.remedi.bench import SETTINGS, Found, label_log_p
-from harness.studies.remedi.entities import Case, in_context
+from harness.studies.remedi.entities import EntityCase, in_context
 
 __all__ = [
+    "BenchOutcome",
     "Directed",
-    "Outcome",
     "Probes",
     "bios_classification",
     "directed",
@@ -77,7 +77,7 @@ def directed(editor: Editor) -> Directed:
 
 
 @dataclass(frozen=True, eq=False)
-class Outcome:
+class BenchOutcome:
     """What a benchmark found of one method.
 
     Attributes:
@@ -144,8 +144,8 @@ def standardised(rows: Tensor) -> Tensor:
 
 
 def rated(
-    prefix: str, cases: Sequence[Case], *, fails: Sequence[bool], predicted: Sequence[bool], seed: int
-) -> Outcome:
+    prefix: str, cases: Sequence[EntityCase], *, fails: Sequence[bool], predicted: Sequence[bool], seed: int
+) -> BenchOutcome:
     """F1 of *fails*, accuracy and Matthews correlation.
 
     Args:
@@ -159,7 +159,7 @@ def rated(
     f1 = {c.id: Ratio(2.0 * (a and b), float(a) + float(b)) for c, (a, b) in zip(cases, pairs, strict=True)}
     accuracy = {c.id: Ratio(float(a == b)) for c, (a, b) in zip(cases, pairs, strict=True)}
     values = {f"{prefix}f1": f1, f"{prefix}accuracy": accuracy}
-    return Outcome(values, {f"{prefix}mcc": matthews(fails, predicted, seed)})
+    return BenchOutcome(values, {f"{prefix}mcc": matthews(fails, predicted, seed)})
 
 
 def matthews(labels: Sequence[bool], predicted: Sequence[bool], seed: int) -> Estimate:
@@ -187,15 +187,17 @@ def _phi(table: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> float:
     return float(((a * b).mean() - a.mean() * b.mean()) / spread) if spread > 0 else math.nan
 
 
-def _joined(outcomes: Sequence[Outcome]) -> Outcome:
+def _joined(outcomes: Sequence[BenchOutcome]) -> BenchOutcome:
     values = {name: rows for outcome in outcomes for name, rows in outcome.values.items()}
-    return Outcome(values, {name: one for outcome in outcomes for name, one in outcome.estimates.items()})
+    return BenchOutcome(values, {name: one for outcome in outcomes for name, one in outcome.estimates.items()})
 
 
 # --- facts ------------------------------------------------------------------------------------------------------------
 
 
-def fact_classification(probes: Probes, taught: Sequence[Case], cases: Sequence[Case]) -> dict[str, Outcome]:
+def fact_classification(
+    probes: Probes, taught: Sequence[EntityCase], cases: Sequence[EntityCase]
+) -> dict[str, BenchOutcome]:
     """Whether a model lets a sentence overrule what it knows (``contextual_``); whether it knows (``decontextual_``).
 
     ``contextual``: the model is right where the new target is the likelier one after the sentence; predicted where
@@ -208,7 +210,7 @@ def fact_classification(probes: Probes, taught: Sequence[Case], cases: Sequence[
         cases: what is examined.
     """
     fails = {setting: _fails(probes.lm, cases, setting) for setting in SETTINGS}
-    found: dict[str, Outcome] = {}
+    found: dict[str, BenchOutcome] = {}
     for name, (lm, editor) in probes.variants().items():
         new, true = (standardised(editor.additions(lm, edits)) for edits in _edits(cases))
         predicted = {
@@ -222,23 +224,23 @@ def fact_classification(probes: Probes, taught: Sequence[Case], cases: Sequence[
     return found
 
 
-def _fails(lm: LM, cases: Sequence[Case], setting: str) -> list[bool]:
-    questions = [Question(_text(case, setting), Patch()) for case in cases]
+def _fails(lm: LM, cases: Sequence[EntityCase], setting: str) -> list[bool]:
+    questions = [PatchedPrompt(_text(case, setting), Patch()) for case in cases]
     rows = next_log_p(lm, questions, [(case.target, str(case.target_old)) for case in cases])
     return [not (new > true if setting == "contextual" else true > new) for new, true in rows]
 
 
-def _text(case: Case, setting: str) -> str:
+def _text(case: EntityCase, setting: str) -> str:
     return in_context(case.context, case.prompt) if setting == "contextual" else case.prompt
 
 
-def _edits(cases: Sequence[Case]) -> tuple[list[Edit], list[Edit]]:
+def _edits(cases: Sequence[EntityCase]) -> tuple[list[Edit], list[Edit]]:
     """The edits to the new target, and to the true one."""
     true = [replace(case.edit, target=str(case.target_old), target_old=None) for case in cases]
     return [case.edit for case in cases], true
 
 
-def _entities(lm: LM, cases: Sequence[Case], setting: str, layer: int) -> Tensor:
+def _entities(lm: LM, cases: Sequence[EntityCase], setting: str, layer: int) -> Tensor:
     """The representation of each entity at the mention that is looked at, ``[cases, d]``."""
     texts = [_text(case, setting) for case in cases]
     places = [
@@ -261,12 +263,12 @@ def _shuffled(fails: Mapping[str, Sequence[bool]], seed: int) -> dict[str, list[
 
 
 def _both(
-    cases: Sequence[Case], fails: Mapping[str, Sequence[bool]], predicted: Mapping[str, Sequence[bool]], seed: int
-) -> Outcome:
+    cases: Sequence[EntityCase], fails: Mapping[str, Sequence[bool]], predicted: Mapping[str, Sequence[bool]], seed: int
+) -> BenchOutcome:
     return _joined([rated(f"{s}_", cases, fails=fails[s], predicted=predicted[s], seed=seed) for s in SETTINGS])
 
 
-def _supervised(probes: Probes, taught: Sequence[Case], cases: Sequence[Case]) -> dict[str, list[bool]]:
+def _supervised(probes: Probes, taught: Sequence[EntityCase], cases: Sequence[EntityCase]) -> dict[str, list[bool]]:
     """What the bilinear probe predicts, one probe for each setting; the first nine tenths of the rows teach it."""
     found = {}
     for setting in SETTINGS:
@@ -279,7 +281,7 @@ def _supervised(probes: Probes, taught: Sequence[Case], cases: Sequence[Case]) -
     return found
 
 
-def _bilinear_rows(probes: Probes, cases: Sequence[Case], setting: str) -> tuple[Tensor, Tensor]:
+def _bilinear_rows(probes: Probes, cases: Sequence[EntityCase], setting: str) -> tuple[Tensor, Tensor]:
     """``h_e`` and ``h_attr`` of each case."""
     same = directed(probes.editor.identity(probes.lm))
     entities = _entities(probes.lm, cases, setting, probes.entity_layer)
@@ -319,7 +321,7 @@ def _bilinear(rows: tuple[Tensor, Tensor], right: Tensor, seed: int) -> nn.Bilin
 # --- bios -------------------------------------------------------------------------------------------------------------
 
 
-def bios_classification(probes: Probes, cases: Sequence[Case], labels: Sequence[str]) -> dict[str, Outcome]:
+def bios_classification(probes: Probes, cases: Sequence[EntityCase], labels: Sequence[str]) -> dict[str, BenchOutcome]:
     """Whether a model with the biography in front of the question will miss the occupation.
 
     Predicted to fail: its likeliest label is not among the probe's first three.  ``probe_recall_1`` and ``_3``,
@@ -335,7 +337,7 @@ def bios_classification(probes: Probes, cases: Sequence[Case], labels: Sequence[
     model = [sorted(range(len(labels)), key=lambda i, row=row: -row[i]) for row in rows]  # type: ignore[misc]
     truth = [labels.index(case.target) for case in cases]
     fails = [ranks[0] != right for ranks, right in zip(model, truth, strict=True)]
-    found: dict[str, Outcome] = {}
+    found: dict[str, BenchOutcome] = {}
     for name, (lm, editor) in probes.variants().items():
         scores = _label_scores(lm, editor, cases, labels, probes.entity_layer)
         ranks = [row.argsort(descending=True, stable=True).tolist() for row in scores]
@@ -353,17 +355,19 @@ def bios_classification(probes: Probes, cases: Sequence[Case], labels: Sequence[
     return found
 
 
-def _recall(name: str, cases: Sequence[Case], ranks: Sequence[Sequence[int]], truth: Sequence[int]) -> Outcome:
+def _recall(
+    name: str, cases: Sequence[EntityCase], ranks: Sequence[Sequence[int]], truth: Sequence[int]
+) -> BenchOutcome:
     values = {
         f"{name}_{k}": {
             case.id: Ratio(float(right in row[:k])) for case, row, right in zip(cases, ranks, truth, strict=True)
         }
         for k in (1, 3)
     }
-    return Outcome(values, {})
+    return BenchOutcome(values, {})
 
 
-def _label_scores(lm: LM, editor: Directed, cases: Sequence[Case], labels: Sequence[str], layer: int) -> Tensor:
+def _label_scores(lm: LM, editor: Directed, cases: Sequence[EntityCase], labels: Sequence[str], layer: int) -> Tensor:
     """The dot product of each case's entity with the direction of each label, ``[cases, labels]``."""
     edits = [case.edit if label == case.target else _says(case, label) for case in cases for label in labels]
     directions = standardised(editor.additions(lm, edits)).reshape(len(cases), len(labels), -1)
@@ -371,7 +375,7 @@ def _label_scores(lm: LM, editor: Directed, cases: Sequence[Case], labels: Seque
     return torch.einsum("cd,cld->cl", known, directions)
 
 
-def _says(case: Case, label: str) -> Edit:
+def _says(case: EntityCase, label: str) -> Edit:
     """The plain statement that an entity has an occupation."""
     prompt = case.prompt.replace(case.entity, "{}", 1)
     return replace(case.edit, id=f"{case.id}/{label}", prompt=prompt, target=label)

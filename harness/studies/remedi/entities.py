@@ -17,7 +17,7 @@ from harness.editing.edit import SLOT, Edit, Example, Probe
 __all__ = [
     "NAME",
     "PUBLISHED_HALF",
-    "Case",
+    "EntityCase",
     "clean_paraphrase",
     "example",
     "from_biography",
@@ -40,7 +40,7 @@ _MIN_WORDS = 10
 
 
 @dataclass(frozen=True)
-class Case:
+class EntityCase:
     """One case.
 
     Attributes:
@@ -81,7 +81,7 @@ def in_context(context: str, prompt: str, space: str = " ") -> str:
     return f"{context.rstrip('. ')}.{space}{prompt}"
 
 
-def example(case: Case) -> Example:
+def example(case: EntityCase) -> Example:
     """What an editor may learn from a case: the question is the paraphrase."""
     probe = Probe(case.edit.id, "paraphrase", case.prompt, case.target, case.target_old or "")
     return Example(case.edit, (probe,))
@@ -96,7 +96,7 @@ def halves(items: Sequence[Item]) -> tuple[Sequence[Item], Sequence[Item]]:
 # --- CounterFact ------------------------------------------------------------------------------------------------------
 
 
-def from_counterfact(row: Row, edit: Edit) -> Case:
+def from_counterfact(row: Row, edit: Edit) -> EntityCase:
     """A record: its rewrite prompt with the new target is the sentence, its first paraphrase, cleaned, the question.
 
     Args:
@@ -113,7 +113,7 @@ def from_counterfact(row: Row, edit: Edit) -> Case:
         "target_id": row["requested_rewrite"]["target_new"].get("id") or "",
     }
     prompt = clean_paraphrase(paraphrases[0], entity)
-    return Case(edit.id, edit, prompt if entity in prompt else edit.text, edit.target, edit.target_old, more)
+    return EntityCase(edit.id, edit, prompt if entity in prompt else edit.text, edit.target, edit.target_old, more)
 
 
 def clean_paraphrase(prompt: str, entity: str) -> str:
@@ -141,7 +141,9 @@ def _sentences(text: str, entity: str) -> list[str]:
     return [part.replace(SLOT, entity) for part in re.split(r"(?<=[.!?])\s+", kept) if part]
 
 
-def stand_ins(cases: Sequence[Case], known: Iterable[tuple[str, str, str]], draw: Callable[[int], int]) -> list[str]:
+def stand_ins(
+    cases: Sequence[EntityCase], known: Iterable[tuple[str, str, str]], draw: Callable[[int], int]
+) -> list[str]:
     """For each case an entity of which the new target is true (the baseline ``replace``); empty where none is known.
 
     Args:
@@ -162,7 +164,7 @@ def stand_ins(cases: Sequence[Case], known: Iterable[tuple[str, str, str]], draw
 # --- Bias in Bios -----------------------------------------------------------------------------------------------------
 
 
-def from_biography(row: Row, number: int) -> Case | None:
+def from_biography(row: Row, number: int) -> EntityCase | None:
     """A biography without its first sentence: its next sentence, and the question for the occupation.
 
     The full and the last name, with and without titles, become the first name.  None where the sentence is too short
@@ -189,7 +191,7 @@ def from_biography(row: Row, number: int) -> Case | None:
         return None
     edit = Edit(str(number), f"{before}{SLOT}{hanging}", entity, said.strip())
     prompt = str(row.get("prompt") or f"{SLOT} has the occupation of").replace(SLOT, entity)
-    return Case(str(number), edit, prompt, str(row["profession"]).replace("_", " "))
+    return EntityCase(str(number), edit, prompt, str(row["profession"]).replace("_", " "))
 
 
 def _second_sentence(text: str) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from harness.editing.edit import SLOT, Edit
-from harness.studies.remedi.entities import Case
+from harness.studies.remedi.entities import EntityCase
 
 __all__ = ["concepts", "cooccurrence", "feature_question", "fluent", "samples", "with_article"]
 
@@ -96,7 +96,7 @@ def cooccurrence(norms: Norms) -> dict[str, dict[str, float]]:
     return found
 
 
-def samples(norms: Norms, count: int | None = None) -> list[Case]:
+def samples(norms: Norms, count: int | None = None) -> list[EntityCase]:
     """One case for each pair of features that co-occur, in a seeded order: the first is said, the second is asked.
 
     The concept is one that has neither; its name stands in neither.
@@ -109,7 +109,7 @@ def samples(norms: Norms, count: int | None = None) -> list[Case]:
     pairs = [(f, g) for f, row in together.items() for g, co in row.items() if co >= LEAST]
     rng.shuffle(pairs)
     every, names = list(together), list(norms)
-    found: list[Case] = []
+    found: list[EntityCase] = []
     for f, g in pairs:
         if count is not None and len(found) == count:
             break
@@ -127,7 +127,7 @@ def _sample(
     norms: Norms,
     together: Norms,
     every: Sequence[str],
-) -> Case:
+) -> EntityCase:
     (f, g), article = pair, with_article(concept).removesuffix(concept)
     co, own = together[f], norms[concept]
     others = [feature for feature in every if feature not in co and feature not in own and feature != f]
@@ -138,4 +138,4 @@ def _sample(
     }
     edit = Edit(str(number), f"{article}{SLOT}", concept, fluent(f))
     prompt, target = feature_question(concept, g)
-    return Case(str(number), edit, prompt, target, None, more)
+    return EntityCase(str(number), edit, prompt, target, None, more)

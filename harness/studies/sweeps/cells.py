@@ -11,17 +11,17 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from harness.reports.table import Cell as Shown
-from harness.reports.table import Column, Row, Table
+from harness.reports.table import Table, TableColumn, TableRow
+from harness.reports.table import TableCell as Shown
 
-__all__ = ["Cell", "Quantity", "average", "averages", "find_cell", "heading", "model_tables"]
+__all__ = ["Quantity", "SweepCell", "average", "averages", "find_cell", "heading", "model_tables"]
 
 Quantity = Literal["change", "hard_negative", "success"]
 _DASH = "-"
 
 
 @dataclass(frozen=True)
-class Cell:
+class SweepCell:
     """One method on one task of one model inside one ball.
 
     Attributes:
@@ -61,7 +61,7 @@ def average(values: Sequence[float | None], empty_as_zero: bool = False) -> floa
 
 
 def averages(
-    cells: Iterable[Cell], value: Callable[[Cell], float | None], empty_as_zero: bool = False
+    cells: Iterable[SweepCell], value: Callable[[SweepCell], float | None], empty_as_zero: bool = False
 ) -> dict[tuple[str, str, float | None], float | None]:
     """The average over tasks of each model, method and ball.
 
@@ -79,7 +79,9 @@ def averages(
     return {key: average(values, empty_as_zero) for key, values in groups.items()}
 
 
-def find_cell(cells: Iterable[Cell], *, model: str, task: str, method: str, tolerance: float | None) -> Cell | None:
+def find_cell(
+    cells: Iterable[SweepCell], *, model: str, task: str, method: str, tolerance: float | None
+) -> SweepCell | None:
     """The cell, None where there is none.
 
     Args:
@@ -93,7 +95,7 @@ def find_cell(cells: Iterable[Cell], *, model: str, task: str, method: str, tole
     return next((c for c in cells if (c.model, c.task, c.method, c.tolerance) == wanted), None)
 
 
-def model_tables(cells: Sequence[Cell], quantity: Quantity = "change") -> tuple[Table, ...]:
+def model_tables(cells: Sequence[SweepCell], quantity: Quantity = "change") -> tuple[Table, ...]:
     """The cells of each model as a table: tasks and their average down, balls and their methods across.
 
     Args:
@@ -104,7 +106,7 @@ def model_tables(cells: Sequence[Cell], quantity: Quantity = "change") -> tuple[
     return tuple(_one([c for c in cells if c.model == model], model, quantity) for model in models)
 
 
-def _one(cells: Sequence[Cell], model: str, quantity: Quantity) -> Table:
+def _one(cells: Sequence[SweepCell], model: str, quantity: Quantity) -> Table:
     tasks = list(dict.fromkeys(cell.task for cell in cells))
     columns = sorted({(c.tolerance or 0.0, c.method) for c in cells}, key=lambda key: (-key[0], key[1]))
     rows, starts = [], []
@@ -114,38 +116,38 @@ def _one(cells: Sequence[Cell], model: str, quantity: Quantity) -> Table:
             for tolerance, method in columns
         ]
         starts.append(_start(mine, quantity))
-        rows.append(Row((Shown(task), _shown_mean([starts[-1]]), *(_shown(cell, quantity) for cell in mine))))
+        rows.append(TableRow((Shown(task), _shown_mean([starts[-1]]), *(_shown(cell, quantity) for cell in mine))))
     last = [_shown_mean(starts)]
     for tolerance, method in columns:
         found = [find_cell(cells, model=model, task=task, method=method, tolerance=tolerance or None) for task in tasks]
         last.append(_shown_mean([_value(cell, quantity) for cell in found], signed=quantity != "success"))
     heads = heading("task", "unedited", *(f"{method} {tolerance:g}" for tolerance, method in columns))
-    return Table(model, heads, (*rows, Row((Shown("average"), *last), "total")))
+    return Table(model, heads, (*rows, TableRow((Shown("average"), *last), "total")))
 
 
-def heading(first: str, *others: str) -> tuple[Column, ...]:
+def heading(first: str, *others: str) -> tuple[TableColumn, ...]:
     """The heads of a table whose first column holds words and whose others hold numbers."""
-    return (Column((first,), left=True), *(Column((text,)) for text in others))
+    return (TableColumn((first,), left=True), *(TableColumn((text,)) for text in others))
 
 
-def _value(cell: Cell | None, quantity: Quantity) -> float | None:
+def _value(cell: SweepCell | None, quantity: Quantity) -> float | None:
     if cell is None:
         return None
     return {"change": cell.change, "success": cell.success, "hard_negative": cell.hard_change}[quantity]
 
 
-def _start_value(cell: Cell | None, quantity: Quantity) -> float | None:
+def _start_value(cell: SweepCell | None, quantity: Quantity) -> float | None:
     if cell is None:
         return None
     return cell.hard_initial if quantity == "hard_negative" else cell.initial
 
 
-def _start(cells: Sequence[Cell | None], quantity: Quantity) -> float | None:
+def _start(cells: Sequence[SweepCell | None], quantity: Quantity) -> float | None:
     """What the unedited model has; where runs differ in it by the rounding of their hardware, their mean."""
     return average([value for cell in cells if (value := _start_value(cell, quantity)) is not None])
 
 
-def _shown(cell: Cell | None, quantity: Quantity) -> Shown:
+def _shown(cell: SweepCell | None, quantity: Quantity) -> Shown:
     """A value, its standard error, and how many of the repetitions lay in the ball where not all did."""
     value = _value(cell, quantity)
     text = _number(value, signed=quantity != "success")

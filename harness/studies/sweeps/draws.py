@@ -23,7 +23,7 @@ from typing import Any
 from harness.errors import UsageError, near
 from harness.methods.finetuning import CANONICAL
 
-__all__ = ["PUBLISHED", "Method", "block", "draw_settings", "method_named"]
+__all__ = ["PUBLISHED", "SweepMethod", "block", "draw_settings", "method_named"]
 
 
 def block(layers: int, share: float) -> tuple[int, int]:
@@ -52,7 +52,7 @@ _KINDS: dict[str, Callable[[random.Random, Any, int], object]] = {
 
 
 @dataclass(frozen=True)
-class Method:
+class SweepMethod:
     """A method of the paper.
 
     Attributes:
@@ -78,9 +78,9 @@ _MEMIT = {
     "v_weight_decay": 0.5,
 }
 
-PUBLISHED: Mapping[str, Method] = {
-    "full": Method("full", {**CANONICAL, "lr": {"log10": [-8.5, -4]}, "kl": _LAMBDA}),
-    "lora": Method(
+PUBLISHED: Mapping[str, SweepMethod] = {
+    "full": SweepMethod("full", {**CANONICAL, "lr": {"log10": [-8.5, -4]}, "kl": _LAMBDA}),
+    "lora": SweepMethod(
         "lora",
         {
             **CANONICAL,
@@ -91,16 +91,16 @@ PUBLISHED: Mapping[str, Method] = {
             "alpha": 8,
         },
     ),
-    "memit-standard": Method("memit+prefix", _MEMIT),
-    "memit-oracle": Method("memit", _MEMIT),
-    "senses": Method("senses", _SENSES, _SENSES_OF_TASK),
+    "memit-standard": SweepMethod("memit+prefix", _MEMIT),
+    "memit-oracle": SweepMethod("memit", _MEMIT),
+    "senses": SweepMethod("senses", _SENSES, _SENSES_OF_TASK),
     # What wins for the companion alone is examined beside the large model, where beta is lowered to stay in the ball.
-    "ensemble": Method("companion", _SENSES, _SENSES_OF_TASK),
+    "ensemble": SweepMethod("companion", _SENSES, _SENSES_OF_TASK),
 }
 """The methods of the paper, by the name under which its tables show them."""
 
 
-def method_named(name: str, task: str, changed: Mapping[str, Any]) -> Method:
+def method_named(name: str, task: str, changed: Mapping[str, Any]) -> SweepMethod:
     """A published method, or any editor, with some distributions replaced.
 
     Args:
@@ -108,9 +108,9 @@ def method_named(name: str, task: str, changed: Mapping[str, Any]) -> Method:
         task: the task that it learns.
         changed: distributions or values by field; ``editor`` names another editor.
     """
-    known = PUBLISHED.get(name, Method(name, {}))
+    known = PUBLISHED.get(name, SweepMethod(name, {}))
     settings = {**known.settings, **known.of_task.get(task, {}), **changed}
-    return Method(str(settings.pop("editor", known.editor)), settings)
+    return SweepMethod(str(settings.pop("editor", known.editor)), settings)
 
 
 def draw_settings(settings: Mapping[str, Any], seed: object, layers: int, *, where: str) -> dict[str, Any]:

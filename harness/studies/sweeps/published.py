@@ -24,14 +24,14 @@ from typing import Any, Literal
 from harness.errors import DataError
 from harness.exam import data
 from harness.studies.sweeps.ball import change, mean_change
-from harness.studies.sweeps.cells import Cell
+from harness.studies.sweeps.cells import SweepCell
 
 __all__ = ["ensemble", "ensemble_runs", "finetuned", "last_hard_negatives", "memit", "unedited_cells"]
 
 Row = Mapping[str, Any]
 
 
-def finetuned(folder: Path) -> list[Cell]:
+def finetuned(folder: Path) -> list[SweepCell]:
     """The cells of full finetuning and LoRA, from ``initial``, ``results`` and their ``-hn`` files in a folder."""
     initial, hard_initial, hard = (
         _by_cell(folder / f"{name}.jsonl") for name in ("initial", "initial-hn", "results-hn")
@@ -42,7 +42,7 @@ def finetuned(folder: Path) -> list[Cell]:
         start, end = 100 * initial[key]["score"], 100 * row["score"]
         nats = hard_initial[key]["score"]
         found.append(
-            Cell(
+            SweepCell(
                 model.rpartition("/")[2],
                 task,
                 method,
@@ -63,18 +63,18 @@ def _by_cell(path: Path) -> dict[tuple[str, str, str, str], Row]:
     return {(row["model"], row["task"], row["method"], row["league"]): row for row in rows}
 
 
-def ensemble(path: Path, model: str = "gpt-j-6b") -> list[Cell]:
+def ensemble(path: Path, model: str = "gpt-j-6b") -> list[SweepCell]:
     """The aggregated cells of the ensemble (``intervention.jsonl``)."""
     found = []
     for row in data.read_jsonl(path, ("task", "league", "score", "initial_score", "improvement_stddev")):
         moved = change([row["initial_score"]], [row["score"]])
         start, end = 100 * (1 - row["initial_score"]), 100 * (1 - row["score"])
         tolerance, error = float(row["league"]), row["improvement_stddev"]
-        found.append(Cell(model, row["task"], "ensemble", tolerance, start, end, moved.value, error))
+        found.append(SweepCell(model, row["task"], "ensemble", tolerance, start, end, moved.value, error))
     return found
 
 
-def ensemble_runs(path: Path, model: str = "gpt-j-6b") -> list[Cell]:
+def ensemble_runs(path: Path, model: str = "gpt-j-6b") -> list[SweepCell]:
     """The cells of the ensemble from its single runs (``gptj_intervene_results.jsonl``)."""
     found = []
     for (task, league), rows in _runs(path).items():
@@ -83,7 +83,7 @@ def ensemble_runs(path: Path, model: str = "gpt-j-6b") -> list[Cell]:
         moved = change(before, after)
         start = 100 - 100 * sum(before) / len(rows)
         found.append(
-            Cell(
+            SweepCell(
                 model,
                 task,
                 "ensemble",
@@ -114,7 +114,7 @@ def _runs(path: Path) -> dict[tuple[str, str], list[Row]]:
     return groups
 
 
-def memit(path: Path, subject: Literal["standard", "oracle"]) -> list[Cell]:
+def memit(path: Path, subject: Literal["standard", "oracle"]) -> list[SweepCell]:
     """The cells of MEMIT with one type of subject (``memit_results.test.final*.json``)."""
     models = _json(path)["prefix" if subject == "standard" else "oracle"]
     return [
@@ -125,13 +125,13 @@ def memit(path: Path, subject: Literal["standard", "oracle"]) -> list[Cell]:
     ]
 
 
-def _memit_cell(model: str, task: str, method: str, tolerance: float, entry: Row) -> Cell:
+def _memit_cell(model: str, task: str, method: str, tolerance: float, entry: Row) -> SweepCell:
     runs = entry["n"]
     if runs == 0:
-        return Cell(model, task, method, tolerance, runs=0, of=entry.get("out_of"))
+        return SweepCell(model, task, method, tolerance, runs=0, of=entry.get("out_of"))
     moved, failure = entry["success_rate_change"], entry["intervention_score"]["mean"]
     hard, moved_hard = entry["hard_negative_score"]["mean"], entry["hard_negative_score_change"]["mean"]
-    return Cell(
+    return SweepCell(
         model,
         task,
         method,
@@ -147,14 +147,14 @@ def _memit_cell(model: str, task: str, method: str, tolerance: float, entry: Row
     )
 
 
-def unedited_cells(path: Path) -> list[Cell]:
+def unedited_cells(path: Path) -> list[SweepCell]:
     """What MEMIT's unedited models score (``memit_results.noedit.test*.json``)."""
     found = []
     for model, tasks in _json(path).items():
         for task, entry in tasks.items():
             success, hard = 100 * (1 - entry["intervention_score"]), entry["hard_negative_score"]
             name = "verb" if task == "verbs" else task
-            found.append(Cell(model, name, "none", None, success, success, hard_initial=hard))
+            found.append(SweepCell(model, name, "none", None, success, success, hard_initial=hard))
     return found
 
 

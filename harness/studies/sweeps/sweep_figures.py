@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from harness.errors import DataError
 from harness.reports.curves import COLOURS, save_figure
 from harness.studies.sweeps.ball import TOLERANCES
-from harness.studies.sweeps.cells import Cell
+from harness.studies.sweeps.cells import SweepCell
 from harness.studies.sweeps.sweep_tables import cells
 from harness.studies.sweeps.trial import Trial
 
@@ -29,11 +29,11 @@ _COLUMNS = 3
 _HATCHES = ("", "///", "...", "xx", "\\\\\\", "--", "oo")
 _GREY = "0.45"
 
-Panel = Mapping[str, Mapping[float, Cell]]
+Panel = Mapping[str, Mapping[float, SweepCell]]
 """Method -> ball -> its cell."""
 
 
-def bars(trials: Sequence[Trial], balls: Sequence[float] = TOLERANCES) -> dict[str, dict[str, dict[float, Cell]]]:
+def bars(trials: Sequence[Trial], balls: Sequence[float] = TOLERANCES) -> dict[str, dict[str, dict[float, SweepCell]]]:
     """What is drawn: task -> method -> ball -> the cell, by the plain rule; methods of several models are told apart.
 
     Raises:
@@ -43,7 +43,7 @@ def bars(trials: Sequence[Trial], balls: Sequence[float] = TOLERANCES) -> dict[s
     if not known:
         raise DataError("no training was on a test pair; let `harness sweep` come to its end")
     several = len({cell.model for cell in known}) > 1
-    found: dict[str, dict[str, dict[float, Cell]]] = {}
+    found: dict[str, dict[str, dict[float, SweepCell]]] = {}
     for cell in known:
         label = f"{cell.method} ({cell.model})" if several else cell.method
         found.setdefault(cell.task, {}).setdefault(label, {})[cell.tolerance or 0.0] = cell

@@ -17,9 +17,9 @@ from typing import get_args
 
 from harness.exam.canonical import SETS
 from harness.reports.registry import find_format
-from harness.reports.table import Data, Page, Row, Section, Table, text_cells
+from harness.reports.table import Data, Page, Section, Table, TableRow, text_cells
 from harness.studies.sweeps.ball import TOLERANCES, Rule, change, chosen_epoch, in_ball, mean_change, reported_epoch
-from harness.studies.sweeps.cells import Cell, Quantity, heading, model_tables
+from harness.studies.sweeps.cells import Quantity, SweepCell, heading, model_tables
 from harness.studies.sweeps.trial import Trial
 
 __all__ = [
@@ -109,7 +109,7 @@ def chosen_trials(trials: Sequence[Trial], balls: Sequence[float]) -> list[Trial
 # --- cells ------------------------------------------------------------------------------------------------------------
 
 
-def cells(trials: Iterable[Trial], rule: Rule, balls: Sequence[float] = TOLERANCES) -> list[Cell]:
+def cells(trials: Iterable[Trial], rule: Rule, balls: Sequence[float] = TOLERANCES) -> list[SweepCell]:
     """A cell for each model, task, method and ball: what the configuration chosen on the validation pair gains at test.
 
     A cell whose configuration was not trained on the test pair has no values.
@@ -136,9 +136,9 @@ def _repetitions(best: Trial, epoch: int, tested: Sequence[Trial]) -> list[Trial
     return [one for one in tested if one.job.configuration == wanted]
 
 
-def _cell(key: CellKey, tolerance: float, trials: Sequence[Trial], epoch: int, rule: Rule) -> Cell:
+def _cell(key: CellKey, tolerance: float, trials: Sequence[Trial], epoch: int, rule: Rule) -> SweepCell:
     if not trials:
-        return Cell(*key, tolerance, runs=0, of=0)
+        return SweepCell(*key, tolerance, runs=0, of=0)
     reported = [reported_epoch(one.log, tolerance=tolerance, chosen=epoch, rule=rule) for one in trials]
     ends = [one.log[i] for one, i in zip(trials, reported, strict=True)]
     starts = [one.log[0] for one in trials]
@@ -146,7 +146,7 @@ def _cell(key: CellKey, tolerance: float, trials: Sequence[Trial], epoch: int, r
     hard = "hard_negative_released" if rule == "released" else "hard_negative"
     before, after = ([float(getattr(e, hard)) for e in some] for some in (starts, ends))
     initial = 100 * (1 - math.fsum(e.failure for e in starts) / len(starts))
-    return Cell(
+    return SweepCell(
         *key,
         tolerance,
         initial=initial,
@@ -187,7 +187,7 @@ def _refused(trials: Sequence[Trial], balls: Sequence[float]) -> tuple[Table, ..
         )
         rows = [_refused_row(task, mine, tasks=[task], methods=methods, balls=balls) for task in tasks]
         total = _refused_row("all", mine, tasks=tasks, methods=methods, balls=balls)
-        tables.append(Table(model, heads, (*rows, Row(total.cells, "total"))))
+        tables.append(Table(model, heads, (*rows, TableRow(total.cells, "total"))))
     return tuple(tables)
 
 
@@ -196,8 +196,8 @@ Trained = Mapping[tuple[str, str], Sequence[Trial]]
 
 def _refused_row(
     label: str, found: Trained, *, tasks: Sequence[str], methods: Sequence[str], balls: Sequence[float]
-) -> Row:
-    return Row(text_cells([label, *_inside(found, tasks, methods, balls), *_bests(found, tasks, methods)]))
+) -> TableRow:
+    return TableRow(text_cells([label, *_inside(found, tasks, methods, balls), *_bests(found, tasks, methods)]))
 
 
 def _inside(found: Trained, tasks: Sequence[str], methods: Sequence[str], balls: Sequence[float]) -> list[str]:
@@ -241,5 +241,5 @@ def sweep_page(trials: Sequence[Trial], balls: Sequence[float] = TOLERANCES) -> 
         for quantity, title in _TITLES
     ]
     rows = [(rule, *asdict(cell).values()) for rule in RULES for cell in found[rule]]
-    data = Data(("rule", *(f.name for f in fields(Cell))), tuple(rows))
+    data = Data(("rule", *(f.name for f in fields(SweepCell))), tuple(rows))
     return Page(_TITLE, _LEGEND, (*sections, Section(_REFUSED, _refused(trials, balls))), data=data)

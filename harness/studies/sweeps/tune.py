@@ -60,7 +60,7 @@ from harness.studies.sweeps.tune_space import (
     width_of,
 )
 
-__all__ = ["Budget", "Trial", "Tuned", "require_apart", "score_of", "tune", "tuned_name"]
+__all__ = ["Budget", "TuneTrial", "Tuned", "require_apart", "score_of", "tune", "tuned_name"]
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Trial:
+class TuneTrial:
     """A configuration and what it gave.
 
     Attributes:
@@ -136,14 +136,14 @@ class Tuned:
     plan: Plan
     budget: Budget
     unedited: Mapping[str, float]
-    trials: tuple[Trial, ...]
+    trials: tuple[TuneTrial, ...]
     effects: tuple[float, ...] | None
     untraced: str | None
     traced: int
     sha256: str
 
     @property
-    def best(self) -> Trial:
+    def best(self) -> TuneTrial:
         """The trial of the greatest objective, of equal ones the first.
 
         Raises:
@@ -227,10 +227,10 @@ class _Ahead:
 
     size: int
     device: Where
-    carry_out: Callable[[Sequence[Cell[_TrialJob]]], Iterator[Ended[_TrialJob, Trial]]]
+    carry_out: Callable[[Sequence[Cell[_TrialJob]]], Iterator[Ended[_TrialJob, TuneTrial]]]
 
 
-def _tried(job: _TrialJob, report: Report) -> Trial:
+def _tried(job: _TrialJob, report: Report) -> TuneTrial:
     """Make a trial, with what this process has at hand from the one before."""
     tuning = _bench().of(job)
     tuning.report = report
@@ -320,7 +320,7 @@ class _Tuning:
         self.exam = _exam(self.resolved, self.lm, self.budget.probes)
         self.texts = neutral_text.texts(self.lm, self.budget.texts)
         self.reading = neutral_text.read_neutral_text(self.lm, self.texts, None, writes=False)
-        self.trials: list[Trial] = []
+        self.trials: list[TuneTrial] = []
         self.untuned = self._editor({})
 
     def all(self) -> Tuned:
@@ -458,7 +458,7 @@ class _Tuning:
         if failed is not None:
             raise failed
 
-    def _write(self, settings: Mapping[str, Any], made: Trial) -> None:
+    def _write(self, settings: Mapping[str, Any], made: TuneTrial) -> None:
         files.write_whole(self._path(settings), (files.json_text(_row(made)) + "\n").encode())
 
     def _identity(self) -> dict[str, Any]:
@@ -476,7 +476,7 @@ class _Tuning:
     def _weights(self) -> str:
         return digest(dict(self.guard.state))
 
-    def measured(self, stage: str, settings: Mapping[str, Any]) -> Trial:
+    def measured(self, stage: str, settings: Mapping[str, Any]) -> TuneTrial:
         """Edit, and look at what came out."""
         started = time.perf_counter()
         try:
@@ -484,13 +484,13 @@ class _Tuning:
         except RestoreError:
             raise
         except HarnessError as error:  # settings with which the method cannot edit this model are an answer too
-            return Trial(stage, settings, seconds=time.perf_counter() - started, reason=str(error))
+            return TuneTrial(stage, settings, seconds=time.perf_counter() - started, reason=str(error))
         finally:
             self.guard.require("this tuning is void", before=f" before {self.plan.editor} edited")
         objective = (metrics["score"] + metrics.get("strength", 0.0) / 10) * math.exp(-metrics["kl"])
         if not math.isfinite(objective):
-            return Trial(stage, settings, metrics, None, time.perf_counter() - started, "a number is not finite")
-        return Trial(stage, settings, metrics, objective, time.perf_counter() - started)
+            return TuneTrial(stage, settings, metrics, None, time.perf_counter() - started, "a number is not finite")
+        return TuneTrial(stage, settings, metrics, objective, time.perf_counter() - started)
 
     def _build(self, settings: Mapping[str, Any]) -> Editor:
         return self.resolved.recipe.build(self.lm, {**settings, **self.plan.settings}, seed=self.plan.seed)
@@ -577,7 +577,7 @@ def _short(value: object) -> object:
     return float(f"{value:.3g}") if isinstance(value, float) else value
 
 
-def _row(trial: Trial) -> dict[str, Any]:
+def _row(trial: TuneTrial) -> dict[str, Any]:
     return {
         "settings": dict(trial.settings),
         "metrics": dict(trial.metrics),
@@ -587,7 +587,7 @@ def _row(trial: Trial) -> dict[str, Any]:
     }
 
 
-def _read(path: Path, stage: str) -> Trial | None:
+def _read(path: Path, stage: str) -> TuneTrial | None:
     """A trial whose record is there; None where there is none.
 
     Raises:
@@ -596,6 +596,6 @@ def _read(path: Path, stage: str) -> Trial | None:
     if not path.is_file():
         return None
     try:
-        return Trial(stage, **parsed(path.read_bytes()))
+        return TuneTrial(stage, **parsed(path.read_bytes()))
     except (OSError, ValueError, TypeError) as error:
         raise DataError(f"{path}: a damaged record ({str(error)[:80]}); remove it, and it is made again") from error

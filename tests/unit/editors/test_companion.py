@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from editors.companion import Companion, Ensemble, Reader, _opened
+from editors.companion import Companion, Ensemble, GrowingText, _opened
 from editors.rag import Rag
 from editors.senses import SENSES, SenseChange, Senses
 from harness.editing import patch_file
@@ -132,7 +132,7 @@ def test_each_token_is_read_once_by_each_of_both_companions(tiny, small, change)
 
 def test_texts_that_do_not_go_on_are_read_anew(small, change) -> None:
     first = torch.tensor([small.encode("Ada Velmont was born in"), small.encode("Hugo Velmont was born in")])
-    reader, ones = Reader(), torch.ones_like(first)
+    reader, ones = GrowingText(), torch.ones_like(first)
     for ids in (first, first.flip(0)):  # as a beam search does, which changes the rows' order
         longer = torch.cat([ids, ids[:, :1]], 1)
         for step in (Step(ids, ones, 1), Step(longer, torch.ones_like(longer), 1)):

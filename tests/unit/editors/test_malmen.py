@@ -14,12 +14,13 @@ from torch import Tensor
 from torch.func import functional_call
 
 from editors import malmen
-from editors.malmen import Malmen, Running
+from editors.malmen import Malmen
 from harness.editing.edit import Edit, Example
 from harness.errors import NumericalError, UsageError
 from harness.methods import ridge_network
 from harness.methods.hypernetwork import Hypernetwork, layout
 from harness.methods.meta_training import read_lessons
+from harness.methods.ridge_network import NormalisationState
 from harness.models.lm import LM
 from harness.patches.delta import Dense, LowRank
 
@@ -129,11 +130,11 @@ def test_running_statistics_are_carried_from_one_operation_to_the_next(
     assert fixed.edit(lm, edits[:3]).memory is None
     running = replace(fixed, statistics="running")
     first = running.edit(lm, edits[:3])
-    assert isinstance(first.memory, Running)
+    assert isinstance(first.memory, NormalisationState)
     second = running.edit(lm, edits[3:], first.memory)
     once = running.edit(lm, edits)
-    assert isinstance(second.memory, Running)
-    assert isinstance(once.memory, Running)
+    assert isinstance(second.memory, NormalisationState)
+    assert isinstance(once.memory, NormalisationState)
     for name, tensor in once.memory.tensors.items():
         assert torch.allclose(tensor, second.memory.tensors[name], rtol=1e-4, atol=1e-9), name
     again = running.edit(lm, edits[3:])

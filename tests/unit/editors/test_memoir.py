@@ -13,7 +13,7 @@ from editors import memoir
 from editors.memoir import Memoir, ResidualMemory, top_hash
 from harness.editing.edit import Edit
 from harness.errors import DataError, ModelError, NumericalError, UsageError
-from harness.methods.routing import Running, unrelated_texts
+from harness.methods.routing import RunningValues, unrelated_texts
 from harness.methods.supervised_tokens import supervise_target
 from harness.models.lm import LM
 from harness.patches.patch import Step, patched
@@ -100,7 +100,7 @@ def test_a_token_that_is_written_with_a_cache_is_routed_as_one_that_is_read():
 def test_running_sums_and_largest_values_leave_padding_out():
     values, mask = tensor([[[4.0], [1.0], [2.0]]]), tensor([[0, 1, 1]])
     for kind, found in (("sum", [0.0, 1.0, 3.0]), ("largest", [0.0, 1.0, 2.0])):
-        running = Running(kind, asker="x", cure="y")  # type: ignore[arg-type]
+        running = RunningValues(kind, asker="x", cure="y")  # type: ignore[arg-type]
         assert running(values, Step(tensor([[0, 5, 6]]), mask, 3))[0, :, 0].tolist() == found
 
 

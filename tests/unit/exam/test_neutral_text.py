@@ -87,8 +87,8 @@ def test_the_shipped_models_read_what_training_did_not_draw() -> None:
     assert list(texts.documents) == held_out[:10]
 
 
-def reading(nll: float, repetition: float | None = 0.1) -> neutral_text.Reading:
-    return neutral_text.Reading({"nll": {"a": Ratio(nll * 10, 10)}, "kl": {}}, (), repetition)
+def reading(nll: float, repetition: float | None = 0.1) -> neutral_text.TextReading:
+    return neutral_text.TextReading({"nll": {"a": Ratio(nll * 10, 10)}, "kl": {}}, (), repetition)
 
 
 @pytest.mark.parametrize(

@@ -157,7 +157,7 @@ def test_a_full_disk_is_told_whatever_is_written(tmp_path: Path, monkeypatch: py
         "a trial of a sweep": lambda: trial.write_trial(
             tmp_path, trial.Trial(trial.Job("m", "temporal", "x", "x"), ())
         ),
-        "a study of layers": lambda: localize.Study(tmp_path / "study.json.gz", {}).save(),
+        "a study of layers": lambda: localize.LocalizationStudy(tmp_path / "study.json.gz", {}).save(),
     }
     for what, write in writers.items():
         with pytest.raises(UsageError, match=r"cannot be written \(No space left on device\)"):

@@ -24,7 +24,7 @@ from harness.methods.second_moments import Moment
 from harness.methods.value import Values, anchor_norm, optimise
 from harness.methods.value_forward import BlocksAbove, BlocksFrom, WholeModel, fastest_forward
 from harness.methods.value_rows import Objective, PreparedEdit, prefixes, prepare_edit
-from harness.models.activations import Row, fused_gelu, prefix_cache, read_activations, skip_blocks
+from harness.models.activations import TokenRow, fused_gelu, prefix_cache, read_activations, skip_blocks
 from harness.models.lm import load
 from harness.patches.delta import LowRank
 from harness.patches.patch import Patch, patched
@@ -200,7 +200,7 @@ def test_what_is_optimised_is_what_the_feed_forward_part_adds(tiny, edits, famil
     _, before = read_keys(lm, edits[:1], 1, templates=("{}",), fact_token="subject_last", outputs=True)
     assert torch.allclose(values.start, before, atol=1e-5)
     ids, place = find_fact_token(lm, edits[0], template="{}", fact_token="subject_last")
-    at = Row(tuple(ids), place)
+    at = TokenRow(tuple(ids), place)
     with patched(lm, method.edit(lm, edits[:1], prior)):
         after = read_activations(lm, [at], outputs=[lm.arch.block(1)]).outputs[lm.arch.block(1)]
     block = read_activations(lm, [at], outputs=[lm.arch.block(1)]).outputs[lm.arch.block(1)]
@@ -419,7 +419,9 @@ def test_the_anchor_of_a_call(tiny, edits, seam):
     seen = []
     for edit in edits:
         ids, at = find_fact_token(lm, edit, template="{}", fact_token="subject_last")
-        seen.append(read_activations(lm, [Row(tuple(ids), at)], outputs=[lm.arch.mlp_of(1)]).outputs[lm.arch.mlp_of(1)])
+        seen.append(
+            read_activations(lm, [TokenRow(tuple(ids), at)], outputs=[lm.arch.mlp_of(1)]).outputs[lm.arch.mlp_of(1)]
+        )
     written = torch.cat(seen)
     assert torch.allclose(plain.written, written, atol=1e-5)
     for anchor, norm in (("start", float(written.norm(dim=1).mean())), (0.5, 0.5)):
@@ -437,7 +439,7 @@ def test_the_anchor_of_a_call(tiny, edits, seam):
 
 def test_portions_hold_one_width_and_the_budget():
     def task(width, head):
-        rows = [Row(tuple(range(width)), 0)] * 50
+        rows = [TokenRow(tuple(range(width)), 0)] * 50
         return PreparedEdit(Edit("a", "{}", "b", "c"), rows, [[1]], [(0,) * head] * 50)
 
     tasks = [task(width, 16) for width in (3, 5, 3, 4, 3, 4, 5, 5)]
@@ -581,7 +583,9 @@ def test_a_subject_that_occurs_twice_is_found_in_its_slot(tiny):
 
 def test_reading_stops_and_keeps_the_order(tiny):
     lm = tiny("gpt2")
-    rows = [Row(tuple(lm.encode(text)), 1) for text in ("Ada Velmont was born in Rome", "Ada lives", "Hugo Lantern is")]
+    rows = [
+        TokenRow(tuple(lm.encode(text)), 1) for text in ("Ada Velmont was born in Rome", "Ada lives", "Hugo Lantern is")
+    ]
     name = lm.arch.down_of(0)
     together = read_activations(lm, rows, inputs=[name], outputs=[lm.arch.block(1)], budget=12)
     for i, row in enumerate(rows):

@@ -14,7 +14,7 @@ from harness.reports.leaderboard import leaderboard
 from harness.reports.published_values import alike, read_published_values
 from harness.reports.registry import find_format
 from harness.runs.record_file import read_records
-from harness.studies.localization.localize import Study
+from harness.studies.localization.localize import LocalizationStudy
 from harness.studies.localization.localize_report import localize_page, rows_of
 from harness.studies.sweeps.sweep_tables import format_tables
 from harness.studies.sweeps.trial import read_trials
@@ -187,7 +187,7 @@ def test_the_tables_of_sweeps(folder: str, name: str, kind: str) -> None:
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.name)
 def test_the_tables_of_localisation(path: Path) -> None:
-    study = Study(path, **json.loads(gzip.decompress(path.read_bytes())))
+    study = LocalizationStudy(path, **json.loads(gzip.decompress(path.read_bytes())))
     page = localize_page(study, rows_of(study), published=True)
     for kind in ("md", "latex"):
         form = find_format(kind)

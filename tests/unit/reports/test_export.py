@@ -22,7 +22,7 @@ from synthetic import record
 import harness
 from harness.errors import DataError, UsageError
 from harness.reports import export as exports
-from harness.reports.export import Asked, export_names, export_records, find_export
+from harness.reports.export import ExportRequest, export_names, export_records, find_export
 from harness.reports.importing import read_published
 from harness.reports.tables_file import samples_at
 from harness.runs.record import Record, record_name
@@ -44,7 +44,7 @@ def committed(every: int) -> list[Path]:
 
 
 def write(records: list[Record], form: str, folder: Path, **asked: Any) -> list[Path]:
-    return export_records(records, form, to=folder, asked=Asked(WHEN, **asked))
+    return export_records(records, form, to=folder, asked=ExportRequest(WHEN, **asked))
 
 
 @cache

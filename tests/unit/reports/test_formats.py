@@ -18,7 +18,7 @@ from harness.exam.statistics import Difference, significant
 from harness.reports import formats, leaderboard
 from harness.reports.cells import significant_change, verdict
 from harness.reports.registry import Format, find_format, format_names
-from harness.reports.table import Cell, Column, Data, Page, Row, Section, Table
+from harness.reports.table import Data, Page, Section, Table, TableCell, TableColumn, TableRow
 from harness.runs.record import Record
 
 HOSTILE = "a|b <script>alert(1)</script> _&%$#{}~^\\ *c* `d` [e](f)\ng"
@@ -26,8 +26,10 @@ HOSTILE = "a|b <script>alert(1)</script> _&%$#{}~^\\ *c* `d` [e](f)\ng"
 
 def page(text: str, **cell: object) -> Page:
     """A page that holds a text wherever a text may stand."""
-    row = Row((Cell(text), Cell(text, below=(text,)), Cell(text, best=True), Cell(text, note=text)))
-    table = Table(text, tuple(Column((text,)) for _ in row.cells), (row,), (text,))
+    row = TableRow(
+        (TableCell(text), TableCell(text, below=(text,)), TableCell(text, best=True), TableCell(text, note=text))
+    )
+    table = Table(text, tuple(TableColumn((text,)) for _ in row.cells), (row,), (text,))
     return Page(text, (text,), (Section(text, (table,)),), (text,), Data((text, "value"), ((text, -0.5), (None, True))))
 
 

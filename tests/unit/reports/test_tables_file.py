@@ -15,7 +15,7 @@ from synthetic import record
 
 from harness.errors import DataError
 from harness.exam.statistics import Ratio
-from harness.reports.export import Asked, export_records
+from harness.reports.export import ExportRequest, export_records
 from harness.reports.importing import read_published
 from harness.reports.leaderboard import leaderboard
 from harness.reports.tables_file import read_tables, records_at
@@ -29,7 +29,7 @@ HOSTILE = '=HYPERLINK("x"),1\n\r"\'|<script>../..'
 
 
 def exported(records: list[Record], folder: Path, kind: str, documents: str = "shown") -> Path:
-    export_records(records, kind, to=folder, asked=Asked(0, documents))  # type: ignore[arg-type]
+    export_records(records, kind, to=folder, asked=ExportRequest(0, documents))  # type: ignore[arg-type]
     return folder
 
 

@@ -21,7 +21,7 @@ from harness.models.lm import LM
 from harness.patches.delta import Dense, LowRank
 from harness.patches.patch import Patch
 from harness.runs import resume
-from harness.runs.resume import Checkpoint
+from harness.runs.resume import StateFile
 
 OURS = (__name__.partition(".")[0],)
 
@@ -45,8 +45,8 @@ def state() -> Begun:
     return Begun(2, Patch(weights, memory=memory), range(1, 2))
 
 
-def checkpoint(path: Path, key: str = "key", every: float = 0.0) -> Checkpoint:
-    return Checkpoint(path / "x.state", key, packages=OURS, every=every)
+def checkpoint(path: Path, key: str = "key", every: float = 0.0) -> StateFile:
+    return StateFile(path / "x.state", key, packages=OURS, every=every)
 
 
 def kept(path: Path) -> Path:

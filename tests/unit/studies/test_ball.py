@@ -19,7 +19,7 @@ from harness.studies.sweeps.ball import (
     mean_change,
     reported_epoch,
 )
-from harness.studies.sweeps.cells import Cell, Quantity, average, averages, find_cell, model_tables
+from harness.studies.sweeps.cells import Quantity, SweepCell, average, averages, find_cell, model_tables
 
 VALIDATION = [Epoch(3.0, 0.90), Epoch(3.0002, 0.85), Epoch(3.0010, 0.70), Epoch(3.00025, 0.80)]
 TEST = [Epoch(3.0, 0.92), Epoch(3.0001, 0.88), Epoch(3.0001, 0.80), Epoch(3.002, 0.50)]
@@ -94,10 +94,10 @@ def test_no_repetition_is_no_change_and_not_zero() -> None:
 
 
 CELLS = [
-    Cell("m", "a", "full", 1e-3, 10.0, 15.0, 5.0, 0.25, 4.0, -0.1, 5, 5),
-    Cell("m", "b_c", "full", 1e-3, 20.0, 23.0, 3.0, 0.5, 6.0, 0.3, 5, 5),
-    Cell("m", "a", "lora", 1e-3, 10.0, 12.0, 2.0, 0.0, 4.0, 0.0, 2, 5),
-    Cell("m", "b_c", "lora", 1e-3, runs=0, of=5),
+    SweepCell("m", "a", "full", 1e-3, 10.0, 15.0, 5.0, 0.25, 4.0, -0.1, 5, 5),
+    SweepCell("m", "b_c", "full", 1e-3, 20.0, 23.0, 3.0, 0.5, 6.0, 0.3, 5, 5),
+    SweepCell("m", "a", "lora", 1e-3, 10.0, 12.0, 2.0, 0.0, 4.0, 0.0, 2, 5),
+    SweepCell("m", "b_c", "lora", 1e-3, runs=0, of=5),
 ]
 
 

@@ -20,20 +20,20 @@ from harness.models.lm import LM
 from harness.patches.delta import LowRank
 from harness.patches.patch import Patch, patched
 from harness.studies.remedi import asking, bench, benching, classify
-from harness.studies.remedi.asking import Question, hidden_states, mention, next_log_p, sampled, target_log_p
-from harness.studies.remedi.bench import Method, compared, correlation
+from harness.studies.remedi.asking import PatchedPrompt, hidden_states, mention, next_log_p, sampled, target_log_p
+from harness.studies.remedi.bench import BenchMethod, compared, correlation
 from harness.studies.remedi.classify import Probes, directed, matthews, rated, standardised
-from harness.studies.remedi.entities import Case, in_context
+from harness.studies.remedi.entities import EntityCase, in_context
 
 FAMILIES = ["gpt2", "llama"]
 WHO = ["Ada Velmont", "Hugo Lantern", "Elena Marsh", "Rosa Delgado"]
 WHERE = ["Rome", "Paris", "Oslo", "Lisbon"]
 
 
-def case(i: int, **more: Any) -> Case:
+def case(i: int, **more: Any) -> EntityCase:
     edit = Edit(str(i), "{} was born in", WHO[i], WHERE[i], WHERE[i - 1])
     asked = {"paraphrases": [f"The home of {WHO[i]} is", f"Everybody knows {WHO[i]} in"], "neighborhood": [], **more}
-    return Case(str(i), edit, f"The home of {WHO[i]} is", WHERE[i], WHERE[i - 1], asked)
+    return EntityCase(str(i), edit, f"The home of {WHO[i]} is", WHERE[i], WHERE[i - 1], asked)
 
 
 def remedi(lm: LM, seed: int = 0) -> Remedi:
@@ -51,16 +51,16 @@ def remedi(lm: LM, seed: int = 0) -> Remedi:
 def test_patches_that_share_a_pass_are_each_alone(tiny: Callable[[str], LM], family: str) -> None:
     """Hooks side by side; a change of weights held alone; texts of several lengths: as one question after the other."""
     lm, cases = tiny(family), [case(i) for i in range(4)]
-    patches = Method("remedi", remedi(lm)).patches(lm, cases)
+    patches = BenchMethod("remedi", remedi(lm)).patches(lm, cases)
     down = lm.down(1)
     out, width = lm.matrix(down).shape
     change = Patch(weights={down: LowRank(torch.arange(out)[:, None] / out, torch.ones(1, width))})
     questions = [
-        Question(text, patch)
+        PatchedPrompt(text, patch)
         for one, patch in zip(cases, patches, strict=True)
         for text in (one.prompt, f"Nobody knows. {one.prompt}", cases[0].prompt)
     ]
-    questions += [Question(cases[1].prompt, change), Question(cases[1].prompt, Patch())]
+    questions += [PatchedPrompt(cases[1].prompt, change), PatchedPrompt(cases[1].prompt, Patch())]
     found = next_log_p(lm, questions, [WHERE] * len(questions))
     whole = target_log_p(lm, questions, ["Rome, Italy"] * len(questions))
     for question, row, together in zip(questions, found, whole, strict=True):
@@ -72,7 +72,7 @@ def test_patches_that_share_a_pass_are_each_alone(tiny: Callable[[str], LM], fam
         steps = logits[len(head) - 1 : -1]
         assert together == pytest.approx(float(sum(steps[i, t] for i, t in enumerate(tail))), abs=1e-4)
     assert found[-1] != pytest.approx(found[-2], abs=1e-3)
-    assert found[0] != pytest.approx(next_log_p(lm, [Question(cases[0].prompt, Patch())], [WHERE])[0], abs=1e-3)
+    assert found[0] != pytest.approx(next_log_p(lm, [PatchedPrompt(cases[0].prompt, Patch())], [WHERE])[0], abs=1e-3)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -80,7 +80,7 @@ def test_every_drawn_token_is_one_of_the_five_likeliest_under_the_rows_own_patch
     tiny: Callable[[str], LM], family: str
 ) -> None:
     lm, cases = tiny(family), [case(i) for i in range(3)]
-    patches = Method("remedi", remedi(lm)).patches(lm, cases)
+    patches = BenchMethod("remedi", remedi(lm)).patches(lm, cases)
     rows = [lm.encode(text) for text in (cases[0].prompt, f"Nobody knows. {cases[1].prompt}", cases[2].prompt)]
     drawn = asking._drawn(lm, rows, patches, [30] * 3, seed=1)
     assert drawn != asking._drawn(lm, rows, [Patch()] * 3, [30] * 3, seed=1)
@@ -95,7 +95,7 @@ def test_every_drawn_token_is_one_of_the_five_likeliest_under_the_rows_own_patch
 
 def test_sampled_texts_are_seeded(tiny: Callable[[str], LM]) -> None:
     lm = tiny("gpt2")
-    questions = [Question(case(i).prompt, Patch()) for i in range(3)]
+    questions = [PatchedPrompt(case(i).prompt, Patch()) for i in range(3)]
     before = torch.random.get_rng_state()
     texts = sampled(lm, questions, length=40, seed=1)
     assert torch.equal(torch.random.get_rng_state(), before)
@@ -106,11 +106,11 @@ def test_sampled_texts_are_seeded(tiny: Callable[[str], LM]) -> None:
 def test_a_text_ends_where_the_model_does(tiny: Callable[[str], LM]) -> None:
     lm = tiny("gpt2")
     long = "Ada Velmont was born in Rome. " * 4
-    question, ids = Question(long.strip(), Patch()), lm.encode(long.strip())
+    question, ids = PatchedPrompt(long.strip(), Patch()), lm.encode(long.strip())
     assert len(ids) < len(asking._drawn(lm, [ids], [Patch()], [lm.context], seed=0)[0]) <= lm.context
     assert sampled(lm, [question], length=3, seed=0) == [long.strip()]  # already longer than asked for
     with pytest.raises(DataError, match=r"has \d+ tokens, but tiny-gpt2 takes 96"):
-        next_log_p(lm, [Question(long * 6, Patch())], [["Rome"]])
+        next_log_p(lm, [PatchedPrompt(long * 6, Patch())], [["Rome"]])
 
 
 def test_what_a_patch_puts_in_front_is_no_part_of_a_text(tiny: Callable[[str], LM]) -> None:
@@ -119,13 +119,15 @@ def test_what_a_patch_puts_in_front_is_no_part_of_a_text(tiny: Callable[[str], L
     shown = "Everybody knows that Iris Calder lives in Oslo. "
     told = Patch(prompt=lambda text: shown + text)
     for length in (20, 30):
-        (text,) = sampled(lm, [Question(one.prompt, told)], length=length, seed=1)
-        (whole,) = sampled(lm, [Question(shown + one.prompt, Patch())], length=length + len(lm.encode(shown)), seed=1)
+        (text,) = sampled(lm, [PatchedPrompt(one.prompt, told)], length=length, seed=1)
+        (whole,) = sampled(
+            lm, [PatchedPrompt(shown + one.prompt, Patch())], length=length + len(lm.encode(shown)), seed=1
+        )
         assert shown + text == whole
         assert text.startswith(one.prompt)
         assert text != one.prompt
     told = Patch(prompt=lambda text: "So. " + text)
-    (text,) = bench.essences(lm, Method("none"), [one], patches=[told], seed=1, length=96).values()
+    (text,) = bench.essences(lm, BenchMethod("none"), [one], patches=[told], seed=1, length=96).values()
     assert text
     assert "excerpt" not in text
 
@@ -133,7 +135,7 @@ def test_what_a_patch_puts_in_front_is_no_part_of_a_text(tiny: Callable[[str], L
 def test_half_precision_does_not_round_the_logits(fresh: Callable[..., LM]) -> None:
     """A hundred more for every token is no change of any probability; at a hundred bfloat16 knows half numbers."""
     lm = fresh("gptj", dtype=torch.bfloat16)
-    questions, wanted = [Question(case(i).prompt, Patch()) for i in range(4)], [WHERE] * 4
+    questions, wanted = [PatchedPrompt(case(i).prompt, Patch()) for i in range(4)], [WHERE] * 4
     plain = next_log_p(lm, questions, wanted), target_log_p(lm, questions, WHERE)
     bias = lm.parameter(f"{lm.arch.head}.bias")
     with torch.no_grad():
@@ -167,7 +169,7 @@ def test_tv17_efficacy() -> None:
         assert estimate({str(i): one[suffix] for i, one in enumerate(found)}, 0).value == pytest.approx(value)
 
 
-def examined(lm: LM, method: Method, cases: Sequence[Case]) -> bench.Found:
+def examined(lm: LM, method: BenchMethod, cases: Sequence[EntityCase]) -> bench.Found:
     fitted = vectorizer(["Rome is in Italy", "Oslo is in Norway"])
     essence = {one.id: "Rome is in Norway" for one in cases}
     return bench.facts(
@@ -180,10 +182,10 @@ def test_facts_of_every_method(tiny: Callable[[str], LM]) -> None:
     lm = tiny("gpt2")
     cases = [case(0, neighborhood=["The home of Jonas Wick is"], generation=["Ada Velmont is"]), case(1)]
     methods = [
-        Method("none"),
-        Method("prefix"),
-        Method("replace", None, {"0": "Iris Calder", "1": ""}),
-        Method("remedi", remedi(lm)),
+        BenchMethod("none"),
+        BenchMethod("prefix"),
+        BenchMethod("replace", None, {"0": "Iris Calder", "1": ""}),
+        BenchMethod("remedi", remedi(lm)),
     ]
     for method in methods:
         found = examined(lm, method, cases)
@@ -193,7 +195,7 @@ def test_facts_of_every_method(tiny: Callable[[str], LM]) -> None:
                 "prefix": f"{one.context}. {one.prompt}",
                 "replace": one.prompt.replace(one.entity, "Iris Calder"),
             }.get(method.name, one.prompt)
-            new, true = next_log_p(lm, [Question(reads, patch)], [(one.target, str(one.target_old))])[0]
+            new, true = next_log_p(lm, [PatchedPrompt(reads, patch)], [(one.target, str(one.target_old))])[0]
             (magnitude,) = (r.num for k, r in found["efficacy_magnitude"].items() if k.startswith(f"{one.id}/"))
             assert magnitude == pytest.approx(math.exp(new) - math.exp(true), abs=1e-6)
         assert len(found["paraphrase"]) == 2 * len(able)
@@ -207,8 +209,8 @@ def test_facts_of_every_method(tiny: Callable[[str], LM]) -> None:
 def test_a_neighbour_is_asked_for_what_is_true(tiny: Callable[[str], LM]) -> None:
     lm = tiny("gpt2")
     prompt = "The home of Jonas Wick is"
-    found = examined(lm, Method("none"), [case(0, neighborhood=[prompt])])
-    new, true = next_log_p(lm, [Question(prompt, Patch())], [(WHERE[0], WHERE[-1])])[0]
+    found = examined(lm, BenchMethod("none"), [case(0, neighborhood=[prompt])])
+    new, true = next_log_p(lm, [PatchedPrompt(prompt, Patch())], [(WHERE[0], WHERE[-1])])[0]
     assert [r.num for r in found["neighborhood"].values()] == [float(true > new)]
     ((_, ratio),) = found["neighborhood_magnitude"].items()
     assert ratio.num == pytest.approx(math.exp(true) - math.exp(new), abs=1e-7)
@@ -216,9 +218,9 @@ def test_a_neighbour_is_asked_for_what_is_true(tiny: Callable[[str], LM]) -> Non
 
 def test_the_essence_is_what_follows_the_prompt(tiny: Callable[[str], LM]) -> None:
     lm, cases = tiny("gpt2"), [case(0)]
-    for method in (Method("none"), Method("prefix")):
+    for method in (BenchMethod("none"), BenchMethod("prefix")):
         read = method.text(cases[0], bench.ESSENCE.format("Ada Velmont"))
-        (text,) = sampled(lm, [Question(read, Patch())], length=96, seed=3)
+        (text,) = sampled(lm, [PatchedPrompt(read, Patch())], length=96, seed=3)
         assert bench.essences(lm, method, cases, patches=[Patch()], seed=3, length=96) == {"0": text.removeprefix(read)}
     fitted = vectorizer(["paris is in france", "rome is in italy", "tokyo is in japan"])
     # TV-9, which consistency and essence are made of.
@@ -232,12 +234,12 @@ def test_features_change_with_the_edit(tiny: Callable[[str], LM]) -> None:
     lm = tiny("gpt2")
     more = {"co": {"has Rome": 0.5, "is Oslo": 0.2, "sings": 0.9}, "original": {"was born": 1.0}, "unrelated": {}}
     one = replace(case(0), prompt="Ada Velmont has", target="Rome", target_old=None, more=more)
-    method = Method("remedi", remedi(lm))
+    method = BenchMethod("remedi", remedi(lm))
     before = bench.unedited_features(lm, [one])
     found = bench.features(lm, method, [one], before=before)
     (patch,) = method.patches(lm, [one])
     asked = [("Ada Velmont has", "Rome"), ("Ada Velmont is", "Oslo"), ("Ada Velmont", "sings")]
-    rows = [target_log_p(lm, [Question(p, use)], [t])[0] for use in (Patch(), patch) for p, t in asked]
+    rows = [target_log_p(lm, [PatchedPrompt(p, use)], [t])[0] for use in (Patch(), patch) for p, t in asked]
     old, new = rows[:3], rows[3:]
     mean = sum(math.exp(b) - math.exp(a) for a, b in zip(old, new, strict=True)) / 3
     assert found["change_co"]["0"].num == pytest.approx(mean, abs=1e-7)
@@ -246,7 +248,7 @@ def test_features_change_with_the_edit(tiny: Callable[[str], LM]) -> None:
     assert found["correlation_co"]["0"].num == pytest.approx(correlation([0.5, 0.2, 0.9], new), abs=1e-6)
     assert math.isnan(found["correlation_original"]["0"].num)  # one feature
     assert math.isnan(found["change_unrelated"]["0"].num)  # none
-    same = bench.features(lm, Method("none"), [one], before=before)
+    same = bench.features(lm, BenchMethod("none"), [one], before=before)
     assert set(same) == {"correlation_co", "correlation_original"}  # it is what changes are changes of
     assert same["correlation_co"]["0"].num == pytest.approx(correlation([0.5, 0.2, 0.9], old), abs=1e-6)
 
@@ -307,12 +309,12 @@ def test_mistakes_are_told_before_anything_is_measured_or_learned(
 def test_bios_read_the_biography_or_not(tiny: Callable[[str], LM]) -> None:
     lm, cases = tiny("gpt2"), [case(i) for i in range(3)]
     labels = sorted(WHERE)
-    method = Method("remedi", remedi(lm))
+    method = BenchMethod("remedi", remedi(lm))
     found = bench.bios(lm, method, cases, labels=labels, seed=0, length=40)
     for setting, which in (("contextual", 2), ("decontextual", 1)):
         for one, patch in zip(cases, method.patches(lm, cases, which), strict=True):
             text = in_context(one.context, one.prompt, "\n\n") if which == 2 else one.prompt
-            row = next_log_p(lm, [Question(text, patch)], [labels])[0]
+            row = next_log_p(lm, [PatchedPrompt(text, patch)], [labels])[0]
             ranks = sorted(labels, key=lambda label, row=row: -row[labels.index(label)])  # type: ignore[misc]
             assert found[f"{setting}_accuracy"][one.id].num == float(ranks[0] == one.target)
             assert found[f"{setting}_accuracy_top3"][one.id].num == float(one.target in ranks[:3])
@@ -321,7 +323,7 @@ def test_bios_read_the_biography_or_not(tiny: Callable[[str], LM]) -> None:
 
 def test_the_mention_that_is_edited_is_the_one_in_the_question(tiny: Callable[[str], LM]) -> None:
     lm, one = tiny("gpt2"), case(0)
-    (patch,) = Method("remedi", remedi(lm)).patches(lm, [one], 2)
+    (patch,) = BenchMethod("remedi", remedi(lm)).patches(lm, [one], 2)
     text = in_context(one.context, one.prompt)
     block = lm.arch.block(1)
     (hook,) = (patch.hooks[block],)
@@ -339,11 +341,11 @@ def test_mediation_asks_for_the_new_and_for_the_true_target(taught: Callable[[st
     cases = []
     for i in range(4):
         edit = Edit(str(i), "The home of {} is", WHO[i], cities[i - 1], cities[i + 3])
-        cases.append(Case(str(i), edit, f"The home of {WHO[i]} is", edit.target, edit.target_old))
-    found = bench.mediation(lm, Method("none"), cases)
+        cases.append(EntityCase(str(i), edit, f"The home of {WHO[i]} is", edit.target, edit.target_old))
+    found = bench.mediation(lm, BenchMethod("none"), cases)
     assert [r.num for r in found["decontextual_accuracy"].values()] == [1.0] * 4
     for one in cases:
-        new, true = next_log_p(lm, [Question(in_context(one.context, one.prompt), Patch())], [(one.target, str(one.target_old))])[0]  # fmt: skip  # noqa: E501
+        new, true = next_log_p(lm, [PatchedPrompt(in_context(one.context, one.prompt), Patch())], [(one.target, str(one.target_old))])[0]  # fmt: skip  # noqa: E501
         assert found["contextual_accuracy"][one.id].num == float(new > true)
 
 
@@ -394,7 +396,7 @@ def test_fact_classification_by_hand(taught: Callable[[str], LM], fresh: Callabl
         known = standardised(hidden_states(lm, places, lm.arch.layers - 1))
         right = []
         for i, one in enumerate(cases):
-            p_new, p_true = next_log_p(lm, [Question(texts[i], Patch())], [(one.target, str(one.target_old))])[0]
+            p_new, p_true = next_log_p(lm, [PatchedPrompt(texts[i], Patch())], [(one.target, str(one.target_old))])[0]
             says_new, foretold_new = p_new > p_true, bool(known[i] @ new[i] > known[i] @ true[i])
             right.append(float(says_new == foretold_new))
         assert [r.num for r in found["remedi"].values[f"{setting}_accuracy"].values()] == right
@@ -444,7 +446,7 @@ def test_bios_classification_by_hand(tiny: Callable[[str], LM], fresh: Callable[
     cases = []
     for i in range(4):
         edit = Edit(str(i), "{}", WHO[i], f"works a lot as a {labels[i]} in {WHERE[i]}")
-        cases.append(Case(str(i), edit, f"{WHO[i]} has the occupation of", labels[i]))
+        cases.append(EntityCase(str(i), edit, f"{WHO[i]} has the occupation of", labels[i]))
     mine = probes(lm, fresh("gpt2", seed=9))
     found = classify.bios_classification(mine, cases, labels)
     edits = []
@@ -456,7 +458,7 @@ def test_bios_classification_by_hand(tiny: Callable[[str], LM], fresh: Callable[
     texts = [in_context(one.context, one.prompt) for one in cases]
     places = [(t, mention(lm, t, entity=one.entity, which=2)) for t, one in zip(texts, cases, strict=True)]
     known = standardised(hidden_states(lm, places, lm.arch.layers - 1))
-    rows = next_log_p(lm, [Question(text, Patch()) for text in texts], [labels] * 4)
+    rows = next_log_p(lm, [PatchedPrompt(text, Patch()) for text in texts], [labels] * 4)
     for i, one in enumerate(cases):
         first = labels[max(range(5), key=lambda k: rows[i][k])]
         best = (directions[i] @ known[i]).topk(3).indices.tolist()

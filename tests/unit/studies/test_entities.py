@@ -11,7 +11,7 @@ from harness.editing.edit import Edit
 from harness.exam import data
 from harness.studies.remedi import norms
 from harness.studies.remedi.entities import (
-    Case,
+    EntityCase,
     clean_paraphrase,
     example,
     from_biography,
@@ -85,7 +85,7 @@ def test_who_stands_in_is_another_entity_of_which_the_target_is_true() -> None:
 # --- Bias in Bios -----------------------------------------------------------------------------------------------------
 
 
-def bio(text: str, **more: Any) -> Case | None:
+def bio(text: str, **more: Any) -> EntityCase | None:
     return from_biography({"text": text, "profession": "software_engineer", **more}, 3)
 
 

@@ -24,11 +24,18 @@ from harness.reports.registry import find_format
 from harness.runs.crew.cells import Crew
 from harness.studies.causal.trace import TraceSettings, trace_facts
 from harness.studies.localization import localize as study
-from harness.studies.localization.localize import Grid, Method, Study, open_study, require_enough_facts, run_grid
+from harness.studies.localization.localize import (
+    Grid,
+    LocalizationStudy,
+    LocalizedEditor,
+    open_study,
+    require_enough_facts,
+    run_grid,
+)
 from harness.studies.localization.localize_report import (
     PAPER,
     VIEWS,
-    Row,
+    Regression,
     few_layers,
     localize_page,
     rows_of,
@@ -43,7 +50,7 @@ GRID = Grid(
     look_at=4,
     facts=3,
     problems=("error_injection", "fact_forcing"),
-    methods=(Method("ft_l", 1), Method("rome", 1)),
+    methods=(LocalizedEditor("ft_l", 1), LocalizedEditor("rome", 1)),
     layers=(0, 2),
     settings=QUICK,
     trace=TraceSettings(window=1, samples=2),
@@ -106,12 +113,12 @@ def test_without_statsmodels_the_cure_is_named(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> Study:
+def done(tmp_path_factory: pytest.TempPathFactory) -> LocalizationStudy:
     """A small study of the shipped model."""
     return run_grid(GRID, tmp_path_factory.mktemp("study"), device="cpu")
 
 
-def test_a_cell_of_the_grid_is_its_edit_made_by_hand(done: Study) -> None:
+def test_a_cell_of_the_grid_is_its_edit_made_by_hand(done: LocalizationStudy) -> None:
     lm = load("mini", device="cpu")
     example = read_examples("counterfact", data_dir="mini", split="test", count=4)[1]
     for name, layer in (("rome", 2), ("ft_l", 0)):
@@ -144,7 +151,7 @@ def probability(lm, text: str, target: str) -> float:
     return math.prod(float(p[len(prompt) - 1 + i, token]) for i, token in enumerate(said))
 
 
-def test_the_whole_grid_is_there(done: Study) -> None:
+def test_the_whole_grid_is_there(done: LocalizationStudy) -> None:
     assert done.complete
     assert len(done.facts) == 3
     assert all(effects is not None and len(effects) == 4 for effects in done.facts.values())
@@ -154,7 +161,7 @@ def test_the_whole_grid_is_there(done: Study) -> None:
     assert tuple(done.effects) == study.EFFECTS
 
 
-def test_effects_are_those_of_tracing(done: Study) -> None:
+def test_effects_are_those_of_tracing(done: LocalizationStudy) -> None:
     """Also where an earlier run left none: they are measured before the study goes on."""
     lm = load("mini", device="cpu")
     edits = [example.edit for example in read_examples("counterfact", data_dir="mini", split="test", count=4)]
@@ -166,14 +173,14 @@ def test_effects_are_those_of_tracing(done: Study) -> None:
         assert done.effects["zeroing"][found.fact.id] == pytest.approx(found.removed.tolist(), abs=1e-5)
 
 
-def test_a_study_without_these_effects_gets_them(done: Study, tmp_path: Path) -> None:
-    early = Study(**{**vars(done), "path": tmp_path / done.path.name, "effects": {}, "complete": False})
+def test_a_study_without_these_effects_gets_them(done: LocalizationStudy, tmp_path: Path) -> None:
+    early = LocalizationStudy(**{**vars(done), "path": tmp_path / done.path.name, "effects": {}, "complete": False})
     early.save()
     whole = run_grid(GRID, tmp_path, device="cpu")
     assert (whole.effects, whole.facts, whole.blocks) == (done.effects, done.facts, done.blocks)
 
 
-def test_noise_lowers_what_forcing_starts_from(done: Study) -> None:
+def test_noise_lowers_what_forcing_starts_from(done: LocalizationStudy) -> None:
     """The same before every method and layer, and below what the model gives a clean prompt."""
     forced = [block for name, block in done.blocks.items() if name.startswith("fact_forcing")]
     for fact in done.facts:
@@ -182,7 +189,7 @@ def test_noise_lowers_what_forcing_starts_from(done: Study) -> None:
         assert before.pop() < 0.99
 
 
-def test_a_study_that_was_stopped_goes_on_where_it_was(done: Study, tmp_path: Path) -> None:
+def test_a_study_that_was_stopped_goes_on_where_it_was(done: LocalizationStudy, tmp_path: Path) -> None:
     def stop(name: str, *_: int) -> None:
         if name == "fact_forcing, rome@1, layer 0":
             raise KeyboardInterrupt
@@ -199,7 +206,7 @@ def test_a_study_that_was_stopped_goes_on_where_it_was(done: Study, tmp_path: Pa
     assert whole.blocks == done.blocks
 
 
-def test_a_crew_finds_the_same(done: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crew_finds_the_same(done: LocalizationStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cell that fails stops none; the same call makes it alone, and the study is what one process makes."""
     apart = Apart()
     monkeypatch.setattr(study, "run_cells", apart.run_cells)
@@ -214,20 +221,24 @@ def test_a_crew_finds_the_same(done: Study, tmp_path: Path, monkeypatch: pytest.
     assert (found.blocks, found.unposed, found.facts, found.complete) == (done.blocks, done.unposed, done.facts, True)
 
 
-def test_what_was_optimised_for_a_study_is_kept(done: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_optimised_for_a_study_is_kept(
+    done: LocalizationStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A second study optimises nothing, and finds the same."""
-    grid = replace(GRID, problems=("error_injection",), methods=(Method("rome", 1),), layers=(2,))
+    grid = replace(GRID, problems=("error_injection",), methods=(LocalizedEditor("rome", 1),), layers=(2,))
     monkeypatch.setattr(value, "_descend", lambda *_args, **_options: pytest.fail("optimised"))
     found = run_grid(grid, tmp_path, device="cpu")
     assert found.blocks == {"error_injection/rome@1/2": done.blocks["error_injection/rome@1/2"]}
 
 
 def test_a_probability_that_is_no_number_is_missing(
-    done: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    done: LocalizationStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The study goes on, and its file can be written."""
     quick = {"ft_l.steps": QUICK["ft_l.steps"]}
-    grid = replace(GRID, problems=("error_injection",), methods=(Method("ft_l", 1),), layers=(0,), settings=quick)
+    grid = replace(
+        GRID, problems=("error_injection",), methods=(LocalizedEditor("ft_l", 1),), layers=(0,), settings=quick
+    )
     calls = []
 
     def broken(lm, answers, **options):
@@ -242,16 +253,18 @@ def test_a_probability_that_is_no_number_is_missing(
     assert open_study(grid, tmp_path).complete
 
 
-def test_other_weights_or_rows_are_no_continuation(tmp_path: Path, done: Study) -> None:
+def test_other_weights_or_rows_are_no_continuation(tmp_path: Path, done: LocalizationStudy) -> None:
     """A study's name holds the names of the model and the rows, which stay when the files are changed."""
     for name, said in (("sha256", "other weights of mini"), ("rows", "other rows of counterfact")):
         for complete in (True, False):
             other = {**done.model, name: "0" * 64}
-            Study(**{**vars(done), "path": tmp_path / done.path.name, "model": other, "complete": complete}).save()
+            LocalizationStudy(
+                **{**vars(done), "path": tmp_path / done.path.name, "model": other, "complete": complete}
+            ).save()
             with pytest.raises(UsageError, match=rf"was begun with {said}; start anew with --fresh"):
                 run_grid(GRID, tmp_path, device="cpu")
     early = {key: value for key, value in done.model.items() if key != "rows"}  # of before rows were noted
-    Study(**{**vars(done), "path": tmp_path / done.path.name, "model": early}).save()
+    LocalizationStudy(**{**vars(done), "path": tmp_path / done.path.name, "model": early}).save()
     assert run_grid(GRID, tmp_path, device="cpu").blocks == done.blocks
 
 
@@ -269,10 +282,12 @@ def test_a_study_does_not_go_on_when_an_editors_file_has_changed(tmp_path: Path,
     own = tmp_path / "mine.py"
     own.write_text(OWN)
     settings = {"v_steps": 1, "cov_tokens": 10240}
-    grid = replace(GRID, methods=(Method(str(own), 1),), problems=("error_injection",), layers=(0,), settings=settings)
+    grid = replace(
+        GRID, methods=(LocalizedEditor(str(own), 1),), problems=("error_injection",), layers=(0,), settings=settings
+    )
     first = run_grid(grid, tmp_path, device="cpu")
     if not complete:
-        Study(**{**vars(first), "blocks": {}, "complete": False}).save()
+        LocalizationStudy(**{**vars(first), "blocks": {}, "complete": False}).save()
     own.write_text(OWN + "# a change\n")
     with pytest.raises(UsageError) as told:
         run_grid(grid, tmp_path, device="cpu")
@@ -282,9 +297,9 @@ def test_a_study_does_not_go_on_when_an_editors_file_has_changed(tmp_path: Path,
     assert run_grid(grid, tmp_path, device="cpu").blocks == first.blocks
 
 
-def replace_blocks(one: Study, blocks: dict) -> Study:
+def replace_blocks(one: LocalizationStudy, blocks: dict) -> LocalizationStudy:
     """The same study with other blocks."""
-    return Study(**{**vars(one), "blocks": blocks})
+    return LocalizationStudy(**{**vars(one), "blocks": blocks})
 
 
 def test_too_few_facts(tmp_path: Path) -> None:
@@ -297,12 +312,12 @@ def test_too_few_facts(tmp_path: Path) -> None:
     ("change", "said"),
     [
         (
-            {"methods": (Method("ultraedit", 1),), "problems": ("fact_erasure",), "settings": {}},
+            {"methods": (LocalizedEditor("ultraedit", 1),), "problems": ("fact_erasure",), "settings": {}},
             "wants erasure, which ultraedit cannot",
         ),
-        ({"methods": (Method("ike", 1),)}, "ike has no layers to choose"),
-        ({"methods": (Method("memit", 7),)}, "window 7 is wider than the model"),
-        ({"methods": (Method("memti", 1),)}, "editor 'memti' does not exist"),
+        ({"methods": (LocalizedEditor("ike", 1),)}, "ike has no layers to choose"),
+        ({"methods": (LocalizedEditor("memit", 7),)}, "window 7 is wider than the model"),
+        ({"methods": (LocalizedEditor("memti", 1),)}, "editor 'memti' does not exist"),
     ],
 )
 def test_what_cannot_be_done_is_said_before_anything_is_measured(change, said: str, tmp_path: Path) -> None:
@@ -316,11 +331,11 @@ def test_what_cannot_be_done_is_said_before_anything_is_measured(change, said: s
 def test_a_method_that_cannot_be_read(text: str) -> None:
     if text == "rome@":
         with pytest.raises(UsageError):
-            Method.parse(text)
+            LocalizedEditor.parse(text)
     else:
         with pytest.raises(UsageError, match="is not a number of layers; write for example ft_l@5"):
-            Method.parse(text)
-    assert Method.parse(" ft_l@5") == Method("ft_l", 5)
+            LocalizedEditor.parse(text)
+    assert LocalizedEditor.parse(" ft_l@5") == LocalizedEditor("ft_l", 5)
 
 
 def test_a_damaged_file(tmp_path: Path) -> None:
@@ -334,7 +349,7 @@ def test_a_damaged_file(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------ tables, figures
 
 
-def made_up(folder: Path) -> Study:
+def made_up(folder: Path) -> LocalizationStudy:
     """Scores that depend on the layer alone, and at layer 1 on the effect too."""
     facts = {str(i): [0.1 + 0.05 * i, 0.9 - 0.07 * i, 0.5] for i in range(8)}
     blocks = {}
@@ -344,12 +359,14 @@ def made_up(folder: Path) -> Study:
                 fact: [0.2 + 0.3 * layer + (layer == 1) * 0.1 * effect[1], 0.5 - 0.1 * layer, 0.9, None, 0.1, 0.2]
                 for fact, effect in facts.items()
             }
-    plan = replace(GRID, problems=("error_injection", "fact_erasure"), methods=(Method("ft_l", 5),)).to_json()
+    plan = replace(GRID, problems=("error_injection", "fact_erasure"), methods=(LocalizedEditor("ft_l", 5),)).to_json()
     model = {"name": "mini", "layers": 3, "edited": [0, 1, 2]}
-    return Study(folder / "localize--mini--1.json.gz", plan, model, facts, skipped={"wrong": 2}, blocks=blocks)
+    return LocalizationStudy(
+        folder / "localize--mini--1.json.gz", plan, model, facts, skipped={"wrong": 2}, blocks=blocks
+    )
 
 
-def written(made: Study, rows: list[Row], kind: str = "md") -> str:
+def written(made: LocalizationStudy, rows: list[Regression], kind: str = "md") -> str:
     return find_format(kind).write([localize_page(made, rows, published=True)])
 
 
@@ -371,7 +388,7 @@ def test_tables_say_what_the_regression_found(tmp_path: Path) -> None:
     assert r"fact\_erasure & ft\_l@5 & " in latex
 
 
-def random_study(folder: Path) -> Study:
+def random_study(folder: Path) -> LocalizationStudy:
     """Forty facts of a model of four layers, whose scores follow nothing."""
     draw = np.random.default_rng(3)
     names = [str(i) for i in range(40)]
@@ -384,9 +401,11 @@ def random_study(folder: Path) -> Study:
         }
         for layer in range(4)
     }
-    plan = replace(GRID, problems=("error_injection",), methods=(Method("rome", 1),)).to_json()
+    plan = replace(GRID, problems=("error_injection",), methods=(LocalizedEditor("rome", 1),)).to_json()
     model = {"name": "mini", "layers": 4, "edited": [0, 1, 2, 3]}
-    return Study(folder / "localize--mini--2.json.gz", plan, model, facts, effects, blocks=blocks, complete=True)
+    return LocalizationStudy(
+        folder / "localize--mini--2.json.gz", plan, model, facts, effects, blocks=blocks, complete=True
+    )
 
 
 def test_subsets_and_other_effects_are_least_squares_by_hand(tmp_path: Path) -> None:

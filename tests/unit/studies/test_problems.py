@@ -20,7 +20,7 @@ from harness.methods import descent
 from harness.methods.descent import log_likelihood, tokenise
 from harness.models.lm import LM
 from harness.patches.patch import Patch, patched
-from harness.studies.localization.localize import Grid, Method, _built, _Problem
+from harness.studies.localization.localize import Grid, LocalizedEditor, _built, _Problem
 from harness.studies.localization.problems import (
     PROBLEMS,
     PUBLISHED,
@@ -286,7 +286,7 @@ def test_released_noise_is_new_in_every_row_and_every_pass_and_begins_with_the_s
 @pytest.mark.parametrize("method", ["rome@1", "ft_l@1"])
 def test_an_edit_is_forced_under_its_own_stream_of_noise(taught, facts, method) -> None:
     """The same whether it is made alone or beside another, and not what it is under a noise that stays."""
-    lm, one = taught("gpt2"), Method.parse(method)
+    lm, one = taught("gpt2"), LocalizedEditor.parse(method)
     settings = {"rome.contexts": CONTEXTS, "rome.cov_tokens": 4000, "rome.v_steps": 4, "ft_l.steps": 4}
     found = {}
     for rows in ("fixed", "released"):
@@ -413,7 +413,7 @@ def test_what_a_problem_asks_for_belongs_to_every_model_and_every_editor_with_su
 def test_a_cell_of_the_grid_minimises_the_whole_answer(taught, model, name, problem) -> None:
     lm = copy.copy(taught("gpt2"))
     object.__setattr__(lm, "name", model)
-    editor = _built(lm, Grid(methods=(Method.parse(name),)), Method.parse(name), problem, 1)
+    editor = _built(lm, Grid(methods=(LocalizedEditor.parse(name),)), LocalizedEditor.parse(name), problem, 1)
     assert editor.hyperparameters()["normalisation"] == "sum"
     assert editor.hyperparameters().get("loss", "target_new") == "target_new"
 
@@ -429,7 +429,9 @@ def test_erasure_descends_on_the_probability_of_the_whole_answer(taught, facts, 
         return seen[-1]
 
     monkeypatch.setattr(descent, "_loss", watched)
-    _built(lm, Grid(methods=(Method.parse(name),)), Method.parse(name), "fact_erasure", 1).edit(lm, [edit])
+    _built(lm, Grid(methods=(LocalizedEditor.parse(name),)), LocalizedEditor.parse(name), "fact_erasure", 1).edit(
+        lm, [edit]
+    )
     said = tokenise(lm, [edit])
     with torch.no_grad():
         wanted = float(log_likelihood(lm, said).double().sum().exp())

@@ -15,7 +15,7 @@ from harness.editing.edit import Edit
 from harness.errors import DataError, ModelError, UsageError
 from harness.models.lm import LM
 from harness.patches.patch import Patch, patched
-from harness.studies.causal.facts import Asked, Fact, tokenise_fact
+from harness.studies.causal.facts import FactTokens, TracedFact, tokenise_fact
 from harness.studies.causal.restore import Overwriting, Restorer
 from harness.studies.causal.trace import (
     PRESETS,
@@ -33,9 +33,9 @@ from harness.studies.causal.trace import (
 )
 
 FACTS = [
-    Fact("start", "Ada Velmont was born in", "Ada Velmont", "Paris"),
-    Fact("middle", "The home of Hugo Lantern is", "Hugo Lantern", "Lisbon, Portugal"),
-    Fact("end", "Everybody knows Elena Marsh", "Elena Marsh", "has seen Rome"),
+    TracedFact("start", "Ada Velmont was born in", "Ada Velmont", "Paris"),
+    TracedFact("middle", "The home of Hugo Lantern is", "Hugo Lantern", "Lisbon, Portugal"),
+    TracedFact("end", "Everybody knows Elena Marsh", "Elena Marsh", "has seen Rome"),
 ]
 WINDOWS = ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))
 QUICK = TraceSettings(window=3, samples=3, sigma=0.4, known="all")
@@ -44,7 +44,7 @@ QUICK = TraceSettings(window=3, samples=3, sigma=0.4, known="all")
 # --- one forward pass for each restoration, with plain hooks ----------------------------------------------------------
 
 
-def plain(lm: LM, fact: Fact, settings: TraceSettings) -> tuple[float, float, Tensor, Tensor]:
+def plain(lm: LM, fact: TracedFact, settings: TraceSettings) -> tuple[float, float, Tensor, Tensor]:
     """clean, low, restored ``[tokens, layers]`` and removed ``[layers]``, row 0 clean and the others noised."""
     prompt, answer = lm.encode(fact.prompt), lm.continuation(fact.prompt, f" {fact.object}")
     begin, end = lm.span(fact.prompt, str(fact.subject))
@@ -113,7 +113,7 @@ def test_it_is_one_forward_pass_for_each_restoration(
 def test_facts_of_one_shape_go_side_by_side(tiny: Callable[[str], LM], family: str, kind: str) -> None:
     lm, settings = tiny(family), replace(QUICK, kind=kind, window=1)
     facts = [
-        Fact(f"{who} {where}", f"{who} was born in", who, where)
+        TracedFact(f"{who} {where}", f"{who} was born in", who, where)
         for who in ("Ada Velmont", "Hugo Lantern", "Elena Marsh")
         for where in ("Rome", "Paris", "Lisbon, Portugal")
     ]
@@ -131,7 +131,7 @@ def test_facts_of_one_shape_go_side_by_side(tiny: Callable[[str], LM], family: s
 
 def test_facts_that_are_left_keep_their_numbers(tiny: Callable[[str], LM]) -> None:
     lm = tiny("gpt2")
-    facts = [Fact(where, "Ada Velmont was born in", "Ada Velmont", where) for where in ("Rome", "Paris", "Oslo")]
+    facts = [TracedFact(where, "Ada Velmont was born in", "Ada Velmont", where) for where in ("Rome", "Paris", "Oslo")]
     chosen = select_facts(lm, facts, QUICK)
     every = {one.fact.id: one for one in trace_each(lm, chosen, QUICK, budget=100_000)}
     left = list(trace_each(lm, chosen, QUICK, budget=100_000, done=("Paris",)))
@@ -139,9 +139,9 @@ def test_facts_that_are_left_keep_their_numbers(tiny: Callable[[str], LM]) -> No
     assert all(torch.equal(one.restored, every[one.fact.id].restored) for one in left)
 
 
-def question(lm: LM, fact: Fact) -> Asked:
+def question(lm: LM, fact: TracedFact) -> FactTokens:
     asked = tokenise_fact(lm, fact)
-    assert isinstance(asked, Asked)
+    assert isinstance(asked, FactTokens)
     return asked
 
 
@@ -322,9 +322,9 @@ def test_how_strong_the_noise_is(tiny: Callable[[str], LM]) -> None:
 def test_facts_that_the_model_does_not_know_are_left_out_and_named(taught: Callable[[str], LM]) -> None:
     lm = taught("gpt2")
     facts = [
-        Fact("known", "Ada Velmont was born in", "Ada Velmont", "Paris"),
-        Fact("unknown", "Hugo Lantern was born in", "Hugo Lantern", "Rome"),
-        Fact("folded", "The home of Elena Marsh is", "Elena Marsh", "PRAGUE"),
+        TracedFact("known", "Ada Velmont was born in", "Ada Velmont", "Paris"),
+        TracedFact("unknown", "Hugo Lantern was born in", "Hugo Lantern", "Rome"),
+        TracedFact("folded", "The home of Elena Marsh is", "Elena Marsh", "PRAGUE"),
     ]
     found = select_facts(lm, facts, replace(QUICK, known="continuation"))
     said = {one.fact.id for one in found.asked}, [(one.fact.id, one.reason) for one in found.skipped]
@@ -336,7 +336,7 @@ def test_facts_that_the_model_does_not_know_are_left_out_and_named(taught: Calla
 
 
 def test_the_models_own_prediction_is_explained(taught: Callable[[str], LM]) -> None:
-    lm, wrong = taught("gpt2"), Fact("x", "Ada Velmont was born in", "Ada Velmont", "Oslo")
+    lm, wrong = taught("gpt2"), TracedFact("x", "Ada Velmont was born in", "Ada Velmont", "Oslo")
     batch = lm.batch([lm.encode(wrong.prompt)])
     log_p = lm.model(input_ids=batch.ids).logits[0, -1].log_softmax(-1)
     (found,) = trace_facts(lm, [wrong], replace(QUICK, answer="prediction"))
@@ -347,7 +347,7 @@ def test_the_models_own_prediction_is_explained(taught: Callable[[str], LM]) -> 
 def test_improbable_facts_can_be_left_out(taught: Callable[[str], LM]) -> None:
     lm = taught("gpt2")
     found = select_facts(
-        lm, [FACTS[0], Fact("no", FACTS[0].prompt, FACTS[0].subject, "Rome")], replace(QUICK, threshold=0.5)
+        lm, [FACTS[0], TracedFact("no", FACTS[0].prompt, FACTS[0].subject, "Rome")], replace(QUICK, threshold=0.5)
     )
     assert [one.fact.id for one in found.asked] == ["start"]
     assert [(one.fact.id, one.reason) for one in found.skipped] == [("no", "improbable")]
@@ -356,10 +356,10 @@ def test_improbable_facts_can_be_left_out(taught: Callable[[str], LM]) -> None:
 def test_what_cannot_be_traced_says_why(tiny: Callable[[str], LM]) -> None:
     lm = tiny("gpt2")
     rows = {
-        "no subject": Fact("a", "a plain prefix", None, "Rome"),
-        "no true object": Fact("b", "Ada Velmont was born in", "Ada Velmont", None),
-        "subject not found": Fact("c", "She was born in", "Ada Velmont", "Rome"),
-        "too long": Fact("d", "Ada Velmont " + "and on " * 90, "Ada Velmont", "Rome"),
+        "no subject": TracedFact("a", "a plain prefix", None, "Rome"),
+        "no true object": TracedFact("b", "Ada Velmont was born in", "Ada Velmont", None),
+        "subject not found": TracedFact("c", "She was born in", "Ada Velmont", "Rome"),
+        "too long": TracedFact("d", "Ada Velmont " + "and on " * 90, "Ada Velmont", "Rome"),
     }
     found = select_facts(lm, [*rows.values(), FACTS[0]], QUICK)
     assert [(one.fact.id, one.reason) for one in found.skipped] == [(fact.id, why) for why, fact in rows.items()]
@@ -372,7 +372,7 @@ def test_edits_are_facts(tiny: Callable[[str], LM]) -> None:
     edit = Edit("start", "{} was born in", "Ada Velmont", "Rome", target_old="Paris")
     (of_edit,), (of_fact,) = trace_facts(tiny("gpt2"), [edit], QUICK), trace_facts(tiny("gpt2"), FACTS[:1], QUICK)
     assert torch.equal(of_edit.restored, of_fact.restored)
-    twice = Fact.of(Edit("x", "Rome, and {}", "Rome", "a", target_old="b"))
+    twice = TracedFact.of(Edit("x", "Rome, and {}", "Rome", "a", target_old="b"))
     assert twice.start == 10  # the slot, not the first occurrence
 
 

@@ -17,11 +17,11 @@ from harness.io.files import pack_json
 from harness.models.lm import LM
 from harness.runs.crew.cells import Crew
 from harness.studies.causal import trace_figures, tracing
-from harness.studies.causal.facts import Fact, read_facts
+from harness.studies.causal.facts import TracedFact, read_facts
 from harness.studies.causal.trace import Selection, Traced, TraceSettings
 from harness.studies.causal.tracing import (
-    Study,
     TracePlan,
+    TracingStudy,
     facts_of,
     read_study,
     run_traces,
@@ -52,7 +52,7 @@ def plan(facts: str, checkpoint: Callable[..., Path]) -> TracePlan:
 
 def one(restored: list[list[float]], low: float, clean: float, span: tuple[int, int], removed: list[float]) -> Traced:
     table = torch.tensor(restored, dtype=torch.float64)
-    fact = Fact("x", "prompt", "subject", "object")
+    fact = TracedFact("x", "prompt", "subject", "object")
     return Traced(fact, ("t",) * len(table), span, " y", clean, low, clean, table, torch.tensor(removed).double())
 
 
@@ -179,7 +179,7 @@ def test_a_crew_finds_the_same(plan: TracePlan, tmp_path: Path, monkeypatch: pyt
     apart = Apart()
     monkeypatch.setattr(tracing, "run_cells", apart.run_cells)
     apart.failing = lambda cell: "mlp-1" in cell.name and cell.name.endswith("portion 1")
-    found: list[Study] = []
+    found: list[TracingStudy] = []
     with pytest.raises(CheckFailed, match=rf"1 of {2 * 3} portions of facts failed; the same command"):
         found += run_traces(plans, tmp_path / "crew", crew=Crew(2))
     assert apart.lists == [6] and len(apart.made) == 5
@@ -246,11 +246,11 @@ def test_what_is_no_record(tmp_path: Path, content: str, message: str) -> None:
 
 def test_facts_of_a_file(facts: str, tmp_path: Path) -> None:
     found = read_facts(Path(facts))
-    assert found[0] == Fact("a", "Ada Velmont was born in", "Ada Velmont", "Paris", 0)
-    assert found[1] == Fact("b", "The home of Hugo Lantern is", "Hugo Lantern", "Lisbon", None)
+    assert found[0] == TracedFact("a", "Ada Velmont was born in", "Ada Velmont", "Paris", 0)
+    assert found[1] == TracedFact("b", "The home of Hugo Lantern is", "Hugo Lantern", "Lisbon", None)
     array = tmp_path / "known.json"
     array.write_text(json.dumps([{"known_id": 7, "prompt": "x y", "subject": "x", "attribute": "z"}]))
-    assert read_facts(array) == [Fact("7", "x y", "x", "z")]
+    assert read_facts(array) == [TracedFact("7", "x y", "x", "z")]
     assert facts_of(TracePlan(edits=facts, num_edits=2)) == found[:2]
     with pytest.raises(UsageError, match="has 4 facts, 5 were asked for"):
         facts_of(TracePlan(edits=facts, num_edits=5))
@@ -275,7 +275,7 @@ def test_known_1000_needs_a_folder(shared: Path) -> None:
     with pytest.raises(UsageError, match="--data-dir"):
         facts_of(TracePlan(edits="known_1000"))
     found = facts_of(TracePlan(edits="known_1000", data_dir=str(shared / "data"), num_edits=2))
-    assert found[0] == Fact("0", "Vinson Massif is located in the continent of", "Vinson Massif", "Antarctica")
+    assert found[0] == TracedFact("0", "Vinson Massif is located in the continent of", "Vinson Massif", "Antarctica")
     assert len(facts_of(TracePlan(edits="known_1000", data_dir=str(shared / "data")))) == 1209
 
 

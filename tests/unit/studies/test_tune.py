@@ -19,7 +19,7 @@ from harness.runs.plan import Plan
 from harness.runs.plan_grid import plans
 from harness.runs.resolve import resolve
 from harness.studies.sweeps import tune as study
-from harness.studies.sweeps.tune import Budget, Trial, Tuned, require_apart, score_of, tune
+from harness.studies.sweeps.tune import Budget, Tuned, TuneTrial, require_apart, score_of, tune
 from harness.studies.sweeps.tune_report import preset_fields, preset_line, report_text, write_tuned
 from harness.studies.sweeps.tune_space import layer_choices, portion, scale_field, searched, width_of
 
@@ -180,8 +180,8 @@ def test_the_shipped_model_is_traced(tmp_path: Path) -> None:
 
 def test_a_failed_trial_is_told_and_not_chosen() -> None:
     plan = Plan(editor="memit", num_edits=2, split="train", mode="batch", settings={"v_steps": 3})
-    good = Trial("layers", {"layers": [1, 2]}, {"score": 0.5, "kl": 0.0}, 0.5, 1.0)
-    bad = Trial("untuned", {}, seconds=1.0, reason="a NaN arose | somewhere")
+    good = TuneTrial("layers", {"layers": [1, 2]}, {"score": 0.5, "kl": 0.0}, 0.5, 1.0)
+    bad = TuneTrial("untuned", {}, seconds=1.0, reason="a NaN arose | somewhere")
     found = Tuned(plan, SMALL, {"score": 0.1}, (bad, good), None, "why", 0, "abc")
     assert found.best is good
     assert preset_line(found) == '"mini": {"layers": (1, 2), "v_steps": 3},'
