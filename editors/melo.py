@@ -25,16 +25,17 @@ from torch import Tensor
 from harness.editing.edit import Edit
 from harness.editing.editor import Editor
 from harness.editing.hyperparameters import Count, NotNegative, Positive
-from harness.errors import ModelError, NumericalError, UsageError
+from harness.errors import ModelError, UsageError
 from harness.methods.codebook import GAP, CodebookKey, EditBook
 from harness.methods.descent import feed_forward_matrices, named_matrices
 from harness.methods.keys import layer_at_depth
 from harness.methods.routing import RunningValues, last_real
+from harness.methods.site import descend_under
 from harness.methods.supervised_tokens import SupervisedTokens, supervise_targets
 from harness.models.activations import at_least_float32, capture_activations
 from harness.models.lm import LM
 from harness.patches.delta import double
-from harness.patches.patch import Hook, Part, Patch, Step, patched
+from harness.patches.patch import Hook, Part, Patch, Step
 
 __all__ = ["Blocks", "Cluster", "Clusters", "Indexed", "Melo", "Routing"]
 
@@ -412,24 +413,12 @@ class Melo(Editor):
         Raises:
             NumericalError: the loss is not finite; names the first edit.
         """
-        hooks: dict[str, Hook] = {self.query(lm): self._forced(rows)}
-        adam = torch.optim.Adam([part for parts in free.values() for part in parts], lr=self.edit_lr)
-        rate = torch.optim.lr_scheduler.StepLR(adam, step_size=_HALVED, gamma=0.5)
-        for name, (down, up) in free.items():
-            hooks[name] = _live(down, up, held[name].scale)
-        with patched(lm, Patch(hooks=hooks)), torch.enable_grad():
-            nll = rows.above(lm, self.at(lm))
-            for i in range(self.n_iter):
-                loss = nll()
-                if not bool(torch.isfinite(loss.detach())):
-                    raise NumericalError(
-                        f"edit {rows.edit.id}: the loss became {float(loss.detach())} after {i} steps; lower edit_lr, "
-                        "or load the model in float32"
-                    )
-                adam.zero_grad()
-                torch.autograd.backward(loss)
-                adam.step()
-                rate.step()
+        hooks = {self.query(lm): self._forced(rows)}
+        hooks |= {name: _live(down, up, held[name].scale) for name, (down, up) in free.items()}
+        factors = [part for parts in free.values() for part in parts]
+        descend_under(
+            lm, rows, factors, hooks=hooks, at=self.at(lm), steps=self.n_iter, lr=self.edit_lr, halved_after=_HALVED
+        )
 
     def _forced(self, rows: SupervisedTokens) -> Hook:
         """In training the block is on from the prompt's last token, or for the whole pass."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -19,7 +19,7 @@ from harness.models.activations import at_least_float32, capture_activations, fi
 from harness.models.lm import LM
 from harness.patches.patch import Hook, Patch, Step, patched
 
-__all__ = ["Site", "SiteEditor", "own_output"]
+__all__ = ["Site", "SiteEditor", "descend_under", "own_output"]
 
 Site = Literal["mlp", "down", "first"]
 """Which module of a layer, see :class:`SiteEditor`."""
@@ -131,19 +131,50 @@ class SiteEditor(Editor, ABC):
         Raises:
             NumericalError: the loss is not finite.
         """
-        name, adam = self.module(lm), torch.optim.Adam(list(free), lr=lr)
-        with patched(lm, Patch(hooks={name: hook})), torch.enable_grad():
-            nll = rows.above(lm, self.at(lm))
-            for i in range(steps):
-                loss = nll()
-                if not bool(torch.isfinite(loss.detach())):
-                    raise NumericalError(
-                        f"edit {rows.edit.id}: the loss at {name} became {float(loss.detach())} after {i} steps; "
-                        "lower edit_lr, or load the model in float32"
-                    )
-                adam.zero_grad()
-                torch.autograd.backward(loss)
-                adam.step()
+        descend_under(lm, rows, free, hooks={self.module(lm): hook}, at=self.at(lm), steps=steps, lr=lr)
+
+
+def descend_under(
+    lm: LM,
+    rows: SupervisedTokens,
+    free: Sequence[Tensor],
+    *,
+    hooks: Mapping[str, Hook],
+    at: int,
+    steps: int,
+    lr: float,
+    halved_after: int | None = None,
+) -> None:
+    """Adam on the NLL of the target, in place, while hooks change what some modules give.
+
+    Args:
+        lm: the model.
+        rows: what it shall say.
+        free: what changes.
+        hooks: the modules with that on its way.
+        at: the lowest layer that a hook changes.
+        steps: updates.
+        lr: the learning rate.
+        halved_after: updates after which the learning rate is halved, again and again; None keeps it.
+
+    Raises:
+        NumericalError: the loss is not finite; names the first edit.
+    """
+    adam = torch.optim.Adam(list(free), lr=lr)
+    rate = torch.optim.lr_scheduler.StepLR(adam, halved_after or steps + 1, gamma=0.5)
+    with patched(lm, Patch(hooks=hooks)), torch.enable_grad():
+        nll = rows.above(lm, at)
+        for i in range(steps):
+            loss = nll()
+            if not bool(torch.isfinite(loss.detach())):
+                raise NumericalError(
+                    f"edit {rows.edit.id}: the loss at {', '.join(hooks)} became {float(loss.detach())} after {i} "
+                    "steps; lower edit_lr, or load the model in float32"
+                )
+            adam.zero_grad()
+            torch.autograd.backward(loss)
+            adam.step()
+            rate.step()
 
 
 def own_output(lm: LM, name: str, *, hidden: Tensor, step: Step) -> Tensor:
