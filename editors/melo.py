@@ -142,7 +142,7 @@ class Clusters(EditBook):
         found = self.chosen(hidden)
         # The largest is the latest: positions count more than blocks.
         place = torch.arange(step.ids.shape[1] - step.new, step.ids.shape[1], device=found.device) + 1
-        coded = torch.where(found >= 0, place * self.blocks + found, 0).double()
+        coded = double(torch.where(found >= 0, place * self.blocks + found, 0))
         latest = self._running(coded[..., None], step)[..., 0].long().to(found.device)
         return torch.where(latest > 0, latest % self.blocks, _NONE)
 

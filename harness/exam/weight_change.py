@@ -15,7 +15,7 @@ from torch import Tensor
 
 from harness.exam.spectra import Spectra, Spectrum
 from harness.models.lm import LM
-from harness.patches.delta import Delta, Dense, numerical_rank
+from harness.patches.delta import Delta, Dense, double, numerical_rank
 from harness.patches.patch import Patch, require_finite
 
 __all__ = ["describe", "lost_in_all", "means"]
@@ -74,7 +74,7 @@ def _lost(after: Tensor, change: Tensor, dtype: torch.dtype) -> float | None:
         change: ``D`` in float64.
         dtype: the type of the weights.
     """
-    return _over(after.to(dtype).double() - after, change) if dtype.itemsize < torch.float32.itemsize else None
+    return _over(double(after.to(dtype)) - after, change) if dtype.itemsize < torch.float32.itemsize else None
 
 
 def lost_in_all(rows: Sequence[Mapping[str, Mapping[str, float | None]]]) -> float | None:

@@ -298,6 +298,7 @@ def test_the_code_that_decides_is_all_that_is_imported_for_it() -> None:
         *("models/guard.py", "models/weight_hashes.py", "models/reading.py", "models/tokens.py", "models/naming.py"),
         *("models/in_memory.py", "models/rounding.py", "models/published.py", "methods/decompositions.py"),
         *("models/memory.py", "models/placement.py", "models/offload.py"),  # where weights lie
+        "models/dequantised.py",  # whose numbers are weights like others
         "methods/descent.py",  # for second moments of gradients
     }
     assert {name for name in names if not name.startswith("io/")} - beside == set(DECISIVE)

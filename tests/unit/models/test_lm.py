@@ -136,7 +136,7 @@ def test_texts_are_written_as_asked_for_and_not_as_a_checkpoint_recommends(fresh
     def written():
         prompt, about = "The home of Hugo Lantern is", Edit("1", "{} is in", "Hugo Lantern", "Rome")
         greedy = knowledge.continuations(lm, [tuple(lm.encode(prompt))], new_tokens=20, report=tell_nobody)
-        sampled = asking.sampled(lm, [asking.Question(prompt, Patch())] * 3, length=40, seed=0)
+        sampled = asking.sampled(lm, [asking.PatchedPrompt(prompt, Patch())] * 3, length=40, seed=0)
         texts = localize._texts(lm, [about], 0, lambda *_: None)["1"]
         return greedy, sampled, [text.target for text in texts]
 
