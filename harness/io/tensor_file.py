@@ -149,7 +149,7 @@ def _head(path: Path, kind: str, text: str) -> dict[str, Any]:
 
 
 def read_tensors(path: Path, kind: str, version: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The manifest and the tensors of a file.
+    """The manifest and the tensors of a file, which lie in memory as those that are computed do.
 
     Args:
         path: the file.
@@ -162,7 +162,8 @@ def read_tensors(path: Path, kind: str, version: int) -> tuple[dict[str, Any], d
     head = read_manifest(path, kind, version)
     try:
         with safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            # In the file they begin at any byte, and by where a matrix begins its products round.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, ValueError, RuntimeError) as error:
         raise _unreadable(path, kind, error) from error
     if content_sha256(tensors) != head["sha256"]:

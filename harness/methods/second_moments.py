@@ -128,7 +128,9 @@ class Moment:
         Raises:
             NumericalError: ``C`` is not finite, or too little text makes it singular.
         """
-        return self._decomposed("factor", lambda: {"lower": self._cholesky()})["lower"]
+        lower = self._decomposed("factor", lambda: {"lower": self._cholesky()})["lower"]
+        # Column by column, as LAPACK takes it: every solve would turn a copy of it round.
+        return lower.mT.contiguous().mT
 
     def _cholesky(self) -> Float64[Tensor, "f f"]:
         require_finite_moment(self, self.name)
@@ -636,7 +638,8 @@ def head_sha256(said: Mapping[str, str]) -> str:
 def _read_moment(path: Path, header: CachedMoment, device: torch.device) -> Moment:
     try:
         with safe_open(path, "pt") as file:
-            matrix, written = file.get_tensor("moment"), (file.metadata() or {}).get("sha256")
+            # A copy, as in tensor_file: products with what begins at any byte of a file round otherwise.
+            matrix, written = file.get_tensor("moment").clone(), (file.metadata() or {}).get("sha256")
     except (OSError, SafetensorError, ValueError, RuntimeError) as error:
         raise DataError(f"{path}: not a readable file of second moments; delete the file, it is made again") from error
     if matrix.dim() != 2 or matrix.shape[0] != matrix.shape[1] or not matrix.is_floating_point():

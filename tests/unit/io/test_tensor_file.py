@@ -49,6 +49,15 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
+def test_what_is_read_lies_in_memory_as_what_is_computed(tmp_path: Path) -> None:
+    """By where a matrix begins its products round."""
+    path, fresh = tmp_path / "x.safetensors", {str(n): torch.ones(n) for n in (1, 3, 16, 5)}
+    assert all(tensor.data_ptr() % 64 == 0 for tensor in fresh.values())
+    tensor_file.write_tensors(path, kind="patch", version=1, manifest={}, tensors=fresh)
+    _, read = tensor_file.read_tensors(path, "patch", 1)
+    assert all(tensor.data_ptr() % 64 == 0 for tensor in read.values())
+
+
 def test_the_same_content_is_the_same_bytes(tmp_path: Path) -> None:
     write(tmp_path / "a")
     write(tmp_path / "b")
