@@ -13,7 +13,7 @@ from torch import Tensor
 
 from harness.editing.hyperparameters import Count, NotNegative, Positive
 from harness.methods.locate_then_edit import Solver, SpreadHidden, SpreadMemory
-from harness.methods.null_space import SHIPPED, null_space, projected_solver
+from harness.methods.null_space import SHIPPED, NullSpaceMemory, NullSpaceRidge, null_space
 from harness.methods.second_moments import Moment
 from harness.models.lm import LM
 from harness.patches.delta import double
@@ -23,7 +23,7 @@ __all__ = ["BetaEdit", "BetaMemory"]
 
 
 @dataclass(frozen=True, eq=False)
-class BetaMemory(SpreadMemory):
+class BetaMemory(NullSpaceMemory):
     """What earlier operations wrote.
 
     Attributes:
@@ -78,29 +78,31 @@ class BetaEdit(SpreadHidden):
         """What earlier operations left, with the null space that is due."""
         known = super().prior(lm, memory, layers)
         if not isinstance(memory, BetaMemory):
-            return BetaMemory(known.contexts, known.moments)
-        if memory.edits - memory.refreshed < self.tau:
-            return memory
-        bases = {layer: self._refreshed(memory, layer) for layer in layers}
-        return replace(memory, refreshed=memory.edits, bases=bases)
+            memory = BetaMemory(known.contexts, known.moments)
+        elif memory.edits - memory.refreshed >= self.tau:
+            bases = {layer: self._refreshed(memory, layer) for layer in layers}
+            memory = replace(memory.summed_up(layers), refreshed=memory.edits, bases=bases)
+        memory = self._ridge(memory).caught_up(layers)
+        assert isinstance(memory, BetaMemory)
+        return memory
 
     def solver(self, prior: SpreadMemory) -> Solver:
         """Ridge regression inside the null space, against earlier keys and against what leaks."""
         assert isinstance(prior, BetaMemory)
+        return self._ridge(prior).solver()
 
-        def known(layer: int) -> tuple[Tensor, Tensor | None]:
-            leaks = self.lambda1 * double(prior.moments[layer].matrix) if self.lambda1 else None
-            earlier = prior.sums.get(layer)
-            kept = earlier if leaks is None else leaks if earlier is None else leaks + earlier.to(leaks)
-            return self._basis(prior, layer), kept
-
-        return projected_solver(known, self.lambda2)
-
-    def after(self, lm: LM, prior: SpreadMemory, *, keys: Mapping[int, Tensor], patch: Patch) -> BetaMemory:
+    def after(self, lm: LM, prior: SpreadMemory, *, keys: Mapping[int, Tensor], patch: Patch) -> BetaMemory:  # noqa: ARG002
         """The keys of one more operation, and how many edits there were."""
-        known = super().after(lm, prior, keys=keys, patch=patch)
-        assert isinstance(known, BetaMemory)
-        return replace(known, edits=known.edits + len(next(iter(keys.values()))))
+        assert isinstance(prior, BetaMemory)
+        return replace(prior.with_keys(keys), edits=prior.edits + len(next(iter(keys.values()))))
+
+    def _ridge(self, prior: BetaMemory) -> NullSpaceRidge:
+        def leaks(layer: int) -> Tensor:
+            return self.lambda1 * double(prior.moments[layer].matrix)
+
+        return NullSpaceRidge(
+            prior, lambda layer: self._basis(prior, layer), self.lambda2, leaks if self.lambda1 else None
+        )
 
     def _basis(self, prior: BetaMemory, layer: int) -> Tensor:
         if layer in prior.bases:
@@ -110,7 +112,9 @@ class BetaEdit(SpreadHidden):
     def _refreshed(self, memory: BetaMemory, layer: int) -> Tensor:
         """The null space of what the unedited model and the edits so far use."""
         moment = memory.moments[layer]
-        used = memory.sums[layer] / memory.edits + self.lambda1 * double(moment.matrix).to(memory.sums[layer])
+        earlier = memory.total(layer)
+        assert earlier is not None, "there were tau edits"
+        used = earlier / memory.edits + self.lambda1 * double(moment.matrix).to(earlier)
         return null_space(
             Moment(used / (self.lambda1 + 1), moment.count, name=moment.name), self.nullspace_threshold, self.name
         )

@@ -7,7 +7,7 @@ authors' code (scalable-model-editing/unified-model-editing at 23d72b5).
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,9 +17,9 @@ from torch import Tensor
 from harness.editing.hyperparameters import NotNegative, Positive
 from harness.errors import NumericalError
 from harness.methods.keys import layer_at_depth, require_layers
-from harness.methods.locate_then_edit import Solver, SpreadHidden, SpreadMemory, inverse_of_preserved
+from harness.methods.locate_then_edit import AdjointSolver, Solver, SpreadHidden, SpreadMemory, inverse_of_preserved
 from harness.models.lm import LM
-from harness.patches.delta import LowRank, double
+from harness.patches.delta import double
 
 __all__ = ["Emmet"]
 
@@ -67,11 +67,14 @@ class Emmet(SpreadHidden):
         def whiten(layer: int) -> Callable[[Tensor], Tensor]:
             return inverse_of_preserved(prior.moments[layer], lam=self.lam, norm_control=self.norm_control)
 
-        def solve(layer: int, key: Tensor, residual: Tensor) -> LowRank:
+        def adjoint(layer: int, key: Tensor, sizes: Sequence[int]) -> list[Tensor]:
             wide = double(key.T)
-            return LowRank(residual.T, self._adjoint(wide, whiten(layer)(wide), layer).T.to(key))
+            batches = zip(
+                torch.split(wide, list(sizes), 1), torch.split(whiten(layer)(wide), list(sizes), 1), strict=True
+            )
+            return [self._adjoint(one, whitened, layer).T for one, whitened in batches]
 
-        return solve
+        return AdjointSolver(adjoint)
 
     def _adjoint(self, key: Tensor, whitened: Tensor, layer: int) -> Tensor:
         """``A = X (K^T X + emmet_lambda I)^-1``, ``[f, n]``; ``dW = R A^T``.

@@ -16,7 +16,7 @@ from torch import Tensor
 from harness.editing.hyperparameters import NotNegative, Positive
 from harness.errors import UsageError
 from harness.methods.locate_then_edit import Solver, SpreadMemory
-from harness.methods.null_space import SHIPPED, ProjectedHidden, null_space, projected_solver
+from harness.methods.null_space import SHIPPED, NullSpaceRidge, ProjectedHidden, null_space, null_space_memory
 from harness.models.lm import LM
 from harness.patches.delta import double
 from harness.patches.patch import Patch
@@ -84,16 +84,16 @@ class EvoEdit(ProjectedHidden):
     def solver(self, prior: SpreadMemory) -> Solver:
         """Ridge regression inside what is left of the null space."""
 
-        def known(layer: int) -> tuple[Tensor, Tensor | None]:
+        def left(layer: int) -> Tensor:
             basis = self._basis(prior, layer)
             if not basis.shape[1]:
                 raise UsageError(
                     f"{self.name}: earlier edits have taken all directions of layer {layer} that may be written; raise "
                     "--set nullspace_threshold or --set truncation, or edit fewer facts"
                 )
-            return basis, None
+            return basis
 
-        return projected_solver(known, self.l2)
+        return NullSpaceRidge(null_space_memory(prior), left, self.l2).solver()
 
     def after(self, lm: LM, prior: SpreadMemory, *, keys: Mapping[int, Tensor], patch: Patch) -> EvoMemory:  # noqa: ARG002
         """The null space of each layer without the keys that were written."""

@@ -4,6 +4,8 @@
     python scripts/bench.py --model gpt2-shaped  a random model of GPT-2's shape (124 M parameters)
     python scripts/bench.py --model deep trace   a random model of 28 layers, as many as GPT-J has, and mini's width
     python scripts/bench.py adapter moments      only these
+    python scripts/bench.py solves updates --width 14336
+                                                 only the solves of one layer with keys of this length, random
     python scripts/bench.py crew shards          two workers against one; on a few cores of one's own
     python scripts/bench.py crew --plans 4 --edits 2 --documents 4; python scripts/bench.py shards --edits 130 --steps 2
                                                  the same in a minute or two, to see that it works
@@ -67,16 +69,18 @@ from harness.io.files import unpack_json, values_path
 from harness.io.hashes import tensor_sha256
 from harness.methods import second_moments
 from harness.methods.context_templates import sample_templates
-from harness.methods.keys import Unedited, find_fact_token, prompt_rows, rank_one_changes, read_keys
-from harness.methods.locate_then_edit import LocateThenEdit
+from harness.methods.keys import SideBySide, Solver, Unedited, find_fact_token, prompt_rows, rank_one_changes, read_keys
+from harness.methods.locate_then_edit import LocateThenEdit, SpreadMemory, ridge_solver
+from harness.methods.null_space import NullSpaceMemory, NullSpaceRidge
 from harness.methods.rank_one import update_direction
+from harness.methods.second_moments import Moment
 from harness.methods.value import optimise
 from harness.methods.value_cache import ValueCache, values_from
 from harness.methods.value_rows import Objective
 from harness.models.activations import TokenRow, first_output, row_portions
 from harness.models.lm import LM, load
 from harness.models.published import fast_hashes
-from harness.patches.delta import LowRank
+from harness.patches.delta import Delta, LowRank
 from harness.patches.patch import Patch, patched
 from harness.runs import plan_grid
 from harness.runs.crew.cells import ALONE, Crew
@@ -111,6 +115,7 @@ class Run:
     data_dir: str = "mini"
     plain_rows: tuple[int, ...] = (8, 32)
     plans: int = 12
+    width: int = 4096
 
 
 def main() -> None:
@@ -129,6 +134,7 @@ def main() -> None:
         "--plain-rows", type=int, nargs="+", default=[8, 32], help="batch sizes of plain lm_eval; the fastest counts"
     )
     parser.add_argument("--plans", type=int, default=12, help="plans of the study of a crew (default: 12)")
+    parser.add_argument("--width", type=int, default=4096, help="length of the keys of solves and updates")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="default: wall")
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
@@ -142,6 +148,7 @@ def main() -> None:
         arguments.data_dir,
         tuple(arguments.plain_rows),
         arguments.plans,
+        arguments.width,
     )
     print(
         f"{lm.name}, {torch.get_num_threads()} threads, {run.repeat} pairs, {arguments.clock} time; ratio: plain / ours"
@@ -779,6 +786,61 @@ def spectra(lm: LM, run: Run) -> None:
     print(f"spectra: largest relative difference of a condition number {worst:.0e}")
 
 
+def solves(_lm: LM, run: Run) -> None:
+    """The systems of isolated edits at one layer, solved side by side and one at a time; changes must agree."""
+    count, width = run.edits or 32, run.width
+    keys, residuals = torch.randn(count, width), torch.randn(count, 64)
+    matrix = torch.randn(width, width, dtype=torch.float64)
+    moment = Moment(matrix @ matrix.T / width + 0.1 * torch.eye(width, dtype=torch.float64), 2 * width)
+    solvers = {
+        "memit": ridge_solver(SpreadMemory(("{}",), {0: moment}), lam=100.0),
+        "alphaedit": NullSpaceRidge(NullSpaceMemory(("{}",), {}), _free(width), 10.0).solver(),
+    }
+    for name, solve in solvers.items():
+        assert isinstance(solve, SideBySide)
+
+        def ours(solve: SideBySide = solve) -> list[Delta]:
+            return solve.side_by_side(0, keys, residuals, sizes=[1] * count)
+
+        def plain(solve: Solver = solve) -> list[Delta]:
+            return [solve(0, keys[i : i + 1], residuals[i : i + 1]) for i in range(count)]
+
+        apart = max(_changes_apart(one, other) for one, other in zip(ours(), plain(), strict=True))
+        pairs(f"solves: {count} isolated {name} edits, keys of {width}", ours, plain, run)
+        print(f"solves: {name}, largest relative difference of a change {apart:.0e}", flush=True)
+
+
+def updates(_lm: LM, run: Run) -> None:
+    """One more operation of AlphaEdit at one layer: an update of what stands, and a factorisation from nothing."""
+    count, width = run.edits or 10, run.width
+    basis = _free(width)
+    earlier, keys, residuals = (torch.randn(width // 8, width), torch.randn(count, width), torch.randn(count, 64))
+    begun = NullSpaceMemory(("{}",), {}).with_keys({0: earlier})
+    begun = NullSpaceRidge(begun, basis, 10.0).caught_up([0]).with_keys({0: torch.randn(count, width)})
+    summed = begun.summed_up([0])
+
+    def ours() -> Delta:
+        known = NullSpaceRidge(begun, basis, 10.0).caught_up([0])
+        return NullSpaceRidge(known, basis, 10.0).solver()(0, keys, residuals)
+
+    def plain() -> Delta:
+        return NullSpaceRidge(summed, basis, 10.0).solver()(0, keys, residuals)
+
+    apart = _changes_apart(ours(), plain())
+    pairs(f"updates: {count} alphaedit edits after {width // 8}, keys of {width}", ours, plain, run)
+    print(f"updates: relative difference of the change {apart:.0e}", flush=True)
+
+
+def _free(width: int) -> Callable[[int], Tensor]:
+    """A layer's random null space, of four fifths of all directions."""
+    basis = torch.linalg.qr(torch.randn(width, 4 * width // 5, dtype=torch.float64)).Q
+    return lambda _layer: basis
+
+
+def _changes_apart(one: Delta, other: Delta) -> float:
+    return float((one.dense() - other.dense()).norm() / other.dense().norm())
+
+
 def crew(_lm: LM, run: Run) -> None:
     """A study of twelve plans by two workers against one; the records must be the same.
 
@@ -857,6 +919,8 @@ MEASUREMENTS: dict[str, Callable[[LM, Run], None]] = {
     "scoring": scoring,
     "records": records,
     "spectra": spectra,
+    "solves": solves,
+    "updates": updates,
     "crew": crew,
     "shards": shards,
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -34,6 +34,7 @@ from harness.patches.patch import Patch, patched, patched_rows
 
 __all__ = [
     "FactToken",
+    "SideBySide",
     "Solver",
     "Unedited",
     "find_fact_token",
@@ -61,6 +62,23 @@ its space (a token of the space alone, where the tokenizer has one), ``last_rele
 
 Solver = Callable[[int, Float[Tensor, "n f"], Float[Tensor, "n d"]], Delta]
 """``(layer, K [n, f], R [n, d]) -> dW [d, f]``: the change of one layer."""
+
+
+@runtime_checkable
+class SideBySide(Protocol):
+    """A solver (:data:`Solver`) that can solve for many independent batches at once."""
+
+    def side_by_side(
+        self, layer: int, key: Float[Tensor, "n f"], residual: Float[Tensor, "n d"], *, sizes: Sequence[int]
+    ) -> list[Delta]:
+        """The change of each batch, to rounding what the solver makes of it alone.
+
+        Args:
+            layer: the layer.
+            key: ``K^T``, batch after batch.
+            residual: ``R^T``, in the same order.
+            sizes: the edits of each batch.
+        """
 
 
 @dataclass(frozen=True, eq=False)
@@ -321,7 +339,7 @@ def spread_residuals(
         layers: the layers, ascending.
         templates: context templates.
         fact_token: which token.
-        solve: ``(layer, K [n, f], R [n, d]) -> dW [d, f]``.
+        solve: ``(layer, K [n, f], R [n, d]) -> dW [d, f]``, for all batches at once if it is a :class:`SideBySide`.
         site: whether ``z`` and ``h`` leave the whole ``block``, or its down-projection (``mlp``).
         divisor: by what the residual is divided, of the number of layers still to be written.
         begun: what each batch has changed before; by default nothing. What is returned holds it.
@@ -342,11 +360,21 @@ def spread_residuals(
             fact_token=fact_token,
         )
         residual = (targets.to(hidden.device) - hidden) / divisor(len(layers) - i)
-        for g in range(len(groups)):
-            mine = torch.tensor([e for e, group in enumerate(owner) if group == g], device=key.device)
-            change = solve(layer, key[mine], residual.to(key.device)[mine])
-            patches[g] = patches[g] + Patch(weights={lm.down(layer): change})
+        changes = _solve_each(solve, layer, key, residual.to(key.device), sizes=[len(group) for group in groups])
+        written = [Patch(weights={lm.down(layer): change}) for change in changes]
+        patches = [patch + added for patch, added in zip(patches, written, strict=True)]
     return patches
+
+
+def _solve_each(
+    solve: Solver, layer: int, key: Float[Tensor, "n f"], residual: Float[Tensor, "n d"], *, sizes: Sequence[int]
+) -> list[Delta]:
+    """The changes of successive batches: at once where the solver can, else one after the other."""
+    if isinstance(solve, SideBySide):
+        return solve.side_by_side(layer, key, residual, sizes=sizes)
+    batches = zip(torch.split(key, list(sizes)), torch.split(residual, list(sizes)), strict=True)
+    # A change holds no more than its own part of what all were made from.
+    return [solve(layer, one.clone(), wanted.clone()) for one, wanted in batches]
 
 
 def _keys_and_hidden_states(

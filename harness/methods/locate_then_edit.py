@@ -42,6 +42,7 @@ from harness.patches.delta import Delta, LowRank, double
 from harness.patches.patch import Patch, Step, patched, require_plain
 
 __all__ = [
+    "AdjointSolver",
     "LocateThenEdit",
     "Solver",
     "Spread",
@@ -57,7 +58,10 @@ __all__ = [
     "sum_key_products",
     "with_hyperparameters",
     "woodbury",
+    "woodbury_each",
 ]
+
+_AT_ONCE = 256  # keys that are solved for at once: enough that reading the factor costs little, 29 MB at 14,336
 
 
 @dataclass(frozen=True)
@@ -297,7 +301,7 @@ class Spread(LocateThenEdit):
     def _written(
         self, lm: LM, groups: list[list[Edit]], prior: SpreadMemory
     ) -> tuple[list[Patch], dict[int, list[Tensor]]]:
-        """The patch of each group, and layer -> the keys ``[n, f]`` of each group."""
+        """The patch of each group, and of one group alone layer -> its keys ``[n, f]``."""
         written: dict[int, list[Tensor]] = {layer: [] for layer in self.edited_layers(lm)}
         solve = self.solver(prior)
 
@@ -308,7 +312,15 @@ class Spread(LocateThenEdit):
         patches = [Patch() for _ in groups]
         for layers in self.rounds(lm):
             targets = self.values(lm, groups, prior, layer=layers[-1], begun=patches)
-            patches = self.spread(lm, groups, prior, targets=targets, layers=layers, solve=noted, begun=patches)
+            patches = self.spread(
+                lm,
+                groups,
+                prior,
+                targets=targets,
+                layers=layers,
+                solve=noted if len(groups) == 1 else solve,
+                begun=patches,
+            )
         return patches, written
 
     def spread(
@@ -567,6 +579,62 @@ def inverse_of_preserved(
     return lambda right: torch.cholesky_solve(double(right).to(factor.device), factor)
 
 
+@dataclass(frozen=True, eq=False)
+class AdjointSolver:
+    """A solver (:data:`Solver`, :class:`harness.methods.keys.SideBySide`) of changes of low rank, ``dW = R A^T``.
+
+    What costs is a solve with a factor of ``f x f`` numbers, which are read from memory whether it is for one key or
+    for many: all batches share it, a portion of keys at a time, so that what is in float64 does not grow with them.
+
+    Attributes:
+        adjoint: ``(layer, K^T [n, f], sizes) -> A^T [n_b, f]`` of each batch ``b``, whose keys stand one batch after
+            the other.
+    """
+
+    adjoint: Callable[[int, Float[Tensor, "n f"], Sequence[int]], Sequence[Float64[Tensor, "_ f"]]]
+
+    def __call__(self, layer: int, key: Float[Tensor, "n f"], residual: Float[Tensor, "n d"]) -> LowRank:
+        """The change of one batch."""
+        (found,) = self.adjoint(layer, key, [len(key)])
+        return LowRank(residual.T, found.to(key))
+
+    def side_by_side(
+        self, layer: int, key: Float[Tensor, "n f"], residual: Float[Tensor, "n d"], *, sizes: Sequence[int]
+    ) -> list[Delta]:
+        """The change of each batch.
+
+        Args:
+            layer: the layer.
+            key: ``K^T``, batch after batch.
+            residual: ``R^T``, in the same order.
+            sizes: the edits of each batch.
+        """
+        if len(sizes) == 1:
+            return [self(layer, key, residual)]
+        changes: list[Delta] = []
+        begin = 0
+        for portion in _portions(sizes):
+            end = begin + sum(portion)
+            found = self.adjoint(layer, key[begin:end], portion)
+            # Copies: a change that outlives the others holds no more than its own part.
+            lefts = [left.clone().T for left in torch.split(residual[begin:end], portion)]
+            rights = [right.to(key, copy=True) for right in found]
+            changes += map(LowRank, lefts, rights)
+            begin = end
+        return changes
+
+
+def _portions(sizes: Sequence[int]) -> list[list[int]]:
+    """Successive batches whose keys are solved for at once, given and returned as numbers of keys."""
+    portions: list[list[int]] = []
+    for size in sizes:
+        if portions and sum(portions[-1]) + size <= _AT_ONCE:
+            portions[-1].append(size)
+        else:
+            portions.append([size])
+    return portions
+
+
 def ridge_solver(
     prior: SpreadMemory,
     *,
@@ -589,11 +657,25 @@ def ridge_solver(
             prior.moments[layer], lam=lam, norm_control=norm_control, earlier=(sums or {}).get(layer)
         )
 
-    def solve(layer: int, key: Tensor, residual: Tensor) -> LowRank:
+    def adjoint(layer: int, key: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
         wide = double(key.T)
-        return LowRank(residual.T, woodbury(whiten(layer)(wide), wide).T.to(key))
+        return [found.T for found in woodbury_each(whiten(layer)(wide), wide, sizes)]
 
-    return solve
+    return AdjointSolver(adjoint)
+
+
+def woodbury_each(
+    whitened: Float64[Tensor, "f n"], key: Float64[Tensor, "f n"], sizes: Sequence[int]
+) -> list[Float64[Tensor, "f _"]]:
+    """:func:`woodbury` for each of some independent batches, whose keys stand one batch after the other.
+
+    Args:
+        whitened: ``X [f, n]``.
+        key: ``K [f, n]``.
+        sizes: the keys of each batch.
+    """
+    batches = zip(torch.split(whitened, list(sizes), 1), torch.split(key, list(sizes), 1), strict=True)
+    return [woodbury(*batch) for batch in batches]
 
 
 def woodbury(whitened: Float64[Tensor, "f n"], key: Float64[Tensor, "f n"]) -> Float64[Tensor, "f n"]:

@@ -247,7 +247,7 @@ def test_defect_7_what_is_remembered_makes_a_difference(tiny: Callable[[str], LM
 
 def without_keys(memory: Any) -> Any:
     """A memory without the keys of earlier edits."""
-    return replace(memory, sums={})
+    return replace(memory, keys={}, sums={})
 
 
 def apart(one: torch.Tensor, other: torch.Tensor) -> float:
