@@ -6,13 +6,14 @@ the exam. What an editor may learn from before its first edit (:class:`Example`)
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from harness.editing.directions import DIRECTIONS, PAIRED, Direction
 from harness.editing.join import joined
 from harness.errors import DataError
 
-__all__ = ["SLOT", "Edit", "Example", "Probe"]
+__all__ = ["SLOT", "Edit", "Example", "Probe", "require_distinct"]
 
 
 SLOT = "{}"
@@ -186,3 +187,22 @@ class Example:
     def of(self, kind: str) -> list[Probe]:
         """The probes of one kind."""
         return [probe for probe in self.probes if probe.kind == kind]
+
+
+def require_distinct(edits: Iterable[Edit], where: str) -> None:
+    """See that no two edits have one id.
+
+    Args:
+        edits: the edits of one set, in the order of its rows.
+        where: what an error names.
+
+    Raises:
+        DataError: an id occurs twice; says which edits, counted from 1.
+    """
+    seen: dict[str, int] = {}
+    for number, edit in enumerate(edits, start=1):
+        before = seen.setdefault(edit.id, number)
+        if before != number:
+            raise DataError(
+                f"{where}: the id {edit.id} occurs twice (edits {before} and {number}); give each row an id of its own"
+            )

@@ -415,6 +415,7 @@ class _Begun:
     name: str
     row: Mapping[str, Any]
     where: str
+    number: int
 
 
 def _begun(rule: CaseRule, rows: Sequence[Mapping[str, Any]]) -> list[_Begun]:
@@ -426,10 +427,9 @@ def _begun(rule: CaseRule, rows: Sequence[Mapping[str, Any]]) -> list[_Begun]:
             continue
         name = str(number) if rule.id is None else str(_found(rule.id, row, where))
         if name in found:
-            raise DataError(
-                f"{rule.name}: the id {name} occurs twice (row {number + 1} and before); give each row an id of its own"
-            )
-        found[name] = _Begun(name, row, where)
+            rows_of_it = f"rows {found[name].number + 1} and {number + 1}"
+            raise DataError(f"{rule.name}: the id {name} occurs twice ({rows_of_it}); give each row an id of its own")
+        found[name] = _Begun(name, row, where, number)
     return list(found.values())
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.editing.edit import Edit
+from harness.editing.edit import Edit, require_distinct
 from harness.errors import DataError, UsageError
 from harness.exam import data
 from harness.io.cache import cache_folder
@@ -44,11 +44,7 @@ def edits_of_rows(given: Sequence[Edit | Mapping[str, object]]) -> list[Edit]:
     for edit in found:
         cases.setdefault(edit.belongs_to, []).append(edit)
     found = [edit for members in cases.values() for edit in members]
-    seen: set[str] = set()
-    for edit in found:
-        if edit.id in seen:
-            raise DataError(f"edits: the id {edit.id} occurs twice; give each row an id of its own")
-        seen.add(edit.id)
+    require_distinct(found, WHERE)
     return found
 
 

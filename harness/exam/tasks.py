@@ -23,7 +23,7 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
 from transformers import PreTrainedTokenizerBase
 
-from harness.editing.edit import Edit, Example
+from harness.editing.edit import Edit, Example, require_distinct
 from harness.errors import DataError, HarnessError, UsageError, near
 from harness.exam import data, hub_sets, statistics, task_identity
 from harness.exam.case_sets import CaseSet
@@ -269,20 +269,12 @@ def _rows(name: str, data_dir: str, split: str, count: int | None, include: Sequ
 
 def _first(found: list[Item], edits: Sequence[Edit], name: str, count: int | None) -> list[Item]:
     """Those of the first cases, whose edits all have different ids."""
-    _distinct([edit.id for edit in edits], name)
+    require_distinct(edits, name)
     cases = list(dict.fromkeys(edit.belongs_to for edit in edits))
     if count is not None and count > len(cases):
         raise UsageError(f"{name}: has {len(cases)} edits, {count} were asked for; ask for fewer, or give more rows")
     wanted = set(cases[:count])
     return [one for one, edit in zip(found, edits, strict=True) if edit.belongs_to in wanted]
-
-
-def _distinct(ids: Sequence[str], name: str) -> None:
-    seen: set[str] = set()
-    for identity in ids:
-        if identity in seen:
-            raise DataError(f"{name}: the id {identity} occurs twice; give each row an id of its own")
-        seen.add(identity)
 
 
 def _from_files(names: Iterable[str], include: Sequence[str]) -> tuple[list[str], list[str]]:

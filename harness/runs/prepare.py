@@ -108,9 +108,23 @@ def prepare_run(
     if plan.chat_edits:
         resolved = replace(resolved, edits=tuple(in_turns(resolved.edits, lm.tokenizer, plan.prompting, model=lm.name)))
     schedule.require_editable(editor, lm, resolved.edits, mode=resolved.mode)
+    suite = _suite(resolved, lm)  # a mistake in a question is told before the model is asked anything
     asked, knowledge = resolved.edits, _knowledge(resolved, lm, report)
-    resolved = _of_known(resolved, knowledge) if knowledge and plan.known_only else resolved
-    suite = tasks.load_suite(
+    if knowledge and plan.known_only:
+        resolved = _of_known(resolved, knowledge)
+        suite = _suite(resolved, lm)
+    spread = suite.spread(resolved.edit_set) if resolved.edits_any and resolved.mode == "isolated" else []
+    guard.require(VOID, weights=False, before=f" before {editor.name} was configured")
+    said = schedule.duplicates(resolved.edits)
+    return Prepared(
+        resolved, lm, guard, editor, suite, said, spread, knowledge, asked, dequantised=plain, loaded=loaded
+    )
+
+
+def _suite(resolved: Resolved, lm: LM) -> tasks.Suite:
+    """What the run examines."""
+    plan = resolved.plan
+    return tasks.load_suite(
         plan.tasks,
         edit_set=resolved.edit_set,
         records=resolved.ids_in_order_of_rows(),
@@ -121,12 +135,6 @@ def prepare_run(
         exam=plan.exam,
         include=plan.include_path,
         prompting=plan.prompting,
-    )
-    spread = suite.spread(resolved.edit_set) if resolved.edits_any and resolved.mode == "isolated" else []
-    guard.require(VOID, weights=False, before=f" before {editor.name} was configured")
-    said = schedule.duplicates(resolved.edits)
-    return Prepared(
-        resolved, lm, guard, editor, suite, said, spread, knowledge, asked, dequantised=plain, loaded=loaded
     )
 
 

@@ -169,7 +169,7 @@ FILES: dict[str, tuple[str, str]] = {
         GOOD + '{"prompt": "{} is", "subject": "Ada", "target": ""}\n',
         "my.jsonl, line 2: edit 2: the target is empty",
     ),
-    "ids": (GOOD.replace("{", '{"id": 1, ', 1) * 2, "my.jsonl: the id 1 occurs twice"),
+    "ids": (GOOD.replace("{", '{"id": 1, ', 1) * 2, "my.jsonl: the id 1 occurs twice (edits 1 and 2)"),
     "long": (GOOD + GOOD.replace(" was", " Rome" * 700 + " was"), "edit 2: "),
 }
 

@@ -484,7 +484,7 @@ WRONG: list[tuple[type[HarnessError], str, Callable[[Any, Any], object]]] = [
         lambda m, t: edit(m, t, "memit", [ROWS[0], {"prompt": "a", "subject": "a"}]),
     ),
     (DataError, "edits, row 1: is of type str", lambda m, t: edit(m, t, "memit", ["Ada lives in Rome"])),
-    (DataError, "the id home occurs twice", lambda m, t: edit(m, t, "memit", [ROWS[1], ROWS[1]])),
+    (DataError, r"the id home occurs twice \(edits 1 and 2\)", lambda m, t: edit(m, t, "memit", [ROWS[1], ROWS[1]])),
     (UsageError, "mode 'isolated' does not exist here", lambda m, t: edit(m, t, Nudge(), ROWS, mode="isolated")),
     (UsageError, "rome edits one fact at a time", lambda m, t: edit(m, t, "rome", ROWS)),
     (UsageError, "edits is 'none', so there is nothing to edit", lambda m, t: harness.run("mini", "memit", "none")),

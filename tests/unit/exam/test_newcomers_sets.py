@@ -15,6 +15,10 @@ from harness.errors import DataError
 from harness.exam import tasks
 from harness.exam.case_sets import CaseSet
 from harness.models.lm import LM
+from harness.runs.options import RunOptions
+from harness.runs.plan_grid import plans
+from harness.runs.resolve import resolve
+from harness.runs.runner import run_plan
 
 FLAT: dict[str, Any] = {
     "id": "id",
@@ -142,7 +146,7 @@ MISUSES = [
     ("flat", "1.far_answer", "", "flat, row 2: its far question 'The sky is' has no answer ('far_answer' finds"),
     ("flat", "1.entity", "Bob", "flat, row 2: the subject 'Bob' is not in the prompt 'Where is Bela?'"),
     ("flat", "1.new", "graz", "flat, row 2: its rewrite question 'Where is Bela?' has 'graz' both as an answer"),
-    ("flat", "1.id", "a0", "flat: the id a0 occurs twice (row 2 and before)"),
+    ("flat", "1.id", "a0", "flat: the id a0 occurs twice (rows 1 and 2)"),
     ("several", "1.quiz.0.correct", "Zed", "several, row 2: its quiz question 'Who rules where Bela is?' has none of"),
 ]  # fmt: skip
 
@@ -189,3 +193,17 @@ def test_a_set_without_its_class_is_told(
             [], edit_set="flat", records=["a0"], data_dir="mini", tokenizer=tiny("gpt2").tokenizer,
             include=[str(path.parent)],
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("known_only", [False, True])
+def test_a_mistake_in_a_question_is_told_before_the_model_is_asked(
+    brought: Callable[..., Path], tmp_path: Path, small_index: None, known_only: bool
+) -> None:
+    path = brought("flat", FLAT, put(FLAT_ROWS, "1.far_answer", ""))
+    (plan,) = plans({"editor": "ft_m", "edits": "flat", "include_path": [str(path.parent)], "known_only": known_only})
+    done: list[str] = []
+    options = RunOptions(tmp_path / "out", device="cpu", report=lambda what, *_: done.append(what))
+    with pytest.raises(DataError, match=r"flat, row 2: its far question 'The sky is' has no answer"):
+        run_plan(resolve(plan), options)
+    assert "load" in done
+    assert not [what for what in done if "the model knows" in what]
