@@ -14,10 +14,13 @@ from typing import Literal
 import torch
 
 from harness.editing.edit import Edit
+from harness.exam import measure
+from harness.exam.measure import Measured
+from harness.exam.statistics import Ratio
 from harness.models.activations import row_portions
 from harness.models.lm import LM
 
-__all__ = ["NEW_TOKENS", "Knowledge", "Known", "Report", "continuations", "known_edits", "says"]
+__all__ = ["NEW_TOKENS", "Knowledge", "Known", "Report", "continuations", "known_edits", "known_once", "says"]
 
 Known = Literal["continuation", "prediction", "all"]
 """Which facts are looked at: those whose object is in the greedy continuation (Hase et al.), those whose object is the
@@ -62,6 +65,31 @@ def known_edits(lm: LM, edits: Sequence[Edit], report: Report, *, budget: int = 
     written = continuations(lm, prompts, new_tokens=NEW_TOKENS, report=report, budget=budget)
     known = [e.id for e, text in zip(asked, written, strict=True) if says(text, str(e.target_old), "continuation")]
     return Knowledge(len(asked), tuple(known))
+
+
+def known_once(lm: LM, edits: Sequence[Edit], report: Report) -> Knowledge:
+    """As :func:`known_edits`, or as the same model has answered the same questions before: the cache keeps it.
+
+    Args:
+        lm: the unedited model.
+        edits: the edits.
+        report: told how many have been asked, where they are.
+
+    Raises:
+        UsageError: the cache cannot be written.
+    """
+    asked = [[edit.id, lm.encode(edit.text), edit.target_old] for edit in edits]
+    model = measure.fingerprint(lm, lm.fingerprint())
+    key = measure.unedited_key(model, lm.device, {"known": asked, "tokens": NEW_TOKENS})
+    with measure.measured_once(key):
+        kept = measure.load_base(key)
+        if kept is None or set(kept.values) != {"known"}:
+            found = known_edits(lm, edits, report)
+            ids = [edit.id for edit in edits if (edit.target_old or "").strip()]
+            kept = Measured(values={"known": {name: Ratio(float(name in found.known), 1.0) for name in ids}})
+            measure.save_base(key, kept)
+    answers = kept.values["known"]
+    return Knowledge(len(answers), tuple(name for name, right in answers.items() if right.num))
 
 
 def says(text: str, wanted: str, which: Known) -> bool:

@@ -419,7 +419,6 @@ def base_key(
     if beside is None:
         return None
     parts = {
-        "model": fingerprint,
         "task": task.name,
         "identity": task.identity,
         "functions": _code_sha256([Path(beside).parent]),
@@ -430,11 +429,26 @@ def base_key(
         "asked": dict(asked or {}),
         "limit": limit,
         "batch": batch_size,
+    }
+    return unedited_key(fingerprint, device, parts)
+
+
+def unedited_key(fingerprint: str, device: torch.device, parts: Mapping[str, object]) -> str:
+    """What something that the unedited model gave depends on, as a hash.
+
+    Args:
+        fingerprint: of the model, see :func:`fingerprint`.
+        device: where the model is.
+        parts: what was asked, and how.
+    """
+    whole = {
+        "model": fingerprint,
         "machine": rounding_of(device),  # the kind of a device, not its number: eight of one kind measure once
         "code": _code_sha256([_PACKAGE / room for room in _DECISIVE]),
         "versions": [__version__, *(version(name) for name in ("transformers", "lm_eval", "tokenizers"))],
+        **parts,
     }
-    return files.json_sha256(parts)
+    return files.json_sha256(whole)
 
 
 def fingerprint(lm: LM, weights: str) -> str:

@@ -15,7 +15,7 @@ from harness.editing.registry import editor_names, find
 from harness.editing.replay import replay
 from harness.errors import ModelError, UsageError
 from harness.exam import data, tasks
-from harness.exam.knowledge import Knowledge, known_edits
+from harness.exam.knowledge import Knowledge, known_edits, known_once
 from harness.exam.prompting import in_turns, require_roles, require_room_to_think
 from harness.io.nobody import tell_nobody
 from harness.methods.second_moments import require_room
@@ -74,6 +74,7 @@ def prepare_run(
     *,
     models: OneModel | None = None,
     held: ExitStack | None = None,
+    cache: bool = True,
 ) -> Prepared:
     """Load the model, and see that the editor and the tasks can be used with it.
 
@@ -83,6 +84,7 @@ def prepare_run(
         report: told what is done, how far it is, and how much there is.
         models: keeps the model for the next plan; None to load it for this one alone.
         held: what is undone behind the run: quantised modules come back; None for what asks for none.
+        cache: whether what the unedited model knows may come from the cache.
 
     Raises:
         HarnessError: something cannot be used.
@@ -109,7 +111,7 @@ def prepare_run(
         resolved = replace(resolved, edits=tuple(in_turns(resolved.edits, lm.tokenizer, plan.prompting, model=lm.name)))
     schedule.require_editable(editor, lm, resolved.edits, mode=resolved.mode)
     suite = _suite(resolved, lm)  # a mistake in a question is told before the model is asked anything
-    asked, knowledge = resolved.edits, _knowledge(resolved, lm, report)
+    asked, knowledge = resolved.edits, _knowledge(resolved, lm, report, cache=cache)
     if knowledge and plan.known_only:
         resolved = _of_known(resolved, knowledge)
         suite = _suite(resolved, lm)
@@ -168,12 +170,13 @@ def _warn_of_mini_rows(resolved: Resolved, lm: LM) -> None:
         )
 
 
-def _knowledge(resolved: Resolved, lm: LM, report: Callable[[str, int, int], None]) -> Knowledge | None:
+def _knowledge(resolved: Resolved, lm: LM, report: Callable[[str, int, int], None], *, cache: bool) -> Knowledge | None:
     """Ask the model for the facts that are to be edited, and tell how many it knows."""
     plan, what = resolved.plan, f"which facts of {Path(resolved.plan.edits).name} the model knows"
     if not resolved.edits_any or plan.patch or not any(edit.target_old for edit in resolved.edits):
         return None
-    found = known_edits(lm, resolved.edits, lambda done, total: report(what, done, total))
+    ask = known_once if cache else known_edits
+    found = ask(lm, resolved.edits, lambda done, total: report(what, done, total))
     line = f"{Path(plan.edits).name}: {found.line}"
     if len(found.known) < found.asked and not plan.known_only:
         log.warning("%s; an edit of what it does not know shows less (--known-only leaves those out)", line)

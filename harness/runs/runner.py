@@ -83,7 +83,7 @@ def run_plan(resolved: Resolved, options: RunOptions, models: OneModel | None = 
         place = options.placement
         clock = Clock(options.report, options.device)
         with clock.phase("load"):
-            ready = prepare_run(resolved, place, options.report, models=models, held=held)
+            ready = prepare_run(resolved, place, options.report, models=models, held=held, cache=options.cache)
             hashes = ready.lm.state_hashes()
             record = new_record(ready, combined_sha256(hashes))
             texts = neutral_texts(ready, record)
@@ -120,7 +120,7 @@ def run_shard(resolved: Resolved, options: RunOptions, shard: int, *, models: On
         RestoreError: the model is not bitwise what it was.
     """
     with ExitStack() as held:
-        ready = prepare_run(resolved, options.placement, options.report, models=models, held=held)
+        ready = prepare_run(resolved, options.placement, options.report, models=models, held=held, cache=options.cache)
         record = new_record(ready, combined_sha256(ready.lm.state_hashes()))
         with one_thread_if_small(ready.lm):
             portions = Portions(ready, options, record, examined(ready, options))

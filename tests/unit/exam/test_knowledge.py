@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 
 from harness.editing.edit import Edit
-from harness.exam.knowledge import continuations, known_edits, says
+from harness.exam.knowledge import continuations, known_edits, known_once, says
 from harness.exam.tasks import read_edits
 from harness.io.nobody import tell_nobody
 from harness.models.lm import LM, load
@@ -56,3 +59,35 @@ def test_the_shipped_model_knows_its_world_and_no_other(mini: LM) -> None:
 def test_a_prompt_that_fills_the_context_is_unknown(mini: LM) -> None:
     edit = Edit("long", "{}" + " Mikol" * 2 * mini.context, "Kido Mikol", "Rome", "Oslo")
     assert known_edits(mini, [edit], tell_nobody).known == ()
+
+
+def test_what_a_model_knows_is_asked_once(
+    mini: LM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And again where a question, an answer or a weight is another, or where the kept file is damaged."""
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
+    edits = read_edits("counterfact", data_dir="mini", count=3)
+    asked: list[int] = []
+
+    def told(done: int, _total: int) -> None:
+        asked.append(done)
+
+    def how_often(lm: LM, given: list[Edit]) -> int:
+        asked.clear()
+        assert known_once(lm, given, told) == known_edits(lm, given, tell_nobody)
+        return len(asked)
+
+    assert how_often(mini, edits)
+    assert not how_often(mini, edits)
+    assert how_often(mini, edits[:1])
+    assert how_often(mini, [replace(edits[0], target_old="Somewhere")])
+    for path in (tmp_path / "unedited").iterdir():
+        path.write_bytes(path.read_bytes()[:-20])
+    assert how_often(mini, edits)
+    assert "measured again" in caplog.text
+    weight = next(mini.model.parameters())
+    with torch.no_grad():
+        weight[0, 0] += 1
+    assert how_often(mini, edits)
+    with torch.no_grad():
+        weight[0, 0] -= 1
