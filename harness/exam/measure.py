@@ -58,6 +58,7 @@ __all__ = [
     "of_cases",
     "save_base",
     "summarise_tasks",
+    "unedited_key",
 ]
 
 
