@@ -36,6 +36,7 @@ from harness.methods.shifts import (
     shift_values,
 )
 from harness.models.lm import LM
+from harness.patches.delta import Delta
 from harness.patches.patch import Patch
 
 __all__ = ["Seen", "UltraEdit"]
@@ -102,18 +103,27 @@ class UltraEdit(GradientShift):
             return Patch(memory=memory)
         batches = self._batches(tokenise(lm, edits))
         seen = read_features(lm, batches, names=self.places(lm), mean=self.loss == "batch")
-        found = {name: (torch.cat(keys), torch.cat(gradients)) for name, (keys, gradients) in seen.items()}
         statistics = dict(memory.statistics) if memory else {}
-        for name, (keys, gradients) in seen.items():
-            new, shape = self._statistics(keys, gradients), shape_of(*found[name])
-            statistics[shape] = statistics[shape] + new if shape in statistics else new
+        # What has been joined, and then what has been written, is let go of: both at once are twice the memory.
+        found = {name: self._joined(*seen.pop(name), statistics) for name in list(seen)}
         lost = self._lost(batches)
-        weights = {}
-        for name, (key, gradient) in found.items():
-            gradient[len(gradient) - lost :] = 0
-            both = statistics[shape_of(key, gradient)].normalised(torch.cat([key, gradient], 1))
-            weights[f"{name}.weight"] = shift(key, shift_values(both, key.shape[1], self.lr))
+        weights = {f"{name}.weight": self._change(*found.pop(name), statistics, lost=lost) for name in list(found)}
         return Patch(weights, memory=Seen(statistics))
+
+    def _joined(
+        self, keys: Sequence[Tensor], gradients: Sequence[Tensor], statistics: dict[Shape, Statistics]
+    ) -> tuple[Tensor, Tensor]:
+        """``k`` and ``g`` of one matrix, of all mini-batches; they are added to the statistics of its shape."""
+        key, gradient = torch.cat(list(keys)), torch.cat(list(gradients))
+        new, shape = self._statistics(keys, gradients), shape_of(key, gradient)
+        statistics[shape] = statistics[shape] + new if shape in statistics else new
+        return key, gradient
+
+    def _change(self, key: Tensor, gradient: Tensor, statistics: Mapping[Shape, Statistics], *, lost: int) -> Delta:
+        """The shift of one matrix; the last ``lost`` tokens are given the gradient zero."""
+        gradient[len(gradient) - lost :] = 0
+        both = statistics[shape_of(key, gradient)].normalised(torch.cat([key, gradient], 1))
+        return shift(key, shift_values(both, key.shape[1], self.lr))
 
     def _batches(self, examples: Sequence[TokenisedEdit]) -> list[list[TokenisedEdit]]:
         """The mini-batches."""
@@ -130,7 +140,5 @@ class UltraEdit(GradientShift):
         """Those of ``[k, g]`` of one matrix, from what each mini-batch gives."""
         if self.deviation == "data":
             return Statistics.of(torch.cat([torch.cat(list(keys)), torch.cat(list(gradients))], 1))
-        first, *others = (
-            Statistics.of(torch.cat(pair, 1), unbiased=True) for pair in zip(keys, gradients, strict=True)
-        )
-        return functools.reduce(operator.add, others, first)
+        each = (Statistics.of(torch.cat(pair, 1), unbiased=True) for pair in zip(keys, gradients, strict=True))
+        return functools.reduce(operator.add, each)

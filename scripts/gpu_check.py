@@ -4,11 +4,12 @@
     python scripts/gpu_check.py --device cpu --layers 1 --edits 2   one layer
     python scripts/gpu_check.py --device cpu --tiny                 a model that takes no time, to see that it runs
 
-Beside the peak stands what the documentation says that one needs: the weights and, for second moments and the editors
-that solve with them, ``8 (n + 1) d_ff^2`` bytes for ``n`` edited layers (docs/how-to/own-model.md). It has no formula
-for what else editors hold, and none for UltraEdit, which has no second moments. Weights are random, so that nothing is
-said of how well an edit holds; second moments of little text are made invertible as in a dry run. On a CPU
-seconds are processor time, and the peak is the resident memory of the process, Python and its libraries included.
+Beside the peak stands what the documentation says that one needs (docs/how-to/own-model.md): the weights and, for
+second moments and the editors that solve with them, ``8 (n + 1) d_ff^2`` bytes for ``n`` edited layers, for UltraEdit
+what it holds of every token of the targets. It has no formula for activations and for what else editors hold. Weights
+are random, so that nothing is said of how well an edit holds; second moments of little text are made invertible as in a
+dry run. On a CPU seconds are processor time, and the peak is the resident memory of the process, Python and its
+libraries included.
 """
 
 from __future__ import annotations
@@ -27,10 +28,13 @@ import torch
 from long_streams import facts
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from harness.editing.edit import Edit
 from harness.editing.registry import compose
 from harness.errors import UsageError
 from harness.io.nobody import tell_nobody
 from harness.methods import second_moments
+from harness.methods.descent import tokenise
+from harness.methods.shifts import GradientShift
 from harness.models.lm import LM, load
 from harness.models.offload import total_bytes
 from harness.models.placement import require_device
@@ -103,7 +107,7 @@ class Row:
         edits: how many edits; None where none were made.
         seconds: of the clock; on a CPU processor time, so that other work on the machine does not count.
         peak: the most memory while it was done, weights included, GiB.
-        documented: what the documentation says that is needed, weights included, GiB; None where it says nothing.
+        documented: what the documentation says that is needed, weights included, GiB.
     """
 
     what: str
@@ -111,12 +115,18 @@ class Row:
     edits: int | None
     seconds: float
     peak: float
-    documented: float | None
+    documented: float
 
     def __str__(self) -> str:
-        said = "no formula" if self.documented is None else f"{self.documented:.2f}"
         edits = "" if self.edits is None else f"{self.edits:,}"
-        cells = (self.what, str(self.layers), edits, f"{self.seconds:.1f}", f"{self.peak:.2f}", said)
+        cells = (
+            self.what,
+            str(self.layers),
+            edits,
+            f"{self.seconds:.1f}",
+            f"{self.peak:.2f}",
+            f"{self.documented:.2f}",
+        )
         return "| " + " | ".join(cells) + " |"
 
 
@@ -139,16 +149,35 @@ def random_model(check: Check) -> LM:
     return LM.wrap(model, tokenizer, name=f"random {check.shape}, {check.layers} layers")
 
 
-def documented(lm: LM, moments: int) -> float:
-    """The weights, and ``8 (n + 1) d_ff^2`` bytes for ``n`` layers, in GiB."""
-    weights = total_bytes(dict(lm.model.named_parameters()))
-    return float(weights + 8 * (moments + 1) * lm.arch.inner**2) / 2**30
+def documented(lm: LM, beside: int) -> float:
+    """The weights and what is needed beside them, in GiB."""
+    return float(total_bytes(dict(lm.model.named_parameters())) + beside) / 2**30
+
+
+def moment_bytes(lm: LM, layers: int) -> int:
+    """``8 (n + 1) d_ff^2`` bytes for the second moments of ``n`` layers, and to factor one."""
+    return 8 * (layers + 1) * lm.arch.inner**2
+
+
+def shift_bytes(lm: LM, method: GradientShift, edits: Sequence[Edit]) -> int:
+    """What UltraEdit holds of ``t`` tokens of all targets: keys and gradients of every matrix, in float32, which its
+    changes take the place of, and of the largest one what they are normalised by, ``28 t (in + out)`` bytes.
+
+    Args:
+        lm: the model.
+        method: the editor.
+        edits: the edits of one operation.
+    """
+    tokens = sum(len(edit.target) for edit in tokenise(lm, edits))
+    sides = [sum(lm.matrix(f"{name}.weight").shape) for name in method.places(lm)]
+    return 4 * tokens * sum(sides) + 28 * tokens * max(sides)
 
 
 def rows(check: Check) -> Iterator[Row]:
     """The lines of the table, as they are measured."""
     lm = random_model(check)
-    needed, edited = documented(lm, len(check.moved)), len(check.moved)
+    edited = len(check.moved)
+    needed = documented(lm, moment_bytes(lm, edited))
     if set(check.editors) - {"ultraedit"}:
         found: dict[int, second_moments.Moment] = {}
         seconds, peak = timed(check.device, lambda: found.update(_moments(lm, check)))
@@ -159,7 +188,8 @@ def rows(check: Check) -> Iterator[Row]:
         count = check.count(editor)
         method, edits = compose(editor).build(lm, check.settings(editor), seed=0), facts(count)
         seconds, peak = timed(check.device, partial(_edited, lm, method, edits))
-        yield Row(editor, edited, count, seconds, peak, None if editor == "ultraedit" else needed)
+        said = documented(lm, shift_bytes(lm, method, edits)) if isinstance(method, GradientShift) else needed
+        yield Row(editor, edited, count, seconds, peak, said)
 
 
 def _moments(lm: LM, check: Check) -> dict[int, second_moments.Moment]:
