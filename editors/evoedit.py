@@ -43,12 +43,14 @@ def without_directions(basis: Tensor, keys: Tensor, truncation: float = 0.0) -> 
         keys: ``K^T [n, f]``.
         truncation: a direction of ``P K`` whose singular value is at most this stays.
     """
-    inside = basis.T @ double(keys.T).to(basis)
-    left, values, _ = torch.linalg.svd(inside, full_matrices=True)
+    inside = (double(keys).to(basis.device) @ basis).T
+    left, values, _ = torch.linalg.svd(inside, full_matrices=False)
     rounding = torch.finfo(values.dtype).eps * max(inside.shape) * float(values.max())
     taken = int((values > max(truncation, rounding)).sum())
-    found: Tensor = basis @ left[:, taken:]
-    return found
+    # Reflections take the first axes to those directions, and the other axes to the rest of the space: of the order
+    # f r n, where a basis of the rest times this one takes f r^2.
+    turned: Tensor = torch.ormqr(*torch.geqrf(left[:, :taken]), basis, left=False)
+    return turned[:, taken:].clone()
 
 
 @dataclass(frozen=True)

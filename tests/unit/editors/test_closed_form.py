@@ -516,6 +516,8 @@ def test_what_may_be_written_shrinks_by_the_keys_above_the_truncation():
     assert torch.allclose(left.T @ left, eye(3), atol=1e-12) and float((keys @ left).abs().max()) < 1e-12
     middle = float(torch.linalg.svdvals(basis.T @ keys.T)[:2].mean())
     assert without_directions(basis, keys, middle).shape == (F, 4)
+    whole = without_directions(basis, keys, 1e9)
+    assert torch.allclose(whole @ whole.T, basis @ basis.T, atol=1e-12)
     assert without_directions(basis, draw(9, F, seed=3)).shape == (F, 0)
 
 
