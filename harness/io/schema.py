@@ -25,8 +25,8 @@ Count: TypeAlias = Annotated[int, Ge(0)]
 Pair: TypeAlias = Annotated[list[float], Len(2, 2)]
 """An interval."""
 
-_LONG = 100_000
-"""Characters from which on a parser that must be imported first is the quicker one."""
+_LONG = 10_000
+"""Characters from which on the parser that must be imported first is the quicker one; hundreds of records have more."""
 _ZEROS = bytes.maketrans(b"123456789E", b"000000000e")
 _EXPONENT = re.compile(rb"e\+?000+")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
@@ -43,7 +43,7 @@ def parsed(content: bytes | str) -> Any:
         huge = _may_be_huge(content if isinstance(content, bytes) else content.encode(errors="replace"))
         value = _value(text, quick=not huge)
         # Bytes that are UTF-8 hold no half of a character, but an escape can name one.
-        if (isinstance(content, str) or b"\\u" in content) and _SURROGATE.search(text):
+        if (isinstance(content, str) or _escapes(content)) and _SURROGATE.search(text):
             json.dumps(value, ensure_ascii=False).encode()
         if huge:
             _require_finite(value)
@@ -101,6 +101,11 @@ def _short(text: str) -> str:
     """One line that a person reads, whatever a file holds."""
     line = " ".join(text.encode("ascii", "backslashreplace").decode().split())
     return line if len(line) <= 200 else f"{line[:197]}..."
+
+
+def _escapes(content: bytes) -> bool:
+    """Whether a character may be named by its number; that there is no backslash at all is seen at once."""
+    return b"\\" in content and b"\\u" in content
 
 
 def _no_number(text: str) -> NoReturn:

@@ -8,6 +8,7 @@ only where it is significantly better than the second best, paired by document.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -240,8 +241,10 @@ def _names(members: Sequence[Member]) -> list[str]:
     names = [f"{record.editor.get('name', 'editor')}{_seeds(record, edits)}" for record, edits in members]
     seeded = [f"{n} (seed {r.seed})" for n, (r, _) in zip(names, members, strict=True)]
     unique = [f"{n} ({r.id[:8]})" for n, (r, _) in zip(names, members, strict=True)]
-    best = [s if names.count(n) > 1 else n for n, s in zip(names, seeded, strict=True)]
-    return [u if best.count(b) > 1 else b for b, u in zip(best, unique, strict=True)]
+    count = Counter(names)
+    best = [s if count[n] > 1 else n for n, s in zip(names, seeded, strict=True)]
+    count = Counter(best)
+    return [u if count[b] > 1 else b for b, u in zip(best, unique, strict=True)]
 
 
 def _seeds(record: Record, edits: int) -> str:

@@ -183,9 +183,11 @@ def _standings(found: Pairs, pairs: Sequence[Compared], places: Sequence[int], s
 def _ranks(draws: Array) -> tuple[Array, Array]:
     """The rank of each sample in each resample, 1 the highest, ties their mean; and how often each is first."""
     top = draws == draws.max(axis=1, keepdims=True)
-    # As scipy.stats.rankdata, which takes a second to import.
-    above = (draws[:, None, :] > draws[:, :, None]).sum(axis=2)
-    tied = (draws[:, None, :] == draws[:, :, None]).sum(axis=2)
+    # As scipy.stats.rankdata, which takes a second to import; small whole numbers are added up the fastest.
+    above, tied = np.zeros((2, *draws.shape), np.int16)
+    for other in draws.T[:, :, None]:
+        above += other > draws
+        tied += other == draws
     return above + (tied + 1) / 2, np.asarray((top / top.sum(axis=1, keepdims=True)).mean(axis=0))
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from harness.errors import DataError
 from harness.exam.numbers import Json
@@ -256,10 +257,18 @@ def _rows(column: Json, ids: tuple[str, ...]) -> Columns:
     num: list[float | None] = column["num"]
     docs = tuple(ids[i] for i in column["at"]) if "at" in column else ids
     cluster, stratum = (_labels(column.get(key)) for key in ("cluster", "stratum"))
-    den = column.get("den") or [1.0] * len(num)
+    den = np.array(column["den"], np.float64) if column.get("den") else _ones(len(num))
     if {len(docs), len(den), *(len(label) for label in (cluster, stratum) if label)} != {len(num)}:
         raise ValueError("columns of several lengths")
-    return Columns(layout_of(docs, cluster, stratum), np.array(num, np.float64), np.array(den, np.float64))
+    return Columns(layout_of(docs, cluster, stratum), np.array(num, np.float64), den)
+
+
+@lru_cache(maxsize=256)
+def _ones(count: int) -> NDArray[np.float64]:
+    """The same for all metrics of so many documents, which nobody can change: a board holds thousands of them."""
+    found = np.ones(count)
+    found.flags.writeable = False
+    return found
 
 
 def _labels(column: Sequence[str | None] | None) -> tuple[str | None, ...] | None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from harness.exam.numbers import TaskValues
+from harness.io.collector import collect_new
 from harness.reports.board.cards import card_of
 from harness.reports.board.chunks import Whose, chunks_of, section_head, section_slug
 from harness.reports.board.figures import figures_of
@@ -88,7 +89,10 @@ def make_family(sources: Sequence[RecordSource], pages: Pages, published: Sequen
         DataError: one cannot be read, or says something else than its documents.
     """
     figures: list[Json] = []
-    records = [_read(source, pages, figures) for source in sources]
+    records = []
+    for source in sources:
+        records.append(_read(source, pages, figures))
+        collect_new()  # a page that was rendered stays in circles with its template
     sections = measured_sections(records)
     members = _members(records)
     lines: list[Json] = []

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -46,14 +47,6 @@ class Pages:
         """Pages in a folder, which is made."""
         self.folder = folder
         self.written: list[str] = []
-        self._environment = Environment(
-            loader=PackageLoader("harness.reports.board"),
-            autoescape=True,
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        self._environment.filters["markdown"] = markdown_html
         for name in ("", "data", "records", "editors", "tasks", "files"):
             (folder / name).mkdir(parents=True, exist_ok=True)
 
@@ -85,7 +78,7 @@ class Pages:
             context: what the template shows.
         """
         root = "../" * name.count("/")
-        self.write(name, self._environment.get_template(f"{template}.html").render(root=root, page=template, **context))
+        self.write(name, _templates().get_template(f"{template}.html").render(root=root, page=template, **context))
 
     def record(self, view: RecordView, source: RecordSource) -> None:
         """Write the page of a record, and copy what lies beside it and is offered.
@@ -121,3 +114,17 @@ class Pages:
         self.write("data/records.js", script_of("index", "records", list(records)))
         self.page("index.html", "overview", sections=sections, records=records, **more)
         self.page("compare.html", "compare")
+
+
+@lru_cache(maxsize=1)
+def _templates() -> Environment:
+    """What knows the templates; each is compiled once, for the pages of all families."""
+    found = Environment(
+        loader=PackageLoader("harness.reports.board"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    found.filters["markdown"] = markdown_html
+    return found

@@ -11,6 +11,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import weakref
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from harness.exam.statistics import Ratio, difference, is_exact
 from harness.reports.board.cards import card_of, markdown_html
 from harness.reports.board.figures import curve_of, radar_of
 from harness.reports.board.index import MARK
+from harness.reports.board.record_view import RecordView, record_view
 from harness.reports.board.repeat import repeat_command
 from harness.reports.board.site import Built, write_board
 from harness.reports.comparison import mean_difference
@@ -234,6 +236,23 @@ main(["board", *sys.argv[1:]])
 heavy = {"torch", "transformers", "lm_eval", "datasets", "sklearn", "scipy.stats", "pandas", "matplotlib"}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
 """
+
+
+def test_what_a_page_showed_does_not_stay_in_memory(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[weakref.ref[RecordView]] = []
+    left: list[int] = []
+
+    def viewed(*about: Any) -> RecordView:
+        left.append(sum(view() is not None for view in shown))
+        view = record_view(*about)
+        shown.append(weakref.ref(view))
+        return view
+
+    monkeypatch.setattr("harness.reports.board.family.record_view", viewed)
+    write_board([folder], tmp_path / "site")
+    assert left == [0, 0, 0, 0, 0]
 
 
 def test_a_site_is_made_without_what_takes_seconds_to_import(folder: Path, tmp_path: Path) -> None:

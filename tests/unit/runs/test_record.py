@@ -15,6 +15,7 @@ import pytest
 
 from harness.errors import DataError, UsageError
 from harness.exam.numbers import summarise
+from harness.exam.ratios import Columns
 from harness.exam.statistics import Ratio, difference, estimate, harmonic_difference
 from harness.io import files
 from harness.io.files import unpack_json, values_path
@@ -174,6 +175,18 @@ def test_the_values_file_is_the_same_bytes_every_time(tmp_path: Path) -> None:
     first = values_path(write(tmp_path / "a", make())).read_bytes()
     assert values_path(write(tmp_path / "b", make())).read_bytes() == first
     assert unpack_json(first)["points"]["0"]["NLI"]["metrics"]["accuracy"].keys() == {"num"}
+
+
+def test_documents_that_count_once_share_what_nobody_can_change(tmp_path: Path) -> None:
+    path = write(tmp_path, make())
+    values = read_record(path, values=True).values
+    assert values is not None
+    before, after = (values[edits]["NLI"]["accuracy"] for edits in (0, 50))
+    assert isinstance(before, Columns) and isinstance(after, Columns)
+    assert (before.den == 1).all() and len(before.den) == len(before)
+    assert after.den is before.den and after.num is not before.num
+    with pytest.raises(ValueError, match="read-only"):
+        before.den[0] = 2.0
 
 
 def test_numbers_that_are_not_finite_become_null(tmp_path: Path) -> None:
