@@ -100,8 +100,9 @@ class BetaEdit(SpreadHidden):
         def leaks(layer: int) -> Tensor:
             return self.lambda1 * double(prior.moments[layer].matrix)
 
+        memory = prior.under((self.nullspace_threshold, self.lambda1, self.lambda2))
         return NullSpaceRidge(
-            prior, lambda layer: self._basis(prior, layer), self.lambda2, leaks if self.lambda1 else None
+            memory, lambda layer: self._basis(prior, layer), self.lambda2, leaks if self.lambda1 else None
         )
 
     def _basis(self, prior: BetaMemory, layer: int) -> Tensor:

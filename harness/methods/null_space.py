@@ -90,11 +90,21 @@ class NullSpaceMemory(SpreadMemory):
         updates: layer -> the system of those that were there before the last operation, in coordinates of a basis of
             the null space. Kept as it is: computed anew, of all keys at once, it would round differently.
         factors: layer -> the factor of what ``updates`` stands on; not kept, as ``sums`` gives it bitwise.
+        settings: the hyperparameters that both were made with.
     """
 
     keys: Mapping[int, Float[Tensor, "_ _"]] = field(default_factory=dict)
     updates: Mapping[int, RankUpdate] = field(default_factory=dict)
     factors: Mapping[int, Float64[Tensor, "_ _"]] = field(default_factory=dict, metadata={"kept": False})
+    settings: tuple[float, ...] = ()
+
+    def under(self: M, settings: tuple[float, ...]) -> M:
+        """As it is for an editor of these hyperparameters: under others, what it is solved by is made anew of the keys.
+
+        Args:
+            settings: all that decides what may be written and how it is weighed.
+        """
+        return self if settings == self.settings else replace(self, settings=settings, updates={}, factors={})
 
     def total(self, layer: int) -> Float64[Tensor, "f f"] | None:
         """``M``, the sum of ``k k^T`` over the keys of all earlier operations; None where there are none."""
@@ -298,7 +308,8 @@ class ProjectedHidden(SpreadHidden):
         def basis(layer: int) -> Tensor:
             return null_space(prior.moments[layer], self.nullspace_threshold, self.name)
 
-        return NullSpaceRidge(null_space_memory(prior), basis, self.l2)
+        memory = null_space_memory(prior).under((self.nullspace_threshold, self.l2))
+        return NullSpaceRidge(memory, basis, self.l2)
 
 
 def null_space_memory(prior: SpreadMemory) -> NullSpaceMemory:

@@ -257,6 +257,20 @@ def test_a_memory_that_was_kept_at_any_operation_goes_on_bitwise(leaking: bool, 
         assert torch.equal(one, other)
 
 
+def solved(l2: float, memory: NullSpaceMemory) -> Tensor:
+    method = AlphaEdit(l2=l2, **INSIDE)
+    known = method._ridge(memory).caught_up([0])
+    return method.solver(known)(0, draw(2, F, seed=9), draw(2, D)).dense()
+
+
+def test_other_hyperparameters_do_not_take_what_was_made_with_the_first() -> None:
+    plain = NullSpaceMemory(("{}",), {0: moment()}, keys={0: draw(4, F)})
+    taught = AlphaEdit(l2=L2, **INSIDE)._ridge(plain).caught_up([0])
+    assert taught.updates
+    assert torch.equal(solved(2.0, taught), solved(2.0, plain))
+    assert apart(solved(2.0, taught), solved(L2, taught)) > 1e-3
+
+
 def test_what_is_kept_of_few_keys_is_small(tmp_path: Path) -> None:
     """Their sum has ``f^2`` numbers, of one edit as of ten thousand."""
     memory = ridge(nothing().with_keys({0: draw(1, F)})).caught_up([0]).with_keys({0: draw(1, F)})
