@@ -96,6 +96,8 @@ def test_a_page_of_the_real_model_says_what_its_records_say(page: str) -> None:
     for record in read_records(RESULTS / "smollm2" / "records"):
         editor = {"none": "unedited"}.get(record.plan["editor"], record.plan["editor"])
         last = record.tasks(record.points[-1]["edits"])
+        if record.plan["num_edits"] != 20:
+            continue
         if "counterfact" in last and editor in rows:
             values = [f"{last[task][metric]['value']:.3f}" if task in last else "" for task, metric in columns]
             assert [cell.strip() for cell in rows[editor]] == values, editor
@@ -103,6 +105,27 @@ def test_a_page_of_the_real_model_says_what_its_records_say(page: str) -> None:
         assert "counterfact" not in last or editor in rows or page == "README.md", editor
     assert sorted(compared) == sorted(rows)
     assert len(rows) >= 6
+
+
+def test_the_page_of_the_real_model_says_what_a_hundred_edits_give() -> None:
+    """Of every record of a hundred edits in one batch: the values, and the paired difference of the neighbours."""
+    said = (RESULTS / "on-real-data.md").read_text(encoding="utf-8").partition("| editor, a hundred edits |")[2]
+    lines = said.partition("\n\n")[0].splitlines()[2:]
+    rows = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in lines]
+    records = {
+        one.plan["editor"]: one
+        for one in read_records(RESULTS / "smollm2" / "records")
+        if one.plan["num_edits"] == 100 and one.plan["mode"] == "batch"
+    }
+    for editor, *shown in rows:
+        record = records[{"unedited": "none"}.get(editor, editor)]
+        last = record.tasks(record.points[-1]["edits"])
+        four = [last["counterfact"][name] for name in ("score", "efficacy", "paraphrase", "neighborhood")]
+        change = four[-1].get("difference")
+        low, high = change["interval"] if change else ("", "")
+        moved = f"{change['value']:+.3f} [{low:+.3f}, {high:+.3f}]" if change else ""
+        assert shown == [*(f"{one['value']:.3f}" for one in four), moved, f"{last['neutral_text']['kl']['value']:.3f}"]
+    assert {"none" if editor == "unedited" else editor for editor, *_ in rows} == set(records)
 
 
 def test_the_page_of_the_real_model_says_what_sequences_give() -> None:
