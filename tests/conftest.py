@@ -14,6 +14,7 @@ from pathlib import Path
 import jaxtyping
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerFast
 from transformers.models import (
@@ -43,6 +44,9 @@ from harness.models.lm import LM
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
 backpack.register()
+# How quick a machine is decides no test.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 WIDTH, INNER, LAYERS, HEADS, CONTEXT = 32, 64, 3, 4, 96
 

@@ -106,7 +106,7 @@ def test_a_matrix_by_hand():
 # --- properties -------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.sampled_from(REDUCTIONS), st.floats(0.1, 50), st.floats(0, 8))
 def test_no_jump_at_the_bound_and_never_falling(reduce, bound, more):
     at = restrain(
@@ -120,7 +120,7 @@ def test_no_jump_at_the_bound_and_never_falling(reduce, bound, more):
     assert bool((capped <= values).all())
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.sampled_from(REDUCTIONS), st.integers(1, 8), st.integers(1, 8), st.integers(1, 4), st.integers(0, 2**31))
 def test_below_the_bound_it_is_the_identity(reduce, out, width, rank, seed):
     change = low(seed, out, width, rank, 0.99)
@@ -128,7 +128,7 @@ def test_below_the_bound_it_is_the_identity(reduce, out, width, rank, seed):
         assert pruned(delta, bound=1.0, reduce=reduce)[0] is delta
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.sampled_from(REDUCTIONS), st.integers(1, 8), st.integers(1, 8), st.integers(1, 4), st.integers(0, 2**31))
 def test_singular_vectors_stay_and_values_are_restrained(reduce, out, width, rank, seed):
     change = low(seed, out, width, rank, 20.0)
@@ -143,7 +143,7 @@ def test_singular_vectors_stay_and_values_are_restrained(reduce, out, width, ran
     assert found.left.shape[1] <= rank
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 2**31), st.sampled_from([1e-6, 1.0, 1e4]))
 def test_spectral_norm_is_the_largest_singular_value(out, width, seed, scale):
     weight = (matrix(seed, out, width) * scale).float()

@@ -116,7 +116,7 @@ def test_half_precision_weights_are_divided_in_single_precision():
     assert keep_largest(change, weight, 1)[0] == 0
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.integers(1, 7), st.integers(1, 7), st.floats(0, 1), st.integers(0, 2**31))
 def test_what_is_kept_is_as_given_and_outranks_what_is_not(out, width, share, seed):
     change, weight = matrix(seed, out, width), matrix(seed + 1, out, width)
@@ -130,7 +130,7 @@ def test_what_is_kept_is_as_given_and_outranks_what_is_not(out, width, share, se
         assert float(relative[stays].min()) >= float(relative[~stays].max())
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 7), st.integers(1, 7), st.floats(0, 1), st.integers(0, 2**31))
 def test_scaling_change_or_weight_keeps_the_same_entries(out, width, share, seed):
     change, weight = matrix(seed, out, width), matrix(seed + 1, out, width)
@@ -142,7 +142,7 @@ def test_scaling_change_or_weight_keeps_the_same_entries(out, width, share, seed
 # --- the controls -----------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 9), st.floats(0, 1), st.integers(0, 2**31))
 def test_random_keeps_exactly_so_many(size, share, seed):
     change = matrix(seed, size, 3)

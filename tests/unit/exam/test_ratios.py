@@ -39,7 +39,7 @@ def samples(draw: st.DrawFn, count: int) -> list[Columns]:
     return made
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(samples(4))
 def test_columns_give_the_numbers_of_rows(found: list[Columns]) -> None:
     rows = [dict(one) for one in found]

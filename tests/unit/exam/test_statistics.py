@@ -411,7 +411,7 @@ ratios = st.builds(
 tables = st.dictionaries(st.text("0123456789", min_size=1, max_size=4), ratios, max_size=15)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(tables, st.integers(0, 5))
 def test_an_estimate_is_seeded_and_agrees_with_aggregate(values: dict[str, Ratio], seed: int) -> None:
     result = estimate(values, seed, 50)
@@ -423,7 +423,7 @@ def test_an_estimate_is_seeded_and_agrees_with_aggregate(values: dict[str, Ratio
     assert result.low is None or result.low <= result.high
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(tables, tables)
 def test_a_difference_turns_its_sign_with_its_sides(base: dict[str, Ratio], edited: dict[str, Ratio]) -> None:
     there, back = difference(base, edited, seed=0, resamples=50), difference(edited, base, seed=0, resamples=50)
@@ -432,7 +432,7 @@ def test_a_difference_turns_its_sign_with_its_sides(base: dict[str, Ratio], edit
     assert there.n == back.n
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.booleans(), min_size=1, max_size=40))
 def test_wilson_contains_the_value_and_stays_within_zero_and_one(right: list[bool]) -> None:
     result = estimate({str(i): Ratio(float(r)) for i, r in enumerate(right)}, 0)

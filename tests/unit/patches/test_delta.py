@@ -35,7 +35,7 @@ def pairs(draw: st.DrawFn) -> tuple[Delta, Delta]:
     return one(), one()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(pairs(), st.floats(-4, 4))
 def test_sum_and_product_are_those_of_the_matrices(pair, factor):
     a, b = pair
@@ -49,7 +49,7 @@ def test_sum_and_product_are_those_of_the_matrices(pair, factor):
     assert isinstance(a + b, LowRank) == (low and smaller)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(pairs())
 def test_singular_values_norm_and_rank_are_those_of_the_matrix(pair):
     for change in pair:
@@ -61,7 +61,7 @@ def test_singular_values_norm_and_rank_are_those_of_the_matrix(pair):
         assert change.rank() == int(torch.linalg.matrix_rank(change.dense(), rtol=1e-6))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(pairs())
 def test_svd_gives_orthonormal_factors_of_the_matrix_as_small_as_its_low_rank(pair):
     for change in pair:
