@@ -33,6 +33,7 @@ MODELS = ("mini", "mini-llama")
 BACKPACK = ("none", "ft_m", "lora", "memit", "senses")  # on the shipped Backpack, which knows facts and no tasks
 COMPOSED = ("memit+rect", "memit+prune", "memit+encore", "alphaedit+nas", "rome+rect", "mend+prune")
 ZSRE = ("none", "ft", "ft_l", "rome", "r_rome", "memit")
+WITHOUT = ("sae",)  # needs an autoencoder of the model, and none is shipped
 COUNT = 50
 SEEDS = (0, 1, 2)  # of editors that are random
 
@@ -53,8 +54,9 @@ def _on_backpack(seed: int) -> Iterator[Plan]:
 
 
 def _of(model: str, seed: int) -> Iterator[Plan]:
-    shipped = ((name, find(name)) for name in editor_names())
-    editors = [n for n, cls in shipped if not issubclass(cls, Wrapper) and not cls.family and not cls.reference]
+    shipped = [(name, find(name)) for name in editor_names()]
+    apart = {n for n, cls in shipped if issubclass(cls, Wrapper) or cls.family or cls.reference} | {*WITHOUT}
+    editors = [n for n in editor_names() if n not in apart]
     for editor in (*editors, *COMPOSED):
         method = compose(editor).cls
         if seed and not method.random:
