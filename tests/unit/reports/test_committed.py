@@ -128,6 +128,29 @@ def test_the_page_of_the_real_model_says_what_a_hundred_edits_give() -> None:
     assert {"none" if editor == "unedited" else editor for editor, *_ in rows} == set(records)
 
 
+def test_the_page_of_tracing_says_what_the_real_model_gives() -> None:
+    """Where restoring feed-forward outputs brings most back, in each window."""
+    said = (RESULTS / "where-facts-are-recalled.md").read_text(encoding="utf-8").partition("| layers restored")[2]
+    lines = said.partition("\n\n")[0].splitlines()[2:]
+    rows = {cells[0]: cells[1:] for line in lines for cells in [[cell.strip() for cell in line.split("|")[1:-1]]]}
+    studies = [
+        json.loads(path.read_text(encoding="utf-8"))
+        for path in (RESULTS / "trace").glob("SmolLM2*.json")
+        if ".values" not in path.name
+    ]
+    for study in studies:
+        traced, probability = study["facts"]["traced"], study["probability"]
+        shown = [str(traced), f"{probability['clean']['value']:.3f}, {probability['low']['value']:.3f}"]
+        for role in ("last subject token", "last token"):
+            effects = study["roles"][role]["effects"]
+            best = max(effects, key=lambda one: one["value"])
+            low, high = best["interval"]
+            shown += [f"{best['value']:.3f} [{low:.3f}, {high:.3f}]", str(effects.index(best))]
+        assert rows[str(study["plan"]["settings"]["window"])] == shown
+        assert traced >= 50
+    assert sorted(rows) == sorted(str(study["plan"]["settings"]["window"]) for study in studies)
+
+
 def test_the_page_of_the_real_model_says_what_sequences_give() -> None:
     said = (RESULTS / "on-real-data.md").read_text(encoding="utf-8").partition("| editor | edits | efficacy |")[2]
     lines = said.partition("\n\n")[0].splitlines()[2:]
