@@ -328,7 +328,7 @@ def test_an_empty_file(own: Callable[..., Path]) -> None:
 
 
 def test_one_id_for_two_rows(own: Callable[..., Path]) -> None:
-    with pytest.raises(DataError, match=r"my\.jsonl: the id a occurs twice \(edits 1 and 2\); give each row an id of its own"):
+    with pytest.raises(DataError, match=r"my\.jsonl: the id a occurs twice \(edits 1 and 2\); give each row an id"):
         tasks.read_edits(str(own({**ROW, "id": "a"}, {**ROW, "id": "a"})), data_dir="mini")
 
 
