@@ -16,8 +16,8 @@ from torch import Tensor
 
 from harness.editing.hyperparameters import NotNegative, Positive
 from harness.errors import NumericalError
-from harness.methods.keys import layer_at_depth, require_layers
-from harness.methods.locate_then_edit import AdjointSolver, Solver, SpreadHidden, SpreadMemory, inverse_of_preserved
+from harness.methods.keys import AdjointSolver, layer_at_depth, require_layers
+from harness.methods.locate_then_edit import Solver, SpreadHidden, SpreadMemory, in_batches, inverse_of_preserved
 from harness.models.lm import LM
 from harness.patches.delta import double
 
@@ -69,19 +69,17 @@ class Emmet(SpreadHidden):
 
         def adjoint(layer: int, key: Tensor, sizes: Sequence[int]) -> list[Tensor]:
             wide = double(key.T)
-            batches = zip(
-                torch.split(wide, list(sizes), 1), torch.split(whiten(layer)(wide), list(sizes), 1), strict=True
-            )
-            return [self._adjoint(one, whitened, layer).T for one, whitened in batches]
+            of_one = functools.partial(self._adjoint, layer=layer)
+            return [found.T for found in in_batches(of_one, whiten(layer)(wide), wide, sizes=sizes)]
 
         return AdjointSolver(adjoint)
 
-    def _adjoint(self, key: Tensor, whitened: Tensor, layer: int) -> Tensor:
+    def _adjoint(self, whitened: Tensor, key: Tensor, *, layer: int) -> Tensor:
         """``A = X (K^T X + emmet_lambda I)^-1``, ``[f, n]``; ``dW = R A^T``.
 
         Args:
-            key: ``K [f, n]``.
             whitened: ``X = G^-1 K [f, n]``.
+            key: ``K [f, n]``.
             layer: the layer, for the error.
 
         Raises:

@@ -69,7 +69,15 @@ from harness.io.files import unpack_json, values_path
 from harness.io.hashes import tensor_sha256
 from harness.methods import second_moments
 from harness.methods.context_templates import sample_templates
-from harness.methods.keys import SideBySide, Solver, Unedited, find_fact_token, prompt_rows, rank_one_changes, read_keys
+from harness.methods.keys import (
+    AdjointSolver,
+    Solver,
+    Unedited,
+    find_fact_token,
+    prompt_rows,
+    rank_one_changes,
+    read_keys,
+)
 from harness.methods.locate_then_edit import LocateThenEdit, SpreadMemory, ridge_solver
 from harness.methods.null_space import NullSpaceMemory, NullSpaceRidge
 from harness.methods.rank_one import update_direction
@@ -797,9 +805,9 @@ def solves(_lm: LM, run: Run) -> None:
         "alphaedit": NullSpaceRidge(NullSpaceMemory(("{}",), {}), _free(width), 10.0).solver(),
     }
     for name, solve in solvers.items():
-        assert isinstance(solve, SideBySide)
+        assert isinstance(solve, AdjointSolver)
 
-        def ours(solve: SideBySide = solve) -> list[Delta]:
+        def ours(solve: AdjointSolver = solve) -> list[Delta]:
             return solve.side_by_side(0, keys, residuals, sizes=[1] * count)
 
         def plain(solve: Solver = solve) -> list[Delta]:

@@ -54,9 +54,8 @@ def _on_backpack(seed: int) -> Iterator[Plan]:
 
 
 def _of(model: str, seed: int) -> Iterator[Plan]:
-    shipped = [(name, find(name)) for name in editor_names()]
-    apart = {n for n, cls in shipped if issubclass(cls, Wrapper) or cls.family or cls.reference} | {*WITHOUT}
-    editors = [n for n in editor_names() if n not in apart]
+    shipped = ((name, find(name)) for name in editor_names() if name not in WITHOUT)
+    editors = [n for n, cls in shipped if not issubclass(cls, Wrapper) and not cls.family and not cls.reference]
     for editor in (*editors, *COMPOSED):
         method = compose(editor).cls
         if seed and not method.random:

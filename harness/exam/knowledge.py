@@ -60,7 +60,7 @@ def known_edits(lm: LM, edits: Sequence[Edit], report: Report, *, budget: int = 
         report: told how many have been asked.
         budget: tokens of one forward pass.
     """
-    asked = [edit for edit in edits if (edit.target_old or "").strip()]
+    asked = _asked(edits)
     prompts = [tuple(lm.encode(edit.text)[-lm.context :]) for edit in asked]
     written = continuations(lm, prompts, new_tokens=NEW_TOKENS, report=report, budget=budget)
     known = [e.id for e, text in zip(asked, written, strict=True) if says(text, str(e.target_old), "continuation")]
@@ -78,18 +78,22 @@ def known_once(lm: LM, edits: Sequence[Edit], report: Report) -> Knowledge:
     Raises:
         UsageError: the cache cannot be written.
     """
-    asked = [[edit.id, lm.encode(edit.text), edit.target_old] for edit in edits]
+    asked = _asked(edits)
+    questions = [[edit.id, lm.encode(edit.text), edit.target_old] for edit in asked]
     model = measure.fingerprint(lm, lm.fingerprint())
-    key = measure.unedited_key(model, lm.device, {"known": asked, "tokens": NEW_TOKENS})
-    with measure.measured_once(key):
-        kept = measure.load_base(key)
-        if kept is None or set(kept.values) != {"known"}:
-            found = known_edits(lm, edits, report)
-            ids = [edit.id for edit in edits if (edit.target_old or "").strip()]
-            kept = Measured(values={"known": {name: Ratio(float(name in found.known), 1.0) for name in ids}})
-            measure.save_base(key, kept)
-    answers = kept.values["known"]
+    key = measure.unedited_key(model, lm.device, {"known": questions, "tokens": NEW_TOKENS})
+
+    def ask() -> Measured:
+        known = known_edits(lm, asked, report).known
+        return Measured(values={"known": {edit.id: Ratio(float(edit.id in known), 1.0) for edit in asked}})
+
+    answers = measure.measured_once(key, ask, metrics=("known",)).values["known"]
     return Knowledge(len(answers), tuple(name for name, right in answers.items() if right.num))
+
+
+def _asked(edits: Sequence[Edit]) -> list[Edit]:
+    """Those that say what is true."""
+    return [edit for edit in edits if (edit.target_old or "").strip()]
 
 
 def says(text: str, wanted: str, which: Known) -> bool:

@@ -8,7 +8,7 @@ import json
 import logging
 import math
 import zlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -503,9 +503,36 @@ def load_base(key: str | None) -> Measured | None:
         return None
 
 
-def measured_once(key: str | None) -> AbstractContextManager[bool]:
-    """While the unedited model is measured: another process that needs the same waits; says whether this one has."""
-    return nullcontext(False) if key is None else made_once(_base_path(key))
+def measured_once(
+    key: str | None, measure: Callable[[], Measured], *, cache: bool = True, metrics: Collection[str] = ()
+) -> Measured:
+    """What the unedited model gave: as an earlier run has kept it, or anew, and then kept.
+
+    While it is measured, another process that needs the same waits, and takes what this one keeps.
+
+    Args:
+        key: what it depends on; None for what is not kept.
+        measure: measures it.
+        cache: whether it may come from the cache.
+        metrics: those that a kept file must have.
+
+    Raises:
+        UsageError: the cache cannot be written.
+    """
+
+    def kept() -> Measured | None:
+        found = load_base(key) if cache else None
+        return found if found is not None and found.values.keys() >= set(metrics) else None
+
+    found = kept()
+    if found is not None:
+        return found
+    with nullcontext(False) if key is None else made_once(_base_path(key)) as waited:
+        found = kept() if waited else None
+        if found is None:
+            found = measure()
+            save_base(key, found)
+    return found
 
 
 class MeasuredFile(TypedDict):

@@ -24,6 +24,7 @@ from harness.editing.registry import editor_names, find
 from harness.errors import ModelError, NumericalError, UsageError
 from harness.methods.context_templates import TemplateKind
 from harness.methods.keys import (
+    AdjointSolver,
     FactToken,
     Solver,
     Unedited,
@@ -42,12 +43,12 @@ from harness.patches.delta import Delta, LowRank, double
 from harness.patches.patch import Patch, Step, patched, require_plain
 
 __all__ = [
-    "AdjointSolver",
     "LocateThenEdit",
     "Solver",
     "Spread",
     "SpreadHidden",
     "SpreadMemory",
+    "in_batches",
     "inverse_of_preserved",
     "require_additive",
     "require_keys",
@@ -58,10 +59,7 @@ __all__ = [
     "sum_key_products",
     "with_hyperparameters",
     "woodbury",
-    "woodbury_each",
 ]
-
-_AT_ONCE = 256  # keys that are solved for at once: enough that reading the factor costs little, 29 MB at 14,336
 
 
 @dataclass(frozen=True)
@@ -579,62 +577,6 @@ def inverse_of_preserved(
     return lambda right: torch.cholesky_solve(double(right).to(factor.device), factor)
 
 
-@dataclass(frozen=True, eq=False)
-class AdjointSolver:
-    """A solver (:data:`Solver`, :class:`harness.methods.keys.SideBySide`) of changes of low rank, ``dW = R A^T``.
-
-    What costs is a solve with a factor of ``f x f`` numbers, which are read from memory whether it is for one key or
-    for many: all batches share it, a portion of keys at a time, so that what is in float64 does not grow with them.
-
-    Attributes:
-        adjoint: ``(layer, K^T [n, f], sizes) -> A^T [n_b, f]`` of each batch ``b``, whose keys stand one batch after
-            the other.
-    """
-
-    adjoint: Callable[[int, Float[Tensor, "n f"], Sequence[int]], Sequence[Float64[Tensor, "_ f"]]]
-
-    def __call__(self, layer: int, key: Float[Tensor, "n f"], residual: Float[Tensor, "n d"]) -> LowRank:
-        """The change of one batch."""
-        (found,) = self.adjoint(layer, key, [len(key)])
-        return LowRank(residual.T, found.to(key))
-
-    def side_by_side(
-        self, layer: int, key: Float[Tensor, "n f"], residual: Float[Tensor, "n d"], *, sizes: Sequence[int]
-    ) -> list[Delta]:
-        """The change of each batch.
-
-        Args:
-            layer: the layer.
-            key: ``K^T``, batch after batch.
-            residual: ``R^T``, in the same order.
-            sizes: the edits of each batch.
-        """
-        if len(sizes) == 1:
-            return [self(layer, key, residual)]
-        changes: list[Delta] = []
-        begin = 0
-        for portion in _portions(sizes):
-            end = begin + sum(portion)
-            found = self.adjoint(layer, key[begin:end], portion)
-            # Copies: a change that outlives the others holds no more than its own part.
-            lefts = [left.clone().T for left in torch.split(residual[begin:end], portion)]
-            rights = [right.to(key, copy=True) for right in found]
-            changes += map(LowRank, lefts, rights)
-            begin = end
-        return changes
-
-
-def _portions(sizes: Sequence[int]) -> list[list[int]]:
-    """Successive batches whose keys are solved for at once, given and returned as numbers of keys."""
-    portions: list[list[int]] = []
-    for size in sizes:
-        if portions and sum(portions[-1]) + size <= _AT_ONCE:
-            portions[-1].append(size)
-        else:
-            portions.append([size])
-    return portions
-
-
 def ridge_solver(
     prior: SpreadMemory,
     *,
@@ -659,23 +601,27 @@ def ridge_solver(
 
     def adjoint(layer: int, key: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
         wide = double(key.T)
-        return [found.T for found in woodbury_each(whiten(layer)(wide), wide, sizes)]
+        return [found.T for found in in_batches(woodbury, whiten(layer)(wide), wide, sizes=sizes)]
 
     return AdjointSolver(adjoint)
 
 
-def woodbury_each(
-    whitened: Float64[Tensor, "f n"], key: Float64[Tensor, "f n"], sizes: Sequence[int]
+def in_batches(
+    adjoint: Callable[[Float64[Tensor, "f _"], Float64[Tensor, "f _"]], Float64[Tensor, "f _"]],
+    whitened: Float64[Tensor, "f n"],
+    key: Float64[Tensor, "f n"],
+    *,
+    sizes: Sequence[int],
 ) -> list[Float64[Tensor, "f _"]]:
-    """:func:`woodbury` for each of some independent batches, whose keys stand one batch after the other.
+    """``A`` of each of some independent batches, whose keys stand one batch after the other.
 
     Args:
-        whitened: ``X [f, n]``.
+        adjoint: ``(X, K) -> A`` of one batch, such as :func:`woodbury`.
+        whitened: ``X = G^-1 K [f, n]``.
         key: ``K [f, n]``.
         sizes: the keys of each batch.
     """
-    batches = zip(torch.split(whitened, list(sizes), 1), torch.split(key, list(sizes), 1), strict=True)
-    return [woodbury(*batch) for batch in batches]
+    return list(map(adjoint, torch.split(whitened, list(sizes), 1), torch.split(key, list(sizes), 1)))
 
 
 def woodbury(whitened: Float64[Tensor, "f n"], key: Float64[Tensor, "f n"]) -> Float64[Tensor, "f n"]:

@@ -17,13 +17,13 @@ from torch import Tensor
 
 from harness.editing.hyperparameters import Positive
 from harness.errors import UsageError
-from harness.methods.keys import Solver
+from harness.methods.keys import AdjointSolver, Solver
 from harness.methods.locate_then_edit import (
-    AdjointSolver,
     SpreadHidden,
     SpreadMemory,
+    in_batches,
     sum_key_products,
-    woodbury_each,
+    woodbury,
 )
 from harness.methods.rank_updates import RankUpdate
 from harness.methods.second_moments import Moment
@@ -168,7 +168,7 @@ class NullSpaceRidge:
         def adjoint(layer: int, key: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
             basis, whiten = prepared(layer)
             inside = _inside(basis, key).T
-            found = torch.cat([one.T for one in woodbury_each(whiten(inside), inside, sizes)])
+            found = torch.cat([one.T for one in in_batches(woodbury, whiten(inside), inside, sizes=sizes)])
             return torch.split(found @ basis.T, list(sizes))
 
         return AdjointSolver(adjoint)

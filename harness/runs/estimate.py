@@ -104,7 +104,7 @@ def estimate_run(resolved: Resolved, options: RunOptions) -> CostEstimate:
 def _estimated(resolved: Resolved, options: RunOptions, held: ExitStack) -> CostEstimate:
     clock = Clock(options.report, options.device)
     with clock.phase("load"):
-        ready = prepare_run(resolved, options.placement, options.report, held=held)
+        ready = prepare_run(resolved, options.placement, options.report, held=held, cache=options.cache)
     with one_thread_if_small(ready.lm), cache_apart():
         trial = _Trial(ready, options)
         unedited = trial.unedited()

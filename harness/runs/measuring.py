@@ -170,15 +170,9 @@ class Measuring:
             self._fingerprint, task, limit=limit, batch_size=self.options.rows, provenance=source, device=device,
             asked=self.model.asked,
         )  # fmt: skip
-        cached = measure.load_base(key) if self.options.cache else None
-        if cached is not None:
-            return cached
-        with measure.measured_once(key) as waited:
-            cached = measure.load_base(key) if waited and self.options.cache else None
-            if cached is None:
-                cached = measure.measure_task(self.model, task, limit=limit)
-                measure.save_base(key, cached)
-        return cached
+        return measure.measured_once(
+            key, lambda: measure.measure_task(self.model, task, limit=limit), cache=self.options.cache
+        )
 
     def _note_latest(
         self, shown: str, members: Sequence[tasks.Task], measured: dict[str, Measured], stop: Stop

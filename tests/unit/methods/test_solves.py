@@ -20,8 +20,8 @@ from editors.memit import Memit
 from editors.pmet import Pmet
 from harness.editing.schedule import Begun
 from harness.io.tensor_file import read_tensors
-from harness.methods import locate_then_edit, null_space
-from harness.methods.keys import SideBySide, spread_residuals
+from harness.methods import null_space
+from harness.methods.keys import AdjointSolver, spread_residuals
 from harness.methods.locate_then_edit import Spread, SpreadMemory, ridge_solver
 from harness.methods.null_space import NullSpaceMemory, NullSpaceRidge
 from harness.methods.rank_updates import RankUpdate
@@ -69,11 +69,11 @@ SHARING = [
 def test_edits_side_by_side_are_written_as_each_alone(
     method: Spread, memory: type[SpreadMemory], sizes: list[int], at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(locate_then_edit, "_AT_ONCE", at_once)
+    monkeypatch.setattr("harness.methods.keys._AT_ONCE", at_once)
     earlier = draw(5, F, seed=3)
     solve = method.solver(memory(("{}",), {0: moment()}, {0: earlier.T @ earlier}))
     keys, residuals = draw(9, F, seed=5), draw(9, D, seed=6)
-    assert isinstance(solve, SideBySide)
+    assert isinstance(solve, AdjointSolver)
     together = solve.side_by_side(0, keys, residuals, sizes=sizes)
     batches = zip(torch.split(keys, sizes), torch.split(residuals, sizes), strict=True)
     alone = [solve(0, key, residual) for key, residual in batches]
@@ -96,7 +96,7 @@ def test_a_portion_of_keys_is_solved_for_at_once_and_each_change_holds_its_own_p
 
     monkeypatch.setattr(Moment, "solve", counted)
     solve = ridge_solver(SpreadMemory(("{}",), {0: moment()}), lam=3.0)
-    assert isinstance(solve, SideBySide)
+    assert isinstance(solve, AdjointSolver)
     changes = solve.side_by_side(0, draw(600, F), draw(600, D), sizes=[1] * 600)
     assert asked == [256, 256, 88]
     for change in changes:
