@@ -6,7 +6,12 @@ f0ab701).  The curvature is that of K-FAC (:mod:`harness.methods.curvature`), an
 
 Both project the gradient, and Adam takes its step from that; but Adam scales each number by itself, so that the step
 leaves the subspace which the paper wants the change to lie in.  ``projected=change`` brings it back after every step.
-Elsewhere than there plain text is read as for all editors here, and an operation begins with a new Adam.
+
+Elsewhere than there plain text is read as for all editors here; ``over=followed`` leaves out the last token of each
+text as their code does, which also passes over the first token of the vocabulary.  There one Adam goes through a whole
+sequence, its mean of gradients projected before each operation (``adam=kept``), while here an operation begins with a
+new one.  Its further ways to remember edits, a mixture with plain text that is read again, and its new curvature where
+weights have changed by a quarter, are not here.
 """
 
 from __future__ import annotations
@@ -21,8 +26,8 @@ from harness.editing.directions import DIRECTIONS, Normalisation
 from harness.editing.edit import Edit
 from harness.editing.editor import Editor
 from harness.editing.hyperparameters import Count, NotNegative, Positive, Range
-from harness.methods.curvature import Curvature, curvatures, curvatures_of, low_curvature
-from harness.methods.descent import DescentSettings, Restriction, descend
+from harness.methods.curvature import Curvature, CurvatureTokens, curvatures, curvatures_of, low_curvature
+from harness.methods.descent import AdamState, DescentSettings, Restriction, Trained, descend
 from harness.methods.keys import layer_at_depth, require_layers
 from harness.models.lm import LM
 from harness.patches.patch import Patch, patched
@@ -36,9 +41,11 @@ class Kept:
 
     Attributes:
         found: by layer the curvature of the loss on plain text and on the edits so far.
+        adam: what Adam has seen; None where an operation begins with a new one.
     """
 
     found: Mapping[int, Curvature]
+    adam: AdamState | None = None
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,9 @@ class CrispEdit(Editor):
         energy: the share of all products of eigenvalues whose directions are left alone; 0 is plain fine-tuning, and
             with 1 nothing changes.
         projected: ``gradient``, as published, or after every step the whole ``change``, too.
+        over: the tokens over which ``E[a a^T]`` is a mean: ``all``, or those that another ``followed``, as those of
+            ``E[g g^T]`` are.
+        adam: whether every operation of a sequence begins with a ``new`` one, or the first one's is ``kept``.
         lr: the learning rate.
         steps: passes over the edits.
         batch_size: edits of one update.
@@ -70,6 +80,8 @@ class CrispEdit(Editor):
     layers: tuple[int, ...] | None = None
     energy: Annotated[float, Range(0, 1)] = 0.9
     projected: Literal["gradient", "change"] = "gradient"
+    over: CurvatureTokens = "all"
+    adam: Literal["new", "kept"] = "new"
     lr: Positive = 5e-4
     steps: Count = 25
     batch_size: Count = 32
@@ -97,20 +109,23 @@ class CrispEdit(Editor):
         """All edits at once, in mini-batches; then the curvature of the loss on them is remembered."""
         if not edits:
             return Patch(memory=memory)
-        known = memory.found if isinstance(memory, Kept) else self._unedited(lm)
-        patch = self._trained(lm, edits, self._within(lm, known))
-        with patched(lm, patch):
-            added = curvatures_of(lm, list(known), [edit.text + edit.continuation for edit in edits])
-        return patch.remember(Kept({layer: one.joined(added[layer]) for layer, one in known.items()}))
+        before = memory if isinstance(memory, Kept) else Kept(self._unedited(lm))
+        within = self._within(lm, before.found)
+        trained = self._trained(lm, edits, within, before.adam and before.adam.within(within))
+        with patched(lm, Patch(trained.deltas)):
+            texts = [edit.text + edit.continuation for edit in edits]
+            added = curvatures_of(lm, list(before.found), texts, over=self.over)
+        known = {layer: one.joined(added[layer]) for layer, one in before.found.items()}
+        return Patch(trained.deltas, memory=Kept(known, trained.adam if self.adam == "kept" else None))
 
     def edit_each(self, lm: LM, edits: Sequence[Edit]) -> list[Patch]:
         """Independent edits, for which the curvature of plain text is decomposed once."""
         if not edits:
             return []
         within = self._within(lm, self._unedited(lm))
-        return [self._trained(lm, [edit], within) for edit in edits]
+        return [Patch(self._trained(lm, [edit], within).deltas) for edit in edits]
 
-    def _trained(self, lm: LM, edits: Sequence[Edit], within: Restriction) -> Patch:
+    def _trained(self, lm: LM, edits: Sequence[Edit], within: Restriction, begun: AdamState | None = None) -> Trained:
         settings = DescentSettings(
             lr=self.lr,
             steps=self.steps,
@@ -121,10 +136,10 @@ class CrispEdit(Editor):
             shuffle=self.seed,
         )
         names = [lm.down(layer) for layer in self._layers(lm)]
-        return Patch(descend(lm, edits, names, settings=settings, within=within).deltas)
+        return descend(lm, edits, names, settings=settings, within=within, begun=begun)
 
     def _unedited(self, lm: LM) -> Mapping[int, Curvature]:
-        return curvatures(lm, self._layers(lm), tokens=self.cov_tokens)
+        return curvatures(lm, self._layers(lm), tokens=self.cov_tokens, over=self.over)
 
     def _within(self, lm: LM, known: Mapping[int, Curvature]) -> Restriction:
         flat = {lm.down(layer): found for layer, found in low_curvature(known, self.energy).items()}

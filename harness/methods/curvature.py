@@ -5,13 +5,15 @@ Sources: Martens, Grosse 2015, "Optimizing Neural Networks with Kronecker-factor
 
 The curvature of the loss in a matrix is ``A (x) B``: ``A = E[a a^T]`` of what enters it, ``B = E[g g^T]`` of the
 gradient at what leaves it.  Its eigenvalues are all products of an eigenvalue of ``A`` and one of ``B``.  Gradients are
-those of the text's own tokens (the empirical Fisher), as in the authors' code.
+those of the text's own tokens (the empirical Fisher), as in the authors' code, and so of tokens that another follows;
+``A`` is a mean over all tokens, as of other editors here, or over those, too, as in that code.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Float64
@@ -20,7 +22,18 @@ from torch import Tensor
 from harness.methods.second_moments import Moment, accumulate_gradient_moments, accumulate_moments, moments
 from harness.models.lm import LM
 
-__all__ = ["Curvature", "LowCurvature", "curvatures", "curvatures_of", "low_curvature", "low_energy"]
+__all__ = [
+    "Curvature",
+    "CurvatureTokens",
+    "LowCurvature",
+    "curvatures",
+    "curvatures_of",
+    "low_curvature",
+    "low_energy",
+]
+
+CurvatureTokens = Literal["all", "followed"]
+"""The tokens over which ``A`` is a mean: all of a text, or those that another follows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,32 +59,37 @@ def _joined(one: Moment, other: Moment) -> Moment:
     return Moment(total / count, count, name=one.name)
 
 
-def curvatures(lm: LM, layers: Sequence[int], *, tokens: int) -> dict[int, Curvature]:
+def curvatures(lm: LM, layers: Sequence[int], *, tokens: int, over: CurvatureTokens = "all") -> dict[int, Curvature]:
     """By layer the curvature of the loss on ``lm.text`` in the down-projection, from the cache or in two passes.
 
     Args:
         lm: the model.
         layers: the layers.
         tokens: how many tokens are read.
+        over: the tokens of ``A``.
 
     Raises:
         DataError, NumericalError: as :func:`harness.methods.second_moments.moments`.
     """
-    keys = moments(lm, layers, tokens=tokens)
+    keys = moments(lm, layers, tokens=tokens, of="keys" if over == "all" else "followed keys")
     gradients = moments(lm, layers, tokens=tokens, of="gradients")
     return {layer: Curvature(keys[layer], gradients[layer]) for layer in keys}
 
 
-def curvatures_of(lm: LM, layers: Sequence[int], texts: Iterable[str]) -> dict[int, Curvature]:
+def curvatures_of(
+    lm: LM, layers: Sequence[int], texts: Iterable[str], *, over: CurvatureTokens = "all"
+) -> dict[int, Curvature]:
     """By layer the curvature of the loss on some texts in the down-projection.
 
     Args:
         lm: the model.
         layers: the layers.
         texts: the texts.
+        over: the tokens of ``A``.
     """
     read = list(texts)
-    keys, gradients = accumulate_moments(lm, layers, read), accumulate_gradient_moments(lm, layers, read)
+    keys = accumulate_moments(lm, layers, read, followed=over == "followed")
+    gradients = accumulate_gradient_moments(lm, layers, read)
     return {layer: Curvature(keys[layer], gradients[layer]) for layer in layers}
 
 

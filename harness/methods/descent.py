@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -28,6 +28,7 @@ from harness.patches.patch import require_plain
 
 __all__ = [
     "Accumulation",
+    "AdamState",
     "DescentSettings",
     "Loss",
     "LossTerm",
@@ -128,11 +129,37 @@ class DescentSettings:
 
 
 @dataclass(frozen=True, eq=False)
+class AdamState:
+    """What Adam has seen of some parameters.
+
+    Attributes:
+        steps: its steps so far.
+        means: the running mean of each parameter's gradients, stored like it.
+        squares: that of their squares.
+    """
+
+    steps: int
+    means: Mapping[str, Tensor]
+    squares: Mapping[str, Tensor]
+
+    def within(self, restriction: Restriction) -> AdamState:
+        """That of gradients which were projected by a restriction from the first step on; the squares stay."""
+        return replace(self, means={name: restriction.onto(name, mean) for name, mean in self.means.items()})
+
+
+@dataclass(frozen=True, eq=False)
 class Trained:
-    """What came out: the change of each parameter, ``[out, in]``, and the loss of each batch before its update."""
+    """What came out.
+
+    Attributes:
+        deltas: the change of each parameter, ``[out, in]``.
+        losses: the loss of each batch before its update.
+        adam: what Adam has seen, its own tensors, which a further pass changes; None where it took no step.
+    """
 
     deltas: Mapping[str, Dense]
     losses: tuple[float, ...]
+    adam: AdamState | None = None
 
 
 @dataclass(frozen=True)
@@ -318,6 +345,7 @@ def descend(
     prior: LossTerm | None = None,
     objective: Objective | None = None,
     within: Restriction | None = None,
+    begun: AdamState | None = None,
 ) -> Trained:
     """Train copies of some parameters until the model says the targets: the last of :func:`passes`, all losses.
 
@@ -329,16 +357,19 @@ def descend(
         prior: a term that is added to the loss of each batch; None for none.
         objective: the loss of a batch; None for what the directions of its edits say.
         within: where the parameters may go; None for anywhere.
+        begun: what Adam saw before; None where it begins.
 
     Raises:
         DataError, ModelError, NumericalError: as :func:`passes`.
     """
     record: list[float] = []
-    descent = passes(lm, edits, parameters, settings=settings, prior=prior, objective=objective, within=within)
+    descent = passes(
+        lm, edits, parameters, settings=settings, prior=prior, objective=objective, within=within, begun=begun
+    )
     for trained in descent:
         last = trained
         record += trained.losses
-    return Trained(last.deltas, tuple(record))
+    return replace(last, losses=tuple(record))
 
 
 def passes(
@@ -350,6 +381,7 @@ def passes(
     prior: LossTerm | None = None,
     objective: Objective | None = None,
     within: Restriction | None = None,
+    begun: AdamState | None = None,
 ) -> Iterator[Trained]:
     """Train copies of some parameters, and give what they have become after each pass over the edits.
 
@@ -361,6 +393,7 @@ def passes(
         prior: a term that is added to the loss of each batch; None for none.
         objective: the loss of a batch; None for what the directions of its edits say.
         within: where the parameters may go; None for anywhere.
+        begun: what Adam saw before; None where it begins.
 
     Raises:
         DataError: a prompt and its target are longer than the model's context.
@@ -376,15 +409,39 @@ def passes(
     adam = torch.optim.Adam(
         free.values(), lr=settings.lr, weight_decay=settings.weight_decay, betas=(0.9, settings.beta2)
     )
+    if begun is not None:
+        _resume(adam, free, begun)
     training = _Training(lm, start, free, adam, settings, prior, objective, within)
     enough = training.enough(examples)
     for number, order in enumerate(_orders(len(examples), settings)):
         passed = training.run(number, [examples[i] for i in order])
         changes = {name: (free[name] - start[name]).detach() for name in parameters}
         deltas = {name: Dense(lm.as_matrix(name, c).contiguous()) for name, c in changes.items()}
-        yield Trained(deltas, tuple(loss for loss, _ in passed))
+        yield Trained(deltas, tuple(loss for loss, _ in passed), _seen(adam, free) or begun)
         if sum(loss * count for loss, count in passed) < enough * len(examples):
             break
+
+
+def _resume(adam: torch.optim.Adam, free: Mapping[str, Tensor], begun: AdamState) -> None:
+    """Give Adam what it saw before."""
+    for name, tensor in free.items():
+        adam.state[tensor] = {
+            "step": torch.tensor(float(begun.steps)),
+            "exp_avg": begun.means[name].to(tensor, copy=True),
+            "exp_avg_sq": begun.squares[name].to(tensor, copy=True),
+        }
+
+
+def _seen(adam: torch.optim.Adam, free: Mapping[str, Tensor]) -> AdamState | None:
+    """What Adam has seen so far, in its own tensors."""
+    states = {name: adam.state[tensor] for name, tensor in free.items() if tensor in adam.state}
+    if len(states) < len(free):
+        return None
+    return AdamState(
+        steps=int(next(iter(states.values()))["step"]),
+        means={name: state["exp_avg"] for name, state in states.items()},
+        squares={name: state["exp_avg_sq"] for name, state in states.items()},
+    )
 
 
 def _end_of_text(lm: LM) -> int:

@@ -77,8 +77,9 @@ _DOUBLED = 8192
 _OF = ": "  # between a module and what a moment is of, where that is not the keys
 _STRIPE = 256  # columns of a moment that are computed at a time
 
-MomentOf = Literal["keys", "gradients"]
-"""What a second moment is of: what enters a down-projection, or the gradient of a text's NLL at what leaves it."""
+MomentOf = Literal["keys", "followed keys", "gradients"]
+"""What a second moment is of: what enters a down-projection, at all tokens or at those that another follows, or the
+gradient of a text's NLL at what leaves it, which only the latter have."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -277,8 +278,12 @@ def _made_now(
     of: MomentOf,
 ) -> dict[int, Moment]:
     """The moments of a pass over the text, which are kept."""
-    accumulate = accumulate_moments if of == "keys" else accumulate_gradient_moments
-    made = accumulate(lm, list(wanted), read_documents(lm.text), tokens=tokens, progress=progress)
+    read, layers = read_documents(lm.text), list(wanted)
+    if of == "gradients":
+        made = accumulate_gradient_moments(lm, layers, read, tokens=tokens, progress=progress)
+    else:
+        followed = of == "followed keys"
+        made = accumulate_moments(lm, layers, read, tokens=tokens, progress=progress, followed=followed)
     for moment in made.values():
         require_finite_moment(moment, moment.name)
     return {layer: _write_moment(folder, wanted[layer], moment) for layer, moment in made.items()}
@@ -382,6 +387,7 @@ def accumulate_moments(
     tokens: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     budget: int = 4096,
+    followed: bool = False,
 ) -> dict[int, Moment]:
     """The second moments over a text, in float64, all layers in one pass that stops after the last of them.
 
@@ -392,12 +398,18 @@ def accumulate_moments(
         tokens: where to stop; None reads everything.
         progress: told how many tokens are read, and how many are wanted.
         budget: tokens of one forward pass, padding included.
+        followed: whether only tokens that another follows have a part, of texts that are cut as for gradients.
     """
     names = {layer: lm.arch.writer_of(layer) for layer in layers}
     sums: dict[int, Tensor] = {}
-    count = 0
+    count = read = 0
+    longest = _longest(lm, "followed keys" if followed else "keys")
     with _bar(progress, lm.name, tokens) as tell, fused_gelu(lm.model):
-        for rows in _batches(lm, texts, tokens=tokens, budget=max(budget, _longest(lm))):
+        for documents in _batches(lm, texts, tokens=tokens, budget=max(budget, longest), longest=longest):
+            read += sum(len(row) for row in documents)
+            rows = [row[:-1] for row in documents if len(row) > 1] if followed else documents
+            if not rows:
+                continue
             batch = lm.batch(rows)
             seen = capture_activations(lm, batch, inputs=names.values())
             for layer, name in names.items():
@@ -407,7 +419,7 @@ def accumulate_moments(
                     sums[layer] = double(keys.new_zeros(keys.shape[1], keys.shape[1]))
                 _add_upper(sums[layer], keys)
             count += sum(len(row) for row in rows)
-            tell(count, tokens or count)
+            tell(read, tokens or read)
     if not count:
         raise DataError(f"'{lm.text}' holds no text; give plain text for second moments with --text FILE")
     return {layer: Moment(_mirrored(total) / count, count, name=f"layer {layer}") for layer, total in sums.items()}
