@@ -18,6 +18,7 @@ from harness.editing import learned_file
 from harness.editing.editor import Learned
 from harness.editing.registry import compose
 from harness.errors import HarnessError
+from harness.io.cache import in_cache
 from harness.models.lm import load
 from harness.runs import plan_grid
 from harness.runs.crew.cells import Cell, Crew, Report
@@ -93,7 +94,7 @@ def _lessons(plans: Sequence[Plan], device: str) -> list[list[str]]:
         lm = loaded(plan.model, dtype=plan.dtype, device=device)
         method = recipe.build(lm, plan.settings, seed=plan.seed).root
         path = learned_file.default_path(method, lm)
-        if not path.is_file():
+        if not in_cache(path):
             command = shlex.split(learned_file.fit_command(method, lm))[1:]
             missing[path] = [*command, "--edits", plan.edits, "--data-dir", plan.data_dir, "--device", device]
     return list(missing.values())

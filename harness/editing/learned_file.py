@@ -18,7 +18,7 @@ from harness.editing.editor import Editor, Learned
 from harness.editing.hyperparameters import plain, settable, with_newer
 from harness.editing.registry import configure
 from harness.errors import DataError, UsageError
-from harness.io.cache import cache_folder
+from harness.io.cache import cache_folder, in_cache, share
 from harness.io.files import json_sha256
 from harness.io.tensor_file import content_sha256, read_manifest, read_tensors, require_manifest, write_tensors
 from harness.models.lm import LM
@@ -129,6 +129,7 @@ def save_learned(editor: Learned, lm: LM, path: Path, *, trained: Mapping[str, A
         "trained": dict(trained),
     }
     write_tensors(path, kind=KIND, version=FORMAT, manifest=about, tensors=editor.knowledge(lm))
+    share(path)
 
 
 def load_learned(editor: Learned, lm: LM, path: Path) -> Learned:
@@ -217,6 +218,6 @@ def require_learned(editor: Editor, lm: LM, path: str | None) -> Editor:
     if not isinstance(editor, Learned):
         return editor
     file = Path(path) if path else default_path(editor, lm)
-    if path is None and not file.is_file():
+    if path is None and not in_cache(file):
         raise UsageError(f"{editor.name} must learn before its first edit; run `{fit_command(editor, lm)}`")
     return load_learned(editor, lm, file)

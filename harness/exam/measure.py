@@ -32,7 +32,7 @@ from harness.exam.samples import Sample, SampleLine, samples_of
 from harness.exam.statistics import Ratio, Values
 from harness.exam.tasks import Task, templates_once, values_of
 from harness.io import files
-from harness.io.cache import cache_folder
+from harness.io.cache import cache_folder, in_cache, share
 from harness.io.locks import made_once
 from harness.io.schema import Count, Number, checked, parsed
 from harness.models.lm import LM
@@ -486,7 +486,7 @@ def _code_sha256(folders: Sequence[Path]) -> str:
 
 def load_base(key: str | None) -> Measured | None:
     """The cached numbers of the unedited model; None where there are none, or where the file is damaged."""
-    if key is None:
+    if key is None or not in_cache(_base_path(key)):
         return None
     try:
         stored = parsed(gzip.decompress(_base_path(key).read_bytes()))
@@ -590,6 +590,7 @@ def save_base(key: str | None, measured: Measured) -> None:
     files.require_writable(path.parent, "set HARNESS_CACHE to a folder of yours")
     body = {"key": key, **measured_to(replace(measured, items={}))}
     files.write_whole(path, gzip.compress(json.dumps(body, allow_nan=False).encode(), mtime=0))
+    share(path)
 
 
 def _finite(value: float) -> float | None:

@@ -2,18 +2,78 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
-__all__ = ["cache_apart", "cache_folder"]
+if TYPE_CHECKING:
+    from harness.io.remote import Remote
+
+__all__ = ["cache_apart", "cache_folder", "in_cache", "share"]
+
+_USUAL = ".cache/lm-edit-harness"
 
 
 def cache_folder() -> Path:
-    """Where downloaded files are kept."""
-    return Path(os.environ.get("HARNESS_CACHE") or Path.home() / ".cache" / "lm-edit-harness")
+    """The folder of what is kept: ``$HARNESS_CACHE``, by default one of the user's.
+
+    Where that is an address of fsspec such as ``s3://bucket/cache``, files of the folder are copies of what lies there,
+    and the folder is ``$HARNESS_CACHE_COPIES``, by default one of the user's that is named by the address.
+
+    Raises:
+        UsageError: the address cannot be used.
+    """
+    said, usual = os.environ.get("HARNESS_CACHE"), Path.home() / _USUAL
+    if _behind() is None:
+        return Path(said) if said else usual
+    copies = os.environ.get("HARNESS_CACHE_COPIES")
+    return Path(copies) if copies else usual / "copies" / hashlib.sha256(str(said).encode()).hexdigest()[:16]
+
+
+def in_cache(path: Path) -> bool:
+    """Whether a file of the cache is there; what only the address behind the cache has is copied first.
+
+    Args:
+        path: the file, in any folder; outside the cache it is only looked at.
+    """
+    if path.is_file():
+        return True
+    remote = _behind()
+    return remote is not None and path.is_relative_to(cache_folder()) and remote.fetch(_name(path), path)
+
+
+def share(path: Path) -> None:
+    """Copy a whole file of the cache to the address behind it; nothing where there is none, or for a file elsewhere.
+
+    Args:
+        path: the file.
+    """
+    remote = _behind()
+    if remote is not None and path.is_relative_to(cache_folder()):
+        remote.put(_name(path), path)
+
+
+def _name(path: Path) -> str:
+    return path.relative_to(cache_folder()).as_posix()
+
+
+def _behind() -> Remote | None:
+    """What the cache folder holds copies of; None where it stands alone."""
+    said = os.environ.get("HARNESS_CACHE", "")
+    return _remote(said) if "://" in said else None
+
+
+@functools.cache
+def _remote(address: str) -> Remote:
+    # fsspec is imported where there is an address only.
+    from harness.io.remote import Remote
+
+    return Remote(address)
 
 
 @contextmanager

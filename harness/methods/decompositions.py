@@ -17,7 +17,7 @@ from torch import Tensor
 from typing_extensions import TypedDict
 
 from harness.errors import DataError, UsageError
-from harness.io.cache import cache_folder
+from harness.io.cache import cache_folder, in_cache, share
 from harness.io.files import json_sha256
 from harness.io.locks import made_once
 from harness.io.tensor_file import read_tensors, require_manifest, write_tensors
@@ -76,12 +76,14 @@ def _made(
         write_tensors(path, kind=kind, version=FORMAT, manifest=manifest, tensors=made)
     except UsageError as error:
         log.warning("%s; it is not kept", str(error).partition("; ")[0])
+        return made
+    share(path)
     return made
 
 
 def _read(path: Path, kind: DecompositionKind, key: str) -> dict[str, Tensor] | None:
     """What a file holds; None where there is none, or none that can be used, and a line says why."""
-    if not path.is_file():
+    if not in_cache(path):
         return None
     try:
         head, tensors = read_tensors(path, kind, FORMAT)

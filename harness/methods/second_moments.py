@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -30,6 +29,7 @@ from torch import Tensor
 from typing_extensions import TypedDict
 
 from harness.errors import DataError, ModelError, NumericalError
+from harness.io.cache import cache_folder, in_cache, share
 from harness.io.files import json_sha256
 from harness.io.hashes import tensor_sha256
 from harness.io.locks import made_once
@@ -105,7 +105,7 @@ class Moment:
 
     def kept_as(self) -> dict[str, str] | None:
         """The file, the matrix's sha256 and its device; None where the cache does not hold it."""
-        if not self.sha256 or not _file_of(self.key).is_file():
+        if not self.sha256 or not in_cache(_file_of(self.key)):
             return None
         return {"key": self.key, "sha256": self.sha256, "device": str(self.matrix.device)}
 
@@ -117,6 +117,7 @@ class Moment:
             DataError: its file is gone or damaged, or holds another matrix.
         """
         path = _file_of(name["key"])
+        in_cache(path)
         moment = _read_moment(path, read_cached_header(path), torch.device(name["device"]))
         if moment.sha256 != name["sha256"]:
             raise DataError(f"{path}: holds another second moment than the one that was used; repeat the run")
@@ -306,7 +307,7 @@ def missing_moments(lm: LM, layers: Sequence[int], *, tokens: int) -> list[int]:
     if not layers:
         return []
     wanted = _manifests(lm, sorted(set(layers)), tokens)
-    return [layer for layer, one in wanted.items() if not _file_of(one.key).is_file()]
+    return [layer for layer, one in wanted.items() if not in_cache(_file_of(one.key))]
 
 
 def require_room(lm: LM, layers: Sequence[int]) -> None:
@@ -576,9 +577,8 @@ def _device_of(lm: LM, manifest: Manifest) -> torch.device:
 
 
 def moments_folder() -> Path:
-    """Where moments are kept: ``$HARNESS_CACHE/moments``, else ``~/.cache/lm-edit-harness/moments``."""
-    root = os.environ.get("HARNESS_CACHE")
-    return (Path(root) if root else Path.home() / ".cache" / "lm-edit-harness") / "moments"
+    """Where moments are kept."""
+    return cache_folder() / "moments"
 
 
 def _file_of(key: str) -> Path:
@@ -615,7 +615,7 @@ def verify_cached(path: Path, lm: LM) -> Moment:
 
 def _from_cache(path: Path, manifest: Manifest, lm: LM) -> Moment | None:
     """A cached moment; None where there is none, or none that can be used, and a line says why."""
-    if not path.is_file():
+    if not in_cache(path):
         return None
     try:
         header = read_cached_header(path)
@@ -680,4 +680,5 @@ def _write_moment(folder: Path, manifest: Manifest, moment: Moment) -> Moment:
         raise DataError(
             f"{folder}: second moments cannot be written ({reason}); set HARNESS_CACHE to a folder of yours"
         ) from error
+    share(target)
     return Moment(matrix, moment.count, manifest.key, manifest.module, metadata["sha256"])

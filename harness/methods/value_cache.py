@@ -26,7 +26,7 @@ from torch import Tensor
 from typing_extensions import TypedDict
 
 from harness.errors import DataError, UsageError
-from harness.io.cache import cache_folder
+from harness.io.cache import cache_folder, in_cache, share
 from harness.io.files import json_sha256, require_writable
 from harness.io.locks import made_once
 from harness.io.tensor_file import read_tensors, require_manifest, write_tensors
@@ -182,7 +182,7 @@ class ValueCache:
 
     def take(self, key: str | None, lm: LM) -> Optimised | None:
         """What is kept under a key, on the model's device; None where there is nothing that can be used."""
-        if self.folder is None or key is None or not (path := self._path(key)).is_file():
+        if self.folder is None or key is None or not in_cache(path := self._path(key)):
             return None
         try:
             head, tensors = read_tensors(path, KIND, FORMAT)
@@ -211,6 +211,8 @@ class ValueCache:
             write_tensors(self._path(key), kind=KIND, version=FORMAT, manifest=about, tensors=made.tensors())
         except UsageError as error:
             log.warning("%s; these values are not kept", str(error).partition("; ")[0])
+            return
+        share(self._path(key))
 
     def _path(self, key: str) -> Path:
         assert self.folder is not None

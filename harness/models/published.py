@@ -16,7 +16,7 @@ from pathlib import Path
 from torch import Tensor
 from typing_extensions import TypedDict
 
-from harness.io.cache import cache_folder
+from harness.io.cache import cache_folder, in_cache, share
 from harness.io.files import write_whole
 from harness.io.hashes import combined_sha256, tensor_sha256, tensor_xxh3
 from harness.io.schema import checked, parsed
@@ -103,6 +103,8 @@ def _path(fast: Mapping[str, str]) -> Path:
 
 def _read(path: Path) -> dict[str, str]:
     """What is kept of a model; nothing where nothing is, or where it cannot be read."""
+    if not in_cache(path):
+        return {}
     try:
         kept = parsed(path.read_bytes())
         checked(_File, kept)
@@ -121,3 +123,5 @@ def _keep(path: Path, found: Mapping[str, str]) -> None:
         write_whole(path, json.dumps({"sha256": found}).encode())
     except OSError as error:
         log.warning("%s: hashes of weights cannot be kept (%s)", path, error)
+        return
+    share(path)

@@ -17,6 +17,7 @@ from harness.errors import ModelError, UsageError
 from harness.exam import data, tasks
 from harness.exam.knowledge import Knowledge, known_edits, known_once
 from harness.exam.prompting import in_turns, require_roles, require_room_to_think
+from harness.io.cache import cache_folder
 from harness.io.nobody import tell_nobody
 from harness.methods.second_moments import require_room
 from harness.models.dequantised import dequantised
@@ -92,6 +93,7 @@ def prepare_run(
     """
     place = device if isinstance(device, Placement) else Placement.of(device)
     plan = resolved.plan
+    cache_folder()  # an address that cannot be used is told before a model is loaded
 
     def read() -> LM:
         return load(

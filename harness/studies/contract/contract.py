@@ -15,6 +15,7 @@ from harness.editing.promises import PROMISES, keeps_promise
 from harness.editing.registry import Recipe, compose, find
 from harness.errors import HarnessError, UsageError
 from harness.exam.tasks import read_examples
+from harness.io.cache import in_cache
 from harness.models.lm import LM
 from harness.studies.contract.checks import CHECKS, BrokenPromiseError, Candidate
 
@@ -112,7 +113,7 @@ def _builder(recipe: Recipe, settings: Mapping[str, object], lessons: Sequence[E
             return method
         path, key = learned_file.default_path(method, lm), lm.fingerprint()
         if key not in learned:
-            learned[key] = learned_file.load_learned(method, lm, path) if path.exists() else method.fit(lm, lessons)
+            learned[key] = learned_file.load_learned(method, lm, path) if in_cache(path) else method.fit(lm, lessons)
         return learned[key]
 
     return lambda lm: recipe.build(lm, settings, seed=0, prepare=lambda method: fitted(method, lm))

@@ -30,6 +30,7 @@ from harness.exam import data
 from harness.exam.numbers import interval_of
 from harness.exam.statistics import Estimate, difference, estimate
 from harness.exam.text_metrics import vectorizer
+from harness.io.cache import in_cache
 from harness.io.files import json_text, require_writable, write_whole
 from harness.io.nobody import tell_nobody
 from harness.models.lm import LM, load
@@ -296,7 +297,7 @@ def _fitted(name: str, plan: BenchPlan, lm: LM, taught: Sequence[EntityCase]) ->
             return method
         lessons = _lessons(plan, taught)
         path = _kept(method, lm, lessons)
-        if path.is_file():
+        if in_cache(path):
             return learned_file.load_learned(method, lm, path)
         learned = method.fit(lm, lessons).root
         assert isinstance(learned, Learned)
