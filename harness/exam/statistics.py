@@ -21,6 +21,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64, Int
@@ -56,7 +57,7 @@ CONFIDENCE = 0.95
 ALPHA = 0.05  # a constant of its own: 1 - 0.95 is a little more, and p values of a bootstrap can be exactly 0.05
 POWER = 0.80
 RESAMPLES = 2000
-_KEPT = 500_000  # resampling weights kept for the next metric: some MiB each
+_KEPT = 200_000  # resampling weights kept for the next metric: some hundred KiB at most, mostly ten
 _BLOCK = 4_000_000  # resampling weights held at once: bounds the memory to some tens of MiB
 
 Array = NDArray[np.float64]
@@ -331,7 +332,8 @@ def all_differences(samples: Sequence[Sequence[Values]], *, seed: int, resamples
     if exact:
         found = _exact_pairs(units.num[known[:, 0]], first, second)
     else:
-        found = _drawn_pairs(draws[:, second] - draws[:, first], units.freedom)
+        by_sample = np.ascontiguousarray(draws.T)  # what is sorted and counted below lies together
+        found = _drawn_pairs(by_sample[second] - by_sample[first], units.freedom)
     low, high, p, detectable = (_square(one, (first, second), len(samples)) for one in found)
     return Pairs(
         values[None] - values[:, None],
@@ -387,15 +389,15 @@ def _exact_pairs(
 def _drawn_pairs(draws: Float64[Array, "resamples pairs"], freedom: int) -> tuple[Array, Array, Array, Array]:
     """The same from what was drawn; a pair that no draw tells apart has the difference itself as its interval."""
     tail = _expanded_tail(freedom)
-    low, high = np.quantile(draws, [tail, 1 - tail], axis=0)
-    size = len(draws)
-    beyond = np.minimum((draws <= 0).sum(axis=0), (draws >= 0).sum(axis=0))
+    pairs, size = draws.shape
+    beyond = np.minimum(np.count_nonzero(draws <= 0, axis=1), np.count_nonzero(draws >= 0, axis=1))
     z = special.ndtri(np.minimum(0.5, (beyond + 1) / (size + 1)))
-    spread = draws.std(axis=0)
-    far = -np.abs(draws.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
+    spread, mean = draws.std(axis=1), draws.mean(axis=1)
+    low, high = np.quantile(draws, [tail, 1 - tail], axis=1, overwrite_input=True)
+    far = -np.abs(mean) / np.where(spread > 0, spread, 1.0)
     z = np.where((beyond == 0) & (spread > 0), np.minimum(z, far), z)
     if freedom < 1:
-        return low, high, np.ones(draws.shape[1]), high - low
+        return low, high, np.ones(pairs), high - low
     p = np.minimum(1.0, 2 * special.stdtr(freedom, z / math.sqrt((freedom + 1) / freedom)))
     return low, high, np.where(spread > 0, p, 1.0), _detectable(1.0) * (high - low) / (2 * _Z)
 
@@ -597,7 +599,7 @@ def _groups(units: int, membership: Iterable[tuple[int, str | None]]) -> Int[NDA
 
 def _weights(
     seed: int, resamples: int, counts: Sequence[NDArray[np.intp]]
-) -> Iterator[tuple[int, int, NDArray[np.int64]]]:
+) -> Iterator[tuple[int, int, NDArray[np.integer[Any]]]]:
     """How often each of the different units of each group is drawn: group, first resample, ``[resamples, units]``."""
     if len(counts) == 1 and resamples * len(counts[0]) <= _KEPT:
         yield 0, 0, _kept_weights(seed, resamples, tuple(counts[0].tolist()))
@@ -608,11 +610,12 @@ def _weights(
             yield place, start, rng.multinomial(each.sum(), each / each.sum(), size=stop - start)
 
 
-@lru_cache(maxsize=16)
-def _kept_weights(seed: int, resamples: int, counts: tuple[int, ...]) -> NDArray[np.int64]:
+@lru_cache(maxsize=1024)
+def _kept_weights(seed: int, resamples: int, counts: tuple[int, ...]) -> NDArray[np.integer[Any]]:
     """The weights of one group.  The metrics of a task often have units that differ alike, and are drawn alike."""
     each = np.array(counts)
-    return np.random.default_rng(seed).multinomial(each.sum(), each / each.sum(), size=resamples)
+    drawn = np.random.default_rng(seed).multinomial(each.sum(), each / each.sum(), size=resamples)
+    return drawn.astype(np.min_scalar_type(each.sum()))  # hundreds are kept
 
 
 def _blocks(resamples: int, rows: int) -> Iterable[tuple[int, int]]:
