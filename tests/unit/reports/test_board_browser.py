@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -262,18 +263,30 @@ def test_the_theme_is_the_readers_until_it_is_chosen(browser: Browser, site: Pat
         assert dark != light == "rgb(255, 255, 255)" and made.get_attribute("#theme", "aria-pressed") == "false"
 
 
-def test_of_thousands_of_rows_only_those_in_sight_are_drawn(page: Page, site: Path, tmp_path: Path) -> None:
-    """The data of one table with its rows repeated to 10,000."""
+@contextmanager
+def rows_instead(site: Path, made: Callable[[list[Any]], list[Any]]) -> Iterator[None]:
+    """While it lasts the largest table of the site has the rows that are made of its own."""
     (first,) = (site / "data").glob("*batch*.0.js")
     slug, kept = first.name.removesuffix(".0.js"), {path: path.read_text() for path in (site / "data").glob("*")}
-    _, _, rows = said_by(kept[first])
-    head = said_by(kept[first.with_name(f"{slug}.js")])[2] | {"count": 10_000, "chunks": 25}
+    many = made(said_by(kept[first])[2])
+    chunks = range(0, len(many), 400)
+    head = said_by(kept[first.with_name(f"{slug}.js")])[2] | {"count": len(many), "chunks": len(chunks)}
     try:
-        many = [{**rows[i % len(rows)], "label": f"copy{i}"} for i in range(10_000)]
-        for i in range(25):
-            said = json.dumps(many[i * 400 : (i + 1) * 400])
+        for i, start in enumerate(chunks):
+            said = json.dumps(many[start : start + 400])
             first.with_name(f"{slug}.{i}.js").write_text(f'board.put("rows",{json.dumps(f"{slug}.{i}")},{said});\n')
         first.with_name(f"{slug}.js").write_text(f'board.put("section",{json.dumps(slug)},{json.dumps(head)});\n')
+        yield
+    finally:
+        for path in (site / "data").glob(f"{slug}.*.js"):
+            path.unlink()
+        for path, text in kept.items():
+            path.write_text(text)
+
+
+def test_of_thousands_of_rows_only_those_in_sight_are_drawn(page: Page, site: Path) -> None:
+    """The data of one table with its rows repeated to 10,000."""
+    with rows_instead(site, lambda rows: [{**rows[i % len(rows)], "label": f"copy{i}"} for i in range(10_000)]):
         board(page, site)
         page.wait_for_function("document.getElementById('shown').textContent === '10000 of 10000 rows'")
         assert page.locator("#rows tbody tr").count() < 120
@@ -282,8 +295,33 @@ def test_of_thousands_of_rows_only_those_in_sight_are_drawn(page: Page, site: Pa
         assert page.locator("#rows tbody tr").count() < 120
         page.fill("#filter", "copy77")
         assert page.inner_text("#shown") == "111 of 10000 rows"
-    finally:
-        for path in (site / "data").glob(f"{slug}.*.js"):
-            path.unlink()
-        for path, text in kept.items():
-            path.write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("far", "at_the_edge"),
+    [
+        ([], []),
+        ([-1.0], ["-1.00"]),
+        ([-0.48, -1.0], ["-0.48", "-1.00"]),  # neither alone halves the range
+        ([0.9, -1.0], ["-1.00", "0.90"]),
+        ([-0.04], []),
+        ([-0.5, -0.6, -0.7], []),  # too many to be set aside
+    ],
+)
+def test_a_few_points_far_from_all_others_are_put_at_the_edge(
+    page: Page, site: Path, far: list[float], at_the_edge: list[str]
+) -> None:
+    costs = [*(-0.002 * i for i in range(14)), *far]
+    with rows_instead(
+        site,
+        lambda rows: [
+            {**rows[0], "editor": f"e{i}", "label": "", "abilities": [cost, cost - 0.001, cost + 0.001]}
+            for i, cost in enumerate(costs)
+        ],
+    ):
+        board(page, site)
+        page.select_option("#axis-x", "abilities")
+        assert page.locator("#plot .dot").count() == len(costs)
+        assert page.locator("#plot .dot.out").count() == len(at_the_edge)
+        names = "".join(page.locator("#plot text.name").all_text_contents())
+        assert all(f"({value})" in names for value in at_the_edge)

@@ -251,15 +251,16 @@
     for (let t = Math.ceil(low / step) * step; t <= high + step / 1e6; t += step) found.push(Math.abs(t) < step / 1e6 ? 0 : t);
     return [found, Math.max(0, -Math.floor(Math.log10(step)))];
   };
-  // What an axis shows. A few points far from all others would press these together: they are put at the edge, with their value.
+  // What an axis shows. Up to 15 % of the points, far from all others, would press these together: they are put at the edge,
+  // with their value. The others are those of the shortest stretch that holds enough, and who is near to them.
   const span = list => {
-    const sorted = list.map(v => v[0]).sort((a, b) => a - b), n = sorted.length, few = Math.floor(n * 0.15);
+    const sorted = list.map(v => v[0]).sort((a, b) => a - b), n = sorted.length, enough = n - Math.floor(n * 0.15);
     let from = 0, to = n - 1;
-    for (let i = 0; i < few && to - from > 4; i++) {
-      const range = sorted[to] - sorted[from], left = sorted[to] - sorted[from + 1], right = sorted[to - 1] - sorted[from];
-      if (Math.min(left, right) >= range / 2) break;
-      if (left < right) from++; else to--;
-    }
+    for (let i = 0; i + enough <= n; i++) if (sorted[i + enough - 1] - sorted[i] < sorted[to] - sorted[from]) [from, to] = [i, i + enough - 1];
+    const near = (sorted[to] - sorted[from]) / 2;
+    while (from > 0 && sorted[from] - sorted[from - 1] <= near) from--;
+    while (to < n - 1 && sorted[to + 1] - sorted[to] <= near) to++;
+    if (sorted[to] - sorted[from] > (sorted[n - 1] - sorted[0]) / 2) [from, to] = [0, n - 1];
     const [first, last] = [sorted[from], sorted[to]], kept = list.filter(v => v[0] >= first && v[0] <= last);
     let low = Math.min(...kept.map(v => v[1])), high = Math.max(...kept.map(v => v[2]));
     const size = high - low || 1;
