@@ -38,20 +38,35 @@ class Codebook(EditBook):
 
     def valued(self, value: Tensor) -> Codebook:
         """The codebook with another value ``[d]`` for its last edit."""
-        return replace(self, values=torch.cat([self.values[:-1], value[None]]))
+        book = replace(self, values=torch.cat([self.values[:-1], value[None]]))
+        vars(book).update(keys=self.keys, squares=self.squares)
+        return book
 
     @cached_property
-    def table(self) -> Tensor:
-        """``V [keys, d]``."""
-        return self.values[[cell.last for cell in self.cells]]
+    def latest(self) -> Tensor:
+        """The edit whose value each key has, ``[keys]``."""
+        return torch.tensor([cell.last for cell in self.cells], device=self.values.device)
+
+    @cached_property
+    def _read(self) -> list[tuple[Tensor, tuple[Tensor, Tensor]]]:
+        return []
 
     def __call__(self, hidden: Tensor, step: Step) -> Tensor:
         """A hook (:data:`harness.patches.patch.Hook`)."""
         assert step.entered is not None
-        if not self.cells:
-            return hidden
-        index, inside = self.nearest(step.entered.detach())
-        return _replaced(hidden, inside, self.table[index])
+        return _replaced(hidden, *self._found(step.entered.detach())) if self.cells else hidden
+
+    def _found(self, entered: Tensor) -> tuple[Tensor, Tensor]:
+        """Where a key is near, and its value there.
+
+        While another value is trained the same enters at every step, and what was found is kept.
+        """
+        if torch.is_grad_enabled() and self._read and torch.equal(self._read[0][0], entered):
+            return self._read[0][1]
+        index, inside = self.nearest(entered)
+        found = inside, self.values[self.latest[index]]
+        self._read[:] = [(entered, found)] if torch.is_grad_enabled() else []
+        return found
 
 
 def _replaced(hidden: Tensor, inside: Tensor, values: Tensor) -> Tensor:
@@ -123,7 +138,8 @@ class Grace(SiteEditor):
         grown = book.added(edit.id, label=edit.target.strip(), query=query, value=output)
         cell = next(i for i, cell in enumerate(grown.cells) if cell.last == len(grown.ids) - 1)
         # A joined key goes on from the value that it has.
-        start = book.table[cell] if cell < len(book.cells) else self._first_value(grown.values[-1], len(book.ids))
+        joined = cell < len(book.cells)
+        start = book.values[book.cells[cell].last] if joined else self._first_value(grown.values[-1], len(book.ids))
         return grown.valued(self._trained(lm, grown, cell, start, rows))
 
     def _first_value(self, output: Tensor, count: int) -> Tensor:
@@ -146,7 +162,7 @@ class Grace(SiteEditor):
             """
             if not known or not torch.equal(known[0][0], entered):
                 index, inside = book.nearest(entered)
-                known[:] = [(entered, (inside, (index == cell)[..., None], book.table[index]))]
+                known[:] = [(entered, (inside, (index == cell)[..., None], book.values[book.latest[index]]))]
             return known[0][1]
 
         def hook(hidden: Tensor, step: Step) -> Tensor:

@@ -27,6 +27,13 @@ Book = TypeVar("Book", bound="EditBook")
 GAP = 1e-5
 """By which two split radii miss each other, as in the authors' code."""
 
+_MANY = 64
+"""Keys from which on it is quicker to ask first which are near."""
+_FEW = 16
+"""Keys of a query whose distances are then measured."""
+_AT_ONCE = 2**24
+"""Numbers of these keys that are in memory at a time."""
+
 _ROUNDING = 1e-5  # of a key's norm: as far as one prompt's keys in two forward passes may lie apart
 
 
@@ -105,7 +112,13 @@ class EditBook(Part, ABC):
             queries=torch.cat([self.queries, query[None].to(self.queries)]),
             values=torch.cat([self.values, value[None].to(self.values)]),
         )
-        return replace(longer, cells=longer._grown(self.cells, len(self.ids)))
+        room = _Standing(
+            list(self.cells),
+            torch.cat([self.keys, longer.queries[-1:]]),
+            torch.cat([self.squares, self.squares.new_empty(1)]),
+        )
+        longer._grow(room, len(self.ids))
+        return longer._with_keys(room)
 
     def without(self: Book, name: str) -> Book:
         """The codebook as if one edit had never been made.
@@ -126,15 +139,20 @@ class EditBook(Part, ABC):
 
     def replayed(self: Book) -> Book:
         """The keys found anew, one edit after the other."""
-        cells: tuple[CodebookKey, ...] = ()
+        room = _Standing([], torch.empty_like(self.queries), self.queries.new_empty(len(self.ids)))
         for edit in range(len(self.ids)):
-            cells = self._grown(cells, edit)
-        return replace(self, cells=cells)
+            self._grow(room, edit)
+        return self._with_keys(room)
 
     @cached_property
     def keys(self) -> Tensor:
         """``K [keys, k]``."""
-        return self.centres(self.cells)
+        return self.centres(self.cells) if self.cells else self.queries[:0]
+
+    @cached_property
+    def squares(self) -> Tensor:
+        """The square of the norm of each key, ``[keys]``."""
+        return self.keys.square().sum(1)
 
     @cached_property
     def radii(self) -> Tensor:
@@ -143,12 +161,19 @@ class EditBook(Part, ABC):
 
     def nearest(self, queries: Tensor) -> tuple[Tensor, Tensor]:
         """The nearest key of each query ``[..., k]``, and whether it is within that key's radius."""
-        flat = queries.reshape(-1, queries.shape[-1]).to(self.keys)
-        # Not by ||a||^2 - 2ab + ||b||^2, in which a small distance drowns.
-        far = torch.cdist(flat, self.keys, compute_mode="donot_use_mm_for_euclid_dist")
-        distance, index = far.min(1)
-        shape = queries.shape[:-1]
+        flat, shape = queries.reshape(-1, queries.shape[-1]).to(self.keys), queries.shape[:-1]
+        portions = [self._nearest(part) for part in flat.split(max(1, _AT_ONCE // (_FEW * flat.shape[1])))]
+        distance, index = (torch.cat(parts) for parts in zip(*portions, strict=True))
         return index.reshape(shape), (distance <= self.radii[index]).reshape(shape)
+
+    def _nearest(self, queries: Tensor) -> tuple[Tensor, Tensor]:
+        """How far the nearest key of each query ``[n, k]`` is, and which that is."""
+        among = _near(queries, self.keys, self.squares)
+        if among is None:
+            distance, index = _far(queries, self.keys).min(1)
+            return distance, index
+        distance, place = _far(queries[:, None], self.keys[among])[:, 0].min(1)
+        return distance, among.gather(1, place[:, None])[:, 0]
 
     # --- what a key is ------------------------------------------------------------------------------------------------
 
@@ -187,27 +212,36 @@ class EditBook(Part, ABC):
         """
         return replace(cell, radius=distance / 2 - GAP), CodebookKey((edit,), distance / 2)
 
-    def _grown(self, cells: tuple[CodebookKey, ...], edit: int) -> tuple[CodebookKey, ...]:
-        """The keys after one more edit (algorithm 1 of the paper, radii as in the authors' code).
+    def _grow(self, standing: _Standing, edit: int) -> None:
+        """Take one more edit among the keys (algorithm 1 of the paper, radii as in the authors' code).
 
         With the nearest key at distance ``d``: beyond ``eps_init + eps_i`` a new key; else with the same target it
         joins; with another one a new key, and both radii halved.  Two targets for one query: the later edit takes the
         key, as no radius can tell them apart.
         """
-        if not cells:
-            return (self.made_cell(edit, self.eps),)
-        query = double(self.queries[edit])
-        distances = (double(self.centres(cells)) - query).norm(dim=1)
-        distance, i = float(distances.min()), int(distances.argmin())
-        near, slack = cells[i], _ROUNDING * float(query.norm())
+        changed = self._changes(standing, edit) if standing.cells else {0: self.made_cell(edit, self.eps)}
+        for at, cell in changed.items():
+            standing.put(at, cell, self.centres([cell])[0])
+
+    def _changes(self, standing: _Standing, edit: int) -> dict[int, CodebookKey]:
+        """Which keys are other ones with one more edit, or new, by their places."""
+        query, new = self.queries[edit], len(standing.cells)
+        distance, i = standing.nearest(query)
+        near, slack = standing.cells[i], _ROUNDING * float(double(query).norm())
         if distance > self.eps + near.radius:
-            return (*cells, self.made_cell(edit, self.eps))
+            return {new: self.made_cell(edit, self.eps)}
         if self.labels[near.last] == self.labels[edit]:
-            return (*cells[:i], self.joined_cell(near, edit, distance=distance, slack=slack), *cells[i + 1 :])
+            return {i: self.joined_cell(near, edit, distance=distance, slack=slack)}
         if distance <= slack:
-            return (*cells[:i], self.taken_cell(near, edit), *cells[i + 1 :])
+            return {i: self.taken_cell(near, edit)}
         halved, own = self.split_cells(near, edit, distance)
-        return (*cells[:i], halved, *cells[i + 1 :], own)
+        return {i: halved, new: own}
+
+    def _with_keys(self: Book, standing: _Standing) -> Book:
+        """The codebook with other keys, which need not be put together again to be known."""
+        book, count = replace(self, cells=tuple(standing.cells)), len(standing.cells)
+        vars(book).update(keys=standing.centres[:count], squares=standing.squares[:count])
+        return book
 
     # --- kept on disk -------------------------------------------------------------------------------------------------
 
@@ -241,3 +275,63 @@ class EditBook(Part, ABC):
         for i, name in enumerate(later.ids):
             grown = grown.added(name, label=later.labels[i], query=later.queries[i], value=later.values[i])
         return grown
+
+
+@dataclass(eq=False)
+class _Standing:
+    """Keys while they grow.
+
+    Attributes:
+        cells: the keys.
+        centres: where they stand, one a row, ``[room, k]``, with room for more.
+        squares: the square of the norm of each, ``[room]``.
+    """
+
+    cells: list[CodebookKey]
+    centres: Tensor
+    squares: Tensor
+
+    def put(self, at: int, cell: CodebookKey, centre: Tensor) -> None:
+        """Another key at a place, or one behind the last.
+
+        Args:
+            at: the place.
+            cell: the key.
+            centre: where it stands, ``[k]``.
+        """
+        self.cells[at : at + 1] = [cell]
+        self.centres[at], self.squares[at] = centre, centre.square().sum()
+
+    def nearest(self, query: Tensor) -> tuple[float, int]:
+        """How far the nearest key is from a query ``[k]``, and which that is."""
+        count = len(self.cells)
+        keys = self.centres[:count]
+        among = _near(query[None], keys, self.squares[:count])
+        far = (double(keys if among is None else keys[among[0]]) - double(query)).norm(dim=1)
+        place = int(far.argmin())
+        return float(far[place]), place if among is None else int(among[0, place])
+
+
+def _far(queries: Tensor, keys: Tensor) -> Tensor:
+    """How far queries ``[..., n, k]`` are from keys ``[..., keys, k]``, ``[..., n, keys]``, each measured by itself."""
+    return torch.cdist(queries, keys, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def _near(queries: Tensor, keys: Tensor, squares: Tensor) -> Tensor | None:
+    """Of each query some keys, in their order, one of which is its nearest, ``[n, few]``; None where it may be any.
+
+    In ``||b||^2 - 2ab`` a small distance drowns.  So it says only which keys can be nearest, with sixteen times what
+    rounding is expected to move, and how far these are is then measured; that takes a fraction of measuring all.
+
+    Args:
+        queries: ``[n, k]``.
+        keys: ``[keys, k]``.
+        squares: the square of the norm of each key, ``[keys]``.
+    """
+    if len(keys) < _MANY:
+        return None
+    least, index = (squares - 2 * queries @ keys.T).topk(_FEW, largest=False)
+    moved = 16 * torch.finfo(keys.dtype).eps * keys.shape[1] ** 0.5 * (queries.square().sum(1) + squares.max())
+    if bool((least[:, -1] - least[:, 0] <= moved).any()):
+        return None
+    return index.sort(1).values

@@ -148,7 +148,7 @@ def test_the_value_stands_at_the_prompts_last_token_and_nowhere_else(tiny, edits
     moved = (outputs[0] - outputs[1]).norm(dim=1)
     assert moved[at] > 0.1
     assert float(moved[:at].max()) == float(moved[at + 1 :].sum()) == 0
-    assert torch.allclose(outputs[1][at], patch.memory.table[0])
+    assert torch.allclose(outputs[1][at], patch.memory.values[patch.memory.latest[0]])
 
 
 def test_the_value_is_that_of_adam_on_the_nll_of_all_target_tokens(fresh, edits):
@@ -229,3 +229,75 @@ def test_what_the_user_is_told(tiny, edits):
         Grace(edit_lr=1e30).edit(lm, edits[:1])
     plain = Edit("y", "No subject at all here, the city of", None, "Rome")
     assert Grace(n_iter=1).edit(lm, [plain]).memory.ids == ("y",)
+
+
+# ------------------------------------------------------------------------------------------------- long codebooks
+
+
+def long_book(edits: int, width: int = 24) -> Codebook:
+    """A codebook of random queries, some of them near one another, with few targets."""
+    draw = torch.Generator().manual_seed(0)
+    about = torch.randn(edits // 2, width, generator=draw)
+    queries = torch.cat([about, about + 0.2 * torch.randn(about.shape, generator=draw)])
+    names = tuple(f"{i}" for i in range(len(queries)))
+    labels = tuple(f"{label}" for label in torch.randint(2, (len(queries),), generator=draw).tolist())
+    return Codebook(names, labels, queries, torch.randn(len(queries), 3, generator=draw), 1.0, ()).replayed()
+
+
+def measured(made: Codebook, queries: Tensor) -> tuple[Tensor, Tensor]:
+    """The nearest key of each query with every distance measured."""
+    far = torch.cdist(queries, made.centres(made.cells), compute_mode="donot_use_mm_for_euclid_dist")
+    distance, index = far.min(1)
+    return index, distance <= made.radii[index]
+
+
+def test_the_nearest_of_many_keys_is_that_of_all_distances():
+    made = long_book(600)
+    assert 300 < len(made.cells) < 600  # some are new, some join
+    assert torch.equal(made.keys, made.centres(made.cells))
+    draw = torch.Generator().manual_seed(1)
+    queries = torch.cat([made.queries, made.queries[:50] + 0.3 * torch.randn(50, 24, generator=draw)])
+    for found, wanted in zip(made.nearest(queries), measured(made, queries), strict=True):
+        assert torch.equal(found, wanted)
+
+
+def test_a_small_distance_among_large_keys_does_not_drown():
+    """The keys lie so far from zero that the product cannot tell them apart."""
+    draw = torch.Generator().manual_seed(0)
+    queries = 1000 + 0.01 * torch.randn(200, 24, generator=draw)
+    names = tuple(f"{i}" for i in range(200))
+    made = Codebook(names, names, queries, torch.zeros(200, 3), 1e-4, ()).replayed()
+    assert len(made.cells) == 200
+    index, inside = made.nearest(queries)
+    assert index.tolist() == list(range(200)) and bool(inside.all())
+
+
+def test_a_codebook_grown_by_one_is_the_codebook_of_all():
+    whole = long_book(300)
+    grown = Codebook.empty(24, 3, eps=1.0, device=CPU)
+    for i, name in enumerate(whole.ids):
+        grown = grown.added(name, label=whole.labels[i], query=whole.queries[i], value=whole.values[i])
+    assert grown.cells == whole.cells
+    assert torch.equal(grown.keys, whole.keys)
+    assert torch.equal(grown.squares, grown.valued(torch.ones(3)).squares)
+
+
+def test_a_step_asks_no_long_codebook(tiny, edits, monkeypatch):
+    """Neither the one that is trained nor that of the earlier edits, which the model carries."""
+    asked: list[int] = []
+    real = Codebook.nearest
+
+    def counted(made: Codebook, queries: Tensor) -> tuple[Tensor, Tensor]:
+        asked.append(len(made.cells))
+        return real(made, queries)
+
+    monkeypatch.setattr(Codebook, "nearest", counted)
+    counts, lm = [], tiny("gpt2")
+    for steps in (2, 12):
+        method = Grace(layer=1, n_iter=steps)
+        first = method.edit(lm, edits[:1])
+        asked.clear()
+        with patched(lm, first):
+            method.edit(lm, edits[1:2], first.memory)
+        counts.append(len(asked))
+    assert counts[0] == counts[1]
