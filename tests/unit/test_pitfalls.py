@@ -407,6 +407,7 @@ CONFORMS = {
     "prefix": "unit/methods/test_finetuning.py::test_the_standard_subject_of_memit_is_the_prompt",
     "prompt": "unit/editors/test_prompt_editors.py::test_the_latest_facts_are_told_as_many_as_fit",
     "prune": "golden/test_prune.py::test_the_final_matrix_is_theirs",
+    "qlora": "unit/editors/test_qlora.py::test_it_is_lora_on_the_rounded_model",
     "r_rome": "unit/methods/test_value.py::test_tv_11_rome_and_r_rome_rank_one",
     "rag": "unit/editors/test_prompt_editors.py::test_the_share_of_a_key_by_hand",
     "rect": "golden/test_rect.py::test_memit_with_rect_is_the_ports",

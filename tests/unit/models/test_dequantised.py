@@ -140,6 +140,7 @@ def test_a_block_stands_for_the_quantised_matrices_inside(
         ("ultraedit", {"layers": [1], "lr": 1e-2}),
         ("unke", {"layers": [1], "steps": 3, "texts": 2}),
         ("lora", {"steps": 3}),
+        ("qlora", {"steps": 3}),
         ("kn", {}),
     ],
 )
