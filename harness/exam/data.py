@@ -256,6 +256,12 @@ def _collect(paths: Iterable[Path], own: Iterable[Path] = ()) -> dict[str, Datas
 
 def dataset_of(path: Path) -> Dataset | None:
     """The data set that one YAML describes, None where it has no ``metadata.source`` block."""
+    return _dataset(path, _stamp(path))
+
+
+@functools.lru_cache(maxsize=1024)  # a run asks some ten times which sets there are
+def _dataset(path: Path, _stamp: tuple[int, ...]) -> Dataset | None:
+    """The data set that a YAML describes as it was written last."""
     metadata = read_yaml(path).get("metadata") or {}
     block = metadata.get("source")
     if not isinstance(block, dict):
@@ -586,8 +592,13 @@ def _join(rows: list[Row], joined: Joined, file: Path) -> None:
 
 
 def _read_once(parse: Callable[[Path], list[Row]], file: Path) -> list[Row]:
+    return _parsed(parse, file, _stamp(file))
+
+
+def _stamp(file: Path) -> tuple[int, ...]:
+    """What changes when a file is written again."""
     stat = file.stat()
-    return _parsed(parse, file, (stat.st_mtime_ns, stat.st_size, stat.st_ino))
+    return (stat.st_mtime_ns, stat.st_size, stat.st_ino)
 
 
 @functools.lru_cache(maxsize=4)

@@ -56,6 +56,7 @@ class Writing:
         rows: texts written side by side at most; None for as many as have room.
         before: told the mark of each row of the next forward pass.
         done: told how many more texts have been written.
+        never: tokens that are not written, of texts of several tokens.
     """
 
     lm: LM
@@ -68,6 +69,7 @@ class Writing:
     rows: int | None = None
     before: Callable[[Sequence[int]], None] = lambda _marks: None
     done: Callable[[int], None] = lambda _texts: None
+    never: frozenset[int] = frozenset()
     _written: list[list[int]] = field(init=False)
     _left: set[int] = field(init=False)
     _active: list[_Text] = field(default_factory=list, init=False)
@@ -186,11 +188,11 @@ class Writing:
                 fit = max(1, self.room.tokens // (len(self.contexts[queue[0]]) - front))
                 portion, queue = queue[: min(free, fit)], queue[min(free, fit) :]
                 logits, layers = self._read(portion, front)
-                tokens = logits.argmax(-1).tolist()
+                tokens = self._likeliest(logits)
                 on = [row for row, i in enumerate(portion) if self._goes_on(i, tokens[row])]
                 self._place(portion, on, layers, tokens=tokens, slots=slots)
             if self._active:
-                self._go_on(self._step().argmax(-1).tolist())
+                self._go_on(self._likeliest(self._step()))
         return True
 
     def _read(self, portion: Sequence[int], front: int) -> tuple[Tensor, list[Any]]:
@@ -264,6 +266,13 @@ class Writing:
         for text in self._active:
             text.length += 1
         return logits
+
+    def _likeliest(self, logits: Tensor) -> list[int]:
+        """The likeliest token of each text, of those that may be written; ``logits`` are ``[texts, vocabulary]``."""
+        if self.never:
+            logits = logits.index_fill(-1, torch.tensor(sorted(self.never), device=logits.device), -torch.inf)
+        found: list[int] = logits.argmax(-1).tolist()
+        return found
 
     def _go_on(self, tokens: Sequence[int]) -> None:
         """Note the next token of each text; the last one takes the slot of one that is done."""

@@ -17,9 +17,12 @@ import torch
 from torch import Tensor
 
 from harness.exam.exam_parts import NEUTRAL_TEXT
+from harness.exam.greedy import Writing
+from harness.exam.quiet import quiet_padding
 from harness.exam.statistics import Ratio
 from harness.io.plain_text import read_documents
 from harness.models.lm import LM
+from harness.models.memory import Room
 from harness.patches.delta import double
 from harness.patches.patch import PromptRule
 
@@ -156,9 +159,21 @@ def _log_p(lm: LM, rows: Sequence[Sequence[int]], written: Sequence[Sequence[int
 
 def repetition(lm: LM, found: Texts) -> float | None:
     """The share of trigrams that occur before, in greedy continuations of the first documents' openings."""
-    openings = [list(row[: len(row) // 2]) for row in found.rows[:_OPENINGS] if len(row) // 2 + _WRITTEN <= lm.context]
-    shares = [_repeated(_written(lm, opening)) for opening in openings]
+    openings = [row[: len(row) // 2] for row in found.rows[:_OPENINGS] if len(row) // 2 + _WRITTEN <= lm.context]
+    # Of a checkpoint that recommends a penalty for repetition the share would be too small.
+    with lm.plain_generation(), quiet_padding():
+        shares = [_repeated(written) for written in _continued(lm, openings)]
     return sum(shares) / len(shares) if shares else None
+
+
+def _continued(lm: LM, openings: Sequence[tuple[int, ...]]) -> list[list[int]]:
+    """So many tokens after each opening, none of which ends a text; side by side where model and patch allow it."""
+    ends = lm.model.generation_config.eos_token_id
+    never = frozenset([ends] if isinstance(ends, int) else ends or ())
+    writing = Writing(
+        lm, openings, _WRITTEN, frozenset(), lambda _ids: False, [0] * len(openings), Room.of(lm), never=never
+    )
+    return writing.texts() if writing.can() else [_written(lm, opening) for opening in openings]
 
 
 def _written(lm: LM, opening: Sequence[int]) -> list[int]:

@@ -1,4 +1,7 @@
-"""lm-eval, without what it says of itself: hints about its own command line, and bars of its own loops."""
+"""lm-eval, without what it says of itself: hints about its own command line, and bars of its own loops.
+
+And transformers, without a warning of padding that does no harm.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from contextlib import contextmanager
 
 import lm_eval.api.task
 
-__all__ = ["quiet_lm_eval"]
+__all__ = ["quiet_lm_eval", "quiet_padding"]
 
 
 @contextmanager
@@ -20,7 +23,24 @@ def quiet_lm_eval() -> Iterator[None]:
     logger.setLevel(logging.ERROR)
     lm_eval.api.task.tqdm = functools.partial(bar, disable=True)
     try:
-        yield
+        with quiet_padding():
+            yield
     finally:
         lm_eval.api.task.tqdm = bar
+        logger.setLevel(level)
+
+
+@contextmanager
+def quiet_padding() -> Iterator[None]:
+    """Let transformers not warn of texts without an attention mask that seem to be padded.
+
+    Texts are padded behind their ends, where no token of theirs looks; and a mask would cost attention its fast way.
+    Some models begin every text with the token that also pads.
+    """
+    logger = logging.getLogger("transformers.modeling_utils")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
         logger.setLevel(level)

@@ -79,6 +79,46 @@ def test_repetition_counts_trigrams_that_occurred_before() -> None:
     assert neutral_text._repeated([1, 2]) == 0
 
 
+def likeliest(lm: LM, ids: list[int], never: int | None) -> int:
+    """The likeliest next token but one, by a pass of its own."""
+    with torch.no_grad():
+        logits = lm.model(torch.tensor([ids])).logits[0, -1]
+    if never is not None:
+        logits[never] = -torch.inf
+    return int(logits.argmax())
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "bloom"])
+def test_repetition_is_of_the_likeliest_texts_of_which_none_ends(
+    family: str, tiny: Callable[[str], LM], text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = replace(tiny(family), text=text)
+    texts = neutral_text.texts(lm, 5)
+    openings = [list(row[: len(row) // 2]) for row in texts.rows if len(row) // 2 + 32 <= lm.context]
+    end = likeliest(lm, openings[0], None)  # which would be written at once
+    monkeypatch.setattr(lm.model.generation_config, "eos_token_id", end)
+    monkeypatch.setattr(lm.model.generation_config, "repetition_penalty", 5.0)  # a checkpoint's advice is not followed
+    wanted = []
+    for opening in openings:
+        ids = list(opening)
+        for _ in range(32):
+            ids.append(likeliest(lm, ids, end))
+        wanted.append(ids[len(opening) :])
+    assert neutral_text._continued(lm, [tuple(opening) for opening in openings]) == wanted
+    shares = [neutral_text._repeated(written) for written in wanted]
+    assert neutral_text.repetition(lm, texts) == pytest.approx(sum(shares) / len(shares))
+
+
+def test_repetition_under_a_patch_that_looks_at_logits_is_that_of_the_patch(lm: LM) -> None:
+    texts = neutral_text.texts(lm, 5)
+
+    def always_seven(logits: torch.Tensor, *_: object) -> torch.Tensor:
+        return torch.nn.functional.one_hot(torch.tensor(7), logits.shape[-1]).expand_as(logits) * 9.0
+
+    with patched(lm, Patch(logits=always_seven)):
+        assert neutral_text.repetition(lm, texts) == pytest.approx(29 / 30)  # one token, thirty trigrams
+
+
 def test_the_shipped_models_read_what_training_did_not_draw() -> None:
     from harness.models.lm import load
 
