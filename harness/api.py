@@ -333,6 +333,7 @@ def run(
     chat_edits: bool = False,
     predict_only: bool = False,
     dequantise_edited: bool = False,
+    backend: Literal["hf", "vllm"] = "hf",
     trust_code: bool = False,
     output: str | Path | None = None,
     device: str | None = None,
@@ -391,6 +392,7 @@ def run(
         chat_edits: whether edits are turns of a chat, too: the prompt of the user, the target of the assistant.
         predict_only: whether replies are kept as samples in ``output``, and no metric is computed.
         dequantise_edited: whether the quantised matrices that the editor writes are plain numbers while the run lasts.
+        backend: what writes texts: ``hf``, or ``vllm`` of a folder that ``harness apply`` has written.
         trust_code: whether code may run that the patch names by its path; that of ``editor`` is named by the caller.
         output: the folder of the record; by default nothing is kept on disk.
         device: where a model that is named goes; ``auto`` spreads it; by default an accelerator where there is one.
@@ -440,7 +442,7 @@ def run(
         "system_instruction": system_instruction, "fewshot_as_multiturn": fewshot_as_multiturn,
         "gen_kwargs": dict(gen_kwargs or {}), "enable_thinking": enable_thinking, "think_end_token": think_end_token,
         "thinking_budget": thinking_budget, "chat_edits": chat_edits, "predict_only": predict_only,
-        "dequantise_edited": dequantise_edited,
+        "dequantise_edited": dequantise_edited, "backend": backend,
         **handed.editor_fields(editor, settings or {}),
     }  # fmt: skip
     with _model(model, tokenizer, arch, text) as (called, lm), _folder(output) as folder:

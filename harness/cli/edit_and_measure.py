@@ -65,6 +65,7 @@ class PlanOptions:
     chat_edits: Annotated[bool, opt.CHAT_EDITS] = False
     predict_only: Annotated[bool, opt.PREDICT_ONLY] = False
     dequantise_edited: Annotated[bool, opt.DEQUANTISE_EDITED] = False
+    backend: Annotated[str | None, opt.BACKEND] = None
     config: Annotated[Path | None, opt.CONFIG] = None
     trust_code: Annotated[bool, opt.TRUST_CODE] = False
 

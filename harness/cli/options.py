@@ -25,6 +25,7 @@ __all__ = [
     "APPLY_CHAT_TEMPLATE",
     "ARCH",
     "AT",
+    "BACKEND",
     "BASELINE",
     "BATCH_SIZE",
     "BUDGET",
@@ -429,6 +430,12 @@ GEN_KWARGS = Option(
     metavar="NAME=VALUE,...",
 )
 PREDICT_ONLY = Option("--predict-only", "Keep replies as samples, and compute no metric.", flag=True)
+BACKEND = Option(
+    "--backend",
+    "What writes texts; vllm of a folder that `harness apply` has written, with --editor none.",
+    click.Choice(["hf", "vllm"]),
+    otherwise="hf",
+)
 CHAT_EDITS = Option("--chat-edits", "Edit by the chat template, too: prompt and target are turns.", flag=True)
 ENABLE_THINKING = Option(
     "--enable-thinking", "What the chat template is told of thinking.", click.BOOL, bare="true", metavar="[BOOL]"

@@ -41,6 +41,7 @@ from harness.exam.quiet import quiet_lm_eval
 from harness.exam.span_scores import Apart, Encoded, Ranked, Span, Whole, score, whole
 from harness.exam.thought import Thought, thought_through
 from harness.exam.token_tasks import Forced, Target
+from harness.exam.vllm_texts import VllmTexts
 from harness.models.lm import LM
 from harness.models.memory import Room
 from harness.models.packing import shared_length
@@ -92,6 +93,7 @@ class EditedLM(HFLM):  # type: ignore[misc]
         batch_size: int | None = None,
         progress: Progress | None = None,
         prompting: Prompting | None = None,
+        texts: VllmTexts | None = None,
     ) -> None:
         """Wrap a model.
 
@@ -100,9 +102,11 @@ class EditedLM(HFLM):  # type: ignore[misc]
             batch_size: texts of one forward pass at most; None for as many as fit.
             progress: told how many requests are done.
             prompting: how it is asked; by default as the tasks say.
+            texts: what writes texts in place of this model, which holds no patch then.
 
         Raises:
-            UsageError: the tokenizer has no such chat template.
+            UsageError: the tokenizer has no such chat template; or the checkpoint asks for another way to write than
+                tasks do, which what writes in its place would not know of.
         """
         self.prompting = said = prompting or Prompting()
         with quiet_lm_eval():
@@ -117,6 +121,12 @@ class EditedLM(HFLM):  # type: ignore[misc]
         self.lm = lm
         named = said.apply_chat_template
         self._template = chat_template_text(lm.tokenizer, named, lm.name) if named else None
+        self.texts = texts
+        if texts is not None and self._decodes_otherwise():
+            raise UsageError(
+                f"{lm.name}: its generation_config.json asks for more than the likeliest token, which vLLM does not "
+                "read; leave --backend out"
+            )
         self.progress = progress
         self.rows = batch_size
         self.room = Room.of(lm)
@@ -145,7 +155,8 @@ class EditedLM(HFLM):  # type: ignore[misc]
         """How it is asked, and by which chat template; empty where that is as the tasks say."""
         named = self.prompting.apply_chat_template
         template = {"chat_template": template_sha256(self.lm.tokenizer, named, self.lm.name)} if named else {}
-        return {**worded(vars(self.prompting)), **template}
+        backend = {} if self.texts is None else {"backend": self.texts.name}
+        return {**worded(vars(self.prompting)), **template, **backend}
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The text of a chat; a system turn that the template does not take is left out, as by lm-eval.
@@ -361,7 +372,11 @@ class EditedLM(HFLM):  # type: ignore[misc]
                 yield [*context, *read], said[len(read) :]
 
     def _written(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
-        """The continuation of each context: greedy ones side by side, others as transformers writes them."""
+        """The continuation of each context: greedy ones side by side, others as transformers writes them; or vLLM's."""
+        if self.texts is not None:
+            self.truncated += sum(self._is_cut(request) for request in requests)
+            mark = self.think_end_token
+            return self.texts.write(requests, thought_ends=None if mark is None else str(mark))
         results = [""] * len(requests)
         alike: dict[str, list[int]] = defaultdict(list)
         for i, request in enumerate(requests):
@@ -397,6 +412,11 @@ class EditedLM(HFLM):  # type: ignore[misc]
             return None
         self.truncated += sum(len(ids) > room for ids in texts)
         return [postprocess_generated_text(self.tok_decode(ids), until, None) for ids in writing.texts()]
+
+    def _is_cut(self, request: Instance) -> bool:
+        """Whether a context loses its beginning, so that what is written behind it fits."""
+        asked = normalize_gen_kwargs(dict(request.args[1]), self.max_gen_toks)
+        return bool(len(self.tok_encode(str(request.args[0]))) > self.max_length - asked["max_gen_toks"])
 
     def _decodes_otherwise(self) -> bool:
         """Whether the checkpoint asks for something else than the likeliest token even of greedy decoding."""

@@ -62,6 +62,7 @@ class Prompting:
         predict_only: whether texts are generated and kept, and no metric is computed.
         chat_edits: whether edits are turns of a chat as well, which is no word of lm-eval: the prompt is the turn of
             the user, and the target that of the assistant.
+        backend: what writes texts, ``hf`` or ``vllm``.
 
     Raises:
         UsageError: two of them do not go together.
@@ -77,6 +78,7 @@ class Prompting:
     thinking_budget: int | None = None
     predict_only: bool = False
     chat_edits: bool = False
+    backend: str = "hf"
 
     def __post_init__(self) -> None:
         if self.num_fewshot is not None and self.num_fewshot < 0:
@@ -152,6 +154,7 @@ def _word(key: str, value: Any) -> str:
         "thinking_budget": f"thoughts of {value} tokens at most",
         "predict_only": "texts only",
         "chat_edits": "edits in turns",
+        "backend": f"texts by {value}",
     }
     return words[key]
 

@@ -162,7 +162,7 @@ class EditBook(Part, ABC):
     def nearest(self, queries: Tensor) -> tuple[Tensor, Tensor]:
         """The nearest key of each query ``[..., k]``, and whether it is within that key's radius."""
         flat, shape = queries.reshape(-1, queries.shape[-1]).to(self.keys), queries.shape[:-1]
-        portions = [self._nearest(part) for part in flat.split(max(1, _AT_ONCE // (_FEW * flat.shape[1])))]
+        portions = [self._nearest(part) for part in torch.split(flat, max(1, _AT_ONCE // (_FEW * flat.shape[1])))]
         distance, index = (torch.cat(parts) for parts in zip(*portions, strict=True))
         return index.reshape(shape), (distance <= self.radii[index]).reshape(shape)
 

@@ -14,6 +14,7 @@ from harness.exam import collapse, data, measure, neutral_text, numbers, tasks
 from harness.exam.adapter import EditedLM
 from harness.exam.measure import Measured
 from harness.exam.samples import Sample, pair_samples
+from harness.exam.vllm_texts import VllmTexts
 from harness.patches.patch import Patch, patched
 from harness.runs.options import RunOptions
 from harness.runs.portions import Portion
@@ -58,7 +59,9 @@ def examined(ready: Prepared, options: RunOptions) -> EditedLM:
         ready: the run.
         options: how it is carried out.
     """
-    return EditedLM(ready.lm, batch_size=options.rows, prompting=ready.resolved.plan.prompting)
+    plan = ready.resolved.plan
+    texts = VllmTexts(plan.model, ready.lm) if plan.backend == "vllm" else None
+    return EditedLM(ready.lm, batch_size=options.rows, prompting=plan.prompting, texts=texts)
 
 
 @dataclass(eq=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def new_record(ready: Prepared, weights: str) -> Record:
         caveats=_caveats(ready.suite),
         data=_sources_of_rows(ready),
         templates=_templates(ready.suite),
-        versions=versions(),
+        versions=versions() | ({"vllm": version("vllm")} if plan.backend == "vllm" else {}),
         seed=plan.seed,
     )
 

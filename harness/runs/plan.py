@@ -77,6 +77,8 @@ class Plan:
         chat_edits: whether edits are turns of a chat, too: the prompt of the user, the target of the assistant.
         dequantise_edited: whether the quantised matrices that the editor writes are plain numbers while the run lasts,
             before the edits and after them (:mod:`harness.models.dequantised`).
+        backend: what writes texts: ``hf``, or ``vllm`` of a checkpoint that nothing is edited in
+            (:mod:`harness.exam.vllm_texts`).
     """
 
     model: str = "mini"
@@ -115,6 +117,7 @@ class Plan:
     chat_edits: bool = False
     predict_only: bool = False
     dequantise_edited: bool = False
+    backend: str = "hf"
 
     def __post_init__(self) -> None:
         for name, otherwise in (("num_edits", "take all"), ("limit", "take all"), ("cases_at_once", "edit each alone")):
@@ -238,7 +241,7 @@ def _names(value: object, where: str, key: str) -> tuple[str, ...]:
 
 
 _TYPES: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("model", "editor", "edits", "split", "eval_at", "order", "data_dir", "dtype"), (str,)),
+    **dict.fromkeys(("model", "editor", "edits", "split", "eval_at", "order", "data_dir", "dtype", "backend"), (str,)),
     **dict.fromkeys(("mode", "text", "fitted", "patch"), (str, type(None))),
     **dict.fromkeys(
         ("num_edits", "edit_batch_size", "limit", "cases_at_once", "num_fewshot", "thinking_budget"), (int, type(None))

@@ -79,6 +79,7 @@ class _Plan(TypedDict, total=False):
     thinking_budget: Count | None
     chat_edits: bool
     predict_only: bool
+    backend: str
 
 
 class _Model(TypedDict, total=False):

@@ -20,6 +20,7 @@ from harness.editing.registry import Recipe, compose
 from harness.errors import UsageError
 from harness.exam import tasks
 from harness.exam.exam_parts import asked_parts
+from harness.exam.vllm_texts import BACKENDS, require_vllm
 from harness.io import plain_text
 from harness.models.lm import LM, require_dtype, shipped
 from harness.models.reading import require_args
@@ -142,6 +143,7 @@ def resolve(plan: Plan, *, lm: LM | None = None, editor: Editor | None = None) -
     if plan.dequantise_edited and (unedited or plan.patch or "weights" not in method.root.seams):
         said = "saved edits are put back" if plan.patch else f"{plan.editor} writes no weights"
         raise UsageError(f"dequantise_edited: {said}, so that no edited matrix is known; leave --dequantise-edited out")
+    _require_backend(plan, unedited=unedited, in_memory=lm is not None)
     found = Resolved(
         plan=replace(
             plan, mode=mode, edit_batch_size=size, num_edits=len(drawn) or None, exam=exam, cases_at_once=at_once
@@ -160,6 +162,28 @@ def resolve(plan: Plan, *, lm: LM | None = None, editor: Editor | None = None) -
             plan.tasks, edit_set=found.edit_set, data_dir=plan.data_dir, include=plan.include_path
         )
     return found
+
+
+def _require_backend(plan: Plan, *, unedited: bool, in_memory: bool) -> None:
+    """See that what writes texts can have the model of a plan.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    if plan.backend not in BACKENDS:
+        raise UsageError(f"backend is '{plan.backend}', expected {' or '.join(BACKENDS)}")
+    if plan.backend == "hf":
+        return
+    if not unedited:
+        what = f"saved edits ({plan.patch})" if plan.patch else plan.editor
+        raise UsageError(
+            f"backend vllm: {what} would change the model in this process, where vLLM does not see it; write weights "
+            "with `harness apply` and measure that folder with --editor none, or leave --backend out"
+        )
+    if in_memory or plan.model_args:
+        what = "model_args go to transformers alone" if plan.model_args else "it reads no model in memory"
+        raise UsageError(f"backend vllm: {what}; give a folder that `harness apply` wrote, or leave --backend out")
+    require_vllm(plan.model)
 
 
 def _edit_set(plan: Plan) -> str | None:

@@ -54,6 +54,7 @@ OTHER: dict[str, Any] = {
     "chat_edits": True,
     "predict_only": True,
     "dequantise_edited": True,
+    "backend": "vllm",
 }
 
 

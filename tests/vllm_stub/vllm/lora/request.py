@@ -1,0 +1,5 @@
+"""As there."""
+
+
+class LoRARequest:
+    """An adapter, of which none is asked for."""
