@@ -860,6 +860,7 @@ def localize(
     dtype: str = "float32",
     device: str | None = None,
     arch: Mapping[str, str] | None = None,
+    dequantise_edited: bool = False,
     output: str | Path = "runs",
     fresh: bool = False,
     only_done: bool = False,
@@ -894,6 +895,7 @@ def localize(
         dtype: of a model that is named.
         device: where a model that is named goes.
         arch: parts of the architecture named by hand.
+        dequantise_edited: whether the quantised matrices that an editor writes are plain numbers meanwhile.
         output: the folder of the study.
         fresh: whether to start anew where an earlier run of the same study was stopped.
         only_done: whether to run nothing, and give what an earlier run came to.
@@ -929,7 +931,7 @@ def localize(
             called, name, count, facts=facts, problems=problems, methods=methods, layers=layers, settings=settings,
             trace_window=trace_window, sigma=sigma, samples=samples, forcing_samples=forcing_samples,
             released=released, essence=essence, split=split, data_dir=rows_for(model, data_dir), text=text, seed=seed,
-            dtype=dtype, arch=arch,
+            dtype=dtype, arch=arch, dequantise_edited=dequantise_edited,
         )  # fmt: skip
         if only_done:
             return study.open_study(asked, Path(output))

@@ -177,6 +177,7 @@ class LocalizeOptions:
     seed: Annotated[int, opt.SEED.but(default=0)]
     dtype: Annotated[str, opt.DTYPE.but(default="float32")]
     arch: Annotated[Sequence[str], opt.ARCH]
+    dequantise_edited: Annotated[bool, opt.DEQUANTISE_EDITED]
 
     def grid(self) -> Grid:
         """The study.
@@ -208,6 +209,7 @@ class LocalizeOptions:
             seed=self.seed,
             dtype=self.dtype,
             arch=values.modules(self.arch),
+            dequantise_edited=self.dequantise_edited,
         )
 
 
@@ -325,6 +327,7 @@ class TuneOptions:
     seed: Annotated[int, opt.SEED.but(default=0)]
     dtype: Annotated[str, opt.DTYPE.but(default="float32")]
     arch: Annotated[Sequence[str], opt.ARCH]
+    dequantise_edited: Annotated[bool, opt.DEQUANTISE_EDITED]
 
     def plan(self) -> Plan:
         """The untuned editor on the tuning rows.
@@ -336,7 +339,11 @@ class TuneOptions:
 
         named = ("editor", "model", "edits", "split", "mode", "data_dir", "text", "seed", "dtype")
         fields = {name: getattr(self, name) for name in named if getattr(self, name) is not None}
-        read = {"settings": values.settings(self.settings), "arch": values.modules(self.arch)}
+        read = {
+            "settings": values.settings(self.settings),
+            "arch": values.modules(self.arch),
+            "dequantise_edited": self.dequantise_edited,
+        }
         (found,) = plans({}, options={**fields, **read}, where="tune")
         return found
 

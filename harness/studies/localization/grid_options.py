@@ -42,6 +42,7 @@ def grid(
     seed: int = 0,
     dtype: str = "float32",
     arch: Mapping[str, str] | None = None,
+    dequantise_edited: bool = False,
 ) -> Grid:
     """The study that the options describe; those of :class:`Grid` mean what they mean there.
 
@@ -66,6 +67,7 @@ def grid(
         seed: of the editors and of the texts about subjects.
         dtype: of the model.
         arch: parts of the model named by hand.
+        dequantise_edited: whether the quantised matrices that an editor writes are plain numbers meanwhile.
 
     Raises:
         UsageError: a name does not exist, or a number is out of range.
@@ -86,7 +88,7 @@ def grid(
         layers=None if layers is None else tuple(layers), settings=dict(settings or {}), trace=tracing,
         asked=replace(PUBLISHED, samples=forcing_samples, **noised, **changed), essence=essence,
         perplexity="released" if "perplexity" in quirks else "plain", seed=seed, dtype=dtype, text=text,
-        arch=dict(arch or {}),
+        arch=dict(arch or {}), dequantise_edited=dequantise_edited,
     )  # fmt: skip
 
 

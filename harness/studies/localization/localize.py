@@ -17,7 +17,7 @@ import logging
 import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -40,6 +40,7 @@ from harness.io.schema import Count, checked, parsed
 from harness.methods.descent import TokenisedEdit
 from harness.methods.locate_then_edit import LocateThenEdit, with_hyperparameters
 from harness.methods.value_cache import ValueCache, values_folder, values_from
+from harness.models.dequantised import dequantised
 from harness.models.guard import Guard
 from harness.models.lm import LM, load
 from harness.models.placement import Where
@@ -153,6 +154,8 @@ class Grid:
         dtype: of the model.
         text: plain text for second moments; None for the model's default.
         arch: parts of the model named by hand.
+        dequantise_edited: whether the quantised matrices that an editor writes are plain numbers while it edits and its
+            edits are scored.
     """
 
     model: str = "mini"
@@ -173,6 +176,7 @@ class Grid:
     dtype: str = "float32"
     text: str | None = None
     arch: Mapping[str, str] = field(default_factory=dict)
+    dequantise_edited: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """The study as plain values."""
@@ -504,9 +508,21 @@ def _check_editors(lm: LM, grid: Grid, examples: Sequence[Example]) -> None:
     for method, problem in itertools.product(grid.methods, grid.problems):
         editor = _built(lm, grid, method, problem, 0)
         direction: Direction = "erasure" if problem == "fact_erasure" else "likelihood"
-        schedule.require_editable(
-            editor, lm, [replace(e.edit, direction=direction) for e in examples[:1]], mode="isolated"
-        )
+        with _plain(lm, grid, editor):
+            schedule.require_editable(
+                editor, lm, [replace(e.edit, direction=direction) for e in examples[:1]], mode="isolated"
+            )
+
+
+def _plain(lm: LM, grid: Grid, editor: Editor) -> AbstractContextManager[object]:
+    """The model while an editor edits it, and while what it changed is scored.
+
+    Raises:
+        UsageError: quantised matrices are to be plain numbers, and it writes none.
+    """
+    if not grid.dequantise_edited:
+        return nullcontext()
+    return dequantised(lm, editor.root.edited_modules(lm), editor.root.name)
 
 
 def _built(lm: LM, grid: Grid, method: LocalizedEditor, problem: Problem, layer: int) -> Editor:
@@ -630,10 +646,18 @@ class _Problem:
             layer: which layer.
             left: the ids of the facts.
         """
-        cases, wanted, before = self.posed.cases, set(left), self._before
-        places = [i for i, case in enumerate(cases) if case.edit.id in wanted]
-        editor = self._ready(_built(self.lm, self.grid, method, self.posed.problem, layer))
-        name, values = f"{self.posed.problem}, {method}, layer {layer}", ValueCache(values_folder())
+        wanted = set(left)
+        places = [i for i, case in enumerate(self.posed.cases) if case.edit.id in wanted]
+        before, built = self._before, _built(self.lm, self.grid, method, self.posed.problem, layer)
+        name = f"{self.posed.problem}, {method}, layer {layer}"
+        with _plain(self.lm, self.grid, built):
+            yield from self._blocks(name, self._ready(built), places, before)
+
+    def _blocks(
+        self, name: str, editor: Editor, places: Sequence[int], before: Sequence[Mapping[str, list[float]]]
+    ) -> Iterator[dict[str, Row]]:
+        """As :meth:`block`, of an editor and the places of facts, with what the unedited model answered."""
+        cases, values = self.posed.cases, ValueCache(values_folder())
         for first in range(0, len(places), _PORTION):
             portion = places[first : first + _PORTION]
             self.report(name, len(cases) - len(places) + first, len(cases))

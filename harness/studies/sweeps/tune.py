@@ -19,6 +19,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -35,6 +36,7 @@ from harness.io.nobody import tell_nobody
 from harness.io.schema import parsed
 from harness.methods.locate_then_edit import LocateThenEdit
 from harness.methods.value_cache import ValueCache, values_folder, values_from
+from harness.models.dequantised import dequantised
 from harness.models.guard import Guard
 from harness.models.lm import LM, load
 from harness.models.naming import model_key
@@ -322,6 +324,8 @@ class _Tuning:
         self.reading = neutral_text.read_neutral_text(self.lm, self.texts, None, writes=False)
         self.trials: list[TuneTrial] = []
         self.untuned = self._editor({})
+        with self._plain(self.untuned):
+            pass  # an editor that writes no quantised matrix is told before anything is tried
 
     def all(self) -> Tuned:
         """Every trial, in order."""
@@ -480,7 +484,9 @@ class _Tuning:
         """Edit, and look at what came out."""
         started = time.perf_counter()
         try:
-            metrics = self._looked_at(self._build(settings))
+            editor = self._build(settings)
+            with self._plain(editor.root):
+                metrics = self._looked_at(editor)
         except RestoreError:
             raise
         except HarnessError as error:  # settings with which the method cannot edit this model are an answer too
@@ -494,6 +500,12 @@ class _Tuning:
 
     def _build(self, settings: Mapping[str, Any]) -> Editor:
         return self.resolved.recipe.build(self.lm, {**settings, **self.plan.settings}, seed=self.plan.seed)
+
+    def _plain(self, editor: Editor) -> AbstractContextManager[object]:
+        """The model of a trial: quantised matrices that the editor writes are plain numbers, if that is asked for."""
+        if not self.plan.dequantise_edited:
+            return nullcontext()
+        return dequantised(self.lm, editor.edited_modules(self.lm), self.plan.editor)
 
     def _looked_at(self, editor: Editor) -> dict[str, float]:
         edits, cases, mode = self.resolved.edits, self.resolved.cases, self.resolved.mode

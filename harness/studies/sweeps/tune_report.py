@@ -43,7 +43,7 @@ def preset_fields(found: Tuned) -> dict[str, Any]:
     settings = {**found.best.settings, **plan.settings}
     fields: dict[str, Any] = {"model": plan.model, "editor": plan.editor, "settings": settings}
     fields["data_dir"] = plan.data_dir  # what is left out follows the model
-    same = {"dtype": plan.dtype, "text": plan.text, "arch": dict(plan.arch)}
+    same = {name: getattr(plan, name) for name in ("dtype", "text", "dequantise_edited")} | {"arch": dict(plan.arch)}
     return fields | {key: value for key, value in same.items() if value != getattr(Plan(), key)}
 
 

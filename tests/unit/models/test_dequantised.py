@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import harness
 from harness.editing.edit import Edit
 from harness.editing.registry import compose
 from harness.errors import HarnessError, ModelError, RestoreError, UsageError
+from harness.io.nobody import tell_nobody
 from harness.models.dequantised import dequantised, float_matrix, quantised_modules
 from harness.models.guard import Guard
 from harness.models.lm import LM
@@ -25,6 +27,9 @@ from harness.runs.plan import Plan
 from harness.runs.record import Record
 from harness.runs.resolve import resolve
 from harness.runs.runner import run_plan
+from harness.studies.localization import localize
+from harness.studies.sweeps import tune
+from harness.studies.sweeps.tune import Budget, Tuned
 
 DOWN = "model.layers.1.mlp.down_proj"
 MEMIT: dict[str, object] = {"layers": [1], "cov_tokens": 2000, "v_steps": 5, "lam": 1.0, "clamp": 20.0}
@@ -35,14 +40,18 @@ def quantised(fresh: Callable[..., LM]) -> Callable[..., LM]:
     """A tiny Llama whose blocks' matrices are quantised."""
 
     def make(form: type[EightBit] = EightBit, dtype: torch.dtype = torch.float32) -> LM:
-        lm = fresh("llama", dtype=dtype)
-        for name, module in list(lm.model.named_modules()):
-            if type(module) is nn.Linear and name != lm.arch.head:
-                parent, _, leaf = name.rpartition(".")
-                setattr(lm.model.get_submodule(parent), leaf, form(module))
-        return LM.wrap(lm.model, lm.tokenizer, name="llama in few bits", text=lm.text)
+        return in_few_bits(fresh("llama", dtype=dtype), form)
 
     return make
+
+
+def in_few_bits(lm: LM, form: type[EightBit] = EightBit) -> LM:
+    """A model whose blocks' matrices are quantised, in place."""
+    for name, module in list(lm.model.named_modules()):
+        if type(module) is nn.Linear and name != lm.arch.head:
+            parent, _, leaf = name.rpartition(".")
+            setattr(lm.model.get_submodule(parent), leaf, form(module))
+    return LM.wrap(lm.model, lm.tokenizer, name="llama in few bits", text=lm.text)
 
 
 def logits(lm: LM, text: str = "Ada Velmont was born in") -> Tensor:
@@ -242,3 +251,64 @@ def test_edits_hold_in_a_quantised_model_in_memory(quantised: Callable[..., LM])
         rows = lm.batch([lm.encode("Ada Velmont was born in") + lm.continuation("Ada Velmont was born in", " Rome")])
         before = float(lm.model(input_ids=rows.ids).logits[0].double().log_softmax(-1)[-2, rows.ids[0, -1]])
     assert after > before
+
+
+# --- studies ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def plain_ones(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+    """Which modules a study has let be plain numbers, each time that it did."""
+    found: list[tuple[str, ...]] = []
+
+    @contextmanager
+    def noted(lm: LM, places: Iterable[str], asker: str) -> Iterator[tuple[str, ...]]:
+        with dequantised(lm, places, asker) as names:
+            found.append(names)
+            yield names
+
+    for room in (localize, tune):
+        monkeypatch.setattr(room, "dequantised", noted)
+    return found
+
+
+def test_localisation_edits_every_layer_of_a_quantised_model(tmp_path: Path, plain_ones: list[tuple[str, ...]]) -> None:
+    lm = in_few_bits(harness.load("mini-llama", device="cpu"))
+    guard = Guard.of(lm)
+    words: dict[str, object] = {
+        "facts": 3, "problems": "error_injection", "methods": "memit@1", "layers": [0, 1], "essence": False,
+        "samples": 2, "forcing_samples": 1, "settings": {"cov_tokens": 2000, "v_steps": 2}, "data_dir": "mini",
+    }  # fmt: skip
+    with pytest.raises(ModelError, match="--dequantise-edited"):
+        harness.localize(lm, "counterfact:20", output=tmp_path / "refused", **words)
+    study = harness.localize(lm, "counterfact:20", output=tmp_path, dequantise_edited=True, **words)
+    assert study.complete
+    assert set(plain_ones) == {(f"model.layers.{layer}.mlp.down_proj",) for layer in (0, 1)}
+    assert not guard.differing()
+    with pytest.raises(UsageError, match=r"no matrix that memit edits in .* is quantised; leave --dequantise-edited"):
+        harness.localize("mini", "counterfact:20", output=tmp_path, dequantise_edited=True, **words)
+
+
+def test_a_tuned_editor_writes_quantised_layers(
+    quantised: Callable[..., LM],
+    tmp_path: Path,
+    plain_ones: list[tuple[str, ...]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lm = quantised()
+    guard = Guard.of(lm)
+    monkeypatch.setattr(tune, "load", lambda *_, **__: lm)
+    plan = Plan(
+        editor="memit", settings={"cov_tokens": 2000, "v_steps": 2}, num_edits=2, split="train", dequantise_edited=True
+    )
+
+    def tuned(plan: Plan, folder: str) -> Tuned:
+        budget = Budget(trials=3, probes=1, texts=2, traced=0)
+        return tune.tune(plan, tmp_path / folder, budget=budget, against=None, device="cpu", report=tell_nobody)
+
+    found = tuned(plan, "plain")
+    assert [one.reason for one in found.trials] == [None, None, None]
+    assert len(plain_ones) == 4  # once beforehand, so that what cannot be is told
+    assert not guard.differing()
+    refused = tuned(replace(plan, dequantise_edited=False), "refused")
+    assert all("--dequantise-edited" in str(one.reason) for one in refused.trials)
