@@ -144,7 +144,10 @@ class AnyEdit(Editor):
         if not edits:
             return Patch(memory=memory)
         targets = self._cut(lm, edits)
-        return self._written(lm, targets, chunk_values(lm, targets, objective=self.objective(lm)), memory)
+        values = chunk_values(lm, targets, objective=self.objective(lm))
+        if self.write == "unke":
+            return self._trained(lm, targets, values, memory)
+        return self._solved(lm, [targets], [values], memory)[0]
 
     def edit_each(self, lm: LM, edits: Sequence[Edit]) -> list[Patch]:
         """Independent edits: their values side by side."""
@@ -152,11 +155,9 @@ class AnyEdit(Editor):
             return []
         targets = self._cut(lm, edits)
         values = chunk_values(lm, targets, objective=self.objective(lm))
-        found: list[Patch] = []
-        for target, value in zip(targets, values, strict=True):
-            memory = found[0].memory if found and self.write == "memit" else None
-            found.append(self._written(lm, [target], [value], memory))
-        return found
+        if self.write == "unke":
+            return [self._trained(lm, [one], [value], None) for one, value in zip(targets, values, strict=True)]
+        return self._solved(lm, [[one] for one in targets], [[value] for value in values], None)
 
     def objective(self, lm: LM) -> Objective:
         """The optimisation of one chunk's value."""
@@ -177,19 +178,28 @@ class AnyEdit(Editor):
         """The targets in chunks."""
         return [cut_target(lm, edit, window=self.window, overlap=self.overlap) for edit in edits]
 
-    def _written(self, lm: LM, targets: Sequence[ChunkedTarget], values: Sequence[Tensor], memory: object) -> Patch:
-        """The change that gives the values, and what the next operation is given."""
+    def _solved(
+        self,
+        lm: LM,
+        groups: Sequence[Sequence[ChunkedTarget]],
+        values: Sequence[Sequence[Tensor]],
+        memory: object,
+    ) -> list[Patch]:
+        """The change that gives each batch its values by least squares, and what the next operation is given."""
         layers = self.edited_layers(lm)
-        if self.write == "memit":
-            known = take_unedited(
-                lm, memory, kind="memit", layers=layers, seed=self.seed, tokens=self.cov_tokens, given=_PLAIN
-            )
-            solve = ridge_solver(SpreadMemory(known.contexts, known.moments), lam=self.lam)
-            return write_values(lm, targets, values, layers=layers, solve=solve, rest=self.rest).remember(known)
+        known = take_unedited(
+            lm, memory, kind="memit", layers=layers, seed=self.seed, tokens=self.cov_tokens, given=_PLAIN
+        )
+        solve = ridge_solver(SpreadMemory(known.contexts, known.moments), lam=self.lam)
+        found = write_values(lm, groups, values, layers=layers, solve=solve, rest=self.rest)
+        return [patch.remember(known) for patch in found]
+
+    def _trained(self, lm: LM, targets: Sequence[ChunkedTarget], values: Sequence[Tensor], memory: object) -> Patch:
+        """The change that gives the values by training of blocks, and what the next operation is given."""
         before = memory if isinstance(memory, Retained) else Retained.of(lm)
         found = train_in_turn(
             lm,
-            layers,
+            self.edited_layers(lm),
             wanted_states(lm, targets, values, rest=self.rest),
             kept=before.drawn(lm, count=self.texts, seed=self.seed),
             settings=BlockTraining(self.steps, self.lr, self.weight_decay),

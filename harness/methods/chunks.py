@@ -17,7 +17,7 @@ from torch import Tensor
 from harness.editing.edit import Edit
 from harness.errors import DataError
 from harness.methods.block_training import WantedStates
-from harness.methods.keys import Solver
+from harness.methods.keys import AdjointSolver
 from harness.methods.value import optimise_rows
 from harness.methods.value_rows import Objective, PreparedEdit
 from harness.models.activations import TokenRow, at_least_float32, capture_activations, row_portions
@@ -154,37 +154,42 @@ def chunk_values(lm: LM, targets: Sequence[ChunkedTarget], *, objective: Objecti
 
 def write_values(
     lm: LM,
-    targets: Sequence[ChunkedTarget],
-    values: Sequence[Float[Tensor, "_ d"]],
+    groups: Sequence[Sequence[ChunkedTarget]],
+    values: Sequence[Sequence[Float[Tensor, "_ d"]]],
     *,
     layers: Sequence[int],
-    solve: Solver,
+    solve: AdjointSolver,
     rest: Rest,
-) -> Patch:
+) -> list[Patch]:
     """Spread the values of all chunks over down-projections, ascending, as MEMIT does (its algorithm 1).
 
     The keys of the rest of the tokens are written, too, with a residual of zero.
 
     Args:
         lm: the model, unchanged when this returns.
-        targets: prompts and cut targets.
-        values: what shall leave the last layer's block at the chunks of each.
+        groups: batches of prompts and cut targets; each is written on the unedited model.
+        values: of each batch what shall leave the last layer's block at the chunks of each target.
         layers: the layers, ascending.
-        solve: ``(layer, K [n, f], R [n, d]) -> dW [d, f]``, of low rank: one for each key.
+        solve: how the change of one layer is found, for all batches at once.
         rest: which other tokens shall give what they gave.
     """
-    total, wanted = Patch(), torch.cat(list(values))
+    patches, wanted = [Patch() for _ in groups], [torch.cat(list(some)) for some in values]
     for i, layer in enumerate(layers):
-        with patched(lm, total):
-            key, hidden, others = _read(lm, targets, layer=layer, last=layers[-1], rest=rest)
-        residual = ((wanted.to(hidden) - hidden) / (len(layers) - i)).to(key.device)
-        nothing = residual.new_zeros(len(others), residual.shape[1])
-        change = solve(layer, torch.cat([key, others]), torch.cat([residual, nothing]))
-        assert isinstance(change, LowRank), "one column for each key"
-        # What has no residual has no part in the product.
-        mine = LowRank(change.left[:, : len(key)], change.right[: len(key)])
-        total = total + Patch(weights={lm.down(layer): mine})
-    return total
+        keys, residuals, counts = [], [], []
+        for targets, goal, patch in zip(groups, wanted, patches, strict=True):
+            with patched(lm, patch):
+                key, hidden, others = _read(lm, targets, layer=layer, last=layers[-1], rest=rest)
+            residual = ((goal.to(hidden) - hidden) / (len(layers) - i)).to(key.device)
+            keys.append(torch.cat([key, others]))
+            residuals.append(torch.cat([residual, residual.new_zeros(len(others), residual.shape[1])]))
+            counts.append(len(key))
+        changes = solve.side_by_side(layer, torch.cat(keys), torch.cat(residuals), sizes=list(map(len, keys)))
+        for g, (change, count) in enumerate(zip(changes, counts, strict=True)):
+            assert isinstance(change, LowRank), "one column for each key"
+            # What has no residual has no part in the product.
+            mine = LowRank(change.left[:, :count].contiguous(), change.right[:count].clone())
+            patches[g] = patches[g] + Patch(weights={lm.down(layer): mine})
+    return patches
 
 
 def _read(

@@ -583,7 +583,7 @@ def ridge_solver(
     lam: float,
     norm_control: float = 0.0,
     sums: Mapping[int, Float64[Tensor, "_ _"]] | None = None,
-) -> Solver:
+) -> AdjointSolver:
     """``dW = R K^T G^-1`` with ``G = lam C + norm_control I + M + K K^T`` (MEMIT, equation 14), one factor a layer.
 
     Args:
