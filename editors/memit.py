@@ -6,12 +6,19 @@ authors' code (kmeng01/memit at 80426fd).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar
+
+from torch import Tensor
 
 from harness.editing.hyperparameters import NotNegative, Positive
 from harness.methods.locate_then_edit import Solver, SpreadHidden, SpreadMemory, ridge_solver
+from harness.methods.null_space import NullSpaceMemory, NullSpaceRidge, null_space_memory
+from harness.methods.second_moments import require_finite_moment
+from harness.models.lm import LM
+from harness.patches.delta import double
+from harness.patches.patch import Patch
 
 __all__ = ["Memit"]
 
@@ -54,8 +61,30 @@ class Memit(SpreadHidden):
         """Whether keys are kept for the next operation."""
         return self.keep_edits
 
+    def prior(self, lm: LM, memory: object, layers: Sequence[int]) -> SpreadMemory:
+        """Templates, second moments, and the keys of earlier edits with what they are solved by."""
+        known = super().prior(lm, memory, layers)
+        if not isinstance(memory, NullSpaceMemory):
+            return known
+        return self._ridge(replace(memory, moments=known.moments)).caught_up(layers)
+
     def solver(self, prior: SpreadMemory) -> Solver:
-        """Ridge regression against the second moments of the unedited model's keys."""
-        return ridge_solver(
-            prior, lam=self.lam, norm_control=self.norm_control, sums=prior.sums if self.keep_edits else None
-        )
+        """Ridge regression against the second moments of the unedited model's keys, and against earlier keys."""
+        if self.keep_edits and (prior.sums or isinstance(prior, NullSpaceMemory)):
+            return self._ridge(prior).solver()
+        return ridge_solver(prior, lam=self.lam, norm_control=self.norm_control)
+
+    def after(self, lm: LM, prior: SpreadMemory, *, keys: Mapping[int, Tensor], patch: Patch) -> SpreadMemory:  # noqa: ARG002
+        """The memory with the keys of one more operation."""
+        return null_space_memory(prior).with_keys(keys)
+
+    def _ridge(self, prior: SpreadMemory) -> NullSpaceRidge:
+        """``(lam C + norm_control I + M + K K^T)^-1``, a factor of what does not change and an update for each edit."""
+
+        def known(layer: int) -> Tensor:
+            moment = prior.moments[layer]
+            require_finite_moment(moment, moment.name)
+            return self.lam * double(moment.matrix)
+
+        memory = null_space_memory(prior).under((self.lam, self.norm_control))
+        return NullSpaceRidge(memory, lambda _layer: None, self.norm_control, known)

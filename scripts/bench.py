@@ -819,24 +819,30 @@ def solves(_lm: LM, run: Run) -> None:
 
 
 def updates(_lm: LM, run: Run) -> None:
-    """One more operation of AlphaEdit at one layer: an update of what stands, and a factorisation from nothing."""
+    """One more operation at one layer: an update of what stands, and a factorisation from nothing."""
     count, width = run.edits or 10, run.width
-    basis = _free(width)
-    earlier, keys, residuals = (torch.randn(width // 8, width), torch.randn(count, width), torch.randn(count, 64))
-    begun = NullSpaceMemory(("{}",), {}).with_keys({0: earlier})
-    begun = NullSpaceRidge(begun, basis, 10.0).caught_up([0]).with_keys({0: torch.randn(count, width)})
-    summed = begun.summed_up([0])
+    basis, matrix = _free(width), torch.randn(width, width, dtype=torch.float64)
+    kept = 100 * (matrix @ matrix.T / width + 0.1 * torch.eye(width, dtype=torch.float64))
+    earlier, between, keys = (torch.randn(n, width) for n in (width // 8, count, count))
+    residuals = torch.randn(count, 64)
+    systems: dict[str, Callable[[NullSpaceMemory], NullSpaceRidge]] = {
+        "alphaedit": lambda memory: NullSpaceRidge(memory, basis, 10.0),
+        "memit+encore": lambda memory: NullSpaceRidge(memory, lambda _layer: None, 10.0, lambda _layer: kept),
+    }
+    for name, ridge in systems.items():
+        first = NullSpaceMemory(("{}",), {}).with_keys({0: earlier})
+        begun = ridge(first).caught_up([0]).with_keys({0: between})
+        summed = begun.summed_up([0])
 
-    def ours() -> Delta:
-        known = NullSpaceRidge(begun, basis, 10.0).caught_up([0])
-        return NullSpaceRidge(known, basis, 10.0).solver()(0, keys, residuals)
+        def ours(ridge: Callable[..., NullSpaceRidge] = ridge, begun: NullSpaceMemory = begun) -> Delta:
+            return ridge(ridge(begun).caught_up([0])).solver()(0, keys, residuals)
 
-    def plain() -> Delta:
-        return NullSpaceRidge(summed, basis, 10.0).solver()(0, keys, residuals)
+        def plain(ridge: Callable[..., NullSpaceRidge] = ridge, summed: NullSpaceMemory = summed) -> Delta:
+            return ridge(summed).solver()(0, keys, residuals)
 
-    apart = _changes_apart(ours(), plain())
-    pairs(f"updates: {count} alphaedit edits after {width // 8}, keys of {width}", ours, plain, run)
-    print(f"updates: relative difference of the change {apart:.0e}", flush=True)
+        apart = _changes_apart(ours(), plain())
+        pairs(f"updates: {count} {name} edits after {width // 8}, keys of {width}", ours, plain, run)
+        print(f"updates: {name}, relative difference of the change {apart:.0e}", flush=True)
 
 
 def _free(width: int) -> Callable[[int], Tensor]:

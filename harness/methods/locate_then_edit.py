@@ -582,22 +582,18 @@ def ridge_solver(
     *,
     lam: float,
     norm_control: float = 0.0,
-    sums: Mapping[int, Float64[Tensor, "_ _"]] | None = None,
 ) -> AdjointSolver:
-    """``dW = R K^T G^-1`` with ``G = lam C + norm_control I + M + K K^T`` (MEMIT, equation 14), one factor a layer.
+    """``dW = R K^T G^-1`` with ``G = lam C + norm_control I + K K^T`` (MEMIT, equation 14), one factor a layer.
 
     Args:
         prior: the second moments ``C`` of the unedited model's keys.
         lam: their weight.
         norm_control: weight of the Frobenius norm of the change.
-        sums: layer -> ``M [f, f]``, the sum over the keys of earlier edits.
     """
 
     @functools.cache
     def whiten(layer: int) -> Callable[[Tensor], Tensor]:
-        return inverse_of_preserved(
-            prior.moments[layer], lam=lam, norm_control=norm_control, earlier=(sums or {}).get(layer)
-        )
+        return inverse_of_preserved(prior.moments[layer], lam=lam, norm_control=norm_control)
 
     def adjoint(layer: int, key: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
         wide = double(key.T)

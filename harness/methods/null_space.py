@@ -16,7 +16,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from harness.editing.hyperparameters import Positive
-from harness.errors import UsageError
+from harness.errors import NumericalError, UsageError
 from harness.methods.keys import AdjointSolver, Solver
 from harness.methods.locate_then_edit import (
     SpreadHidden,
@@ -151,13 +151,13 @@ class NullSpaceRidge:
 
     Attributes:
         memory: what earlier operations wrote.
-        basis: ``layer -> Q [f, r]``, where may be written.
+        basis: ``layer -> Q [f, r]``, where may be written; None for everywhere, which is what ``Q = I`` is.
         l2: the weight of the Frobenius norm of the change.
         leaks: ``layer -> [f, f]``, what the change shall keep besides; None for nothing.
     """
 
     memory: NullSpaceMemory
-    basis: Callable[[int], Float64[Tensor, "f r"]]
+    basis: Callable[[int], Float64[Tensor, "f r"] | None]
     l2: float
     leaks: Callable[[int], Float64[Tensor, "f f"]] | None = None
 
@@ -169,7 +169,7 @@ class NullSpaceRidge:
             basis, whiten = prepared(layer)
             inside = _inside(basis, key).T
             found = torch.cat([one.T for one in in_batches(woodbury, whiten(inside), inside, sizes=sizes)])
-            return torch.split(found @ basis.T, list(sizes))
+            return torch.split(found if basis is None else found @ basis.T, list(sizes))
 
         return AdjointSolver(adjoint)
 
@@ -183,7 +183,8 @@ class NullSpaceRidge:
         for layer in layers:
             if self._stands_on(layer):
                 basis = self.basis(layer)
-                factor, update = self._factor(layer, basis), self._update(layer, basis)
+                factor = self._factor(layer, basis)
+                update = self._update(layer, basis, factor)
                 factors |= {} if factor is None else {layer: factor}
                 updates |= {} if update is None else {layer: update}
         return replace(self.memory, factors=factors, updates=updates)
@@ -192,13 +193,14 @@ class NullSpaceRidge:
         """Whether there is anything to be kept."""
         return self.leaks is not None or layer in self.memory.sums or layer in self.memory.keys
 
-    def _prepared(self, layer: int) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    def _prepared(self, layer: int) -> tuple[Tensor | None, Callable[[Tensor], Tensor]]:
         """``Q``, and how ``(Q^T S Q + l2 I)^-1`` is applied."""
         basis = self.basis(layer)
-        factor, update = self._factor(layer, basis), self._update(layer, basis)
+        factor = self._factor(layer, basis)
+        update = self._update(layer, basis, factor)
         if update is None:
             return basis, lambda inside: _solved(factor, self.l2, inside)
-        anew = functools.cache(lambda: self._factored(basis, self._kept(layer, self.memory.total(layer))))
+        anew = functools.cache(lambda: self._factored(layer, basis, self._kept(layer, self.memory.total(layer))))
 
         def whiten(inside: Tensor) -> Tensor:
             right = _half(factor, self.l2, inside)
@@ -216,21 +218,27 @@ class NullSpaceRidge:
         leaks = self.leaks(layer)
         return leaks if earlier is None else leaks + earlier.to(leaks)
 
-    def _factor(self, layer: int, basis: Tensor) -> Tensor | None:
+    def _factor(self, layer: int, basis: Tensor | None) -> Tensor | None:
         """The factor of ``Q^T B Q + l2 I``; None where ``B`` is nothing."""
         if layer in self.memory.factors:
             return self.memory.factors[layer]
-        return self._factored(basis, self._kept(layer, self.memory.sums.get(layer)))
+        return self._factored(layer, basis, self._kept(layer, self.memory.sums.get(layer)))
 
-    def _factored(self, basis: Tensor, kept: Tensor | None) -> Tensor | None:
+    def _factored(self, layer: int, basis: Tensor | None, kept: Tensor | None) -> Tensor | None:
         if kept is None:
             return None
-        inside = basis.T @ kept.to(basis) @ basis
+        inside = kept.clone() if basis is None else basis.T @ kept.to(basis) @ basis
         inside.diagonal().add_(self.l2)
-        factor: Tensor = torch.linalg.cholesky(inside)
+        try:
+            factor: Tensor = torch.linalg.cholesky(inside)
+        except RuntimeError as error:
+            raise NumericalError(
+                f"what layer {layer} shall keep has no inverse; raise the weight of that or of the norm of the change "
+                "(lam, norm_control, l2), or give more text with --set cov_tokens"
+            ) from error
         return factor
 
-    def _update(self, layer: int, basis: Tensor) -> RankUpdate | None:
+    def _update(self, layer: int, basis: Tensor | None, factor: Tensor | None) -> RankUpdate | None:
         """The system of all keys that have not been summed up."""
         if layer not in self.memory.keys:
             return None
@@ -238,14 +246,13 @@ class NullSpaceRidge:
         new = self.memory.keys[layer][0 if known is None else len(known.rows) :]
         if known is not None and not len(new):
             return known
-        factor = self._factor(layer, basis)
         rows = _half(factor, self.l2, _inside(basis, new).T).T
         return (known or RankUpdate.empty(rows)).grown(rows)
 
 
-def _inside(basis: Tensor, keys: Tensor) -> Tensor:
+def _inside(basis: Tensor | None, keys: Tensor) -> Tensor:
     """``K^T Q [n, r]``, of keys in rows: ``Q^T K`` of few keys takes MKL forty times as long."""
-    return double(keys).to(basis.device) @ basis
+    return double(keys) if basis is None else double(keys).to(basis.device) @ basis
 
 
 def _half(lower: Tensor | None, l2: float, right: Tensor) -> Tensor:

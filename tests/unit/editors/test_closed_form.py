@@ -200,8 +200,7 @@ def test_the_memory_holds_the_keys_of_the_fully_edited_model(tiny, edits, method
                 )
             total += key.double().T @ key.double()
         memory = second.memory
-        earlier = memory.sums[layer] if method.name == "memit" else memory.total(layer)
-        assert torch.allclose(earlier, total, rtol=1e-4, atol=1e-6)
+        assert torch.allclose(memory.total(layer), total, rtol=1e-4, atol=1e-6)
     assert memory.moments is not None and set(memory.sums) | set(getattr(memory, "keys", ())) == {0, 1}
 
 
@@ -253,7 +252,8 @@ def test_encore_is_memit_with_its_three_settings(tiny, edits):
     assert wrapped.hyperparameters() == {**by_hand.hyperparameters(), "encore.lam_n": 0.05, "encore.prob_cutoff": None}
     first, plain = wrapped.edit(lm, edits[:2]), inner.edit(lm, edits[:2])
     with patched(lm, first):
-        second, forgetful = (wrapped.edit(lm, edits[2:], m) for m in (first.memory, replace(first.memory, sums={})))
+        nothing = replace(first.memory, sums={}, keys={}, updates={}, factors={})
+        second, forgetful = (wrapped.edit(lm, edits[2:], memory) for memory in (first.memory, nothing))
         again = by_hand.edit(lm, edits[2:], first.memory)
     name = lm.down(1)
     assert torch.equal(second.weights[name].dense(), again.weights[name].dense())
@@ -527,3 +527,32 @@ def test_a_null_space_that_is_used_up_is_told(tiny, edits):
     known = replace(patch.memory, bases={0: patch.memory.bases[0][:, :0]})
     with pytest.raises(UsageError, match="evoedit: earlier edits have taken all directions of layer 0 that may be"):
         method.edit(lm, edits[1:], known)
+
+
+def test_memit_that_keeps_edits_factors_its_system_once_for_many_operations(monkeypatch):
+    """Every operation is that of the dense formula; keys become an update until they are a quarter of their length."""
+    method, made = Memit(lam=4.0, norm_control=0.5, keep_edits=True), []
+    factor = torch.linalg.cholesky
+
+    def counted(matrix):
+        made.append(len(matrix))
+        return factor(matrix)
+
+    monkeypatch.setattr(torch.linalg, "cholesky", counted)
+    memory, whole = kept(moment()), 4.0 * moment().matrix + 0.5 * eye(F)
+    for i in range(F // 4):
+        keys, residual = draw(1, F, seed=40 + i), draw(1, D, seed=50 + i)
+        known = memory if i == 0 else method._ridge(memory).caught_up([0])
+        whole = whole + keys.T @ keys
+        ours = change(method, known, keys, residual)
+        assert torch.allclose(ours, residual.T @ keys @ torch.linalg.inv(whole), rtol=1e-9, atol=1e-11)
+        memory = method.after(None, known, keys={0: keys}, patch=Patch())
+    assert made == [F]
+
+
+def test_what_memit_cannot_keep_is_an_error_with_a_cure():
+    flat = Moment(torch.zeros(F, F, dtype=torch.float64), 100, name="layer 0")
+    method = Memit(norm_control=0.0, keep_edits=True)
+    memory = method.after(None, kept(flat), keys={0: draw(1, F)}, patch=Patch())
+    with pytest.raises(NumericalError, match=r"what layer 0 shall keep has no inverse; raise .* norm_control"):
+        method._ridge(memory).caught_up([0])

@@ -51,7 +51,7 @@ def apart(one: Tensor, other: Tensor) -> float:
 INSIDE: dict[str, Any] = {"nullspace_threshold": 0.8}
 SHARING = [
     (Memit(lam=3.0), SpreadMemory),
-    (Memit(lam=3.0, norm_control=0.2, keep_edits=True), SpreadMemory),
+    (Memit(lam=3.0, norm_control=0.2, keep_edits=True), NullSpaceMemory),
     (Pmet(lam=3.0), SpreadMemory),
     (Eamet(lam=3.0), SpreadMemory),
     (Core(lam=3.0), SpreadMemory),
