@@ -22,6 +22,9 @@ _WRITTEN = 0.5
 _FRONTS = 0.1
 """Share of the weights' memory that beginnings may take which are kept for several rows."""
 
+_LEAST = 2**25
+"""Bytes that either may take of the smallest model, whose weights are less than a few texts."""
+
 
 @dataclass
 class Room:
@@ -46,9 +49,9 @@ class Room:
     @classmethod
     def of(cls, lm: LM) -> Room:
         """The room to begin with."""
-        kept = sum(parameter.nbytes for parameter in lm.model.parameters()) / kept_bytes(lm)
-        tokens = _PORTION if lm.device.type == "cpu" else _LARGEST
-        return cls(tokens, front=int(_FRONTS * kept), written=int(_WRITTEN * kept))
+        weights = sum(parameter.nbytes for parameter in lm.model.parameters())
+        front, written = (int(max(share * weights, _LEAST) / kept_bytes(lm)) for share in (_FRONTS, _WRITTEN))
+        return cls(_PORTION if lm.device.type == "cpu" else _LARGEST, front=front, written=written)
 
     def halve(self, tokens: int) -> None:
         """A pass of so many tokens did not fit; gives the memory back that is held for later ones."""
