@@ -191,6 +191,23 @@ def test_the_page_of_questions_says_what_its_records_say() -> None:
                     last = found.get(metric.strip("`"), {}).get("value")
                     assert cell == ("" if last is None else f"{last:.3f}"), (name, metric, editor)
     assert shown == set(kept)
+    together = {(one.plan["edits"], one.plan["mode"], one.plan["editor"]): one for one in records} | {
+        (name, mode, "none"): kept[name, "none"] for name, _ in kept for mode in ("batch", "sequential")
+    }
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in said.splitlines() if line[:1] == "|"]
+    (head,) = (line for line in lines if line[0] == "set, edits")
+    told = set()
+    for where, metric, *cells in lines[lines.index(head) + 2 :]:
+        name, mode = where.replace("`", "").split(", ")
+        for editor, cell in zip(("none", *(one.strip("`") for one in head[3:])), cells, strict=True):
+            record = together.get((name, mode, editor))
+            assert (record is None) == (cell == ""), (name, mode, editor)
+            if record is not None:
+                each = [record] if editor == "none" else [record, kept[name, editor]]
+                values = [one.tasks(one.points[-1]["edits"])[name][metric.strip("`")]["value"] for one in each]
+                assert cell == f"{values[0]:.3f}" + "".join(f" ({value:.3f})" for value in values[1:])
+                told |= {(name, mode, editor)} if editor != "none" else set()
+    assert told == {key for key in together if key[1] != "isolated" and key[2] != "none"}
     assert len({name for name, _ in kept}) >= 6
     assert all(record.plan["num_edits"] >= 20 for record in records)
     assert all(record.edits["count"] >= 20 for record in records if record.plan["editor"] != "none")
