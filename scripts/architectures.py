@@ -108,6 +108,7 @@ EDITORS: Mapping[str, Mapping[str, Any]] = {
     "senses": {"k": 2, "epochs": 8, "lr": 0.5, "kl": 1e-3, "accumulate": 1, "chunks": 4, "chunk_tokens": 16},
     "ike": {"k": 1, "room": 8},
     "rag": {"k": 1, "room": 8},
+    "serac": {"steps": 2, "room": 8},
     "prompt": {"room": 8},
     "scr": {"room": 8, "tokens": 4, "ask": "{facts}\n{context}\n"},
     "mello": {"room": 8, "tokens": 4, "shown": 0, "hops": 1},
@@ -146,7 +147,7 @@ _GROUPS: Mapping[str, tuple[str, ...]] = {
     "any weights": ("full",),
     "a module's output": ("grace", "defer", "melo", "remedi", "caa", "reft", "steer", "sae"),
     "senses": ("senses",),
-    "prompt, logits, none": ("ike", "rag", "prompt", "scr", "mello", "companion", "none"),
+    "prompt, logits, none": ("ike", "rag", "serac", "prompt", "scr", "mello", "companion", "none"),
 }
 """What stands in one column of the page; of MEMIT's family each member with either site."""
 

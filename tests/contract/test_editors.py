@@ -65,6 +65,7 @@ OWN_QUICK: dict[str, dict[str, object]] = {
     "anyedit": {"window": 2, "lam": 1e-2},
     "ike": {"k": 2, "room": 8},
     "rag": {"room": 8},
+    "serac": {"steps": 20, "room": 8, "threshold": 0.0},  # random states tell no scope
     "prompt": {"room": 8},
     "scr": {"room": 8, "tokens": 4, "ask": "{facts}\n{context}\n", "pick": "released", "k": 1},
     "mello": {"room": 4, "tokens": 2, "shown": 0, "hops": 1},

@@ -418,6 +418,7 @@ CONFORMS = {
     "sae": "unit/editors/test_sae.py::test_a_feature_has_its_value_at_every_token",
     "scr": "unit/editors/test_hops.py::test_the_model_is_asked_about_the_nearest_facts_and_told_the_one_that_it_writes",
     "senses": "unit/editors/test_senses.py::test_training_is_the_loop_of_the_method_on_a_table_of_all_senses",
+    "serac": "unit/editors/test_serac.py::test_the_edit_of_the_greatest_scope_is_read_if_that_is_enough",
     "simie": "golden/test_golden_simie.py::test_three_edits_in_a_row",
     "sphere": "golden/test_golden_closed_forms.py::test_sphere_on_gpt2_takes_the_output_side",
     "stableedit": "golden/test_golden_ultraedit.py::test_stableedit_turn_by_turn",
