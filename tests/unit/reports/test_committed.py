@@ -128,6 +128,26 @@ def test_the_page_of_the_real_model_says_what_a_hundred_edits_give() -> None:
     assert {"none" if editor == "unedited" else editor for editor, *_ in rows} == set(records)
 
 
+def test_the_page_of_the_real_model_says_what_a_hundred_edits_in_sequence_give() -> None:
+    """At every stop: the values, and the paired difference of the neighbours."""
+    said = (RESULTS / "on-real-data.md").read_text(encoding="utf-8").partition("| editor, in sequence | edits |")[2]
+    lines = said.partition("\n\n")[0].splitlines()[2:]
+    rows = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in lines]
+    records = {
+        one.plan["editor"]: one
+        for one in read_records(RESULTS / "smollm2" / "records")
+        if one.plan["mode"] == "sequential" and one.plan["num_edits"] == 100
+    }
+    for editor, edits, *shown in rows:
+        found = records[editor].tasks(int(edits))
+        four = [found["counterfact"][name] for name in ("score", "efficacy", "paraphrase", "neighborhood")]
+        low, high = four[-1]["difference"]["interval"]
+        moved = f"{four[-1]['difference']['value']:+.3f} [{low:+.3f}, {high:+.3f}]"
+        assert shown == [*(f"{one['value']:.3f}" for one in four), moved, f"{found['neutral_text']['kl']['value']:.3f}"]
+    stops = [(editor, str(point["edits"])) for editor, one in records.items() for point in one.points if point["edits"]]
+    assert sorted((editor, edits) for editor, edits, *_ in rows) == sorted(stops)
+
+
 def test_the_page_of_tracing_says_what_the_real_model_gives() -> None:
     """Where restoring feed-forward outputs brings most back, in each window."""
     said = (RESULTS / "where-facts-are-recalled.md").read_text(encoding="utf-8").partition("| layers restored")[2]
@@ -159,7 +179,7 @@ def test_the_page_of_the_real_model_says_what_sequences_give() -> None:
     records = {
         one.plan["editor"]: one
         for one in read_records(RESULTS / "smollm2" / "records")
-        if one.plan["mode"] == "sequential"
+        if one.plan["mode"] == "sequential" and one.plan["edits"].startswith("zsre")
     }
     for editor, edits, *shown in rows:
         found = records[editor].tasks(int(edits))
