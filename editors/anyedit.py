@@ -13,13 +13,13 @@ and with an overlap their last chunk is asked for one token too late where it ho
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
 from torch import Tensor
 
 from harness.editing.edit import Edit
-from harness.editing.editor import Editor
+from harness.editing.editor import own_memory
 from harness.editing.hyperparameters import Count, NotNegative, Positive, Range
 from harness.errors import UsageError
 from harness.methods.block_training import BlockTraining, Retained, require_blocks, train_in_turn
@@ -32,6 +32,7 @@ from harness.methods.locate_then_edit import (
     ridge_solver,
     spread_layers,
 )
+from harness.methods.long_answers import LongAnswers
 from harness.methods.value_rows import Objective
 from harness.models.lm import LM
 from harness.patches.patch import Patch, require_plain
@@ -43,7 +44,7 @@ _PLAIN = ("{}",)  # no context stands in front of a prompt
 
 
 @dataclass(frozen=True)
-class AnyEdit(Editor):
+class AnyEdit(LongAnswers):
     """``h_k* = h_k + argmin_delta -log P(X_k | X_1 .. X_k-1, h_1* .. h_k + delta)`` for each chunk ``X_k`` of a target.
 
     A target of one chunk is edited as the method that writes does it, without context templates and KL term.
@@ -56,23 +57,14 @@ class AnyEdit(Editor):
             last value, or ``none``; MEMIT has none, UnKE those before.
         layers: the layers that MEMIT writes; by default up to five that end at 27 % of the depth.
         blocks: the blocks that UnKE trains; by default one at 22 % of the depth.
-        v_steps: evaluations of the loss of a value.
-        v_lr: its learning rate.
-        v_loss_layer: the layer whose output is decoded for the loss; None is the last.
-        v_weight_decay: weight of ``||delta|| / ||h||^2``.
         v_threshold: a value is found when its loss is below; by default 0.01, with UnKE 0.005, as in the authors' code.
-        clamp: the bound of ``||delta|| / ||h||``.
         lam: weight of what a layer already knows, of MEMIT (``mom2_update_weight``).
         cov_tokens: tokens of text for second moments, of MEMIT.
-        steps: updates of a block, of UnKE (``optim_num_step``).
-        lr: AdamW's learning rate, of UnKE.
-        weight_decay: its weight decay, of all parameters but those of norms.
-        texts: texts on which a block shall give what it gave, of UnKE (``ex_data_num``).
-        seed: the seed of their draw.
+
+    How blocks are trained is a matter of UnKE.
     """
 
     name = "anyedit"
-    random = True
 
     window: Count = 40
     overlap: Annotated[int, Range(0)] = 0
@@ -80,19 +72,9 @@ class AnyEdit(Editor):
     rest: Rest = "all"
     layers: tuple[int, ...] | None = None
     blocks: tuple[int, ...] | None = None
-    v_steps: Count = 25
-    v_lr: Positive = 0.5
-    v_loss_layer: Annotated[int, Range(0)] | None = None
-    v_weight_decay: NotNegative = 1e-3
     v_threshold: NotNegative | None = None
-    clamp: Positive = 4.0
     lam: Positive = 15000.0
     cov_tokens: Count = 100_000
-    steps: Count = 50
-    lr: Positive = 2e-4
-    weight_decay: NotNegative = 0.01
-    texts: Count = 20
-    seed: int = 0
 
     presets: ClassVar[Mapping[str, Mapping[str, object]]] = {
         # jianghoucheng/AnyEdit at ac8e652, hparams/MEMIT_ARE and hparams/unke_ARE.
@@ -138,9 +120,7 @@ class AnyEdit(Editor):
 
     def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:
         """All edits at once; the memory is that of the method that writes."""
-        kind = Unedited if self.write == "memit" else Retained
-        if memory is not None and not isinstance(memory, kind):
-            raise UsageError(f"the memory is a {type(memory).__name__} of another editor; start again without memory")
+        own_memory(memory, Unedited if self.write == "memit" else Retained)
         if not edits:
             return Patch(memory=memory)
         targets = self._cut(lm, edits)
@@ -161,18 +141,8 @@ class AnyEdit(Editor):
 
     def objective(self, lm: LM) -> Objective:
         """The optimisation of one chunk's value."""
-        return Objective(
-            self.edited_layers(lm)[-1],
-            seam="block",
-            fact_token="last",
-            steps=self.v_steps,
-            lr=self.v_lr,
-            kl_factor=0.0,
-            weight_decay=self.v_weight_decay,
-            clamp=self.clamp,
-            loss_layer=self.v_loss_layer,
-            threshold=_THRESHOLD[self.write] if self.v_threshold is None else self.v_threshold,
-        )
+        threshold = _THRESHOLD[self.write] if self.v_threshold is None else self.v_threshold
+        return replace(self.value_objective(self.edited_layers(lm)[-1]), threshold=threshold)
 
     def _cut(self, lm: LM, edits: Sequence[Edit]) -> list[ChunkedTarget]:
         """The targets in chunks."""

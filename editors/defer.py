@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from harness.editing.edit import Edit
+from harness.editing.editor import own_memory
 from harness.editing.hyperparameters import Count, Positive, Share
 from harness.errors import ModelError
 from harness.methods.routing import last_real
@@ -154,7 +155,7 @@ class Defer(SiteEditor):
 
     def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:
         """One edit after the other; the memory is what was trained so far."""
-        found = self.own_memory(memory, Deferral)
+        found = own_memory(memory, Deferral)
         if not edits:
             return Patch(memory=memory)
         for edit in edits:

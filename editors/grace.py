@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from harness.editing.edit import Edit
+from harness.editing.editor import own_memory
 from harness.editing.hyperparameters import Count, NotNegative, Positive
 from harness.methods.codebook import EditBook
 from harness.methods.site import Site, SiteEditor, own_output
@@ -120,7 +121,7 @@ class Grace(SiteEditor):
 
     def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:
         """One edit after the other; the memory is the codebook."""
-        book = self.own_memory(memory, Codebook)
+        book = own_memory(memory, Codebook)
         if not edits:
             return Patch(memory=memory)
         for edit in edits:

@@ -13,15 +13,13 @@ answer.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 
 from harness.editing.edit import Edit
-from harness.editing.editor import Editor
-from harness.editing.hyperparameters import Count, NotNegative, Positive, Range
-from harness.errors import UsageError
+from harness.editing.editor import own_memory
 from harness.methods.block_training import (
     BlockTraining,
     ErrorMean,
@@ -31,8 +29,8 @@ from harness.methods.block_training import (
     train_in_turn,
 )
 from harness.methods.keys import layer_at_depth, require_layers
+from harness.methods.long_answers import LongAnswers
 from harness.methods.value import optimise
-from harness.methods.value_rows import Objective
 from harness.models.lm import LM, Batch
 from harness.patches.patch import Patch
 
@@ -40,42 +38,21 @@ __all__ = ["Retained", "Unke"]
 
 
 @dataclass(frozen=True)
-class Unke(Editor):
+class Unke(LongAnswers):
     """``min ||f(h) - (f0(h) + delta)||^2 + ||f(h') - f0(h')||^2`` over all parameters of a block ``f``, by AdamW.
 
     Of several layers each is trained in turn, on its share of what is missing of the value that leaves the last.
 
     Attributes:
         layers: the layers; by default one at 22 % of the depth, the published one of Llama-2.
-        v_steps: evaluations of the loss of a value.
-        v_lr: its learning rate.
-        v_loss_layer: the layer whose output is decoded for the loss; None is the last.
-        v_weight_decay: weight of ``||delta|| / ||h0||^2``.
-        clamp: the bound of ``||delta|| / ||h0||``.
-        steps: updates of a block (``optim_num_step``).
-        lr: AdamW's learning rate.
-        weight_decay: its weight decay, of all parameters but those of norms.
         error_mean: what the error of a pass is a mean over: its ``tokens``, or as in the authors' code its padding, too
             (``released``).
-        texts: texts on which a block shall give what it gave (``ex_data_num``), drawn anew for each operation.
-        seed: the seed of the draw.
     """
 
     name = "unke"
-    random = True
 
     layers: tuple[int, ...] | None = None
-    v_steps: Count = 25
-    v_lr: Positive = 0.5
-    v_loss_layer: Annotated[int, Range(0)] | None = None
-    v_weight_decay: NotNegative = 1e-3
-    clamp: Positive = 4.0
-    steps: Count = 50
-    lr: Positive = 2e-4
-    weight_decay: NotNegative = 0.01
     error_mean: ErrorMean = "tokens"
-    texts: Count = 20
-    seed: int = 0
 
     presets: ClassVar[Mapping[str, Mapping[str, object]]] = {
         # TrustedLLM/UnKE at ae24801, code/config.py.
@@ -104,33 +81,19 @@ class Unke(Editor):
 
     def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:
         """All edits at once; the memory says which texts were drawn from, and how often."""
-        if memory is not None and not isinstance(memory, Retained):
-            raise UsageError(f"the memory is a {type(memory).__name__} of another editor; start again without memory")
+        known = own_memory(memory, Retained)
         if not edits:
             return Patch(memory=memory)
-        before, layers = memory or Retained.of(lm), self.edited_layers(lm)
-        values = optimise(lm, edits, ("{}",), objective=self._objective(layers[-1])).value
+        before, layers = known or Retained.of(lm), self.edited_layers(lm)
+        # As in the authors' code a value takes all its steps.
+        objective = replace(self.value_objective(layers[-1]), stop="never")
+        values = optimise(lm, edits, ("{}",), objective=objective).value
         prompts = lm.batch([lm.encode(edit.text) for edit in edits])
         wanted = WantedStates(prompts, torch.arange(len(edits)), prompts.lengths - 1, values, prompts.mask)
         settings = BlockTraining(self.steps, self.lr, self.weight_decay, self.error_mean)
         kept, names = self._kept(lm, before), [edit.id for edit in edits]
         found = train_in_turn(lm, layers, wanted, kept=kept, settings=settings, edits=names)
         return found.remember(before.next)
-
-    def _objective(self, layer: int) -> Objective:
-        """The value optimisation at one layer."""
-        return Objective(
-            layer,
-            seam="block",
-            fact_token="last",
-            steps=self.v_steps,
-            lr=self.v_lr,
-            kl_factor=0.0,
-            weight_decay=self.v_weight_decay,
-            clamp=self.clamp,
-            loss_layer=self.v_loss_layer,
-            stop="never",
-        )
 
     def _kept(self, lm: LM, retained: Retained) -> Batch:
         """The texts of one operation on which a block shall give what it gave."""

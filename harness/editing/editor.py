@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from torch import Tensor
 
@@ -18,7 +18,24 @@ from harness.io.progress import bar
 from harness.models.lm import LM
 from harness.patches.patch import Patch
 
-__all__ = ["Editor", "Learned", "Pass", "Wrapper"]
+__all__ = ["Editor", "Learned", "Pass", "Wrapper", "own_memory"]
+
+Memory = TypeVar("Memory")
+
+
+def own_memory(memory: object, kind: type[Memory]) -> Memory | None:
+    """The memory of an earlier operation, None before the first.
+
+    Args:
+        memory: what an operation is given.
+        kind: what the editor remembers.
+
+    Raises:
+        UsageError: it is that of another editor.
+    """
+    if memory is not None and not isinstance(memory, kind):
+        raise UsageError(f"the memory is a {type(memory).__name__} of another editor; start again without memory")
+    return memory
 
 
 @dataclass(frozen=True, eq=False)

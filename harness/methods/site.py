@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -23,8 +23,6 @@ __all__ = ["Site", "SiteEditor", "descend_under", "own_output"]
 
 Site = Literal["mlp", "down", "first"]
 """Which module of a layer, see :class:`SiteEditor`."""
-
-Memory = TypeVar("Memory")
 
 
 @dataclass(frozen=True)
@@ -77,16 +75,6 @@ class SiteEditor(Editor, ABC):
             return first_matrix(lm, self.at(lm), asker=self.name)
         part = lm.arch.mlp_of if self.site == "mlp" else lm.arch.down_of
         return part(self.at(lm))
-
-    def own_memory(self, memory: object, kind: type[Memory]) -> Memory | None:
-        """The memory of an earlier operation.
-
-        Raises:
-            UsageError: it is that of another editor.
-        """
-        if memory is not None and not isinstance(memory, kind):
-            raise UsageError(f"the memory is a {type(memory).__name__} of another editor; start again without memory")
-        return memory
 
     def require_widths(self, lm: LM, what: str, *, held: Sequence[int], here: Sequence[int]) -> None:
         """See that a memory was made of this model.
