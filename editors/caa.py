@@ -47,6 +47,11 @@ class Caa(BlockEditor):
     layer: Annotated[int, Range(0)] | None = None
     strength: float = 1.0
 
+    presets: ClassVar[Mapping[str, Mapping[str, object]]] = {
+        # harness tune --editor caa --mode isolated --edits counterfact:20 --trials 14
+        "mini": {"strength": 0.795},
+    }
+
     def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:  # noqa: ARG002
         """One vector for all edits; increments join to the mean over all.
 

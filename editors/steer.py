@@ -91,6 +91,11 @@ class Steer(BlockEditor):
     batch_size: Count = 4
     seed: int = 0
 
+    presets: ClassVar[Mapping[str, Mapping[str, object]]] = {
+        # harness tune --editor steer --mode isolated --edits counterfact:20 --trials 8
+        "mini": {"layer": 3, "lr": 0.0161},
+    }
+
     def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:  # noqa: ARG002
         """One vector for all edits; those of later operations are added to it.
 

@@ -27,6 +27,7 @@ _AROUND: Mapping[str, tuple[float, float]] = {
     "norm_constraint": (-0.5, 1.5),
     "eps": (-0.5, 1.0),
     "edit_lr": (-1.0, 0.5),
+    "strength": (-0.5, 1.0),
     "lr": (-1.0, 1.0),
 }
 """Powers of ten by which a number may be smaller or greater than the editor's own."""

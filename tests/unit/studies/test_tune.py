@@ -47,6 +47,7 @@ def test_the_fields_that_are_searched() -> None:
     assert memit["lam"] == {"log10": [round(math.log10(15000) - 2.5, 3), round(math.log10(15000) + 0.5, 3)]}
     assert list(searched(editor("ft_l"))) == ["norm_constraint", "lr"]  # type: ignore[arg-type]
     assert list(searched(editor("grace"))) == ["eps", "edit_lr"]  # type: ignore[arg-type]
+    assert list(searched(editor("caa"))) == ["strength"]  # type: ignore[arg-type]
     assert list(searched(editor("alphaedit")))[:2] == ["nullspace_threshold", "l2"]  # type: ignore[arg-type]
     assert searched(editor("ultraedit"))["lr"] == {"log10": [-6.0, -2.0]}  # type: ignore[arg-type]
     assert [scale_field(editor(name)) for name in ("memit", "ultraedit", "ft_l")] == ["lam", "lr", None]  # type: ignore[arg-type]
