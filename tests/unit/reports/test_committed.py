@@ -295,6 +295,11 @@ def test_the_page_of_long_streams_says_what_was_measured() -> None:
     assert min(shares) >= 0.48 and max(shares) <= 0.62
     later = [one for (name, n), one in kept.items() if name == "memit" and int(n) >= 1500]
     assert all(135 < float(one["ms_per_edit"]) < 159 and 719 <= int(one["mib"]) <= 838 for one in later)
+    grace = [one for (name, n), one in kept.items() if name == "grace" and int(n)]
+    spent = {one["edits"]: float(one["ms_per_edit"]) for one in grace}
+    assert len(grace) == 16 and round(min(spent.values())) == 162 and round(max(spent.values())) == 201
+    assert max(spent.values()) < 1.2 * spent["500"] and spent["8000"] < 1.2 * spent["500"]
+    assert (min(float(one["kept"]) for one in grace), max(float(one["kept"]) for one in grace)) == (0.925, 0.96)
     found = [one for (name, n), one in kept.items() if name == "rag" and int(n) >= 1000]
     assert len(found) == 19 and all(
         one["ms_per_edit"] == "0.02" and 0.57 <= float(one["kept"]) <= 0.69 for one in found
