@@ -88,7 +88,7 @@ class VllmTexts:
         return list(self.engine.generate_until(list(requests), disable_tqdm=True))
 
     def _memory(self) -> dict[str, float]:
-        if self.lm.device.type != "cuda":
+        if self.lm.device.type == "cpu":
             return {}
-        free, whole = torch.cuda.mem_get_info(self.lm.device)
+        free, whole = torch.accelerator.get_memory_info(self.lm.device)
         return {"gpu_memory_utilization": round(_OF_FREE * free / whole, 3)}

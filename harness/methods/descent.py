@@ -432,9 +432,10 @@ def _resume(adam: torch.optim.Adam, free: Mapping[str, Tensor], begun: AdamState
         }
 
 
-def _seen(adam: torch.optim.Adam, free: Mapping[str, Tensor]) -> AdamState | None:
-    """What Adam has seen so far, in its own tensors."""
-    states = {name: adam.state[tensor] for name, tensor in free.items() if tensor in adam.state}
+def _seen(adam: torch.optim.Optimizer, free: Mapping[str, Tensor]) -> AdamState | None:
+    """What Adam has seen so far, in its own tensors; None before its first step, and of an optimiser without means."""
+    found = {name: adam.state.get(tensor, {}) for name, tensor in free.items()}
+    states = {name: state for name, state in found.items() if "exp_avg" in state}
     if len(states) < len(free):
         return None
     return AdamState(

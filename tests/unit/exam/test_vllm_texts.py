@@ -124,5 +124,5 @@ def test_vllm_takes_a_part_of_what_is_free(monkeypatch: pytest.MonkeyPatch) -> N
     lm = harness.load("mini", device="cpu")
     assert VllmTexts("x", lm)._memory() == {}
     monkeypatch.setattr(LM, "device", torch.device("cuda:0"))
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (50, 100))
+    monkeypatch.setattr(torch.accelerator, "get_memory_info", lambda _: (50, 100))
     assert VllmTexts("x", lm)._memory() == {"gpu_memory_utilization": 0.45}
