@@ -199,14 +199,15 @@ def edit(
             from harness.models.dequantised import dequantised
             from harness.models.in_memory import borrowed
             from harness.runs import handed
-            from harness.runs.defaults import rows_for
+            from harness.runs.defaults import rows_for, text_for
 
             handed.require_editor(editor, settings or {})
             prompting = handed.turns(chat_edits, system_instruction)
             rows = rows_for(model, data_dir)
             wanted = handed.given_edits(edits, rows)
             if isinstance(model, str | Path):
-                model, tokenizer = load(model, tokenizer, dtype=dtype, device=device, arch=arch, text=text), None
+                read = text_for(model, data_dir, text)
+                model, tokenizer = load(model, tokenizer, dtype=dtype, device=device, arch=arch, text=read), None
             lm = stack.enter_context(borrowed(model, tokenizer, arch=arch, text=text))
             if dequantise_edited:
                 written = handed.edited_modules(editor, lm, settings=settings or {})
@@ -273,7 +274,7 @@ def fit(
         '.safetensors'
     """
     from harness.runs import fitting, handed
-    from harness.runs.defaults import rows_for
+    from harness.runs.defaults import rows_for, text_for
 
     if chat_edits:
         from harness.errors import UsageError
@@ -284,7 +285,8 @@ def fit(
         editor, str(model) if isinstance(model, str | Path) else "", settings=chosen, seed=seed, path=path
     )
     rows = fitting.read_training(_edits(edits), rows_for(model, data_dir), split)
-    lm = load(model, tokenizer, dtype=dtype, device=device, arch=arch, text=text)
+    read = text_for(model, data_dir, text)
+    lm = load(model, tokenizer, dtype=dtype, device=device, arch=arch, text=read)
     return fitting.fit_editor(
         editor, lm, rows, settings=chosen, seed=seed, path=path, dequantise=dequantise_edited
     ).path
@@ -921,7 +923,7 @@ def localize(
         True
     """
     from harness.runs.crew.cells import crew_of
-    from harness.runs.defaults import rows_for
+    from harness.runs.defaults import rows_for, text_for
     from harness.studies.localization import localize as study
     from harness.studies.localization.grid_options import grid
 
@@ -930,7 +932,8 @@ def localize(
         asked = grid(
             called, name, count, facts=facts, problems=problems, methods=methods, layers=layers, settings=settings,
             trace_window=trace_window, sigma=sigma, samples=samples, forcing_samples=forcing_samples,
-            released=released, essence=essence, split=split, data_dir=rows_for(model, data_dir), text=text, seed=seed,
+            released=released, essence=essence, split=split, data_dir=rows_for(model, data_dir),
+            text=text_for(model, data_dir, text), seed=seed,
             dtype=dtype, arch=arch, dequantise_edited=dequantise_edited,
         )  # fmt: skip
         if only_done:

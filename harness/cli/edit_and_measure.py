@@ -306,9 +306,11 @@ class FitOptions:
             HarnessError: it cannot be loaded.
         """
         from harness.models.lm import load
+        from harness.runs.defaults import text_for
 
+        text = text_for(self.model, self.data_dir, self.text)
         return load(
-            self.model, dtype=self.dtype, device=place, names=values.modules(self.arch), text=self.text,
+            self.model, dtype=self.dtype, device=place, names=values.modules(self.arch), text=text,
             args=values.model_args(self.model_args),
         )  # fmt: skip
 

@@ -185,7 +185,7 @@ class LocalizeOptions:
         Raises:
             UsageError: an option cannot be read.
         """
-        from harness.runs.defaults import rows_for
+        from harness.runs.defaults import rows_for, text_for
         from harness.runs.plan import parse_edits
         from harness.studies.localization.grid_options import grid
 
@@ -205,7 +205,7 @@ class LocalizeOptions:
             essence=not self.no_essence,
             split=self.split,
             data_dir=rows_for(self.model, self.data_dir),
-            text=self.text,
+            text=text_for(self.model, self.data_dir, self.text),
             seed=self.seed,
             dtype=self.dtype,
             arch=values.modules(self.arch),
@@ -482,11 +482,12 @@ def contract(asked: ContractOptions) -> None:
     """
     from harness.errors import CheckFailed
     from harness.models.lm import load
-    from harness.runs.defaults import rows_for
+    from harness.runs.defaults import rows_for, text_for
     from harness.studies.contract import contract as study
 
     recipe, settings = study.recipe_of(asked.editor), values.settings(asked.settings)
-    lm = load(asked.model, dtype=asked.dtype, device=asked.device, names=values.modules(asked.arch), text=asked.text)
+    text = text_for(asked.model, asked.data_dir, asked.text)
+    lm = load(asked.model, dtype=asked.dtype, device=asked.device, names=values.modules(asked.arch), text=text)
     with terminal.watched() as report:
         where = {"edits": asked.edits, "data_dir": rows_for(asked.model, asked.data_dir)}
         found = study.run_contract(recipe, lm, settings=settings, progress=report, **where)

@@ -12,7 +12,7 @@ from pathlib import Path
 from harness.errors import DataError, near
 from harness.io import hub
 
-__all__ = ["read_documents", "require_text", "text_identity"]
+__all__ = ["on_hub", "read_documents", "require_text", "text_identity"]
 
 
 # A commit of each data set, so that its name stands for one text and can be part of a cache key without a network.
@@ -48,6 +48,15 @@ def require_text(source: str) -> None:
         DataError: it is not.
     """
     _files(source)
+
+
+def on_hub(source: str) -> bool:
+    """Whether the Hub has to be asked for a text source.
+
+    Raises:
+        DataError: it is a file or folder that does not exist.
+    """
+    return _files(source) is None
 
 
 def text_identity(source: str) -> str:

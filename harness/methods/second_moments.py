@@ -33,7 +33,7 @@ from harness.io.cache import cache_folder, in_cache, share
 from harness.io.files import json_sha256
 from harness.io.hashes import tensor_sha256
 from harness.io.locks import made_once
-from harness.io.plain_text import read_documents, text_identity
+from harness.io.plain_text import on_hub, read_documents, text_identity
 from harness.io.progress import progress_console
 from harness.io.schema import checked, parsed
 from harness.io.tensor_file import save_whole
@@ -62,6 +62,7 @@ __all__ = [
     "read_cached_header",
     "require_finite_moment",
     "require_room",
+    "require_text",
     "verify_cached",
 ]
 
@@ -308,6 +309,21 @@ def missing_moments(lm: LM, layers: Sequence[int], *, tokens: int) -> list[int]:
         return []
     wanted = _manifests(lm, sorted(set(layers)), tokens)
     return [layer for layer, one in wanted.items() if not in_cache(_file_of(one.key))]
+
+
+def require_text(lm: LM, layers: Sequence[int], *, tokens: int) -> None:
+    """See that text can be read for the second moments that are still to be made; of files that was seen on loading.
+
+    Args:
+        lm: the model.
+        layers: the layers whose second moments are needed.
+        tokens: how many tokens of text.
+
+    Raises:
+        DataError: the Hub has to be asked for it, and does not answer.
+    """
+    if on_hub(lm.text) and missing_moments(lm, layers, tokens=tokens):
+        next(iter(read_documents(lm.text)), None)
 
 
 def require_room(lm: LM, layers: Sequence[int]) -> None:

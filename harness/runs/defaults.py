@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from harness.models.lm import LM
     from harness.runs.plan import Plan
 
-__all__ = ["note_rows", "rows_for"]
+__all__ = ["note_rows", "rows_for", "text_for"]
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +36,20 @@ def rows_for(model: str | Path | PreTrainedModel | LM, given: str | Path | None 
     from harness.models.lm import LM
 
     return "mini" if ships(model.model if isinstance(model, LM) else model) else "hub"
+
+
+def text_for(model: object, data_dir: str | Path | None, given: str | None = None) -> str | None:
+    """Where plain text comes from: what is given, else the folder ``text`` of a data folder.
+
+    Args:
+        model: the model, by name or in memory; a shipped one brings its text, and one in memory has it already.
+        data_dir: where the rows come from.
+        given: what the user has named; None where nothing was.
+    """
+    if given is not None or data_dir is None or not isinstance(model, str | Path) or str(model) in shipped():
+        return given
+    folder = Path(data_dir) / "text"
+    return str(folder) if folder.is_dir() else None
 
 
 def note_rows(plan: Plan, rows: int | None) -> None:

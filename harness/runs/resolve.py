@@ -22,8 +22,9 @@ from harness.exam import tasks
 from harness.exam.exam_parts import asked_parts
 from harness.exam.vllm_texts import BACKENDS, require_vllm
 from harness.io import plain_text
-from harness.models.lm import LM, require_dtype, shipped
+from harness.models.lm import LM, require_dtype
 from harness.models.reading import require_args
+from harness.runs.defaults import text_for
 from harness.runs.plan import NO_EDITS, UNEDITED, Plan
 
 __all__ = ["Resolved", "resolve"]
@@ -152,7 +153,7 @@ def resolve(plan: Plan, *, lm: LM | None = None, editor: Editor | None = None) -
         edits=edits,
         rows=tuple(row for row, _ in drawn),
         stops=(0,) if unedited else tuple(schedule.stops(plan.eval_at, len(drawn), mode=mode, batch_size=size)),
-        text=plan.text or _text_beside(plan),
+        text=text_for(plan.model, plan.data_dir, plan.text),
         about=about,
         lm=lm,
         editor=editor,
@@ -220,9 +221,3 @@ def _ordered(edits: Sequence[Edit], plan: Plan) -> list[tuple[int, list[Edit]]]:
     """The cases in the order of the plan, each with its place among the rows."""
     rows = list(enumerate(schedule.cases_of(edits)))
     return random.Random(plan.seed).sample(rows, len(rows)) if plan.order == "random" else rows
-
-
-def _text_beside(plan: Plan) -> str | None:
-    """The folder ``text`` of a data folder: plain text for second moments of a model that brings none."""
-    folder = Path(plan.data_dir) / "text"
-    return str(folder) if plan.model not in shipped() and folder.is_dir() else None

@@ -255,6 +255,22 @@ def test_without_a_network_the_error_says_what_to_give(monkeypatch, source):
         list(read_documents(source))
 
 
+def test_a_text_that_does_not_come_is_told_before_anything_is_traced_or_measured(monkeypatch, tiny, tmp_path):
+    """What an editor asks of a model first is that there is text for the second moments that it lacks."""
+
+    def offline(*args: object, **kwargs: object) -> object:
+        raise ConnectionError("Offline mode is enabled.")
+
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
+    monkeypatch.setattr(hub, "unreachable", lambda: None)
+    monkeypatch.setattr("datasets.load_dataset", offline)
+    lm = replace(tiny("gpt2"), text="wikitext")
+    for editor in (Rome(layers=(1,)), Memit(layers=(0, 1))):
+        with pytest.raises(DataError, match="give a text with --text FILE"):
+            editor.require(lm)
+    Rome(layers=(1,), covariance=False).require(lm)
+
+
 def test_hub_texts_are_read_at_a_fixed_commit(monkeypatch):
     import datasets
 

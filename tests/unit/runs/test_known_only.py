@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from harness.cli.studies import LocalizeOptions
 from harness.errors import UsageError
 from harness.runs.changed_since import changed_since
-from harness.runs.defaults import rows_for
+from harness.runs.defaults import rows_for, text_for
 from harness.runs.options import RunOptions
 from harness.runs.plan import Plan
 from harness.runs.plan_grid import plans
@@ -134,3 +135,24 @@ def test_neutral_text_lies_beside_the_rows(checkpoint: Callable[..., Path], tmp_
     assert record.data["neutral_text"]["source"] == str(tmp_path / "data" / "text")
     assert record.tasks(0)["neutral_text"]["nll"]["n"] == 3
     assert "known" not in record.edits  # no row says what is true
+
+
+def test_plain_text_lies_beside_the_rows_of_a_model_that_brings_none(tmp_path: Path) -> None:
+    """In every command: what a plan reads, and a study of layers, is the folder ``text`` of the data folder."""
+    (tmp_path / "none").mkdir()
+    (tmp_path / "data" / "text").mkdir(parents=True)
+    beside = str(tmp_path / "data" / "text")
+    assert text_for("x/y", tmp_path / "data") == beside
+    assert text_for("x/y", tmp_path / "data", "given.txt") == "given.txt"
+    assert text_for("mini", tmp_path / "data") is None
+    assert text_for(object(), tmp_path / "data") is None
+    assert (
+        text_for("x/y", tmp_path / "none") is None and text_for("x/y", None) is None and text_for("x/y", "hub") is None
+    )
+    for model, read in (("x/y", beside), ("mini", None)):
+        asked = LocalizeOptions(
+            model, "counterfact", facts=None, problems="error_injection", methods="rome@1", layers="all", settings=(),
+            trace_window=5, sigma=None, samples=3, forcing_samples=2, released=None, no_essence=True, split="test",
+            data_dir=str(tmp_path / "data"), text=None, seed=0, dtype="float32", arch=(), dequantise_edited=False,
+        )  # fmt: skip
+        assert asked.grid().text == read
