@@ -314,8 +314,8 @@ def require_editable(editor: Editor, lm: LM, edits: Sequence[Edit], *, mode: str
         ModelError: the editor is made for another family of models.
         UsageError: it cannot; says why and what to do.
     """
-    editor.root.require(lm)
     require_able(editor, edits, mode)
+    editor.root.require(lm)  # which may run the model, and ask the Hub
     for edit in edits:
         said = filter(None, (edit.continuation, edit.rival))
         length = len(lm.encode(edit.text)) + max(len(lm.continuation(edit.text, text)) for text in said)
