@@ -34,7 +34,13 @@ from harness.methods.keys import (
     take_unedited,
     template_notes,
 )
-from harness.methods.second_moments import Moment, missing_moments, require_finite_moment, require_room, require_text
+from harness.methods.second_moments import (
+    Moment,
+    missing_moments,
+    require_finite_moment,
+    require_moment_text,
+    require_room,
+)
 from harness.methods.value import anchor_norm, optimise
 from harness.methods.value_rows import Objective, Seam, Stop
 from harness.models.activations import at_least_float32, capture_activations
@@ -429,7 +435,7 @@ def require_keys(lm: LM, layers: Sequence[int], *, whitened: Sequence[int], toke
     """
     capture_activations(lm, _short(lm), inputs=[lm.arch.writer_of(layer) for layer in layers])
     require_linear(lm, layers)
-    require_text(lm, whitened, tokens=tokens)
+    require_moment_text(lm, whitened, tokens=tokens)
     # The keys of experts are of a size that nobody expects.
     wide = [layer for layer in whitened if lm.experts(lm.down(layer)) is not None]
     require_room(lm, missing_moments(lm, wide, tokens=tokens))

@@ -61,8 +61,8 @@ __all__ = [
     "moments_folder",
     "read_cached_header",
     "require_finite_moment",
+    "require_moment_text",
     "require_room",
-    "require_text",
     "verify_cached",
 ]
 
@@ -311,7 +311,7 @@ def missing_moments(lm: LM, layers: Sequence[int], *, tokens: int) -> list[int]:
     return [layer for layer, one in wanted.items() if not in_cache(_file_of(one.key))]
 
 
-def require_text(lm: LM, layers: Sequence[int], *, tokens: int) -> None:
+def require_moment_text(lm: LM, layers: Sequence[int], *, tokens: int) -> None:
     """See that text can be read for the second moments that are still to be made; of files that was seen on loading.
 
     Args:
