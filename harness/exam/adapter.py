@@ -425,8 +425,7 @@ class EditedLM(HFLM):  # type: ignore[misc]
     @property
     def _ends(self) -> frozenset[int]:
         """The tokens that end a text."""
-        ends = self.lm.model.generation_config.eos_token_id
-        return frozenset([self.eot_token_id, *([ends] if isinstance(ends, int) else ends or [])])
+        return self.lm.end_tokens | {self.eot_token_id}
 
     def _written_plainly(self, requests: list[Instance]) -> list[str]:
         """Continuations as transformers writes them; of fewer texts at once where memory runs out."""

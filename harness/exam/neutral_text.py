@@ -168,10 +168,8 @@ def repetition(lm: LM, found: Texts) -> float | None:
 
 def _continued(lm: LM, openings: Sequence[tuple[int, ...]]) -> list[list[int]]:
     """So many tokens after each opening, none of which ends a text; side by side where model and patch allow it."""
-    ends = lm.model.generation_config.eos_token_id
-    never = frozenset([ends] if isinstance(ends, int) else ends or ())
     writing = Writing(
-        lm, openings, _WRITTEN, frozenset(), lambda _ids: False, [0] * len(openings), Room.of(lm), never=never
+        lm, openings, _WRITTEN, frozenset(), lambda _ids: False, [0] * len(openings), Room.of(lm), never=lm.end_tokens
     )
     return writing.texts() if writing.can() else [_written(lm, opening) for opening in openings]
 

@@ -386,7 +386,7 @@ def _exact_pairs(
     return np.maximum(-1.0, centre - _Z * error), np.minimum(1.0, centre + _Z * error), p, detectable
 
 
-def _drawn_pairs(draws: Float64[Array, "resamples pairs"], freedom: int) -> tuple[Array, Array, Array, Array]:
+def _drawn_pairs(draws: Float64[Array, "pairs resamples"], freedom: int) -> tuple[Array, Array, Array, Array]:
     """The same from what was drawn; a pair that no draw tells apart has the difference itself as its interval."""
     tail = _expanded_tail(freedom)
     pairs, size = draws.shape

@@ -326,6 +326,12 @@ class LM:
             raise DataError(f"the subject '{subject}' has no token of its own in '{text}'; choose another prompt")
         return inside[0], inside[-1] + 1
 
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        """The tokens that end a text, as the checkpoint says."""
+        said = self.model.generation_config.eos_token_id
+        return frozenset([said] if isinstance(said, int) else said or ())
+
     @contextmanager
     def plain_generation(self) -> Iterator[None]:
         """Let ``generate`` follow its arguments alone.

@@ -249,7 +249,7 @@ def generation(candidate: Candidate) -> None:
             logits = lm.model(input_ids=written[None], attention_mask=torch.ones_like(written[None])).logits[0]
             said = logits[len(prompt) - 1 : -1].gather(1, written[len(prompt) :, None])[:, 0]
             best = logits[len(prompt) - 1 : -1].clone()
-            best[:, _ends(lm)] = -torch.inf  # generation was told not to end
+            best[:, sorted(lm.end_tokens)] = -torch.inf  # generation was told not to end
             gap = float((best.amax(1) - said).max())
             _require(gap <= 1e-4, f"generation writes a token whose logit is {gap:.2g} below the greatest")
 
@@ -272,11 +272,6 @@ def _prompted(candidate: Candidate) -> Iterator[list[list[int]]]:
     lm, patch = candidate.lm, candidate.patch
     with patched(lm, patch), torch.no_grad():
         yield [lm.encode(patch.prompt(e.text) if patch.prompt else e.text) for e in candidate.edits]
-
-
-def _ends(lm: LM) -> list[int]:
-    known = lm.model.generation_config.eos_token_id
-    return [] if known is None else [known] if isinstance(known, int) else list(known)
 
 
 def _greedy(lm: LM, prompt: Sequence[int], cached: bool, length: int = 5) -> Tensor:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -107,11 +109,25 @@ def test_a_page_of_the_real_model_says_what_its_records_say(page: str) -> None:
     assert len(rows) >= 6
 
 
+def rows_behind(head: str) -> list[list[str]]:
+    """The cells of the table of the page of the real model that begins with a head."""
+    said = (RESULTS / "on-real-data.md").read_text(encoding="utf-8").partition(head)[2]
+    lines = said.partition("\n\n")[0].splitlines()[2:]
+    return [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in lines]
+
+
+def hundred_edits(found: Mapping[str, Any]) -> list[str]:
+    """What a table of a hundred edits shows of one measurement; no difference of the unedited model."""
+    four = [found["counterfact"][name] for name in ("score", "efficacy", "paraphrase", "neighborhood")]
+    change = four[-1].get("difference")
+    low, high = change["interval"] if change else ("", "")
+    moved = f"{change['value']:+.3f} [{low:+.3f}, {high:+.3f}]" if change else ""
+    return [*(f"{one['value']:.3f}" for one in four), moved, f"{found['neutral_text']['kl']['value']:.3f}"]
+
+
 def test_the_page_of_the_real_model_says_what_a_hundred_edits_give() -> None:
     """Of every record of a hundred edits in one batch: the values, and the paired difference of the neighbours."""
-    said = (RESULTS / "on-real-data.md").read_text(encoding="utf-8").partition("| editor, a hundred edits |")[2]
-    lines = said.partition("\n\n")[0].splitlines()[2:]
-    rows = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in lines]
+    rows = rows_behind("| editor, a hundred edits |")
     records = {
         one.plan["editor"]: one
         for one in read_records(RESULTS / "smollm2" / "records")
@@ -120,30 +136,20 @@ def test_the_page_of_the_real_model_says_what_a_hundred_edits_give() -> None:
     for editor, *shown in rows:
         record = records[{"unedited": "none"}.get(editor, editor)]
         last = record.tasks(record.points[-1]["edits"])
-        four = [last["counterfact"][name] for name in ("score", "efficacy", "paraphrase", "neighborhood")]
-        change = four[-1].get("difference")
-        low, high = change["interval"] if change else ("", "")
-        moved = f"{change['value']:+.3f} [{low:+.3f}, {high:+.3f}]" if change else ""
-        assert shown == [*(f"{one['value']:.3f}" for one in four), moved, f"{last['neutral_text']['kl']['value']:.3f}"]
+        assert shown == hundred_edits(last)
     assert {"none" if editor == "unedited" else editor for editor, *_ in rows} == set(records)
 
 
 def test_the_page_of_the_real_model_says_what_a_hundred_edits_in_sequence_give() -> None:
     """At every stop: the values, and the paired difference of the neighbours."""
-    said = (RESULTS / "on-real-data.md").read_text(encoding="utf-8").partition("| editor, in sequence | edits |")[2]
-    lines = said.partition("\n\n")[0].splitlines()[2:]
-    rows = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in lines]
+    rows = rows_behind("| editor, in sequence | edits |")
     records = {
         one.plan["editor"]: one
         for one in read_records(RESULTS / "smollm2" / "records")
         if one.plan["mode"] == "sequential" and one.plan["num_edits"] == 100
     }
     for editor, edits, *shown in rows:
-        found = records[editor].tasks(int(edits))
-        four = [found["counterfact"][name] for name in ("score", "efficacy", "paraphrase", "neighborhood")]
-        low, high = four[-1]["difference"]["interval"]
-        moved = f"{four[-1]['difference']['value']:+.3f} [{low:+.3f}, {high:+.3f}]"
-        assert shown == [*(f"{one['value']:.3f}" for one in four), moved, f"{found['neutral_text']['kl']['value']:.3f}"]
+        assert shown == hundred_edits(records[editor].tasks(int(edits)))
     stops = [(editor, str(point["edits"])) for editor, one in records.items() for point in one.points if point["edits"]]
     assert sorted((editor, edits) for editor, edits, *_ in rows) == sorted(stops)
 
@@ -172,9 +178,7 @@ def test_the_page_of_tracing_says_what_the_real_model_gives() -> None:
 
 
 def test_the_page_of_the_real_model_says_what_sequences_give() -> None:
-    said = (RESULTS / "on-real-data.md").read_text(encoding="utf-8").partition("| editor | edits | efficacy |")[2]
-    lines = said.partition("\n\n")[0].splitlines()[2:]
-    rows = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in lines]
+    rows = rows_behind("| editor | edits | efficacy |")
     metrics = [("zsre", name) for name in ("efficacy", "paraphrase", "locality_agreement", "generation_exact_match")]
     records = {
         one.plan["editor"]: one
