@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import hashlib
 import json
@@ -12,7 +13,7 @@ from pathlib import Path
 from harness.errors import DataError, near
 from harness.io import hub
 
-__all__ = ["on_hub", "read_documents", "require_text", "text_identity"]
+__all__ = ["on_hub", "read_documents", "require_answer", "require_text", "text_identity"]
 
 
 # A commit of each data set, so that its name stands for one text and can be part of a cache key without a network.
@@ -57,6 +58,16 @@ def on_hub(source: str) -> bool:
         DataError: it is a file or folder that does not exist.
     """
     return _files(source) is None
+
+
+@functools.lru_cache(maxsize=8)  # every cell of a study asks; what could not be read is asked for again
+def require_answer(source: str) -> None:
+    """See that a first document of a text source can be read.
+
+    Raises:
+        DataError: it cannot.
+    """
+    next(iter(read_documents(source)), None)
 
 
 def text_identity(source: str) -> str:

@@ -33,7 +33,7 @@ from harness.io.cache import cache_folder, in_cache, share
 from harness.io.files import json_sha256
 from harness.io.hashes import tensor_sha256
 from harness.io.locks import made_once
-from harness.io.plain_text import on_hub, read_documents, text_identity
+from harness.io.plain_text import on_hub, read_documents, require_answer, text_identity
 from harness.io.progress import progress_console
 from harness.io.schema import checked, parsed
 from harness.io.tensor_file import save_whole
@@ -323,7 +323,7 @@ def require_moment_text(lm: LM, layers: Sequence[int], *, tokens: int) -> None:
         DataError: the Hub has to be asked for it, and does not answer.
     """
     if on_hub(lm.text) and missing_moments(lm, layers, tokens=tokens):
-        next(iter(read_documents(lm.text)), None)
+        require_answer(lm.text)
 
 
 def require_room(lm: LM, layers: Sequence[int]) -> None:
