@@ -14,6 +14,7 @@ from harness.cli import options as opt
 from harness.cli import terminal, values
 
 if TYPE_CHECKING:
+    from harness.models.lm import LM
     from harness.runs.plan import Plan
     from harness.studies.causal.tracing import TracePlan
     from harness.studies.durability.study import DurabilityPlan
@@ -472,6 +473,18 @@ class ContractOptions:
     device: Annotated[str | None, opt.DEVICE]
     arch: Annotated[Sequence[str], opt.ARCH]
 
+    def lm(self) -> LM:
+        """The model.
+
+        Raises:
+            HarnessError: it cannot be loaded.
+        """
+        from harness.models.lm import load
+        from harness.runs.defaults import text_for
+
+        text = text_for(self.model, self.data_dir, self.text)
+        return load(self.model, dtype=self.dtype, device=self.device, names=values.modules(self.arch), text=text)
+
 
 @click.command(short_help="Hold an editor to every promise.")
 @opt.taken(ContractOptions)
@@ -481,13 +494,11 @@ def contract(asked: ContractOptions) -> None:
     A wrapper that is named alone stands around MEMIT. What an editor says that it cannot promise is not tried.
     """
     from harness.errors import CheckFailed
-    from harness.models.lm import load
-    from harness.runs.defaults import rows_for, text_for
+    from harness.runs.defaults import rows_for
     from harness.studies.contract import contract as study
 
     recipe, settings = study.recipe_of(asked.editor), values.settings(asked.settings)
-    text = text_for(asked.model, asked.data_dir, asked.text)
-    lm = load(asked.model, dtype=asked.dtype, device=asked.device, names=values.modules(asked.arch), text=text)
+    lm = asked.lm()
     with terminal.watched() as report:
         where = {"edits": asked.edits, "data_dir": rows_for(asked.model, asked.data_dir)}
         found = study.run_contract(recipe, lm, settings=settings, progress=report, **where)
