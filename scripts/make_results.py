@@ -87,7 +87,7 @@ def main() -> None:
     folder, page = places(arguments.board, arguments.results)
     board = plans() if arguments.board == SHIPPED else study(BOARDS / f"{arguments.board}.yaml")
     wanted = [
-        plan for plan in board if (arguments.fresh or not kept(plan, folder)) and fnmatch(shown(plan), arguments.only)
+        plan for plan in board if fnmatch(shown(plan), arguments.only) and (arguments.fresh or not kept(plan, folder))
     ]
     if arguments.list:
         print("\n".join(shown(plan) for plan in wanted))
