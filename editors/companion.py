@@ -19,10 +19,10 @@ from torch import Tensor
 from harness.editing import patch_file
 from harness.editing.directions import DIRECTIONS
 from harness.editing.edit import Edit
-from harness.editing.editor import Editor, Pass
+from harness.editing.editor import Editor, Pass, own_memory
 from harness.editing.hyperparameters import Count, NotNegative, Positive
 from harness.editing.registry import configure, find
-from harness.errors import DataError, ModelError, UsageError
+from harness.errors import DataError, ModelError
 from harness.methods.logit_ensemble import combine_logits, common_vocabulary
 from harness.models.lm import LM, load
 from harness.patches.patch import Part, Patch, Step, patched
@@ -225,8 +225,7 @@ class Companion(Editor):
 
     def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:
         """What the companion learns of the edits; the memory is what it has learned so far."""
-        if memory is not None and not isinstance(memory, _Memory):
-            raise UsageError(f"the memory is a {type(memory).__name__} of another editor; start again without memory")
+        before = own_memory(memory, _Memory)
         if not edits:
             return Patch(memory=memory)
         small = _opened(self.model, str(lm.device), lm.text)
@@ -239,7 +238,7 @@ class Companion(Editor):
                     "weights, activations or logits"
                 )
             return self._felt(lm, small, change, patch_file.patch_manifest(path)["editor"])
-        before = memory or _Memory(Patch(), None)
+        before = before or _Memory(Patch(), None)
         with patched(small, before.change):
             change = self._method(small).edit(small, edits, before.inner)
         remembered = _Memory(before.change + change, change.memory)

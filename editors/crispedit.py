@@ -24,7 +24,7 @@ from torch import Tensor
 
 from harness.editing.directions import DIRECTIONS, Normalisation
 from harness.editing.edit import Edit
-from harness.editing.editor import Editor
+from harness.editing.editor import Editor, own_memory
 from harness.editing.hyperparameters import Count, NotNegative, Positive, Range
 from harness.methods.curvature import Curvature, CurvatureTokens, curvatures, curvatures_of, low_curvature
 from harness.methods.descent import AdamState, DescentSettings, Restriction, Trained, descend
@@ -107,9 +107,10 @@ class CrispEdit(Editor):
 
     def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:
         """All edits at once, in mini-batches; then the curvature of the loss on them is remembered."""
+        before = own_memory(memory, Kept)
         if not edits:
             return Patch(memory=memory)
-        before = memory if isinstance(memory, Kept) else Kept(self._unedited(lm))
+        before = before or Kept(self._unedited(lm))
         within = self._within(lm, before.found)
         trained = self._trained(lm, edits, within, before.adam and before.adam.within(within))
         with patched(lm, Patch(trained.deltas)):

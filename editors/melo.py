@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from harness.editing.edit import Edit
-from harness.editing.editor import Editor
+from harness.editing.editor import Editor, own_memory
 from harness.editing.hyperparameters import Count, NotNegative, Positive
 from harness.errors import ModelError, UsageError
 from harness.methods.codebook import GAP, CodebookKey, EditBook
@@ -339,11 +339,9 @@ class Melo(Editor):
 
     def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:
         """A block for every few edits; the memory is the codebook with all blocks."""
-        if memory is not None and not isinstance(memory, Indexed):
-            raise UsageError(f"the memory is a {type(memory).__name__} of another editor; start again without memory")
+        found = own_memory(memory, Indexed)
         if not edits:
             return Patch(memory=memory)
-        found = memory
         for begin in range(0, len(edits), self.edits_per_block):
             found = self._learned(lm, found, edits[begin : begin + self.edits_per_block])
         assert found is not None

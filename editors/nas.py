@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from harness.editing.edit import Edit
-from harness.editing.editor import Editor, Pass, Wrapper
+from harness.editing.editor import Editor, Pass, Wrapper, own_memory
 from harness.editing.hyperparameters import Positive
-from harness.errors import UsageError
 from harness.methods.locate_then_edit import LocateThenEdit, with_hyperparameters
 from harness.models.lm import LM
 from harness.patches.patch import Patch
@@ -64,12 +63,11 @@ class NormAnchorScaling(Wrapper):
 
     def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:
         """The inner increment with scaled values."""
-        if memory is not None and not isinstance(memory, Anchored):
-            raise UsageError(f"the memory is a {type(memory).__name__} of another editor; start again without memory")
+        before = own_memory(memory, Anchored)
         if not edits:
             return Patch(memory=memory)
-        anchor = memory.anchor if memory else self.anchor or self._found(lm, edits)
-        patch = self._anchored(anchor).edit(lm, edits, memory.inner if memory else None)
+        anchor = before.anchor if before else self.anchor or self._found(lm, edits)
+        patch = self._anchored(anchor).edit(lm, edits, before.inner if before else None)
         return self.increment(lm, patch.remember(Anchored(anchor, patch.memory)))
 
     def passes(self, lm: LM, edits: Sequence[Edit]) -> Iterator[Pass]:

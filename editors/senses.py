@@ -28,7 +28,7 @@ from torch import Tensor
 
 from harness.editing.directions import DIRECTIONS, losses
 from harness.editing.edit import Edit
-from harness.editing.editor import Editor, Pass
+from harness.editing.editor import Editor, Pass, own_memory
 from harness.editing.hyperparameters import Count, NotNegative, Positive
 from harness.errors import DataError, NumericalError, UsageError
 from harness.methods.descent import TokenisedEdit, cosine_rate, tokenise
@@ -307,9 +307,8 @@ class Senses(Editor):
 
     def _background(self, lm: LM, memory: object) -> Background:
         self.require(lm)
-        if memory is not None and not isinstance(memory, Background):
-            raise UsageError(f"the memory is a {type(memory).__name__} of another editor; start again without memory")
-        return memory or background(lm, chunks=self.chunks, columns=self.chunk_tokens, source=self.kl_text)
+        known = own_memory(memory, Background)
+        return known or background(lm, chunks=self.chunks, columns=self.chunk_tokens, source=self.kl_text)
 
     def _edited(self, lm: LM, edits: Sequence[Edit], ordinary: Background) -> Patch:
         *_, last = self._passes(lm, edits, ordinary)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from harness.editing.edit import Edit
-from harness.editing.editor import Pass, Wrapper
+from harness.editing.editor import Pass, Wrapper, own_memory
 from harness.editing.hyperparameters import Positive
 from harness.errors import UsageError
 from harness.methods.descent import tokenise
@@ -106,11 +106,9 @@ class SimIE(Wrapper):
 
     def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:
         """What the edits add, with all that was made before."""
-        if memory is not None and not isinstance(memory, Ideal):
-            raise UsageError(f"the memory is a {type(memory).__name__} of another editor; start again without memory")
+        known = own_memory(memory, Ideal) or Ideal()
         if not edits:
             return Patch(memory=memory)
-        known = memory or Ideal()
         with self._started(lm, known):
             made = self.inner.edit(lm, edits, known.inner)
             keys = {name: torch.cat(rows) for name, rows in self._keys(lm, edits, made).items()}

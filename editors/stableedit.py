@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from harness.editing.edit import Edit
+from harness.editing.editor import own_memory
 from harness.editing.hyperparameters import Positive, Range
-from harness.errors import UsageError
 from harness.methods.descent import tokenise
 from harness.methods.shifts import (
     LLAMA_3_8B,
@@ -127,11 +127,9 @@ class StableEdit(GradientShift):
 
     def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:
         """All edits at once."""
-        if memory is not None and not isinstance(memory, Warmed):
-            raise UsageError(f"the memory is a {type(memory).__name__} of another editor; start again without memory")
+        before = own_memory(memory, Warmed) or Warmed()
         if not edits:
             return Patch(memory=memory)
-        before = memory or Warmed()
         # The mean over a mini-batch is what each gradient belongs to: the longest edits first, as in the authors' code.
         batches = mini_batches(tokenise(lm, edits), self.batch_size, longest_first=True)
         seen = read_features(lm, batches, names=self.places(lm), mean=True)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from harness.editing.edit import Edit
-from harness.errors import UsageError
+from harness.editing.editor import own_memory
 from harness.methods.descent import TokenisedEdit, tokenise
 from harness.methods.shifts import (
     LLAMA_3_8B,
@@ -97,13 +97,12 @@ class UltraEdit(GradientShift):
 
     def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:
         """All edits at once."""
-        if memory is not None and not isinstance(memory, Seen):
-            raise UsageError(f"the memory is a {type(memory).__name__} of another editor; start again without memory")
+        before = own_memory(memory, Seen)
         if not edits:
             return Patch(memory=memory)
         batches = self._batches(tokenise(lm, edits))
         seen = read_features(lm, batches, names=self.places(lm), mean=self.loss == "batch")
-        statistics = dict(memory.statistics) if memory else {}
+        statistics = dict(before.statistics) if before else {}
         # What has been joined, and then what has been written, is let go of: both at once are twice the memory.
         found = {name: self._joined(*seen.pop(name), statistics) for name in list(seen)}
         lost = self._lost(batches)

@@ -25,7 +25,8 @@ PROMISES = {
     "padding": "the side of the padding does not matter",
     "models": "two models in one process do not mix",
     "isolated": "edits made side by side equal edits made one by one",
-    "sequential": "a second operation on top of the first keeps working, and no edits change nothing",
+    "sequential": "a second operation on top of the first keeps working, no edits change nothing, and another editor's "
+    "memory is refused",
 }
 
 _INTRODUCTION = """\

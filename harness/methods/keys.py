@@ -16,6 +16,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from harness.editing.edit import Edit
+from harness.editing.editor import own_memory
 from harness.errors import DataError, NumericalError, UsageError
 from harness.methods import context_templates
 from harness.methods.context_templates import TemplateKind
@@ -159,12 +160,11 @@ def take_unedited(
     Raises:
         UsageError: the memory is another editor's, or a template cannot be used.
     """
-    if memory is not None and not isinstance(memory, Unedited):
-        raise UsageError(f"the memory is a {type(memory).__name__} of another editor; start again without memory")
+    before = own_memory(memory, Unedited)
     if given is not None:
         context_templates.require_templates(given)
-    templates = memory.contexts if memory else given or context_templates.sample_templates(lm, kind, seed)
-    known = dict(memory.moments) if memory else {}
+    templates = before.contexts if before else given or context_templates.sample_templates(lm, kind, seed)
+    known = dict(before.moments) if before else {}
     missing = [layer for layer in layers if layer not in known]
     return Unedited(templates, {**known, **(moments(lm, missing, tokens=tokens) if missing else {})})
 

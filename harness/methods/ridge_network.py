@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from harness.editing.edit import Edit
+from harness.editing.editor import own_memory
 from harness.editing.hyperparameters import Count, NotNegative
-from harness.errors import NumericalError, UsageError
+from harness.errors import NumericalError
 from harness.methods.descent import TokenisedEdit, log_likelihood, target_distributions, tokenise
 from harness.methods.hypernetwork import Hypernetwork, Pair, Shape, layout
 from harness.methods.keys import require_layers
@@ -94,9 +95,8 @@ class RidgeNetwork(GradientShift, GradientNetwork):
 
     def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:
         """All edits at once."""
-        if memory is not None and not isinstance(memory, NormalisationState):
-            raise UsageError(f"the memory is a {type(memory).__name__} of another editor; start again without memory")
-        network = self.network({**self.knowledge(lm), **(memory.tensors if memory else {})})
+        before = own_memory(memory, NormalisationState)
+        network = self.network({**self.knowledge(lm), **(before.tensors if before else {})})
         return self._patch(network, self.read(lm, tokenise(lm, edits))) if edits else Patch(memory=memory)
 
     def edit_each(self, lm: LM, edits: Sequence[Edit]) -> list[Patch]:

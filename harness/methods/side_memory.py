@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Generic, TypeVar, cast
 
 from harness.editing.edit import Edit
-from harness.editing.editor import Editor
-from harness.errors import UsageError
+from harness.editing.editor import Editor, own_memory
 from harness.methods import context_templates
 from harness.methods.keys import layer_at_depth, template_notes
 from harness.models.lm import LM
@@ -70,11 +69,10 @@ class SideMemory(Editor, ABC, Generic[State]):
 
     def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:
         """One edit after the other; the memory is a state."""
-        if memory is not None and not isinstance(memory, self.kept):
-            raise UsageError(f"the memory is a {type(memory).__name__} of another editor; start again without memory")
+        before = own_memory(memory, self.kept)
         if not edits:
             return Patch(memory=memory)
-        state = self.begun(lm) if memory is None else cast(State, memory)
+        state = self.begun(lm) if before is None else cast(State, before)
         for edit in edits:
             state = self.learned(lm, state, edit)
         return Patch(hooks={self.down(lm): state.side}, memory=state)

@@ -23,6 +23,7 @@ from harness.editing import patch_file
 from harness.editing.edit import Edit
 from harness.editing.editor import Editor, Wrapper
 from harness.editing.promises import keeps_promise
+from harness.errors import UsageError
 from harness.models.guard import Guard
 from harness.models.lm import LM
 from harness.patches.delta import double
@@ -325,7 +326,7 @@ def _second_edit(candidate: Candidate, after_first: bool) -> Tensor:
 
 
 def sequential(candidate: Candidate) -> None:
-    """A second operation on top of the first changes something, and no edits change nothing."""
+    """A second operation on top of the first changes something, no edits change nothing, and a memory is one's own."""
     lm, method, edits = candidate.lm, candidate.method, candidate.edits
     first = method.edit(lm, edits[:1])
     with patched(lm, first):
@@ -333,6 +334,8 @@ def sequential(candidate: Candidate) -> None:
         nothing = method.edit(lm, [], first.memory)
         before = log_likelihood(lm, edits[1], first)
     _require(nothing.empty, "an operation without edits returns a change")
+    own = first.memory is None or _refuses_foreign(candidate)
+    _require(own, "an operation goes on with the memory of another editor")
     if candidate.changes_nothing:
         return
     total = method.finish(lm, first + second)
@@ -344,6 +347,18 @@ def sequential(candidate: Candidate) -> None:
             after = log_likelihood(lm, edits[1], total)
         seen = f"the second operation takes its target from {before:.2f} to {after:.2f}; expected a gain"
         _require(after > before, seen)
+
+
+class _Foreign:
+    """What no editor remembers."""
+
+
+def _refuses_foreign(candidate: Candidate) -> bool:
+    try:
+        candidate.method.edit(candidate.lm, candidate.edits[:1], _Foreign())
+    except UsageError:
+        return True
+    return False
 
 
 CHECKS: Mapping[str, Callable[[Candidate], None]] = {
