@@ -167,22 +167,36 @@ def _tied(*paths: Path) -> list[Record]:
 @opt.TOLERANCE
 @opt.DEVICE
 @opt.BATCH_SIZE
+@opt.WORKERS
+@opt.CLUSTER
 @opt.TRUST_CODE.but(help="Run the code that a record names: editors and tasks by their path, a checkpoint's own.")
 def check(
-    *, baseline: Path, only: str, tolerance: float | None, device: str | None, batch_size: int | None, trust_code: bool
+    *,
+    baseline: Path,
+    only: str,
+    tolerance: float | None,
+    device: str | None,
+    batch_size: int | None,
+    workers: int | None,
+    cluster: str | None,
+    trust_code: bool,
 ) -> None:
     """Run recorded plans again; exit 1, with a table of what moved, when a number leaves its tolerance."""
     from harness.errors import CheckFailed
     from harness.reports.terminal_tables import moved_table
+    from harness.runs.crew.cells import crew_of
     from harness.runs.record import record_name
 
-    moved: dict[str, Sequence[Moved]] = {}
     asked = _asked(baseline, only)
     _require_trusted(asked, baseline, trust_code)
-    for kept, again in _repeated(asked, device, batch_size):
-        moved[record_name(kept)] = _compared(kept, again, tolerance)
+    moved: dict[str, Sequence[Moved]] = {}
+    try:
+        for kept, again in _repeated(asked, crew_of(workers, cluster), device=device, rows=batch_size):
+            moved[record_name(kept)] = _compared(kept, again, tolerance)
+    finally:  # also where some plan failed
+        if any(moved.values()):
+            terminal.write_table(moved_table(moved))
     if any(moved.values()):
-        terminal.write_table(moved_table(moved))
         count = sum(map(len, moved.values()))
         raise CheckFailed(f"{count} numbers of {len(moved)} records left their tolerance; the table says which")
     terminal.say(f"[green]ok[/] {len(moved)} records, no number left its tolerance")
@@ -222,23 +236,17 @@ def _require_trusted(records: Sequence[Record], baseline: Path, trusted: bool) -
         require_trusted_plan(Plan.from_json(kept.plan), where, trusted=trusted)
 
 
-def _repeated(known: Sequence[Record], device: str | None, rows: int | None) -> Iterator[tuple[Record, Record]]:
+def _repeated(
+    known: Sequence[Record], crew: Crew, *, device: str | None, rows: int | None
+) -> Iterator[tuple[Record, Record]]:
     """Each record, and that of its plan carried out again."""
     from tempfile import TemporaryDirectory
 
     from harness.runs.options import RunOptions
-    from harness.runs.plan import Plan
-    from harness.runs.resolve import resolve
-    from harness.runs.runner import run_plan
+    from harness.runs.several import run_again
 
-    with TemporaryDirectory() as folder:
-        for kept in known:
-            with terminal.watched() as report:
-                again = run_plan(
-                    resolve(Plan.from_json(kept.plan)),
-                    RunOptions(Path(folder), device=device, rows=rows, report=report),
-                )
-            yield kept, again
+    with TemporaryDirectory() as folder, terminal.cells_watched(len(known), not crew.here) as watcher:
+        yield from run_again(known, RunOptions(Path(folder), device=device, rows=rows), watcher=watcher, crew=crew)
 
 
 def _compared(kept: Record, again: Record, tolerance: float | None) -> Sequence[Moved]:

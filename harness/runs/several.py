@@ -25,7 +25,7 @@ from harness.runs.resolve import Resolved, resolve
 from harness.runs.runner import finished, run_plan, run_shard
 from harness.runs.writer import remove_leftovers
 
-__all__ = ["Outcome", "PlanJob", "carry_out", "plan_cell", "run_each"]
+__all__ = ["Outcome", "PlanJob", "carry_out", "plan_cell", "run_again", "run_each"]
 
 
 log = logging.getLogger(__name__)
@@ -125,6 +125,31 @@ def run_each(
         yield _outcome(one)
     _models().forget()
     require_all(failed, len(found), "plans")
+
+
+def run_again(
+    known: Sequence[Record], options: RunOptions, *, watcher: Watcher | None = None, crew: Crew = ALONE
+) -> Iterator[tuple[Record, Record]]:
+    """Carry out the plans of records again.
+
+    Args:
+        known: the records.
+        options: how their plans are carried out; in a folder that holds no record of them.
+        watcher: who is told how they come along.
+        crew: who carries them out; by default this process, one after the other.
+
+    Yields:
+        A record, and that of its plan as it is now.
+
+    Raises:
+        HarnessError: the only plan fails.
+        CheckFailed: some of several have failed, when all are through.
+    """
+    plans = [Plan.from_json(record.plan) for record in known]
+    ids = [resolve(plan).id for plan in plans]  # a default that has changed since gives a plan another id
+    for outcome in run_each(plans, options, watcher=watcher, crew=crew):
+        again = outcome.record
+        yield from ((old, again) for old, now in zip(known, ids, strict=True) if again and again.id == now)
 
 
 def _shards(cell: Cell[PlanJob], resolved: Resolved) -> Iterator[Cell[PlanJob]]:

@@ -128,6 +128,27 @@ def test_check_fails_on_a_number_that_moved(
     assert "documents" in found.out
 
 
+def test_check_by_two_workers(harness: Callable[..., Any], records: dict[str, Path], tmp_path: Path) -> None:
+    """The numbers of one worker; a plan that fails keeps neither the others nor what moved from being told."""
+    folder = records["weak"].parent
+    call = ("check", "--device", "cpu", "--trust-code", "--workers", 2, "--baseline")
+    both = harness(*call, folder)
+    assert (both.code, both.out.count("ok ")) == (0, len(list(folder.glob("*.json"))) + 1)
+    for path in folder.glob("*.json"):
+        shutil.copy(path, tmp_path)
+    moved = tmp_path / records["strong"].name
+    content = json.loads(moved.read_text())
+    content["points"][1]["tasks"]["own"]["efficacy_probability"]["value"] += 5.0
+    moved.write_text(json.dumps(content))
+    broken = tmp_path / records["weak"].name
+    content = json.loads(broken.read_text())
+    content["plan"]["settings"]["layer"] = 99
+    broken.write_text(json.dumps(content))
+    found = harness(*call, tmp_path)
+    assert (found.code, "-5.000" in found.out) == (1, True)
+    assert "1 of 2 plans failed" in found.err.splitlines()[-1]
+
+
 def test_check_of_chosen_records(harness: Callable[..., Any], records: dict[str, Path]) -> None:
     folder = records["weak"].parent
     found = harness("check", "--baseline", folder, "--only", "*memit*")
