@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -183,19 +183,12 @@ def check(
 ) -> None:
     """Run recorded plans again; exit 1, with a table of what moved, when a number leaves its tolerance."""
     from harness.errors import CheckFailed
-    from harness.reports.terminal_tables import moved_table
     from harness.runs.crew.cells import crew_of
-    from harness.runs.record import record_name
 
     asked = _asked(baseline, only)
     _require_trusted(asked, baseline, trust_code)
-    moved: dict[str, Sequence[Moved]] = {}
-    try:
-        for kept, again in _repeated(asked, crew_of(workers, cluster), device=device, rows=batch_size):
-            moved[record_name(kept)] = _compared(kept, again, tolerance)
-    finally:  # also where some plan failed
-        if any(moved.values()):
-            terminal.write_table(moved_table(moved))
+    repeated = _repeated(asked, crew_of(workers, cluster), device=device, rows=batch_size)
+    moved = _told(repeated, tolerance)
     if any(moved.values()):
         count = sum(map(len, moved.values()))
         raise CheckFailed(f"{count} numbers of {len(moved)} records left their tolerance; the table says which")
@@ -247,6 +240,21 @@ def _repeated(
 
     with TemporaryDirectory() as folder, terminal.cells_watched(len(known), not crew.here) as watcher:
         yield from run_again(known, RunOptions(Path(folder), device=device, rows=rows), watcher=watcher, crew=crew)
+
+
+def _told(repeated: Iterable[tuple[Record, Record]], tolerance: float | None) -> Mapping[str, Sequence[Moved]]:
+    """What moved in each record, a line each, and a table of it; also of those before a plan that failed."""
+    from harness.reports.terminal_tables import moved_table
+    from harness.runs.record import record_name
+
+    moved: dict[str, Sequence[Moved]] = {}
+    try:
+        for kept, again in repeated:
+            moved[record_name(kept)] = _compared(kept, again, tolerance)
+    finally:
+        if any(moved.values()):
+            terminal.write_table(moved_table(moved))
+    return moved
 
 
 def _compared(kept: Record, again: Record, tolerance: float | None) -> Sequence[Moved]:
