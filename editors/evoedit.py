@@ -45,7 +45,9 @@ def without_directions(basis: Tensor, keys: Tensor, truncation: float = 0.0) -> 
     """
     inside = (double(keys).to(basis.device) @ basis).T
     left, values, _ = torch.linalg.svd(inside, full_matrices=False)
-    rounding = torch.finfo(values.dtype).eps * max(inside.shape) * float(values.max())
+    # Of a key whose direction was taken already nothing is left but what it was rounded to.
+    exact = torch.finfo(values.dtype).eps * max(basis.shape)
+    rounding = max(torch.finfo(keys.dtype).eps, exact) * float(double(keys).norm())
     taken = int((values > max(truncation, rounding)).sum())
     # Reflections take the first axes to those directions, and the other axes to the rest of the space: of the order
     # f r n, where a basis of the rest times this one takes f r^2.
@@ -59,7 +61,7 @@ class EvoEdit(ProjectedHidden):
 
     ``P`` begins as AlphaEdit's projector on the null space of ``C``. ``U`` are the left singular vectors of ``P K``
     above ``truncation``: no later change reaches an earlier key, and none must be summed up. A layer can take as many
-    edits as its null space has directions.
+    edits as its null space has directions; one whose keys were written before takes none.
 
     Attributes:
         l2: weight of the Frobenius norm of the change, 1 in the text.

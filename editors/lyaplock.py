@@ -88,7 +88,7 @@ class LyapLock(SpreadHidden):
     presets: ClassVar[Mapping[str, Mapping[str, object]]] = {
         # wpwpwpyo/LyapLock at c5e6186, hparams/LyapLock.
         "gpt2-xl": {"layers": (13, 14, 15, 16, 17), "v_steps": 20},
-        "gpt-j-6b": {"layers": (3, 4, 5, 6, 7)},
+        "gpt-j-6b": {"layers": (3, 4, 5, 6, 7, 8)},
         "meta-llama-3-8b": {"layers": (4, 5, 6, 7, 8), "v_lr": 0.1},
         # The shipped models: the values as tuned for MEMIT.
         "mini-llama": {"layers": (0,), "v_steps": 40, "v_weight_decay": 1e-3, "clamp": 6.0, "lam": 10.0},

@@ -18,9 +18,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
+from torch import Tensor
+
 from harness.editing.directions import DIRECTIONS
 from harness.editing.edit import Edit
-from harness.editing.editor import Pass
+from harness.editing.editor import Pass, own_memory
 from harness.methods.adapters import Adapters
 from harness.methods.nf4 import nf4_round_trip
 from harness.models.arch import is_matrix
@@ -29,7 +31,23 @@ from harness.models.lm import LM
 from harness.patches.delta import Dense
 from harness.patches.patch import Patch, patched
 
-__all__ = ["QLora"]
+__all__ = ["QLora", "Rounded"]
+
+
+@dataclass(frozen=True, eq=False)
+class Rounded:
+    """What four bits left out of the unedited model.
+
+    Attributes:
+        changes: parameter name -> ``NF4(W) - W``.
+    """
+
+    changes: Mapping[str, Tensor]
+
+    @property
+    def patch(self) -> Patch:
+        """It as a change."""
+        return Patch({name: Dense(change) for name, change in self.changes.items()})
 
 
 @dataclass(frozen=True)
@@ -76,12 +94,16 @@ class QLora(Adapters):
         return super().places(lm) if self.base == "given" else _rounded(lm)
 
     def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:
-        """All edits at once, in mini-batches, on the rounded model."""
+        """All edits at once, in mini-batches, on the model rounded once: adapters of earlier operations are not."""
+        before = own_memory(memory, Rounded)
         if not edits:
-            return Patch()
-        rounding = self.rounding(lm)
+            return Patch(memory=memory)
+        rounding = self.rounding(lm) if before is None else before.patch
+        known = before or Rounded({name: delta.dense() for name, delta in rounding.weights.items()})
+        if before and self.base == "quantised":  # it is part of what the model carries
+            return super().edit(lm, edits).remember(known)
         with patched(lm, rounding):
-            return self._kept(rounding, super().edit(lm, edits, memory))
+            return self._kept(rounding, super().edit(lm, edits)).remember(known)
 
     def edit_each(self, lm: LM, edits: Sequence[Edit]) -> list[Patch]:
         """Independent edits, for which the model is rounded once."""

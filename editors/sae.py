@@ -86,7 +86,8 @@ class Sae(BlockEditor):
         if not edits:
             return Patch()
         read = self._read().to(lm.device)
-        states = part_states(lm, stated_answers(lm, edits), self.at(lm))
+        # Not what earlier operations set: their multiples would grow from one to the next.
+        states = part_states(lm, stated_answers(lm, edits), self.at(lm), early=True)
         active = [read.activations(each) for each in states]
         new, old = active[: len(edits)], active[len(edits) :]
         chosen = self.features or self._chosen(new, old)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import time
@@ -21,6 +22,8 @@ def noted(job: tuple[str, str], report: Report) -> tuple[str, int]:
     report("working", 1, 2)
     if name.startswith("doomed") or (name.startswith("die") and not tries):
         os.kill(os.getpid(), signal.SIGKILL)
+    if name.startswith("warn"):
+        logging.getLogger("harness.crew_jobs").warning("%s: nobody knows this fact", name)
     if name.startswith("refuse"):
         raise DataError(f"{name}: cannot be used; use another")
     if name.startswith("break"):

@@ -318,8 +318,9 @@ def all_differences(samples: Sequence[Sequence[Values]], *, seed: int, resamples
     if not _of_the_same(samples):
         return None
     draws = _joined(units.resample(seed, resamples), parts)
+    draws = draws[np.isfinite(draws).all(axis=1)]  # in a resample a metric may apply to no document
     values = _joined(units.values()[None], parts)[0]
-    if not np.isfinite(values).all():
+    if not len(draws) or not np.isfinite(values).all():
         return None
     first, second = np.triu_indices(len(samples), 1)
     known = units.den > 0

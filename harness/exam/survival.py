@@ -109,6 +109,8 @@ class HalfLife:
 def lost_between(holding: Mapping[str, Ratio], after: Sequence[tuple[int, Values]]) -> list[tuple[float, float]]:
     """Of each case, the stops between which the first of its answers was lost; ``(last, inf)`` where none was.
 
+    A stop at which some answer of a case was not measured says nothing of it.
+
     Args:
         holding: the documents that held, whose cluster is their case.
         after: the number of further edits, ascending, and what documents contribute after them.
@@ -120,10 +122,11 @@ def lost_between(holding: Mapping[str, Ratio], after: Sequence[tuple[int, Values
     for documents in cases.values():
         last = 0.0
         for count, values in after:
-            if any(survivors({d: holding[d]}, values)[d].num == 0 for d in documents):
+            still = [row.num for row in survivors({d: holding[d] for d in documents}, values).values()]
+            if 0 in still:
                 found.append((last, float(count)))
                 break
-            last = float(count)
+            last = float(count) if all(map(math.isfinite, still)) else last
         else:
             found.append((last, math.inf))
     return found

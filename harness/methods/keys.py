@@ -475,7 +475,7 @@ def _read_each(
     outputs: list[str],
 ) -> Activations:
     """:func:`harness.models.activations.read_activations`, each row under the patch of its owner."""
-    if len(patches) == 1 or patches[0].empty:
+    if len(patches) == 1 or all(patch.empty for patch in patches):
         with patched(lm, patches[0]) if len(patches) == 1 else nullcontext():
             return read_activations(lm, rows, inputs=inputs, outputs=outputs)
     with patched_rows(lm, patches) as carrier:

@@ -81,19 +81,20 @@ class StatedText(NamedTuple):
     end: int
 
 
-def part_states(lm: LM, stated: Sequence[StatedText], layer: int) -> list[Tensor]:
+def part_states(lm: LM, stated: Sequence[StatedText], layer: int, *, early: bool = False) -> list[Tensor]:
     """What a block writes at the tokens of parts of texts, each ``[tokens, d]``, at least in float32.
 
     Args:
         lm: the model.
         stated: the texts with their parts.
         layer: the block.
+        early: whether they are read before the hooks of a patch make something else of them.
     """
     block = lm.arch.block(layer)
     found: dict[int, Tensor] = {}
     for chunk in row_portions([[len(s.ids)] for s in stated], _BUDGET):
-        hidden = capture_activations(lm, lm.batch([stated[i].ids for i in chunk]), outputs=[block]).outputs[block]
-        hidden = at_least_float32(hidden)
+        batch = lm.batch([stated[i].ids for i in chunk])
+        hidden = at_least_float32(capture_activations(lm, batch, outputs=[block], early=early).outputs[block])
         found |= {i: hidden[row, stated[i].begin : stated[i].end] for row, i in enumerate(chunk)}
     return [found[i] for i in range(len(stated))]
 

@@ -144,6 +144,7 @@ def capture_activations(
     outputs: Collection[str] = (),
     front: PrefixCache | None = None,
     at: Tensor | None = None,
+    early: bool = False,
 ) -> Activations:
     """Run the model on a batch until the named modules have been seen; the blocks above the last one do not run.
 
@@ -154,6 +155,7 @@ def capture_activations(
         outputs: modules whose output is wanted.
         front: what stands in front of the rows.
         at: where in each row stacked keys are wanted, which are then ``[rows, 1, dim]``; by default everywhere.
+        early: whether outputs are read before the hooks of a patch make something else of them.
 
     Raises:
         ModelError: a module does not exist, or the forward pass never reached it.
@@ -173,7 +175,7 @@ def capture_activations(
 
     plain = {"attention_mask": batch.mask, "use_cache": False}
     tokens = None if at is None else torch.arange(rows) * columns + at.cpu()
-    with _hooks(lm, inputs, outputs=outputs, keep=keep, tokens=tokens), torch.no_grad():
+    with _hooks(lm, inputs, outputs=outputs, keep=keep, tokens=tokens, early=early), torch.no_grad():
         try:
             lm.model(input_ids=batch.ids, **(front.inputs(lm, batch) if front else plain))
         except _Enough:
@@ -264,6 +266,7 @@ def _hooks(
     outputs: Collection[str],
     keep: Callable[[str, str, Tensor], None],
     tokens: Tensor | None = None,
+    early: bool = False,
 ) -> Iterator[None]:
     def before(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         return lambda _module, args: keep("in", name, args[0])
@@ -281,8 +284,8 @@ def _hooks(
         for name in inputs
         if name in mixtures
     ]
-    # Hooks run in the order of registration: what is read here is what the hooks of a patch made of it.
-    handles += [lm.module(name).register_forward_hook(after(name)) for name in outputs]
+    # Hooks run in the order of registration: what is read last is what the hooks of a patch made of it.
+    handles += [lm.module(name).register_forward_hook(after(name), prepend=early) for name in outputs]
     try:
         yield
     finally:

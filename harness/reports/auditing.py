@@ -336,19 +336,18 @@ def _of_a_table(where: str, values: Sequence[PublishedValue]) -> Iterator[Findin
 def _mixed(where: str, values: Sequence[PublishedValue]) -> Iterator[Finding]:
     """Columns of one table under several protocols, and cells with two values."""
     ways: dict[tuple[str, str, str], dict[str, list[str]]] = {}
-    cells: dict[tuple[str, ...], set[str]] = {}
+    cells: dict[tuple[str, ...], dict[str, tuple[str, ...]]] = {}  # as all spell it -> value -> as it is spelled
     for one in values:
         way = ", ".join(part for part in (one.protocol, f"{one.n_edits} edits" if one.n_edits else "") if part)
         if alike(one.method) not in UNEDITED:
             ways.setdefault((one.model, one.data, one.metric), {}).setdefault(way, []).append(one.method)
-        cells.setdefault((one.model, one.data, one.method, one.metric, way, one.batch), set()).add(one.value)
+        cell = (one.model, one.data, one.method, one.metric, way, one.batch)
+        cells.setdefault((*cell[:2], alike(one.method), *cell[3:]), {}).setdefault(one.value, cell)
     for (model, data, metric), found in ways.items():
         shared = [set(methods) for methods in found.values()]
         if len(found) > 1 and not set.intersection(*shared):  # a method under each of them is a curve, not a mixture
             text = "; ".join(f"{way or 'not told'}: {_names(list(dict.fromkeys(m)))}" for way, m in found.items())
             yield Finding("protocols", where, f"{model}, {data}, {metric}: {text}")
-    for cell, found_values in cells.items():
-        if len(found_values) > 1:
-            yield Finding(
-                "double", where, f"{', '.join(part for part in cell if part)}: {' and '.join(sorted(found_values))}"
-            )
+    for spelled in (cell for cell in cells.values() if len(cell) > 1):
+        named = next(iter(spelled.values()))
+        yield Finding("double", where, f"{', '.join(part for part in named if part)}: {' and '.join(sorted(spelled))}")

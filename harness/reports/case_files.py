@@ -105,9 +105,8 @@ def _probabilities(
     """Whether the wanted answer is the more probable one, and by how much; near other subjects that is the true one."""
     if not prompts:
         return
-    wanted, other = (
-        ("target_true", "target_new") if role in ("neighborhood", "attribute") else ("target_new", "target_true")
-    )
+    near = role == "neighborhood"  # of the subjects of attribute prompts the new answer is true before any edit
+    wanted, other = ("target_true", "target_new") if near else ("target_new", "target_true")
     better = mean_answer(prompt[wanted] < prompt[other] for prompt in prompts)
     by = mean_answer(math.exp(-prompt[wanted]) - math.exp(-prompt[other]) for prompt in prompts)
     yield from ((name, ratio) for name, ratio in ((metric, better), (f"{metric}_magnitude", by)) if ratio is not None)

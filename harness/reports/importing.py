@@ -51,16 +51,28 @@ class Told:
     unedited: Path | None = None
 
 
+_OPTIONS = {
+    "model": "--model",
+    "editor": "--editor",
+    "edit_set": "--edits",
+    "num_edits": "--num-edits",
+    "mode": "--mode",
+    "unedited": "--unedited",
+}
+
+
 class Reader(ABC):
     """How the result files of one program are read.  The first line of a child's docstring says which.
 
     Attributes:
         name: what the format is called on the command line.
         origin: where files of the format are published, unless the caller says otherwise.
+        takes: what the files may leave to be told, attributes of :class:`Told`.
     """
 
     name: ClassVar[str]
     origin: ClassVar[Origin] = Origin()
+    takes: ClassVar[frozenset[str]] = frozenset({"model", "editor", "edit_set", "mode"})
 
     @abstractmethod
     def reads(self, path: Path) -> bool:
@@ -101,10 +113,13 @@ def read_published(form: str, path: Path, told: Told | None = None) -> list[Reco
         told: what the files do not say.
 
     Raises:
-        UsageError: there is no such format.
+        UsageError: there is no such format, or something is told that its files say themselves.
         DataError: the files cannot be used, or two runs in them are one with other numbers.
     """
     reader, told = find_reader(form), told or Told()
+    for key, option in _OPTIONS.items():
+        if getattr(told, key) is not None and key not in reader.takes:
+            raise UsageError(f"{option}: the files of {form} say it themselves, or do not need it; leave it out")
     if not path.exists():
         raise DataError(f"{path}: no such file or folder; give the result files of {form}")
     given = {key: value for key in ("repository", "commit", "licence") if (value := getattr(told, key)) is not None}

@@ -81,7 +81,7 @@ def read_published_values(path: Path) -> list[PublishedValue]:
     Raises:
         DataError: it is no such table, or a line cannot be used; names the line.
     """
-    reader = csv.DictReader(io.StringIO(read_text(path)))
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=None))  # whatever ends a line
     fields = list(reader.fieldnames or [])
     missing = [name for name in NEEDED if name not in fields]
     if missing:

@@ -86,13 +86,22 @@ def reference_columns(section: MeasuredSection, values: Sequence[PublishedValue]
         values: of any papers.
     """
     model, data = alike(str(section.protocol["model"])), alike(str(section.protocol["edit_set"]))
-    groups: dict[_Key, dict[str, PublishedValue]] = {}
+    groups: dict[_Key, list[dict[str, PublishedValue]]] = {}
     for one in values:
         if one.data and (alike(one.model), alike(one.data)) == (model, data):
-            groups.setdefault(_measured_alike(one), {})[alike(one.method)] = one
+            _column_of(one, groups.setdefault(_measured_alike(one), [])).setdefault(alike(one.method), one)
     methods = {alike(str(row.record.editor.get("name", ""))) for row in section.rows if row.record} | set(UNEDITED)
-    shown = [found for found in groups.values() if methods & found.keys()]
+    shown = [found for columns in groups.values() for found in columns if methods & found.keys()]
     return [Reference(_letter(place), found) for place, found in enumerate(shown)]
+
+
+def _column_of(one: PublishedValue, columns: list[dict[str, PublishedValue]]) -> dict[str, PublishedValue]:
+    """The first column with no other value of the method: of ``ROME`` and ``ROME*`` each keeps its own."""
+    for column in columns:
+        if column.get(alike(one.method), one).value == one.value:
+            return column
+    columns.append({})
+    return columns[-1]
 
 
 def _measured_alike(one: PublishedValue) -> _Key:
@@ -132,12 +141,12 @@ def with_reference_data(data: Data, sections: Sequence[MeasuredSection], values:
         sections: of the page.
         values: of any papers.
     """
-    found = [reference_columns(section, values) for section in sections]
-    heads = list(dict.fromkeys(_head(reference) for each in found for reference in each))
+    found = [_by_head(reference_columns(section, values)) for section in sections]
+    heads = list(dict.fromkeys(head for each in found for head in each))
     if not heads:
         return data
     rows = [
-        tuple(one for head in heads for one in _told({_head(ref): ref for ref in each}.get(head), row))
+        tuple(one for head in heads for one in _told(each.get(head), row))
         for section, each in zip(sections, found, strict=True)
         for row in section.rows
     ]
@@ -145,10 +154,22 @@ def with_reference_data(data: Data, sections: Sequence[MeasuredSection], values:
     return Data((*data.fields, *fields), tuple((*a, *b) for a, b in zip(data.rows, rows, strict=True)))
 
 
+def _by_head(references: Sequence[Reference]) -> dict[str, Reference]:
+    """Columns by what tells them apart; a number where only another value of one method does."""
+    found: dict[str, Reference] = {}
+    for reference in references:
+        head = _head(reference)
+        same = sum(_head(other) == head for other in found.values())
+        found[f"{head} ({same + 1})" if same else head] = reference
+    return found
+
+
 def _head(reference: Reference) -> str:
     one = reference.first
     edits = f"{one.n_edits} edits" if one.n_edits else ""
-    return ", ".join(part for part in (one.paper, one.table, one.metric, one.protocol, edits, one.source) if part)
+    batch = f"{one.batch} at a time" if one.batch else ""
+    told = (one.paper, one.table, one.metric, one.protocol, edits, batch, one.source)
+    return ", ".join(part for part in told if part)
 
 
 def _told(reference: Reference | None, row: BoardRow) -> tuple[float | None, str | None]:

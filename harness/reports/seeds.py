@@ -42,9 +42,11 @@ def order_notes(section: MeasuredSection) -> list[str]:
 
 
 def _order_note(seeds: Sequence[int], rows: Sequence[BoardRow], section: MeasuredSection) -> str:
+    names = [row.label.partition(" (")[0] for row in rows]
+    names = names if len(set(names)) == len(names) else [row.label for row in rows]  # one editor in several settings
     found = []
     for place, (metric, label) in enumerate(zip(section.metrics, section.labels, strict=True)):
-        known = {row.label.partition(" (")[0]: (row.cells[place].measure or {}).get("each") for row in rows}
+        known = {name: (row.cells[place].measure or {}).get("each") for name, row in zip(names, rows, strict=True)}
         each: dict[str, list[float]] = {editor: values for editor, values in known.items() if values}
         if metric.higher_is_better is not None and len(each) == len(rows):
             found.append((label, stability(each, metric.higher_is_better)))

@@ -43,6 +43,7 @@ KNOWEDIT = ("counterfact", "recent", "wikibio", "zsre", "convsent", "sanitation"
 EXAM_NAME = "EasyEdit"
 
 _Knowedit = re.compile(r"(?P<editor>[^_]+)_(?P<data>[^_]+)_(?P<model>[^_]+)_results\.json")
+_PILED = {"True": "sequential", "False": "isolated"}
 _Wise = re.compile(r"(?P<model>.+)_(?P<editor>[^_]+)_N=(?P<count>\d+)_Sequential=(?P<sequential>True|False)\.json")
 
 
@@ -63,7 +64,7 @@ class _Run:
     model: str | None
     editor: str | None
     data: str | None
-    sequential: bool | None = None
+    mode: str | None = None
 
 
 _Cases = list[tuple[str, Mapping[str, Any], Path]]
@@ -102,7 +103,7 @@ def _cases(file: Path) -> Iterator[tuple[_Run, str, Mapping[str, Any]]]:
     named = _from_name(file)
     for number, case in enumerate(cases, start=1):
         require_shape(_Case, case, where=f"{file}, row {number}", what="EasyEdit's results")
-        run = _Run(named.model, case.get("editor", named.editor), case.get("data", named.data), named.sequential)
+        run = _Run(named.model, case.get("editor", named.editor), case.get("data", named.data), named.mode)
         # In batches EasyEdit counts the cases of each batch from 0: of its own files the place names the case.
         yield run, str(case["case_id"] if lines and "case_id" in case else number - 1), case
 
@@ -112,7 +113,7 @@ def _from_name(file: Path) -> _Run:
     if found := _Knowedit.fullmatch(file.name):
         return _Run(found["model"], found["editor"], found["data"])
     if found := _Wise.fullmatch(file.name):
-        return _Run(found["model"], found["editor"], None, found["sequential"] == "True")
+        return _Run(found["model"], found["editor"], None, _PILED[found["sequential"]])
     collected = re.fullmatch(r"knowedit_easyedit_percase_(.+)\.jsonl(\.gz)?", file.name)
     return _Run(collected[1] if collected else None, None, None)
 
@@ -125,21 +126,20 @@ def _with(run: _Run, told: Told, where: str) -> _Run:
     for what, value in {**found, "data": data}.items():
         if value is None:
             raise DataError(f"{where}: nothing says the {what} of this run; name it with {options[what]}")
-    sequential = run.sequential if told.mode is None else told.mode == "sequential"
     model, editor = (one_line_name(found[key], f"a {key}") for key in ("model", "editor"))
-    return _Run(model_name(model), editor, one_line_name(data, "an edit set"), sequential)
+    return _Run(model_name(model), editor, one_line_name(data, "an edit set"), told.mode or run.mode)
 
 
 def _published(run: _Run, cases: _Cases) -> PublishedRun:
     before, after = _scores(cases, "pre"), _scores(cases, "post")
     exam, editor = run.data or EXAM_NAME, run.editor or ""
-    said = () if run.sequential is not None else ("Whether edits were piled up is not told; taken as each edit alone.",)
+    said = () if run.mode is not None else ("Whether edits were piled up is not told; taken as each edit alone.",)
     return PublishedRun(
         model=run.model or "",
         editor=editor,
         edit_set=exam,
-        mode="sequential" if run.sequential else "isolated",
-        batch_size=1 if run.sequential else None,
+        mode=run.mode or "isolated",
+        batch_size=1 if run.mode == "sequential" else None,
         protocol=_protocol(editor, cases),
         exams={exam: _exam(after)},
         scores={**({0: {exam: before}} if before else {}), len(cases): {exam: after}},
@@ -159,7 +159,9 @@ def _protocol(editor: str, cases: _Cases) -> str:
     """How the answer to the edit's own question was measured, which newer versions say."""
     groups: dict[str, tuple[str, Path]] = {}
     for case_id, case, file in cases:
-        said = case["post"].get("metric_meta", {}).get("rewrite", {}).get("comparable_group")
+        said: object = case["post"]
+        for key in ("metric_meta", "rewrite", "comparable_group"):
+            said = said.get(key) if isinstance(said, Mapping) else None
         groups.setdefault(str(said), (case_id, file))
     if len(groups) > 1:
         first, second = list(groups)[:2]

@@ -118,6 +118,7 @@ class HalluEditBench(Reader):
     """HalluEditBench: ``results/hallu_edit``, ``hallu_edit_multi_hop``, one of their folders, or JSON lines."""
 
     name: ClassVar[str] = "halluedit"
+    takes: ClassVar[frozenset[str]] = frozenset({"model"})
     origin: ClassVar[Origin] = Origin(
         "llm-editing/HalluEditBench", None, "MIT", "Huang et al. 2025, HalluEditBench (arXiv 2410.16251)"
     )
@@ -177,7 +178,14 @@ def _own(file: Path) -> Iterator[_Answers]:
         where = f"{file}, row {number}"
         require_shape(_Case, case, where=where, what="HalluEditBench's results")
         pre, post = (_found(case[side], where, side == "post") for side in ("pre", "post"))
-        yield _Answers(model_name(file.parent.name), *names, str(case["case_id"]), pre, post, file)
+        yield _Answers(
+            model_name(one_line_name(file.resolve().parent.name, "a model")),
+            *names,
+            str(case["case_id"]),
+            pre,
+            post,
+            file,
+        )
 
 
 def _found(side: Mapping[str, Any], where: str, after: bool) -> _Bits:

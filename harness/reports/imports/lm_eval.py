@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from typing_extensions import NotRequired, TypedDict
 
-from harness.errors import DataError
+from harness.errors import DataError, UsageError
 from harness.exam.data import read_jsonl
 from harness.exam.statistics import Ratio
 from harness.reports.foreign_files import all_files, read_json, require_shape
@@ -65,6 +65,7 @@ class LmEval(Reader):
     """lm-evaluation-harness: ``results_*.json``, or a folder of those, with ``samples_*.jsonl`` beside them."""
 
     name: ClassVar[str] = "lm-eval"
+    takes: ClassVar[frozenset[str]] = frozenset({"model", "editor", "edit_set", "num_edits", "mode", "unedited"})
 
     def reads(self, path: Path) -> bool:
         """Whether there is a file of results."""
@@ -73,9 +74,26 @@ class LmEval(Reader):
 
     def read(self, path: Path, told: Told) -> Iterator[PublishedRun]:
         """A run for each file of results; of an edited model ``told`` says what was edited."""
+        _require_whole(told)
         base = None if told.unedited is None else _only(told.unedited)
         for file in all_files(path, "results_*.json"):
             yield _run(_read(file), base, told)
+
+
+def _require_whole(told: Told) -> None:
+    """See that an edited model is told as one: nothing in the files says that there were edits, or how many."""
+    of_edits = {
+        "--unedited": told.unedited,
+        "--edits": told.edit_set,
+        "--num-edits": told.num_edits,
+        "--mode": told.mode,
+    }
+    if told.editor is None:
+        said = [option for option, value in of_edits.items() if value is not None]
+        if said:
+            raise UsageError(f"{said[0]} goes with an edited model; name the editor with --editor")
+    elif not told.num_edits:
+        raise UsageError(f"--editor {told.editor}: nothing says how many edits were made; add --num-edits")
 
 
 def _only(path: Path) -> _Found:
@@ -144,7 +162,7 @@ def _is_mean(value: float, each: Mapping[str, Ratio]) -> bool:
 def _run(found: _Found, base: _Found | None, told: Told) -> PublishedRun:
     if base is not None:
         _require_same_documents(found, base)
-    edits = (told.num_edits or 1) if told.editor else 0
+    edits = told.num_edits or 0
     sides = {**({0: base} if base and edits else {}), edits: found}
     config = found.results["config"]
     model = told.model or found.results.get("model_name") or config.get("model_args")

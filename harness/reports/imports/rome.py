@@ -103,8 +103,9 @@ def _made(cases: Sequence[CaseFile], told: Told) -> tuple[str, int, int | None]:
     size = cases[0].get("num_edits", 1)
     piled = any(case["case_id"] not in case.get("grouped_case_ids", [case["case_id"]]) for case in cases)
     mode = told.mode or ("sequential" if piled else "batch" if size > 1 else "isolated")
-    if mode == "batch":
-        return mode, min(size, len(cases)), None
+    if mode == "batch":  # the last group may be smaller, and of a group not all cases may have been asked about
+        groups = [len(case["grouped_case_ids"]) for case in cases if "grouped_case_ids" in case]
+        return mode, max(groups, default=min(size, len(cases))), None
     return mode, len(cases), size if mode == "sequential" else None
 
 

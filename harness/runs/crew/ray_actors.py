@@ -12,19 +12,22 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from harness.errors import HarnessError, UsageError
 from harness.runs.crew.cells import Crew, Event, cores, said_of
+from harness.runs.crew.worker import speak_through
 from harness.runs.versions import versions
 
 __all__ = ["actors"]
 
 LOCAL, AUTO = "local", "auto"
 """Addresses: a cluster that is started on this machine for the work, and the one that runs on it already."""
+
+_ASK = "import sys; from ray._raylet import GcsClient; print(flush=True); GcsClient(address=sys.argv[1])"
 
 _PATIENCE = 4.0  # seconds that an address may take to answer, and then as many again to prove that it is Ray
 
@@ -75,7 +78,7 @@ class _Actors:
         (ready,), _ = self.ray.wait(list(self.under_way), num_returns=1)
         worker = self.under_way.pop(ready)
         try:
-            kind, said = self.ray.get(ready)
+            kind, said, logged = self.ray.get(ready)
         except self.ray.exceptions.RayError as error:
             self.hands.pop(worker, None)
             reason = " ".join(str(error).split())
@@ -84,6 +87,8 @@ class _Actors:
                     "a worker of the cluster has no lm-edit-harness; install the same version there"
                 ) from error
             return Event(worker, "died", reason[:200])
+        for name, level, message in logged:
+            logging.getLogger(name).log(level, "%s", message)
         if kind == "refused":
             raise UsageError(said)
         return Event(worker, kind, said)
@@ -94,9 +99,15 @@ class _Hand:
 
     def __init__(self, work: Callable[..., Any], expected: Mapping[str, str]) -> None:
         self._work, self._refused = work, _differing(expected, versions())
+        self._logged: list[tuple[str, int, str]] = []
+        speak_through(lambda _, said: self._logged.append(said))
 
-    def do(self, job: Any) -> tuple[str, Any]:
-        """Do a job, and say what became of it."""
+    def do(self, job: Any) -> tuple[str, Any, Sequence[tuple[str, int, str]]]:
+        """Do a job, and say what became of it and what was logged."""
+        self._logged.clear()
+        return *self._outcome(job), list(self._logged)
+
+    def _outcome(self, job: Any) -> tuple[str, Any]:
         if self._refused:
             return "refused", self._refused
         try:
@@ -165,16 +176,26 @@ def _require_answer(address: str) -> None:
         )
     try:
         socket.create_connection((host, int(port)), timeout=_PATIENCE).close()
-        if not scheme:
-            check = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", place]
-            subprocess.run(check, timeout=_PATIENCE, capture_output=True, check=False)
-    except (OSError, OverflowError, subprocess.TimeoutExpired) as error:
-        reason = (
-            "it is no Ray"
-            if isinstance(error, subprocess.TimeoutExpired)
-            else getattr(error, "strerror", None) or error
-        )
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise UsageError(f"--cluster '{address}': no Ray cluster answers ({reason}); {_CURE}") from error
+    if not scheme and not _is_ray(place):
+        raise UsageError(f"--cluster '{address}': no Ray cluster answers (it is no Ray); {_CURE}")
+
+
+def _is_ray(place: str) -> bool:
+    """Whether Ray answers there; asked by another process, as a client that gets no answer ends its own."""
+    with subprocess.Popen(
+        [sys.executable, "-c", _ASK, place], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as ask:
+        assert ask.stdout is not None
+        ask.stdout.readline()  # a busy machine may take long to import Ray: the time of the answer runs from here
+        try:
+            return ask.wait(_PATIENCE) == 0
+        except subprocess.TimeoutExpired:
+            return False
+        finally:
+            ask.kill()
 
 
 def _places(ray: Any, crew: Crew) -> int:

@@ -25,7 +25,7 @@ import torch
 from harness.errors import HarnessError
 from harness.runs.crew.cells import cores, said_of
 
-__all__ = ["serve"]
+__all__ = ["serve", "speak_through"]
 
 _OFTEN = 0.2
 """Seconds between two reports of one phase."""
@@ -42,7 +42,7 @@ def serve(line: Connection, worker: int, workers: int) -> None:
     signal.signal(signal.SIGTERM, _like_ctrl_c)
     say = _Voice(line)
     _take_seat(worker, workers)
-    _speak_through(say)
+    speak_through(say)
     with suppress(KeyboardInterrupt, BrokenPipeError):
         jobs = _listen(line)
         work = jobs.get()
@@ -112,7 +112,7 @@ def _take_seat(worker: int, workers: int) -> None:
 class _Line(logging.Handler):
     """Sends what is logged by us to the process that began this one, which knows how to tell it."""
 
-    def __init__(self, say: _Voice) -> None:
+    def __init__(self, say: Callable[[str, Any], None]) -> None:
         super().__init__()
         self._say = say
 
@@ -122,12 +122,17 @@ class _Line(logging.Handler):
                 self._say("log", (record.name, record.levelno, self.format(record)))
 
 
-def _speak_through(say: _Voice) -> None:
-    """Keep libraries quiet, and let warnings of ours be told."""
+def speak_through(say: Callable[[str, Any], None]) -> None:
+    """Keep libraries quiet, and let warnings of ours be told.
+
+    Args:
+        say: told ``log`` and the logger's name, the level and the message.
+    """
     verbose = bool(os.environ.get("HARNESS_VERBOSE"))
     if not verbose:
         warnings.simplefilter("ignore")
-    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[_Line(say)])
+    level = logging.INFO if verbose else logging.WARNING
+    logging.basicConfig(level=level, format="%(message)s", handlers=[_Line(say)], force=True)
 
 
 def _like_ctrl_c(_number: int, _frame: FrameType | None) -> None:

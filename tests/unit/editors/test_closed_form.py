@@ -463,6 +463,23 @@ def test_nse_chooses_neurons_and_goes_on_until_edits_have_arrived(tiny, edits):
     assert torch.equal(missing(1, most=0.5 * float(untouched.min())), untouched)
 
 
+def test_nse_leaves_an_edit_alone_whichever_stands_first(tiny, edits):
+    """Beside an edit that has arrived already, others are what they are alone: later rounds see what was written."""
+    lm = tiny("gpt2")
+    settings: dict[str, Any] = {"layers": (0, 1), "lam": 3.0, "contexts": ("{}",), **QUICK}
+    wanted = optimise(lm, edits, ("{}",), objective=Nse(**settings).objective(1)).value
+    missing = (hidden(lm, edits, 1, Patch()) - wanted).norm(dim=1)
+    ordered = [edits[i] for i in missing.argsort()]
+    method = Nse(neurons=0.3, repeats=3, least=float(missing.sort().values[:2].mean()), **settings)
+    for order in (ordered, ordered[::-1]):
+        for edit, patch in zip(order, method.edit_each(lm, order), strict=True):
+            alone = method.edit(lm, [edit]).weights
+            assert patch.weights.keys() == alone.keys() and bool(alone) == (edit is not ordered[0])
+            for name, delta in alone.items():
+                change = delta.dense()
+                assert float((patch.weights[name].dense() - change).norm()) < 1e-4 * float(change.norm())
+
+
 def test_nse_takes_values_from_the_unedited_weights_and_keys_from_the_edited_ones(tiny, edits):
     lm, method = tiny("gpt2"), Nse(layers=(0, 1), lam=1.0, contexts=("{}",), **QUICK)
     first = method.edit(lm, edits[:2])
@@ -519,6 +536,15 @@ def test_what_may_be_written_shrinks_by_the_keys_above_the_truncation():
     whole = without_directions(basis, keys, 1e9)
     assert torch.allclose(whole @ whole.T, basis @ basis.T, atol=1e-12)
     assert without_directions(basis, draw(9, F, seed=3)).shape == (F, 0)
+
+
+def test_a_key_that_was_written_before_takes_no_direction():
+    basis, keys = torch.linalg.qr(draw(F, 5)).Q, draw(1, F, seed=2)
+    left = without_directions(basis, keys)
+    assert torch.equal(without_directions(left, keys), left)
+    single = keys.float()
+    rounded = without_directions(basis, single)
+    assert without_directions(rounded, single.nextafter(2 * single)).shape == rounded.shape == (F, 4)
 
 
 def test_a_null_space_that_is_used_up_is_told(tiny, edits):

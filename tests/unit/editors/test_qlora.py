@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -96,3 +96,22 @@ def test_edits_side_by_side_and_passes_are_those_one_by_one(
     for one, edit in zip(method.edit_each(lm, edits), edits, strict=True):
         assert same(one, method.edit(lm, [edit]))
     assert same(list(method.passes(lm, edits))[-1].patch, method.edit(lm, edits))
+
+
+@pytest.mark.parametrize("base", ["given", "quantised"])
+def test_adapters_of_earlier_operations_are_not_rounded(
+    fresh: Callable[..., LM], edits: list[Edit], base: Literal["given", "quantised"]
+) -> None:
+    """The base is rounded once, as in the paper (2305.14314, section 3): later operations add adapters alone."""
+    lm, method = fresh("llama"), QLora(**QUICK, base=base)
+    first = method.edit(lm, edits[:1])
+    rounding, given = method.rounding(lm), QLora(**QUICK).edit(lm, edits[:1])
+    with patched(lm, first):
+        second = method.edit(lm, edits[1:2], first.memory)
+    with patched(lm, rounding), patched(lm, Patch(given.weights)):
+        wanted = Lora(**QUICK).edit(lm, edits[1:2])
+    name = next(iter(wanted.weights))
+    assert isinstance(second.weights[name], LowRank)
+    assert list(second.weights) == list(wanted.weights)
+    change, expected = second.weights[name].dense(), wanted.weights[name].dense()
+    assert float((change - expected).norm()) < 1e-3 * float(expected.norm())

@@ -165,6 +165,23 @@ def test_later_values_replace_earlier_ones(tiny: Callable[[str], LM], tmp_path: 
     assert not torch.equal(written(lm, "Greta Holm sings", both), written(lm, "Greta Holm sings", chosen))
 
 
+def test_what_a_feature_is_set_to_does_not_grow_over_a_sequence(tiny: Callable[[str], LM], tmp_path: Path) -> None:
+    """Each operation sets a multiple of what the block itself writes, not of what earlier operations set."""
+    lm = tiny("gpt2")
+    save_autoencoder(tmp_path, width=lm.arch.width, features=12)
+    (hook,) = Sae(path=str(tmp_path)).edit(lm, EDITS).hooks.values()
+    method = Sae(path=str(tmp_path), features=tuple(hook.clamps))  # type: ignore[attr-defined]
+    alone = method.edit(lm, EDITS)
+    carried = alone
+    for _ in range(3):
+        with patched(lm, carried):
+            again = method.edit(lm, EDITS, carried.memory)
+        carried = carried + again
+    (first,), (last,) = alone.hooks.values(), carried.hooks.values()
+    for number, clamp in first.clamps.items():  # type: ignore[attr-defined]
+        assert torch.equal(last.clamps[number].value, clamp.value)  # type: ignore[attr-defined]
+
+
 def test_what_does_not_fit_is_told_in_one_line(tiny: Callable[[str], LM], tmp_path: Path) -> None:
     lm = tiny("gpt2")
     save_autoencoder(tmp_path / "good", width=lm.arch.width, features=12)

@@ -166,6 +166,17 @@ def test_a_table_of_several_protocols(tmp_path: Path) -> None:
     assert str(finding) == "A, T1: protocols: gpt2, zsRE, es: batch, 100 edits: MEMIT; sequential, 100 edits: ROME"
 
 
+def test_a_method_that_is_spelled_twice_has_two_values(tmp_path: Path) -> None:
+    path = table(
+        tmp_path,
+        "A,T1,gpt2,zsRE,batch,100,,ROME,es,90.1,0.1,p. 3,read in the paper",
+        "A,T1,gpt2,zsRE,batch,100,,ROME*,es,12.0,0.1,p. 3,read in the paper",
+    )
+    assert [str(found) for found in audit_path(path)] == [
+        "A, T1: double: gpt2, zsRE, ROME, es, batch, 100 edits: 12.0 and 90.1"
+    ]
+
+
 def test_values_without_deviation_count_or_source(tmp_path: Path) -> None:
     path = table(
         tmp_path,

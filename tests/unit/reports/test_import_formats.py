@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import yaml
 from lm_eval.loggers.evaluation_tracker import EvaluationTracker
 from published_files import counterfact_case, easy_case, write_cases, write_lines, zsre_case
 
-from harness.errors import DataError
+from harness.errors import DataError, UsageError
 from harness.reports.comparison import pair_difference
 from harness.reports.importing import Told, find_reader, import_files, read_published, reader_names
 from harness.reports.leaderboard import leaderboard
@@ -97,6 +98,21 @@ def test_easyedit_of_two_protocols_is_refused(easyedit: Path) -> None:
     assert "case 0 was measured by lm.free_generation.llm_judge, case 2 by None" in refused("easyedit", path)
 
 
+def test_easyedit_may_leave_out_how_it_measured(tmp_path: Path) -> None:
+    for number, told in enumerate((None, {"rewrite": None}, "new", {"rewrite": "exact"})):
+        case = easy_case(0, pre=0.0, post=1.0)
+        case["post"]["metric_meta"] = told
+        path = tmp_path / str(number) / "ROME_zsre_gpt2-xl_results.json"
+        path.parent.mkdir()
+        path.write_text(json.dumps([case]))
+        assert one("easyedit", path).tasks(1)
+
+
+def test_easyedit_in_a_batch_is_a_batch(easyedit: Path) -> None:
+    found = read_published("easyedit", easyedit, Told(mode="batch"))
+    assert {record.edits["mode"] for record in found} == {"batch"}
+
+
 def test_easyedit_that_is_no_number_or_no_result(easyedit: Path) -> None:
     path = easyedit / "ROME_zsre_Llama-2-7b-chat-hf_results.json"
     path.write_text(json.dumps([easy_case(0), easy_case(1, rewrite_acc=["a"])]))
@@ -165,6 +181,22 @@ def test_rome_writes_a_case_a_file_before_and_after(tmp_path: Path) -> None:
     assert record.tasks(0)["CounterFact"]["efficacy"]["value"] == 0.0
     assert record.seed is None and "the unedited model" not in record.published["unknown"]
     assert "An edit took 2.0 s where it was made." in record.published["notes"]
+
+
+def test_the_new_answer_is_the_wanted_one_of_attribute_prompts(tmp_path: Path) -> None:
+    """They ask about subjects of which the new answer is true; only near other subjects the true one is wanted."""
+    case = counterfact_case(0)
+    case["post"]["attribute_prompts_probs"] = [{"target_new": 2.0, "target_true": 9.0}] * 10
+    after = one("rome", write_cases(tmp_path / "ROME", [case], {}), model="gpt2-xl").tasks(1)["CounterFact"]
+    assert after["attribute"]["value"] == 1.0
+    assert after["attribute_magnitude"]["value"] == pytest.approx(math.exp(-2) - math.exp(-9))
+
+
+def test_a_group_is_as_large_as_its_file_says(tmp_path: Path) -> None:
+    """Also where only some of its cases were asked about."""
+    cases = [counterfact_case(case, group=list(range(1000))) for case in range(3)]
+    record = one("rome", write_cases(tmp_path / "MEMIT", cases, {}), model="gpt2-xl")
+    assert (record.edits["mode"], record.edits["count"]) == ("batch", 1000)
 
 
 def test_memit_takes_back_what_alphaedit_piles_up(tmp_path: Path) -> None:
@@ -346,6 +378,24 @@ def test_an_edited_model_is_paired_with_the_unedited_one(tmp_path: Path) -> None
     assert "50 edits of zsre · batch · published, not run here" in leaderboard([record])
     other = evaluated(tmp_path / "other", [1, 1, 0, 0], text="b")
     assert "4 documents of piqa are others" in refused("lm-eval", edited, **{**told, "unedited": other})
+
+
+@pytest.mark.parametrize(
+    ("form", "told", "said"),
+    [
+        ("halluedit", {"num_edits": 500}, "--num-edits: the files of halluedit say it themselves"),
+        ("halluedit", {"editor": "FOO"}, "--editor: the files of halluedit"),
+        ("rome", {"num_edits": 3}, "--num-edits: the files of rome"),
+        ("easyedit", {"unedited": Path("base")}, "--unedited: the files of easyedit"),
+        ("lm-eval", {"editor": "MEMIT", "edit_set": "zsre"}, "--editor MEMIT: nothing says how many edits"),
+        ("lm-eval", {"num_edits": 3}, "--num-edits goes with an edited model; name the editor with --editor"),
+        ("lm-eval", {"unedited": Path("base")}, "--unedited goes with an edited model"),
+    ],
+)
+def test_what_is_told_is_used_or_refused(form: str, told: dict[str, Any], said: str, tmp_path: Path) -> None:
+    path = evaluated(tmp_path / "edited", [1, 0])
+    with pytest.raises(UsageError, match=re.escape(said)):
+        read_published(form, path, Told(**told))
 
 
 def test_results_that_are_cut_or_of_another_program(tmp_path: Path) -> None:

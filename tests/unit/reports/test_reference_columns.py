@@ -71,12 +71,31 @@ def test_values_stand_in_columns_of_their_own(records: list[Record], tmp_path: P
     )
 
 
+@pytest.mark.parametrize("end", ["\r\n", "\r", "\n"])
+def test_a_table_of_values_may_end_its_lines_in_any_way(end: str, tmp_path: Path) -> None:
+    path = tmp_path / "values.csv"
+    path.write_bytes((HEAD + READ + "\n").replace("\n", end).encode())
+    assert [one.value for one in read_published_values(path)] == ["79.22"]
+
+
+def test_two_values_of_one_method_keep_a_column_each(records: list[Record], tmp_path: Path) -> None:
+    """In another batch, or spelled with a star: neither takes the other's place, in a table or for a program."""
+    again = READ.replace(",1,ROME,efficacy,79.22", ",100,ROME,efficacy,50.0")
+    starred = READ.replace("ROME,efficacy,79.22", "ROME*,efficacy,13.0")
+    values = read_published_values(write(tmp_path, READ, again, starred))
+    text = leaderboard(records, "csv", values)
+    (row,) = (row for row in csv.DictReader(io.StringIO(text)) if row["editor"] == "ROME")
+    found = [value for key, value in row.items() if key.startswith("published: A") and "certainty" not in key]
+    assert sorted(found) == ["13.0", "50.0", "79.22"]
+    assert all(value in leaderboard(records, "md", values) for value in ("79.22", "50.0", "13.0"))
+
+
 def test_a_program_reads_them_too(records: list[Record], tmp_path: Path) -> None:
     text = leaderboard(records, "csv", read_published_values(write(tmp_path, READ, QUOTED)))
     rows = {row["editor"]: row for row in csv.DictReader(io.StringIO(text))}
-    assert rows["ROME"]["published: A, T1, efficacy, isolated, ~2240 edits, p. 3"] == "79.22"
+    assert rows["ROME"]["published: A, T1, efficacy, isolated, ~2240 edits, 1 at a time, p. 3"] == "79.22"
     assert rows["ICE"]["published: B, T2, locality, a blog, certainty"] == "read in notes that quote it"
-    assert rows["unedited"]["published: A, T1, efficacy, isolated, ~2240 edits, p. 3"] == ""
+    assert rows["unedited"]["published: A, T1, efficacy, isolated, ~2240 edits, 1 at a time, p. 3"] == ""
 
 
 def test_a_page_without_a_published_value_says_so(records: list[Record], tmp_path: Path) -> None:

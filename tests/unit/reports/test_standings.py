@@ -33,6 +33,21 @@ def drawn(rng: np.random.Generator, n: int, *chances: float) -> list[Columns]:
     return [columns(np.where(hard, rng.random(n) < 2 * c - 0.95, rng.random(n) < 0.95)) for c in chances]
 
 
+def test_a_resample_in_which_a_metric_applies_to_nothing_is_left_out() -> None:
+    """Three of ten documents count: some resamples hold none of them, and say nothing of a difference."""
+    counts = (np.arange(10) < 3).astype(float)
+    rng = np.random.default_rng(1)
+    samples = [columns(rng.random(10) * counts, counts) for _ in range(3)]
+    found = all_differences([[one] for one in samples], seed=0)
+    assert found is not None and 0 < len(found.draws) < 10_000 and np.isfinite(found.draws).all()
+    for part in (found.value, found.low, found.high, found.p, found.detectable):
+        assert np.isfinite(part).all()
+    alone = difference(samples[0], samples[1], seed=0)
+    assert (found.low[0, 1], found.high[0, 1]) == pytest.approx((alone.low, alone.high), abs=1e-9)
+    shown = standings([row(name, one) for name, one in zip("abc", samples, strict=True)], METRIC, seed=0)
+    assert shown is not None and all(0 <= one.first <= 1 for one in shown.rows)
+
+
 def test_exact_pairs_are_those_of_one_comparison() -> None:
     samples = drawn(np.random.default_rng(0), 80, 0.9, 0.7, 0.7, 0.5)
     found = all_differences([[one] for one in samples], seed=0)

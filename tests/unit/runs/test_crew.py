@@ -92,22 +92,23 @@ def test_what_is_left_takes_as_long_as_what_was_done(
 def test_two_workers_do_each_cell_once_and_a_dead_one_is_replaced(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    names = ["a:x", "b:y", "die:x", "c:y", "refuse:x", "break:y", "d:x", "e:y", "doomed:z"]
+    names = ["a:x", "b:y", "die:x", "c:y", "refuse:x", "break:y", "d:x", "e:y", "doomed:z", "warn:x"]
     told = Told()
     with caplog.at_level(logging.WARNING):
         found = {one.cell.name: one for one in run_cells(cells(tmp_path, *names), noted, Crew(workers=2), watcher=told)}
     done = {path.name.partition(".")[0]: 0 for path in tmp_path.iterdir()}
     for path in tmp_path.iterdir():
         done[path.name.partition(".")[0]] += 1
-    assert done == {**dict.fromkeys(["a", "b", "c", "d", "e", "refuse", "break"], 1), "die": 2, "doomed": 3}
+    assert done == {**dict.fromkeys(["a", "b", "c", "d", "e", "refuse", "break", "warn"], 1), "die": 2, "doomed": 3}
     assert {name: one.done[0] for name, one in found.items() if one.done} == {
-        n: n for n in ("a", "b", "c", "d", "e", "die")
+        n: n for n in ("a", "b", "c", "d", "e", "die", "warn")
     }
     assert isinstance(found["refuse"].error, DataError)
     assert str(found["refuse"].error) == "refuse: cannot be used; use another"
     assert str(found["break"].error) == "ZeroDivisionError: by nought"
     assert "died 3 times (signal SIGKILL)" in str(found["doomed"].error)
     assert "die: its worker died (signal SIGKILL); it is begun again" in caplog.text
+    assert ("harness.crew_jobs", logging.WARNING, "warn: nobody knows this fact") in caplog.record_tuples
     assert told.left[-1] == 0
     assert ("a", "working") in told.phases
 

@@ -103,11 +103,15 @@ from harness.runs.crew import ray_actors
 from harness.runs.crew.cells import Cell, Crew
 from harness.runs.crew.dispatch import run_cells
 
-logging.disable(logging.WARNING)
+heard = []
+handler = logging.Handler()
+handler.emit = lambda record: heard.append(record.getMessage())
+logging.getLogger("harness.crew_jobs").addHandler(handler)
+logging.getLogger("harness.runs").setLevel(logging.ERROR)
 nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
 nodes.add_node(num_cpus=1)
 folder, crew, found = sys.argv[1], Crew(0, nodes.address), {}
-names = ["a", "b", "refuse", "die", "c", "d"]
+names = ["a", "b", "refuse", "die", "c", "d", "warn"]
 for one in run_cells([Cell(name, (folder, name)) for name in names], noted, crew):
     found[one.cell.name] = str(one.error) if one.error else one.done[1]
 ray_actors.versions = lambda: {"harness": "1.0", "torch": "9.9"}
@@ -116,6 +120,7 @@ try:
 except UsageError as error:
     found["refused"] = str(error)
 nodes.shutdown()
+found["heard"] = heard
 print(json.dumps(found))
 """
 
@@ -131,6 +136,7 @@ def test_two_nodes_do_each_cell_and_a_worker_of_other_versions_is_refused(tmp_pa
     found = json.loads(done.stdout.strip().splitlines()[-1])
     times = {name: len(list(tmp_path.glob(f"{name}.*"))) for name in ("a", "b", "c", "d", "die", "refuse", "e")}
     assert times == {"a": 1, "b": 1, "c": 1, "d": 1, "die": 2, "refuse": 1, "e": 0}
+    assert found["heard"] == ["warn: nobody knows this fact"]
     assert found["refuse"] == "refuse: cannot be used; use another"
     assert len({found[name] for name in ("a", "b")}) == 2  # the first two were given to two workers
     assert "has harness 0" in found["refused"] and "this process has harness 1.0" in found["refused"]

@@ -79,6 +79,16 @@ def test_a_case_is_lost_with_the_first_of_its_answers() -> None:
     assert survival.lost_between(holding, after) == [(5.0, 20.0), (20.0, INF), (0.0, 5.0)]
 
 
+def test_a_stop_without_a_number_keeps_nothing_alive() -> None:
+    """A model whose outputs are no numbers any more says of no case that it survived."""
+    holding = {name: Ratio(1.0, 1.0, name) for name in "abc"}
+    after = [
+        (10, dict.fromkeys("abc", Ratio(1.0))),
+        (100, {"a": Ratio(math.nan), "c": Ratio(0.0)}),
+    ]
+    assert survival.lost_between(holding, after) == [(10.0, INF), (10.0, INF), (10.0, 100.0)]
+
+
 @pytest.mark.parametrize(("lost", "n", "stop"), [(5, 10, 8), (3, 4, 20), (9, 12, 50)])
 def test_the_half_life_of_one_stop_is_in_closed_form(lost: int, n: int, stop: int) -> None:
     """``S(k) = 1 - lost / n = exp(-rate k)``; the ends of the interval are where the binomial likelihood has fallen."""
