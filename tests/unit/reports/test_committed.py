@@ -119,9 +119,9 @@ def rows_behind(head: str) -> list[list[str]]:
 def hundred_edits(found: Mapping[str, Any]) -> list[str]:
     """What a table of a hundred edits shows of one measurement; no difference of the unedited model."""
     four = [found["counterfact"][name] for name in ("score", "efficacy", "paraphrase", "neighborhood")]
-    change = four[-1].get("difference")
-    low, high = change["interval"] if change else ("", "")
-    moved = f"{change['value']:+.3f} [{low:+.3f}, {high:+.3f}]" if change else ""
+    change = four[-1].get("difference") or {}
+    between = "[{:+.3f}, {:+.3f}]".format(*change["interval"]) if change.get("interval") else ""  # none of one edit
+    moved = f"{change['value']:+.3f} {between}".strip() if change else ""
     return [*(f"{one['value']:.3f}" for one in four), moved, f"{found['neutral_text']['kl']['value']:.3f}"]
 
 
