@@ -37,7 +37,9 @@ def read_json(path: Path) -> Any:
     try:
         return parsed(read_text(path))
     except ValueError as error:
-        raise DataError(f"{path}: {error}; copy the file again") from error
+        broken = "is no number" in str(error)  # a program of Python wrote NaN, and the file is whole
+        cure = "leave out the cases for which its model gave none" if broken else "copy the file again"
+        raise DataError(f"{path}: {error}; {cure}") from error
 
 
 def require_shape(kind: Any, value: object, *, where: str, what: str) -> None:

@@ -183,6 +183,13 @@ def test_rome_writes_a_case_a_file_before_and_after(tmp_path: Path) -> None:
     assert "An edit took 2.0 s where it was made." in record.published["notes"]
 
 
+def test_what_a_broken_model_gave_is_not_taken_for_a_cut_file(tmp_path: Path) -> None:
+    case = counterfact_case(0)
+    case["post"]["rewrite_prompts_probs"] = [{"target_new": math.nan, "target_true": 1.0}]
+    said = refused("rome", write_cases(tmp_path / "ROME", [case], {}), model="gpt2-xl")
+    assert said.endswith("NaN is no number; leave out the cases for which its model gave none")
+
+
 def test_the_new_answer_is_the_wanted_one_of_attribute_prompts(tmp_path: Path) -> None:
     """They ask about subjects of which the new answer is true; only near other subjects the true one is wanted."""
     case = counterfact_case(0)
