@@ -39,7 +39,7 @@ def preference_loss(after: Tensor, before: Tensor, beta: float) -> Tensor:
     Args:
         after: the log-probabilities of the new target ``y_w`` and of the old answer ``y_l`` by the edited model ``p``,
             ``[edits, 2]``.
-        before: the same by the reference ``p_0``, the unedited model.
+        before: the same by the reference ``p_0``, the model before the operation.
         beta: how far ``p`` may go from it: the less, the further.
     """
     gained = after - before
@@ -54,7 +54,7 @@ class Dpo(Editor):
 
     Attributes:
         layers: the layers; by default one at 66 % of the depth, where the published settings of GPT-J and Llama lie.
-        beta: the divergence from the unedited model that is allowed: the less, the further.
+        beta: the divergence that is allowed from the model before the operation: the less, the further.
         nll: the share of the loss that is the mean negative log-likelihood of the target's tokens.
         lr: the learning rate.
         steps: passes over the edits.
@@ -91,7 +91,7 @@ class Dpo(Editor):
         return [lm.arch.writer_of(layer) for layer in self._chosen(lm)]
 
     def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:  # noqa: ARG002
-        """All edits, in mini-batches; what the unedited model says is computed before.
+        """All edits, in mini-batches; what the model says is computed before.
 
         Raises:
             DataError: an edit does not name the old answer.
@@ -125,7 +125,7 @@ class _Preferred:
     Attributes:
         beta: the factor of the comparison.
         nll: the share of the target's likelihood.
-        before: for each edit the log-probabilities of its two answers by the unedited model, ``[2]``.
+        before: for each edit the log-probabilities of its two answers by the model as it was, ``[2]``.
     """
 
     beta: float

@@ -1,4 +1,4 @@
-"""What full finetuning and LoRA have in common: passes over the edits, and a pull towards the unedited model.
+"""What full finetuning and LoRA have in common: passes over the edits, and a pull towards the model before them.
 
 The plain settings take all edits in large batches until their loss is small.  Those of Hewitt et al. 2024 ("Model
 Editing with Canonical Examples", arXiv 2402.06155, section 4) are :data:`CANONICAL`: one example an update, drawn in a
@@ -54,7 +54,8 @@ class Finetuning(Editor, ABC):
         accumulation: ``fixed``: the mean of their gradients; ``faithful``: as in the code of Hewitt et al., the
             gradient of the last of them, and no update for the rest of a pass.
         shuffle: whether every pass takes the edits in a new order.
-        kl: weight of the divergence from the unedited model, summed over a text of ``kl_text`` at each batch.
+        kl: weight of the divergence from the model before the operation, summed over a text of ``kl_text`` at each
+            batch.
         kl_text: a file, a folder or a Hub data set of texts; by default the model's plain text.
         seed: the seed of everything that is drawn.
     """
@@ -89,7 +90,7 @@ class Finetuning(Editor, ABC):
         )
 
     def prior(self, lm: LM) -> KLRegulariser | None:
-        """The pull towards the unedited model, None without a weight."""
+        """The pull towards the model as it is, None without a weight."""
         return kl_regulariser(lm, weight=self.kl, source=self.kl_text, seed=self.seed)
 
 

@@ -1,4 +1,4 @@
-"""A pull towards the unedited model: its divergence on general text, as a term of a loss.
+"""A pull towards the model before an operation: the divergence from it on general text, as a term of a loss.
 
 Source: Hewitt et al. 2024, "Model Editing with Canonical Examples", arXiv 2402.06155, equation 4, and the authors' code
 (john-hewitt/model-editing-canonical-examples at 15a1e7b).  They differ: the paper writes ``KL(p || p0)``, the code has
@@ -37,7 +37,9 @@ def summed_kl(
 
 @dataclass(frozen=True, eq=False)
 class KLRegulariser:
-    """The weighted divergence from the unedited model on one text after the other.
+    """The weighted divergence from the model before the operation on one text after the other.
+
+    Of edits one after the other that model carries the earlier ones: what they moved is not pulled back.
 
     Attributes:
         weight: its weight, per text: on a text of 500 tokens each position counts this much.
