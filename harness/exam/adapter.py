@@ -470,7 +470,9 @@ class EditedLM(HFLM):  # type: ignore[misc]
             if texts is not None:  # None stands for a window of a rolling text, which always fits
                 self._check_length(texts[1], len(continuation))
                 self.truncated += len(context) + len(continuation) > self.max_length + 1
-        spans = [Span((*context, *continuation), len(continuation)) for _, context, continuation in requests]
+        # lm-eval moves white space at the end of a context to what follows, which may leave the context no token.
+        read = [context or [self.prefix_token_id] for _, context, _ in requests]
+        spans = [Span((*head, *said), len(said)) for head, (*_, said) in zip(read, requests, strict=True)]
         return score(
             self.lm,
             spans,

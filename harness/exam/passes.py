@@ -342,7 +342,8 @@ class Reading:
             for question, asked in enumerate(self.asked[text])
         ]
         kept, place = torch.unique(torch.tensor([at for *_, found in placed for at in found]), return_inverse=True)
-        token = torch.tensor([token for *_, asked, _ in placed for token in asked.tokens])
+        # A token without a position of its own would shift those of all texts behind it.
+        token = torch.tensor([token for *_, one, found in placed for token, _ in zip(one.tokens, found, strict=True)])
         ranked = [asked.ranked and not i for *_, asked, _ in placed for i in range(len(asked.tokens))]
         each = [(text, question, len(found)) for text, question, _, found in placed]
         return _Wanted(each, kept, place, token, torch.tensor(ranked))

@@ -127,6 +127,17 @@ def test_a_task_that_asks_for_sampling_gets_it(fresh: Callable[..., LM]) -> None
     assert len(drawn) == 3
 
 
+def test_a_context_of_white_space_alone_leaves_others_their_numbers(tiny: Callable[[str], LM]) -> None:
+    """lm-eval moves the space to the continuation, and a tokenizer without BOS has no token for what is left."""
+    lm = tiny("gpt2")
+    pairs = [("", " Rome"), (" ", "Rome"), *zip(PROMPTS[:3], TARGETS[:3], strict=True)]
+    asked = [Instance("loglikelihood", {}, pair, 0, metadata=("t", i, 1)) for i, pair in enumerate(pairs)]
+    together = score(EditedLM(lm), asked)
+    assert together[1] == pytest.approx(together[0])
+    alone = [score(EditedLM(lm), [one])[0] for one in asked]
+    assert [value for value, _ in together] == pytest.approx([value for value, _ in alone], abs=1e-4)
+
+
 @pytest.mark.parametrize("kind", SCORED)
 def test_progress_rises_to_the_number_of_requests(tiny: Callable[[str], LM], kind: str) -> None:
     told: list[tuple[int, int]] = []

@@ -261,3 +261,8 @@ def test_a_task_can_ask_for_a_rank(tiny: Callable[[str], LM]) -> None:
     lift[token] = 1e4
     with model.holding(Patch(logits=lambda logits, step: logits + lift[: logits.shape[-1]])):
         assert model.loglikelihood([request])[0][0] == 1.0
+
+
+def test_more_to_score_than_is_read_is_no_other_texts_number(tiny: Callable[[str], LM]) -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        score(tiny("gpt2"), [Span((5, 6), 2), Span((5, 6, 7), 1)])
