@@ -24,6 +24,7 @@ from harness.errors import DataError, UsageError
 from harness.exam import case_sets, statistics
 from harness.exam.compared import LISTED
 from harness.exam.own_cases import OwnCaseSet
+from harness.exam.samples import rated_texts
 from harness.exam.statistics import Ratio
 from harness.exam.text_metrics import begins_with, refuses
 from harness.exam.token_tasks import Forced, Target, Tokenized, in_place_of, join_pieces, pieces
@@ -149,7 +150,7 @@ class CaseExam(Tokenized):
             return [Instance("generate_until", doc, (context, options), i, **kwargs) for i, context in enumerate(asked)]
         pairs = [
             (context, Target.of(joined(context, text, "" if templated else None), per_token=True))
-            for context, texts in zip(asked, self._rated(doc), strict=True)
+            for context, texts in zip(asked, rated_texts(doc), strict=True)
             for text in texts
         ]
         if not self._exact:
@@ -158,17 +159,6 @@ class CaseExam(Tokenized):
 
     def _cut(self, context: str, text: str) -> list[Any]:
         return pieces(self.tokenizer, context, text, per_token=True)
-
-    @staticmethod
-    def _rated(doc: Doc) -> list[list[str]]:
-        """The texts that are rated for each question: its choices, else its answers and their rival."""
-        if doc["protocol"] == "choice":
-            return list(doc["choices"])
-        rivals = doc["rivals"] if doc["protocol"] == "probability" else [None] * len(doc["prompts"])
-        return [
-            [*answers, *([] if rival is None else [rival])]
-            for answers, rival in zip(doc["answers"], rivals, strict=True)
-        ]
 
     # --- scores -------------------------------------------------------------------------------------------------------
 
@@ -205,7 +195,7 @@ class CaseExam(Tokenized):
     def _judged(self, doc: Doc, results: Sequence[Any]) -> list[Ratio]:
         """How each question's answers are rated."""
         ratings, found = iter(self._ratings(doc, results)), []
-        for texts, answers in zip(self._rated(doc), doc["answers"], strict=True):
+        for texts, answers in zip(rated_texts(doc), doc["answers"], strict=True):
             rated = dict(zip(texts, ratings, strict=False))
             right = [rated[answer] for answer in answers if answer in rated]
             if any(math.isnan(one.nll) for one in rated.values()) or not right:
@@ -238,7 +228,7 @@ class CaseExam(Tokenized):
     def _listed(self, doc: Doc, results: Sequence[Any]) -> list[tuple[list[float], list[float]]]:
         """How likely the right choices of each question are, and the wrong ones."""
         ratings, found = iter(self._ratings(doc, results)), []
-        for texts, answers in zip(self._rated(doc), doc["answers"], strict=True):
+        for texts, answers in zip(rated_texts(doc), doc["answers"], strict=True):
             rated = [(text, math.exp(-next(ratings).nll)) for text in texts]
             found.append(([p for text, p in rated if text in answers], [p for text, p in rated if text not in answers]))
         return found
@@ -247,7 +237,7 @@ class CaseExam(Tokenized):
         if self._exact:
             return list(results)
         answers, found = iter(results), []
-        for prompt, texts in zip(doc["prompts"], self._rated(doc), strict=True):
+        for prompt, texts in zip(doc["prompts"], rated_texts(doc), strict=True):
             for text in texts:
                 cut = self._cut(prompt, joined(prompt, text, None))
                 found.append(join_pieces(cut, [next(answers) for _ in cut]))

@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import groupby
-from typing import Any
+from itertools import groupby, islice
+from typing import Any, TypeAlias
 
 from typing_extensions import NotRequired, TypedDict
 
@@ -19,11 +19,17 @@ from harness.exam.statistics import Ratio
 from harness.io.files import rounded
 from harness.io.schema import Count, Number
 
-__all__ = ["Reply", "Sample", "SampleLine", "pair_samples", "samples_of"]
+__all__ = ["Reply", "Sample", "SampleLine", "pair_samples", "rated_texts", "samples_of"]
 
 _PLAIN = ("task", "doc_id", "prompt", "target", "group", "kind", "case", "question", "at")
+_DECLARED = {"protocol", "prompts", "answers", "rivals", "choices"}
+"""What a document of a declarative exam has, of each of its questions."""
 _WHOLE_TEXT = 0.01
 """The relative change of the log-likelihood of a whole text that counts as one."""
+
+
+_Asked: TypeAlias = tuple[Sequence[Any], Any]
+"""The arguments of a request, and the reply to it."""
 
 
 @dataclass(frozen=True)
@@ -188,18 +194,17 @@ def _score(value: Ratio) -> float | None:
 
 
 def _questions(task: str, logged: Mapping[str, Any], scores: Mapping[str, float | None]) -> Iterator[Sample]:
-    """The samples of one document: what continues one prompt is one question."""
+    """The samples of one document."""
     asked = list(zip(logged["arguments"], (given[0] for given in logged["resps"]), strict=True))
     doc = logged["doc"] if isinstance(logged["doc"], Mapping) else {}
     case = doc.get("case", doc.get("edit"))
-    for place, (prompt, members) in enumerate(groupby(asked, key=lambda one: str(one[0][0]))):
-        some = list(members)
+    for place, some in enumerate(_by_question(doc, asked)):
         choices = tuple(str(given[1]) for given, _ in some if len(given) > 1 and isinstance(given[1], str))
         right = _right(doc, logged, place)
         yield Sample(
             task,
             int(logged["doc_id"]),
-            prompt,
+            str(some[0][0][0]),
             right[0] if right else "",
             kind=doc["kind"] if isinstance(doc.get("kind"), str) else None,
             case=None if case is None else str(case),
@@ -208,6 +213,34 @@ def _questions(task: str, logged: Mapping[str, Any], scores: Mapping[str, float 
             choices=choices,
             before=replace(_said([reply for _, reply in some]), scores=scores),
         )
+
+
+def _by_question(doc: Mapping[str, Any], asked: Sequence[_Asked]) -> list[list[_Asked]]:
+    """What was asked of a document, question by question: each text is one, and so are the ratings after one prompt.
+
+    Neighbouring questions may have one prompt: how many ratings each has, a document of a declarative exam says.
+    """
+    if all(isinstance(reply, str) for _, reply in asked):
+        return [[one] for one in asked]
+    counts = [len(texts) for texts in rated_texts(doc)] if doc.keys() >= _DECLARED else []
+    if sum(counts) == len(asked) and all(counts):
+        rest = iter(asked)
+        return [list(islice(rest, count)) for count in counts]
+    return [list(members) for _, members in groupby(asked, key=lambda one: str(one[0][0]))]
+
+
+def rated_texts(doc: Mapping[str, Any]) -> list[list[str]]:
+    """The texts that are rated for each question of a declarative exam: its choices, else its answers and their rival.
+
+    Args:
+        doc: a document, what one case asks in one way.
+    """
+    if doc["protocol"] == "choice":
+        return list(doc["choices"])
+    rivals = doc["rivals"] if doc["protocol"] == "probability" else [None] * len(doc["prompts"])
+    return [
+        [*answers, *([] if rival is None else [rival])] for answers, rival in zip(doc["answers"], rivals, strict=True)
+    ]
 
 
 def _said(replies: Sequence[Any]) -> Reply:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from harness.exam.samples import Reply, Sample, SampleLine, pair_samples, samples_of
+from harness.exam.samples import Reply, Sample, SampleLine, pair_samples, rated_texts, samples_of
 from harness.exam.statistics import Ratio
 from harness.exam.token_tasks import Forced
 from harness.io.schema import checked, parsed
@@ -67,6 +67,25 @@ def test_each_prompt_of_a_document_is_a_question_with_its_own_answers() -> None:
         (0, "a", "Rome", ("Rome", "Roma")), (1, "b", "Oslo", ()),
     ]  # fmt: skip
     assert {(s.kind, s.case) for s in found} == {("hop", "4")}
+
+
+def test_neighbouring_questions_with_one_prompt_keep_their_own_answers() -> None:
+    doc = {"kind": "hop", "case": "4", "answers": [["Rome"], ["Oslo"], ["Bonn"]]}
+    texts = samples_of("t", [logged([("a", {}), ("a", {}), ("b", {})], ["x", "y", "z"], doc=doc)], values={})
+    assert [(s.question, s.prompt, s.target, s.before and s.before.text) for s in texts] == [
+        (0, "a", "Rome", "x"), (1, "a", "Oslo", "y"), (2, "b", "Bonn", "z"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("protocol", ["probability", "accuracy", "choice"])
+def test_ratings_are_those_of_their_question_though_its_neighbour_has_the_same_prompt(protocol: str) -> None:
+    answers = [["Rome", "Roma"], ["Oslo"]]
+    doc = {"kind": "hop", "protocol": protocol, "prompts": ["a", "a"], "answers": answers, "rivals": ["Bern", "Kiel"]}
+    doc["choices"] = [["Rome", "Bern"], ["Oslo", "Kiel", "Bern"]] if protocol == "choice" else [[], []]
+    wanted = [tuple(f" {text}" for text in texts) for texts in rated_texts(doc)]
+    pairs = [("a", text) for texts in wanted for text in texts]
+    found = samples_of("t", [logged(pairs, [(-1.0, True)] * len(pairs), doc=doc)], values={})
+    assert [(s.question, s.target, s.choices) for s in found] == [(0, "Rome", wanted[0]), (1, "Oslo", wanted[1])]
 
 
 def test_the_right_answer_of_a_neighbour_is_the_true_one() -> None:
