@@ -13,6 +13,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
+from itertools import chain
 from typing import Literal, TypeAlias, get_args
 
 __all__ = ["LETTERS", "PROMPT_SHA256", "VERDICTS", "Verdict", "judge_prompt", "prompt_key", "verdict_of"]
@@ -60,6 +61,9 @@ _MARKS = " \t\r\n*_`'\"()[]{}.:,;!#"
 _LEADING = re.compile(r"^[\s*_`'\"(\[{#]*([ABC])[\s*_`'\")\]}]*(?:[.:,;)\n-]|$)")
 _NAMED = re.compile(r"\b(?i:grade|verdict|answer)\b[\s*_`'\":=(\[]*(?i:is|of)?[\s*_`'\":=(\[]*([ABC])\b")
 _ALONE = re.compile(r"\b[ABC]\b")
+_GRADE = re.compile("|".join(rf"\b{word}\b" for word in ("(?-i:[ABC])", *chain(*_WORDS.values()))), re.IGNORECASE)
+_DENIED = re.compile(r"(?:\b(?:not|no|never|neither|nor|cannot)|n['\u2019]t)\b[^.,:;!?\n]*$", re.IGNORECASE)
+"""What stands in front of a grade that is denied, in the same part of a sentence."""
 _SHORT = 6
 """Words of an answer in which every letter, and every word for a grade, counts."""
 
@@ -90,12 +94,14 @@ def verdict_of(answer: str) -> Verdict | None:
     """The verdict of a judge's answer; None where it names none, or more than one.
 
     The letter may stand in marks, behind the word *grade*, or in front of its reason; a short answer may say the grade
-    in words.  What a model thinks before it answers does not count.
+    in words.  A grade that is denied says none.  What a model thinks before it answers does not count.
     """
     said = _THOUGHT.sub("", answer).strip()
     if said.strip(_MARKS) in LETTERS:
         return VERDICTS[LETTERS.index(said.strip(_MARKS))]
     short = len(said.split()) <= _SHORT
+    if short and any(_DENIED.search(said[: grade.start()]) for grade in _GRADE.finditer(said)):
+        return None
     letters = {*_NAMED.findall(said), *_LEADING.findall(said), *(_ALONE.findall(said) if short else ())}
     found = {VERDICTS[LETTERS.index(letter)] for letter in letters} | (_in_words(said) if short else set())
     return found.pop() if len(found) == 1 else None

@@ -28,6 +28,8 @@ from harness.exam.verdicts import VERDICTS, judge_prompt, prompt_key, verdict_of
         ("incorrect", "wrong"),
         ("The reply is wrong.", "wrong"),
         ("Not attempted", "refused"),
+        ("C: not attempted", "refused"),
+        ("No, it is wrong.", "wrong"),
         ("<think>It could be A, or rather B.</think>\n\nA", "right"),
         ("The reply says what matters, in other words and in another order. Verdict: A", "right"),
     ],
@@ -42,6 +44,8 @@ def test_an_answer_that_names_a_grade(answer: str, verdict: str) -> None:
         "", "   ", "D", "A or B", "A, B", "A wrong answer", "right or wrong", "I cannot tell.", "Absolutely", "abc",
         "<think>A", "The answer is a city, and so is the right one.", "Grade: A. On second thought, grade: B", "a",
         "This could well be graded as correct, and someone else might say that it is not, so who knows.", "\x00", "AB",
+        "The reply is not correct.", "It isn't right", "Isn\u2019t right", "never correct", "not A",
+        "The grade is not B.", "cannot be correct", "No correct answer", "This is not wrong.",
     ],
 )  # fmt: skip
 def test_an_answer_that_names_none_or_several_is_none(answer: str) -> None:
