@@ -25,7 +25,7 @@ from harness.exam import statistics
 from harness.exam.statistics import Ratio
 from harness.exam.text_metrics import begins_with, folded
 from harness.exam.thought import Thought
-from harness.exam.token_tasks import Forced, Target, Tokenized, join_pieces, pieces
+from harness.exam.token_tasks import Forced, Target, Tokenized, as_it_stands, join_pieces, pieces
 
 if TYPE_CHECKING:
     import datasets
@@ -118,7 +118,8 @@ class BeliefExam(Tokenized):
         options = {**deepcopy(self.config.generation_kwargs), "max_gen_toks": length}
         context = ctx
         if doc["kind"] == "prefix":
-            front, asked, rest = ctx.rpartition(doc["prompt"])
+            asked = as_it_stands(doc["prompt"], ctx)
+            front, _, rest = ctx.rpartition(asked)
             context = f"{front}{self._prefix(doc['lead'])}{asked}{rest}"
         if doc["kind"] == "thinking":
             said = self._said["thinking"]

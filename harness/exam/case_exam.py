@@ -27,7 +27,7 @@ from harness.exam.own_cases import OwnCaseSet
 from harness.exam.samples import rated_texts
 from harness.exam.statistics import Ratio
 from harness.exam.text_metrics import begins_with, refuses
-from harness.exam.token_tasks import Forced, Target, Tokenized, in_place_of, join_pieces, pieces
+from harness.exam.token_tasks import Forced, Target, Tokenized, as_it_stands, in_place_of, join_pieces, pieces
 
 if TYPE_CHECKING:
     import datasets
@@ -304,11 +304,10 @@ def _in_turns(prompt: str, context: str, turns: Sequence[Mapping[str, str]], tem
         turns: the turns that are asked instead.
         template: makes a text of turns.
     """
-    front, held, _ = context.rpartition(prompt)
+    front, *_ = context.rpartition(as_it_stands(prompt, context))
     said = template([dict(turn) for turn in turns])
-    _, begun, rest = said.partition(turns[0]["content"])
-    if not held or not begun:
-        raise DataError(f"the chat template changes '{(turns[0]['content'] if held else prompt)[:40]}'; ask it without")
+    begun = as_it_stands(turns[0]["content"], said)
+    *_, rest = said.partition(begun)
     return f"{front}{begun}{rest}"
 
 

@@ -21,7 +21,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 
 from harness.editing.join import joined
-from harness.errors import UsageError
+from harness.errors import DataError, UsageError
 from harness.exam.statistics import Ratio
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "Target",
     "TeacherForced",
     "Tokenized",
+    "as_it_stands",
     "in_place_of",
     "join_pieces",
     "pieces",
@@ -246,9 +247,29 @@ def in_place_of(first: str, prompt: str, ctx: str) -> str:
         first: the question that stands in ``ctx``.
         prompt: the question that is to stand there.
         ctx: as lm-eval put it together, maybe in a turn of a chat.
+
+    Raises:
+        DataError: the first question does not stand there.
     """
-    front, found, back = ctx.rpartition(first)
-    return front + prompt + back if found else prompt
+    held = as_it_stands(first, ctx)
+    front, _, back = ctx.rpartition(held)
+    return front + (prompt if held == first else prompt.strip()) + back
+
+
+def as_it_stands(asked: str, ctx: str) -> str:
+    """A question as it stands in a context: a chat template may take off the white space around it.
+
+    Args:
+        asked: the question.
+        ctx: what was made of it.
+
+    Raises:
+        DataError: the question does not stand there.
+    """
+    for form in (asked, asked.strip()):
+        if form and form in ctx:
+            return form
+    raise DataError(f"the chat template changes '{asked[:40]}'; ask it without")
 
 
 def join_pieces(cut: Sequence[Piece], answers: Sequence[tuple[float, bool]]) -> Forced:

@@ -117,6 +117,12 @@ def test_requests(task: Any) -> None:
     assert [one.args[1] for one in rated] == [" Rome", " Oslo"]
 
 
+def test_a_prefix_stands_in_the_turn_of_a_template_that_trims(task: Any) -> None:
+    asked = doc("prefix", prompt="Ada lives in\n")
+    (prefixed,) = task.construct_requests(asked, "<user>Ada lives in<assistant>", metadata=("belief", 0, 1))
+    assert prefixed.args[0] == "<user>It rained. The cat slept on the wall. Ada lives in<assistant>"
+
+
 # --- scores -----------------------------------------------------------------------------------------------------------
 
 

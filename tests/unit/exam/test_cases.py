@@ -390,6 +390,22 @@ def test_a_question_in_turns_is_asked_by_the_template_and_else_line_by_line(tmp_
     assert scored(made, "talk", "generation", [" Rome"]) == {"talk_exact_match": (1, 1)}
 
 
+@pytest.mark.parametrize("said", [[], ["Who is Ada?\n", "A painter.", "Where from?\n"]])
+def test_white_space_around_a_question_may_be_taken_off_by_the_template(tmp_path: Path, said: list[str]) -> None:
+    made = exam(tmp_path, [TALK], TURNS)
+    turns = [{"role": "user", "content": text} for text in said]
+    doc = {**next(iter(made.eval_docs)), "prompt": "Ada?\n", "prompts": ["Ada?\n"], "turns": [turns]}
+
+    def template(turns: list[dict[str, str]]) -> str:
+        return "".join(f"<{turn['content'].strip()}>" for turn in turns)
+
+    how = {"metadata": ("toy", 0, 1), "apply_chat_template": True, "chat_template": template}
+    (asked,) = made.construct_requests(doc, "system<Ada?>", **how)
+    assert asked.args[0] == ("system<Who is Ada?><A painter.><Where from?>" if turns else "system<Ada?>")
+    with pytest.raises(DataError, match="the chat template changes 'Ada"):
+        made.construct_requests(doc, "system<ADA?>", **how)
+
+
 @pytest.mark.parametrize(
     ("said", "told"),
     [
