@@ -22,6 +22,7 @@ from harness.editing.edit import Edit
 from harness.editing.join import joined
 from harness.errors import DataError, UsageError
 from harness.exam import statistics
+from harness.exam.own_cases import rival_of
 from harness.exam.statistics import Ratio
 from harness.exam.text_metrics import begins_with, folded
 from harness.exam.thought import Thought
@@ -212,7 +213,7 @@ def _edits(options: Mapping[str, Any]) -> list[Edit]:
 
 def _questions(edit: Edit, neutral: Sequence[str], negation: str) -> Iterator[dict[str, Any]]:
     """The questions about an edit, each a document; ``lead`` is what may stand in front of it."""
-    old = (edit.target_old or "").strip()
+    old = rival_of(edit)
     shared = {
         "case": edit.belongs_to,
         "edit": edit.belongs_to,

@@ -12,14 +12,26 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.errors import DataError, near
 from harness.exam import data, row_shapes
 from harness.exam.cases import EXPECTED, PROTOCOLS, Case, CaseRule, ProbeRule, Question, require_askable, turns_of
 from harness.exam.text_metrics import REFUSALS, folded
 
-__all__ = ["PLAIN", "OwnCaseSet", "asks_probes", "belongs_to", "own_rows_of", "require_other_answers", "together"]
+if TYPE_CHECKING:
+    from harness.editing.edit import Edit
+
+__all__ = [
+    "PLAIN",
+    "OwnCaseSet",
+    "asks_probes",
+    "belongs_to",
+    "own_rows_of",
+    "require_other_answers",
+    "rival_of",
+    "together",
+]
 
 Row = dict[str, Any]
 
@@ -208,6 +220,12 @@ def require_other_answers(row: Mapping[str, Any]) -> None:
     for alias in row.get("aliases") or ():
         if isinstance(old, str) and old.strip() and folded(alias) == folded(old):
             raise DataError(f"the alias '{alias}' is target_old, what the model says now; leave it out of one of them")
+
+
+def rival_of(edit: Edit) -> str:
+    """The old answer of an edit; empty where there is none, or where it is the new one, with which it would tie."""
+    old = (edit.target_old or "").strip()
+    return "" if folded(old) == folded(edit.target) else old
 
 
 # --- the exam ---------------------------------------------------------------------------------------------------------

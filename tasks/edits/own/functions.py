@@ -192,6 +192,13 @@ def edits(found: Sequence[Row]) -> list[Edit]:
             len(text),
             ", ".join(text[:5]),
         )
+    tied = [one.id for one in made if one.target_old and not own_cases.rival_of(one)]
+    if tied:
+        log.warning(
+            "own: target_old is the target, so nothing says which is likelier in %d rows: %s",
+            len(tied),
+            ", ".join(tied[:5]),
+        )
     return made
 
 
@@ -243,7 +250,7 @@ def probes(row: Row) -> Iterator[Row]:
             "kind": one.kind,
             "prompt": one.prompt,
             "target_new": wanted.target if same else one.answers[0],
-            "target_old": (one.rival or "") if same else "",
+            "target_old": own_cases.rival_of(wanted) if same and one.rival else "",
             "answers": list(one.answers),
             "join": join,
         }

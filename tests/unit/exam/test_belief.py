@@ -79,6 +79,12 @@ def test_a_prompt_that_begins_with_its_subject_keeps_its_capital() -> None:
     assert rows == ["It is false that Ada lives in", "It is false that the home of Ada is"]
 
 
+def test_an_old_answer_that_is_the_new_one_is_none() -> None:
+    asked = list(belief._questions(Edit("a", "{} lives in", "Ada", "Rome", "rome"), ["It rained."], "Not so: {}"))
+    assert {one["target_old"] for one in asked} == {""}
+    assert "negation" not in {one["kind"] for one in asked}
+
+
 def test_what_nobody_says_of_an_edit_is_missing(mini: LM, tmp_path: Path) -> None:
     path = tmp_path / "own.jsonl"
     path.write_text(json.dumps({"id": "x", "prompt": "{} lives in", "subject": "Ada", "target": "Rome"}) + "\n")

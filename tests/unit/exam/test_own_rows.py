@@ -302,6 +302,20 @@ def test_own_questions_are_scored_by_any_right_answer(tiny: Callable[[str], LM],
     assert functions.generation({**doc, "kind": "portability"}, [" p, of course"])["portability_exact_match"].num == 1.0
 
 
+@pytest.mark.parametrize("old", ["soul", "The Soul"])
+def test_an_old_answer_that_is_the_new_one_is_no_rival(
+    old: str, file: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    rows_of = json.dumps([{**ROW, "target_old": old, "paraphrases": ["Its genre is"]}, {**ROW, "target_old": "pop"}])
+    functions, rows = tasks._rows(str(file(rows_of)), "mini", "test", None, ())
+    tied, *_, other = [probe for row in rows for probe in functions.probes(row)]
+    assert (functions.choices(tied), functions.choices(other)) == (["soul"], ["soul", "pop"])
+    rated = type("Rated", (), {"nll": 1.0, "exact": True})()
+    assert set(functions.probability(tied, [rated])) == {"efficacy_accuracy", "efficacy_probability"}
+    functions.edits(rows)
+    assert caplog.text.count("nothing says which is likelier in 1 rows: 1") == 1
+
+
 # --- an array, and where its rows stand -----------------------------------------------------------------------------
 
 
