@@ -24,14 +24,14 @@ from harness.errors import DataError, UsageError
 from harness.exam import statistics
 from harness.exam.own_cases import rival_of
 from harness.exam.statistics import Ratio
-from harness.exam.text_metrics import begins_with, folded
+from harness.exam.text_metrics import begins_with, mentions
 from harness.exam.thought import Thought
 from harness.exam.token_tasks import Forced, Target, Tokenized, as_it_stands, join_pieces, pieces
 
 if TYPE_CHECKING:
     import datasets
 
-__all__ = ["BeliefExam", "mentions"]
+__all__ = ["BeliefExam"]
 
 
 Doc = Mapping[str, Any]
@@ -178,16 +178,6 @@ class BeliefExam(Tokenized):
             cut = self._cut(doc["prompt"], joined(doc["prompt"], doc[name], None))
             found.append(join_pieces(cut, [next(answers) for _ in cut]))
         return found
-
-
-def mentions(text: str, answer: str) -> bool:
-    """Whether a text says an answer anywhere, as whole words; case and spacing do not count.
-
-    Args:
-        text: the text.
-        answer: the answer.
-    """
-    return re.search(rf"(?<!\w){re.escape(folded(answer))}(?!\w)", folded(text)) is not None
 
 
 def _edits(options: Mapping[str, Any]) -> list[Edit]:

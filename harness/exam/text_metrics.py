@@ -27,6 +27,7 @@ __all__ = [
     "consistency",
     "entropy",
     "folded",
+    "mentions",
     "refuses",
     "vectorizer",
     "words",
@@ -42,12 +43,17 @@ _OPENING = 20
 """Words of a text in which a refusal stands: what comes later is no longer an answer to the question."""
 _COMPARED = 5
 """Words that are compared where no answer says how many."""
+_ARTICLES = ("a", "an", "the")
 _ARTICLE = re.compile(r"^(?:the|an?)\s+")
 _BOUNDARY = regex.compile(r"\b", regex.WORD)
 _ENDING = regex.compile(r"['\u2019](?:s|d|m|ll|re|ve)?(?!\w)", regex.IGNORECASE)
 """What hangs on a word and does not make it another: France's."""
 _GOES_ON = regex.compile(r"(?<=\w)[+#]|(?<=\d)[.,:/\u2044]\d")
 """What makes another answer of the same beginning: C++, C#, 3.14, 10:30, 3/4."""
+_CARRIED_ON = regex.compile(r"(?<=\d[.,:/\u2044])\d")
+"""What is the rest of a number: the 30 of 10:30."""
+_OPENED = regex.compile(r"(?<=['\u2018\u2019])(?!(?<=\w.)(?:s|d|m|t|ll|re|ve)(?!\w))\w", regex.IGNORECASE)
+"""A word behind a quotation mark, or in front of which another one lost its end: 'Oslo', l'Aquila; not France's."""
 _UNSPACED = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]\p{M}*")
 _TOKEN = re.compile(
     r"""\w+(?=n't\b)|n't\b|'(?:s|m|d|ll|re|ve)\b    # contractions stand apart: do n't, France 's
@@ -83,6 +89,22 @@ def begins_with(continuation: str, target: str, aliases: Sequence[str] = ()) -> 
     return any(_begins(_plain(continuation), _plain(wanted)) for wanted in (target, *aliases))
 
 
+def mentions(text: str, answer: str) -> bool:
+    """Whether a text says an answer anywhere, as whole words, which end as in :func:`begins_with`.
+
+    Case, spacing and a leading article of the answer do not count; an answer of one letter, or that is itself an
+    article, counts in its own case.
+
+    Args:
+        text: the text.
+        answer: the answer.
+    """
+    wanted = _plain(answer)
+    if len(wanted) == 1 or wanted.casefold() in _ARTICLES:
+        return _says(_plain(text), wanted)
+    return _says(folded(text), folded(answer))
+
+
 def refuses(continuation: str, phrases: Sequence[str] = REFUSALS) -> bool:
     """Whether a continuation declines to answer: one of the phrases stands among its first words, as whole words.
 
@@ -91,11 +113,7 @@ def refuses(continuation: str, phrases: Sequence[str] = REFUSALS) -> bool:
         phrases: what is said by a text that declines.
     """
     opening = " ".join(_straight(continuation).split()[:_OPENING])
-    return any(
-        re.search(rf"(?<!\w){re.escape(wanted)}(?!\w)", opening) is not None
-        for phrase in phrases
-        if (wanted := _straight(phrase))
-    )
+    return any(_says(opening, _straight(phrase)) for phrase in phrases)
 
 
 def _straight(text: str) -> str:
@@ -106,7 +124,7 @@ def _straight(text: str) -> str:
 def _begins(said: str, wanted: str) -> bool:
     if not wanted:
         return False
-    if wanted.casefold() in ("a", "an", "the"):
+    if wanted.casefold() in _ARTICLES:
         return said.startswith(wanted) and _ends(said, len(wanted))
     said, wanted = folded(said), folded(wanted)
     return said.startswith(wanted) and _ends(said, len(wanted))
@@ -119,6 +137,23 @@ def _ends(text: str, at: int) -> bool:
     if _GOES_ON.match(text, at):
         return False
     return _BOUNDARY.match(text, at) is not None or _ENDING.match(text, at) is not None
+
+
+def _says(text: str, wanted: str) -> bool:
+    """Whether some words stand anywhere in a text, and none of them goes on at either side."""
+    at = text.find(wanted) if wanted else -1
+    while at >= 0 and not (_starts(text, at) and _ends(text, at + len(wanted))):
+        at = text.find(wanted, at + 1)
+    return at >= 0
+
+
+def _starts(text: str, at: int) -> bool:
+    """Whether a word, a number or a name begins at a character of a text."""
+    if at == 0:
+        return True
+    if _CARRIED_ON.match(text, at):
+        return False
+    return _BOUNDARY.match(text, at) is not None or _OPENED.match(text, at) is not None
 
 
 def agreement(doc: Mapping[str, str], edited: str, unedited: str) -> Ratio:

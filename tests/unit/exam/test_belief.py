@@ -17,6 +17,7 @@ from harness.exam import belief, tasks
 from harness.exam.adapter import EditedLM
 from harness.exam.asked import asked_of
 from harness.exam.prompting import Prompting, require_room_to_think
+from harness.exam.text_metrics import mentions
 from harness.exam.thought import Thought, thought_through
 from harness.models.lm import LM
 from harness.patches.patch import Patch
@@ -100,7 +101,7 @@ def test_a_prefix_is_whole_neutral_sentences_of_at_most_fifty_tokens(task: Any, 
         assert 25 < len(mini.encode(prefix)) <= 50
         sentences = prefix.strip().split(". ")
         assert all(word.islower() for sentence in sentences for word in sentence.strip(".").split()[1:])
-        assert not any(belief.mentions(prefix, row[name]) for name in ("target_new", "target_old"))
+        assert not any(mentions(prefix, row[name]) for name in ("target_new", "target_old"))
     leads = {tuple(row["lead"]) for row in task.eval_docs}
     assert len(leads) == 2
     for data_dir in ("mini", "elsewhere"):

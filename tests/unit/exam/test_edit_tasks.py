@@ -20,7 +20,17 @@ from harness.errors import DataError, UsageError
 from harness.exam import data
 from harness.exam.data import TASKS
 from harness.exam.statistics import Ratio, aggregate, harmonic
-from harness.exam.text_metrics import _ngram_entropy, agreement, begins_with, consistency, entropy, vectorizer, words
+from harness.exam.text_metrics import (
+    _ngram_entropy,
+    agreement,
+    begins_with,
+    consistency,
+    entropy,
+    mentions,
+    refuses,
+    vectorizer,
+    words,
+)
 from harness.exam.token_tasks import Forced, pieces
 from harness.models.lm import LM
 
@@ -306,6 +316,42 @@ def test_agreement_of_a_script_without_spaces_is_by_characters() -> None:
     doc = {"case": "1", "target_true": "上海"}
     assert agreement(doc, edited="上海市是", unedited="上海很大").num == 1.0
     assert agreement(doc, edited="上海市是", unedited="上面很大").num == 0.0
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "wanted"),
+    [
+        ("The capital is rome.", "Rome", True),
+        ("In Romeo's house", "Rome", False),
+        ("Rome's walls", "the Rome", True),
+        ("in snake_Rome", "Rome", False),
+        ("中国的首都是北京市。", "北京", True),
+        ("กรุงเทพ", "กรุง", True),
+        ("This is a test", "A", False),
+        ("The answer is A.", "A", True),
+        ("vitamin c", "C", False),
+        ("It is written in C++.", "C", False),
+        ("It is written in C++.", "C++", True),
+        ("C++ or C", "C", True),
+        ("It is 3.14 then", "3", False),
+        ("It is 3.14 then", "14", False),
+        ("at 10:30", "30", False),
+        ("in the U.S. of old", "U.S.", True),
+        ("the 'Oslo' of old", "Oslo", True),
+        ("Palazzo dell\u2019Aquila", "Aquila", True),
+        ("France's best, don't", "s", False),
+        ("France's best, don't", "t", False),
+        ("Saint-Denis", "Denis", True),
+        ("Rome", "", False),
+    ],
+)
+def test_a_text_mentions_whole_words(text: str, answer: str, wanted: bool) -> None:
+    assert mentions(text, answer) is wanted
+
+
+def test_a_text_declines_in_any_script() -> None:
+    assert refuses("对不起。我不知道答案。", ["我不知道"])
+    assert refuses("It's 'unknown'.") and not refuses("Of unknowns it says much.")
 
 
 def test_agreement_compares_as_many_words_as_the_answer_has() -> None:
