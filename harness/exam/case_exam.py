@@ -207,7 +207,7 @@ class CaseExam(Tokenized):
                 found.append(Ratio(float(best.hits), float(best.tokens)))
             else:
                 others = [one for text, one in rated.items() if text not in answers]
-                wins = min(one.nll for one in right) < min((one.nll for one in others), default=math.inf)
+                wins = min(one.nll for one in right) < min(one.nll for one in others)
                 found.append(Ratio(float(wins)))
         return found
 

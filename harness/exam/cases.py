@@ -719,7 +719,8 @@ def require_askable(question: Question, where: str, why: str = "") -> None:
         why: what an error adds where something is missing.
 
     Raises:
-        DataError: it has no answer, nothing to compare it with, no right choice, or the rival is right as well.
+        DataError: it has no answer, nothing to compare it with, no right or no wrong choice, or the rival is right as
+            well.
     """
     said = f"{where}: its {question.kind} question '{_short(question.prompt)}'"
     if not question.answers and question.expect != "unchanged":
@@ -732,6 +733,10 @@ def require_askable(question: Question, where: str, why: str = "") -> None:
     if question.protocol == "choice" and not set(question.answers) & set(question.choices):
         raise DataError(
             f"{said} has none of its answers among its choices ({_short(', '.join(question.choices)) or 'none'}){why}"
+        )
+    if question.protocol == "choice" and set(question.choices) <= set(question.answers):
+        raise DataError(
+            f"{said} has no wrong choice ({_short(', '.join(question.choices))}); give one, or leave it out"
         )
 
 

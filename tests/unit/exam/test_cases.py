@@ -159,6 +159,7 @@ NOWHERE: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"probes": [{**WHO, "choices": "c", "protocol": "choice"}]}, {**Q, "c": ["z", "w"]},
      "question 'x' has none of its answers among its choices (z, w)"),
     ({"probes": [{**WHO, "choices": "c", "protocol": "choice"}]}, Q, "among its choices (none)"),
+    ({"probes": [{**WHO, "choices": "a", "protocol": "choice"}]}, Q, "has no wrong choice ("),
     ({"probes": [{**WHO, "rival": "b"}]}, {"q": "x", "a": ["z", "The Y"], "b": " y"}, "'The Y' both as an answer and"),
     ({"probes": [{**WHO, "language": "l"}], "languages": ["en", "de"]}, {**Q, "l": "en"},
      "toy: the language 'de' has no probes"),

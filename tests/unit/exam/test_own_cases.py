@@ -166,6 +166,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
         case(probes=[{"kind": "x", "prompt": "Who?", "answers": "y", "choices": ["A"]}]),
         "none of its answers among its c",
     ),
+    (case(probes=[{"kind": "x", "prompt": "Who?", "answers": ["y", "z"], "choices": "y"}]), "has no wrong choice (y)"),
     (case(probes=[{"kind": "x", "prompt": "Who?", "expect": "new", "answers": []}]), "has no answer; give one, or"),
     (
         flat(FACTS[0], aliases=[f"the {FACTS[0]['target_true']['str'].upper()}"]),
