@@ -328,6 +328,7 @@ class EditedLM(HFLM):  # type: ignore[misc]
         found = [self._steps(request) for request in requests]
         owners = [i for i, steps in enumerate(found) for _ in steps]
         marks = [self._row_patches[i] for i in owners] if self._rows is not None else []
+        self.truncated += sum(any(map(self._loses_its_beginning, steps)) for steps in found)
         scored = iter(self._loglikelihood_ids([step for steps in found for step in steps], marks))
         results = []
         for steps in found:
@@ -462,14 +463,19 @@ class EditedLM(HFLM):  # type: ignore[misc]
         disable_tqdm: bool = True,
         override_bs: int | None = None,
     ) -> list[tuple[float, bool]]:
+        self.truncated += sum(map(self._loses_its_beginning, requests))
         return self._loglikelihood_ids(requests, self._row_patches)
+
+    def _loses_its_beginning(self, scored: _Scored) -> bool:
+        """Whether tokens are more than the model reads; a window of a rolling text, which has no texts, always fits."""
+        texts, context, said = scored
+        return texts is not None and len(context) + len(said) > self.max_length + 1
 
     def _loglikelihood_ids(self, requests: list[_Scored], marks: Sequence[int]) -> list[tuple[float, bool]]:
         """The log-likelihood of tokens after others; ``marks`` names the patch of each where they have their own."""
-        for texts, context, continuation in requests:
-            if texts is not None:  # None stands for a window of a rolling text, which always fits
+        for texts, _, continuation in requests:
+            if texts is not None:
                 self._check_length(texts[1], len(continuation))
-                self.truncated += len(context) + len(continuation) > self.max_length + 1
         # lm-eval moves white space at the end of a context to what follows, which may leave the context no token.
         read = [context or [self.prefix_token_id] for _, context, _ in requests]
         spans = [Span((*head, *said), len(said)) for head, (*_, said) in zip(read, requests, strict=True)]

@@ -15,6 +15,7 @@ from torch import Tensor
 from harness.errors import DataError, UsageError
 from harness.exam import adapter
 from harness.exam.adapter import EditedLM
+from harness.exam.token_tasks import Target
 from harness.models.lm import LM
 from harness.patches.delta import Delta, Dense, LowRank
 from harness.patches.patch import Patch, Step
@@ -386,6 +387,14 @@ def test_a_context_too_long_is_cut_from_the_left_and_counted(
     model = EditedLM(lm, batch_size=1)
     with model.isolated([Patch(), Patch()], by_document) if isolated else model.holding(Patch()):
         assert_same(score(model, found), expected)
+    assert model.truncated == 2
+
+
+def test_a_target_that_is_rated_token_by_token_is_cut_once(tiny: Callable[[str], LM]) -> None:
+    lm = tiny("gpt2")
+    model, target = EditedLM(lm), Target.of(" Oslo and Lisbon", per_token=True)
+    texts = ["Oslo. " * lm.context, PROMPTS[0], "Rome. " * lm.context]
+    score(model, [Instance("loglikelihood", {}, (text, target), 0, metadata=("t", 0, 1)) for text in texts])
     assert model.truncated == 2
 
 
