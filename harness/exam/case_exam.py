@@ -96,6 +96,7 @@ class CaseExam(Tokenized):
             )
         unused = [] if any(turns for one in found for turns in one["turns"]) else ["turns"]
         unused += [] if any(one["after"] for one in found) else ["after"]
+        unused += [] if any(join is not None for one in found for join in one["joins"]) else ["joins"]
         found = [{key: value for key, value in one.items() if key not in unused} for one in found]
         return {"test": datasets.Dataset.from_list(found)}
 
@@ -149,8 +150,8 @@ class CaseExam(Tokenized):
             options = {**deepcopy(self.config.generation_kwargs), "max_gen_toks": self._length}
             return [Instance("generate_until", doc, (context, options), i, **kwargs) for i, context in enumerate(asked)]
         pairs = [
-            (context, Target.of(joined(context, text, "" if templated else None), per_token=True))
-            for context, texts in zip(asked, rated_texts(doc), strict=True)
+            (context, Target.of(joined(context, text, "" if templated else join), per_token=True))
+            for context, texts, join in zip(asked, rated_texts(doc), _joins(doc), strict=True)
             for text in texts
         ]
         if not self._exact:
@@ -184,11 +185,11 @@ class CaseExam(Tokenized):
     def _generated(self, doc: Doc, texts: Sequence[str]) -> list[Ratio]:
         """Whether each free continuation begins with a right answer; missing where none could have been written."""
         found = []
-        for prompt, text, answers in zip(doc["prompts"], texts, doc["answers"], strict=True):
+        for prompt, text, answers, join in zip(doc["prompts"], texts, doc["answers"], _joins(doc), strict=True):
             if doc["expect"] == "refusal":
                 found.append(Ratio(float(refuses(text, answers))))
                 continue
-            short = min(self.tokens_of(prompt, answers)) <= self._length
+            short = min(self.tokens_of(prompt, answers, join)) <= self._length
             found.append(Ratio(float(begins_with(text, answers[0], answers[1:])) if short else math.nan))
         return found
 
@@ -237,9 +238,9 @@ class CaseExam(Tokenized):
         if self._exact:
             return list(results)
         answers, found = iter(results), []
-        for prompt, texts in zip(doc["prompts"], rated_texts(doc), strict=True):
+        for prompt, texts, join in zip(doc["prompts"], rated_texts(doc), _joins(doc), strict=True):
             for text in texts:
-                cut = self._cut(prompt, joined(prompt, text, None))
+                cut = self._cut(prompt, joined(prompt, text, join))
                 found.append(join_pieces(cut, [next(answers) for _ in cut]))
         return found
 
@@ -250,9 +251,9 @@ class CaseExam(Tokenized):
         """How many tokens are written: what the longest wanted answer needs, within limits."""
         asked = [doc for doc in self.eval_docs if doc["protocol"] == "generation"]
         needed = [
-            max(self.tokens_of(prompt, answers), default=0)
+            max(self.tokens_of(prompt, answers, join), default=0)
             for doc in asked
-            for prompt, answers in zip(doc["prompts"], doc["answers"], strict=True)
+            for prompt, answers, join in zip(doc["prompts"], doc["answers"], _joins(doc), strict=True)
         ]
         return self.written_tokens(max(needed, default=0), least=_LEAST)
 
@@ -281,6 +282,11 @@ def _put_together(how: str, parts: Sequence[float]) -> float:
         return float(parts[0] > parts[1]) if len(parts) == 2 else math.nan
     right = [part == 1 for part in parts]
     return {"any": float(any(right)), "all": float(all(right)), "mean": sum(parts) / len(parts)}[how]
+
+
+def _joins(doc: Doc) -> list[str | None]:
+    """What stands between each question of a document and its answers; None for what the text would have."""
+    return list(doc.get("joins") or [None] * len(doc["prompts"]))
 
 
 def _metric(kind: str, protocol: str, expect: str) -> str:
@@ -348,6 +354,7 @@ def _documents_of(case: Case) -> list[dict[str, Any]]:
                 "rivals": [one.rival for one in asked],
                 "choices": [list(one.choices) for one in asked],
                 "after": asked[0].after,
+                "joins": [one.join for one in asked],
                 "turns": [[{"role": role, "content": text} for role, text in one.turns] for one in asked],
                 "target_true": asked[0].answers[0] if asked[0].answers else "",
             }

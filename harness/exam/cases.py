@@ -116,6 +116,7 @@ class Question:
         language: of the question, where the set has several.
         turns: of a chat, each the role of who speaks and the text; none where the prompt is asked as it is.
         after: of how many edits of its case the model holds when it is asked; None for all.
+        join: what stands between the prompt and an answer; None for what the text would have.
     """
 
     kind: str
@@ -128,6 +129,7 @@ class Question:
     language: str | None = None
     turns: tuple[tuple[str, str], ...] = ()
     after: int | None = None
+    join: str | None = None
 
 
 @dataclass(frozen=True)
@@ -376,7 +378,7 @@ def read_cases(
     given = list(rows)
     rows = _arranged(rule, given)
     begun = [one for one in _begun(rule, rows) if only is None or one.name in only]
-    found = [Case(one.name, _edits(rule, one, as_edit), _probes(rule, one)) for one in begun]
+    found = [_case(rule, one, as_edit) for one in begun]
     _require_found(rule, rows, found)
     _warn_of_old_answers(rule, found, {one.name: one.where for one in begun})
     if only is not None and rule.languages and set(rule.languages) != _languages_of(found):
@@ -593,6 +595,22 @@ def row_questions(rule: CaseRule, row: Mapping[str, Any], where: str) -> list[Qu
     found = (question for one in rule.probes for question, _ in _questions(one, row, where))
     first = {one.kind: one.protocols[0] for one in reversed(rule.probes)}
     return [question for question in found if question.protocol == first[question.kind]]
+
+
+def _case(rule: CaseRule, begun: _Begun, as_edit: Any) -> Case:
+    """The edits of a case, and what is asked about them."""
+    edits = tuple(_edits(rule, begun, as_edit))
+    return Case(begun.name, edits, tuple(_as_edited(one, edits) for one in _probes(rule, begun)))
+
+
+def _as_edited(question: Question, edits: Sequence[Edit]) -> Question:
+    """A question with what its edit has between prompt and target, where it asks the prompt or the answer of one."""
+    said = [edit for edit in edits if edit.join is not None]
+    same = [edit.join for edit in said if edit.text == question.prompt]
+    # A line break that ends a prompt is the prompt's, and stands between no other one and the answer.
+    if not question.prompt[-1:].isspace():
+        same += [edit.join for edit in said if edit.target in question.answers and not edit.text[-1:].isspace()]
+    return replace(question, join=same[0]) if same else question
 
 
 def _probes(rule: CaseRule, case: _Begun) -> tuple[Question, ...]:

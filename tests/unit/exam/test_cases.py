@@ -18,6 +18,7 @@ from harness.exam.case_exam import CaseExam
 from harness.exam.case_sets import CaseSet
 from harness.exam.cases import Case, CaseRule, case_edits, read_cases, rule_of
 from harness.exam.text_metrics import folded
+from harness.exam.token_tasks import Forced
 
 SHARED = Path(__file__).resolve().parents[4] / "shared" / "data"
 
@@ -307,8 +308,6 @@ def test_metrics_are_those_of_the_questions(tmp_path: Path) -> None:
 
 
 def test_probabilities_are_compared_by_token(tmp_path: Path) -> None:
-    from harness.exam.token_tasks import Forced
-
     made = exam(tmp_path, [ROW])
     # Rome beats Oslo by token though not in sum; Bela loses to Carl.
     given = [Forced(-6.0, 6, 0), Forced(-5.0, 4, 0), Forced(-3.0, 1, 0), Forced(-2.0, 1, 1)]
@@ -320,16 +319,12 @@ def test_probabilities_are_compared_by_token(tmp_path: Path) -> None:
 
 
 def test_accuracy_is_the_share_of_the_tokens_of_the_best_alias(tmp_path: Path) -> None:
-    from harness.exam.token_tasks import Forced
-
     rule = changed(RULE, probes=[{**RULE["probes"][1], "protocol": "accuracy"}], combine={})
     given = [Forced(-1.0, 4, 1), Forced(-1.0, 10, 6), Forced(-1.0, 4, 4), Forced(-1.0, 10, 0)]
     assert scored(exam(tmp_path, [ROW], rule), "hop", "accuracy", given) == {"hop_accuracy": (10, 14)}
 
 
 def test_the_mean_of_a_case_is_that_of_its_accuracies(tmp_path: Path) -> None:
-    from harness.exam.token_tasks import Forced
-
     rule = changed(RULE, probes=[{**RULE["probes"][1], "protocol": "accuracy"}])
     rule["combine"] = {f"hop_{how}": {"kind": "hop", "how": how} for how in ("mean", "any", "all")}
     given = [Forced(-1.0, 4, 1), Forced(-1.0, 10, 6), Forced(-1.0, 4, 4), Forced(-1.0, 10, 0)]
@@ -351,6 +346,50 @@ def test_languages_have_columns_of_their_own(tmp_path: Path) -> None:
     assert made.metrics == ["paraphrase_exact_match", "paraphrase_exact_match.de", "paraphrase_exact_match.fr"]
     german = next(d for d in made.eval_docs if d["language"] == "de")
     assert made.process_results(german, ["Rom"])["paraphrase_exact_match.de"].num == 1
+
+
+JOINED: dict[str, Any] = {
+    "edits": {"prompt": "cloze", "subject": "about", "target": "new", "target_old": "old", "join": "join"},
+    "probes": [
+        {"kind": "same", "prompt": "fill(cloze, about)", "answers": "new", "rival": "old",
+         "protocol": ["probability", "generation"]},
+        {"kind": "worded", "each": "asked", "prompt": "value", "answers": "row.new", "protocol": "accuracy"},
+        {"kind": "apart", "prompt": "near", "answers": "there", "protocol": "accuracy"},
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize(
+    ("row", "join", "worded"),
+    [
+        ({"join": "", "new": "Rome"}, "", ["", ""]),
+        ({"new": "\nRome"}, "\n", ["\n", ""]),
+        ({"new": "Rome"}, " ", [" ", ""]),
+        ({"cloze": "The home of {}:\n", "new": "Rome"}, "", [" ", ""]),
+    ],
+)
+def test_what_was_edited_is_asked_with_what_stands_in_front_of_the_target(
+    tmp_path: Path, row: dict[str, str], join: str, worded: list[str], exact: bool
+) -> None:
+    said = {"cloze": "The home of {} is", "about": "Ada", "old": "Oslo", "near": "Max is in", "there": "Bonn"}
+    made = exam(tmp_path, [{**said, "asked": ["Ada lives in", "Where?\n"], **row}], JOINED)
+    made.bind(Letters(), exact=exact)
+
+    def rated(kind: str) -> list[str]:
+        (doc,) = [one for one in made.eval_docs if one["kind"] == kind and one["protocol"] != "generation"]
+        found = made.construct_requests(doc, doc["prompt"], metadata=("toy", 0, 1))
+        assert made.process_results(doc, [Forced(-1.0, 1, 1) if exact else (-1.0, True) for _ in found])
+        texts: dict[str, str] = {}
+        for one in found:  # the letters of one answer, or all of it at once
+            whole = f"{one.args[0]}{one.args[1]}"
+            texts = {**{key: text for key, text in texts.items() if not whole.startswith(text)}, whole: whole}
+        return list(texts)
+
+    prompt = row.get("cloze", said["cloze"]).format("Ada")
+    assert rated("same") == [f"{prompt}{join}Rome", f"{prompt}{join}Oslo"]
+    assert rated("worded") == [f"Ada lives in{worded[0]}Rome", f"Where?\n{worded[1]}Rome"]
+    assert rated("apart") == ["Max is in Bonn"]
 
 
 TURNS: dict[str, Any] = {
