@@ -72,6 +72,7 @@ __all__ = [
     "Combined",
     "ProbeRule",
     "Question",
+    "as_edited",
     "case_edits",
     "picked",
     "read_cases",
@@ -600,11 +601,16 @@ def row_questions(rule: CaseRule, row: Mapping[str, Any], where: str) -> list[Qu
 def _case(rule: CaseRule, begun: _Begun, as_edit: Any) -> Case:
     """The edits of a case, and what is asked about them."""
     edits = tuple(_edits(rule, begun, as_edit))
-    return Case(begun.name, edits, tuple(_as_edited(one, edits) for one in _probes(rule, begun)))
+    return Case(begun.name, edits, tuple(as_edited(one, edits) for one in _probes(rule, begun)))
 
 
-def _as_edited(question: Question, edits: Sequence[Edit]) -> Question:
-    """A question with what its edit has between prompt and target, where it asks the prompt or the answer of one."""
+def as_edited(question: Question, edits: Sequence[Edit]) -> Question:
+    """A question with what its edit has between prompt and target, where it asks the prompt or the answer of one.
+
+    Args:
+        question: the question.
+        edits: those of its case.
+    """
     said = [edit for edit in edits if edit.join is not None]
     same = [edit.join for edit in said if edit.text == question.prompt]
     # A line break that ends a prompt is the prompt's, and stands between no other one and the answer.

@@ -16,7 +16,17 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import DataError, near
 from harness.exam import data, row_shapes
-from harness.exam.cases import EXPECTED, PROTOCOLS, Case, CaseRule, ProbeRule, Question, require_askable, turns_of
+from harness.exam.cases import (
+    EXPECTED,
+    PROTOCOLS,
+    Case,
+    CaseRule,
+    ProbeRule,
+    Question,
+    as_edited,
+    require_askable,
+    turns_of,
+)
 from harness.exam.text_metrics import REFUSALS, folded
 
 if TYPE_CHECKING:
@@ -274,15 +284,25 @@ def asks_probes(path: Path, cases: Iterable[str]) -> bool:
 
 
 def _cases(rows: Sequence[Row]) -> list[Case]:
-    found: dict[str, tuple[Question, ...]] = {}
+    members: dict[str, list[Row]] = {}
     for row in rows:
-        asked = [one for one in row.get("probes") or () if one["kind"] not in PLAIN]
-        more = tuple(question for probe in asked for question in _questions(probe))
-        found[belongs_to(row)] = found.get(belongs_to(row), ()) + more
-    return [Case(name, (), probes) for name, probes in found.items()]
+        members.setdefault(belongs_to(row), []).append(row)
+    return [Case(name, (), _asked_of(some)) for name, some in members.items()]
+
+
+def _asked_of(rows: Sequence[Row]) -> tuple[Question, ...]:
+    """The questions of a case that no field of a flat row asks."""
+    asked = [one for row in rows for one in row.get("probes") or () if one["kind"] not in PLAIN]
+    edits = [_functions().edit(row) for row in rows] if asked else []
+    return tuple(as_edited(question, edits) for probe in asked for question in _questions(probe))
+
+
+def _functions() -> Any:
+    """The edit set ``own``."""
+    return data.module(data.TASKS / "edits" / "own" / "functions.py")
 
 
 def _own_rows(path: Path) -> list[Row]:
     """The rows of a file, as the edit set ``own`` reads them."""
-    found: list[Row] = data.module(data.TASKS / "edits" / "own" / "functions.py").rows(path)
+    found: list[Row] = _functions().rows(path)
     return found

@@ -268,12 +268,13 @@ def _of_fields(row: Row, wanted: Edit) -> Iterator[tuple[cases.Question, str | N
         yield replace(one, rival=rival), joins.get(one.kind, {}).get(one.prompt)
 
 
-def _of_probes(row: Row, wanted: Edit) -> Iterator[tuple[cases.Question, None]]:
+def _of_probes(row: Row, wanted: Edit) -> Iterator[tuple[cases.Question, str | None]]:
     """The row's ``probes`` of kinds that its fields could ask: they name their kind themselves, which no path does."""
     for one in row.get("probes") or ():
         if one["kind"] in own_cases.PLAIN:
             answers = tuple(dict.fromkeys(one["answers"]))
-            yield cases.Question(one["kind"], one["prompt"], answers, "accuracy", rival=wanted.target_old), None
+            asked = cases.Question(one["kind"], one["prompt"], answers, "accuracy", rival=wanted.target_old)
+            yield asked, cases.as_edited(asked, [wanted]).join
 
 
 def dataset(file: str | None = None, records: Sequence[str] | None = None, **_: object) -> dict[str, datasets.Dataset]:

@@ -11,6 +11,7 @@ import pytest
 from harness.editing.edit import Edit
 from harness.errors import DataError
 from harness.exam import data, own_rows, tasks
+from harness.exam.own_cases import OwnCaseSet
 from harness.runs.options import RunOptions
 from harness.runs.plan import Plan
 from harness.runs.record import Record
@@ -136,6 +137,21 @@ def test_a_probe_may_have_turns_and_want_a_refusal(tmp_path: Path) -> None:
     ):
         with pytest.raises(DataError, match=said):
             data.module(data.TASKS / "edits" / "own" / "functions.py").rows(write(tmp_path, [case(probes=[probe])]))
+
+
+def test_probes_are_asked_with_what_stands_in_front_of_the_target(tmp_path: Path) -> None:
+    edit = {"prompt": "The home of {} is", "subject": "Ada", "target": "Rome", "join": ""}
+    kinds = ("mine", "portability")
+    probes = [{"kind": kind, "prompt": "The home of Ada is", "answers": "Oslo"} for kind in kinds]
+    probes += [{"kind": kind, "prompt": "Ada's home is", "answers": "Rome"} for kind in kinds]
+    probes += [{"kind": kind, "prompt": "Ada's home is", "answers": "Oslo"} for kind in kinds]
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps([{"id": "c", "edits": [edit], "probes": probes}]), encoding="utf-8")
+    (case,) = OwnCaseSet.read(file).cases(None, "test")
+    assert [one.join for one in case.probes] == ["", "", None]
+    functions = data.module(data.TASKS / "edits" / "own" / "functions.py")
+    asked = [probe for probe in functions.probes(functions.rows(file)[0]) if probe["kind"] == "portability"]
+    assert [probe["join"] for probe in asked] == ["", "", None]
 
 
 def test_a_file_without_probes_is_examined_as_before(tmp_path: Path) -> None:
