@@ -28,6 +28,7 @@ __all__ = [
     "Metric",
     "brackets",
     "caveat_notes",
+    "headline_deviation",
     "number",
     "published_by",
     "published_notes",
@@ -102,6 +103,18 @@ def signed(value: float | None) -> str:
 def brackets(interval: Sequence[float] | None, sign: bool = False) -> str:
     """An interval as ``[low, high]``; nothing where there is none."""
     return "" if interval is None else f"[{', '.join((signed if sign else number)(limit) for limit in interval)}]"
+
+
+def headline_deviation(record: Record, edits: int) -> float | None:
+    """The largest standard deviation over seeds of the headline metrics of a mean of runs; None where none has one.
+
+    Args:
+        record: the mean of runs that differ in their seed alone.
+        edits: after how many edits.
+    """
+    named = record.headlines
+    headlines = [m for task, table in record.tasks(edits).items() for k, m in table.items() if named.get(task) == k]
+    return max((m["deviation"] for m in headlines if m.get("deviation") is not None), default=None)
 
 
 # --- what is marked ---------------------------------------------------------------------------------------------------

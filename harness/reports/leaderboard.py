@@ -27,6 +27,7 @@ from harness.reports.cells import (
     MeasuredSection,
     Metric,
     caveat_notes,
+    headline_deviation,
     number,
     published_by,
     published_notes,
@@ -252,10 +253,7 @@ def _seeds(record: Record, edits: int) -> str:
     seeds = record.plan.get("seeds")
     if not seeds:
         return ""
-    headlines = [
-        m for t, table in record.tasks(edits).items() for k, m in table.items() if record.headlines.get(t) == k
-    ]
-    widest = max((m["deviation"] for m in headlines if m.get("deviation") is not None), default=None)
+    widest = headline_deviation(record, edits)
     return f" ({len(seeds)} seeds{'' if widest is None else f', sd at most {number(widest)}'})"
 
 

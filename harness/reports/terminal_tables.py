@@ -20,6 +20,7 @@ from harness.reports.cells import (
     CHANCE,
     EDIT_METRICS,
     brackets,
+    headline_deviation,
     number,
     shown_interval,
     signed,
@@ -113,9 +114,18 @@ def _title(record: Record) -> Text:
     )
     title = Text.assemble((str(record.editor.get("name", "editor")), "bold cyan"), " on ")
     title.append(str(record.model.get("name", "model")), "bold")
-    known = record.published.get("label", "published") if record.seed is None else f"seed {record.seed}"
-    title.append("".join(f" · {part}" for part in [made, known, *told(record.plan)]))
+    title.append("".join(f" · {part}" for part in [made, _seed(record), *told(record.plan)]))
     return title
+
+
+def _seed(record: Record) -> str:
+    """The seed of a run, those that a mean is over, or where a run was published."""
+    seeds = record.plan.get("seeds")
+    if seeds:
+        widest = headline_deviation(record, _last(record))
+        apart = "" if widest is None else f" (sd at most {number(widest)})"
+        return f"mean of seeds {', '.join(map(str, seeds))}{apart}"
+    return str(record.published.get("label", "published")) if record.seed is None else f"seed {record.seed}"
 
 
 def _tasks(record: Record, edits: int) -> list[str]:

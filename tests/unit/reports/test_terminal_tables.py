@@ -17,6 +17,7 @@ from harness.exam.statistics import Ratio
 from harness.reports import terminal_tables
 from harness.reports.comparison import pair_difference
 from harness.reports.regressions import Moved, regressions
+from harness.reports.seeds import pool
 from harness.runs.record import Record
 
 DASH = "\N{EN DASH}"
@@ -152,6 +153,16 @@ def test_a_comparison_marks_the_side_whose_unedited_model_is_at_chance() -> None
     assert " 0.800 0.400† " in re.sub(r"\s+", " ", output)
     assert output.count("†") == 2
     assert "†" not in text(terminal_tables.comparison_table(a, a), 120)
+
+
+def test_the_mean_of_runs_names_its_seeds_and_how_far_they_lie_apart() -> None:
+    (whole,) = pool([made("memit", 0.6 + 0.1 * seed, seed=seed) for seed in (0, 1)])
+    output = re.sub(r"\s+", " ", text(terminal_tables.run_table(whole)))
+    headlines = [whole.tasks(50)[task][metric] for task, metric in whole.headlines.items() if task in whole.tasks(50)]
+    widest = max(measure["deviation"] for measure in headlines)
+    assert widest > 0
+    assert f" · mean of seeds 0, 1 (sd at most {widest:.3f})" in output
+    assert "seed 0" not in output.replace("seeds 0", "")
 
 
 def test_an_unfinished_run_says_so() -> None:
