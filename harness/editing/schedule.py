@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, groupby
 
+from harness.editing import made as edited
 from harness.editing.edit import Edit
 from harness.editing.editor import Editor, Wrapper
 from harness.editing.registry import editor_names, find
@@ -237,11 +238,12 @@ def walk(
         return
     for count in wanted:
         chosen = cases[:count]
-        made = _apart(editor, lm, chosen, at_once or 1) if mode == "isolated" else [editor.edit(lm, _flat(chosen))]
-        part = [case[:first] for case in chosen] if first and mode == "isolated" and (at_once or 1) == 1 else []
+        whole = (at_once or 1) if mode == "isolated" else None
+        made = [edited.made(editor, lm, _flat(chosen))] if whole is None else _apart(editor, lm, chosen, whole)
+        part = [case[:first] for case in chosen] if first and whole == 1 else []
         partial = _apart(editor, lm, part, 1) if part else []
         progress(count, len(cases))
-        done = [[editor.finish(lm, patch) for patch in patches] for patches in (made, partial)]
+        done = [[edited.finished(editor, lm, patch) for patch in patches] for patches in (made, partial)]
         yield Stop(count, done[0], range(count), done[1])
 
 
@@ -249,7 +251,7 @@ def _apart(editor: Editor, lm: LM, cases: Sequence[Sequence[Edit]], at_once: int
     """A patch for each case, or for so many of them at once."""
     groups = [_flat(cases[start : start + at_once]) for start in range(0, len(cases), at_once)]
     if all(len(group) == 1 for group in groups):
-        return editor.edit_each(lm, [edit for (edit,) in groups])
+        return edited.made_each(editor, lm, [edit for (edit,) in groups])
     return [increment(editor, lm, group, held=Patch()) for group in groups]
 
 
@@ -268,11 +270,11 @@ def increment(editor: Editor, lm: LM, edits: Sequence[Edit], *, held: Patch) -> 
     """
     if editor.root.batch or len(edits) == 1:
         with patched(lm, held):
-            return editor.edit(lm, edits, held.memory)
+            return edited.made(editor, lm, edits, held.memory)
     added = Patch()
     for edit in edits:
         with patched(lm, held + added):
-            added += editor.edit(lm, [edit], (held + added).memory)
+            added += edited.made(editor, lm, [edit], (held + added).memory)
     return added
 
 
@@ -287,7 +289,7 @@ def _one_after_another(
     keep: Callable[[Begun], None],
 ) -> Iterator[Stop]:
     if state.edits in wanted:
-        yield Stop(state.edits, [editor.finish(lm, state.total)], state.latest)
+        yield Stop(state.edits, [edited.finished(editor, lm, state.total)], state.latest)
     for portion in operations(len(cases), "sequential", batch_size):
         if portion.stop <= state.edits:
             continue
@@ -298,7 +300,7 @@ def _one_after_another(
         keep(state)
         progress(portion.stop, len(cases))
         if portion.stop in wanted:
-            yield Stop(portion.stop, [editor.finish(lm, state.total)], portion)
+            yield Stop(portion.stop, [edited.finished(editor, lm, state.total)], portion)
 
 
 def require_editable(editor: Editor, lm: LM, edits: Sequence[Edit], *, mode: str) -> None:

@@ -205,6 +205,10 @@ class LM:
         """A view of a parameter, matrices always as ``[out, in]``; of stacked experts, one matrix, a copy."""
         return self.as_matrix(name, self.parameter(name).detach())
 
+    def shape(self, name: str) -> torch.Size:
+        """The shape of a parameter as :meth:`matrix` has it; one that is offloaded is not fetched."""
+        return self.as_matrix(name, self._stored(name).detach().to("meta")).shape
+
     def as_matrix(self, name: str, stored: Tensor) -> Tensor:
         """What has the form in which a parameter is stored, as :meth:`matrix` has it."""
         experts = self.experts(name)

@@ -24,7 +24,7 @@ from harness.models.dequantised import quantised_as
 from harness.models.experts import Call, Experts, products
 from harness.models.lm import LM
 from harness.models.offload import resident
-from harness.patches.delta import Delta, LowRank
+from harness.patches.delta import Delta, Dense, LowRank
 
 __all__ = [
     "ChatRule",
@@ -209,9 +209,7 @@ def _written(lm: LM, name: str, delta: Delta) -> Iterator[None]:
     parameter = lm.parameter(name)
     # The float32 sum is rounded once, so that a small change of a half-precision weight is not lost twice.
     change = delta.to(parameter.device, torch.promote_types(parameter.dtype, torch.float32)).dense()
-    wanted = lm.as_matrix(name, parameter.detach().to("meta")).shape
-    if change.shape != wanted:
-        raise ModelError(f"'{name}' is {tuple(wanted)}, its change is {tuple(change.shape)}; edit the same model")
+    require_shape(lm, name, Dense(change))
     require_finite(name, change)
     before = parameter.detach().clone()
     try:
@@ -233,6 +231,18 @@ def require_finite(name: str, change: Float[Tensor, "*shape"]) -> None:
     """
     if not bool(torch.isfinite(change).all()):
         raise NumericalError(f"the change of '{name}' holds a NaN or an infinity; lower the learning rate or edit less")
+
+
+def require_shape(lm: LM, name: str, delta: Delta) -> None:
+    """Refuse a change that is not as large as what it changes.
+
+    Raises:
+        ModelError: the parameter does not exist, has another shape, or is packed in a quantised type.
+    """
+    wanted = lm.shape(name)
+    if delta.shape != wanted:
+        require_plain(lm, name)
+        raise ModelError(f"'{name}' is {tuple(wanted)}, its change is {tuple(delta.shape)}; edit the same model")
 
 
 def require_plain(lm: LM, name: str) -> None:

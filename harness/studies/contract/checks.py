@@ -22,6 +22,7 @@ from torch import Tensor
 from harness.editing import patch_file
 from harness.editing.edit import Edit
 from harness.editing.editor import Editor, Wrapper
+from harness.editing.made import finished, made, made_each
 from harness.editing.promises import keeps_promise
 from harness.errors import UsageError
 from harness.models.guard import Guard
@@ -89,7 +90,7 @@ class Candidate:
     def patch(self) -> Patch:
         """The finished change for all edits in one operation."""
         assert self.guard, "taken before the editor touches the model"
-        return self.method.finish(self.lm, self.method.edit(self.lm, self.edits))
+        return finished(self.method, self.lm, made(self.method, self.lm, self.edits))
 
     @property
     def changes_nothing(self) -> bool:
@@ -169,7 +170,7 @@ def target(candidate: Candidate) -> None:
     lm, method = candidate.lm, candidate.method
     # A method that edits one fact at a time does not promise that the next one leaves it.
     one_at_a_time = not method.root.batch
-    each = method.edit_each(lm, candidate.edits) if one_at_a_time else [candidate.patch] * len(candidate.edits)
+    each = made_each(method, lm, candidate.edits) if one_at_a_time else [candidate.patch] * len(candidate.edits)
     for edit, patch in zip(candidate.edits, each, strict=True):
         before = log_likelihood(lm, edit)
         with patched(lm, patch):
@@ -208,14 +209,14 @@ def seeded(candidate: Candidate) -> None:
 
 
 def _edited_anew(candidate: Candidate, lm: LM) -> Tensor:
-    return behaviour(lm, candidate.build(lm).edit(lm, candidate.edits), candidate.edits)
+    return behaviour(lm, made(candidate.build(lm), lm, candidate.edits), candidate.edits)
 
 
 def models(candidate: Candidate) -> None:
     """What the editor makes of one model does not depend on what it made of another."""
     alone = _edited_anew(candidate, candidate.same_model())
     other = candidate.other_model()
-    elsewhere = candidate.build(other).edit(other, candidate.edits)
+    elsewhere = made(candidate.build(other), other, candidate.edits)
     again = _edited_anew(candidate, candidate.same_model())
     _require(torch.equal(alone, again), "after another model was edited, this one gets another change; keep no globals")
     mine = candidate.patch.weights
@@ -306,8 +307,8 @@ def isolated(candidate: Candidate) -> None:
     """Edits made side by side are those made one by one, and one leaves no trace in the next."""
     lm, method, edits = candidate.lm, candidate.method, candidate.edits
     plain = behaviour(lm, Patch(), edits)
-    for edit, patch in zip(edits, method.edit_each(lm, edits), strict=True):
-        alone, together = (behaviour(lm, one, edits) for one in (method.edit(lm, [edit]), patch))
+    for edit, patch in zip(edits, made_each(method, lm, edits), strict=True):
+        alone, together = (behaviour(lm, one, edits) for one in (made(method, lm, [edit]), patch))
         _require(alone.shape == together.shape, f"edit {edit.id} alone and beside others gives two prompts")
         change = float((alone - plain).norm()) if alone.shape == plain.shape else float(alone.norm())
         gap = float((together - alone).norm()) / max(change, 1e-12)
@@ -321,24 +322,24 @@ def _second_edit(candidate: Candidate, after_first: bool) -> Tensor:
     lm = candidate.same_model()
     method = candidate.build(lm)
     if after_first:
-        method.edit(lm, candidate.edits[:1])
-    return behaviour(lm, method.edit(lm, candidate.edits[1:2]), candidate.edits)
+        made(method, lm, candidate.edits[:1])
+    return behaviour(lm, made(method, lm, candidate.edits[1:2]), candidate.edits)
 
 
 def sequential(candidate: Candidate) -> None:
     """A second operation on top of the first changes something, no edits change nothing, and a memory is one's own."""
     lm, method, edits = candidate.lm, candidate.method, candidate.edits
-    first = method.edit(lm, edits[:1])
+    first = made(method, lm, edits[:1])
     with patched(lm, first):
-        second = method.edit(lm, edits[1:2], first.memory)
-        nothing = method.edit(lm, [], first.memory)
+        second = made(method, lm, edits[1:2], first.memory)
+        nothing = made(method, lm, [], first.memory)
         before = log_likelihood(lm, edits[1], first)
     _require(nothing.empty, "an operation without edits returns a change")
     own = first.memory is None or _refuses_foreign(candidate)
     _require(own, "an operation goes on with the memory of another editor")
     if candidate.changes_nothing:
         return
-    total = method.finish(lm, first + second)
+    total = finished(method, lm, first + second)
     same = torch.equal(behaviour(lm, first, edits), behaviour(lm, total, edits))
     _require(not same, "the second operation changes nothing")
     # A wrapper may take from the second edit more than it gained.

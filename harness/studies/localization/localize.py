@@ -31,6 +31,7 @@ from harness.editing.directions import Direction
 from harness.editing.edit import Edit, Example
 from harness.editing.editor import Editor
 from harness.editing.hyperparameters import settable
+from harness.editing.made import made, made_each
 from harness.editing.registry import Recipe, compose, find
 from harness.errors import DataError, UsageError, near
 from harness.exam import tasks
@@ -698,8 +699,8 @@ class _Problem:
             return [self._edited(editor, [edit])[0] for edit in edits]
         with patched(self.lm, self.posed.state(self.lm, rows, asked.noise_at == "released", stream=stream)):
             if rows == 1:
-                return editor.edit_each(self.lm, edits)
-            return [editor.edit(self.lm, [edit] * rows, None) for edit in edits]
+                return made_each(editor, self.lm, edits)
+            return [made(editor, self.lm, [edit] * rows) for edit in edits]
 
     def _rows(self, editor: Editor) -> int:
         """In how many rows an editor reads one edit: of gradient editors each has a noise of its own."""

@@ -69,6 +69,90 @@ def entry(lm: LM, patch: Patch) -> float:
     return float(patch.weights[lm.down(0)].dense()[0, 0])
 
 
+# --- what is no change of the model ---
+
+
+@pytest.fixture
+def lm(tiny: Callable[[str], LM]) -> LM:
+    """A tiny GPT-2."""
+    return tiny("gpt2")
+
+
+@dataclass(frozen=True)
+class Wrong(Editor):
+    """Gives back whatever it is told to."""
+
+    name = "wrong"
+
+    gives: object = field(default=None, metadata={"hidden": True})
+    finishes: object = field(default="the sum", metadata={"hidden": True})
+
+    def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:
+        return self.gives  # type: ignore[return-value]
+
+    def finish(self, lm: LM, total: Patch) -> Patch:
+        return total if self.finishes == "the sum" else self.finishes  # type: ignore[return-value]
+
+
+def holding(**parts: object) -> Patch:
+    """A patch that holds what it cannot hold."""
+    patch = Patch()
+    for name, value in parts.items():
+        object.__setattr__(patch, name, value)
+    return patch
+
+
+DOWN = "transformer.h.0.mlp.c_proj.weight"
+WRONG = [
+    (None, "edit() gave None, expected a Patch; end it with `return Patch(...)`"),
+    ([Patch()], "edit() gave a list, expected a Patch"),
+    (holding(weights=[DOWN]), "edit() gave a Patch whose weights are a list"),
+    (holding(weights={DOWN: torch.zeros(2, 2)}), f"the change of '{DOWN}' is a Tensor, expected a LowRank"),
+    (holding(weights={0: Dense(torch.zeros(2, 2))}), "0 is no name of a parameter"),
+    (Patch({"h.0.down": Dense(torch.zeros(2, 2))}), "'h.0' is not a module of"),
+    (Patch({DOWN.replace("weight", "wait"): Dense(torch.zeros(2, 2))}), "wait' is not a parameter of"),
+    (holding(hooks={DOWN.removesuffix(".weight"): 3}), "edit() gave a int for transformer.h.0.mlp.c_proj"),
+    (holding(prompt="Ada lives in"), "edit() gave a str for the prompt, expected a function"),
+]
+
+
+@pytest.mark.parametrize("mode", schedule.MODES)
+@pytest.mark.parametrize(("gives", "said"), WRONG, ids=[said[:40] for _, said in WRONG])
+def test_what_is_no_patch_of_the_model_is_told_in_one_line(lm: LM, gives: object, said: str, mode: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        walk(lm, Wrong(gives), 2, mode, None, [2])
+    assert str(caught.value).startswith("wrong: ") and said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("mode", schedule.MODES)
+def test_a_transposed_change_is_told_with_both_shapes(lm: LM, mode: str) -> None:
+    out, width = lm.matrix(DOWN).shape
+    with pytest.raises(UsageError, match=rf"^wrong: '{DOWN}' is \({out}, {width}\), its change is \({width}, {out}\)"):
+        walk(lm, Wrong(Patch({DOWN: Dense(torch.ones(width, out))})), 2, mode, None, [2])
+
+
+@pytest.mark.parametrize("mode", schedule.MODES)
+def test_what_finish_gives_is_looked_at_too(lm: LM, mode: str) -> None:
+    with pytest.raises(UsageError, match=r"^wrong: finish\(\) gave None, expected a Patch"):
+        walk(lm, Wrong(Patch(), None), 2, mode, None, [2])
+
+
+@dataclass(frozen=True)
+class Uneven(Recorder):
+    """One patch for all that it is to make alone."""
+
+    name = "uneven"
+
+    def edit_each(self, lm: LM, edits: Sequence[Edit]) -> list[Patch]:
+        return [self.edit(lm, edits)]
+
+
+def test_a_patch_for_each_edit_is_wanted(lm: LM) -> None:
+    with pytest.raises(UsageError, match=r"^uneven: edit_each\(\) gave 1 patches, expected a list of 2"):
+        walk(lm, Uneven(), 2, "isolated", None, [2])
+
+
 # --- tables ------------------------------------------
 
 

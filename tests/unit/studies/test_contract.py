@@ -179,6 +179,14 @@ def test_an_error_of_the_editors_own_is_a_broken_promise_with_its_line(tmp_path:
     assert list(found) == list(PROMISES)
 
 
+def test_an_editor_that_returns_nothing_breaks_its_promises_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "faulty.py"
+    path.write_text(FAULTY.replace('return {}["change"]', "pass"))
+    found = {v.promise: v for v in run_contract(recipe_of(str(path)), load("mini"))}
+    said = {v.reason for v in found.values() if v.outcome == "broken"}
+    assert said == {"UsageError: faulty: edit() gave None, expected a Patch; end it with `return Patch(...)`"}
+
+
 def test_a_wrapper_named_alone_stands_around_memit() -> None:
     assert [part.name for part in recipe_of("rect").parts] == ["memit", "rect"]
     assert [part.name for part in recipe_of("rome+prune").parts] == ["rome", "prune"]
