@@ -24,7 +24,7 @@ __all__ = ["expand", "plans"]
 
 _EDITS = 50
 """How many edits where a user names neither a set nor a number."""
-_OF_EDITS = ("num_edits", "exam", "patch")
+_OF_EDITS = ("num_edits", "exam")
 """The fields that say something of edits, so that a plan which has one means edits."""
 
 _MAPPINGS = ("settings", "arch", "model_args", "gen_kwargs")
@@ -116,5 +116,7 @@ def _default_edits(values: Mapping[str, Any]) -> dict[str, Any]:
     """The edits of a plan that names none: fifty, or none where there is no editor and nothing else speaks of edits."""
     if "edits" in values:
         return {}
+    if values.get("patch"):  # it says which
+        return {"edits": NO_EDITS}
     edited = values.get("editor", UNEDITED) != UNEDITED or any(values.get(key) for key in _OF_EDITS)
     return {"edits": "counterfact", "num_edits": _EDITS} if edited else {"edits": NO_EDITS}

@@ -24,7 +24,7 @@ from harness.exam.vllm_texts import BACKENDS, require_vllm
 from harness.io import plain_text
 from harness.models.lm import LM, require_dtype
 from harness.models.reading import require_args
-from harness.runs.defaults import text_for
+from harness.runs.defaults import rows_for, text_for
 from harness.runs.plan import NO_EDITS, UNEDITED, Plan
 
 __all__ = ["Resolved", "resolve"]
@@ -209,12 +209,54 @@ def _replayed(plan: Plan, about: Mapping[str, Any]) -> Plan:
     """The plan that examines a saved patch: on the edits that the patch holds, in one operation.
 
     Raises:
-        UsageError: the plan also names an editor.
+        UsageError: the plan also names an editor, or says otherwise how its edits were made.
     """
     if plan.editor != UNEDITED:
         raise UsageError(f"--patch puts saved edits back and --editor {plan.editor} makes new ones; give one of them")
+    _require_as_saved(plan, about)
     known = {key: about[key] for key in ("edits", "split", "num_edits", "data_dir", "order", "seed") if key in about}
     return replace(plan, mode="batch", edit_batch_size=None, cases_at_once=None, eval_at="final", **known)
+
+
+def _require_as_saved(plan: Plan, about: Mapping[str, Any]) -> None:
+    """See that a plan says of the edits that a patch holds what the patch says, or leaves it at its default.
+
+    Raises:
+        UsageError: it says something else, which would have no effect.
+    """
+    usual = {key: getattr(Plan, key) for key in _OF_EDITS} | {"edits": NO_EDITS, "data_dir": rows_for(plan.model)}
+    held = {"eval_at": usual["eval_at"], "edit_batch_size": None, "cases_at_once": None, "known_only": False, **about}
+    told = {key: getattr(plan, key) for key in _OF_EDITS if key in held}
+    if told.get("mode") == "batch":  # as which saved edits are put back, and as a record of them has it
+        told["mode"] = None
+    if "edits" in told and _one_file(plan.edits, str(about["edits"])):
+        told["edits"] = about["edits"]
+    other = [key for key, value in told.items() if value not in (usual[key], held[key])]
+    if other:
+        made = _typed({key: held[key] for key in other})
+        raise UsageError(
+            f"--patch puts back the edits of its file{made and f', made with {made}'}; leave "
+            f"{_typed({key: told[key] for key in other})} out"
+        )
+
+
+_OF_EDITS = (
+    *("edits", "num_edits", "split", "data_dir", "order", "seed", "mode"),
+    *("edit_batch_size", "cases_at_once", "eval_at", "known_only"),
+)
+"""The fields of a plan that say which edits are made, and how; saved edits have been made."""
+
+
+def _typed(values: Mapping[str, object]) -> str:
+    """Fields of a plan as they are typed."""
+    names = {f"--{key.replace('_', '-')}": value for key, value in values.items()}
+    said = {name: value for name, value in names.items() if value is not None and value is not False}
+    return " ".join(name if value is True else f"{name} {value}" for name, value in said.items())
+
+
+def _one_file(a: str, b: str) -> bool:
+    """Whether two paths lead to one file."""
+    return Path(a).is_file() and Path(a).resolve() == Path(b).resolve()
 
 
 def _ordered(edits: Sequence[Edit], plan: Plan) -> list[tuple[int, list[Edit]]]:

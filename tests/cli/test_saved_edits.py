@@ -142,6 +142,39 @@ def test_what_cannot_be_applied_is_told(
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--edits", "counterfact:4"), ["--edits counterfact --num-edits 4 out", "my.jsonl --num-edits 2"]),
+        (("--num-edits", 1), ["made with --num-edits 2; leave --num-edits 1 out"]),
+        (("--mode", "sequential"), ["made with --mode batch; leave --mode sequential out"]),
+        (("--order", "random"), ["made with --order file; leave --order random out"]),
+        (("--split", "train", "--seed", 3), ["made with --split test --seed 0; leave --split train --seed 3 out"]),
+        (("--data-dir", "elsewhere"), ["made with --data-dir mini; leave --data-dir elsewhere out"]),
+        (("--eval-at", "1,final"), ["leave --eval-at 1,final out"]),
+        (("--edit-batch-size", 1), ["edits of its file; leave --edit-batch-size 1 out"]),
+        (("--cases-at-once", 2), ["edits of its file; leave --cases-at-once 2 out"]),
+    ],
+)
+def test_what_saved_edits_would_not_heed_is_refused(
+    harness: Harness, edited: tuple[Path, Path, Path], options: tuple[object, ...], told: list[str], tmp_path: Path
+) -> None:
+    model, _, patch = edited
+    done = harness("run", "--model", model, "--patch", patch, *options, "--dry-run", "--output", tmp_path / "o")
+    assert (done.code, len(done.err.splitlines())) == (2, 1), done.err
+    assert all(part in done.err for part in told), done.err
+
+
+def test_what_saved_edits_say_of_themselves_may_be_said_again(
+    harness: Harness, edited: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, _, patch = edited
+    monkeypatch.chdir(tmp_path)
+    said = ["--edits", "my.jsonl", "--num-edits", 2, "--mode", "batch", "--split", "test", "--data-dir", "mini"]
+    done = harness("run", "--model", model, "--patch", patch, *said, "--dry-run", "--no-probes")
+    assert done.code == 0, done.err
+
+
 def test_seeds_are_runs_of_their_own_and_their_mean(
     harness: Harness, checkpoint: Callable[..., Path], nudge: str, tmp_path: Path
 ) -> None:
