@@ -269,9 +269,14 @@ def _only_editor(module: types.ModuleType, name: str) -> type[Editor]:
     own = [
         member
         for member in filter(inspect.isclass, classes)
-        if issubclass(member, Editor) and not inspect.isabstract(member) and member.__module__ == module.__name__
+        if issubclass(member, Editor) and member.__module__ == module.__name__ and not member.__name__.startswith("_")
     ]
-    public = [cls for cls in own if not cls.__name__.startswith("_")]
+    public = [cls for cls in own if not inspect.isabstract(cls)]
+    if own and not public:
+        lacks = ", ".join(sorted(own[0].__abstractmethods__))
+        raise UsageError(
+            f"{name}: {own[0].__name__} does not say {lacks}(); write it as harness.editor_kit.Editor does"
+        )
     if len(public) != 1:
         raise UsageError(
             f"{name}: holds {len(public)} editors, expected one public subclass of harness.editing.editor.Editor"

@@ -15,7 +15,7 @@ from harness.exam.measure import asked_after
 from harness.io.hashes import combined_sha256
 from harness.methods.value_cache import ValueCache, values_folder, values_from
 from harness.runs.changed_since import changed_since
-from harness.runs.changed_weights import Routing, note_change, note_described, note_restored
+from harness.runs.changed_weights import Routing, changes_anything, note_change, note_described, note_restored
 from harness.runs.clock import Clock
 from harness.runs.folder import exclusive
 from harness.runs.identity import digest
@@ -162,6 +162,8 @@ class _Run:
             self.clock.take_over(portion.cost)
         rows = [row for portion in portions for row in portion.change]
         changed = any(portion.moves for portion in portions)
+        if not changed:
+            ready.guard.require(VOID)
         noted = note_described(self.writer.record, rows, editor=ready.editor, changed=changed, hashes=self.hashes)
         self.writer.noted(count, **noted)
         with self.clock.phase(f"measure after {count} edits"):
@@ -223,6 +225,8 @@ class _Run:
         ready, record = self.ready, self.writer.record
         # The weights themselves are looked at once, at the end: reading all of them takes long.
         ready.guard.require(VOID, weights=False, before=f" before {ready.editor.name} edited")
+        if not any(map(changes_anything, stop.patches)):
+            ready.guard.require(VOID)  # an editor that writes into the model gives no change
         noted = note_change(record, lm=ready.lm, editor=ready.editor, stop=stop, hashes=self.hashes)
         self.writer.noted(stop.edits, **noted, **self._routing.after(stop))
         # Edits that were put back from a file stand in it already.

@@ -142,6 +142,34 @@ def test_what_cannot_be_applied_is_told(
     assert not (tmp_path / "new").exists()
 
 
+IN_PLACE = """
+import torch
+from harness.editor_kit import Editor, Patch
+
+
+class Rude(Editor):
+    name = "rude"
+
+    def edit(self, lm, edits, memory=None):
+        with torch.no_grad():
+            lm.parameter(lm.down(0)).add_(1.0)
+        return Patch()
+"""
+
+
+@pytest.mark.parametrize("mode", ["batch", "isolated"])
+def test_an_editor_that_writes_into_the_model_is_not_told_that_it_changed_nothing(
+    harness: Harness, checkpoint: Callable[..., Path], mode: str, tmp_path: Path
+) -> None:
+    (tmp_path / "rude.py").write_text(IN_PLACE)
+    (tmp_path / "my.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    options = ["--edits", tmp_path / "my.jsonl", "--mode", mode, "--output", tmp_path / "o"]
+    done = harness("run", "--model", checkpoint("gpt2"), "--editor", tmp_path / "rude.py", *options)
+    assert done.code == 1
+    assert "transformer.h.0.mlp.c_proj.weight is not bitwise what it was" in done.err
+    assert "changed nothing" not in done.err
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [

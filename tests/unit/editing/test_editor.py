@@ -429,6 +429,15 @@ def test_names_that_cannot_be_composed(tmp_path: Path, name: str, message: str) 
         compose(name.format(wrapper=tmp_path / "double.py"))
 
 
+WITHOUT_EDIT = """
+from harness.editor_kit import Editor
+
+
+class Mute(Editor):
+    name = "mute"
+"""
+
+
 @pytest.mark.parametrize(
     ("code", "message"),
     [
@@ -436,6 +445,7 @@ def test_names_that_cannot_be_composed(tmp_path: Path, name: str, message: str) 
         (WRAPPER.replace('name = "double"', ""), "mine.py: Double has no name; write name = 'mine' in the class"),
         ("x = = 1", "mine.py: cannot be imported (SyntaxError: invalid syntax (mine.py, line 1)); `python "),
         ("import no_such_module", "cannot be imported (ModuleNotFoundError: No module named 'no_such_module')"),
+        (WITHOUT_EDIT, "mine.py: Mute does not say edit(); write it as harness.editor_kit.Editor does"),
         (WRAPPER.replace("frozen=True", ""), "cannot be imported (TypeError: cannot inherit non-frozen dataclass"),
     ],
 )
