@@ -96,6 +96,7 @@ def leaderboard_page(records: Sequence[Record], published: Sequence[PublishedVal
     """
     left_out = sorted(f"{record_name(r)} is left out: {r.status}" for r in records if r.status != "complete")
     sections = measured_sections(records)
+    left_out += [] if sections else _without_edits(records)
     split = any(" @" in label for section in sections for label in section.labels)
     marked = any(cell.at_chance for section in sections for row in section.rows for cell in row.cells)
     brought = any(record.published for record in records if record.status == "complete")
@@ -112,6 +113,13 @@ def leaderboard_page(records: Sequence[Record], published: Sequence[PublishedVal
     introduction = (*LEGEND, *(text for text, wanted in cases if wanted), *left_out)
     shown = tuple(_shown(section, published) for section in sections)
     return Page("Leaderboard", introduction, shown, data=with_reference_data(_data(sections), sections, published))
+
+
+def _without_edits(records: Sequence[Record]) -> list[str]:
+    """How many records have no row, as they are of the unedited model alone, which stands above the rows of others."""
+    count = sum(r.status == "complete" and not any(point["edits"] for point in r.points) for r in records)
+    told = "1 record edits nothing and has" if count == 1 else f"{count} records edit nothing and have"
+    return [f"{told} no row; `harness show` tells what it measured"] if count else []
 
 
 def measured_sections(records: Sequence[Record]) -> list[MeasuredSection]:

@@ -257,6 +257,14 @@ def test_unfinished_records_are_left_out_and_named() -> None:
     assert "| b |" not in output
 
 
+def test_records_without_edits_have_no_row_and_a_page_without_rows_says_so() -> None:
+    plain = fixed("none", 0.5, 0.1)
+    plain = replace(plain, points=[point for point in plain.points if not point["edits"]])
+    assert "- 1 record edits nothing and has no row" in leaderboard([plain], "md")
+    assert "- 2 records edit nothing and have no row" in leaderboard([plain, replace(plain, id="b" * 64)], "md")
+    assert "edits nothing" not in leaderboard([plain, fixed("a", 0.5, 0.1)], "md")
+
+
 def test_the_best_editor_stands_first() -> None:
     output = leaderboard([fixed("a", 0.4, 0.1), fixed("b", 0.8, 0.1), fixed("c", 0.6, 0.1)], "md")
     assert re.findall(r"^\| ([abc]) \|", output, re.M) == ["b", "c", "a"]
