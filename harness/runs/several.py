@@ -158,7 +158,7 @@ def _shards(cell: Cell[PlanJob], resolved: Resolved) -> Iterator[Cell[PlanJob]]:
     if options.shards == 1:
         return
     if not is_divided(patches, resolved.mode):
-        log.warning("%s: made as a whole; --shards divides isolated edits, of which there are enough", cell.shown)
+        log.warning("%s: made as a whole: --shards divides isolated edits, where there are enough of them", cell.shown)
         return
     if options.fresh:
         remove_portions(options.output, resolved.id)

@@ -168,4 +168,4 @@ def test_what_cannot_be_divided_is_made_as_a_whole_and_said(
     batch = replace(plan, mode="batch", tasks=())
     with caplog.at_level(logging.WARNING):
         list(run_each([batch], options(tmp_path, shards=2)))
-    assert "made as a whole; --shards divides isolated edits" in caplog.text
+    assert "made as a whole: --shards divides isolated edits, where there are enough" in caplog.text
