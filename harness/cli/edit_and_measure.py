@@ -247,6 +247,8 @@ def _show_plans(plans: Sequence[Plan], options: carried.RunOptions, *, probes: b
     from harness.runs.estimate import at_hand, estimate_run
     from harness.runs.resolve import resolve
 
+    for plan in plans:
+        options.require_kept(plan)
     for one in [resolve(plan) for plan in plans]:
         terminal.write_table(plan_table(one, options.output))
         if probes and at_hand(one):

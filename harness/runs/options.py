@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from harness.errors import UsageError
 from harness.io.nobody import tell_nobody
 from harness.models.placement import Placement
+
+if TYPE_CHECKING:
+    from harness.runs.plan import Plan
 
 __all__ = ["RunOptions"]
 
@@ -44,6 +48,17 @@ class RunOptions:
     fresh: bool = False
     shards: int = 1
     report: Callable[[str, int, int], None] = tell_nobody
+
+    def require_kept(self, plan: Plan) -> None:
+        """See that what a plan gives is kept.
+
+        Raises:
+            UsageError: it gives replies alone, and none are kept.
+        """
+        if plan.predict_only and not self.log_samples:
+            raise UsageError(
+                "predict_only keeps the replies alone, as samples; add --log-samples and a folder for them"
+            )
 
     @property
     def placement(self) -> Placement:

@@ -98,6 +98,8 @@ def plans(
 def _plan(values: dict[str, Any], options: Mapping[str, Any], where: str) -> Plan:
     """One plan: options laid over the fields of a configuration."""
     values, options = at_home(values), at_home(dict(options))
+    _require_one_count(options, "--edits '{edits}' and --num-edits {num_edits}")
+    _require_one_count(values, where + ": edits '{edits}' and num_edits {num_edits}")
     laid = {key: value for key, value in options.items() if value is not None and key not in _MAPPINGS}
     values = _default_edits(values | laid) | values | laid
     if isinstance(values["edits"], str):
@@ -110,6 +112,22 @@ def _plan(values: dict[str, Any], options: Mapping[str, Any], where: str) -> Pla
     if values.get("data_dir") is None and isinstance(values.get("model", ""), str):
         values["data_dir"] = rows_for(values.get("model", Plan.model))
     return Plan.from_json(values, where)
+
+
+def _require_one_count(values: Mapping[str, Any], said: str) -> None:
+    """See that edits and their number, where the same place gives both, are of one mind.
+
+    Args:
+        values: what the options, or the file, give.
+        said: the beginning of the error.
+
+    Raises:
+        UsageError: ``edits`` holds another number than ``num_edits``.
+    """
+    edits, number = values.get("edits"), values.get("num_edits")
+    count = parse_edits(edits)[1] if isinstance(edits, str) else None
+    if None not in (count, number) and count != number:
+        raise UsageError(f"{said.format(edits=edits, num_edits=number)}: two numbers of edits; give one of them")
 
 
 def _default_edits(values: Mapping[str, Any]) -> dict[str, Any]:

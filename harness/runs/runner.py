@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 
 from harness.editing import schedule
-from harness.errors import UsageError
 from harness.exam.measure import asked_after
 from harness.io.hashes import combined_sha256
 from harness.methods.value_cache import ValueCache, values_folder, values_from
@@ -77,8 +76,7 @@ def run_plan(resolved: Resolved, options: RunOptions, models: OneModel | None = 
         HarnessError: the plan cannot be carried out.
         RestoreError: the model is not bitwise what it was.
     """
-    if resolved.plan.predict_only and not options.log_samples:
-        raise UsageError("predict_only keeps the replies alone, as samples; add --log-samples and a folder for them")
+    options.require_kept(resolved.plan)
     with exclusive(options.output, resolved.id), ExitStack() as held:
         place = options.placement
         clock = Clock(options.report, options.device)

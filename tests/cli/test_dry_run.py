@@ -44,6 +44,14 @@ def test_it_says_what_would_be_run(harness: Callable[..., Any], tmp_path: Path) 
 
 
 @pytest.mark.usefixtures("no_model")
+def test_what_the_run_refuses_to_keep_is_refused_here_too(harness: Callable[..., Any]) -> None:
+    said = ["run", "--tasks", "NLI", "--predict-only", "--no-log-samples"]
+    found = harness(*said, "--dry-run", "--no-probes")
+    assert (found.code, found.out) == (2, "")
+    assert found.err.startswith("error: predict_only keeps the replies alone")
+
+
+@pytest.mark.usefixtures("no_model")
 def test_each_plan_has_its_table_and_a_mistake_in_the_last_is_told_alone(
     harness: Callable[..., Any], tmp_path: Path
 ) -> None:

@@ -53,7 +53,19 @@ def test_a_model_that_is_not_edited_is_asked_about_edits_only_where_they_are_nam
     assert edits(tasks="NLI") == [("none", None), ("counterfact", 50)]
     assert edits(edits="zsre:5") == [("zsre", 5)] * 2
     assert edits(num_edits=5) == [("counterfact", 5)] * 2
+    assert edits(edits="zsre:5", num_edits=5) == [("zsre", 5)] * 2
     assert edits(exam="probability") == [("counterfact", 50)] * 2
+
+
+def test_two_numbers_of_edits_in_one_place_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "plan.yaml"
+    path.write_text("edits: counterfact:2\nnum_edits: 3\n")
+    with pytest.raises(UsageError, match=r"^--edits 'zsre:2' and --num-edits 3: two numbers of edits; give one of"):
+        PlanOptions(edits="zsre:2", num_edits=3).plans()
+    with pytest.raises(UsageError, match=r"plan.yaml: edits 'counterfact:2' and num_edits 3: two numbers of edits"):
+        PlanOptions(config=path).plans()
+    path.write_text("edits: counterfact:2\n")
+    assert PlanOptions(config=path, num_edits=3).plans()[0].num_edits == 3
 
 
 def test_a_plan_without_lists_is_itself() -> None:
