@@ -33,6 +33,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
@@ -65,6 +66,7 @@ __all__ = [
     "find_datasets",
     "find_one",
     "functions",
+    "including",
     "load",
     "module",
     "own_yamls",
@@ -324,10 +326,24 @@ def find_one(name: str, root: Path = TASKS, include: Iterable[str | Path] = ()) 
     return _collect([*(path for path in sorted(root.rglob("*.yaml")) if path.stem == name), *own], own).get(name)
 
 
+_INCLUDED: ContextVar[tuple[str, ...]] = ContextVar("included", default=())
+
+
+@contextmanager
+def including(folders: Iterable[str | Path]) -> Iterator[None]:
+    """Find the data sets of folders of one's own, too, when a task reads its rows, while this lasts."""
+    # The Python beside a YAML names its data set and is told of no folder.
+    before = _INCLUDED.set(tuple(map(str, folders)))
+    try:
+        yield
+    finally:
+        _INCLUDED.reset(before)
+
+
 def _named(name: str, root: Path) -> Dataset:
-    found = find_one(name, root)
+    found = find_one(name, root, _INCLUDED.get())
     if found is None:
-        raise UsageError(f"no data set {name!r}{near(name, find_datasets(root))}")
+        raise UsageError(f"no data set {name!r}{near(name, find_datasets(root, _INCLUDED.get()))}")
     return found
 
 

@@ -43,6 +43,7 @@ __all__ = [
     "catalogue",
     "edit_sets",
     "load_suite",
+    "own_folders",
     "read_edits",
     "read_examples",
     "require_names",
@@ -291,6 +292,19 @@ def _from_files(names: Iterable[str], include: Sequence[str]) -> tuple[list[str]
     return list(dict.fromkeys(found)), list(dict.fromkeys(folders))
 
 
+def own_folders(names: Iterable[str], include: Sequence[str] = ()) -> list[str]:
+    """The folders of one's own that tasks are in: those that are named, and those of tasks given by their path.
+
+    Args:
+        names: tasks and groups.
+        include: folders of one's own with tasks.
+
+    Raises:
+        UsageError: there is no such file, or it names no task.
+    """
+    return _from_files(names, include)[1]
+
+
 def _declared_in(path: Path) -> str:
     """The name of the task or the group of a YAML."""
     said = data.read_yaml(path)
@@ -359,7 +373,8 @@ def load_suite(
         asked = [parts[name].task for name in exam]
         if edit_set == OWN and own_file is not None and not exam and asks_probes(Path(own_file), records or ()):
             asked = [*_members(mine, OWN), OWN_CASES]
-        found |= {t.name: t for t in _build(mine, edit_set, lambda _: rows, asked, prompting)}
+        with data.including(include):
+            found |= {t.name: t for t in _build(mine, edit_set, lambda _: rows, asked, prompting)}
         left_out = {
             p.task: _identity_of(mine, p.task, str(rows), prompting) for p in parts.values() if p.task not in found
         }
@@ -368,12 +383,13 @@ def load_suite(
     edited = {"records": list(records or ()), "file": own_file, "split": split, "edit_set": edit_set}
     for name in others:
         about = {"data_dir": data_dir, "include": list(include), **edited}
-        built = _build(
-            _manager(about) if name == BELIEF else manager,
-            name,
-            lambda shown: _rows_of(shown, "test", data_dir, None, include),
-            prompting=prompting,
-        )
+        with data.including(include):
+            built = _build(
+                _manager(about) if name == BELIEF else manager,
+                name,
+                lambda shown: _rows_of(shown, "test", data_dir, None, include),
+                prompting=prompting,
+            )
         found |= {t.name: t for t in built if t.name not in found}
     for task in found.values():
         if hasattr(task.task, "bind"):
@@ -401,7 +417,8 @@ def require_own_documents(
     about = {member: name for name in edit_sets(include) for member in (name, *_members(every, name))}
     others = [name for name in names if about.get(name, edit_set) != edit_set]
     every = _manager({"data_dir": data_dir}, others, include)
-    Suite([task for name in others for task in _build(every, name, lambda _: None)]).spread(edit_set)
+    with data.including(include):
+        Suite([task for name in others for task in _build(every, name, lambda _: None)]).spread(edit_set)
 
 
 def _manager(metadata: Mapping[str, Any], names: Iterable[str] = (), include: Sequence[str] = ()) -> TaskManager:

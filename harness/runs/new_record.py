@@ -187,10 +187,13 @@ def _sources_of_rows(ready: Prepared) -> dict[str, Any]:
     """Where the rows of each reported name come from, where that is known."""
     plan = ready.resolved.plan
     known = data.find_datasets(include=plan.include_path)
+    folders = tasks.own_folders(plan.tasks, plan.include_path)
     found: dict[str, Any] = {}
     files = {task.shown: task.file for task in ready.suite.tasks if task.file is not None}
     sources = {task.shown: task.metadata.get("source") for task in ready.suite.tasks}
     for name in ready.suite.shown:
+        if name not in (*known, *files) and (own := data.find_one(name, include=folders)):
+            known[name] = own
         source = name if name in known else sources[name]  # a task may read the rows of another one
         if isinstance(source, str) and source in known:
             split = plan.split if name == plan.edits else "test"

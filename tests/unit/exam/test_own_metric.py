@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import shutil
 from pathlib import Path
 
@@ -77,3 +78,22 @@ def test_the_rank_of_the_target_is_measured_and_shown(tmp_path: Path, monkeypatc
     console.print(run_table(kept))
     assert "target_rank" in console.export_text()
     assert "target_rank" in leaderboard([kept], "csv")
+
+
+@pytest.mark.parametrize("by", ["folder", "path"])
+def test_a_task_with_python_beside_it_is_found_where_it_lies(by: str, tmp_path: Path) -> None:
+    """The three files of the guide, in a folder of one's own."""
+    page = (Path(__file__).parents[3] / "docs/how-to/own-task.md").read_text()
+    blocks = re.findall(r'^```\w+ title="tasks/general/(colours/\S+)"\n(.*?)^```', page, re.M | re.S)
+    assert [name for name, _ in blocks] == ["colours/mini.jsonl", "colours/colours.yaml", "colours/functions.py"]
+    for name, text in blocks:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    named = {
+        "folder": {"tasks": ("colours",), "include_path": (str(tmp_path),)},
+        "path": {"tasks": (str(tmp_path / "colours/colours.yaml"),)},
+    }[by]
+    plan = Plan("mini", edits="none", **named)  # type: ignore[arg-type]
+    record = run_plan(resolve(plan), RunOptions(tmp_path / "out", device="cpu"))
+    assert record.tasks(0)["colours"]["right"]["n"] == 2
+    assert record.data["colours"]["rows"] == 2
