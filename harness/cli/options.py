@@ -475,7 +475,9 @@ BATCH_SIZE = Option(
     "--batch-size", "Texts of one forward pass at most, or auto: as many as fit.", TextCount(), default="auto"
 )
 NO_CACHE = Option("--no-cache", "Measure the unedited model, and optimise values of edits, again.", flag=True)
-NO_SAVE_EDITS = Option("--no-save-edits", "Do not keep the edits that were made as a file; isolated edits are never kept.", flag=True)
+NO_SAVE_EDITS = Option(
+    "--no-save-edits", "Do not keep the edits that were made as a file; isolated edits are never kept.", flag=True
+)
 LOG_SAMPLES = Option(
     "--log-samples/--no-log-samples",
     "Keep what every document was asked, and the replies before and after, beside the record.",
