@@ -281,6 +281,7 @@ def fit(
 
         raise UsageError(handed.plain_edits("fit"))
     chosen, path = dict(settings or {}), None if output is None else Path(output)
+    handed.require_editor_first(editor, model)
     fitting.require_fittable(
         editor, str(model) if isinstance(model, str | Path) else "", settings=chosen, seed=seed, path=path
     )

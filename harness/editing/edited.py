@@ -146,6 +146,8 @@ def patch_of(editor: Editor, lm: LM, edits: Sequence[Edit], *, mode: str) -> Pat
         raise UsageError(f"mode '{mode}' does not exist here; choose batch or sequential")
     if not edits:
         raise UsageError("there is no edit; give at least one row of prompt, subject and target")
+    if mode == "batch" and not editor.root.batch and len(edits) > 1:  # here is no isolated mode to turn to
+        raise UsageError(f"{editor.name} edits one fact at a time; give mode='sequential', or one edit")
     *_, stop = schedule.walk(editor, lm, edits, mode=mode, batch_size=None, at=[len(edits)])
     return stop.patches[0]
 

@@ -7,6 +7,7 @@ import math
 import types
 import typing
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import Field, dataclass, fields
 from typing import Annotated, Any
 
@@ -161,12 +162,14 @@ def cast(editor: str, key: str, value: object, *, wanted: object) -> object:
         if typing.get_origin(option) is tuple:
             item = typing.get_args(option)[0]
             values = value if isinstance(value, list | tuple) else [value]
-            if all(v is not None for v in values):
-                return tuple(cast(editor, key, v, wanted=item) for v in values)
+            with suppress(UsageError):  # told of the whole list below
+                if all(v is not None for v in values):
+                    return tuple(cast(editor, key, v, wanted=item) for v in values)
         if typing.get_origin(option) is typing.Literal and value in typing.get_args(option):
             return value
     expected = " or ".join(map(_said, _options(wanted)))
-    raise UsageError(f"{editor}: '{key}' is {value!r}, expected {expected}; for example --set {key}=VALUE")
+    form = "[VALUE]" if any(typing.get_origin(_bare(option)) is tuple for option in _options(wanted)) else "VALUE"
+    raise UsageError(f"{editor}: '{key}' is {value!r}, expected {expected}; for example --set {key}={form}")
 
 
 def _said(option: object) -> str:

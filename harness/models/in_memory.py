@@ -14,7 +14,19 @@ from harness.models.reading import require_causal
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["borrowed", "called", "named", "ships", "wrapped"]
+__all__ = ["borrowed", "called", "named", "require_model", "ships", "wrapped"]
+
+
+def require_model(model: object) -> None:
+    """See that what is given is a model in memory.
+
+    Raises:
+        UsageError: it is none.
+    """
+    from transformers import PreTrainedModel
+
+    if not isinstance(model, PreTrainedModel | LM):
+        raise UsageError(f"model is of type {type(model).__name__}, expected a name, a PreTrainedModel, or an LM")
 
 
 def wrapped(
@@ -36,14 +48,11 @@ def wrapped(
         UsageError: the tokenizer is missing, or what is given is no model.
         ModelError: its parts are not found, or a weight is not finite.
     """
-    from transformers import PreTrainedModel
-
     if isinstance(model, LM):
         if tokenizer is not None and tokenizer is not model.tokenizer:
             raise UsageError("tokenizer: the model brings one already; leave it out, or give the bare model")
         return model
-    if not isinstance(model, PreTrainedModel):
-        raise UsageError(f"model is of type {type(model).__name__}, expected a name, a PreTrainedModel, or an LM")
+    require_model(model)
     if tokenizer is None:
         raise UsageError(f"a {type(model).__name__} in memory comes without its tokenizer; give tokenizer=...")
     lm = LM.wrap(

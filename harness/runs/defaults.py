@@ -32,9 +32,10 @@ def rows_for(model: str | Path | PreTrainedModel | LM, given: str | Path | None 
         return str(given)
     if isinstance(model, str | Path):
         return "mini" if str(model) in shipped() else "hub"
-    from harness.models.in_memory import ships
+    from harness.models.in_memory import require_model, ships
     from harness.models.lm import LM
 
+    require_model(model)
     return "mini" if ships(model.model if isinstance(model, LM) else model) else "hub"
 
 

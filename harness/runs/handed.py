@@ -14,6 +14,7 @@ from harness.errors import UsageError
 from harness.exam import own_rows, tasks
 from harness.exam.prompting import Prompting, in_turns, require_roles
 from harness.models.lm import LM
+from harness.models.naming import shipped
 from harness.runs.plan import parse_edits
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "given_edits",
     "plain_edits",
     "require_editor",
+    "require_editor_first",
     "turns",
     "with_learned",
 ]
@@ -127,6 +129,18 @@ def require_editor(given: str | Editor, settings: Mapping[str, object]) -> None:
             f"settings name {', '.join(settings)}, but {given.name} is configured already; give the editor's name, or "
             "set them when you make it"
         )
+
+
+def require_editor_first(editor: object, model: object) -> None:
+    """See that an editor and its model have not changed places.
+
+    Raises:
+        UsageError: they have, or the editor is none.
+    """
+    named = isinstance(editor, str) and editor in shipped() and isinstance(model, str)
+    if named or not isinstance(editor, str | Editor):
+        what = f"'{editor}'" if named else f"of type {type(editor).__name__}"
+        raise UsageError(f"editor is {what}; the editor comes first, and then the model: fit('mend', 'mini')")
 
 
 def editor_name(given: str | Editor) -> str:

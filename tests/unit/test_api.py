@@ -232,6 +232,26 @@ def test_an_edit_holds_and_goes(family: str, fresh: Callable[..., LM]) -> None:
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
+def test_what_stands_in_another_place_is_told() -> None:
+    for editor, model in ((object(), "mend"), ("mini", "mend")):
+        with pytest.raises(UsageError, match="the editor comes first, and then the model"):
+            harness.fit(editor, model)  # type: ignore[arg-type]
+    with (
+        pytest.raises(UsageError, match="model is of type NoneType, expected a name, a PreTrainedModel, or an LM"),
+        harness.edit(None, None, "rome", [FACT]),  # type: ignore[arg-type]
+    ):
+        pass
+
+
+def test_two_facts_of_an_editor_of_one_are_told_of_the_mode_that_there_is() -> None:
+    two = [FACT, {**FACT, "target": "Rome"}]
+    with (
+        pytest.raises(UsageError, match=r"^rome edits one fact at a time; give mode='sequential', or one edit$"),
+        harness.edit("mini", None, "rome", two),
+    ):
+        pass
+
+
 def test_an_edited_model_says_the_edit_and_afterwards_does_not() -> None:
     lm = harness.load("mini")
     said, wanted = "West Sisaria is found in", " Minirus"

@@ -234,7 +234,7 @@ def test_a_value_takes_the_type_of_its_field(key: str, value: object, found: obj
         ("steps", 2.5, "int at least 1"),
         ("steps", True, "int at least 1"),
         ("bound", "x", "float above 0 or null"),
-        ("layers", "two", "int at least 0"),
+        ("layers", "two", "a list of int at least 0 or null"),
         ("layers", [1, None], "a list of int at least 0 or null"),
         ("form", "wide", "low or dense"),
         ("how", "b", "a or null"),
@@ -244,7 +244,8 @@ def test_a_value_takes_the_type_of_its_field(key: str, value: object, found: obj
 )
 def test_a_value_of_another_type_is_refused(key: str, value: object, expected: str) -> None:
     shown = value if key != "layers" or isinstance(value, list) else "two"
-    message = f"method: '{key}' is {shown!r}, expected {expected}; for example --set {key}=VALUE"
+    form = "[VALUE]" if key == "layers" else "VALUE"
+    message = f"method: '{key}' is {shown!r}, expected {expected}; for example --set {key}={form}"
     with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
         configure(Method, "x", {key: value})
 
