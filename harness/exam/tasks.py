@@ -6,6 +6,7 @@ Our tasks are the YAML files under ``tasks/``; any of lm-eval's own may stand be
 
 from __future__ import annotations
 
+import ast
 import functools
 import hashlib
 import math
@@ -61,6 +62,10 @@ Item = TypeVar("Item", Edit, Example)
 
 _DECLARED = re.compile(rb"^[ \t-]*[\"']?(?:task|group|tag)[\"']?[ \t]*:[ \t]*[\"']?([\w.-]+)", re.MULTILINE)
 """What a line of a YAML file calls a task, a group or a tag."""
+
+
+_NO_FUNCTION = re.compile(r"Module '(.+\.py)' has no function '([^']+)'")
+"""What lm-eval says of a misspelt ``!function``."""
 
 
 @functools.lru_cache(maxsize=256)
@@ -508,6 +513,20 @@ def _ask(task: Any, prompting: Prompting) -> None:
         task.set_config(key="generation_kwargs", value={**own, **prompting.gen_kwargs})
 
 
+def _require_function(name: str, error: Exception) -> None:
+    """Tell of a YAML that asks for a function which the Python beside it does not have; other such errors stay."""
+    if not isinstance(error, AttributeError):
+        return
+    found = _NO_FUNCTION.match(str(error))
+    if found is None:
+        raise error
+    path, wanted = Path(found[1]), found[2]
+    known = [
+        node.name for node in ast.parse(data.read_text(path)).body if isinstance(node, ast.FunctionDef | ast.ClassDef)
+    ]
+    raise DataError(f"{path}: has no function '{wanted}', which the YAML of '{name}' asks for{near(wanted, known)}")
+
+
 def _require_class(manager: TaskManager, name: str) -> None:
     """Tell of a YAML that says what its cases are, and not that they are asked."""
     path = getattr(manager.task_index.get(name), "yaml_path", None)
@@ -539,7 +558,8 @@ def _build(
             built = manager.load(list(members) or [name])
     except HarnessError:
         raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, ImportError, AttributeError) as error:
+        _require_function(name, error)
         _require_class(manager, name)
         raise DataError(f"task '{name}' cannot be built ({' '.join(str(error).split())[:300]})") from error
     sets, found = [*edit_sets(), OWN], []

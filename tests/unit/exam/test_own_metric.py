@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from harness.exam import data
+from harness.errors import DataError
+from harness.exam import data, tasks
+from harness.models.lm import load
 from harness.reports.leaderboard import leaderboard
 from harness.reports.terminal_tables import run_table
 from harness.runs.options import RunOptions
@@ -78,6 +80,19 @@ def test_the_rank_of_the_target_is_measured_and_shown(tmp_path: Path, monkeypatc
     console.print(run_table(kept))
     assert "target_rank" in console.export_text()
     assert "target_rank" in leaderboard([kept], "csv")
+
+
+def test_a_misspelt_function_is_told_with_its_file_and_the_near_name(tmp_path: Path) -> None:
+    (tmp_path / "functions.py").write_text("def process_results(doc, results):\n    return {}\n")
+    (tmp_path / "one.yaml").write_text(
+        "task: one\noutput_type: generate_until\nprocess_results: !function functions.proces_results\n"
+    )
+    with pytest.raises(DataError) as caught:
+        tasks.load_suite(
+            [str(tmp_path / "one.yaml")], edit_set=None, records=None, data_dir="mini", tokenizer=load("mini").tokenizer
+        )
+    said = "has no function 'proces_results', which the YAML of 'one' asks for (did you mean process_results?)"
+    assert str(caught.value) == f"{tmp_path / 'functions.py'}: {said}"
 
 
 @pytest.mark.parametrize("by", ["folder", "path"])
