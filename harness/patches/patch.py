@@ -236,6 +236,11 @@ def require_finite(name: str, change: Float[Tensor, "*shape"]) -> None:
 def require_shape(lm: LM, name: str, delta: Delta) -> None:
     """Refuse a change that is not as large as what it changes.
 
+    Args:
+        lm: the model.
+        name: the parameter.
+        delta: its change.
+
     Raises:
         ModelError: the parameter does not exist, has another shape, or is packed in a quantised type.
     """
