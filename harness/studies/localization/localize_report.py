@@ -405,8 +405,7 @@ def _by_layer(study: LocalizationStudy, problems: Sequence[str]) -> Figure:
     for axis in axes[-1]:
         axis.set_xlabel("edited layer", fontsize=8)
         axis.set_xticks(study.model["edited"])
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels) or 1, frameon=False, fontsize=8)
+    _explain(figure, axes)
     return figure
 
 
@@ -441,11 +440,15 @@ def _by_effect(study: LocalizationStudy, problems: Sequence[str]) -> Figure:
             _dress(axis, method if problem == problems[0] else "", problem if method == methods[0] else "")
     for axis in axes[-1]:
         axis.set_xlabel("tracing effect", fontsize=8)
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside lower center", ncols=min(9, len(labels)) or 1, frameon=False, fontsize=8
-    )
+    _explain(figure, axes)
     return figure
+
+
+def _explain(figure: Figure, axes: Sequence[Sequence[Axes]]) -> None:
+    """The legend below all panels, in as many lines as its entries need."""
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    columns = max(1, min(len(labels), 3 * len(axes[0])))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
 
 
 def _dress(axis: Axes, title: str, label: str) -> None:

@@ -16,6 +16,7 @@ from harness.reports.leaderboard import leaderboard
 from harness.reports.published_values import alike, read_published_values
 from harness.reports.registry import find_format
 from harness.runs.record_file import read_records
+from harness.studies.localization import localize_report
 from harness.studies.localization.localize import LocalizationStudy
 from harness.studies.localization.localize_report import localize_page, rows_of
 from harness.studies.sweeps.sweep_tables import format_tables
@@ -109,9 +110,9 @@ def test_a_page_of_the_real_model_says_what_its_records_say(page: str) -> None:
     assert len(rows) >= 6
 
 
-def rows_behind(head: str) -> list[list[str]]:
-    """The cells of the table of the page of the real model that begins with a head."""
-    said = (RESULTS / "on-real-data.md").read_text(encoding="utf-8").partition(head)[2]
+def rows_behind(head: str, page: str = "on-real-data.md") -> list[list[str]]:
+    """The cells of the table of a page that begins with a head."""
+    said = (RESULTS / page).read_text(encoding="utf-8").partition(head)[2]
     lines = said.partition("\n\n")[0].splitlines()[2:]
     return [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in lines]
 
@@ -281,6 +282,37 @@ def test_the_tables_of_localisation(path: Path) -> None:
         kept = path.with_name(path.name.removesuffix(".json.gz") + form.ending)
         assert form.write([page]) == kept.read_text(encoding="utf-8"), kind
     assert len(STUDIES) >= 2
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.name)
+def test_the_figures_of_localisation_hold_their_legends(path: Path) -> None:
+    """Seven layers below one panel, too."""
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    study = LocalizationStudy(path, **json.loads(gzip.decompress(path.read_bytes())))
+    for make in (localize_report._by_layer, localize_report._by_effect):
+        figure = make(study, study.plan["problems"])
+        FigureCanvasAgg(figure).draw()
+        (legend,) = figure.legends
+        extent = legend.get_window_extent()
+        assert 0 <= extent.x0 < extent.x1 <= figure.bbox.width and 0 <= extent.y0 < extent.y1 <= figure.bbox.height
+
+
+def test_the_page_of_localisation_says_what_the_real_model_gives() -> None:
+    """The mean scores of every layer, and what layer and tracing explain."""
+    (path,) = (one for one in STUDIES if "SmolLM2" in one.name)
+    study = json.loads(gzip.decompress(path.read_bytes()))
+    shown = {row[0]: row[1:] for row in rows_behind("| layer | rewrite |", "does-tracing-tell-where-to-edit.md")}
+    for name, edits in study["blocks"].items():
+        means = [sum(scores[i] for scores in edits.values()) / len(edits) for i in range(3)]
+        assert shown[name.rpartition("/")[2]] == [f"{mean:.3f}" for mean in means]
+    assert len(shown) == len(study["blocks"]) == 7 and {len(one) for one in study["blocks"].values()} == {30}
+    best = [effects.index(max(effects)) for effects in study["facts"].values()]
+    assert (sum(layer <= 3 for layer in best), sum(layer >= 20 for layer in best)) == (14, 12)
+    table = path.with_name(path.name.replace(".json.gz", ".md")).read_text(encoding="utf-8")
+    assert "| rome@1 | 0.622 | 0.002 | 0.644 | 0.022 | 0.101 | 30 |" in table
+    assert "| rome@1 | 0.570 | 0.001 | 0.598 | 0.028 | 0.064 | 30 |" in table
 
 
 def test_the_page_of_long_streams_says_what_was_measured() -> None:
