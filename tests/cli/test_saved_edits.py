@@ -85,7 +85,9 @@ def test_edits_saved_on_the_way_are_scored_on_those_that_were_made(
     assert again.edits["ids"] == ["2"]
     for metric, measure in first.tasks(1)["own"].items():
         found = again.tasks(1)["own"][metric]
-        assert (found["value"], found["difference"]["value"]) == (measure["value"], measure["difference"]["value"])
+        # The whole run asks about two edits beside each other: a pass of other rows rounds the last digits otherwise.
+        pairs = zip((found, found["difference"]), (measure, measure["difference"]), strict=True)
+        assert all(one["value"] == pytest.approx(other["value"], abs=1e-7) for one, other in pairs)
 
 
 def test_an_applied_patch_is_a_checkpoint_that_others_load(
