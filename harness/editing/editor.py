@@ -13,7 +13,7 @@ from torch import Tensor
 from harness.editing.directions import LIKELIHOOD, Direction
 from harness.editing.edit import Edit, Example
 from harness.editing.hyperparameters import hints, plain, require_range, require_some, settable
-from harness.editing.made import finished, made, made_each
+from harness.editing.made import finished_patch, made, made_each
 from harness.errors import ModelError, UsageError
 from harness.io.progress import bar
 from harness.models.lm import LM
@@ -258,7 +258,7 @@ class Wrapper(Editor):
 
     def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:
         """The inner increment, changed."""
-        return self.increment(lm, made(self.inner, lm, edits, memory))
+        return self.increment(lm, made(self.inner, lm, edits, memory=memory))
 
     def edit_each(self, lm: LM, edits: Sequence[Edit]) -> list[Patch]:
         """The inner patches, each changed as an increment of its own."""
@@ -271,7 +271,7 @@ class Wrapper(Editor):
 
     def finish(self, lm: LM, total: Patch) -> Patch:
         """What the inner editor makes of the sum."""
-        return finished(self.inner, lm, total)
+        return finished_patch(self.inner, lm, total)
 
     def label(self) -> str:
         """The inner label and one's own name."""

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING
 from harness.errors import ModelError, UsageError
 from harness.models.lm import LM
 from harness.patches.delta import Delta
-from harness.patches.patch import Patch, require_shape
+from harness.patches.patch import Patch, require_same_shape
 
 if TYPE_CHECKING:
     from harness.editing.edit import Edit
     from harness.editing.editor import Editor
 
-__all__ = ["finished", "made", "made_each", "require_patch"]
+__all__ = ["finished_patch", "made", "made_each", "require_patch"]
 
 
-def made(editor: Editor, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:
+def made(editor: Editor, lm: LM, edits: Sequence[Edit], *, memory: object = None) -> Patch:
     """What :meth:`harness.editing.editor.Editor.edit` gives.
 
     Args:
@@ -54,7 +54,7 @@ def made_each(editor: Editor, lm: LM, edits: Sequence[Edit]) -> list[Patch]:
     return [require_patch(editor, lm, one, by="edit()") for one in given]
 
 
-def finished(editor: Editor, lm: LM, total: Patch) -> Patch:
+def finished_patch(editor: Editor, lm: LM, total: Patch) -> Patch:
     """What :meth:`harness.editing.editor.Editor.finish` gives.
 
     Args:
@@ -90,7 +90,7 @@ def require_patch(editor: Editor, lm: LM, given: object, *, by: str) -> Patch:
     try:
         for name, delta in given.weights.items():
             _require_delta(name, delta)
-            require_shape(lm, name, delta)
+            require_same_shape(lm, name, delta)
         for name in given.hooks:
             lm.module(name)
     except ModelError as error:

@@ -243,7 +243,7 @@ def walk(
         part = [case[:first] for case in chosen] if first and whole == 1 else []
         partial = _apart(editor, lm, part, 1) if part else []
         progress(count, len(cases))
-        done = [[edited.finished(editor, lm, patch) for patch in patches] for patches in (made, partial)]
+        done = [[edited.finished_patch(editor, lm, patch) for patch in patches] for patches in (made, partial)]
         yield Stop(count, done[0], range(count), done[1])
 
 
@@ -270,11 +270,11 @@ def increment(editor: Editor, lm: LM, edits: Sequence[Edit], *, held: Patch) -> 
     """
     if editor.root.batch or len(edits) == 1:
         with patched(lm, held):
-            return edited.made(editor, lm, edits, held.memory)
+            return edited.made(editor, lm, edits, memory=held.memory)
     added = Patch()
     for edit in edits:
         with patched(lm, held + added):
-            added += edited.made(editor, lm, [edit], (held + added).memory)
+            added += edited.made(editor, lm, [edit], memory=(held + added).memory)
     return added
 
 
@@ -289,7 +289,7 @@ def _one_after_another(
     keep: Callable[[Begun], None],
 ) -> Iterator[Stop]:
     if state.edits in wanted:
-        yield Stop(state.edits, [edited.finished(editor, lm, state.total)], state.latest)
+        yield Stop(state.edits, [edited.finished_patch(editor, lm, state.total)], state.latest)
     for portion in operations(len(cases), "sequential", batch_size):
         if portion.stop <= state.edits:
             continue
@@ -300,7 +300,7 @@ def _one_after_another(
         keep(state)
         progress(portion.stop, len(cases))
         if portion.stop in wanted:
-            yield Stop(portion.stop, [edited.finished(editor, lm, state.total)], portion)
+            yield Stop(portion.stop, [edited.finished_patch(editor, lm, state.total)], portion)
 
 
 def require_editable(editor: Editor, lm: LM, edits: Sequence[Edit], *, mode: str) -> None:

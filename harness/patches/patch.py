@@ -39,6 +39,7 @@ __all__ = [
     "patched_rows",
     "require_finite",
     "require_plain",
+    "require_same_shape",
     "shareable",
 ]
 
@@ -209,7 +210,7 @@ def _written(lm: LM, name: str, delta: Delta) -> Iterator[None]:
     parameter = lm.parameter(name)
     # The float32 sum is rounded once, so that a small change of a half-precision weight is not lost twice.
     change = delta.to(parameter.device, torch.promote_types(parameter.dtype, torch.float32)).dense()
-    require_shape(lm, name, Dense(change))
+    require_same_shape(lm, name, Dense(change))
     require_finite(name, change)
     before = parameter.detach().clone()
     try:
@@ -233,7 +234,7 @@ def require_finite(name: str, change: Float[Tensor, "*shape"]) -> None:
         raise NumericalError(f"the change of '{name}' holds a NaN or an infinity; lower the learning rate or edit less")
 
 
-def require_shape(lm: LM, name: str, delta: Delta) -> None:
+def require_same_shape(lm: LM, name: str, delta: Delta) -> None:
     """Refuse a change that is not as large as what it changes.
 
     Args:

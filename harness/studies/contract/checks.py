@@ -22,7 +22,7 @@ from torch import Tensor
 from harness.editing import patch_file
 from harness.editing.edit import Edit
 from harness.editing.editor import Editor, Wrapper
-from harness.editing.made import finished, made, made_each
+from harness.editing.made import finished_patch, made, made_each
 from harness.editing.promises import keeps_promise
 from harness.errors import UsageError
 from harness.models.guard import Guard
@@ -90,7 +90,7 @@ class Candidate:
     def patch(self) -> Patch:
         """The finished change for all edits in one operation."""
         assert self.guard, "taken before the editor touches the model"
-        return finished(self.method, self.lm, made(self.method, self.lm, self.edits))
+        return finished_patch(self.method, self.lm, made(self.method, self.lm, self.edits))
 
     @property
     def changes_nothing(self) -> bool:
@@ -331,15 +331,15 @@ def sequential(candidate: Candidate) -> None:
     lm, method, edits = candidate.lm, candidate.method, candidate.edits
     first = made(method, lm, edits[:1])
     with patched(lm, first):
-        second = made(method, lm, edits[1:2], first.memory)
-        nothing = made(method, lm, [], first.memory)
+        second = made(method, lm, edits[1:2], memory=first.memory)
+        nothing = made(method, lm, [], memory=first.memory)
         before = log_likelihood(lm, edits[1], first)
     _require(nothing.empty, "an operation without edits returns a change")
     own = first.memory is None or _refuses_foreign(candidate)
     _require(own, "an operation goes on with the memory of another editor")
     if candidate.changes_nothing:
         return
-    total = finished(method, lm, first + second)
+    total = finished_patch(method, lm, first + second)
     same = torch.equal(behaviour(lm, first, edits), behaviour(lm, total, edits))
     _require(not same, "the second operation changes nothing")
     # A wrapper may take from the second edit more than it gained.

@@ -23,7 +23,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from harness.editing.made import finished
+from harness.editing.made import finished_patch
 from harness.editing.schedule import cases_of, default_mode, increment, operations, plain_mode
 from harness.errors import HarnessError, RestoreError, UsageError
 from harness.exam import measure, survival
@@ -241,7 +241,7 @@ class _Study:
                 total += increment(editor, lm, list(chain(*(self._cases[i] for i in portion))), held=total)
                 self.report("edit", portion.stop, self._followed + wanted[-1])
             made = end
-            yield count, finished(editor, lm, total)
+            yield count, finished_patch(editor, lm, total)
 
     def _portions(self, start: int, end: int) -> Iterator[range]:
         """The operations between two counts: one of them, or portions of the batch size."""

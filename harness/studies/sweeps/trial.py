@@ -23,7 +23,7 @@ from typing import Any
 from typing_extensions import NotRequired, TypedDict
 
 from harness.editing.hyperparameters import settable
-from harness.editing.made import finished, require_patch
+from harness.editing.made import finished_patch, require_patch
 from harness.editing.registry import compose, find
 from harness.errors import DataError, NumericalError, RestoreError
 from harness.exam import data, general_text, measure, tasks
@@ -366,7 +366,7 @@ def train(job: Job, device: Where = None) -> Trial:
     try:
         with values_from(ValueCache(values_folder())):
             for done in editor.passes(lm, resolved.edits):  # one by one: what was measured before a break-down is kept
-                patch = finished(editor, lm, require_patch(editor, lm, done.patch, by="passes()"))
+                patch = finished_patch(editor, lm, require_patch(editor, lm, done.patch, by="passes()"))
                 _require(guard, job, weights=False)
                 ball = job.ball
                 seen.append(exam.look(patch, done.loss) if ball is None else exam.weighed(patch, done.loss, ball))
