@@ -6,7 +6,7 @@ A new format is a file there with one subclass of :class:`Reader`; ``harness imp
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from harness.runs.record import Record, record_name
 from harness.runs.record_file import read_records, record_paths, write_record
 from harness.runs.ties import require_one_each
 
-__all__ = ["Reader", "Told", "find_reader", "import_files", "read_published", "reader_names"]
+__all__ = ["OPTIONS", "Reader", "Told", "find_reader", "import_files", "read_published", "reader_names"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Told:
     unedited: Path | None = None
 
 
-_OPTIONS = {
+OPTIONS: Mapping[str, str] = {
     "model": "--model",
     "editor": "--editor",
     "edit_set": "--edits",
@@ -59,6 +59,7 @@ _OPTIONS = {
     "mode": "--mode",
     "unedited": "--unedited",
 }
+"""The attributes of :class:`Told` that not every format takes, as they are typed."""
 
 
 class Reader(ABC):
@@ -117,7 +118,7 @@ def read_published(form: str, path: Path, told: Told | None = None) -> list[Reco
         DataError: the files cannot be used, or two runs in them are one with other numbers.
     """
     reader, told = find_reader(form), told or Told()
-    for key, option in _OPTIONS.items():
+    for key, option in OPTIONS.items():
         if getattr(told, key) is not None and key not in reader.takes:
             raise UsageError(f"{option}: the files of {form} say it themselves, or do not need it; leave it out")
     if not path.exists():

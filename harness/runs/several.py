@@ -102,9 +102,16 @@ def run_each(
         HarnessError: the only plan fails.
         CheckFailed: some of several have failed, when all are through.
     """
+    # A mistake in the last plan is told before the first is run.
+    yield from _run_resolved([(plan, resolve(plan)) for plan in plans], options, watcher=watcher, crew=crew)
+
+
+def _run_resolved(
+    plans: Sequence[tuple[Plan, Resolved]], options: RunOptions, *, watcher: Watcher | None, crew: Crew
+) -> Iterator[Outcome]:
+    """Run plans that are resolved; two of them may turn out to be one."""
     several = len(plans) > 1
-    # A mistake in the last plan is told before the first is run; two plans may turn out to be one.
-    found = {one.id: (plan, one) for plan, one in [(plan, resolve(plan)) for plan in plans]}
+    found = {one.id: (plan, one) for plan, one in plans}
     cells = []
     for plan, resolved in found.values():
         complete = finished(resolved, options.output) if several and not options.fresh else None
@@ -145,11 +152,13 @@ def run_again(
         HarnessError: the only plan fails.
         CheckFailed: some of several have failed, when all are through.
     """
-    plans = [Plan.from_json(record.plan) for record in known]
-    ids = [resolve(plan).id for plan in plans]  # a default that has changed since gives a plan another id
-    for outcome in run_each(plans, options, watcher=watcher, crew=crew):
-        again = outcome.record
-        yield from ((old, again) for old, now in zip(known, ids, strict=True) if again and again.id == now)
+    plans = [(plan, resolve(plan)) for plan in (Plan.from_json(record.plan) for record in known)]
+    asked: dict[str, list[Record]] = {}
+    for record, (_, resolved) in zip(known, plans, strict=True):
+        asked.setdefault(resolved.id, []).append(record)  # not by its own id: a default may have changed since
+    for outcome in _run_resolved(plans, options, watcher=watcher, crew=crew):
+        if outcome.record is not None:
+            yield from ((old, outcome.record) for old in asked[outcome.record.id])
 
 
 def _shards(cell: Cell[PlanJob], resolved: Resolved) -> Iterator[Cell[PlanJob]]:

@@ -174,18 +174,12 @@ def _own(file: Path) -> Iterator[_Answers]:
     if not isinstance(cases, list):
         raise DataError(f"{file}: no array of cases, as HalluEditBench writes; give its results/hallu_edit")
     names = one_line_name(found["editor"], "an editor"), one_line_name(found["topic"], "a topic")
+    model = model_name(one_line_name(file.resolve().parent.name, "a model"))
     for number, case in enumerate(cases, start=1):
         where = f"{file}, row {number}"
         require_shape(_Case, case, where=where, what="HalluEditBench's results")
         pre, post = (_found(case[side], where, side == "post") for side in ("pre", "post"))
-        yield _Answers(
-            model_name(one_line_name(file.resolve().parent.name, "a model")),
-            *names,
-            str(case["case_id"]),
-            pre,
-            post,
-            file,
-        )
+        yield _Answers(model, *names, str(case["case_id"]), pre, post, file)
 
 
 def _found(side: Mapping[str, Any], where: str, after: bool) -> _Bits:

@@ -15,7 +15,7 @@ from harness.errors import DataError, UsageError
 from harness.exam.data import read_jsonl
 from harness.exam.statistics import Ratio
 from harness.reports.foreign_files import all_files, read_json, require_shape
-from harness.reports.importing import Reader, Told
+from harness.reports.importing import OPTIONS, Reader, Told
 from harness.reports.published_runs import PublishedExam, PublishedRun, Scores, one_line_name
 
 __all__ = ["LmEval"]
@@ -82,14 +82,9 @@ class LmEval(Reader):
 
 def _require_whole(told: Told) -> None:
     """See that an edited model is told as one: nothing in the files says that there were edits, or how many."""
-    of_edits = {
-        "--unedited": told.unedited,
-        "--edits": told.edit_set,
-        "--num-edits": told.num_edits,
-        "--mode": told.mode,
-    }
     if told.editor is None:
-        said = [option for option, value in of_edits.items() if value is not None]
+        of_edits = ("unedited", "edit_set", "num_edits", "mode")
+        said = [OPTIONS[key] for key in of_edits if getattr(told, key) is not None]
         if said:
             raise UsageError(f"{said[0]} goes with an edited model; name the editor with --editor")
     elif not told.num_edits:
