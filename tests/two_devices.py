@@ -111,7 +111,8 @@ def _moved(found: Any, place: torch.device, given: list[Tensor]) -> Any:
                 leaf = leaf.clone() if leaf.requires_grad else leaf.detach().clone()
         return _put(leaf, place)
 
-    return tree_map(put, found)
+    # A size is a tuple to a tree, and would come out as one.
+    return found if isinstance(found, torch.Size) else tree_map(put, found)
 
 
 def _put(tensor: Tensor, place: torch.device) -> Tensor:

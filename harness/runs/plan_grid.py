@@ -126,7 +126,7 @@ def _require_one_count(values: Mapping[str, Any], said: str) -> None:
     """
     edits, number = values.get("edits"), values.get("num_edits")
     count = parse_edits(edits)[1] if isinstance(edits, str) else None
-    if None not in (count, number) and count != number:
+    if count and number and count != number:  # a plan says of zero what it says of zero alone
         raise UsageError(f"{said.format(edits=edits, num_edits=number)}: two numbers of edits; give one of them")
 
 

@@ -17,7 +17,7 @@ from harness.cli.group import COMMANDS, function_name, harness
 ROOT = Path(__file__).parents[2]
 MODULES = {path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "harness" / "cli").glob("*.py")}
 LONGEST = 15  # lines of a command
-SECONDS = 0.3  # of processor time for the help
+LOADED = 170  # modules that the help may load, the 33 of a bare interpreter among them
 UNUSED = {"torch", "transformers", "lm_eval", "datasets", "rich", "numpy", "yaml"}
 
 
@@ -115,19 +115,16 @@ def _options(command: click.Command) -> Iterator[str]:
 
 def test_the_help_costs_nothing() -> None:
     script = (
-        "import resource, sys\n"
+        "import sys\n"
         "from harness.cli import main\n"
         "main(['--help'])\n"
-        f"print(sorted({UNUSED!r} & set(sys.modules)), sum(resource.getrusage(resource.RUSAGE_SELF)[:2]))\n"
+        f"print(sorted({UNUSED!r} & set(sys.modules)), len(sys.modules))\n"
     )
-    runs = [
-        subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-        for _ in range(3)  # the first one may compile
-    ]
-    for said in runs:
-        assert said.startswith("Usage: harness [OPTIONS] COMMAND")
-        assert said.splitlines()[-1].startswith("[] "), said
-    assert min(float(said.split()[-1]) for said in runs) < SECONDS
+    run = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stdout.startswith("Usage: harness [OPTIONS] COMMAND")
+    unused, loaded = run.stdout.splitlines()[-1].rsplit(maxsplit=1)
+    # What is loaded is what the help costs; a clock would time the machine.
+    assert (unused, int(loaded) < LOADED) == ("[]", True), run.stdout
 
 
 @pytest.mark.parametrize("name", ["run", "fit", "check", "localize", "editors"])

@@ -294,5 +294,6 @@ def test_an_order_is_drawn_anew_each_pass(tiny: Callable[[str], LM]) -> None:
     quick = FullFinetuning(lr=1e-9, steps=3, shuffle=True)
     losses = [tuple(t.losses) for t in passes(lm, edits(6), [lm.down(1)], settings=quick.settings())]
     assert len(set(losses)) == 3
-    assert len({tuple(sorted(round(x, 3) for x in row)) for row in losses}) == 1
+    for row in losses:
+        assert sorted(row) == pytest.approx(sorted(losses[0]), abs=1e-4)
     require_editable(quick, lm, edits(6), mode="batch")

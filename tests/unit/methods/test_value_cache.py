@@ -300,7 +300,7 @@ def test_the_code_that_decides_is_all_that_is_imported_for_it() -> None:
         *("models/memory.py", "models/placement.py", "models/offload.py"),  # where weights lie
         "models/dequantised.py",  # whose numbers are weights like others
         "methods/descent.py",  # for second moments of gradients
-        *("editing/editor.py", "editing/hyperparameters.py"),  # whose memory it is
+        *("editing/editor.py", "editing/made.py", "editing/hyperparameters.py"),  # whose memory it is
     }
     assert {name for name in names if not name.startswith("io/")} - beside == set(DECISIVE)
 

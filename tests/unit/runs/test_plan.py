@@ -251,7 +251,7 @@ def test_the_configuration_stands_over_the_defaults_and_the_command_line_over_bo
         ("", {}, ("none", None)),
         ("", {"editor": "rome"}, ("counterfact", 50)),
         ("", {"num_edits": 5}, ("counterfact", 5)),
-        ("", {"edits": "zsre:9", "num_edits": 5}, ("zsre", 5)),
+        ("", {"edits": "zsre:5", "num_edits": 5}, ("zsre", 5)),
         ("", {"edits": "zsre"}, ("zsre", None)),
         ("num_edits: 5\n", {}, ("counterfact", 5)),
         ("num_edits: 5\n", {"edits": "zsre:9"}, ("zsre", 9)),
