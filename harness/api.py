@@ -235,7 +235,11 @@ def fit(
     seed: int = 0,
     dtype: str = "float32",
     device: str | None = None,
+    device_map: str | Mapping[str, object] | None = None,
+    max_memory: str | Mapping[object, object] | None = None,
+    offload_folder: str | Path | None = None,
     arch: Mapping[str, str] | None = None,
+    model_args: Mapping[str, object] | None = None,
     output: str | Path | None = None,
     dequantise_edited: bool = False,
     chat_edits: bool = False,
@@ -255,7 +259,11 @@ def fit(
         seed: of everything random in the editor.
         dtype: of a model that is named.
         device: where a model that is named goes.
+        device_map: how a model that is named is spread over devices instead, as transformers takes it.
+        max_memory: what each of these devices holds at most, such as ``{0: "10GiB", "cpu": "30GiB"}``.
+        offload_folder: where weights go that lie on disk and not in the files of the checkpoint as they are.
         arch: parts of the architecture named by hand.
+        model_args: of a model that is named, more of what lm-eval's ``--model_args`` takes.
         output: the file; by default the place in the cache where :func:`run` looks for it.
         dequantise_edited: whether the quantised matrices that it will edit are plain numbers while it learns.
         chat_edits: refused: an editor learns from edits as plain text, and edits in turns by what it learned so.
@@ -287,7 +295,10 @@ def fit(
     )
     rows = fitting.read_training(_edits(edits), rows_for(model, data_dir), split)
     read = text_for(model, data_dir, text)
-    lm = load(model, tokenizer, dtype=dtype, device=device, arch=arch, text=read)
+    lm = load(
+        model, tokenizer, dtype=dtype, device=device, arch=arch, text=read, model_args=model_args,
+        device_map=device_map, max_memory=max_memory, offload_folder=offload_folder,
+    )  # fmt: skip
     return fitting.fit_editor(
         editor, lm, rows, settings=chosen, seed=seed, path=path, dequantise=dequantise_edited
     ).path
@@ -545,6 +556,7 @@ def sweep(
     config: str | Path | Mapping[str, object] | Sweep,
     output: str | Path = "sweep",
     *,
+    dtype: str | None = None,
     address: str | None = None,
     workers: int | None = None,
     cluster: str | None = None,
@@ -560,6 +572,7 @@ def sweep(
     Args:
         config: a YAML file, or the fields of :class:`harness.studies.sweeps.sweep.Sweep`.
         output: the folder; what has a record in its ``runs`` is never run again.
+        dtype: of the models, instead of that of a YAML file.
         address: the earlier name of ``cluster``.
         workers: trainings at a time; by default one, on a cluster as many as there is room for.
         cluster: ``HOST:PORT`` of a Ray cluster, ``auto`` for this machine's, or ``local`` to start one.
@@ -591,7 +604,7 @@ def sweep(
     from harness.studies.sweeps.sweep import Sweep, run_sweep
 
     if isinstance(config, str | Path):
-        path, config = Path(config), Sweep.read(Path(config))
+        path, config = Path(config), Sweep.read(Path(config), dtype)
         config.require_trusted(path, trust_code)
     asked = config if isinstance(config, Sweep) else Sweep.of(config)
     files.require_writable(Path(output))
@@ -624,6 +637,9 @@ def trace(
     high: str | None = None,
     dtype: str = "float32",
     device: str | None = None,
+    device_map: str | Mapping[str, object] | None = None,
+    max_memory: str | Mapping[object, object] | None = None,
+    offload_folder: str | Path | None = None,
     arch: Mapping[str, str] | None = None,
     budget: int = 4096,
     output: str | Path = "runs",
@@ -654,6 +670,9 @@ def trace(
         high: what fractions are of: ``clean`` or ``max``.
         dtype: of a model that is named.
         device: where a model that is named goes.
+        device_map: how a model that is named is spread over devices instead, as transformers takes it.
+        max_memory: what each of these devices holds at most, such as ``{0: "10GiB", "cpu": "30GiB"}``.
+        offload_folder: where weights go that lie on disk and not in the files of the checkpoint as they are.
         arch: parts of the architecture named by hand.
         budget: tokens of one forward pass.
         output: the folder of the records.
@@ -675,6 +694,7 @@ def trace(
         >>> study.traced[0].restored.shape[1]
         4
     """
+    from harness.models.placement import Placement
     from harness.runs.crew.cells import crew_of
     from harness.runs.defaults import rows_for
     from harness.studies.causal.tracing import TracePlan, run_traces
@@ -685,6 +705,7 @@ def trace(
         answer=answer, threshold=threshold, high=high,
     )  # fmt: skip
     name, count = _counted(edits)
+    place = Placement.of(device, device_map=device_map, max_memory=max_memory, offload_folder=offload_folder)
     report, crew = progress or tell_nobody, crew_of(workers, cluster)
     with _model(model, tokenizer, arch, None) as (called, lm):
         plans = [
@@ -692,7 +713,7 @@ def trace(
             for one in asked
         ]
         found = run_traces(
-            plans, Path(output), device=device, fresh=fresh, report=report, budget=budget, lm=lm, crew=crew
+            plans, Path(output), device=place, fresh=fresh, report=report, budget=budget, lm=lm, crew=crew
         )
         return list(found)
 
@@ -707,7 +728,7 @@ def durability(
     settings: Mapping[str, object] | None = None,
     split: str = "test",
     exam: Sequence[str] = (),
-    mode: Literal["batch", "sequential"] | None = None,
+    mode: str | None = None,
     edit_batch_size: int | None = None,
     data_dir: str | Path | None = None,
     text: str | None = None,
@@ -785,6 +806,9 @@ def judge(
     *,
     judge_model: str | None = None,
     judge_key: str = "OPENAI_API_KEY",
+    timeout: float = 60.0,
+    retries: int = 4,
+    parallel: int = 4,
     task: str | None = None,
     kind: str | None = None,
     at: int | None = None,
@@ -803,6 +827,9 @@ def judge(
             of one's own, a child of :class:`harness.studies.judging.judges.Judge`.
         judge_model: which model of a server.
         judge_key: the environment variable that holds the key of a server; it is stored nowhere.
+        timeout: seconds that an answer of a server may take.
+        retries: how often a server is asked again.
+        parallel: how many prompts a server is asked at a time.
         task: judge only texts of this task.
         kind: judge only questions of this kind.
         at: judge only what was written after so many edits.
@@ -829,12 +856,17 @@ def judge(
         >>> harness.judge(path, "mini").missing
         0
     """
-    from harness.studies.judging.judges import open_judge
+    from harness.studies.judging.judges import open_judge, require_server_model
     from harness.studies.judging.judging import Which, judge_record, require_texts
 
+    if isinstance(judge, str | Path):
+        require_server_model(str(judge), judge_model)
     which = Which(task, kind, at)
     require_texts(Path(path), which)
-    who = open_judge(judge, model=judge_model, variable=judge_key, dtype=dtype, device=device, rows=batch_size)
+    who = open_judge(
+        judge, model=judge_model, variable=judge_key, dtype=dtype, device=device, rows=batch_size, timeout=timeout,
+        retries=retries, parallel=parallel,
+    )  # fmt: skip
     report = progress or tell_nobody
     return judge_record(Path(path), who, which=which, claims=claims, fresh=fresh, report=report)
 
@@ -862,6 +894,9 @@ def localize(
     seed: int = 0,
     dtype: str = "float32",
     device: str | None = None,
+    device_map: str | Mapping[str, object] | None = None,
+    max_memory: str | Mapping[object, object] | None = None,
+    offload_folder: str | Path | None = None,
     arch: Mapping[str, str] | None = None,
     dequantise_edited: bool = False,
     output: str | Path = "runs",
@@ -897,6 +932,9 @@ def localize(
         seed: of the editors and of the texts about subjects.
         dtype: of a model that is named.
         device: where a model that is named goes.
+        device_map: how a model that is named is spread over devices instead, as transformers takes it.
+        max_memory: what each of these devices holds at most, such as ``{0: "10GiB", "cpu": "30GiB"}``.
+        offload_folder: where weights go that lie on disk and not in the files of the checkpoint as they are.
         arch: parts of the architecture named by hand.
         dequantise_edited: whether the quantised matrices that an editor writes are plain numbers meanwhile.
         output: the folder of the study.
@@ -923,12 +961,14 @@ def localize(
         >>> study.complete
         True
     """
+    from harness.models.placement import Placement
     from harness.runs.crew.cells import crew_of
     from harness.runs.defaults import rows_for, text_for
     from harness.studies.localization import localize as study
     from harness.studies.localization.grid_options import grid
 
     name, count = _counted(edits)
+    place = Placement.of(device, device_map=device_map, max_memory=max_memory, offload_folder=offload_folder)
     with _model(model, tokenizer, arch, text) as (called, lm):
         asked = grid(
             called, name, count, facts=facts, problems=problems, methods=methods, layers=layers, settings=settings,
@@ -940,7 +980,7 @@ def localize(
         if only_done:
             return study.open_study(asked, Path(output))
         report, crew = progress or tell_nobody, crew_of(workers, cluster)
-        return study.run_grid(asked, Path(output), device=device, fresh=fresh, report=report, lm=lm, crew=crew)
+        return study.run_grid(asked, Path(output), device=place, fresh=fresh, report=report, lm=lm, crew=crew)
 
 
 # --- records ----------------------------------------------------------------------------------------------------------
@@ -1163,25 +1203,47 @@ def import_records(
         >>> harness.import_records("halluedit", path)[0].published["label"]
         'published, not run here'
     """
-    from harness.reports.importing import Told, import_files, read_published
+    from harness.reports.importing import Told, keep_published, read_published
 
     told = Told(
         model=model, editor=editor, edit_set=edits, num_edits=num_edits, mode=mode, repository=repository,
         commit=commit, licence=licence, unedited=None if unedited is None else Path(unedited),
     )  # fmt: skip
+    found = read_published(format, Path(path), told)
     if output is not None:
-        import_files(format, Path(path), Path(output), told=told)
-    return read_published(format, Path(path), told)
+        keep_published(found, Path(output))
+    return found
 
 
 @as_before()
-def audit(path: str | Path, *, format: str | None = None, model: str | None = None) -> list[Finding]:
+def audit(
+    path: str | Path,
+    *,
+    format: str | None = None,
+    model: str | None = None,
+    editor: str | None = None,
+    edits: str | None = None,
+    num_edits: int | None = None,
+    mode: str | None = None,
+    repository: str | None = None,
+    commit: str | None = None,
+    licence: str | None = None,
+    unedited: str | Path | None = None,
+) -> list[Finding]:
     r"""What our checks say of result files, of records, or of a table of published values.
 
     Args:
         path: a file or a folder.
         format: of result files, as :func:`import_records` takes it; by default it is seen from their names.
-        model: the model that was edited, where result files do not say it.
+        model: the model that was edited, where result files do not say it; likewise the others.
+        editor: the method, as its authors call it.
+        edits: what was edited.
+        num_edits: how many edits were made.
+        mode: how edits were made: ``isolated``, ``batch`` or ``sequential``.
+        repository: where the files are published, ``owner/name``.
+        commit: of that repository.
+        licence: of the files.
+        unedited: the same files of the unedited model.
 
     Returns:
         The findings, none where there is nothing to say.
@@ -1200,7 +1262,11 @@ def audit(path: str | Path, *, format: str | None = None, model: str | None = No
     from harness.reports.auditing import audit_path
     from harness.reports.importing import Told
 
-    return audit_path(Path(path), Told(model=model), format)
+    told = Told(
+        model=model, editor=editor, edit_set=edits, num_edits=num_edits, mode=mode, repository=repository,
+        commit=commit, licence=licence, unedited=None if unedited is None else Path(unedited),
+    )  # fmt: skip
+    return audit_path(Path(path), told, format)
 
 
 # --- what the functions share -----------------------------------------------------------------------------------------

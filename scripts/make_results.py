@@ -86,9 +86,10 @@ def main() -> None:
     arguments = parser.parse_args()
     folder, page = places(arguments.board, arguments.results)
     board = plans() if arguments.board == SHIPPED else study(BOARDS / f"{arguments.board}.yaml")
-    wanted = [
-        plan for plan in board if fnmatch(shown(plan), arguments.only) and (arguments.fresh or not kept(plan, folder))
-    ]
+    named = [plan for plan in board if fnmatch(shown(plan), arguments.only)]
+    if not named:
+        sys.exit(f"--only '{arguments.only}': no plan of {arguments.board} is called so; --list shows their names")
+    wanted = [plan for plan in named if arguments.fresh or not kept(plan, folder)]
     if arguments.list:
         print("\n".join(shown(plan) for plan in wanted))
         return

@@ -13,8 +13,6 @@ from harness.cli import options as opt
 from harness.cli import terminal, values
 
 if TYPE_CHECKING:
-    from harness.models.lm import LM
-    from harness.models.placement import Placement
     from harness.reports.run_log import RunLogger
     from harness.runs import options as carried
     from harness.runs.crew.cells import Crew
@@ -298,22 +296,22 @@ class FitOptions:
     output: Annotated[Path | None, opt.OUTPUT.but(help="The file.", otherwise="the cache, where `run` looks")]
     dequantise_edited: Annotated[bool, opt.DEQUANTISE_EDITED]
 
-    def lm(self, place: Placement) -> LM:
-        """The model that is learned to be edited.
+    def call(self, where: opt.PlacementOptions) -> Path:
+        """Let the editor learn.
 
         Args:
-            place: where its weights go.
+            where: where the model goes.
 
         Raises:
-            HarnessError: it cannot be loaded.
+            HarnessError: an option cannot be read, or something does not exist or cannot be used.
         """
-        from harness.models.lm import load
-        from harness.runs.defaults import text_for
+        from harness import api
 
-        text = text_for(self.model, self.data_dir, self.text)
-        return load(
-            self.model, dtype=self.dtype, device=place, names=values.modules(self.arch), text=text,
-            args=values.model_args(self.model_args),
+        return api.fit(
+            self.editor, self.model, self.edits, split=self.split, settings=values.settings(self.settings),
+            data_dir=self.data_dir, text=self.text, seed=self.seed, dtype=self.dtype, arch=values.modules(self.arch),
+            model_args=values.model_args(self.model_args), output=self.output,
+            dequantise_edited=self.dequantise_edited, **where.given(),
         )  # fmt: skip
 
 
@@ -321,18 +319,11 @@ class FitOptions:
 @opt.taken(FitOptions, opt.PlacementOptions)
 def fit(asked: FitOptions, where: opt.PlacementOptions) -> None:
     """Let an editor learn what it needs before its first edit (MEND, MALMEN, RLEdit, REMEDI)."""
-    from harness.runs import fitting
-    from harness.runs.defaults import rows_for
+    from harness.editing.learned_file import learned_by
 
-    settings = values.settings(asked.settings)
-    fitting.require_fittable(asked.editor, asked.model, settings=settings, seed=asked.seed, path=asked.output)
-    train = fitting.read_training(asked.edits, rows_for(asked.model, asked.data_dir), asked.split)
-    done = fitting.fit_editor(
-        asked.editor, asked.lm(where.placement()), train, settings=settings, seed=asked.seed, path=asked.output,
-        dequantise=asked.dequantise_edited,
-    )  # fmt: skip
-    what = f"{done.editor.name} to {asked.model} on {done.examples} examples"
-    terminal.say_where(f"[green]fitted[/] {what}:", done.path)
+    path = asked.call(where)
+    who, count = learned_by(path)
+    terminal.say_where(f"[green]fitted[/] {who} to {asked.model} on {count} examples:", path)
 
 
 @click.command()

@@ -13,7 +13,6 @@ from harness.cli import terminal
 
 if TYPE_CHECKING:
     from harness.studies.judging.claims import Claim
-    from harness.studies.judging.judges import Judge
     from harness.studies.judging.judging import Agreement, Judged
 
 __all__ = ["JudgeOptions", "judge"]
@@ -40,24 +39,6 @@ class JudgeOptions:
     ]
     claims: Annotated[int, opt.CLAIMS]
 
-    def require_together(self) -> None:
-        """See that the options go together, before anything is loaded.
-
-        Raises:
-            UsageError: a server without the name of its model, or the other way round.
-        """
-        from harness.studies.judging.judges import require_server_model
-
-        require_server_model(self.judge, self.judge_model)
-
-    def opened(self) -> Judge:
-        """The judge."""
-        from harness.studies.judging.judges import open_judge
-
-        asked = {"timeout": self.timeout, "retries": self.retries, "parallel": self.parallel}
-        named = {"model": self.judge_model, "variable": self.judge_key, "dtype": self.dtype, "device": self.device}
-        return open_judge(self.judge, **named, rows=self.batch_size, **asked)  # type: ignore[arg-type]
-
     def labelled(self) -> list[Claim]:
         """The labelled claims, where there is a folder of them."""
         from harness.studies.judging.claims import read_claims
@@ -74,20 +55,20 @@ def judge(asked: JudgeOptions, *, path: Path, fresh: bool) -> None:
 
     The texts are the samples that lie beside the record. A verdict that is known is not asked for again.
     """
+    from harness import api
     from harness.reports.terminal_tables import run_table
     from harness.runs.judged_file import judged_path
-    from harness.studies.judging.judging import Which, judge_record, require_texts
 
-    asked.require_together()
-    which = Which(asked.task, asked.kind, asked.at)
-    require_texts(path, which)
-    claims = asked.labelled()
-    who = asked.opened()
     with terminal.watched() as report:
-        done = judge_record(path, who, which=which, claims=claims, fresh=fresh, report=report)
+        done = api.judge(
+            path, asked.judge, judge_model=asked.judge_model, judge_key=asked.judge_key, timeout=asked.timeout,
+            retries=asked.retries, parallel=asked.parallel, task=asked.task, kind=asked.kind, at=asked.at,
+            claims=asked.labelled(), dtype=asked.dtype, device=asked.device, batch_size=asked.batch_size, fresh=fresh,
+            progress=report,
+        )  # fmt: skip
     terminal.write_table(run_table(done.record))
     _say_agreement(done)
-    _say_missing(done, getattr(who, "cut", 0))
+    _say_missing(done)
     terminal.say_where("verdicts:", judged_path(path))
 
 
@@ -113,12 +94,12 @@ def _agreement(what: str, found: Agreement) -> str:
     )
 
 
-def _say_missing(done: Judged, cut: int) -> None:
+def _say_missing(done: Judged) -> None:
     told = f"asked {done.asked}"
     if done.missing:
         told += (
             f"; [yellow]{done.missing} texts have no verdict[/], and do not count: the same call asks for them again"
         )
-    if cut:
-        told += f"; [yellow]{cut} prompts were longer than the judge's context and were cut from the left[/]"
+    if done.cut:
+        told += f"; [yellow]{done.cut} prompts were longer than the judge's context and were cut from the left[/]"
     terminal.say(told)

@@ -10,7 +10,18 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Concatenate, ParamSpec, TypeVar, get_args, get_type_hints, overload
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Concatenate,
+    ParamSpec,
+    TypedDict,
+    TypeVar,
+    get_args,
+    get_type_hints,
+    overload,
+)
 
 import click
 
@@ -142,6 +153,7 @@ __all__ = [
     "WORKERS",
     "LateChoice",
     "Option",
+    "Placed",
     "PlacementOptions",
     "TextCount",
     "Workers",
@@ -640,6 +652,15 @@ WORKERS = Option(
 )
 
 
+class Placed(TypedDict):
+    """Where the weights of a model go, by the names of the arguments of the API."""
+
+    device: str | None
+    device_map: str | None
+    max_memory: str | None
+    offload_folder: Path | None
+
+
 @dataclass(frozen=True)
 class PlacementOptions:
     """The options that say where the weights of a model go."""
@@ -649,6 +670,15 @@ class PlacementOptions:
     max_memory: Annotated[str | None, MAX_MEMORY]
     offload_folder: Annotated[Path | None, OFFLOAD_FOLDER]
 
+    def given(self) -> Placed:
+        """As functions of the API take them."""
+        return Placed(
+            device=self.device,
+            device_map=self.device_map,
+            max_memory=self.max_memory,
+            offload_folder=self.offload_folder,
+        )
+
     def placement(self) -> Placement:
         """As models are loaded.
 
@@ -657,6 +687,4 @@ class PlacementOptions:
         """
         from harness.models.placement import Placement
 
-        return Placement.of(
-            self.device, device_map=self.device_map, max_memory=self.max_memory, offload_folder=self.offload_folder
-        )
+        return Placement.of(**self.given())

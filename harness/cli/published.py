@@ -4,16 +4,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypedDict
 
 import click
 
 from harness.cli import options as opt
 from harness.cli import terminal
 
-__all__ = ["ToldOptions", "audit", "import_"]
+__all__ = ["Given", "ToldOptions", "audit", "import_"]
 
 _FILES = "what the files say"
+
+
+class Given(TypedDict):
+    """What the files do not say themselves, by the names of the arguments of the API."""
+
+    model: str | None
+    editor: str | None
+    edits: str | None
+    num_edits: int | None
+    mode: str | None
+    repository: str | None
+    commit: str | None
+    licence: str | None
+    unedited: Path | None
 
 
 @dataclass(frozen=True)
@@ -22,13 +36,27 @@ class ToldOptions:
 
     model: Annotated[str | None, opt.MODEL.but(help="The model that was edited.", otherwise=_FILES)]
     editor: Annotated[str | None, opt.EDITOR.but(help="The method, as its authors call it.", otherwise=_FILES)]
-    edit_set: Annotated[str | None, opt.EDITS.but(help="What was edited.", otherwise=_FILES)]
+    edits: Annotated[str | None, opt.EDITS.but(help="What was edited.", otherwise=_FILES)]
     num_edits: Annotated[int | None, opt.NUM_EDITS.but(help="How many edits were made.", kind=opt.COUNT)]
     mode: Annotated[str | None, opt.MODE.but(help="How edits were made.", kind=opt.MODES, otherwise=_FILES)]
     repository: Annotated[str | None, opt.REPOSITORY]
     commit: Annotated[str | None, opt.COMMIT]
     licence: Annotated[str | None, opt.LICENCE]
     unedited: Annotated[Path | None, opt.UNEDITED]
+
+    def given(self) -> Given:
+        """As functions of the API take it."""
+        return Given(
+            model=self.model,
+            editor=self.editor,
+            edits=self.edits,
+            num_edits=self.num_edits,
+            mode=self.mode,
+            repository=self.repository,
+            commit=self.commit,
+            licence=self.licence,
+            unedited=self.unedited,
+        )
 
 
 @click.command("import")
@@ -41,10 +69,10 @@ def import_(told: ToldOptions, *, form: str, path: Path, output: Path) -> None:
 
     FORMAT is the program that wrote them; PATH is a file or a folder of its results.
     """
-    from harness.reports.importing import Told, import_files
+    from harness import api
 
-    written = import_files(form, path, output, told=Told(**vars(told)))
-    terminal.say_where(f"[green]{len(written)} records[/] of {form} in", output)
+    found = api.import_records(form, path, output=output, **told.given())
+    terminal.say_where(f"[green]{len(found)} records[/] of {form} in", output)
 
 
 @click.command()
@@ -56,11 +84,10 @@ def audit(told: ToldOptions, path: Path, form: str | None) -> None:
 
     One line a finding, with the name of its check: protocols, covariance, unedited, few, power, no difference, seeds.
     """
+    from harness import api
     from harness.errors import CheckFailed
-    from harness.reports.auditing import audit_path
-    from harness.reports.importing import Told
 
-    findings = audit_path(path, Told(**vars(told)), form)
+    findings = api.audit(path, format=form, **told.given())
     for finding in findings:
         click.echo(str(finding))
     if findings:

@@ -14,11 +14,11 @@ from harness.cli import options as opt
 from harness.cli import terminal, values
 
 if TYPE_CHECKING:
+    from harness.api import Progress
     from harness.models.lm import LM
     from harness.runs.plan import Plan
-    from harness.studies.causal.tracing import TracePlan
-    from harness.studies.durability.study import DurabilityPlan
-    from harness.studies.localization.localize import Grid, LocalizationStudy
+    from harness.studies.causal.tracing import TracingStudy
+    from harness.studies.localization.localize import LocalizationStudy
     from harness.studies.remedi.benching import BenchPlan
 
 __all__ = [
@@ -70,34 +70,32 @@ class TraceOptions:
     high: Annotated[str | None, opt.HIGH]
     dtype: Annotated[str, opt.DTYPE.but(default="float32")]
     arch: Annotated[Sequence[str], opt.ARCH]
+    budget: Annotated[int, opt.BUDGET]
+    output: Annotated[Path, opt.OUTPUT.but(default=Path("runs"))]
+    fresh: Annotated[bool, opt.FRESH.but(help="Start anew where an earlier study of the same plan was stopped.")]
+    workers: Annotated[int | None, opt.WORKERS]
+    cluster: Annotated[str | None, opt.CLUSTER]
 
-    def plans(self) -> list[TracePlan]:
-        """The plan of each kind and window.
+    def call(self, where: opt.PlacementOptions, report: Progress) -> list[TracingStudy]:
+        """Trace.
+
+        Args:
+            where: where the model goes.
+            report: told what is done.
 
         Raises:
-            UsageError: an option cannot be read.
+            HarnessError: an option cannot be read, or something does not exist or cannot be used.
         """
-        from harness.runs.defaults import rows_for
-        from harness.runs.plan import parse_edits
-        from harness.studies.causal.tracing import TracePlan
-        from harness.studies.causal.variants import trace_settings
+        from harness import api
 
-        settings = trace_settings(
-            self.variant,
-            self.kind,
-            values.integers(self.window, "--window") if self.window else None,
-            samples=self.samples,
-            sigma=self.sigma,
-            seed=self.seed,
-            known=self.known,
-            new_tokens=self.new_tokens,
-            answer=self.answer,
-            threshold=self.threshold,
-            high=self.high,
-        )
-        name, count = parse_edits(self.edits)
-        parts, rows = values.modules(self.arch), rows_for(self.model, self.data_dir)
-        return [TracePlan(one, self.model, name, count, self.split, rows, self.dtype, parts) for one in settings]
+        return api.trace(
+            self.model, self.edits, data_dir=self.data_dir, split=self.split, variant=self.variant, kind=self.kind,
+            window=values.integers(self.window, "--window") if self.window else None, samples=self.samples,
+            sigma=self.sigma, seed=self.seed, known=self.known, new_tokens=self.new_tokens, answer=self.answer,
+            threshold=self.threshold, high=self.high, dtype=self.dtype, arch=values.modules(self.arch),
+            budget=self.budget, output=self.output, fresh=self.fresh, workers=self.workers, cluster=self.cluster,
+            progress=report, **where.given(),
+        )  # fmt: skip
 
 
 @click.command(
@@ -115,30 +113,15 @@ class TraceOptions:
     """,
 )
 @opt.taken(TraceOptions, opt.PlacementOptions)
-@opt.BUDGET
-@opt.OUTPUT.but(default=Path("runs"))
-@opt.FRESH.but(help="Start anew where an earlier study of the same plan was stopped.")
-@opt.WORKERS
-@opt.CLUSTER
-def trace(
-    asked: TraceOptions,
-    where: opt.PlacementOptions,
-    *,
-    budget: int,
-    output: Path,
-    fresh: bool,
-    workers: int | None,
-    cluster: str | None,
-) -> None:
+def trace(asked: TraceOptions, where: opt.PlacementOptions) -> None:
     """Find where a model recalls facts: causal tracing."""
-    from harness.runs.crew.cells import crew_of
-    from harness.studies.causal.tracing import run_traces, study_name, study_table
+    from harness.studies.causal.tracing import study_name, study_table
 
-    plans, crew, place = asked.plans(), crew_of(workers, cluster), where.placement()
     with terminal.watched() as report:
-        for study in run_traces(plans, output, device=place, fresh=fresh, report=report, budget=budget, crew=crew):
-            terminal.write_table(study_table(study.record))
-            terminal.say_where("record:", output / f"{study_name(study.record)}.json")
+        found = asked.call(where, report)
+    for study in found:
+        terminal.write_table(study_table(study.record))
+        terminal.say_where("record:", asked.output / f"{study_name(study.record)}.json")
 
 
 @click.command("trace-plot")
@@ -180,76 +163,51 @@ class LocalizeOptions:
     arch: Annotated[Sequence[str], opt.ARCH]
     dequantise_edited: Annotated[bool, opt.DEQUANTISE_EDITED]
 
-    def grid(self) -> Grid:
-        """The study.
+    tables: Annotated[bool, opt.TABLES]
+    output: Annotated[Path, opt.OUTPUT.but(help="Folder of the study.", default=Path("runs"))]
+    fresh: Annotated[bool, opt.FRESH.but(help="Start anew where an earlier run of the same study was stopped.")]
+    workers: Annotated[int | None, opt.WORKERS]
+    cluster: Annotated[str | None, opt.CLUSTER]
+
+    def call(self, where: opt.PlacementOptions, report: Progress) -> LocalizationStudy:
+        """Edit every layer.
+
+        Args:
+            where: where the model goes.
+            report: told what is done.
 
         Raises:
-            UsageError: an option cannot be read.
+            HarnessError: an option cannot be read, or something does not exist or cannot be used.
         """
-        from harness.runs.defaults import rows_for, text_for
-        from harness.runs.plan import parse_edits
-        from harness.studies.localization.grid_options import grid
+        from harness import api
 
-        return grid(
-            self.model,
-            *parse_edits(self.edits),
-            facts=self.facts,
-            problems=self.problems,
-            methods=self.methods,
+        return api.localize(
+            self.model, self.edits, facts=self.facts, problems=self.problems, methods=self.methods,
             layers=None if self.layers == "all" else values.integers(self.layers, "--layers"),
-            settings=values.settings(self.settings),
-            trace_window=self.trace_window,
-            sigma=self.sigma,
-            samples=self.samples,
-            forcing_samples=self.forcing_samples,
-            released=self.released or (),
-            essence=not self.no_essence,
-            split=self.split,
-            data_dir=rows_for(self.model, self.data_dir),
-            text=text_for(self.model, self.data_dir, self.text),
-            seed=self.seed,
-            dtype=self.dtype,
-            arch=values.modules(self.arch),
-            dequantise_edited=self.dequantise_edited,
-        )
+            settings=values.settings(self.settings), trace_window=self.trace_window, sigma=self.sigma,
+            samples=self.samples, forcing_samples=self.forcing_samples, released=self.released or (),
+            essence=not self.no_essence, split=self.split, data_dir=self.data_dir, text=self.text, seed=self.seed,
+            dtype=self.dtype, arch=values.modules(self.arch), dequantise_edited=self.dequantise_edited,
+            output=self.output, fresh=self.fresh, only_done=self.tables, workers=self.workers, cluster=self.cluster,
+            progress=report, **where.given(),
+        )  # fmt: skip
 
 
 @click.command()
 @opt.taken(LocalizeOptions, opt.PlacementOptions)
 @opt.PUBLISHED.but(help="Put the paper's numbers beside.")
-@opt.TABLES
-@opt.OUTPUT.but(help="Folder of the study.", default=Path("runs"))
-@opt.FRESH.but(help="Start anew where an earlier run of the same study was stopped.")
-@opt.WORKERS
-@opt.CLUSTER
-def localize(
-    asked: LocalizeOptions,
-    where: opt.PlacementOptions,
-    *,
-    published: bool,
-    tables: bool,
-    output: Path,
-    fresh: bool,
-    workers: int | None,
-    cluster: str | None,
-) -> None:
+def localize(asked: LocalizeOptions, where: opt.PlacementOptions, *, published: bool) -> None:
     """Edit every layer, and see whether tracing tells which (Hase et al. 2023).
 
     Five problems (error_injection, tracing_reversal, fact_erasure, fact_amplification, fact_forcing), every method at
     every layer, and a regression of the scores on the layer and on the tracing effect there. What was stopped goes on
     where it was when the same command is given again.
     """
-    from harness.runs.crew.cells import crew_of
-    from harness.studies.localization import localize as study
-    from harness.studies.localization import localize_report
+    from harness.studies.localization.localize_report import write_report
 
-    if tables:
-        kept = study.open_study(asked.grid(), output)
-    else:
-        with terminal.watched() as report:
-            crew, place = crew_of(workers, cluster), where.placement()
-            kept = study.run_grid(asked.grid(), output, device=place, fresh=fresh, report=report, crew=crew)
-    made = localize_report.write_report(kept, published)
+    with terminal.watched() as report:
+        kept = asked.call(where, report)
+    made = write_report(kept, published)
     _say_fits(kept)
     terminal.say_where("study:", kept.path, *made)
 
@@ -291,21 +249,20 @@ def sweep(
 
     PATH is a YAML file; README.md shows one. What has a record in the output folder is never run again.
     """
+    from harness import api
     from harness.io import files
-    from harness.runs.crew.cells import crew_of
-    from harness.studies.sweeps.sweep import Sweep, run_sweep
+    from harness.studies.sweeps.sweep import Sweep
     from harness.studies.sweeps.sweep_tables import format_tables
 
-    asked, place = Sweep.read(path, dtype), where.placement()
-    asked.require_trusted(path, trust_code)
-    files.require_writable(output)
-    crew = crew_of(workers, cluster or address, cpus=asked.cpus, gpus=asked.gpus)
     with terminal.watched() as report:
-        validated, tested = run_sweep(asked, output / "runs", crew=crew, progress=report, device=place)
-    trials = [*validated, *tested]
+        trials = api.sweep(
+            path, output, dtype=dtype, workers=workers, cluster=cluster or address, trust_code=trust_code,
+            progress=report, **where.given(),
+        )  # fmt: skip
+    balls = Sweep.read(path).balls
     for name, kind in _TABLES.items():
-        files.write_whole(output / name, format_tables(trials, kind, asked.balls).encode())
-    click.echo(format_tables(trials, form, asked.balls), nl=False)
+        files.write_whole(output / name, format_tables(trials, kind, balls).encode())
+    click.echo(format_tables(trials, form, balls), nl=False)
 
 
 @dataclass(frozen=True)
@@ -532,31 +489,29 @@ class DurabilityOptions:
     dtype: Annotated[str, opt.DTYPE.but(default="float32")]
     arch: Annotated[Sequence[str], opt.ARCH]
 
-    def plan(self) -> DurabilityPlan:
-        """The study.
+    device: Annotated[str | None, opt.DEVICE]
+    batch_size: Annotated[int | None, opt.BATCH_SIZE]
+    output: Annotated[Path, opt.OUTPUT.but(default=Path("runs"))]
+    fresh: Annotated[bool, opt.FRESH.but(help="Start anew where an earlier study of the same plan was stopped.")]
+
+    def call(self, report: Progress) -> dict[str, object]:
+        """Follow the edits.
+
+        Args:
+            report: told what is done.
 
         Raises:
-            UsageError: an option cannot be read.
+            HarnessError: an option cannot be read, or something does not exist or cannot be used.
         """
-        from harness.runs.defaults import rows_for
-        from harness.runs.plan import parse_edits
-        from harness.studies.durability.study import DurabilityPlan
-        from harness.studies.durability.treatments import TrainingSettings, read_treatments
+        from harness import api
 
-        named, count = parse_edits(self.edits)
-        same = ("editor", "model", "split", "mode", "edit_batch_size", "fitted", "text", "seed", "dtype")
-        fields = {name: getattr(self, name) for name in same}
-        return DurabilityPlan(
-            tuple(map(str, read_treatments(self.after))),
-            **fields,
-            edits=named,
-            num_edits=count,
-            settings=values.settings(self.settings),
-            exam=tuple(name.strip() for name in (self.exam or "").split(",") if name.strip()),
-            data_dir=rows_for(self.model, self.data_dir),
-            arch=values.modules(self.arch),
-            lr=TrainingSettings.lr if self.lr is None else self.lr,
-        )
+        return api.durability(
+            self.model, self.editor, self.edits, after=self.after, settings=values.settings(self.settings),
+            split=self.split, exam=tuple(name.strip() for name in (self.exam or "").split(",") if name.strip()),
+            mode=self.mode, edit_batch_size=self.edit_batch_size, data_dir=self.data_dir, text=self.text, lr=self.lr,
+            seed=self.seed, dtype=self.dtype, arch=values.modules(self.arch), fitted=self.fitted, output=self.output,
+            device=self.device, batch_size=self.batch_size, fresh=self.fresh, progress=report,
+        )  # fmt: skip
 
 
 @click.command(
@@ -572,18 +527,11 @@ class DurabilityOptions:
     """,
 )
 @opt.taken(DurabilityOptions)
-@opt.DEVICE
-@opt.BATCH_SIZE
-@opt.OUTPUT.but(default=Path("runs"))
-@opt.FRESH.but(help="Start anew where an earlier study of the same plan was stopped.")
-def durability(
-    asked: DurabilityOptions, *, device: str | None, batch_size: int | None, output: Path, fresh: bool
-) -> None:
+def durability(asked: DurabilityOptions) -> None:
     """See which edits last."""
-    from harness.studies.durability.study import durability_name, durability_table, run_durability
+    from harness.studies.durability.study import durability_name, durability_table
 
-    plan = asked.plan()
     with terminal.watched() as report:
-        record = run_durability(plan, output, device=device, fresh=fresh, rows=batch_size, report=report)
+        record = asked.call(report)
     terminal.write_table(durability_table(record))
-    terminal.say_where("record:", output / f"{durability_name(record)}.json")
+    terminal.say_where("record:", asked.output / f"{durability_name(record)}.json")

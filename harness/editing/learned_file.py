@@ -26,6 +26,7 @@ from harness.models.lm import LM
 __all__ = [
     "default_path",
     "fit_command",
+    "learned_by",
     "learned_content",
     "learned_digest",
     "load_learned",
@@ -130,6 +131,20 @@ def save_learned(editor: Learned, lm: LM, path: Path, *, trained: Mapping[str, A
     }
     write_tensors(path, kind=KIND, version=FORMAT, manifest=about, tensors=editor.knowledge(lm))
     share(path)
+
+
+def learned_by(path: Path) -> tuple[str, int]:
+    """The editor that learned what a file holds, and from how many examples.
+
+    Args:
+        path: the file.
+
+    Raises:
+        DataError: it is not what :func:`save_learned` writes.
+    """
+    head = read_manifest(path, KIND, FORMAT)
+    require_manifest(path, _Manifest, head)
+    return str(head["editor"]), int(head["trained"]["count"])
 
 
 def load_learned(editor: Learned, lm: LM, path: Path) -> Learned:

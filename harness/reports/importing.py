@@ -6,7 +6,7 @@ A new format is a file there with one subclass of :class:`Reader`; ``harness imp
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from harness.runs.record import Record, record_name
 from harness.runs.record_file import read_records, record_paths, write_record
 from harness.runs.ties import require_one_each
 
-__all__ = ["OPTIONS", "Reader", "Told", "find_reader", "import_files", "read_published", "reader_names"]
+__all__ = ["OPTIONS", "Reader", "Told", "find_reader", "keep_published", "read_published", "reader_names"]
 
 
 @dataclass(frozen=True)
@@ -132,23 +132,20 @@ def read_published(form: str, path: Path, told: Told | None = None) -> list[Reco
     return sorted(found, key=lambda record: (record_name(record), record.id))
 
 
-def import_files(form: str, path: Path, output: Path, *, told: Told | None = None) -> list[Path]:
+def keep_published(found: Sequence[Record], output: Path) -> list[Path]:
     """Write the records of published files into a folder; all of them, or none.
 
     Args:
-        form: the name of their format.
-        path: a file or a folder.
-        output: the folder of the records.
-        told: what the files do not say.
+        found: the records.
+        output: the folder.
 
     Returns:
-        The files of the records.
+        Their files.
 
     Raises:
-        DataError: the files cannot be used, or the folder holds a record of the same id with other numbers.
+        DataError: the folder holds a record of the same id with other numbers.
         UsageError: the folder cannot be written to.
     """
-    found = read_published(form, path, told)
     paths = [output / f"{record_name(record)}.json" for record in found]
     with ExitStack() as held:
         for record in found:

@@ -398,7 +398,12 @@ def shell(command: str, **environment: str) -> subprocess.CompletedProcess[bytes
     """A command line of bash, in which ``harness`` is ours."""
     ours = f'harness() {{ {sys.executable} -m harness.cli "$@"; }}; {command}'
     return subprocess.run(
-        ["bash", "-c", ours], cwd=ROOT, capture_output=True, env={**os.environ, **environment}, timeout=300, check=False
+        ["bash", "-c", ours],
+        cwd=ROOT,
+        capture_output=True,
+        env={**os.environ, **environment},
+        timeout=1800,
+        check=False,
     )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 import pytest
 
+from harness import api
 from harness.cli.group import COMMANDS, function_name, harness
 
 ROOT = Path(__file__).parents[2]
@@ -75,6 +76,14 @@ def test_a_command_is_typed_to_the_end(name: str) -> None:
         assert argument.annotation is not None, argument.arg
         assert "Any" not in ast.unparse(argument.annotation), argument.arg
         assert ast.unparse(argument.annotation) != "object", argument.arg
+
+
+# One call of ``run`` may be many plans, on many workers; the API gives the record of one.
+@pytest.mark.parametrize("name", sorted({one.split(".")[1] for one in FUNCTIONS} & set(api.__all__) - {"run"}))
+def test_a_command_of_the_api_is_a_call_of_it(name: str) -> None:
+    (module,) = [one.split(".")[0] for one in FUNCTIONS if one.split(".")[1] == name]
+    called = [ast.unparse(node.func) for node in ast.walk(MODULES[module]) if isinstance(node, ast.Call)]
+    assert called.count(f"api.{name}") == 1
 
 
 @pytest.mark.parametrize("name", [n for n in MODULES if n != "options"])

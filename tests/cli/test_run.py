@@ -89,7 +89,7 @@ def test_warnings_about_the_edits_are_shown(harness: Callable[..., Any], argumen
 
 
 def test_a_process_of_its_own_ends_with_a_record_and_is_silent_otherwise(arguments: list[str], tmp_path: Path) -> None:
-    out, err = process([*arguments, "--output", str(tmp_path)]).communicate(timeout=300)
+    out, err = process([*arguments, "--output", str(tmp_path)]).communicate(timeout=1800)
     (path,) = tmp_path.glob("*.json")
     assert without_progress(err.splitlines()) == []
     assert "NLI accuracy" in out
@@ -99,7 +99,7 @@ def test_a_process_of_its_own_ends_with_a_record_and_is_silent_otherwise(argumen
 def test_without_a_terminal_each_phase_and_each_task_with_its_number_is_a_line(
     arguments: list[str], tmp_path: Path
 ) -> None:
-    out, err = process([*arguments, "--output", str(tmp_path)]).communicate(timeout=300)
+    out, err = process([*arguments, "--output", str(tmp_path)]).communicate(timeout=1800)
     said = [line[len("[00:00:00] ") :] for line in err.splitlines()]
     (path,) = tmp_path.glob("*.json")
     kept = read_record(path)
@@ -121,7 +121,7 @@ def test_ctrl_c_leaves_what_was_measured(arguments: list[str], tmp_path: Path, n
     try:
         _wait(lambda: marker.exists() or running.poll() is not None)
         running.send_signal(number)
-        out, err = running.communicate(timeout=300)
+        out, err = running.communicate(timeout=1800)
     finally:
         running.kill()
     assert (running.returncode, out) == (130, "")

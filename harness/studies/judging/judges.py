@@ -53,6 +53,9 @@ class Judge(ABC):
     at_once: int
     """How many prompts are asked before what was said is saved."""
 
+    cut: int = 0
+    """How many prompts were cut from the left to fit it."""
+
     @property
     @abstractmethod
     def identity(self) -> dict[str, Any]:

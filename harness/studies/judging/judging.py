@@ -64,12 +64,14 @@ class Judged:
         judgement: what this judge said, now and before.
         asked: how many prompts it was asked now.
         missing: how many of the texts have no verdict.
+        cut: how many prompts were cut from the left to fit the judge.
     """
 
     record: Record
     judgement: Judgement
     asked: int
     missing: int
+    cut: int = 0
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ def judge_record(
     unknown = {key: prompt for key, prompt in prompts.items() if known.get(key) is None}
     count = under_way.ask(judge, prompts=unknown, known=known, report=report)
     missing = sum(row["verdict"] is None for row in (*rows, *asked))
-    return Judged(read_record(path, values=True), under_way.judgement, count, missing)
+    return Judged(read_record(path, values=True), under_way.judgement, count, missing, judge.cut)
 
 
 def require_texts(path: Path, which: Which) -> None:

@@ -185,7 +185,7 @@ def test_an_address_that_cannot_be_used_is_told_by_a_command_before_it_loads(tmp
     words = ["run", "--editor", "memit", "--edits", "counterfact:1", "--output", str(tmp_path)]
     environment = {**os.environ, "HARNESS_CACHE": "nowhere://x"}
     call = [sys.executable, "-m", "harness.cli", *words]
-    done = subprocess.run(call, env=environment, check=False, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(call, env=environment, check=False, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 2
     assert "nowhere://x: no place for a cache (Protocol not known: nowhere); " in done.stderr
     told = [line for line in done.stderr.splitlines() if not line.endswith("] load")]
@@ -359,7 +359,7 @@ def test_processes_of_two_machines_share(tmp_path: Path) -> None:
             **os.environ, "HARNESS_CACHE": f"file://{tmp_path}/shared", "HARNESS_CACHE_COPIES": str(tmp_path / name)
         }  # fmt: skip
         call = [sys.executable, "-c", SHARED_WORK]
-        done = subprocess.run(call, env=environment, check=True, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(call, env=environment, check=True, capture_output=True, text=True, timeout=1800)
         said.append(done.stdout.split())
     (first, *made), (second, *taken) = said
     assert (first, second) == ("0", "2")

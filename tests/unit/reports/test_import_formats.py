@@ -15,7 +15,7 @@ from published_files import counterfact_case, easy_case, write_cases, write_line
 
 from harness.errors import DataError, UsageError
 from harness.reports.comparison import pair_difference
-from harness.reports.importing import Told, find_reader, import_files, read_published, reader_names
+from harness.reports.importing import Told, find_reader, keep_published, read_published, reader_names
 from harness.reports.leaderboard import leaderboard
 from harness.runs.record import Record
 from harness.runs.record_file import read_records
@@ -43,7 +43,7 @@ def refused(form: str, path: Path, **told: Any) -> str:
 
 def written(form: str, path: Path, output: Path, **told: Any) -> list[Record]:
     """The records as they are read again, each tied to its values."""
-    import_files(form, path, output, told=Told(**told))
+    keep_published(read_published(form, path, Told(**told)), output)
     kept = read_records(output, values=True)
     assert all(not list(untied(record)) for record in kept)
     return kept

@@ -13,7 +13,7 @@ from published_files import hallu_case, hallu_hops, hallu_row, write_lines
 from harness.errors import DataError, UsageError
 from harness.exam.statistics import Ratio
 from harness.reports.comparison import pair_difference
-from harness.reports.importing import Told, find_reader, import_files, read_published, reader_names
+from harness.reports.importing import Told, find_reader, keep_published, read_published, reader_names
 from harness.reports.leaderboard import leaderboard
 from harness.runs.record import Record, record_name
 from harness.runs.record_file import read_records
@@ -148,18 +148,20 @@ def test_pairing_tells_rome_from_memit_on_llama_3(shared: Path) -> None:
 
 
 def test_records_are_written_read_and_tied(answers: Path, tmp_path: Path) -> None:
-    paths = import_files("halluedit", answers, tmp_path / "out", told=Told(commit="a07439e"))
+    paths = keep_published(read_published("halluedit", answers, Told(commit="a07439e")), tmp_path / "out")
     kept = read_records(tmp_path / "out", values=True)
     assert [f"{record_name(record)}.json" for record in kept] == [path.name for path in paths]
     assert all(not list(untied(record)) for record in kept)
     assert [record.to_json() for record in kept] == [
         record.to_json() for record in read_published("halluedit", answers, Told(commit="a07439e"))
     ]
-    assert import_files("halluedit", answers, tmp_path / "out", told=Told(commit="a07439e")) == paths  # once more
+    assert (
+        keep_published(read_published("halluedit", answers, Told(commit="a07439e")), tmp_path / "out") == paths
+    )  # once more
 
 
 def test_published_rows_stand_in_a_section_of_their_own(answers: Path, tmp_path: Path) -> None:
-    import_files("halluedit", answers, tmp_path, told=Told(commit="a07439e"))
+    keep_published(read_published("halluedit", answers, Told(commit="a07439e")), tmp_path)
     page = leaderboard(read_records(tmp_path, values=True))
     title = next(line for line in page.splitlines() if line.startswith("## "))
     assert title.endswith("· isolated · published, not run here: llm-editing/HalluEditBench@a07439e")
@@ -222,7 +224,7 @@ def test_a_name_that_is_none_is_refused(answers: Path, name: object) -> None:
 def test_a_hostile_name_is_text_in_every_format_and_no_path(answers: Path, tmp_path: Path, name: str) -> None:
     write_lines(answers, [{**ROWS[0], "editor": name}, {**ROWS[0], "editor": "ROME"}])
     out = tmp_path / "deep" / "out"
-    paths = import_files("halluedit", answers, out)
+    paths = keep_published(read_published("halluedit", answers), out)
     assert all(path.parent == out and path.is_file() for path in paths)
     kept = read_records(out, values=True)
     assert "<script" not in leaderboard(kept, "html").partition("<tbody>")[2].partition("<script>document")[0]
@@ -237,11 +239,11 @@ def test_a_folder_without_results_and_a_place_that_is_none(tmp_path: Path) -> No
 
 def test_an_id_with_other_numbers_is_refused_and_nothing_is_written(answers: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    import_files("halluedit", answers, out)
+    keep_published(read_published("halluedit", answers), out)
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     write_lines(answers, [*ROWS[:-1], hallu_row("ICL", 0, [1] * 7, topic="health_symptom")])
     with pytest.raises(DataError, match=r"two records claim the id [0-9a-f]{16} .* with other numbers"):
-        import_files("halluedit", answers, out)
+        keep_published(read_published("halluedit", answers), out)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
