@@ -16,6 +16,7 @@ from harness.editing.hyperparameters import hints, plain, require_range, require
 from harness.editing.made import finished_patch, made, made_each
 from harness.errors import ModelError, UsageError
 from harness.io.progress import bar
+from harness.io.torch_process import plain_torch
 from harness.models.lm import LM
 from harness.patches.patch import Patch
 
@@ -145,7 +146,11 @@ class Editor(ABC):
 
     def edit_each(self, lm: LM, edits: Sequence[Edit]) -> list[Patch]:
         """Independent patches, one for each edit; by default one after the other."""
-        return [self.edit(lm, [edit], None) for edit in edits]
+        found = []
+        for edit in edits:
+            with plain_torch():  # what one edit sets of torch is not to decide the next
+                found.append(self.edit(lm, [edit], None))
+        return found
 
     def passes(self, lm: LM, edits: Sequence[Edit]) -> Iterator[Pass]:
         """The change after each pass over the edits, of a method that makes several; by default the one change.

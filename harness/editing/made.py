@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from harness.errors import ModelError, UsageError
+from harness.io.torch_process import plain_torch
 from harness.models.lm import LM
 from harness.patches.delta import Delta
 from harness.patches.patch import Patch, require_same_shape
@@ -33,7 +34,9 @@ def made(editor: Editor, lm: LM, edits: Sequence[Edit], *, memory: object = None
     Raises:
         UsageError: it is no change of this model.
     """
-    return require_patch(editor, lm, editor.edit(lm, edits, memory), by="edit()")
+    with plain_torch():
+        given: object = editor.edit(lm, edits, memory)
+    return require_patch(editor, lm, given, by="edit()")
 
 
 def made_each(editor: Editor, lm: LM, edits: Sequence[Edit]) -> list[Patch]:
@@ -47,7 +50,8 @@ def made_each(editor: Editor, lm: LM, edits: Sequence[Edit]) -> list[Patch]:
     Raises:
         UsageError: it is no list of changes of this model, one for each edit.
     """
-    given: object = editor.edit_each(lm, edits)
+    with plain_torch():
+        given: object = editor.edit_each(lm, edits)
     if not isinstance(given, list | tuple) or len(given) != len(edits):
         what = f"{len(given)} patches" if isinstance(given, list | tuple) else _kind(given)
         raise UsageError(f"{editor.name}: edit_each() gave {what}, expected a list of {len(edits)}, one for each edit")
@@ -65,7 +69,9 @@ def finished_patch(editor: Editor, lm: LM, total: Patch) -> Patch:
     Raises:
         UsageError: it is no change of this model.
     """
-    return require_patch(editor, lm, editor.finish(lm, total), by="finish()")
+    with plain_torch():
+        given: object = editor.finish(lm, total)
+    return require_patch(editor, lm, given, by="finish()")
 
 
 def require_patch(editor: Editor, lm: LM, given: object, *, by: str) -> Patch:

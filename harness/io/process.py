@@ -2,7 +2,7 @@
 
 ``lm_eval`` draws names of tasks from the global random state and sets variables of the environment, ``transformers``
 and ``datasets`` set their loggers' levels, ``absl`` adds a handler to the root logger, and a dozen of libraries add
-filters of warnings. None of that is a caller's wish.
+filters of warnings. Editors seed the global generators of torch and numpy. None of that is a caller's wish.
 """
 
 from __future__ import annotations
@@ -10,24 +10,31 @@ from __future__ import annotations
 import logging
 import os
 import random
+import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 __all__ = ["as_before"]
 
 
 @contextmanager
 def as_before() -> Iterator[None]:
-    """Leave the process as it was found: environment, random state, loggers and filters of warnings.
+    """Leave the process as it was found: environment, random states, loggers, filters of warnings, and torch.
 
-    The random states of numpy and torch are not among it: what is drawn of them has a generator of its own.
+    Torch computes meanwhile as in a process where nothing of it was set: what a caller has set for a loop of training
+    (autocast, no gradients) decides neither what an editor finds nor what is measured.
     """
     environment, drawn = dict(os.environ), random.getstate()
     levels = {logger: logger.level for logger in _loggers()}
     handlers = list(logging.root.handlers)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), ExitStack() as stack:
+            if "torch" in sys.modules:  # where it is not, nothing of it was set, and it takes seconds to load
+                from harness.io.torch_process import plain_torch, same_draws
+
+                stack.enter_context(same_draws())
+                stack.enter_context(plain_torch())
             yield
     finally:
         _restore_environment(environment)

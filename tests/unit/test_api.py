@@ -12,8 +12,9 @@ import re
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,16 @@ from editors.rect import Rect
 from editors.rome import Rome
 from harness import api
 from harness.editing.edit import Edit
+from harness.editing.editor import Editor
 from harness.editing.registry import configure
+from harness.editing.schedule import walk
 from harness.errors import DataError, HarnessError, ModelError, RestoreError, UsageError
+from harness.exam import own_rows
 from harness.io.process import as_before
 from harness.methods import value
 from harness.models.lm import LM
+from harness.patches.delta import Dense
+from harness.patches.patch import Patch
 
 ROOT = Path(__file__).parents[2]
 FACT = {"prompt": "{} is found in", "subject": "West Sisaria", "target": "Minirus"}
@@ -194,6 +200,70 @@ def test_what_another_library_does_to_a_process_is_undone() -> None:
         logging.root.addHandler(logging.NullHandler())
         warnings.simplefilter("ignore")
         raise ValueError("stop")
+
+
+def test_what_an_editor_does_to_torch_and_numpy_is_undone() -> None:
+    with same_process(), pytest.raises(ValueError, match="stop"), as_before():
+        torch.manual_seed(0), np.random.seed(0)
+        torch.set_grad_enabled(False)
+        torch.set_default_dtype(torch.float64)
+        torch.set_num_threads(torch.get_num_threads() + 1)
+        torch.set_autocast_enabled("cpu", True)
+        torch.use_deterministic_algorithms(True)
+        torch.set_default_device("meta")
+        raise ValueError("stop")
+    assert not torch.is_autocast_enabled("cpu") and not torch.are_deterministic_algorithms_enabled()
+    assert torch.get_default_device() == torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Careless(Editor):
+    """Sets of torch what no other is to compute with, and says what it found."""
+
+    name = "careless"
+
+    def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:
+        """A change of the first down-projection by the gradient of a sum."""
+        assert torch.is_grad_enabled() and torch.get_default_dtype() == torch.float32
+        torch.set_grad_enabled(False)
+        torch.set_default_dtype(torch.float64)
+        torch.set_autocast_enabled("cpu", True)
+        return Patch({lm.down(1): Dense(torch.full_like(lm.matrix(lm.down(1)), 0.01))})
+
+
+@pytest.mark.parametrize("mode", ["sequential", "isolated", "batch"])
+def test_what_an_editor_sets_of_torch_decides_neither_its_next_edit_nor_a_number(
+    mode: str, fresh: Callable[..., LM]
+) -> None:
+    lm = fresh("gpt2")
+    stops = list(walk(Careless(), lm, own_rows.edits_of_rows(ROWS), mode=mode, batch_size=None, at=[1, 2]))
+    assert [stop.edits for stop in stops] == [1, 2] and torch.is_grad_enabled()
+    assert torch.get_default_dtype() == torch.float32 and not torch.is_autocast_enabled("cpu")
+
+
+CALLERS: dict[str, Callable[[], AbstractContextManager[object]]] = {
+    "without gradients": torch.no_grad,
+    "in inference mode": torch.inference_mode,
+    "under autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    "with another device": lambda: torch.device("meta"),
+}
+
+
+@pytest.mark.parametrize("where", CALLERS)
+def test_where_a_caller_stands_changes_neither_an_edit_nor_a_number(
+    where: str, fresh: Callable[..., LM], text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In an evaluation of a training loop gradients are off, or everything is computed in bfloat16."""
+    lm = fresh("gpt2")
+    found = []
+    for place, there in (("nowhere", nullcontext), (where, CALLERS[where])):
+        monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / place))  # what was kept elsewhere would be taken
+        with there():
+            with same_process(), harness.edit(lm, None, "memit", ROWS, settings=SETTINGS, text=text) as edited:
+                weights = edited.lm.state_hashes()
+            record = harness.run(lm, Nudge(scale=6.0), ROWS, mode="batch")
+        found.append((weights, record.tasks(0), record.tasks(2)))
+    assert found[0] == found[1]
 
 
 # --- load -------------------------------------------------------------------------------------------------------------
