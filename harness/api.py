@@ -274,6 +274,7 @@ def fit(
     Raises:
         UsageError: the editor does not exist or learns nothing, the file cannot be written, or edits are to be turns.
         HarnessError: something else does not exist or cannot be used.
+        RestoreError: the editor left something behind in the model; no file is written.
 
     Examples:
         >>> import harness
@@ -295,13 +296,14 @@ def fit(
     )
     rows = fitting.read_training(_edits(edits), rows_for(model, data_dir), split)
     read = text_for(model, data_dir, text)
-    lm = load(
-        model, tokenizer, dtype=dtype, device=device, arch=arch, text=read, model_args=model_args,
-        device_map=device_map, max_memory=max_memory, offload_folder=offload_folder,
-    )  # fmt: skip
-    return fitting.fit_editor(
-        editor, lm, rows, settings=chosen, seed=seed, path=path, dequantise=dequantise_edited
-    ).path
+    with _model(model, tokenizer, arch, read) as (called, held):
+        lm = held or load(
+            called, dtype=dtype, device=device, arch=arch, text=read, model_args=model_args, device_map=device_map,
+            max_memory=max_memory, offload_folder=offload_folder,
+        )  # fmt: skip
+        return fitting.fit_editor(
+            editor, lm, rows, settings=chosen, seed=seed, path=path, dequantise=dequantise_edited
+        ).path
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------

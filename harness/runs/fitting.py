@@ -14,6 +14,7 @@ from harness.editing.registry import compose
 from harness.errors import UsageError
 from harness.exam import tasks
 from harness.models.dequantised import dequantised
+from harness.models.guard import unchanged
 from harness.models.lm import LM
 from harness.runs.plan import parse_edits
 
@@ -116,13 +117,15 @@ def fit_editor(
 
     Raises:
         UsageError: it learns nothing, a setting does not exist, or the file cannot be written.
+        RestoreError: it left something behind in the model; nothing is written down.
     """
     require_learner(editor)
     method = compose(editor).build(lm, settings, seed=seed).root if isinstance(editor, str) else editor.root
     with dequantised(lm, method.edited_modules(lm), method.name) if dequantise else nullcontext():
         path = path or learned_file.default_path(method, lm)
         learned_file.require_writable_file(path)
-        learned = method.fit(lm, train.examples).root
+        with unchanged(lm):
+            learned = method.fit(lm, train.examples).root
         assert isinstance(learned, Learned)
         learned_file.save_learned(learned, lm, path, trained=train.about)
     return Fitted(learned, path, len(train.examples))

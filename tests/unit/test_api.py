@@ -518,6 +518,25 @@ def test_an_editor_learns(tmp_path: Path) -> None:
         assert edited.patch.weights
 
 
+def test_a_model_in_memory_is_after_learning_what_it_was(fresh: Callable[..., LM], tmp_path: Path, text: str) -> None:
+    model, tokenizer = gpt2(fresh)
+    tokenizer.pad_token = None
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with same_process():
+        harness.fit(
+            "mend",
+            model,
+            ROWS,
+            tokenizer=tokenizer,
+            settings={"steps": 1},
+            text=text,
+            output=tmp_path / "m.safetensors",
+        )
+    assert model.training and all(parameter.requires_grad for parameter in model.parameters())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert tokenizer.pad_token is None
+
+
 def test_tracing_of_a_model_by_name_and_in_memory(tmp_path: Path) -> None:
     with same_process():
         [one] = harness.trace("mini", "counterfact:3", window=1, samples=2)
