@@ -71,6 +71,23 @@ def _require_no_tokenizer(model: str | Path, tokenizer: object) -> None:
         raise UsageError(f"tokenizer: '{model}' is loaded with its own; leave it out, or give a model in memory")
 
 
+def _require_named(model: ModelLike, dtype: str, **given: object) -> None:
+    """See that what says how a model is loaded stands beside one that is loaded.
+
+    Raises:
+        UsageError: the model is in memory already, and would stay as it is.
+    """
+    own = str(getattr(model, "dtype", "")).removeprefix("torch.")
+    said = [name for name, value in given.items() if value] + ["dtype"] * (dtype not in ("float32", "auto", own))
+    if said and not isinstance(model, str | Path):
+        from harness.errors import UsageError
+
+        raise UsageError(
+            f"{', '.join(said)}: the model is in memory and stays as it is; leave {'it' if len(said) == 1 else 'them'} "
+            "out, or name the model"
+        )
+
+
 # --- models -----------------------------------------------------------------------------------------------------------
 
 
@@ -109,7 +126,7 @@ def load(
 
     Raises:
         ModelError: it cannot be loaded, a weight is not finite, or its parts are not found.
-        UsageError: a model in memory came without its tokenizer.
+        UsageError: a model in memory came without its tokenizer, or with what says how one is loaded.
 
     Examples:
         >>> import harness
@@ -125,8 +142,12 @@ def load(
             str(model), dtype=dtype, device=device, names=arch, text=text, args=model_args, device_map=device_map,
             max_memory=max_memory, offload_folder=offload_folder,
         )  # fmt: skip
-    from harness.models.in_memory import wrapped
+    from harness.models.in_memory import require_model, wrapped
 
+    require_model(model)
+    _require_named(
+        model, dtype, model_args=model_args, device_map=device_map, max_memory=max_memory, offload_folder=offload_folder
+    )
     return wrapped(model, tokenizer, arch=arch, text=text)
 
 
@@ -202,6 +223,7 @@ def edit(
             from harness.runs.defaults import rows_for, text_for
 
             handed.require_editor(editor, settings or {})
+            _require_named(model, dtype)
             prompting = handed.turns(chat_edits, system_instruction)
             rows = rows_for(model, data_dir)
             wanted = handed.given_edits(edits, rows)
@@ -444,6 +466,9 @@ def run(
 
     if not isinstance(editor, str):
         handed.require_editor(editor, settings or {})
+    _require_named(
+        model, dtype, model_args=model_args, device_map=device_map, max_memory=max_memory, offload_folder=offload_folder
+    )
     if patch is not None:
         require_trusted_parts(Path(patch), trust_code)
     values: dict[str, object] = {

@@ -474,6 +474,7 @@ class EditedLM(HFLM):  # type: ignore[misc]
     def _loglikelihood_ids(self, requests: list[_Scored], marks: Sequence[int]) -> list[tuple[float, bool]]:
         """The log-likelihood of tokens after others; ``marks`` names the patch of each where they have their own."""
         for texts, _, continuation in requests:
+            self.lm.require_known(continuation)
             if texts is not None:
                 self._check_length(texts[1], len(continuation))
         # lm-eval moves white space at the end of a context to what follows, which may leave the context no token.

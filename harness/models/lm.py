@@ -102,12 +102,16 @@ class LM:
                 f"{name}: the tokenizer cannot say where its tokens stand; use a fast (tokenizers) tokenizer"
             )
         require_in_memory(name, model)
-        model.train(False)
-        model.requires_grad_(False)
         lm = cls(model, tokenizer, name, replace(arch.resolve_architecture(model, names), owner=name), text)
-        if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= lm.vocabulary:
-            tokenizer.pad_token = lm._padding()
+        lm.make_ready()
         return lm
+
+    def make_ready(self) -> None:
+        """Put the model into evaluation mode, let no parameter ask for gradients, and see that there is padding."""
+        self.model.train(False)
+        self.model.requires_grad_(False)
+        if self.tokenizer.pad_token_id is None or self.tokenizer.pad_token_id >= self.vocabulary:
+            self.tokenizer.pad_token = self._padding()
 
     @property
     def device(self) -> torch.device:
@@ -260,11 +264,26 @@ class LM:
 
         Raises:
             DataError: the text has no tokens.
+            ModelError: the model has no embedding of one.
         """
         found = tokens.following(self.tokenizer, head=self.encode(prompt), joint=self.encode(prompt + text), text=text)
         if not found:
             raise DataError(f"'{text}' has no tokens; give a target that the tokenizer of {self.name} can write")
+        self.require_known(found)
         return found
+
+    def require_known(self, ids: Iterable[int]) -> None:
+        """See that the model has an embedding of tokens, and so can read and write them.
+
+        Raises:
+            ModelError: it has none of one.
+        """
+        most = max(ids, default=0)
+        if most >= self.vocabulary:
+            raise ModelError(
+                f"{self.name}: the tokenizer writes token {most} ('{self.tokenizer.convert_ids_to_tokens(most)}'), but "
+                f"the model has {self.vocabulary} embeddings; use the tokenizer of the model"
+            )
 
     @property
     def start(self) -> int:
@@ -297,12 +316,8 @@ class LM:
         Raises:
             ModelError: the model has no embedding of a token.
         """
-        width, most = max(len(row) for row in rows), max(max(row, default=0) for row in rows)
-        if most >= self.vocabulary:
-            raise ModelError(
-                f"{self.name}: the tokenizer writes token {most} ('{self.tokenizer.convert_ids_to_tokens(most)}'), but "
-                f"the model has {self.vocabulary} embeddings; use the tokenizer of the model"
-            )
+        width = max(len(row) for row in rows)
+        self.require_known(max(row, default=0) for row in rows)
         pad = self.pad
         ids = torch.tensor([list(row) + [pad] * (width - len(row)) for row in rows], device=self.device)
         mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=self.device)

@@ -428,6 +428,8 @@ def require_causal(name: str, model: PreTrainedModel) -> None:
     ids[1, -1] = 7
     ids %= len(embedding)
     kind = getattr(model.config, "model_type", type(model).__name__)
+    if getattr(model.config, "return_dict", True) is False:
+        raise ModelError(f"{name}: its configuration has return_dict false, so that it gives tuples; set it to true")
     try:
         with torch.no_grad():
             logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[:, :5].float()

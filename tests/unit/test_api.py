@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 import torch
 from nudge import Nudge
+from tokenizers import AddedToken
 
 import harness
 from editors.memit import Memit
@@ -266,6 +267,14 @@ def test_where_a_caller_stands_changes_neither_an_edit_nor_a_number(
     assert found[0] == found[1]
 
 
+def test_weights_of_inference_mode_are_refused(fresh: Callable[..., LM]) -> None:
+    with torch.inference_mode():
+        model, tokenizer = gpt2(fresh)
+        said = r"GPT2LMHeadModel: 'transformer\.wte\.weight' was made in inference mode.*; load the model outside"
+        with pytest.raises(ModelError, match=said), harness.edit(model, tokenizer, Nudge(), ROWS):
+            pass
+
+
 # --- load -------------------------------------------------------------------------------------------------------------
 
 
@@ -365,6 +374,68 @@ def test_an_edit_goes_also_after_an_exception(fresh: Callable[..., LM]) -> None:
         raise ValueError("mine")
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert model.training and next(model.parameters()).requires_grad
+
+
+def test_a_wrapped_model_that_was_trained_since_is_measured_in_evaluation_mode(fresh: Callable[..., LM]) -> None:
+    lm = fresh("gpt2")
+    for module in lm.model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
+    found = []
+    for mode in (False, True):
+        lm.model.train(mode).requires_grad_(mode)
+        with harness.edit(lm, None, Nudge(), ROWS) as edited:
+            found.append(edited.log_likelihood("Ada Velmont was born in", " Rome"))
+        assert lm.model.training is mode and next(lm.model.parameters()).requires_grad is mode
+    assert found[0] == found[1]
+
+
+def test_a_model_that_was_compiled_in_place_is_edited_as_it_is_written(fresh: Callable[..., LM], text: str) -> None:
+    """What is compiled does not look whether there are new hooks; the model is compiled again afterwards."""
+    lm = fresh("gpt2")
+    given, called = lm.model.forward, []
+    found = []
+    for compiled in (False, True):
+        if compiled:
+            lm.model.compile(backend="eager")
+            lm.model._compiled_call_impl = lambda *args, **kwargs: called.append(1) or given(*args, **kwargs)
+        with harness.edit(lm, None, "memit", ROWS, settings=SETTINGS, text=text) as edited:
+            found.append((edited.lm.state_hashes(), edited.log_likelihood("Ada Velmont was born in", " Rome")))
+    assert found[0] == found[1] and called == []
+    lm.model(input_ids=torch.tensor([[1, 2]]))
+    assert called == [1]
+
+
+def test_a_block_that_torch_compiled_is_refused(fresh: Callable[..., LM]) -> None:
+    model, tokenizer = gpt2(fresh)
+    model.transformer.h[1] = torch.compile(model.transformer.h[1], backend="eager")
+    said = r"GPT2LMHeadModel: 'transformer\.h\.1' is what torch.compile made of a module, .*, with module.compile\(\)$"
+    with pytest.raises(ModelError, match=said), harness.edit(model, tokenizer, Nudge(), ROWS):
+        pass
+
+
+def test_a_target_of_a_token_that_the_model_has_not_is_told_before_anything_is_measured(
+    fresh: Callable[..., LM],
+) -> None:
+    """The last token of a target is never read, and so no embedding misses it."""
+    model, tokenizer = gpt2(fresh)
+    tokenizer.add_tokens([" Rome"])
+    phases: list[str] = []
+    with pytest.raises(ModelError, match=r"writes token 400 \(' Rome'\), but the model has 400 embeddings"):
+        harness.run(
+            model, Nudge(), ROWS, tokenizer=tokenizer, mode="batch", progress=lambda *said: phases.append(said[0])
+        )
+    assert "measure unedited" not in phases
+
+
+def test_the_padding_token_comes_back_as_it_was_set(fresh: Callable[..., LM]) -> None:
+    model, tokenizer = gpt2(fresh)
+    tokenizer.add_tokens(["<pad>"])
+    tokenizer.pad_token = AddedToken("<pad>", lstrip=True)  # the model has no embedding of it
+    before = repr(tokenizer._special_tokens_map)
+    with harness.edit(model, tokenizer, Nudge(), ROWS):
+        assert tokenizer.pad_token != "<pad>"
+    assert repr(tokenizer._special_tokens_map) == before
 
 
 def test_a_model_that_is_not_what_it_was_is_told(fresh: Callable[..., LM]) -> None:
@@ -576,6 +647,23 @@ WRONG: list[tuple[type[HarnessError], str, Callable[[Any, Any], object]]] = [
     (ModelError, "dtype 'float31' does not exist", lambda m, t: harness.load("mini", dtype="float31")),
     (UsageError, "model is of type int, expected a name", lambda m, t: harness.load(3)),  # type: ignore[arg-type]
     (UsageError, r"a GPT2LMHeadModel in memory comes without its tokenizer", lambda m, t: harness.load(m)),
+    (UsageError, "tokenizer is of type str, expected a PreTrainedTokenizer", lambda m, t: harness.load(m, "gpt2")),  # type: ignore[arg-type]
+    (UsageError, "tokenizer is of type Tokenizer, expected", lambda m, t: edit(m, t.backend_tokenizer, "memit", ROWS)),
+    (
+        UsageError,
+        "model_args, dtype: the model is in memory and stays as it is; leave them out, or name the model",
+        lambda m, t: harness.run(m, "none", tokenizer=t, model_args={"revision": "main"}, dtype="bfloat16"),
+    ),
+    (
+        UsageError,
+        "device_map: the model is in memory and stays as it is; leave it out",
+        lambda m, t: harness.load(m, t, device_map="auto"),
+    ),
+    (
+        UsageError,
+        "model is of type OptimizedModule, expected .*, or an LM; give its _orig_mod$",
+        lambda m, t: harness.load(torch.compile(m, backend="eager"), t),  # type: ignore[arg-type]
+    ),
     (UsageError, "tokenizer: 'mini' is loaded with its own", lambda m, t: harness.load("mini", t)),
     (UsageError, "editor 'memt' does not exist", lambda m, t: edit(m, t, "memt", ROWS)),
     (UsageError, "editor is of type ABCMeta, expected a name", lambda m, t: edit(m, t, Rome, ROWS)),

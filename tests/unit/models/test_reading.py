@@ -226,6 +226,13 @@ def test_a_decoder_of_berts_kin_is_a_causal_model():
         require_causal("in memory", bert().eval())
 
 
+def test_a_model_that_gives_tuples_is_told_of():
+    model = llama().eval()
+    model.config.return_dict = False
+    with pytest.raises(ModelError, match=r"^in memory: its configuration has return_dict false, .*; set it to true$"):
+        require_causal("in memory", model)
+
+
 def test_weights_that_are_nowhere_are_named():
     model = llama()
     layer = model.model.layers[1].mlp
