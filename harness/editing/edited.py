@@ -7,12 +7,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from harness.editing import patch_file, schedule
-from harness.errors import UsageError
+from harness.errors import RestoreError, UsageError
 from harness.models.guard import unchanged
 from harness.models.lm import LM
 from harness.patches.delta import double
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from harness.editing.editor import Editor
 
 __all__ = ["Edited", "held", "patch_of"]
+
+_HELD: WeakKeyDictionary[nn.Module, list[object]] = WeakKeyDictionary()
+"""Marks of the edits that a model holds now, in the order in which they were made."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,11 +178,33 @@ def held(
 
     Raises:
         UsageError: the editor cannot make these edits in this mode, or there is none.
-        RestoreError: the editor left something behind, or the model is not what it was.
+        RestoreError: the editor left something behind, the model is not what it was, or edits that were made on top of
+            these are still held.
     """
-    with unchanged(lm) as guard:
+    with _last_first(lm), unchanged(lm) as guard:
         unedited = lm.fingerprint()
         patch = patch_of(editor, lm, edits, mode=mode)
         guard.require("load the model again", weights=False, before=f" before {editor.name} edited")
         with patched(lm, patch):
             yield Edited(lm, patch, name, tuple(edits), unedited, source or {})
+
+
+@contextmanager
+def _last_first(lm: LM) -> Iterator[None]:
+    """See that of several edits of one model the last is let go first: each puts back what it found.
+
+    Raises:
+        RestoreError: another is held that was made later.
+    """
+    mark, held_now = object(), _HELD.setdefault(lm.model, [])
+    held_now.append(mark)
+    try:
+        yield
+    finally:
+        last = held_now[-1]
+        held_now.remove(mark)
+        if last is not mark:
+            raise RestoreError(
+                f"{lm.name}: edits that were made on top of these are still held, and will put these back; let go of "
+                "the last ones first, and load the model again"
+            )

@@ -438,6 +438,23 @@ def test_the_padding_token_comes_back_as_it_was_set(fresh: Callable[..., LM]) ->
     assert repr(tokenizer._special_tokens_map) == before
 
 
+def test_edits_that_are_let_go_in_another_order_are_told(fresh: Callable[..., LM]) -> None:
+    """The later ones would put back what they found, which is the earlier ones."""
+    lm = fresh("gpt2")
+    before = lm.state_hashes()
+    first, second = (harness.edit(lm, None, Nudge(seed=seed), ROWS) for seed in range(2))
+    first.__enter__(), second.__enter__()
+    with pytest.raises(RestoreError, match=r"made on top of these are still held, .*, and load the model again"):
+        first.__exit__(None, None, None)
+    second.__exit__(None, None, None)
+    assert lm.state_hashes() != before
+
+    again, before = fresh("gpt2"), fresh("gpt2").state_hashes()
+    with harness.edit(again, None, Nudge(), ROWS), harness.edit(again, None, Nudge(seed=1), ROWS):
+        pass
+    assert again.state_hashes() == before
+
+
 def test_a_model_that_is_not_what_it_was_is_told(fresh: Callable[..., LM]) -> None:
     model, tokenizer = gpt2(fresh)
     told = r"GPT2LMHeadModel: transformer\.wpe\.weight is not bitwise what it was"
