@@ -2,15 +2,19 @@
 
 An editor is given the model itself. What it may leave behind, and what then changes every later number, is more than
 weights: a hook, a buffer that no checkpoint holds, an attribute such as ``eps``, a module in training mode, another
-class of module, a setting of the configuration, of generation or of the tokenizer. All of it is compared here, in one
-place, for runs, sweeps, studies, the contract, and ``harness.edit``.
+class of module, a head that is no longer the embedding, a gradient, a setting of the configuration, of generation or of
+the tokenizer, a method of a class or a function of a library that is another one now. All of it is compared here, in
+one place, for runs, sweeps, studies, the contract, and ``harness.edit``. What is said of torch for the whole process is
+put back where an editor is asked (:mod:`harness.editing.made`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import types
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -32,7 +36,11 @@ _NAMED = 3
 _LIBRARIES = ("transformers.", "accelerate.")
 """Hooks of theirs are set when a model is first used, and belong to it."""
 
-_TOKENIZER = ("padding_side", "truncation_side", "model_max_length", "chat_template", "special_tokens_map")
+_USE_OF_TOKENIZER = ("deprecation_warnings",)
+"""What a tokenizer notes of itself while it is used."""
+
+_METHODS = (types.FunctionType, staticmethod, classmethod, property)
+_FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +68,9 @@ class Guard:
         Args:
             weights: whether parameters are looked at too, each of which is read whole.
         """
-        found = _moved(self.state, self.lm.fast_hashes()) if weights else []
+        state = self.lm.fast_hashes() if weights else {}
+        found = _moved(self.state, state) if weights else []
+        found += [name for name in state if name not in self.state and name not in found]  # private ones are saved, too
         rest = _moved(self.rest, _rest(self.lm))
         own = _written_by_passes(self.lm) if rest else set()
         return found + [name for name in rest if name not in own]
@@ -121,9 +131,16 @@ def is_hooked(model: nn.Module) -> bool:
 
 
 def _moved(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """The names of what differs; a new private attribute is a library's note of what it has done."""
-    new = [name for name in now if name not in before and not name.rpartition(".")[2].startswith("_")]
+    """The names of what differs."""
+    new = [name for name in now if name not in before and not _is_note(name)]
     return [name for name, was in before.items() if now.get(name) != was] + new
+
+
+def _is_note(new: str) -> bool:
+    """Whether something new is a library's note of what it has done (a private attribute), or not used yet."""
+    last = new.rpartition(".")[2]
+    private = last.startswith("_") and not last.startswith("__") and " " not in new
+    return private or new.startswith("the function ")
 
 
 def _written_by_passes(lm: LM) -> set[str]:
@@ -155,10 +172,9 @@ def _rest(lm: LM) -> dict[str, str]:
     for name, buffer in lm.model.named_buffers(remove_duplicate=False):
         if name not in held:
             found[f"the buffer {name}"] = tensor_xxh3(buffer)
-    found |= _of_classes(lm.model)
+    found |= _of_parameters(lm.model) | _of_classes(lm.model) | _of_configs(lm.model)
     found["a hook on all modules"] = str([_hooks(hooks) for hooks in _global_hooks()])
     found |= _plain("config", lm.model.config.to_dict())
-    found["config._attn_implementation"] = str(getattr(lm.model.config, "_attn_implementation", None))
     generation = getattr(lm.model, "generation_config", None)
     found |= _plain("generation_config", generation.to_dict() if generation is not None else {})
     return found | _of_tokenizer(lm.tokenizer)
@@ -174,9 +190,41 @@ def _of_module(shown: str, name: str, module: nn.Module) -> dict[str, str]:
         if kind.endswith("_hooks"):
             if hooks := _hooks(value):
                 found[f"a hook on {shown}"] = found.get(f"a hook on {shown}", "") + kind + hooks
-        elif not kind.endswith(("_hooks_with_kwargs", "_hooks_always_called")):
+        elif kind.endswith(("_hooks_with_kwargs", "_hooks_always_called")):
+            continue
+        elif _hides_a_method(module, kind, value):
+            found[f"the method {kind} of {shown}"] = _said(value)
+        else:
             found[f"{prefix}{kind}"] = _said(value)
     return found
+
+
+def _hides_a_method(owner: object, name: str, value: object) -> bool:
+    """Whether a private attribute is called in place of what the class has under its name."""
+    return name.startswith("_") and callable(value) and hasattr(type(owner), name)
+
+
+def _of_parameters(model: nn.Module) -> dict[str, str]:
+    """What a parameter is besides its numbers: of one tensor with which others, asking for gradients, and laid out how.
+
+    One that is offloaded is made anew for every pass, and says nothing of others.
+    """
+    held = dict(model.named_parameters(remove_duplicate=False))
+    tied: dict[int, list[str]] = defaultdict(list)
+    for name, parameter in held.items():
+        if not parameter.is_meta:
+            tied[id(parameter)].append(name)
+    return {
+        f"the parameter {name}": _said([tied.get(id(parameter)), parameter.requires_grad, *_layout(parameter)])
+        for name, parameter in held.items()
+    }
+
+
+def _layout(parameter: nn.Parameter) -> list[object]:
+    """Where the numbers of a parameter lie, what hears of its gradient, and whether there is one."""
+    hooks = [getattr(parameter, name, None) for name in ("_backward_hooks", "_post_accumulate_grad_hooks")]
+    gradient = None if parameter.grad is None else [id(parameter.grad), parameter.grad._version]
+    return [parameter.device, parameter.stride(), [_hooks(one) for one in hooks], gradient]
 
 
 def _hooks(hooks: object) -> str:
@@ -193,18 +241,52 @@ def _of_library(hook: object) -> bool:
 
 
 def _global_hooks() -> list[object]:
-    names = ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks")
-    return [getattr(global_hooks, name, {}) for name in names]
+    found = {name: hooks for name, hooks in vars(global_hooks).items() if name.startswith("_global_")}
+    return [hooks for name, hooks in sorted(found.items()) if name.endswith(("_hooks", "_hooks_with_kwargs"))]
 
 
 def _of_classes(model: nn.Module) -> dict[str, str]:
-    """What each class of module computes with: replaced on the class, it is replaced in every module."""
-    classes = {type(module) for module in model.modules()}
-    return {f"{cls.__qualname__}.forward": str(id(cls.forward)) for cls in sorted(classes, key=repr)}
+    """What all modules of a class compute with: the methods of the classes, and the functions beside them."""
+    classes = {cls for module in model.modules() for cls in type(module).__mro__ if cls is not object}
+    found = {
+        f"{cls.__qualname__}.{name}": str(id(value))
+        for cls in sorted(classes, key=repr)
+        for name, value in vars(cls).items()
+        if isinstance(value, _METHODS)
+    }
+    for source in sorted({cls.__module__ for cls in classes} | {"torch.nn.functional"}):
+        for name, value in vars(sys.modules.get(source, types)).items():
+            if isinstance(value, _FUNCTIONS):
+                found[f"the function {source}.{name}"] = str(id(value))
+    return found
+
+
+def _of_configs(model: Any) -> dict[str, str]:
+    """How attention is computed, and the configurations that modules have for themselves."""
+    from transformers import PretrainedConfig
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    found, seen = {}, {id(model.config)}
+    kind = getattr(model.config, "_attn_implementation", None)
+    found["config._attn_implementation"] = str(kind)
+    found[f"the function of {kind} attention"] = str(id(ALL_ATTENTION_FUNCTIONS.get(kind)))
+    for name, module in model.named_modules():
+        config = vars(module).get("config")
+        if isinstance(config, PretrainedConfig) and id(config) not in seen:
+            seen.add(id(config))
+            found[f"{name}.config._attn_implementation"] = str(getattr(config, "_attn_implementation", None))
+            found |= _plain(f"{name}.config", config.to_dict())
+    return found
 
 
 def _of_tokenizer(tokenizer: Any) -> dict[str, str]:
-    found = {f"tokenizer.{name}": _said(getattr(tokenizer, name, None)) for name in _TOKENIZER}
+    found = {"the class of the tokenizer": str(id(type(tokenizer)))}
+    found["tokenizer.special_tokens_map"] = _said(tokenizer.special_tokens_map)
+    for name, value in vars(tokenizer).items():
+        if _hides_a_method(tokenizer, name, value):
+            found[f"the method {name} of the tokenizer"] = _said(value)
+        elif not name.startswith("_") and name not in _USE_OF_TOKENIZER:
+            found[f"tokenizer.{name}"] = _said(value)
     parts = json.loads(tokenizer.backend_tokenizer.to_str())
     # Each call sets how it pads and cuts.
     used = {name: part for name, part in parts.items() if name not in ("padding", "truncation")}

@@ -6,10 +6,14 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.modules import module as global_hooks
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama import modeling_llama
 
 import harness
 from harness.editing.edit import Edit
@@ -82,6 +86,40 @@ def _more_tokens(lm: LM) -> None:
     lm.tokenizer.add_tokens(["<new>"])
 
 
+def _head_of_its_own(lm: LM) -> None:
+    lm.model.lm_head.weight = nn.Parameter(lm.parameter("lm_head.weight").detach().clone(), requires_grad=False)
+
+
+def _asks(lm: LM) -> None:
+    lm.parameter("model.layers.0.mlp.up_proj.weight").requires_grad_(True)
+
+
+def _gradient(lm: LM) -> None:
+    lm.parameter("model.layers.1.mlp.up_proj.weight").grad = torch.ones(64, 32)
+
+
+def _layout(lm: LM) -> None:
+    weight = lm.parameter("model.layers.2.mlp.up_proj.weight")
+    weight.data = weight.data.T.contiguous().T
+
+
+def _private_parameter(lm: LM) -> None:
+    lm.module("model.layers.1").register_parameter("_memory", nn.Parameter(torch.ones(3), requires_grad=False))
+
+
+def _private_method(lm: LM) -> None:
+    module = lm.module("model.layers.2.mlp")
+    module._compiled_call_impl = module.forward  # what torch calls first
+
+
+def _decoding(lm: LM) -> None:
+    lm.tokenizer.clean_up_tokenization_spaces = True
+
+
+def _encode(lm: LM) -> None:
+    lm.tokenizer.encode = lambda *_: [1]  # type: ignore[method-assign, assignment]
+
+
 LEAVES = {
     "model.norm.weight": _scale_weight,
     "the buffer model.rotary_emb.inv_freq": _scale_buffer,
@@ -96,13 +134,63 @@ LEAVES = {
     "generation_config.repetition_penalty": _generation,
     "tokenizer.special_tokens_map": _padding_token,
     "tokenizer added_tokens": _more_tokens,
+    "the parameter lm_head.weight": _head_of_its_own,
+    "the parameter model.layers.0.mlp.up_proj.weight": _asks,
+    "the parameter model.layers.1.mlp.up_proj.weight": _gradient,
+    "the parameter model.layers.2.mlp.up_proj.weight": _layout,
+    "the parameter model.layers.1._memory": _private_parameter,
+    "the method _compiled_call_impl of model.layers.2.mlp": _private_method,
+    "tokenizer.clean_up_tokenization_spaces": _decoding,
+    "tokenizer.encode": _encode,
 }
+
+CALLED = {
+    "LlamaForCausalLM.generate": lambda lm: (type(lm.model), "generate"),
+    "LlamaAttention.__call__": lambda lm: (type(lm.module("model.layers.0.self_attn")), "__call__"),
+    "Module._call_impl": lambda lm: (nn.Module, "_call_impl"),
+    "the function torch.nn.functional.silu": lambda lm: (nn.functional, "silu"),
+    "the function transformers.models.llama.modeling_llama.apply_rotary_pos_emb": lambda lm: (
+        modeling_llama,
+        "apply_rotary_pos_emb",
+    ),
+}
+"""What a whole class or library computes with: by what it is named, who has it, and how it is called there."""
+
+
+@pytest.mark.parametrize("named", CALLED)
+def test_what_is_left_of_a_class_or_a_library_is_named(
+    named: str, fresh: Callable[..., LM], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = fresh("llama")
+    guard = Guard.of(lm)
+    owner, name = CALLED[named](lm)
+    own = getattr(owner, name)
+
+    def replaced(*args: Any, **options: Any) -> Any:
+        return own(*args, **options)
+
+    monkeypatch.setattr(owner, name, replaced)
+    assert named in guard.differing(weights=False)
+    monkeypatch.undo()
+    assert guard.differing() == []
+
+
+def test_another_function_of_attention_and_a_hook_on_all_modules_are_named(
+    fresh: Callable[..., LM], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = fresh("llama")
+    guard, kind = Guard.of(lm), lm.model.config._attn_implementation
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, kind, lambda *_: None)
+    handle = global_hooks.register_module_full_backward_pre_hook(lambda *_: None)
+    assert guard.differing(weights=False) == [f"the function of {kind} attention", "a hook on all modules"]
+    handle.remove()
 
 
 @pytest.mark.parametrize("named", LEAVES)
 def test_what_is_left_behind_is_named(named: str, fresh: Callable[..., LM]) -> None:
     lm = fresh("llama")
     lm = LM.wrap(lm.model, copy.deepcopy(lm.tokenizer), name=lm.name)  # the tokenizer is shared by the tests
+    lm.model.lm_head.weight = lm.model.get_input_embeddings().weight
     guard = Guard.of(lm)
     assert guard.differing() == []
     LEAVES[named](lm)
