@@ -107,11 +107,18 @@ class CaseExam(Tokenized):
         """The metrics that the documents have, in the order of the YAML."""
         rules = self.set.rule
         known = {_metric_of(doc) for doc in self.eval_docs if doc["expect"] != "unchanged"}
-        order = [_metric(rule.kind, protocol, rule.expect) for rule in rules.probes for protocol in rule.protocols]
         by_language = sorted(
             {_localised(doc) for doc in self.eval_docs if doc["language"] and doc["expect"] != "unchanged"}
         )
-        return [*(name for name in dict.fromkeys(order) if name in known), *rules.combine, *by_language]
+        asked = [name for name in self.declared if name in known or name in rules.combine]
+        return [*asked, *by_language]
+
+    @property
+    def declared(self) -> list[str]:
+        """The metrics that the YAML has, in its order, whether or not a document asks for them."""
+        rules = [rule for rule in self.set.rule.probes if rule.expect != "unchanged"]
+        order = [_metric(rule.kind, protocol, rule.expect) for rule in rules for protocol in rule.protocols]
+        return list(dict.fromkeys([*order, *self.set.rule.combine]))
 
     def aggregation(self) -> dict[str, Any]:
         """Ratios of sums over documents, for all."""

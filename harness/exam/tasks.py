@@ -120,19 +120,35 @@ class Task:
 
     @property
     def headline(self) -> str | None:
-        """The metric that a table shows first."""
+        """The metric that a table shows first, as a record names it; of several filters that of the first."""
         named = self.metadata.get("headline")
         if named is not None:
-            return str(named)
+            return self._recorded(str(named))[0]
         known = list(self.task.aggregation())
         usual = (metric for metric in ("acc_norm", "exact_match", "acc", "bits_per_byte") if metric in known)
-        return next(usual, known[0] if known else None)
+        first = next(usual, known[0] if known else None)
+        return None if first is None else self._recorded(first)[0]
 
     @property
     def shown_beside(self) -> list[str]:
         """What a table shows besides the usual metrics: what the YAML names, and the perplexity of whole texts."""
         usual = [m for m in ("word_perplexity",) if m in self.task.aggregation()]
-        return [str(metric) for metric in self.metadata.get("shown") or usual]
+        return [name for metric in self.metadata.get("shown") or usual for name in self._recorded(str(metric))]
+
+    def _recorded(self, metric: str) -> list[str]:
+        """What a record calls a metric: a name for each filter of the answers, where those have names."""
+        if metric not in self.task.aggregation():
+            return [metric]
+        filters = [one.name for one in getattr(self.task, "_filters", ())] or ["none"]
+        return [metric if name == "none" else f"{metric},{name}" for name in filters]
+
+    @property
+    def known_metrics(self) -> list[str]:
+        """Every metric that it can have, whatever its documents ask: of a language that of the questions in it, too."""
+        own = list(self.task.aggregation())
+        beside = (self.metadata.get(key) or {} for key in ("agreement", "compared", "derived", "needs"))
+        named = (*own, *getattr(self.task, "declared", ()), *(name for said in beside for name in said))
+        return list(dict.fromkeys([*named, *(name for metric in own for name in self._recorded(metric))]))
 
     @property
     def directions(self) -> dict[str, bool | None]:
@@ -537,6 +553,25 @@ def _require_class(manager: TaskManager, name: str) -> None:
         )
 
 
+def _require_metrics(task: Task) -> None:
+    """See that what a YAML wants a table to show are metrics of its task.
+
+    Raises:
+        DataError: one is none; names it.
+    """
+    where, known = f"{task.metadata.get('config_source') or task.name}: metadata", task.known_metrics
+    headline, shown = task.metadata.get("headline"), task.metadata.get("shown") or []
+    if not isinstance(shown, list):
+        raise DataError(f"{where}.shown is {shown!r}, expected a list of metrics, such as [{known[0]}]")
+    named = [("headline", headline)] if headline is not None else []
+    for key, metric in [*named, *(("shown", one) for one in shown)]:
+        # A language of the set may be asked in none of the documents of this run.
+        if metric not in known and str(metric).partition(".")[0] not in known:
+            raise DataError(
+                f"{where}.{key} names {metric!r}, which is no metric of '{task.name}'{near(str(metric), known)}"
+            )
+
+
 def _build(
     manager: TaskManager,
     name: str,
@@ -568,7 +603,9 @@ def _build(
         _ask(task, prompting or Prompting())
         rows = rows_of(shown) or rows_sha256(task.eval_docs)
         file = served.get((task.DATASET_PATH, task.DATASET_NAME))
-        found.append(Task(leaf, shown, task, of_task(task, rows), file))
+        made = Task(leaf, shown, task, of_task(task, rows), file)
+        _require_metrics(made)
+        found.append(made)
     return found
 
 

@@ -112,3 +112,64 @@ def test_a_task_with_python_beside_it_is_found_where_it_lies(by: str, tmp_path: 
     record = run_plan(resolve(plan), RunOptions(tmp_path / "out", device="cpu"))
     assert record.tasks(0)["colours"]["right"]["n"] == 2
     assert record.data["colours"]["rows"] == 2
+
+
+FILTERED = """
+task: filtered
+dataset_path: json
+dataset_kwargs: {data_files: {test: ROWS}}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{question}}"
+doc_to_target: "{{answer}}"
+generation_kwargs: {until: ["."], max_gen_toks: 4, do_sample: false}
+metric_list:
+  - {metric: exact_match, aggregation: mean, higher_is_better: true}
+filter_list:
+  - {name: strict, filter: [{function: regex, regex_pattern: "(a)"}, {function: take_first}]}
+  - {name: loose, filter: [{function: take_first}]}
+metadata: {version: 1.0SHOWN}
+"""
+
+
+def filtered(folder: Path, shown: str = "") -> Path:
+    """A task whose answers go through filters that have names, as gsm8k's do."""
+    (folder / "rows.jsonl").write_text('{"question": "The sky is", "answer": "blue"}\n')
+    said = FILTERED.replace("ROWS", str(folder / "rows.jsonl")).replace("SHOWN", shown)
+    (folder / "filtered.yaml").write_text(said)
+    return folder / "filtered.yaml"
+
+
+@pytest.mark.parametrize(
+    ("shown", "headline", "beside"),
+    [
+        ("", "exact_match,strict", []),
+        (", headline: exact_match", "exact_match,strict", []),
+        (', headline: "exact_match,loose"', "exact_match,loose", []),
+        (", shown: [exact_match]", "exact_match,strict", ["exact_match,strict", "exact_match,loose"]),
+    ],
+)
+def test_metrics_of_named_filters_are_shown(shown: str, headline: str, beside: list[str], tmp_path: Path) -> None:
+    path = filtered(tmp_path, shown)
+    kept = run_plan(resolve(Plan(editor="none", edits="none", tasks=(str(path),))), RunOptions(tmp_path, device="cpu"))
+    assert kept.headlines["filtered"] == headline
+    assert kept.shown.get("filtered", []) == beside
+    assert headline in kept.tasks(0)["filtered"]
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(run_table(kept))
+    assert "no headline metric" not in console.export_text()
+
+
+@pytest.mark.parametrize(
+    ("shown", "said"),
+    [
+        (", headline: exact_mach", "headline names 'exact_mach', which is no metric of 'filtered' (did you mean exact"),
+        (", shown: [acc]", "shown names 'acc', which is no metric of 'filtered' (there are: exact_match, exact_match,"),
+        (", shown: exact_match", "shown is 'exact_match', expected a list of metrics, such as [exact_match]"),
+    ],
+)
+def test_a_metric_to_be_shown_that_is_none_is_told(shown: str, said: str, tmp_path: Path) -> None:
+    path = filtered(tmp_path, shown)
+    with pytest.raises(DataError) as caught:
+        tasks.load_suite([str(path)], edit_set=None, records=None, data_dir="mini", tokenizer=load("mini").tokenizer)
+    assert str(caught.value).startswith(f"{path}: metadata.{said}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from rich.console import Console
 
 from harness.errors import DataError, UsageError
 from harness.exam import data, tasks
+from harness.models.lm import LM
 from harness.reports.leaderboard import leaderboard
 from harness.reports.terminal_tables import run_table
 from harness.runs.options import RunOptions
@@ -165,6 +167,26 @@ def test_a_file_that_is_not_there_is_named(sets: Path) -> None:
     (sets / "linked.jsonl").unlink()
     with pytest.raises(DataError, match="linked"):
         tasks.read_edits("linked", data_dir="mini", include=[str(sets)])
+
+
+def test_a_set_may_show_what_no_document_of_a_run_asks(sets: Path, tiny: Callable[[str], LM]) -> None:
+    """A misspelt metric is told; one of questions that the first cases do not have is none."""
+    (sets / "capitals.yaml").unlink()
+    (sets / "linked.yaml").unlink()
+    rows = [{**NESTED_ROWS[0], "exam": []}, *NESTED_ROWS[1:]]
+
+    def built(headline: str) -> tasks.Suite:
+        write(sets, "nested", NESTED.replace("rewrite_accuracy", headline), "rows/nested.jsonl", rows)
+        return tasks.load_suite(
+            [], edit_set="nested", records=["n0"], data_dir="mini", tokenizer=tiny("gpt2").tokenizer,
+            include=[str(sets)],
+        )  # fmt: skip
+
+    (task,) = built("alias_accuracy").tasks
+    assert task.headline == "alias_accuracy"
+    assert "alias_accuracy" not in task.task.aggregation()
+    with pytest.raises(DataError, match=r"nested\.yaml: metadata\.headline names 'alias_acuracy', which is no"):
+        built("alias_acuracy")
 
 
 def test_groups_of_cases_are_edited_examined_and_taken_back(sets: Path, tmp_path: Path) -> None:
