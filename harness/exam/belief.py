@@ -78,6 +78,8 @@ class BeliefExam(Tokenized):
         found = [doc for edit in _edits(options) for doc in _questions(edit, neutral, str(self._said["negation"]))]
         if not found:
             raise DataError("belief: no edit is to become likelier; it asks whether a new answer is believed")
+        if all(doc["join"] is None for doc in found):  # a field that says nothing would give the rows another hash
+            found = [{key: value for key, value in doc.items() if key != "join"} for doc in found]
         return {"test": datasets.Dataset.from_list(found)}
 
     # --- metrics ------------------------------------------------------------------------------------------------------
@@ -138,7 +140,7 @@ class BeliefExam(Tokenized):
         return found
 
     def _rated(self, doc: Doc, ctx: str, templated: bool) -> list[Target]:
-        between = "" if templated else None
+        between = "" if templated else doc.get("join")
         return [Target.of(joined(ctx, doc[name], between), per_token=False) for name in ("target_new", "target_old")]
 
     def _cut(self, context: str, text: str) -> list[Any]:
@@ -147,7 +149,9 @@ class BeliefExam(Tokenized):
     @cached_property
     def _length(self) -> int:
         """How many tokens of an answer are written: what the longest wanted one needs, within limits."""
-        needed = [n for doc in self.eval_docs for n in self.tokens_of(doc["edited"], [doc["target_new"]])]
+        needed = [
+            n for doc in self.eval_docs for n in self.tokens_of(doc["edited"], [doc["target_new"]], doc.get("join"))
+        ]
         return self.written_tokens(max(needed, default=0), least=_LEAST)
 
     # --- scores -------------------------------------------------------------------------------------------------------
@@ -175,7 +179,7 @@ class BeliefExam(Tokenized):
             return list(results)
         answers, found = iter(results), []
         for name in ("target_new", "target_old"):
-            cut = self._cut(doc["prompt"], joined(doc["prompt"], doc[name], None))
+            cut = self._cut(doc["prompt"], joined(doc["prompt"], doc[name], doc.get("join")))
             found.append(join_pieces(cut, [next(answers) for _ in cut]))
         return found
 
@@ -211,6 +215,7 @@ def _questions(edit: Edit, neutral: Sequence[str], negation: str) -> Iterator[di
         "target_new": edit.target,
         "target_old": old,
         "target_true": edit.target,
+        "join": edit.join,
     }
     about = [text for text in (edit.subject, edit.target, old) if text]
     apart = [one for one in neutral if not any(mentions(one, text) for text in about)]

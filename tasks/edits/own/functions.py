@@ -264,8 +264,10 @@ def _of_fields(row: Row, wanted: Edit) -> Iterator[tuple[cases.Question, str | N
     joins = {"rewrite": {wanted.text: wanted.join}, "paraphrase": {text: join for text, _, join in seams}}
     for one in cases.row_questions(declared(), said, f"own, row {row['id']}"):
         # What else is asked is not rated against the old target, which editors that learn are told all the same.
-        rival = wanted.target_old if one.kind in OTHERS else one.rival
-        yield replace(one, rival=rival), joins.get(one.kind, {}).get(one.prompt)
+        if one.kind in OTHERS:
+            yield replace(one, rival=wanted.target_old), _join_of(row, one, wanted)
+        else:
+            yield one, joins[one.kind].get(one.prompt)
 
 
 def _of_probes(row: Row, wanted: Edit) -> Iterator[tuple[cases.Question, str | None]]:
@@ -274,7 +276,22 @@ def _of_probes(row: Row, wanted: Edit) -> Iterator[tuple[cases.Question, str | N
         if one["kind"] in own_cases.PLAIN:
             answers = tuple(dict.fromkeys(one["answers"]))
             asked = cases.Question(one["kind"], one["prompt"], answers, "accuracy", rival=wanted.target_old)
-            yield asked, cases.as_edited(asked, [wanted]).join
+            yield asked, _join_of(row, asked, wanted)
+
+
+def _join_of(row: Row, asked: cases.Question, wanted: Edit) -> str | None:
+    """What stands between a question of the row and its answers, which need not be those of the edit.
+
+    A line break that begins its answer, what the row says of all that it holds, or what the edit has where both ask or
+    answer the same; None for what the text would have.
+    """
+    same = [one for one in row.get(asked.kind) or () if one["prompt"].rstrip(" \t") == asked.prompt]
+    texts = [text for one in same for text in one["answer"] if text.strip() in asked.answers]
+    own = [join for text in texts if (join := trimmed(asked.prompt, text)[2]) is not None]
+    if own or asked.prompt[-1:].isspace():
+        return own[0] if own else None
+    of_all: str | None = row.get("join")
+    return cases.as_edited(asked, [wanted]).join if of_all is None else of_all
 
 
 def dataset(file: str | None = None, records: Sequence[str] | None = None, **_: object) -> dict[str, datasets.Dataset]:

@@ -94,6 +94,20 @@ def test_what_nobody_says_of_an_edit_is_missing(mini: LM, tmp_path: Path) -> Non
     assert "negation" not in {row["kind"] for row in found.eval_docs}
 
 
+def test_answers_behind_a_negation_are_joined_as_those_of_the_edit(mini: LM, tmp_path: Path) -> None:
+    path = tmp_path / "own.jsonl"
+    row = {"id": "x", "prompt": "{} lives in", "subject": "Ada", "target": "Rome", "target_old": "Oslo"}
+    rated = []
+    for join in ("\n", None):
+        path.write_text(json.dumps(row if join is None else {**row, "join": join}) + "\n")
+        found = built(mini, ["x"], "own", own_file=str(path))
+        (negated,) = [one for one in found.eval_docs if one["kind"] == "negation"]
+        assert ("join" in negated) == (join is not None)  # rows that say nothing of it keep their hash
+        asked = found.construct_requests(negated, negated["prompt"], metadata=("belief", 0, 1))
+        rated.append([one.args[1] for one in asked])
+    assert rated == [["\nRome", "\nOslo"], [" Rome", " Oslo"]]
+
+
 def test_a_prefix_is_whole_neutral_sentences_of_at_most_fifty_tokens(task: Any, mini: LM) -> None:
     for row in task.eval_docs:
         prefix = task._prefix(row["lead"])

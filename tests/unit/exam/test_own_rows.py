@@ -256,6 +256,31 @@ def test_what_the_yaml_asks_and_what_probes_ask_has_the_ids_of_its_place(file: C
     ]
 
 
+@pytest.mark.parametrize(
+    ("said", "joins"),
+    [
+        ({}, ["\n", "", None, None]),
+        ({"target": "\nsoul"}, ["\n", "", "\n", None]),  # a line break of the edit goes with the edit's own answer
+        ({"join": "\n"}, ["\n", "", "\n", "\n"]),
+        ({"join": ""}, ["\n", "", "", ""]),
+    ],
+)
+def test_questions_of_a_row_have_what_it_says_between_prompt_and_answer(
+    said: dict[str, str], joins: list[str | None], file: Callable[..., Path]
+) -> None:
+    asked_of = [
+        {"prompt": "Zeni is", "answer": "\nx"},
+        {"prompt": "Zeni was\n", "answer": "x"},
+        {"prompt": "It is", "answer": "soul"},
+        {"prompt": "Who sings?", "answer": "Ada"},
+    ]
+    in_probes = [{"kind": "portability", "prompt": one["prompt"], "answers": one["answer"]} for one in asked_of[1:]]
+    row = {**ROW, "neighborhood": asked_of, "portability": asked_of, "probes": in_probes, **said}
+    functions, rows = tasks._rows(str(file(json.dumps([row]))), "mini", "test", None, ())
+    found = [doc["join"] for doc in functions.probes(rows[0]) if doc["kind"] in functions.OTHERS]
+    assert [found[:4], found[4:8], found[8:]] == [joins, joins, joins[1:]]
+
+
 def test_each_edit_of_a_case_is_a_row_and_their_question_is_asked_once_of_all(file: Callable[..., Path]) -> None:
     both = {**MQUAKE, "requested_rewrite": [_hop("Ada", "Croatia"), _hop("Hugo", "Peru")]}
     path = file(json.dumps([both]))
