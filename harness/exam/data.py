@@ -45,7 +45,7 @@ from tqdm import tqdm
 
 from harness.errors import DataError, UsageError, near
 from harness.io.cache import cache_folder
-from harness.io.files import beside, write_whole
+from harness.io.files import XZ, beside, unpack_xz, write_whole
 
 if TYPE_CHECKING:
     import datasets
@@ -95,6 +95,7 @@ _SAFE = ("https://", "http://127.0.0.1:", "http://localhost:")  # nobody stands 
 _LIMIT = 2 << 30  # bytes of one published file; the largest of this project has 0.1 of that
 _TIMEOUT = 60.0  # seconds without an answer
 _PARTS = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_GZIP = b"\x1f\x8b"  # how such a file begins
 _GAP = re.compile(r"[ \t\r\n]*")
 
 
@@ -637,22 +638,30 @@ def _check_row(row: Mapping[str, Any], fields: Mapping[str, str], where: str) ->
 
 
 def read_text(path: Path) -> str:
-    """The text of a UTF-8 file, unpacked where its name ends in ``.gz``; line ends as they are.
+    """The text of a UTF-8 file, unpacked where gzip or xz packed it; line ends as they are.
 
     Raises:
-        DataError: missing, a folder, damaged gzip, or not UTF-8.
+        DataError: missing, a folder, damaged gzip or xz, or not UTF-8.
     """
     try:
-        raw = path.read_bytes()
-        return (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8-sig")
+        return _unpacked(path, path.read_bytes()).decode("utf-8-sig")
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{path}: a damaged gzip file ({error}); copy it again") from error
+    except ValueError as error:
+        raise DataError(f"{path}: {error}; copy it again") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def _unpacked(path: Path, raw: bytes) -> bytes:
+    """What a file holds: its first bytes say how it was packed, whatever it is called."""
+    if raw.startswith(XZ) or path.suffix == ".xz":
+        return unpack_xz(raw)
+    return gzip.decompress(raw) if raw.startswith(_GZIP) or path.suffix == ".gz" else raw
 
 
 def read_jsonl(path: Path | str, fields: Mapping[str, str] | Sequence[str] = ()) -> list[Row]:
@@ -694,7 +703,7 @@ def read_any_rows(path: Path) -> list[Row]:
 
 
 def read_numbered_rows(path: Path) -> Iterator[tuple[str, str, Row | DataError]]:
-    """Every row of a file: JSON lines, a JSON array, or one object over several lines (``.gz`` too).
+    """Every row of a file: JSON lines, a JSON array, or one object over several lines (packed, too).
 
     Where it stands, what it is called where it has no id (its line, in an array its number), and the row.  What is no
     row is given as the error that it is, so that it does not hide the others.

@@ -70,16 +70,17 @@ def own_rows_of(row: Mapping[str, Any], name: str) -> list[Row]:
     Raises:
         DataError: a field is missing, is not read, or is of another kind.
     """
-    found = _edits_of(row, name) if "edits" in row else row_shapes.read_row(row, name)
+    found = _edits_of(row, name) if row.get("edits") is not None else row_shapes.read_row(row, name)
     return [_with_probes(one) for one in found]
 
 
 def _edits_of(row: Mapping[str, Any], name: str) -> list[Row]:
     """The edits of a case as rows; what is asked about the case stands in the first."""
+    row = {key: value for key, value in row.items() if value is not None}
     for key in row:
         if key not in _CASE:
             raise DataError(f"'{key}' is no field of a case{near(str(key), _CASE)}; a case has {', '.join(_CASE)}")
-    named = str(next((row[key] for key in ("id", "case_id", "case") if key in row), name))
+    named = row_shapes.named_by(row, name, ("id", "case_id", "case"))
     listed = row["edits"]
     if not isinstance(listed, list) or not listed:
         raise DataError(f"'edits' is {listed!r}, expected a list of rows with prompt, subject and target")

@@ -15,7 +15,18 @@ from typing import Any
 
 from harness.errors import DataError, near
 
-__all__ = ["ANY", "OURS", "SHAPES", "Shape", "place_of", "read_row", "require_answers", "texts_of", "with_questions"]
+__all__ = [
+    "ANY",
+    "OURS",
+    "SHAPES",
+    "Shape",
+    "named_by",
+    "place_of",
+    "read_row",
+    "require_answers",
+    "texts_of",
+    "with_questions",
+]
 
 Row = dict[str, Any]
 
@@ -163,6 +174,8 @@ def read_row(row: Mapping[str, Any], name: str) -> list[Row]:
     Raises:
         DataError: a field is missing, is not read, or is of another kind.
     """
+    # What a table had no value for is written as null, and says nothing.
+    row = {key: value for key, value in row.items() if value is not None}
     shape = next((s for s in SHAPES if all(mark in row for mark in s.marks)), None)
     if shape is None:
         _require(row)
@@ -171,7 +184,7 @@ def read_row(row: Mapping[str, Any], name: str) -> list[Row]:
         return [_checked({"id": name, **row})]
     _refuse_unread(row, (*shape.reads, *shape.passes, *ANY), tuple(shape.reads), shape.name)
     parts = list(_edits_of(row))
-    named = str(row.get("case_id", row.get("id", name)))
+    named = named_by(row, name)
     also = {key: row[key] for key in ANY if key in row}
     found = [_renamed(part, shape) | also for part in parts]
     if len(found) > 1:
@@ -197,6 +210,10 @@ def _edits_of(row: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 def _require(row: Mapping[str, Any]) -> None:
     wanted = REQUIRED[1] if "prefix" in row else REQUIRED[0]
+    if all(isinstance(row.get(name), list | Mapping) for name in wanted):
+        raise DataError(f"holds columns ('{wanted[0]}' is a {type(row[wanted[0]]).__name__}); give one object a row")
+    if row and all(isinstance(value, Mapping) for value in row.values()):
+        raise DataError(f"holds only objects ({_first_of(row)}); give rows as an array, or one object a line")
     for name in wanted:
         if name in row:
             continue
@@ -252,13 +269,18 @@ def _meant(name: str, offered: Sequence[str]) -> str:
     return close if "did you mean" in close else ""
 
 
+def _first_of(row: Mapping[str, Any]) -> str:
+    names = [f"'{name}'" for name in row]
+    return ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
+
+
 # --- the values -------------------------------------------------------------------------------------------------------
 
 
 def _renamed(row: Mapping[str, Any], shape: Shape) -> Row:
     """The values of a row under our names."""
     out: Row = {}
-    pairs: dict[str, dict[str, list[str]]] = {}
+    pairs: dict[str, dict[str, list[Any]]] = {}
     for theirs, ours in shape.reads.items():
         value = _within(row, theirs)
         if value is None:
@@ -266,13 +288,27 @@ def _renamed(row: Mapping[str, Any], shape: Shape) -> Row:
         for name in ours.split():
             place, _, part = name.partition(".")
             if part:
-                pairs.setdefault(place, {}).setdefault(part, []).extend(_texts(value, theirs))
+                _texts(value, theirs)
+                pairs.setdefault(place, {}).setdefault(part, []).append(value)
             else:
                 _put(out, place, value, theirs)
     for place, pair in pairs.items():
-        asked = [{"prompt": prompt, "answer": pair.get("answer", [])} for prompt in pair.get("prompt", [])]
-        out[place] = [*out.get(place, []), *asked]
+        out[place] = [*out.get(place, []), *_paired(pair.get("prompt", []), pair.get("answer", []), place)]
     return out
+
+
+def _paired(prompts: Sequence[Any], answers: Sequence[Any], name: str) -> Iterator[Row]:
+    """The questions of a field that stand apart from their answers.
+
+    Where both are lists, the answers stand in the order of the questions; one text, and its aliases, answers all.
+    """
+    first, *others = [*answers, []]
+    for prompt in prompts:
+        in_order = isinstance(prompt, list) and len(prompt) > 1 and isinstance(first, list) and first
+        if in_order:
+            yield from _asked({"prompt": prompt, "answer": first}, name)
+        else:
+            yield from ({"prompt": one, "answer": _texts([first, *others], name)} for one in _texts(prompt, name))
 
 
 def _put(out: Row, name: str, value: Any, theirs: str) -> None:
@@ -348,7 +384,26 @@ def _checked(row: Row) -> Row:
     case = row.get("case")
     if "case" in row and (not isinstance(case, str | int) or isinstance(case, bool) or not str(case).strip()):
         raise DataError(f"'case' is {case!r}, expected the name of the case that the row belongs to")
-    return {**with_questions(row), "id": str(row["id"]), **({"case": str(case)} if "case" in row else {})}
+    return {**with_questions(row), "id": named_by(row, ""), **({"case": str(case)} if "case" in row else {})}
+
+
+def named_by(row: Mapping[str, Any], name: str, keys: Sequence[str] = ("case_id", "id")) -> str:
+    """What a row is called: by its own id, if it has one.
+
+    Args:
+        row: the row.
+        name: what it is called where it has none.
+        keys: the fields that may hold it, the first one first.
+
+    Raises:
+        DataError: its id is no text and no number.
+    """
+    key = next((key for key in keys if row.get(key) is not None), None)
+    if key is None:
+        return name
+    if not isinstance(row[key], str | int | float) or isinstance(row[key], bool) or not str(row[key]).strip():
+        raise DataError(f"'{key}' is {row[key]!r}, expected a name or a number; or leave it out")
+    return str(row[key])
 
 
 def with_questions(row: Mapping[str, Any]) -> Row:

@@ -276,7 +276,7 @@ def read_examples(
 
 def _rows(name: str, data_dir: str, split: str, count: int | None, include: Sequence[str]) -> tuple[Any, Any]:
     """What reads an edit set, and its rows; the folder of the edit set ``own`` says how one's own file is read."""
-    if name.endswith((".jsonl", ".json", ".jsonl.gz", ".json.gz")) or Path(name).is_file():
+    if name.removesuffix(".gz").removesuffix(".xz").endswith((".jsonl", ".json")) or Path(name).is_file():
         functions: Any = data.module(data.TASKS / "edits" / OWN / "functions.py")
         return functions, functions.rows(Path(name))
     found = data.find_one(name, include=include)

@@ -24,6 +24,7 @@ from harness.errors import UsageError
 from harness.io.schema import parsed
 
 __all__ = [
+    "XZ",
     "at_home",
     "beside",
     "compact_json",
@@ -35,11 +36,12 @@ __all__ = [
     "require_writable",
     "rounded",
     "unpack_json",
+    "unpack_xz",
     "values_path",
     "write_whole",
 ]
 
-_XZ = b"\xfd7zXZ\x00"  # how a stream begins
+XZ = b"\xfd7zXZ\x00"  # how a stream begins
 LINE = 400  # characters: a metric with its interval and its difference stands on one line
 UNPACKED_AT_MOST = 2**31  # bytes
 DIGITS = 9  # significant: as many as a float32 holds
@@ -85,8 +87,17 @@ def unpack_json(content: bytes) -> Any:
     Raises:
         ValueError: the content is not whole, or of another kind.
     """
+    return parsed(unpack_xz(content))
+
+
+def unpack_xz(content: bytes) -> bytes:
+    """What xz packed, in one stream or several, if it is no more than :data:`UNPACKED_AT_MOST`.
+
+    Raises:
+        ValueError: the content is not whole, or too large.
+    """
     try:
-        return parsed(_decompressed(content))
+        return _decompressed(content)
     except (lzma.LZMAError, EOFError, MemoryError) as error:
         raise ValueError(f"not whole xz ({error})") from error
 
@@ -106,16 +117,13 @@ def compact_json(data: Any) -> str:
 
 
 def _decompressed(content: bytes) -> bytes:
-    """What xz packed, in one stream or several, if it is no more than :data:`UNPACKED_AT_MOST`.
-
-    Some bytes can stand for terabytes.
-    """
+    """What xz packed; some bytes can stand for terabytes."""
     found, left = bytearray(), content
     while True:
         unpacker = lzma.LZMADecompressor(memlimit=UNPACKED_AT_MOST)
         found += unpacker.decompress(left, max_length=UNPACKED_AT_MOST - len(found))
         left = unpacker.unused_data
-        if not unpacker.eof or (left and not left.startswith(_XZ)):
+        if not unpacker.eof or (left and not left.startswith(XZ)):
             raise ValueError("not whole xz (it breaks off, goes on after its end, or is too large)")
         if not left:
             return bytes(found)

@@ -144,7 +144,7 @@ def facts_of(plan: TracePlan) -> list[TracedFact]:
 def _file(plan: TracePlan) -> Path | None:
     """The file of facts that a plan names; None where it names an edit set."""
     if plan.edits != KNOWN_1000:
-        return Path(plan.edits) if Path(plan.edits).suffix in (".json", ".jsonl", ".gz") else None
+        return Path(plan.edits) if Path(plan.edits).suffix in (".json", ".jsonl", ".gz", ".xz") else None
     if plan.data_dir in ("mini", "hub"):
         raise UsageError(
             f"{KNOWN_1000} does not ship with the package; name a folder with counterfact/{KNOWN_1000}.json with "

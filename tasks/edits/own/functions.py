@@ -280,18 +280,14 @@ def _of_probes(row: Row, wanted: Edit) -> Iterator[tuple[cases.Question, str | N
 
 
 def _join_of(row: Row, asked: cases.Question, wanted: Edit) -> str | None:
-    """What stands between a question of the row and its answers, which need not be those of the edit.
+    """What stands between a question of the row and its answers; None for what the text would have.
 
-    A line break that begins its answer, what the row says of all that it holds, or what the edit has where both ask or
-    answer the same; None for what the text would have.
+    A line break that begins an answer of its own, otherwise what the edit has where both ask or answer the same.
     """
     same = [one for one in row.get(asked.kind) or () if one["prompt"].rstrip(" \t") == asked.prompt]
     texts = [text for one in same for text in one["answer"] if text.strip() in asked.answers]
     own = [join for text in texts if (join := trimmed(asked.prompt, text)[2]) is not None]
-    if own or asked.prompt[-1:].isspace():
-        return own[0] if own else None
-    of_all: str | None = row.get("join")
-    return cases.as_edited(asked, [wanted]).join if of_all is None else of_all
+    return own[0] if own else cases.as_edited(asked, [wanted]).join
 
 
 def dataset(file: str | None = None, records: Sequence[str] | None = None, **_: object) -> dict[str, datasets.Dataset]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import lzma
 import time
 import unicodedata
 from collections.abc import Callable
@@ -261,8 +262,8 @@ def test_what_the_yaml_asks_and_what_probes_ask_has_the_ids_of_its_place(file: C
     [
         ({}, ["\n", "", None, None]),
         ({"target": "\nsoul"}, ["\n", "", "\n", None]),  # a line break of the edit goes with the edit's own answer
-        ({"join": "\n"}, ["\n", "", "\n", "\n"]),
-        ({"join": ""}, ["\n", "", "", ""]),
+        ({"join": "\n"}, ["\n", "", "\n", None]),
+        ({"join": ""}, ["\n", "", "", None]),
     ],
 )
 def test_questions_of_a_row_have_what_it_says_between_prompt_and_answer(
@@ -289,6 +290,82 @@ def test_each_edit_of_a_case_is_a_row_and_their_question_is_asked_once_of_all(fi
     assert [prompt for kind, prompt, _ in asked(path) if kind == "portability"] == MQUAKE["questions"]
     functions, rows = tasks._rows(str(path), "mini", "test", None, ())
     assert {probe["case"] for row in rows for probe in functions.probes(row)} == {"5"}
+
+
+@pytest.mark.parametrize("name", ["rows.json", "rows.json.gz", "rows.json.xz", "rows.xz"])
+@pytest.mark.parametrize("pack", [gzip.compress, lzma.compress])
+def test_packed_rows_are_read_whatever_their_file_is_called(
+    name: str, pack: Callable[[bytes], bytes], tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    packed = pack(b"\xef\xbb\xbf" + json.dumps([ROW]).encode())
+    path.write_bytes(packed)
+    if pack is gzip.compress and path.suffix == ".xz":
+        with pytest.raises(DataError, match=r"rows\S*\.xz: not whole xz \(.*\); copy it again$"):
+            facts(path)
+        return
+    assert [fact[0] for fact in facts(path)] == ["1"]
+    path.write_bytes(packed[:-9])
+    with pytest.raises(DataError, match=r"copy it again$"):
+        facts(path)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "answers", "asked_of"),
+    [
+        (["a", "b"], ["x", "y"], [("a", ["x"]), ("b", ["y"])]),
+        (["a", "b"], [["x", "z"], "y"], [("a", ["x", "z"]), ("b", ["y"])]),
+        (["a", "b"], "x", [("a", ["x"]), ("b", ["x"])]),
+        (["a"], ["x", "z"], [("a", ["x", "z"])]),
+        ("a", ["x", "z"], [("a", ["x", "z"])]),
+    ],
+)
+@pytest.mark.parametrize("shape", ["EasyEdit", "MEND"])
+def test_questions_in_a_list_have_the_answers_of_their_place(
+    shape: str, prompts: object, answers: object, asked_of: list[tuple[str, list[str]]], file: Callable[..., Path]
+) -> None:
+    bare = {key: value for key, value in EASYEDIT.items() if key not in ("locality", "portability")}
+    row = {
+        "EasyEdit": {**bare, "locality_prompt": prompts, "locality_ground_truth": answers},
+        "MEND": {**MEND, "loc": prompts, "loc_ans": answers},
+    }[shape]
+    functions, rows = tasks._rows(str(file(json.dumps([row]))), "mini", "test", None, ())
+    found = [(doc["prompt"], doc["answers"]) for doc in functions.probes(rows[0]) if doc["kind"] == "neighborhood"]
+    assert found == asked_of
+
+
+def test_lists_of_questions_and_answers_that_do_not_match_are_told(file: Callable[..., Path]) -> None:
+    with pytest.raises(DataError, match=r"line 1, row 1: 'neighborhood' has 2 prompts and 1 answers; give one for"):
+        facts(file(json.dumps([{**MEND, "loc": ["a", "b"], "loc_ans": ["x"]}])))
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ({"0": ROW, "1": ROW}, r"holds only objects \('0', '1'\); give rows as an array, or one object a line$"),
+        (
+            {key: [value] * 2 for key, value in ROW.items()},
+            r"holds columns \('prompt' is a list\); give one object a",
+        ),
+        ({key: {"0": value} for key, value in ROW.items()}, r"holds columns \('prompt' is a dict\); give one object"),
+        ({**ROW, "id": [1]}, r"'id' is \[1\], expected a name or a number; or leave it out$"),
+        ({"id": " ", "edits": [ROW]}, r"'id' is ' ', expected a name or a number; or leave it out$"),
+    ],
+)
+def test_what_is_no_row_is_told_by_its_form(content: object, told: str, file: Callable[..., Path]) -> None:
+    with pytest.raises(DataError, match=told):
+        facts(file(json.dumps(content)))
+
+
+def test_a_field_that_is_null_says_nothing(file: Callable[..., Path]) -> None:
+    """A table that is written as JSON has null in its empty cells."""
+    empty = dict.fromkeys(["id", "case", "join", "aliases", *row_shapes.OURS[4:]])
+    rows = [ROW, {**empty, **ROW}, {**empty, "id": None, "edits": [{**empty, **ROW}]}, {"edits": None, **ROW}]
+    kept = [row if "edits" not in row or row["edits"] is None else {k: row[k] for k in ("id", "edits")} for row in rows]
+    functions, read = tasks._rows(str(file(json.dumps(kept))), "mini", "test", None, ())
+    assert [row["id"] for row in read] == ["1", "2", "3", "4"]
+    assert [{**row, "id": ""} for row in read] == [{**read[0], "id": ""}] * 4
+    assert [len(list(functions.probes(row))) for row in read] == [1] * 4
 
 
 def test_rows_in_memory_are_read_as_those_of_a_file() -> None:
