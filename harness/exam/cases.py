@@ -77,6 +77,8 @@ __all__ = [
     "picked",
     "read_cases",
     "require_askable",
+    "require_kind",
+    "require_protocols",
     "row_questions",
     "rule_of",
     "turns_of",
@@ -96,6 +98,8 @@ ROLES = ("user", "assistant")
 _EDIT_FIELDS = ("prompt", "subject", "target", "target_old", "prefix", "suffix", "join", "relation")
 _PATHS = ("each", "prompt", "turns", "answers", "rival", "choices", "language", "when")
 _PROBE_FIELDS = ("kind", *_PATHS, "expect", "protocol", "lower_is_better", "after")
+_WAYS = ("exact_match", "accuracy", "success", "choice", "probability", "refusal", "agreement")
+"""What stands behind a kind in the names of the metrics of its questions."""
 _NAMES = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*", re.ASCII)
 _MISSPELT = 0.8  # how like two names of fields are, of which one is taken for the other misspelt
 _SHOWN = 8  # fields of a row that a message names
@@ -208,18 +212,101 @@ def rule_of(name: str, said: object, where: str) -> CaseRule:
     if not isinstance(probes, list) or not probes:
         raise DataError(f"{where}.probes is {probes!r}, expected a list of probes, each with kind, prompt and answers")
     rules = tuple(_probe_rule(one, f"{where}.probes[{i}]") for i, one in enumerate(probes))
+    _require_alike(rules, where)
     stages = sorted({rule.after for rule in rules if rule.after is not None})
     if len(stages) > 1:
         raise DataError(f"{where}.probes are asked after {' and '.join(map(str, stages))} edits; name one number alone")
     whole = block.get("id"), block.get("when"), each
-    for path in filter(None, (*whole, *edit.values())):
-        _compiled(str(path), where)
+    named = zip(("id", "when", "edits.each", *(f"edits.{key}" for key in edit)), (*whole, *edit.values()), strict=True)
+    for key, path in named:
+        _require_path(path, f"{where}.{key}", optional=key in ("id", "when", "edits.each"))
+    _require_edit(edit, f"{where}.edits")
     combined = _combined(block.get("combine") or {}, rules, where)
     compare = _compare(block.get("compare") or {}, rules, where)
+    _require_own_names((*combined, *compare), rules, where)
     together = block.get("together")
     if not isinstance(together, str | None):
         raise DataError(f"{where}.together is {together!r}, expected a field of the rows, such as language")
     return CaseRule(name, *whole, edit, rules, combined, _languages(block, rules, where), compare, together)
+
+
+def _require_edit(edit: Mapping[str, Any], where: str) -> None:
+    """See that an edit has paths to all that it needs."""
+    needed = ("prefix", "suffix") if "prefix" in edit else ("prompt", "subject", "target")
+    missing = [key for key in needed if key not in edit]
+    if missing:
+        raise DataError(
+            f"{where}: no '{missing[0]}'; give paths to prompt, subject and target, or to prefix and suffix"
+        )
+
+
+def _require_path(path: object, where: str, *, optional: bool = False) -> None:
+    """See that a path is one: anything else would be read as the text that Python writes of it."""
+    if path is None and optional:
+        return
+    if not isinstance(path, str) or not path.strip():
+        raise DataError(f"{where} is {path!r}, expected a path, a text such as facts[0].subject")
+    _compiled(path, where)
+
+
+def _require_alike(rules: Sequence[ProbeRule], where: str) -> None:
+    """See that questions of one kind, which share their metrics, are scored alike."""
+    first: dict[str, ProbeRule] = {}
+    for rule in rules:
+        known = first.setdefault(rule.kind, rule)
+        for key in ("expect", "lower_is_better", "after"):
+            mine, theirs = (
+                {"lower_is_better": not one.higher}.get(key, getattr(one, key, None)) for one in (rule, known)
+            )
+            if mine != theirs:
+                raise DataError(
+                    f"{where}.probes: those of the kind '{rule.kind}' have {key} {theirs} and {mine}; give each a name"
+                )
+
+
+def _require_own_names(metrics: Sequence[str], rules: Sequence[ProbeRule], where: str) -> None:
+    """See that what is put together from questions has other names than their own metrics, and each its own."""
+    taken = {f"{rule.kind}_{way}" for rule in rules for way in _WAYS}
+    for metric in metrics:
+        require_kind(metric, f"{where}: the name of a metric")
+        if metrics.count(metric) > 1 or metric in taken:
+            raise DataError(f"{where}: '{metric}' is a metric already; give what is put together another name")
+
+
+def require_kind(kind: object, where: str) -> None:
+    """See that a kind of questions can be part of a metric's name, behind which languages and filters stand.
+
+    Args:
+        kind: its name.
+        where: what an error names.
+
+    Raises:
+        DataError: it is no text, is empty, or holds a dot, a comma or a slash.
+    """
+    if not isinstance(kind, str) or not kind.strip():
+        raise DataError(f"{where} is {kind!r}, expected a text")
+    if any(mark in kind for mark in ".,/"):
+        raise DataError(
+            f"{where} is {kind!r}; leave dots, commas and slashes out of it, which part what stands behind it"
+        )
+
+
+def require_protocols(protocols: Sequence[object], expect: str, where: str) -> None:
+    """See that questions can be asked in some ways, each once, for what is expected of them.
+
+    Args:
+        protocols: the ways.
+        expect: whose answers are right.
+        where: what an error names.
+
+    Raises:
+        DataError: there is none, one is unknown or stands twice, or what is expected is told by a free text alone.
+    """
+    if not protocols or len(set(map(str, protocols))) < len(protocols):
+        raise DataError(f"{where}: its protocol is {list(protocols)}, expected one or several different ones")
+    if expect in ("unchanged", "refusal") and list(protocols) != ["generation"]:
+        what = "a refusal is what a free text says" if expect == "refusal" else "unchanged is what two free texts say"
+        raise DataError(f"{where}: {what}; leave 'protocol' out, or give generation")
 
 
 def _compare(said: object, rules: Sequence[ProbeRule], where: str) -> dict[str, dict[str, str]]:
@@ -256,9 +343,10 @@ def _probe_rule(said: object, where: str) -> ProbeRule:
     _known(probe, _PROBE_FIELDS, where)
     if "prompt" in probe and "turns" in probe:
         raise DataError(f"{where} has a prompt and turns, and is asked once; leave one of them out")
-    for needed in ("kind", "turns" if "turns" in probe else "prompt"):
-        if not isinstance(probe.get(needed), str):
-            raise DataError(f"{where}.{needed} is {probe.get(needed)!r}, expected a text")
+    require_kind(probe.get("kind"), f"{where}.kind")
+    _require_path(
+        probe.get("turns" if "turns" in probe else "prompt"), f"{where}.{'turns' if 'turns' in probe else 'prompt'}"
+    )
     protocol = probe.get("protocol", "generation")
     protocols = tuple(protocol) if isinstance(protocol, list) else (protocol,)
     for one in protocols:
@@ -266,15 +354,16 @@ def _probe_rule(said: object, where: str) -> ProbeRule:
     expect = _choice(probe.get("expect", "new"), EXPECTED, f"{where}.expect")
     if "answers" not in probe and expect not in ("unchanged", "refusal"):
         raise DataError(f"{where}: no 'answers'; give a path to the right ones, or expect: unchanged")
-    if expect == "refusal" and protocols != ("generation",):
-        raise DataError(f"{where}: a refusal is what a free text says; leave 'protocol' out, or give generation")
+    require_protocols(protocols, expect, where)
     if "probability" in protocols and "rival" not in probe:
         raise DataError(f"{where}: probability compares two answers; give a path to the 'rival'")
     if "choice" in protocols and "choices" not in probe:
         raise DataError(f"{where}: a choice needs a path to the 'choices'")
-    paths = {key: str(probe[key]) for key in _PATHS if key in probe}
-    for path in paths.values():
-        _compiled(path, where)
+    paths = {key: probe[key] for key in _PATHS if key in probe}
+    for key, path in paths.items():
+        _require_path(path, f"{where}.{key}")
+    if not isinstance(probe.get("lower_is_better", False), bool):
+        raise DataError(f"{where}.lower_is_better is {probe['lower_is_better']!r}, expected true or false")
     after = probe.get("after")
     if after is not None and (isinstance(after, bool) or not isinstance(after, int) or after < 1):
         raise DataError(f"{where}.after is {after!r}, expected how many of the case's edits are made, such as 1")
@@ -287,7 +376,8 @@ def _combined(said: object, rules: Sequence[ProbeRule], where: str) -> dict[str,
     for metric, one in _mapping(said, f"{where}.combine").items():
         place = f"{where}.combine.{metric}"
         _known(_mapping(one, place), ("kind", "how", "protocol"), place)
-        kind = _choice(one.get("kind"), [rule.kind for rule in rules], f"{place}.kind")
+        # What is unchanged is told by two models, and no document says it alone.
+        kind = _choice(one.get("kind"), [r.kind for r in rules if r.expect != "unchanged"], f"{place}.kind")
         asked = next(rule.protocols for rule in rules if rule.kind == kind)
         protocol = _choice(one.get("protocol", asked[0]), asked, f"{place}.protocol")
         how = _choice(one.get("how"), HOW, f"{place}.how")
@@ -428,12 +518,25 @@ def _begun(rule: CaseRule, rows: Sequence[Mapping[str, Any]]) -> list[_Begun]:
         where = f"{rule.name}, row {number + 1}"
         if rule.when is not None and not _at(rule.when, row, where):
             continue
-        name = str(number) if rule.id is None else str(_found(rule.id, row, where))
+        name = str(number) if rule.id is None else _name_of(rule.id, row, where)
         if name in found:
             rows_of_it = f"rows {found[name].number + 1} and {number + 1}"
             raise DataError(f"{rule.name}: the id {name} occurs twice ({rows_of_it}); give each row an id of its own")
         found[name] = _Begun(name, row, where, number)
+    if rows and not found:
+        has = _has(str(rule.when), {**rows[0], "row": rows[0]}, "a row")
+        raise DataError(f"{rule.name}: no row is a case: '{rule.when}' finds nothing true in any; {has}")
     return list(found.values())
+
+
+def _name_of(path: str, row: Mapping[str, Any], where: str) -> str:
+    """The id that a path finds."""
+    found = _found(path, row, where)
+    if not isinstance(found, str | int | float) or isinstance(found, bool) or not str(found).strip():
+        raise DataError(
+            f"{where}: '{path}' finds {_short(found) or 'an empty text'} for the id, expected a name or a number"
+        )
+    return str(found)
 
 
 def _arranged(rule: CaseRule, rows: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
@@ -872,6 +975,8 @@ def _meant(name: str, known: Iterable[str]) -> str:
 
 def _fields(row: Mapping[str, Any]) -> str:
     names = [name for name in row if name != "row"]
+    if names == ["value"]:  # an element that has no fields
+        return f"value, {_short(row['value'])}"
     return ", ".join(names[:_SHOWN]) + (" ..." if len(names) > _SHOWN else "")
 
 

@@ -269,13 +269,23 @@ def _dataset(path: Path, _stamp: tuple[int, ...]) -> Dataset | None:
     block = metadata.get("source")
     if not isinstance(block, dict):
         return None
-    files = {split: _source(path, split, entry) for split, entry in (block.get("files") or {}).items()}
-    fields = {name: str(kind) for name, kind in (block.get("fields") or {}).items()}
+    splits, said = (_said_in(path, block, key) for key in ("files", "fields"))
+    files = {split: _source(path, split, entry) for split, entry in splits.items()}
+    fields = {name: str(kind) for name, kind in said.items()}
     for name, kind in fields.items():
         if kind not in _TYPES:
             raise DataError(f"{path}: metadata.source.fields.{name} is {kind!r}{near(kind, _TYPES)}")
     licence, citation = str(metadata.get("licence", "not stated")), str(block.get("citation", ""))
     return Dataset(path.stem, path.parent, licence, citation, fields, files, metadata.get("case") or {})
+
+
+def _said_in(path: Path, block: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """A part of the source of a data set; none where it says nothing."""
+    said = block.get(key) or {}
+    if not isinstance(said, dict):
+        like = {"files": "{test: {path: rows.jsonl}}", "fields": "{question: str}"}[key]
+        raise DataError(f"{path}: metadata.source.{key} is {_short(said)}, expected a mapping such as {like}")
+    return said
 
 
 def _source(path: Path, split: str, entry: object) -> Source:
@@ -516,11 +526,7 @@ def _digest(place: _Place) -> str:
 
 def _locate_first(dataset: Dataset, split: str, data_dir: str | Path | None, *, shipped: bool = True) -> _Place:
     if data_dir is None or data_dir == MINI:
-        return (
-            _locate_mini(dataset, split)
-            if shipped
-            else _locate_in_folder(dataset.files[split], dataset.folder, dataset.name)
-        )
+        return _locate_mini(dataset, split) if shipped else _locate_beside(dataset, split)
     source = dataset.files.get(split)
     if source is None:
         raise UsageError(f"the data set {dataset.name} has no split {split!r}{near(split, dataset.files)}")
@@ -538,12 +544,35 @@ def _locate_mini(dataset: Dataset, split: str) -> _Place:
     beside = dataset.folder / dataset.files[split].path if split in dataset.files else path
     if not path.is_file() and beside.is_file():
         return _Place("folder", beside, dataset.files[split].path, dataset.files[split].sha256)
+    ships = dataset.folder.is_relative_to(TASKS) or _mini_path(dataset, "test").is_file()
+    if not path.is_file() and not ships:
+        raise _none_beside(dataset, split)
     if not path.is_file():
         raise DataError(
             f"{dataset.name} ships no rows for the split {split!r} ({path.name} is not in its task folder); "
             "use --data-dir FOLDER or --data-dir hub"
         )
     return _Place(MINI, path, f"{dataset.name}/{path.name}", None)
+
+
+def _locate_beside(dataset: Dataset, split: str) -> _Place:
+    source = dataset.files[split]
+    path = _in_folder(source, dataset.folder)
+    if path is None:
+        raise _none_beside(dataset, split)
+    return _Place("folder", path, source.path, source.sha256)
+
+
+def _none_beside(dataset: Dataset, split: str) -> DataError:
+    """What is wrong with a data set of one's own that has no rows beside its YAML."""
+    if split not in dataset.files:
+        named = near(split, dataset.files) or "; name its file in metadata.source.files"
+        return DataError(f"{dataset.folder / dataset.name}.yaml: it has no split {split!r}{named}")
+    path = dataset.files[split].path
+    return DataError(
+        f"{dataset.folder / path}: no such file, where {dataset.name}.yaml says that rows of its split {split!r} lie; "
+        "place it there, or name the folder that holds it with --data-dir"
+    )
 
 
 def _in_folder(source: Source, folder: Path) -> Path | None:

@@ -25,6 +25,8 @@ from harness.exam.cases import (
     Question,
     as_edited,
     require_askable,
+    require_kind,
+    require_protocols,
     turns_of,
 )
 from harness.exam.text_metrics import REFUSALS, folded
@@ -127,9 +129,9 @@ def _probe(said: object, place: int) -> Row:
             raise DataError(f"{where}: '{key}' is no field of it{near(str(key), _PROBE)}")
     kind = said.get("kind")
     turns, prompt = _asked(said, where)
-    for key, value in (("kind", kind), ("prompt", prompt)):
-        if not isinstance(value, str) or not value.strip():
-            raise DataError(f"{where}: its {key} is {value!r}, expected a text")
+    require_kind(kind, f"{where}: its kind")
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise DataError(f"{where}: its prompt is {prompt!r}, expected a text")
     _require_kind(said, where)
     answers = [*row_shapes.texts_of([said[key] for key in ("answers", *_NAMES) if key in said and key != "question"])]
     found = {"kind": kind, "prompt": str(prompt).rstrip(" \t"), "answers": answers}
@@ -144,8 +146,9 @@ def _probe(said: object, place: int) -> Row:
     expect = said.get("expect", "new")
     if expect not in EXPECTED:
         raise DataError(f"{where}: its expect is {expect!r}{near(str(expect), EXPECTED)}")
-    if expect == "refusal":
-        found["answers"] = _refusals(answers, protocols, where)
+    require_protocols(protocols, expect, where)
+    if expect == "refusal":  # the probe's own phrases, or those that are known
+        found["answers"] = answers or list(REFUSALS)
     found |= {"protocol": protocols, "expect": expect, **({"turns": turns} if turns else {})}
     found |= {key: said[key] for key in ("rival", "language") if said.get(key) is not None}
     found |= {"choices": [*row_shapes.texts_of(said["choices"])]} if said.get("choices") else {}
@@ -160,13 +163,6 @@ def _asked(said: Mapping[str, Any], where: str) -> tuple[tuple[tuple[str, str], 
     if turns and ("prompt" in said or "question" in said):
         raise DataError(f"{where}: has a prompt and turns, and is asked once; leave one of them out")
     return turns, "\n".join(text for _, text in turns) if turns else said.get("prompt", said.get("question"))
-
-
-def _refusals(phrases: list[str], protocols: Sequence[str], where: str) -> list[str]:
-    """What a text says that declines: a probe's own phrases, or those that are known."""
-    if list(protocols) != ["generation"]:
-        raise DataError(f"{where}: a refusal is what a free text says; leave 'protocol' out, or give generation")
-    return phrases or list(REFUSALS)
 
 
 def _require_kind(said: Mapping[str, Any], where: str) -> None:

@@ -302,7 +302,7 @@ def _paired(prompts: Sequence[Any], answers: Sequence[Any], name: str) -> Iterat
 
     Where both are lists, the answers stand in the order of the questions; one text, and its aliases, answers all.
     """
-    first, *others = [*answers, []]
+    first, others = (answers[0], answers[1:]) if answers else ([], [])
     for prompt in prompts:
         in_order = isinstance(prompt, list) and len(prompt) > 1 and isinstance(first, list) and first
         if in_order:

@@ -142,6 +142,26 @@ MISUSES = [
      "('optons' finds nothing; it has ask, options, correct, in)"),
     ("several", "languages", ["en", "de", "fr"], "several: the language 'fr' has no probes (there are: de, en)"),
     ("several", "languages", ["en"], "several: a probe is in 'de'"),
+    ("flat", "id", 3, "FILE: metadata.case.id is 3, expected a path, a text such as"),
+    ("nested", "id", "record.fact", "nested, row 1: 'record.fact' finds {'cloze': 'The home of {} is', 'who': 'Ada', "),
+    ("flat", "when", True, "FILE: metadata.case.when is True, expected a path, a text such as"),
+    ("flat", "when", "kept", "flat: no row is a case: 'kept' finds nothing true in any; a row has id, question, "),
+    ("flat", "edits", {"prompt": "question", "target": "new"}, "FILE: metadata.case.edits: no 'subject'; give paths"),
+    ("flat", "edits.subject", None, "FILE: metadata.case.edits.subject is None, expected a path, a text such as"),
+    ("flat", "probes.1.answers", ["new"], "FILE: metadata.case.probes[1].answers is ['new'], expected a path, a text"),
+    ("flat", "probes.1.protocol", [], "FILE: metadata.case.probes[1]: its protocol is [], expected one or several"),
+    ("flat", "probes.1.protocol", ["accuracy"] * 2, "FILE: metadata.case.probes[1]: its protocol is ['accuracy', 'acc"),
+    ("flat", "probes.2", {"kind": "far", "prompt": "far", "expect": "unchanged", "protocol": "accuracy"},
+     "FILE: metadata.case.probes[2]: unchanged is what two free texts say; leave 'protocol' out, or give generation"),
+    ("flat", "probes.2.lower_is_better", "no", "FILE: metadata.case.probes[2].lower_is_better is 'no', expected true"),
+    ("flat", "probes.2.kind", "far.off", "FILE: metadata.case.probes[2].kind is 'far.off'; leave dots, commas and"),
+    ("flat", "probes.2.kind", "reworded", "FILE: metadata.case.probes: those of the kind 'reworded' have expect new "
+     "and old; give each a name"),
+    ("flat", "combine", {"rewrite_success": {"kind": "rewrite", "how": "any"}},
+     "FILE: metadata.case: 'rewrite_success' is a metric already; give what is put together another name"),
+    ("flat", "combine", {"any.of": {"kind": "rewrite", "how": "any"}}, "FILE: metadata.case: the name of a metric is"),
+    ("several", "edits.each", "changes[].[p, s]", "several, row 1: 'p' finds nothing for the edit's prompt; it has "
+     "value, ['{} is in', 'Ada']"),
     # in the rows
     ("flat", "1.far_answer", "", "flat, row 2: its far question 'The sky is' has no answer ('far_answer' finds"),
     ("flat", "1.entity", "Bob", "flat, row 2: the subject 'Bob' is not in the prompt 'Where is Bela?'"),
@@ -157,10 +177,31 @@ def test_a_mistake_is_told_with_row_and_path(
 ) -> None:
     rule, rows = SETS[name]
     given = (rule, put(rows, place, new)) if place[0].isdigit() else (put(rule, place, new), rows)
+    path = brought(name, *given)
     with pytest.raises(DataError) as told:
-        asked(brought(name, *given))
-    assert str(told.value).startswith(said)
+        asked(path)
+    assert str(told.value).startswith(said.replace("FILE", str(path)))
     assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"test": {"path": "row.json"}}, "row.json: no such file, where flat.yaml says that rows of its split 'test'"),
+        ({"test": {"path": "rows.json", "joined": {"path": "more.json", "by": "id", "as": "more"}}},
+         "more.json: no such file, where flat.yaml says that rows of its split 'test' lie; place it there, or"),
+        ({"train": {"path": "rows.json"}}, "flat.yaml: it has no split 'test' (there are: train)"),
+        (["rows.json"], "flat.yaml: metadata.source.files is ['rows.json'], expected a mapping such as {test: {path: "),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_not_beside_its_yaml_is_told(brought: Callable[..., Path], files: object, said: str) -> None:
+    path = brought("flat", FLAT, FLAT_ROWS)
+    told = yaml.safe_load(path.read_text().replace("!function ", ""))
+    told["metadata"]["source"]["files"] = files
+    path.write_text(yaml.safe_dump(told))
+    with pytest.raises(DataError) as caught:
+        asked(path)
+    assert str(caught.value).startswith(str(path.parent / said))
 
 
 def test_an_old_answer_among_the_right_ones_is_told(
