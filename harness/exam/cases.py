@@ -78,6 +78,7 @@ __all__ = [
     "read_cases",
     "require_askable",
     "require_kind",
+    "require_one",
     "require_protocols",
     "row_questions",
     "rule_of",
@@ -220,10 +221,10 @@ def rule_of(name: str, said: object, where: str) -> CaseRule:
     named = zip(("id", "when", "edits.each", *(f"edits.{key}" for key in edit)), (*whole, *edit.values()), strict=True)
     for key, path in named:
         _require_path(path, f"{where}.{key}", optional=key in ("id", "when", "edits.each"))
-    _require_edit(edit, f"{where}.edits")
     combined = _combined(block.get("combine") or {}, rules, where)
     compare = _compare(block.get("compare") or {}, rules, where)
     _require_own_names((*combined, *compare), rules, where)
+    _require_edit(edit, f"{where}.edits")
     together = block.get("together")
     if not isinstance(together, str | None):
         raise DataError(f"{where}.together is {together!r}, expected a field of the rows, such as language")
@@ -779,8 +780,10 @@ def _questions(rule: ProbeRule, row: Mapping[str, Any], where: str) -> Iterator[
         if rule.expect == "refusal" and "answers" not in rule.paths:
             answers = REFUSALS
         rival = _at(rule.paths["rival"], part, where) if "rival" in rule.paths else None
+        require_one(rival, f"{where}: the rival of a {rule.kind} question")
         choices = _texts_at(rule, "choices", part, where)
         language = _found(rule.paths["language"], part, where) if "language" in rule.paths else None
+        require_one(language, f"{where}: the language of a {rule.kind} question")
         for protocol in rule.protocols:
             question = Question(
                 rule.kind,
@@ -795,6 +798,20 @@ def _questions(rule: ProbeRule, row: Mapping[str, Any], where: str) -> Iterator[
                 rule.after,
             )
             yield question, part
+
+
+def require_one(value: object, where: str) -> None:
+    """See that a value is one text or number, or none: a list would be read as the text that Python writes of it.
+
+    Args:
+        value: what a row has.
+        where: what an error names.
+
+    Raises:
+        DataError: it is a list or an object.
+    """
+    if isinstance(value, Mapping | list):
+        raise DataError(f"{where} is {_short(value)}, expected one text")
 
 
 def turns_of(said: object, where: str) -> tuple[tuple[str, str], ...]:

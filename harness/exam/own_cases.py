@@ -26,6 +26,7 @@ from harness.exam.cases import (
     as_edited,
     require_askable,
     require_kind,
+    require_one,
     require_protocols,
     turns_of,
 )
@@ -133,6 +134,8 @@ def _probe(said: object, place: int) -> Row:
     if not isinstance(prompt, str) or not prompt.strip():
         raise DataError(f"{where}: its prompt is {prompt!r}, expected a text")
     _require_kind(said, where)
+    for key in ("rival", "language"):
+        require_one(said.get(key), f"{where}: its {key}")
     answers = [*row_shapes.texts_of([said[key] for key in ("answers", *_NAMES) if key in said and key != "question"])]
     found = {"kind": kind, "prompt": str(prompt).rstrip(" \t"), "answers": answers}
     if str(kind) in PLAIN:

@@ -419,7 +419,13 @@ def with_questions(row: Mapping[str, Any]) -> Row:
 
 
 def texts_of(value: object) -> Iterator[str]:
-    """The texts of a value that is one, or a list of them or of such lists; without what is empty."""
+    """The texts of a value that is one, or a list of them or of such lists; without what is empty.
+
+    Raises:
+        DataError: there is an object among them.
+    """
+    if isinstance(value, Mapping):
+        raise DataError(f"{dict(value)!r} stands among the answers or choices of a probe, expected texts")
     if isinstance(value, list):
         for one in value:
             yield from texts_of(one)

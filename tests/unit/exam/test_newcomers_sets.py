@@ -162,6 +162,8 @@ MISUSES = [
     ("flat", "combine", {"any.of": {"kind": "rewrite", "how": "any"}}, "FILE: metadata.case: the name of a metric is"),
     ("several", "edits.each", "changes[].[p, s]", "several, row 1: 'p' finds nothing for the edit's prompt; it has "
      "value, ['{} is in', 'Ada']"),
+    ("flat", "probes.0.rival", "[old]", "flat, row 1: the rival of a rewrite question is ['Oslo'], expected one text"),
+    ("several", "probes.0.language", "options", "several, row 1: the language of a quiz question is ['mayor', 'ki"),
     # in the rows
     ("flat", "1.far_answer", "", "flat, row 2: its far question 'The sky is' has no answer ('far_answer' finds"),
     ("flat", "1.entity", "Bob", "flat, row 2: the subject 'Bob' is not in the prompt 'Where is Bela?'"),

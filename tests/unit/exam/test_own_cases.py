@@ -221,3 +221,24 @@ def test_a_case_that_contradicts_itself_is_warned_of_and_counted(tmp_path: Path)
     assert any(line.startswith("case c2 contradicts itself: ") for line in record.edits["warnings"])
     plain = run(write(tmp_path, [case()]), tmp_path / "out", exam=("probability",))
     assert "contradicting_cases" not in plain.edits
+
+
+@pytest.mark.parametrize(
+    ("probe", "said"),
+    [
+        ({"kind": "a.b"}, "its kind is 'a.b'; leave dots, commas and slashes out of it"),
+        ({"expect": "unchanged", "protocol": "accuracy"}, "unchanged is what two free texts say; leave 'protocol' out"),
+        ({"protocol": []}, r"its protocol is \[\], expected one or several different ones"),
+        ({"protocol": ["accuracy", "accuracy"]}, "expected one or several different ones"),
+        ({"protocol": "probability", "rival": ["y"]}, r"its rival is \['y'\], expected one text"),
+        ({"language": ["en"]}, r"its language is \['en'\], expected one text"),
+        ({"answers": {"str": "x"}}, "{'str': 'x'} stands among the answers or choices of a probe, expected texts"),
+    ],
+)
+def test_a_probe_that_would_measure_something_else_is_refused(probe: dict[str, Any], said: str, tmp_path: Path) -> None:
+    asked = {"kind": "mine", "prompt": "Ada is in", "answers": "x", **probe}
+    row = {"prompt": "The home of {} is", "subject": "Ada", "target": "Rome", "probes": [asked]}
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps([row]), encoding="utf-8")
+    with pytest.raises(DataError, match=said):
+        OwnCaseSet.read(file)
