@@ -66,13 +66,14 @@ def _source(one: Trial) -> tuple[str, str, str]:
 
 
 def _models(trials: Sequence[Trial]) -> dict[tuple[str, str, str], str]:
-    """A model's name, with its rows and its dtype where the name alone says too little."""
+    """A model's name, with its rows and its dtype where the name alone says too little, and else with whole paths."""
     sources = list(dict.fromkeys(_source(one) for one in trials))
-    names = [Path(model).name for model, _, _ in sources]
-    return {
-        source: name if names.count(name) == 1 else f"{name} ({Path(source[1]).name}, {source[2]})"
-        for source, name in zip(sources, names, strict=True)
-    }
+    ways = [
+        [Path(model).name for model, _, _ in sources],
+        [f"{Path(model).name} ({Path(rows).name}, {dtype})" for model, rows, dtype in sources],
+        [f"{model} ({rows}, {dtype})" for model, rows, dtype in sources],
+    ]
+    return {source: next(way[i] for way in ways if way.count(way[i]) == 1) for i, source in enumerate(sources)}
 
 
 # --- choosing ---------------------------------------------------------------------------------------------------------

@@ -137,6 +137,17 @@ def test_methods_tasks_and_models_do_not_mix(sweep: list[Trial]) -> None:
     assert list(groups([*sweep, *third])) == [("mini", SETS[0], "full"), ("mini", "temporal", "full")]
 
 
+def test_models_of_one_name_do_not_mix(sweep: list[Trial]) -> None:
+    first, second = ([replace(one, job=replace(one.job, model=f"/{at}/final")) for one in sweep] for at in "ab")
+    third = [replace(one, job=replace(one.job, dtype="bfloat16")) for one in second]
+    assert {key[0]: len(some) for key, some in groups([*first, *second, *third]).items()} == {
+        "/a/final (mini, float32)": 4,
+        "/b/final (mini, float32)": 4,
+        "final (mini, bfloat16)": 4,
+    }
+    assert {cell.of for cell in cells([*first, *second], "plain", BALLS)} == {2}
+
+
 def test_a_companion_is_reported_in_each_ball_by_what_was_examined_for_it() -> None:
     where = {"method": "ensemble", "beside": "large"}
     (alone,) = made(log((2.0, 0.9), (2.0, 0.5)), **where)
