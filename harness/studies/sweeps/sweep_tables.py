@@ -18,7 +18,16 @@ from typing import get_args
 from harness.exam.canonical import SETS
 from harness.reports.registry import find_format
 from harness.reports.table import Data, Page, Section, Table, TableRow, text_cells
-from harness.studies.sweeps.ball import TOLERANCES, Rule, change, chosen_epoch, in_ball, mean_change, reported_epoch
+from harness.studies.sweeps.ball import (
+    TOLERANCES,
+    Epoch,
+    Rule,
+    change,
+    chosen_epoch,
+    in_ball,
+    mean_change,
+    reported_epoch,
+)
 from harness.studies.sweeps.cells import Quantity, SweepCell, heading, model_tables
 from harness.studies.sweeps.trial import Trial
 
@@ -140,8 +149,9 @@ def _repetitions(best: Trial, epoch: int, tested: Sequence[Trial]) -> list[Trial
 def _cell(key: CellKey, tolerance: float, trials: Sequence[Trial], epoch: int, rule: Rule) -> SweepCell:
     if not trials:
         return SweepCell(*key, tolerance, runs=0, of=0)
-    reported = [reported_epoch(one.log, tolerance=tolerance, chosen=epoch, rule=rule) for one in trials]
-    ends = [one.log[i] for one, i in zip(trials, reported, strict=True)]
+    logs = [_up_to(one, epoch) for one in trials]
+    reported = [reported_epoch(log, tolerance=tolerance, chosen=epoch, rule=rule) for log in logs]
+    ends = [log[i] for log, i in zip(logs, reported, strict=True)]
     starts = [one.log[0] for one in trials]
     moved = change([e.failure for e in starts], [e.failure for e in ends])
     hard = "hard_negative_released" if rule == "released" else "hard_negative"
@@ -159,6 +169,16 @@ def _cell(key: CellKey, tolerance: float, trials: Sequence[Trial], epoch: int, r
         runs=sum(i > 0 for i in reported),
         of=len(trials),
     )
+
+
+def _up_to(one: Trial, epoch: int) -> Sequence[Epoch]:
+    """The log of a training up to an epoch, also where it ended before.
+
+    What a training leaves that has learned enough stays as it is; what comes after one that broke down is outside of
+    every ball.
+    """
+    rest = one.log[-1] if one.reason is None else Epoch(math.inf, 1.0)
+    return [*one.log, *[rest] * (epoch + 1 - len(one.log))]
 
 
 # --- what a ball refuses ----------------------------------------------------------------------------------------------

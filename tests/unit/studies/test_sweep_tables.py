@@ -148,6 +148,16 @@ def test_models_of_one_name_do_not_mix(sweep: list[Trial]) -> None:
     assert {cell.of for cell in cells([*first, *second], "plain", BALLS)} == {2}
 
 
+def test_a_training_that_ended_early_at_test_is_reported_by_its_last_epoch() -> None:
+    (chosen,) = made(log((3.0, 0.9), (3.0, 0.8), (3.0, 0.7), (3.0, 0.6)))
+    (ended,) = at_test(chosen, log((3.0, 0.9), (3.0, 0.5)))
+    for rule in RULES:
+        (cell,) = cells([chosen, ended], rule, [1e-3])
+        assert (cell.change, cell.runs, cell.hard_change) == (pytest.approx(40.0), 1, 1 if rule == "released" else -1)
+    broken = replace(ended, reason="a loss is not finite")
+    assert [cells([chosen, broken], rule, [1e-3])[0].change for rule in RULES] == pytest.approx([40.0, 0.0])
+
+
 def test_a_companion_is_reported_in_each_ball_by_what_was_examined_for_it() -> None:
     where = {"method": "ensemble", "beside": "large"}
     (alone,) = made(log((2.0, 0.9), (2.0, 0.5)), **where)
