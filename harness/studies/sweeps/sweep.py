@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from harness.editing.registry import configure, find, require_trusted
+from harness.editing.registry import compose, configure, find, require_trusted
 from harness.errors import UsageError, near
 from harness.exam.canonical import SETS
 from harness.io.files import at_home
@@ -252,11 +252,15 @@ def run_sweep(
         resolve(plan)  # what does not exist is told before a model is loaded
     layers = load(sweep.model, dtype=sweep.dtype, device=trial.hashed_at(device)).arch.layers
 
+    asked = validation_jobs(sweep, layers)
+    for job in asked:  # so is a setting that an editor cannot take, before any training
+        compose(job.editor).configured(job.model, job.settings, seed=job.seed)
+
     def finished(jobs: Sequence[Job], part: str) -> list[Trial]:
         placed = [_Placed(job, device) for job in jobs]
         return _finished(placed, folder, crew, lambda done, total: progress(part, done, total))
 
-    validated = finished(validation_jobs(sweep, layers), "validation")
+    validated = finished(asked, "validation")
     return validated, finished(test_jobs(sweep, validated), "test")
 
 

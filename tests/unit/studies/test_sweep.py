@@ -197,6 +197,24 @@ def test_what_has_a_record_is_not_run_again(tmp_path: Path, monkeypatch: pytest.
     assert [t.log for t in again[1]] == [t.log for t in first[1]]
 
 
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"lrr": {"log10": [-4, -3]}}, r"lora has no hyperparameter 'lrr' \(did you mean lr\?\)"),
+        ({"rank": {"choice": [4, -8]}}, "lora: 'rank' is -8, expected"),
+    ],
+)
+def test_what_an_editor_cannot_take_is_told_before_any_training(
+    settings: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[Job] = []
+    monkeypatch.setattr(trial, "train", lambda job, device=None: done.append(job))
+    sweep = Sweep(tasks=("temporal",), methods={"full": {}, "lora": settings}, configurations=5, seeds=1)
+    with pytest.raises(UsageError, match=message):
+        sweeps.run_sweep(sweep, tmp_path, crew=ALONE, progress=lambda *state: None)
+    assert not done
+
+
 @pytest.mark.parametrize("what", ["files of editors", "weights", "rows"])
 def test_what_is_of_something_else_is_trained_again(
     tmp_path: Path, nudge: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, what: str
