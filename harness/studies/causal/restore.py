@@ -167,8 +167,8 @@ class Restorer:
         target = torch.tensor([one.target for one in asked], device=self.lm.device)
 
         def shaped(output: Any) -> Tensor:
-            # OPT flattens rows and columns inside its blocks.
-            return first_output(output).reshape(*batch.ids.shape, -1)
+            # OPT flattens rows and columns inside its blocks; Falcon adds attention to what is given here in place.
+            return first_output(output).reshape(*batch.ids.shape, -1).clone()
 
         with ExitStack() as stack, torch.no_grad():
             stack.enter_context(self._noisy(noise, noised))
@@ -418,7 +418,8 @@ def _branches(windows: Sequence[range]) -> list[_Branch]:
 
 def _like(value: Tensor, output: Tensor) -> Tensor:
     """A value, for all rows of a module's output and in its form (OPT flattens rows and columns inside its blocks)."""
-    return value.expand(output.numel() // value[0].numel(), -1, -1).reshape(output.shape).to(output)
+    # Never the value itself: Falcon adds attention to it in place.
+    return value.expand(output.numel() // value[0].numel(), -1, -1).reshape(output.shape).to(output, copy=True)
 
 
 def _rows(hidden: Tensor, group: int | None, rows: int) -> Tensor:
