@@ -26,6 +26,7 @@ from transformers.models import (
     gpt_neox,
     gptj,
     granite,
+    lfm2,
     llama,
     mistral,
     mpt,
@@ -175,6 +176,9 @@ def _config(family: str, vocabulary: int) -> PretrainedConfig:
         "gemma": lambda: gemma.GemmaConfig(**grouped, **ends, head_dim=8),
         "gemma2": lambda: gemma2.Gemma2Config(**grouped, **ends, head_dim=8, query_pre_attn_scalar=8),
         "olmo2": lambda: olmo2.Olmo2Config(**grouped, **ends),
+        "lfm2": lambda: lfm2.Lfm2Config(
+            **grouped, **ends, layer_types=["conv", "full_attention", "conv"], block_auto_adjust_ff_dim=False
+        ),
         "granite": lambda: granite.GraniteConfig(**grouped, **ends, residual_multiplier=0.3),
         "opt": lambda: opt.OPTConfig(**opt_sizes, **{**ends, "pad_token_id": 1}, init_std=0.15),
         "phi": lambda: phi.PhiConfig(**new, **ends),

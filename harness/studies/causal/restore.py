@@ -161,10 +161,21 @@ class Restorer:
             noise: ``[rows, width, d]``.
             noised: the first column that it is added to.
         """
+        target = torch.tensor([one.target for one in asked], device=self.lm.device)
+        if self._by_blocks is not False:
+            # A recurrent block keeps something else than keys and values, or wants a cache of its own.
+            with suppress(TypeError, AttributeError, IndexError, KeyError, ValueError, RuntimeError):
+                return self._observed(asked, target, noise, noised, DynamicCache())
+            self._by_blocks = False
+        return self._observed(asked, target, noise, noised, None)
+
+    def _observed(
+        self, asked: Sequence[FactTokens], target: Tensor, noise: Tensor, noised: int, cache: Cache | None
+    ) -> ForwardPass:
+        """As :meth:`observe`; without a cache no keys and values are kept."""
         entered: list[Tensor] = []
         wrote: list[Tensor] = []
-        batch, cache = self.lm.batch([one.ids for one in asked]), DynamicCache()
-        target = torch.tensor([one.target for one in asked], device=self.lm.device)
+        batch = self.lm.batch([one.ids for one in asked])
 
         def shaped(output: Any) -> Tensor:
             # OPT flattens rows and columns inside its blocks; Falcon adds attention to what is given here in place.
@@ -176,8 +187,8 @@ class Restorer:
                 stack.enter_context(_before(block, lambda args, kwargs: entered.append(_hidden(args, kwargs))))
                 stack.enter_context(_after(module, lambda output: wrote.append(shaped(output))))
             stack.enter_context(_after(self._blocks[-1], lambda output: entered.append(shaped(output))))
-            logits = self._logits(batch.ids, target.shape[1], past_key_values=cache, use_cache=True)
-        keys, values = ([getattr(layer, kind) for layer in cache.layers] for kind in ("keys", "values"))
+            logits = self._logits(batch.ids, target.shape[1], past_key_values=cache, use_cache=cache is not None)
+        keys, values = ([] if cache is None else _kept(cache, kind, self._blocks) for kind in ("keys", "values"))
         probability = _likelihood(logits, target).exp()
         return ForwardPass(batch.ids, target, noise, noised, entered, wrote, keys, values, probability)
 
@@ -425,6 +436,18 @@ def _like(value: Tensor, output: Tensor) -> Tensor:
 def _rows(hidden: Tensor, group: int | None, rows: int) -> Tensor:
     """The rows of one group."""
     return hidden[:0] if group is None else hidden[group * rows : (group + 1) * rows]
+
+
+def _kept(cache: Cache, kind: str, blocks: Sequence[nn.Module]) -> list[Tensor]:
+    """The ``keys`` or the ``values`` that each block has kept.
+
+    Raises:
+        TypeError: a block has kept none.
+    """
+    found = [getattr(layer, kind) for layer in cache.layers]
+    if len(found) != len(blocks) or not all(isinstance(one, Tensor) for one in found):
+        raise TypeError(f"not every block keeps {kind}")
+    return found
 
 
 def _front(start: ForwardPass, column: int) -> Cache | None:

@@ -95,7 +95,7 @@ def plain(lm: LM, fact: TracedFact, settings: TraceSettings) -> tuple[float, flo
     return clean, low, restored, removed
 
 
-@pytest.mark.parametrize("family", ["gpt2", "gptj", "neox", "llama", "opt", "gemma", "falcon", "backpack"])
+@pytest.mark.parametrize("family", ["gpt2", "gptj", "neox", "llama", "opt", "gemma", "falcon", "lfm2", "backpack"])
 @pytest.mark.parametrize(("kind", "window"), [("mlp", 1), ("mlp", 3), ("attn", 2), ("block", 1), ("block", 2)])
 def test_it_is_one_forward_pass_for_each_restoration(
     tiny: Callable[[str], LM], family: str, kind: str, window: int
