@@ -30,6 +30,7 @@ __all__ = [
     "learned_content",
     "learned_digest",
     "load_learned",
+    "path_of_weights",
     "require_learned",
     "require_usable",
     "require_writable_file",
@@ -52,13 +53,22 @@ class _Manifest(TypedDict):
 
 
 def default_path(editor: Editor, lm: LM) -> Path:
-    """Where ``harness fit`` keeps what an editor learned of a model; the name holds both and its hyperparameters.
+    """Where ``harness fit`` keeps what an editor learned of a model; the name holds both and its hyperparameters."""
+    return path_of_weights(editor, lm.fingerprint())
+
+
+def path_of_weights(editor: Editor, weights: str) -> Path:
+    """As :func:`default_path`, of a model of which the sha256 of its weights is known.
 
     A hyperparameter that says what it was like before there was one (its metadata ``before``) is left out while it is.
+
+    Args:
+        editor: the editor.
+        weights: the sha256.
     """
     before = {name: plain(f.metadata["before"]) for name, f in settable(type(editor)).items() if "before" in f.metadata}
     own = {k: v for k, v in editor.hyperparameters().items() if k not in before or v != before[k]}
-    inputs = {"editor": editor.name, "hyperparameters": own, "model": lm.fingerprint()}
+    inputs = {"editor": editor.name, "hyperparameters": own, "model": weights}
     key = json_sha256(inputs)
     return cache_folder() / "fitted" / f"{editor.name}-{key[:24]}.safetensors"
 

@@ -31,6 +31,7 @@ __all__ = [
     "patch_manifest",
     "require_trusted_parts",
     "save_patch",
+    "stored_digest",
     "unpack_patch",
 ]
 
@@ -186,11 +187,26 @@ def unpack_patch(path: Path, *, head: Mapping[str, Any], flat: Mapping[str, Tens
 def patch_digest(patch: Patch) -> str:
     """One sha256 over all that a patch changes, at every seam; as :func:`pack_patch`."""
     parts, tensors = pack_patch(patch, "a saved edit")
+    return _digest(patch.weights, tensors, parts)
+
+
+def stored_digest(path: Path) -> str:
+    """The :func:`patch_digest` of a file's patch, for which no model is loaded and no code of its parts runs.
+
+    Raises:
+        DataError: the file is damaged, no patch, or of a newer format.
+    """
+    head, flat = tensor_file.read_tensors(path, KIND, FORMAT)
+    tensor_file.require_manifest(path, _Manifest, head)
+    return _digest(_weights(path, flat), flat, head["parts"])
+
+
+def _digest(weights: Mapping[str, Delta], tensors: Mapping[str, Tensor], parts: Mapping[str, Any]) -> str:
     own = {name: tensor for name, tensor in tensors.items() if not name.startswith("weights/")}
     # A change is the same whether its factors are kept or their product.
-    dense = {f"weights/{name}": delta.dense() for name, delta in patch.weights.items()}
-    settings = json_sha256(parts)
-    return combined_sha256({"tensors": tensor_file.content_sha256({**dense, **own}), "parts": settings})
+    dense = {f"weights/{name}": delta.dense() for name, delta in weights.items()}
+    tensor_sha256 = tensor_file.content_sha256({**dense, **own})
+    return combined_sha256({"tensors": tensor_sha256, "parts": json_sha256(parts)})
 
 
 def _parts(patch: Patch) -> list[tuple[str, object]]:

@@ -20,7 +20,7 @@ import lm_eval.tasks
 from harness.errors import DataError
 from harness.exam import data
 
-__all__ = ["Served", "folders_of", "from_folder"]
+__all__ = ["Served", "file_in", "folders_of", "from_folder"]
 
 Key = tuple[str, str | None]
 """The name of a data set on the Hub, and of its configuration."""
@@ -51,7 +51,7 @@ class _HubSet:
 
     def read(self, folder: Path) -> tuple[datasets.DatasetDict, data.Provenance] | None:
         """The splits that a folder has, and which file is examined; None where it lacks that one."""
-        found = {split: path for split, name in self.files.items() if (path := _file(folder, name)) is not None}
+        found = {split: path for split, name in self.files.items() if (path := file_in(folder, name)) is not None}
         if self.examined not in found:
             return None
         made = {split: datasets.Dataset.from_list(self.rows(path)) for split, path in found.items()}
@@ -63,8 +63,13 @@ class _HubSet:
         return datasets.DatasetDict(made | none), used
 
 
-def _file(folder: Path, name: str) -> Path | None:
-    """A file of a data folder, packed or not; the folder of lm-eval's files may itself be the data folder."""
+def file_in(folder: Path, name: str) -> Path | None:
+    """A file of a data folder, packed or not; the folder of lm-eval's files may itself be the data folder.
+
+    Args:
+        folder: the data folder.
+        name: the file, as a record names it.
+    """
     names = (name, name.removesuffix(".gz"))
     places = [folder / place for name in names for place in (name, name.removeprefix("lm_eval/"))]
     return next((path for path in places if path.is_file()), None)

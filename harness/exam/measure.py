@@ -37,6 +37,7 @@ from harness.io.locks import made_once
 from harness.io.schema import Count, Number, checked, parsed
 from harness.models.lm import LM
 from harness.models.rounding import rounding_of
+from harness.models.tokens import tokenizer_text
 from harness.patches.patch import Patch
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "agree",
     "asked_after",
     "base_key",
+    "configuration_sha256",
     "contributions",
     "documents_under",
     "fingerprint",
@@ -459,11 +461,18 @@ def fingerprint(lm: LM, weights: str) -> str:
         lm: the model.
         weights: the sha256 of its weights.
     """
+    return files.json_sha256([weights, *_configuration(lm)])
+
+
+def configuration_sha256(lm: LM) -> str:
+    """What the numbers of a model depend on besides a task and its weights: its configuration, its tokenizer."""
+    return files.json_sha256(_configuration(lm))
+
+
+def _configuration(lm: LM) -> list[object]:
     config, written = lm.model.config.to_dict(), str(lm.model.generation_config)
     kept = {key: value for key, value in config.items() if key not in ("_name_or_path", "transformers_version")}
-    return files.json_sha256(
-        [weights, kept, written, lm.tokenizer.backend_tokenizer.to_str(), lm.tokenizer.special_tokens_map]
-    )
+    return [kept, written, tokenizer_text(lm.tokenizer), lm.tokenizer.special_tokens_map]
 
 
 def _files(task: Task, name: str) -> list[str]:

@@ -42,6 +42,7 @@ from harness.methods.descent import capture_gradients
 from harness.models.activations import at_least_float32, capture_activations, fused_gelu
 from harness.models.lm import LM
 from harness.models.memory import free_bytes, gibibytes
+from harness.models.tokens import tokenizer_text
 from harness.patches.delta import double
 
 __all__ = [
@@ -572,7 +573,7 @@ def require_finite_moment(moment: Moment, name: str) -> None:
 
 
 def _manifests(lm: LM, layers: Sequence[int], tokens: int, of: MomentOf = "keys") -> dict[int, Manifest]:
-    tokenizer = hashlib.sha256(lm.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+    tokenizer = hashlib.sha256(tokenizer_text(lm.tokenizer).encode()).hexdigest()
     model, text = lm.fingerprint(), text_identity(lm.text)
     kinds = {layer: "float64" if lm.arch.key_size(layer) <= _DOUBLED else "float32" for layer in layers}
     longest, what = _longest(lm, of), "" if of == "keys" else f"{_OF}{of}"

@@ -13,10 +13,24 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["closing", "following", "open_ids", "opened", "prefixed"]
+__all__ = ["closing", "following", "open_ids", "opened", "prefixed", "tokenizer_text"]
 
 _ANCHORS = ("\n", "x", "0", ".")
 """Texts behind which another is encoded where the prompt itself would merge with it."""
+
+
+def tokenizer_text(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What a tokenizer makes of texts, as a text that names it, whatever it was asked last.
+
+    A call that pads or cuts leaves that in it until the next one.
+    """
+    backend = tokenizer.backend_tokenizer
+    if backend.padding is None and backend.truncation is None:
+        return str(backend.to_str())
+    bare = type(backend).from_str(backend.to_str())
+    bare.no_padding()
+    bare.no_truncation()
+    return str(bare.to_str())
 
 
 def closing(tokenizer: PreTrainedTokenizerBase) -> int:

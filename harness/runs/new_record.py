@@ -15,6 +15,7 @@ from harness.editing.edit import Edit
 from harness.editing.schedule import contradicting_cases
 from harness.exam import chance, data, tasks
 from harness.exam.knowledge import NEW_TOKENS
+from harness.exam.measure import configuration_sha256
 from harness.exam.prompting import template_sha256
 from harness.io.plain_text import text_identity
 from harness.models.offload import count_parameters
@@ -51,6 +52,7 @@ def new_record(ready: Prepared, weights: str) -> Record:
             **({"args": dict(plan.model_args)} if plan.model_args else {}),
             **({"dequantised": list(ready.dequantised), "loaded_sha256": ready.loaded} if ready.dequantised else {}),
             **_chat_template(ready),
+            "configuration": configuration_sha256(lm),
             **({} if lm.text == "mini" else {"text": text_identity(lm.text)}),
         },
         editor=_editor(ready),

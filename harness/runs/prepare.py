@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from harness.editing import learned_file, schedule
 from harness.editing.edit import Edit
@@ -30,7 +31,10 @@ from harness.runs.defaults import rows_for
 from harness.runs.loaded import OneModel
 from harness.runs.resolve import Resolved
 
-__all__ = ["VOID", "Prepared", "prepare_run"]
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["VOID", "Prepared", "prepare_run", "suite_of"]
 
 log = logging.getLogger(__name__)
 
@@ -112,11 +116,11 @@ def prepare_run(
     if plan.chat_edits:
         resolved = replace(resolved, edits=tuple(in_turns(resolved.edits, lm.tokenizer, plan.prompting, model=lm.name)))
     schedule.require_editable(editor, lm, resolved.edits, mode=resolved.mode)
-    suite = _suite(resolved, lm)  # a mistake in a question is told before the model is asked anything
+    suite = suite_of(resolved, lm.tokenizer)  # a mistake in a question is told before the model is asked anything
     asked, knowledge = resolved.edits, _knowledge(resolved, lm, report, cache=cache)
     if knowledge and plan.known_only:
         resolved = _of_known(resolved, knowledge)
-        suite = _suite(resolved, lm)
+        suite = suite_of(resolved, lm.tokenizer)
     spread = suite.spread(resolved.edit_set) if resolved.edits_any and resolved.mode == "isolated" else []
     guard.require(VOID, weights=False, before=f" before {editor.name} was configured")
     said = schedule.duplicates(resolved.edits)
@@ -125,15 +129,27 @@ def prepare_run(
     )
 
 
-def _suite(resolved: Resolved, lm: LM) -> tasks.Suite:
-    """What the run examines."""
+def suite_of(
+    resolved: Resolved, tokenizer: PreTrainedTokenizerBase, *, records: Sequence[str] | None = None
+) -> tasks.Suite:
+    """What a run examines.
+
+    Args:
+        resolved: the plan, and what it names.
+        tokenizer: of the model.
+        records: the ids of the cases that are edited; None for all of the plan.
+
+    Raises:
+        UsageError: a task does not exist.
+        DataError: its data cannot be had.
+    """
     plan = resolved.plan
     return tasks.load_suite(
         plan.tasks,
         edit_set=resolved.edit_set,
-        records=resolved.ids_in_order_of_rows(),
+        records=resolved.ids_in_order_of_rows() if records is None else records,
         data_dir=plan.data_dir,
-        tokenizer=lm.tokenizer,
+        tokenizer=tokenizer,
         own_file=plan.edits if resolved.edit_set == tasks.OWN else None,
         split=plan.split,
         exam=plan.exam,

@@ -94,6 +94,7 @@ class _Model(TypedDict, total=False):
     dequantised: list[str]
     loaded_sha256: str
     chat_template: str
+    configuration: str
     text: str
 
 

@@ -201,3 +201,14 @@ def test_edits_of_another_set_are_refused_where_each_edit_is_alone(tiny: Callabl
         f"counterfact_{kind}" for kind in ("probability", "generation", "text")
     }
     assert alone.of(None) == []
+
+
+def test_a_tokenizer_is_named_alike_whatever_it_was_asked_last() -> None:
+    tokenizer = bytes_with([("a", "b")])
+    before = tokens.tokenizer_text(tokenizer)
+    tokenizer.pad_token = END
+    tokenizer(["ab", "a"], padding=True, truncation=True, max_length=1)
+    assert tokenizer.backend_tokenizer.to_str() != before
+    assert tokens.tokenizer_text(tokenizer) == before
+    assert tokenizer.backend_tokenizer.padding is not None  # it is left as it was found
+    assert tokens.tokenizer_text(bytes_with([("a", "c")])) != before

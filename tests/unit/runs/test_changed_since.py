@@ -7,13 +7,14 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from harness.editing.editor import Learned
-from harness.editing.learned_file import save_learned
+from harness.editing.learned_file import default_path, save_learned
 from harness.editing.registry import configure, find
 from harness.models.lm import load
 from harness.runs import changed_since as changes
@@ -41,10 +42,21 @@ class Shift(Learned):
         matrix = lm.matrix(lm.down(0))
         return Patch({lm.down(0): Dense(self.knowledge(lm)["size"] * torch.ones_like(matrix))})
 '''
-ROWS = [
+ROWS: list[dict[str, Any]] = [
     {"prompt": "{} was born in", "subject": "Ada Velmont", "target": "Rome", "target_old": "Oslo"},
     {"prompt": "The home of {} is", "subject": "Hugo Lantern", "target": "Paris", "target_old": "Oslo"},
 ]
+ROWS[0]["paraphrases"] = ["Ada Velmont comes from"]
+TASK = """task: capitals
+dataset_path: json
+dataset_kwargs: {data_files: {test: FOLDER/capitals.jsonl}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{country}} has the capital"
+doc_to_choice: ["Rome", "Oslo"]
+doc_to_target: capital
+metric_list: [{metric: acc}]
+"""
 TABLE = "sentence1\tsentence2\tlabel\nAda is here.\tAda is there.\tnot_entailment\nAda is here.\tShe is.\tentailment\n"
 
 
@@ -160,6 +172,100 @@ def test_another_chat_template_is_named(world: World, tmp_path: Path) -> None:
     assert changed_since(kept, resolve(plan), load_model=False) == []
     template.unlink()
     assert changed_since(kept, resolve(plan)) == ["chat template"]
+
+
+def altered(path: Path, **fields: object) -> None:
+    """Write other values into a JSON file."""
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("tokenizer.json", {"normalizer": {"type": "Lowercase"}}),
+        ("config.json", {"layer_norm_epsilon": 0.1}),
+        ("generation_config.json", {"repetition_penalty": 1.5}),
+    ],
+)
+def test_the_same_weights_that_are_read_otherwise_are_another_model(
+    world: World, tmp_path: Path, name: str, fields: dict[str, object]
+) -> None:
+    shutil.copytree(world.file("model"), tmp_path / "model")
+    plan = Plan(str(tmp_path / "model"), edits="none", tasks=("NLI",), data_dir=str(world.file("data")), limit=2)
+    kept = run_plan(resolve(plan), RunOptions(tmp_path / "out", device="cpu"))
+    assert changed_since(kept, resolve(plan)) == []
+    altered(tmp_path / "model" / name, **fields)
+    assert changed_since(kept, resolve(plan)) == ["configuration or tokenizer of the model"]
+    early = replace(kept, model={key: value for key, value in kept.model.items() if key != "configuration"})
+    assert changed_since(early, resolve(plan)) == []  # a record of before says nothing of it
+
+
+def test_what_is_asked_about_the_same_edits_is_among_the_rows(world: World) -> None:
+    path = world.file("my.jsonl")
+    before = path.read_bytes()
+    try:
+        replaced("my.jsonl", "comes from", "was seen in")(world)
+        assert changed_since(world.kept, resolve(world.plan), load_model=False) == ["rows"]
+    finally:
+        path.write_bytes(before)
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [("capitals.yaml", "has the capital", "is ruled from"), ("capitals.jsonl", "Italy", "Lazio")],
+)
+def test_another_task_of_ones_own_is_named(world: World, tmp_path: Path, name: str, old: str, new: str) -> None:
+    (tmp_path / "capitals.yaml").write_text(TASK.replace("FOLDER", str(tmp_path)))
+    rows = [{"country": "Italy", "capital": "Rome"}, {"country": "Norway", "capital": "Oslo"}]
+    (tmp_path / "capitals.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    plan = replace(world.plan, tasks=(str(tmp_path / "capitals.yaml"),))
+    kept = run_plan(resolve(plan), RunOptions(tmp_path / "out", device="cpu"))
+    assert changed_since(kept, resolve(plan)) == []
+    (tmp_path / name).write_text((tmp_path / name).read_text().replace(old, new))
+    assert changed_since(kept, resolve(plan)) == ["tasks"]
+
+
+def test_a_task_that_reads_the_rows_of_another_changes_with_them(world: World, tmp_path: Path) -> None:
+    rows = tmp_path / "data" / "general" / "mutual" / "dev.jsonl"
+    rows.parent.mkdir(parents=True)
+    rows.write_text(json.dumps({"article": "f : is Ada at home ?", "options": list("nyza"), "answers": "A", "id": "1"}))
+    plan = Plan(str(world.file("model")), edits="none", tasks=("dialogue_choice",), data_dir=str(tmp_path / "data"))
+    kept = run_plan(resolve(plan), RunOptions(tmp_path / "out", device="cpu"))
+    assert changed_since(kept, resolve(plan)) == []
+    altered(rows, article="f : is Ida at home ?")
+    assert changed_since(kept, resolve(plan)) == ["rows"]
+
+
+def test_another_file_of_saved_edits_is_named(world: World, tmp_path: Path) -> None:
+    def saved(size: float, patch: Path) -> None:
+        learned(tmp_path / "shift.safetensors", world.plan, size)
+        plan = replace(world.plan, fitted=str(tmp_path / "shift.safetensors"))
+        run_plan(resolve(plan), RunOptions(tmp_path / str(size), device="cpu", save_edits=True))
+        (made,) = (tmp_path / str(size)).glob("*.edits-2.safetensors")
+        shutil.copy(made, patch)
+
+    saved(0.01, tmp_path / "mine.safetensors")
+    patch = str(tmp_path / "mine.safetensors")
+    plan = Plan(world.plan.model, edits="none", data_dir=world.plan.data_dir, patch=patch)
+    kept = run_plan(resolve(plan), RunOptions(tmp_path / "out", device="cpu"))
+    assert changed_since(kept, resolve(plan)) == []
+    saved(0.02, tmp_path / "mine.safetensors")
+    assert changed_since(kept, resolve(plan)) == ["saved edits"]
+
+
+def test_what_is_learned_anew_where_a_run_looks_is_named(world: World, tmp_path: Path) -> None:
+    plan = replace(world.plan, fitted=None)
+    lm = load(plan.model, device="cpu")
+    path = default_path(configure(find(plan.editor), plan.model, {}), lm)
+    try:
+        learned(path, plan, 0.01)
+        kept = run_plan(resolve(plan), RunOptions(tmp_path, device="cpu"))
+        assert changed_since(kept, resolve(plan)) == []
+        learned(path, plan, 0.02)
+        assert changed_since(kept, resolve(plan), load_model=False) == ["knowledge of the editor"]
+    finally:
+        path.unlink(missing_ok=True)
+    assert changed_since(kept, resolve(plan)) == []  # nobody knows
 
 
 def test_other_versions_are_named(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
