@@ -250,7 +250,8 @@ def _told(repeated: Iterable[tuple[Record, Record]], tolerance: float | None) ->
     moved: dict[str, Sequence[Moved]] = {}
     try:
         for kept, again in repeated:
-            moved[record_name(kept)] = _compared(kept, again, tolerance)
+            name = record_name(kept)  # of a copy, or of what a run that was stopped left beside it, too
+            moved[name] = [*moved.get(name, ()), *_compared(kept, again, tolerance)]
     finally:
         if any(moved.values()):
             terminal.write_table(moved_table(moved))

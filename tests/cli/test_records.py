@@ -128,6 +128,23 @@ def test_check_fails_on_a_number_that_moved(
     assert "documents" in found.out
 
 
+@pytest.mark.parametrize("beside", ["copy--{}", "records/{}"])
+def test_check_tells_what_moved_in_one_of_two_copies(
+    harness: Callable[..., Any], records: dict[str, Path], tmp_path: Path, beside: str
+) -> None:
+    """Whichever of the two is repeated last."""
+    shutil.copy(records["strong"], tmp_path)
+    copy = tmp_path / beside.format(records["strong"].name)
+    copy.parent.mkdir(exist_ok=True)
+    shutil.copy(records["strong"], copy)
+    first = min(copy, tmp_path / records["strong"].name)
+    content = json.loads(first.read_text())
+    content["points"][1]["tasks"]["own"]["efficacy_probability"]["value"] += 5.0
+    first.write_text(json.dumps(content))
+    found = harness("check", "--baseline", tmp_path, "--device", "cpu", "--trust-code")
+    assert (found.code, "-5.000" in found.out) == (1, True)
+
+
 def test_check_by_two_workers(harness: Callable[..., Any], records: dict[str, Path], tmp_path: Path) -> None:
     """The numbers of one worker; a plan that fails keeps neither the others nor what moved from being told."""
     folder = records["weak"].parent
