@@ -85,22 +85,33 @@ def read_records(folder: str | Path, values: bool = False) -> list[Record]:
 
 
 def record_paths(folder: str | Path) -> list[Path]:
-    """The records in a folder and its ``records`` folder, in the order of their names."""
+    """The records in a folder and its ``records`` folder, in the order of their names; only files are looked at.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
     found = sorted([*Path(folder).glob("*.json"), *Path(folder).glob("records/*.json")])
-    return [path for path in found if _looks_like_record(path)]
+    return [path for path in found if path.is_file() and _looks_like_record(path)]
 
 
 def _looks_like_record(path: Path) -> bool:
     """Whether the file starts as a record does: a truncated one is an error, a file of another kind is not."""
-    with path.open("rb") as file:
-        return re.match(rb'\s*\{\s*"schema"', file.read(64)) is not None
+    try:
+        with path.open("rb") as file:
+            return re.match(rb'\s*\{\s*"schema"', file.read(64)) is not None
+    except OSError as error:
+        raise _unreadable(path, error) from error
 
 
 def _bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); give the JSON of a run") from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> DataError:
+    return DataError(f"{path}: cannot be read ({error.strerror}); give the JSON of a run")
 
 
 def _json(path: Path, content: bytes) -> Any:

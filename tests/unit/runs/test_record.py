@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -296,6 +297,25 @@ def test_a_folder_is_read_in_order_and_other_files_are_passed_over(tmp_path: Pat
         read_records(_empty(tmp_path))
     with pytest.raises(DataError, match="no such folder"):
         read_records(tmp_path / "nowhere")
+
+
+def test_what_is_called_like_a_record_and_is_no_file_is_passed_over(tmp_path: Path) -> None:
+    write(tmp_path, make())
+    (tmp_path / "folder.json").mkdir()
+    (tmp_path / "link.json").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(tmp_path / "pipe.json")
+    assert [record.id for record in read_records(tmp_path)] == [make().id]
+
+
+def test_a_file_of_another_user_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path, make())
+
+    def refused(self: Path, *_: object) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(DataError, match=re.escape(f"{path}: cannot be read (Permission denied)")):
+        read_records(tmp_path)
 
 
 def _empty(tmp_path: Path) -> Path:
