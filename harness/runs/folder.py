@@ -23,7 +23,7 @@ def exclusive(folder: str | Path, record: str) -> Iterator[None]:
         record: the id of the record.
 
     Raises:
-        UsageError: the folder cannot be written to, or another run holds the record.
+        UsageError: the folder cannot be written to, has no locks, or another run holds the record.
     """
     folder = Path(folder)
     require_writable(folder)
@@ -34,6 +34,12 @@ def exclusive(folder: str | Path, record: str) -> Iterator[None]:
         raise UsageError(
             f"{folder}: another run is writing the record {record[:8]} of this plan; wait for it to end or choose "
             "another --output"
+        ) from error
+    except (OSError, NotImplementedError) as error:  # of a file system without locks, or of a file of another user
+        reason = getattr(error, "strerror", None) or "no locks"
+        raise UsageError(
+            f"{folder}: the record {record[:8]} cannot be held ({reason}); choose a folder of your own, on a file "
+            "system that has locks, with --output"
         ) from error
     try:
         yield

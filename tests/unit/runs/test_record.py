@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from harness.errors import DataError, UsageError
 from harness.exam.numbers import summarise
@@ -407,6 +408,16 @@ def test_a_second_run_of_the_same_plan_is_told(tmp_path: Path) -> None:
     with exclusive(tmp_path, make().id), RecordWriter(tmp_path, make()) as writer:  # released
         writer.complete()
     assert list(tmp_path.glob(".*.lock")) == []
+
+
+@pytest.mark.parametrize("error", [OSError(37, "No locks available"), NotImplementedError("no flock here")])
+def test_a_folder_without_locks_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(FileLock, "acquire", refused)
+    with pytest.raises(UsageError, match="the record 11111111 cannot be held"), exclusive(tmp_path, "1" * 16):
+        pytest.fail("nobody holds it")
 
 
 def test_runs_of_other_plans_write_to_the_same_folder_at_the_same_time(tmp_path: Path) -> None:
