@@ -13,6 +13,7 @@ from harness.editing.editor import Editor
 from harness.exam.exam_parts import exam_parts
 from harness.exam.prompting import told
 from harness.runs.estimate import CostEstimate
+from harness.runs.record import record_name
 from harness.runs.resolve import Resolved
 from harness.runs.runner import finished
 
@@ -123,8 +124,7 @@ def _record(resolved: Resolved, folder: Path) -> str:
     """Whether there is one."""
     kept = finished(resolved, folder, load_model=False)
     if kept is not None:
-        (path,) = folder.glob(f"*--{kept.id[:8]}.json")
-        return f"complete: {path}"
+        return f"complete: {folder / record_name(kept)}.json"
     begun = sorted(folder.glob(f"*--{resolved.id[:8]}.partial.json"))
     return f"begun, goes on: {begun[0]}" if begun else f"none yet in {folder}"
 

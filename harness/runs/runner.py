@@ -24,12 +24,13 @@ from harness.runs.new_record import new_record
 from harness.runs.options import RunOptions
 from harness.runs.portions import Portions, is_divided, patches_of, remove_portions
 from harness.runs.prepare import VOID, Prepared, prepare_run
-from harness.runs.record import Record
+from harness.runs.record import Record, record_name
 from harness.runs.record_file import read_record
 from harness.runs.resolve import Resolved
 from harness.runs.resume import StateFile, packages_of
 from harness.runs.saved_edits import save_edits
 from harness.runs.threads import one_thread_if_small
+from harness.runs.ties import untied
 from harness.runs.writer import RecordWriter, depends_on
 
 __all__ = ["finished", "run_plan", "run_shard"]
@@ -41,7 +42,8 @@ def finished(resolved: Resolved, folder: Path, *, load_model: bool = True) -> Re
     """The complete record of a plan in a folder; None where there is none, or one of something else, which a line says.
 
     Something else: the model's weights, the edits, the rows of a task, the editor's file, what it has learned, or a
-    version have changed since, while the plan names the same.
+    version have changed since, while the plan names the same; or the record was changed by hand. A copy of a record
+    under another name is none.
 
     Args:
         resolved: the plan, and what it names.
@@ -53,7 +55,11 @@ def finished(resolved: Resolved, folder: Path, *, load_model: bool = True) -> Re
     """
     for path in folder.glob(f"*--{resolved.id[:8]}.json"):
         found = read_record(path, values=True)
-        if found.id != resolved.id or found.status != "complete":
+        if found.id != resolved.id or found.status != "complete" or path.stem != record_name(found):
+            continue
+        other = next(untied(found, intervals=False), None)
+        if other is not None:
+            log.warning("%s: %s: it or its values were changed after the run; it is not taken", path, other)
             continue
         changed = changed_since(found, resolved, load_model=load_model)
         if not changed:

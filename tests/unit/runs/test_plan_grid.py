@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console, RenderableType
 
 from harness.cli.edit_and_measure import PlanOptions
 from harness.editing.editor import Wrapper
@@ -15,6 +17,7 @@ from harness.editing.registry import compose, configure
 from harness.editing.schedule import plain_mode, stops
 from harness.errors import UsageError
 from harness.exam import tasks
+from harness.reports.plan_table import plan_table
 from harness.runs.options import RunOptions
 from harness.runs.plan import Plan
 from harness.runs.plan_grid import expand
@@ -199,5 +202,32 @@ def test_what_is_complete_is_found_by_its_plan(checkpoint: Callable[..., Path], 
     rows.write_text(rows.read_text().replace("Paris", "Rome"))
     assert finished(resolve(plan), out) == kept
     path = out / f"{record_name(kept)}.json"
-    path.write_text(path.read_text().replace('"complete"', '"failed"'))
+    (out / f"old--{path.name}").write_bytes(path.read_bytes())
+    assert f"complete: {path}" in shown(plan_table(resolve(plan), out))  # a copy changes nothing
+    whole = path.read_text()
+    path.unlink()
+    assert finished(resolve(plan), out) is None  # and is none itself
+    path.write_text(whole.replace('"complete"', '"failed"'))
     assert finished(resolve(plan), out) is None
+
+
+def test_what_was_changed_by_hand_is_told_and_made_again(
+    checkpoint: Callable[..., Path], nudge: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = tmp_path / "my.jsonl"
+    rows.write_text('{"prompt": "{} was born in", "subject": "Ada Velmont", "target": "Rome", "target_old": "Oslo"}\n')
+    plan = Plan(str(checkpoint("gpt2")), nudge, {"scale": 3.0}, str(rows), mode="batch", exam=("probability",))
+    kept = run_plan(resolve(plan), RunOptions(tmp_path, device="cpu"))
+    kept.tasks(1)["own"]["efficacy_probability"]["value"] += 0.5
+    (tmp_path / f"{record_name(kept)}.json").write_text(json.dumps(kept.to_json()))
+    assert finished(resolve(plan), tmp_path) is None
+    assert "own efficacy_probability after 1 edits, the value is" in caplog.messages[-1]
+    assert caplog.messages[-1].endswith("changed after the run; it is not taken")
+
+
+def shown(table: RenderableType) -> str:
+    """What is printed of a table."""
+    console = Console(width=1000)
+    with console.capture() as captured:
+        console.print(table)
+    return captured.get()
