@@ -412,7 +412,7 @@ FITTED = Option("--fitted", "What the editor has learned.", otherwise="that of `
 DATA_DIR = Option("--data-dir", "Rows: 'mini', a folder, or 'hub'.", otherwise="mini for shipped models, else hub")
 TEXT = Option("--text", "Plain text for second moments: a file, a folder, or a Hub data set.")
 LIMIT = Option("--limit", "Documents of each task.", int)
-SEED = Option("--seed", "Of everything random.", int, otherwise="0")
+SEED = Option("--seed", "Of everything random.", click.IntRange(0, 2**32 - 1), otherwise="0")
 SEEDS = Option("--seeds", "Several runs, such as 0,1,2, each with its own seed and order of the edits.")
 DTYPE = Option("--dtype", "float32, bfloat16, float16, float64, or auto: that of the checkpoint.", otherwise="float32")
 MODEL_ARGS = Option(

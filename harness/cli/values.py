@@ -86,7 +86,7 @@ def yes_no_or_name(text: str | None) -> bool | str | None:
 
 def text_or_token(text: str | None) -> int | str | None:
     """The number of a token, where a text is one; else the text."""
-    return int(text) if text is not None and text.isdigit() else text
+    return int(text) if text is not None and text.isdecimal() else text
 
 
 def integers(text: str, option: str) -> list[int]:
@@ -96,7 +96,7 @@ def integers(text: str, option: str) -> list[int]:
         UsageError: one of them is none.
     """
     parts = text.split(",")
-    if not all(part.strip().isdigit() for part in parts):
+    if not all(part.strip().isdecimal() for part in parts):
         raise UsageError(f"{option} '{text}': expected numbers separated by commas, for example {option} 3,4,5")
     return [int(part) for part in parts]
 

@@ -29,6 +29,9 @@ UNEDITED = "none"
 """The name of the editor that edits nothing."""
 
 
+_SEEDS = 2**32
+"""How many there are: generators take no negative ones, and editors draw from multiples of theirs."""
+
 _THINKS = "belief"
 """The task that thinks without being told of a mark: it brings its own."""
 
@@ -124,6 +127,8 @@ class Plan:
             value = getattr(self, name)
             if isinstance(value, int) and value < 1:
                 raise UsageError(f"{name} is {value}, expected at least 1; leave it out to {otherwise}")
+        if isinstance(self.seed, int) and not 0 <= self.seed < _SEEDS:
+            raise UsageError(f"seed is {self.seed}, expected a whole number from 0 to {_SEEDS - 1}")
         if self.order not in ("file", "random"):
             raise UsageError(f"order is '{self.order}', expected file or random")
         _ = self.prompting  # tells of fields that do not go together

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from harness.cli.edit_and_measure import PlanOptions
+from harness.cli.values import integers, text_or_token
 from harness.errors import UsageError
 from harness.runs.defaults import note_rows
 from harness.runs.identity import SCHEMA, digest
@@ -151,6 +152,8 @@ def test_who_may_mean_edits_by_the_size_of_a_batch_is_told(caplog: pytest.LogCap
         ({"settings": {"lr": date(2020, 1, 1)}}, "'settings' holds lr=2020-01-01, a date; give a number or text"),
         ({"settings": {"layers": [b"1"]}}, "'settings' holds layers=b'1', a bytes; give a number or text"),
         ({"settings": {"lr": 0.1, 1: 2}}, "'settings' names 1, expected a name such as layers"),
+        ({"seed": -1}, "seed is -1, expected a whole number from 0 to 4294967295"),
+        ({"seed": 2**32}, "seed is 4294967296, expected a whole number from 0 to 4294967295"),
         ({"tasks": 5}, "'tasks' is 5, expected names"),
         ({"tasks": {"NLI": 1}}, "'tasks' is {'NLI': 1}, expected names"),
         ({"tasks": ["NLI", 3]}, r"'tasks' is \['NLI', 3\], expected names"),
@@ -290,6 +293,13 @@ def test_a_setting_is_yaml(text: str, value: object) -> None:
     found = cli(settings=(f"field={text}",)).settings["field"]
     assert found == value
     assert type(found) is type(value)
+
+
+def test_a_digit_that_stands_for_no_number() -> None:
+    with pytest.raises(UsageError, match="--seeds '0,²': expected numbers separated by commas"):
+        integers("0,²", "--seeds")
+    assert text_or_token("²") == "²"
+    assert text_or_token("12") == 12
 
 
 @pytest.mark.parametrize("text", ["field", "=3", "field=[1", "field={", "field=2020-13-45"])
