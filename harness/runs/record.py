@@ -120,16 +120,23 @@ _FIELDS = [f.name for f in fields(Record) if f.name not in _BESIDE]
 _ORDER = ["schema", *(key for key in _FIELDS if key != "schema")]
 
 
+_LONG = 40
+"""Characters of a part of a name: with all that is put behind it, a name is to have no more than 255."""
+
+
 def record_name(record: Record) -> str:
     """The file name of a record without its ending, such as ``mini--memit--counterfact-50--batch--1a2b3c4d``."""
-    edits = f"{record.edits.get('dataset') or 'no-edits'}-{record.edits.get('count', 0)}"
-    parts = [record.model.get("name", "model"), record.editor.get("name", "editor"), edits, record.plan.get("mode", "")]
-    return "--".join([*(_slug(str(part)) for part in parts if part), _slug(record.id[:8])])
+    edits = f"{_slug(str(record.edits.get('dataset') or 'no-edits'))}-{record.edits.get('count', 0)}"
+    about = [record.model.get("name", "model"), record.editor.get("name", "editor")]
+    last = [record.plan.get("mode", ""), record.id[:8]]
+    before, behind = ([_slug(str(part)) for part in parts if part] for parts in (about, last))
+    return "--".join([*before, edits, *behind])
 
 
 def _slug(text: str) -> str:
-    """The last part of a path or Hub name, in characters that every file system takes."""
-    return re.sub(r"[^A-Za-z0-9+._]+", "-", text.rstrip("/").rsplit("/", 1)[-1]).strip("-.") or "unnamed"
+    """The last part of a path or Hub name, in characters that every file system takes, and no more than it takes."""
+    last = re.sub(r"[^A-Za-z0-9+._]+", "-", text.rstrip("/").rsplit("/", 1)[-1])
+    return last.strip("-.")[:_LONG].rstrip("-.") or "unnamed"
 
 
 def _plain(value: Any) -> Any:

@@ -85,6 +85,18 @@ def test_the_name_is_one_file_name(given: str, part: str) -> None:
     assert "/" not in name
 
 
+def test_a_long_name_leaves_room_for_what_is_put_behind_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files.socket, "gethostname", lambda: "h" * 63)
+    long = make(
+        model={"name": "m" * 250}, editor={"name": "e" * 90}, edits={"dataset": "d" * 90 + ".jsonl", "count": 7}
+    )
+    assert "-7--" in record_name(long)
+    with RecordWriter(tmp_path, long) as writer:
+        writer.measured(0, "NLI", numbers={}, values={})
+        writer.complete()
+    assert read_record(writer.path).status == "complete"
+
+
 def test_versions_name_what_computed_the_numbers() -> None:
     found = versions()
     assert set(found) == {"python", "harness", "torch", "transformers", "lm_eval", "numpy", "scikit-learn"}
