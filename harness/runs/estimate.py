@@ -23,7 +23,7 @@ from harness.editing.schedule import Stop
 from harness.exam import measure, neutral_text, tasks
 from harness.exam.adapter import EditedLM
 from harness.exam.asked import Asked, asked_by_document, asked_in_all
-from harness.io.cache import cache_apart
+from harness.io.cache import cache_apart, cache_folder
 from harness.methods import second_moments
 from harness.models.lm import shipped
 from harness.patches.patch import Part, Patch
@@ -103,9 +103,11 @@ def estimate_run(resolved: Resolved, options: RunOptions) -> CostEstimate:
 
 def _estimated(resolved: Resolved, options: RunOptions, held: ExitStack) -> CostEstimate:
     clock = Clock(options.report, options.device)
+    cache_folder()  # an address that cannot be used is told before a model is loaded
+    held.enter_context(cache_apart())  # what the model knows is asked for as a run asks, and kept by a run alone
     with clock.phase("load"):
         ready = prepare_run(resolved, options.placement, options.report, held=held, cache=options.cache)
-    with one_thread_if_small(ready.lm), cache_apart():
+    with one_thread_if_small(ready.lm):
         trial = _Trial(ready, options)
         unedited = trial.unedited()
         edited = trial.edited() if ready.resolved.edits_any else []

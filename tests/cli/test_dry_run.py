@@ -85,7 +85,10 @@ def test_it_finds_the_record_of_the_same_call(
     assert begun["record"].replace(" ", "") == f"begun,goeson:{partial}"
 
 
-def test_it_says_what_each_phase_will_take(harness: Callable[..., Any], arguments: list[str], tmp_path: Path) -> None:
+def test_it_says_what_each_phase_will_take(
+    harness: Callable[..., Any], arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
     found = harness(*arguments, "--dry-run", "--output", tmp_path / "out")
     assert (found.code, found.err) == (0, "")
     lines = [line.split() for line in found.out.splitlines()]
@@ -96,3 +99,4 @@ def test_it_says_what_each_phase_will_take(harness: Callable[..., Any], argument
     assert "2 edits" in lines[-1] or "2 edits;" in found.out
     assert "bytes of changes" in found.out
     assert not (tmp_path / "out").exists()
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
