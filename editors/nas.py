@@ -13,6 +13,7 @@ from typing import Literal
 from harness.editing.edit import Edit
 from harness.editing.editor import Editor, Pass, Wrapper, own_memory
 from harness.editing.hyperparameters import Positive
+from harness.editing.made import made
 from harness.methods.locate_then_edit import LocateThenEdit, with_hyperparameters
 from harness.models.lm import LM
 from harness.patches.patch import Patch
@@ -67,7 +68,7 @@ class NormAnchorScaling(Wrapper):
         if not edits:
             return Patch(memory=memory)
         anchor = before.anchor if before else self.anchor or self._found(lm, edits)
-        patch = self._anchored(anchor).edit(lm, edits, before.inner if before else None)
+        patch = made(self._anchored(anchor), lm, edits, memory=before.inner if before else None)
         return self.increment(lm, patch.remember(Anchored(anchor, patch.memory)))
 
     def passes(self, lm: LM, edits: Sequence[Edit]) -> Iterator[Pass]:

@@ -110,7 +110,7 @@ class Prune(Wrapper):
         Raises:
             NumericalError: a change is not finite, or a weight is zero everywhere.
         """
-        total = self.inner.finish(lm, total)
+        total = super().finish(lm, total)
         weights, grown = dict(total.weights), []
         for name, delta in total.weights.items():
             if len(delta.shape) == 2:

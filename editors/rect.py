@@ -19,6 +19,7 @@ from torch import Tensor
 from harness.editing.edit import Edit
 from harness.editing.editor import Pass, Wrapper
 from harness.editing.hyperparameters import Share
+from harness.editing.made import made, made_each
 from harness.models.lm import LM
 from harness.patches.delta import Delta, Dense, LowRank
 from harness.patches.patch import Patch
@@ -101,11 +102,11 @@ class Rect(Wrapper):
 
     def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:
         """What is kept of the inner increment."""
-        return self._reduced(lm, edits, self.inner.edit(lm, edits, memory))
+        return self._reduced(lm, edits, made(self.inner, lm, edits, memory=memory))
 
     def edit_each(self, lm: LM, edits: Sequence[Edit]) -> list[Patch]:
         """What is kept of each inner patch."""
-        patches = self.inner.edit_each(lm, edits)
+        patches = made_each(self.inner, lm, edits)
         return [self._reduced(lm, [edit], patch) for edit, patch in zip(edits, patches, strict=True)]
 
     def passes(self, lm: LM, edits: Sequence[Edit]) -> Iterator[Pass]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from harness.editing.edit import Edit
 from harness.editing.editor import Pass, Wrapper, own_memory
 from harness.editing.hyperparameters import Positive
+from harness.editing.made import made, made_each
 from harness.errors import UsageError
 from harness.methods.descent import tokenise
 from harness.methods.keys import read_every_token
@@ -110,23 +111,23 @@ class SimIE(Wrapper):
         if not edits:
             return Patch(memory=memory)
         with self._started(lm, known):
-            made = self.inner.edit(lm, edits, known.inner)
-            keys = {name: torch.cat(rows) for name, rows in self._keys(lm, edits, made).items()}
+            given = made(self.inner, lm, edits, memory=known.inner)
+            keys = {name: torch.cat(rows) for name, rows in self._keys(lm, edits, given).items()}
         original = {name: lm.matrix(name).clone() for name in keys} | dict(known.original)
         weights = {}
-        for name, delta in made.weights.items():
+        for name, delta in given.weights.items():
             behind = double(original[name]) - double(lm.matrix(name)) if name in known.original else None
             weights[name] = self._joined(delta, behind, keys[name], earlier=known.sums.get(name))
         sums = {name: sum_key_products(key, known.sums.get(name)) for name, key in keys.items()}
         kept = original if self.start == "unedited" else {}
-        return replace(made, weights=weights, memory=Ideal(made.memory, kept, {**known.sums, **sums}))
+        return replace(given, weights=weights, memory=Ideal(given.memory, kept, {**known.sums, **sums}))
 
     def edit_each(self, lm: LM, edits: Sequence[Edit]) -> list[Patch]:
         """Independent edits, each the first on the unedited model; no edit remembers."""
-        made = self.inner.edit_each(lm, edits)
-        keys = self._keys(lm, edits, *made)
+        each = made_each(self.inner, lm, edits)
+        keys = self._keys(lm, edits, *each)
         found = []
-        for i, patch in enumerate(made):
+        for i, patch in enumerate(each):
             parts = patch.weights.items()
             weights = {name: self._joined(delta, None, keys[name][i], earlier=None) for name, delta in parts}
             found.append(replace(patch, weights=weights, memory=Ideal(patch.memory)))

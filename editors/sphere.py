@@ -17,6 +17,7 @@ from torch import Tensor
 from harness.editing.edit import Edit
 from harness.editing.editor import Wrapper
 from harness.editing.hyperparameters import Share
+from harness.editing.made import made_each
 from harness.models.lm import LM
 from harness.patches.delta import Delta, Dense, LowRank, double
 from harness.patches.patch import Patch
@@ -86,7 +87,7 @@ class Sphere(Wrapper):
     def edit_each(self, lm: LM, edits: Sequence[Edit]) -> list[Patch]:
         """The inner patches, projected; the directions of a matrix are the same for all, and found once."""
         directions = functools.cache(functools.partial(self._directions, lm))
-        return [self._projected(patch, directions) for patch in self.inner.edit_each(lm, edits)]
+        return [self._projected(patch, directions) for patch in made_each(self.inner, lm, edits)]
 
     def _directions(self, lm: LM, name: str) -> Tensor:
         """The principal directions of a matrix on the side that is projected."""

@@ -218,6 +218,39 @@ def test_rect_reduces_the_change_after_every_pass(fresh, edits):
             assert int((delta.dense() != 0).sum()) <= round(0.4 * delta.shape.numel())
 
 
+@dataclass(frozen=True)
+class Silent(Memit):
+    """An editor that forgets to return what it made."""
+
+    name = "silent"
+
+    def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:
+        return None  # type: ignore[return-value]
+
+    def edit_each(self, lm: LM, edits: Sequence[Edit]) -> list[Patch]:
+        return [self.edit(lm, [edit]) for edit in edits]
+
+    def finish(self, lm: LM, total: Patch) -> Patch:
+        return None  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("mode", ["isolated", "batch", "sequential"])
+@pytest.mark.parametrize("name", [name for name in editor_names() if issubclass(find(name), Wrapper)])
+def test_what_the_wrapped_editor_gave_is_looked_at(tiny, edits, name, mode):
+    lm = tiny("gpt2")
+    editor = Recipe(f"silent+{name}", (Silent, find(name))).build(
+        lm, {"nas.anchor": 1.0} if name == "nas" else {}, seed=0
+    )
+    with pytest.raises(UsageError, match=r"^silent: edit\(\) gave None, expected a Patch; ") as told:
+        list(walk(editor, lm, edits[:2], mode=mode, batch_size=None, at=[2]))
+    assert "\n" not in str(told.value)
+
+
+def test_what_the_wrapped_editor_makes_of_the_sum_is_looked_at(tiny):
+    with pytest.raises(UsageError, match=r"^silent: finish\(\) gave None, expected a Patch; "):
+        Prune(inner=Silent()).finish(tiny("gpt2"), Patch())
+
+
 def test_rome_is_a_method_of_one_fact_in_every_wrapping():
     assert not compose("rome+prune").cls.batch
     assert Prune(inner=Rect(inner=Rome())).root == Rome()
