@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from harness.editing.edit import Edit
 from harness.editing.editor import Editor
@@ -60,7 +60,7 @@ def attribution(lm: LM, ids: Sequence[int], *, token: int, steps: int, neuron: S
             activation function.
 
     Returns:
-        ``[layers, f]``.
+        ``[layers, f]``; zero behind the last neuron of a layer that has fewer than another.
 
     Raises:
         NumericalError: an attribution is not finite; names the layer.
@@ -82,7 +82,7 @@ def attribution(lm: LM, ids: Sequence[int], *, token: int, steps: int, neuron: S
         found.append(at_least_float32(activation) / steps * torch.stack(slopes).sum(0))
         if not bool(torch.isfinite(found[-1]).all()):
             raise NumericalError(f"the attribution of layer {layer} is not finite; load the model in float32")
-    return torch.stack([row.to(lm.device) for row in found])
+    return nn.utils.rnn.pad_sequence([row.to(lm.device) for row in found], batch_first=True)
 
 
 def _slope(lm: LM, ids: Sequence[int], *, token: int, name: str, scaled: Tensor, entering: bool) -> Tensor:
@@ -235,7 +235,7 @@ class KnowledgeNeurons(Editor):
         vector = self._vector(lm, edit)
         weights = {}
         for layer in sorted({layer for layer, _ in found}):
-            chosen = torch.zeros(1, lm.arch.inner, device=vector.device, dtype=vector.dtype)
+            chosen = torch.zeros(1, lm.arch.each[layer].inner, device=vector.device, dtype=vector.dtype)
             chosen[0, [index for at, index in found if at == layer]] = 1.0
             weights[lm.down(layer)] = LowRank(vector[:, None], chosen)
         return Patch(weights)

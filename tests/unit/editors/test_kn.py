@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor
@@ -10,6 +12,7 @@ from editors import kn
 from editors.kn import KnowledgeNeurons, attribution, greedy
 from harness.editing.edit import Edit
 from harness.errors import DataError, UsageError
+from harness.models.lm import LM
 from harness.patches.delta import LowRank
 from harness.patches.patch import patched
 
@@ -89,6 +92,26 @@ def test_many_points_are_taken_in_portions(fresh, monkeypatch):
     whole = attribution(lm, ids, token=5, steps=20)
     monkeypatch.setattr(kn, "_ROWS", 7)
     assert torch.allclose(attribution(lm, ids, token=5, steps=20), whole, atol=1e-9)
+
+
+@pytest.mark.parametrize("neuron", ["activation", "pre_activation"])
+def test_layers_may_have_different_numbers_of_neurons(fresh, edits, neuron):
+    """The last neurons of a layer are idle and without effect; the model without them is edited alike."""
+    lm = fresh("gpt2")
+    block = copy.deepcopy(lm.model)
+    lm.model.transformer.h[1].mlp.c_proj.weight[40:] = 0
+    mlp = block.transformer.h[1].mlp
+    for module, weight in ((mlp.c_fc, mlp.c_fc.weight[:, :40]), (mlp.c_proj, mlp.c_proj.weight[:40])):
+        module.weight = torch.nn.Parameter(weight.clone(), requires_grad=False)
+    mlp.c_fc.bias, mlp.c_fc.nf = torch.nn.Parameter(mlp.c_fc.bias[:40].clone(), requires_grad=False), 40
+    narrow = LM.wrap(block, lm.tokenizer, name="narrow", text=lm.text)
+    assert [layer.inner for layer in narrow.arch.each] == [64, 40, 64]
+    method = KnowledgeNeurons(steps=4, threshold=0.05, neuron=neuron)
+    ours, wanted = (method.edit(one, edits[:1]) for one in (narrow, lm))
+    assert narrow.down(1) in ours.weights and ours.weights.keys() == wanted.weights.keys()
+    for name, delta in ours.weights.items():
+        found = delta.dense()
+        assert torch.allclose(found, wanted.weights[name].dense()[:, : found.shape[1]], atol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
