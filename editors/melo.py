@@ -327,11 +327,15 @@ class Melo(Editor):
         """See that the query is read before what it switches on.
 
         Raises:
-            UsageError: a layer with adapters is not above that of the query.
+            UsageError: a layer with adapters is not above that of the query, or there is none above it.
             ModelError: the model has no layer above it, or a matrix is missing.
         """
         if lm.arch.layers < 2:
             raise ModelError(f"{lm.name} has one layer, and melo reads in one what it adds in a later; take grace")
+        if self.at(lm) == lm.arch.layers - 1:
+            raise UsageError(
+                f"melo: layer is {self.at(lm)}, the last of {lm.name}, which has none above it; give a lower one"
+            )
         low = [layer for layer in self.layers or () if layer <= self.at(lm)]
         if low:
             raise UsageError(f"melo: layers names {low[0]}, which is not above {self.at(lm)}, that of the query")

@@ -180,6 +180,9 @@ def test_what_the_user_is_told(tiny, edits):
     lm = tiny("gpt2")
     with pytest.raises(UsageError, match="layers names 1, which is not above 1, that of the query"):
         Melo(layer=1, layers=(1, 2)).require(lm)
+    for others in ({}, {"modules": ("c_fc",)}, {"layers": (2,)}):
+        with pytest.raises(UsageError, match=r"^melo: layer is 2, the last of tiny-gpt2, .* give a lower one$"):
+            Melo(layer=2, **others).require(lm)
     with pytest.raises(UsageError, match="memory is a int of another editor"):
         Melo(**FEW).edit(lm, edits, 7)
     with pytest.raises(UsageError, match=r"'modules' names 'c_fx', which is no matrix of a layer .did you mean c_fc"):
