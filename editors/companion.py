@@ -20,7 +20,7 @@ from harness.editing import patch_file
 from harness.editing.directions import DIRECTIONS
 from harness.editing.edit import Edit
 from harness.editing.editor import Editor, Pass, own_memory
-from harness.editing.hyperparameters import Count, NotNegative, Positive
+from harness.editing.hyperparameters import Count, NotNegative, Positive, require_effect
 from harness.editing.registry import configure, find
 from harness.errors import DataError, ModelError
 from harness.methods.logit_ensemble import combine_logits, common_vocabulary
@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from transformers.cache_utils import Cache
 
 __all__ = ["Companion", "Ensemble", "GrowingText"]
+
+
+_LEARNING = ("k", "unusual", "lr", "kl", "epochs", "kl_text")
+"""What is handed on to the method that finetunes the companion, beside the seed."""
 
 
 @functools.lru_cache(maxsize=1)
@@ -223,6 +227,11 @@ class Companion(Editor):
     kl_text: str | None = None
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.patch is not None:
+            require_effect(self, _LEARNING, where="on the change that 'patch' holds; leave one of them out")
+
     def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:
         """What the companion learns of the edits; the memory is what it has learned so far."""
         before = own_memory(memory, _Memory)
@@ -268,8 +277,7 @@ class Companion(Editor):
         return {"companion": small.fingerprint(), "method": self._method(small).hyperparameters()}
 
     def _method(self, small: LM) -> Editor:
-        fields = ("k", "unusual", "lr", "kl", "epochs", "kl_text", "seed")
-        given = {name: getattr(self, name) for name in fields if getattr(self, name) is not None}
+        given = {name: getattr(self, name) for name in (*_LEARNING, "seed") if getattr(self, name) is not None}
         return configure(find(self.method), small.name, given)
 
     def _felt(self, lm: LM, small: LM, change: Patch, editor: str = method) -> Patch:

@@ -16,7 +16,7 @@ from typing import ClassVar
 from harness.editing.directions import DIRECTIONS, Normalisation
 from harness.editing.edit import Edit
 from harness.editing.editor import Editor
-from harness.editing.hyperparameters import Count, NotNegative, Positive
+from harness.editing.hyperparameters import Count, NotNegative, Positive, require_effect
 from harness.errors import UsageError
 from harness.methods.descent import DescentSettings, Loss, descend, down_projection_parameters
 from harness.methods.keys import layer_at_depth, require_layers
@@ -74,8 +74,11 @@ class FineTuning(Editor):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.wd_power_law is not None and len(self.wd_power_law) != 2:
+        if self.wd_power_law is None:
+            return
+        if len(self.wd_power_law) != 2:
             raise UsageError(f"ft: 'wd_power_law' is {self.wd_power_law}, expected two numbers, a and b of n^a e^b")
+        require_effect(self, ["weight_decay"], where="beside 'wd_power_law'; leave one of them out")
 
     def places(self, lm: LM) -> Sequence[str]:
         """The down-projections that are trained."""

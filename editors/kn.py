@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from harness.editing.edit import Edit
 from harness.editing.editor import Editor
-from harness.editing.hyperparameters import Count, NotNegative, Share
+from harness.editing.hyperparameters import Count, NotNegative, Share, require_effect
 from harness.errors import DataError, ModelError, NumericalError, UsageError
 from harness.methods.descent import first_matrix
 from harness.methods.keys import Unedited, take_unedited, template_notes
@@ -181,6 +181,11 @@ class KnowledgeNeurons(Editor):
         "mini-llama": {"remove": 1.0, "add": 8.0},
         "mini": {"threshold": 0.5, "remove": 1.0, "add": 1.0},
     }
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.refine:
+            require_effect(self, ["paraphrases"], where="without --set refine=true")
 
     def places(self, lm: LM) -> Sequence[str]:
         """All down-projections: a neuron may be in any layer."""

@@ -6,7 +6,7 @@ import functools
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import Field, dataclass, fields
 from typing import Annotated, Any
@@ -22,6 +22,7 @@ __all__ = [
     "cast",
     "hints",
     "plain",
+    "require_effect",
     "require_range",
     "require_some",
     "settable",
@@ -138,6 +139,22 @@ def require_some(editor: str, key: str, value: object) -> None:
         raise UsageError(f"{editor}: '{key}' is {value!r}, expected a finite number")
     if value == ():
         raise UsageError(f"{editor}: '{key}' is an empty list, expected at least one; leave it out for the default")
+
+
+def require_effect(editor: Any, names: Iterable[str], *, where: str) -> None:
+    """Refuse settings that are without effect beside another one, but for their defaults.
+
+    Args:
+        editor: the editor.
+        names: the fields that are without effect.
+        where: beside what, for the error.
+
+    Raises:
+        UsageError: one of them is set.
+    """
+    for name in names:
+        if getattr(editor, name) != settable(type(editor))[name].default:
+            raise UsageError(f"{editor.name}: '{name}' has no effect {where}")
 
 
 def cast(editor: str, key: str, value: object, *, wanted: object) -> object:

@@ -60,7 +60,7 @@ def test_their_neurons(golden, case, precision):
     """Those of the first prompt, and those that are found behind more than half of the prompts."""
     told, lm = golden.json(f"{FOLDER}/expected.json")[precision][case], golden.lm("tiny-gpt2", precision)
     edit = edit_of_case(golden, case)
-    coarse = released(golden, case, refine=False)._neurons(lm, edit, ("{}",))
+    coarse = released(golden, case, refine=False, paraphrases=None)._neurons(lm, edit, ("{}",))
     assert coarse == sorted(map(tuple, told["coarse_first_prompt"]))
     assert released(golden, case)._neurons(lm, edit, ("{}",)) == sorted(map(tuple, told["refined"]))
 

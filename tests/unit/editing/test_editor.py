@@ -14,6 +14,9 @@ from typing import Annotated, ClassVar, Literal
 import pytest
 import torch
 
+from editors.companion import Companion
+from editors.ft import FineTuning
+from editors.kn import KnowledgeNeurons
 from harness.editing import registry
 from harness.editing.edit import Edit, Example, Probe
 from harness.editing.editor import Editor, Learned, Wrapper
@@ -187,6 +190,35 @@ def test_a_number_out_of_its_range_is_refused_wherever_it_comes_from(
     ):
         with pytest.raises(UsageError, match=message):
             make()
+
+
+WITHOUT_EFFECT = [
+    (
+        FineTuning,
+        {"wd_power_law": (0.5, 0.1), "weight_decay": 0.1},
+        "ft: 'weight_decay' has no effect beside 'wd",
+    ),
+    (KnowledgeNeurons, {"paraphrases": ("Where is {}?",)}, "kn: 'paraphrases' has no effect without --set refine=true"),
+    (
+        Companion,
+        {"patch": "a.safetensors", "lr": 0.1},
+        "companion: 'lr' has no effect on the change that 'patch'",
+    ),
+    (
+        Companion,
+        {"patch": "a.safetensors", "kl": 0.0},
+        "companion: 'kl' has no effect on the change that 'patch'",
+    ),
+]
+
+
+@pytest.mark.parametrize(("method", "settings", "said"), WITHOUT_EFFECT)
+def test_a_setting_without_effect_is_refused(method: type[Editor], settings: dict[str, object], said: str) -> None:
+    with pytest.raises(UsageError, match=f"^{re.escape(said)}") as told:
+        configure(method, "x", settings)
+    assert "\n" not in str(told.value)
+    *kept, _ = settings.items()
+    configure(method, "x", dict(kept))
 
 
 def test_a_preset_out_of_its_range_is_refused() -> None:
