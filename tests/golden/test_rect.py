@@ -90,9 +90,8 @@ def test_the_published_example_keeps_a_quarter():
 def test_v10_of_sixteen_entries_the_nearest_whole_number_stays(edits):
     """The authors' code sets ``int(16 (1 - k))`` of them to zero, which can keep one more."""
     lm: Any = SimpleNamespace(matrix=lambda name: WEIGHT)
-    inner = Given(patches={"a": Patch({"w": Dense(CHANGE)})})
-    shares = (0.8, 0.6, 0.4, 0.25, 0.2)
-    found = [Rect(inner=inner, keep=keep).edit(lm, edits[:1]).weights["w"].dense() for keep in shares]
+    inner, shares = Given(), (0.8, 0.6, 0.4, 0.25, 0.2)
+    found = [Rect(inner=inner, keep=keep)._part(lm, edits[:1], "w", Dense(CHANGE)).dense() for keep in shares]
     assert [int((change != 0).sum()) for change in found] == [13, 10, 6, 4, 3]
     assert [16 - int(16 * (1 - keep) + 1e-9) for keep in shares] == [13, 10, 7, 4, 4]  # zero: 3, 6, 9, 12, 12
     assert torch.equal(found[3], keep_largest(CHANGE, WEIGHT, 4))
@@ -186,7 +185,9 @@ def given_patches(tiny) -> tuple[Any, dict[str, Patch]]:
     lm = tiny("gpt2")
     name, bias = lm.down(1), f"{lm.arch.down_of(1)}.bias"
     low = LowRank(matrix(0, 32, 1).float(), matrix(1, 1, 64).float())
-    first = Patch({name: low, bias: Dense(matrix(2, 32).float())}, {"h": lambda hidden, step: hidden}, memory="mine")
+    first = Patch(
+        {name: low, bias: Dense(matrix(2, 32).float())}, {"transformer.h.0": lambda hidden, step: hidden}, memory="mine"
+    )
     return lm, {"a": first, "b": Patch({name: low * 2.0}), "ab": first}
 
 
