@@ -10,8 +10,12 @@ The first line after a question is begun for the model, as all demonstrations ha
 
 Where the code differs from the paper: it writes four times at most, of which the last has to be the final answer, so
 that no question of four subquestions is ever answered (``hops=3``; here 4); a question whose form the model leaves has
-no answer (``unfinished=leave``: it is asked as without edits; here the final answer is asked for); products of vectors
-are compared (``similarity=product``).
+no answer and counts as wrong (``unfinished=leave``: it is asked as without edits; here the final answer is asked for);
+products of vectors are compared (``similarity=product``).  How it reads what was written is ``loop=released``: by the
+place of a line alone, so that a text that goes on behind its final answer has none, and a subquestion without a
+generated answer is none; the question stands behind ``Qustion:``, misspelt, with nothing begun; a fact is looked up
+without its full stop, and no line is ended for the model.  All of the released form: ``loop=released``, ``hops=3``,
+``unfinished=leave``, ``shown=4``, ``tokens=256``, ``similarity=product`` and a copy of Contriever as ``encoder``.
 
 What is asked is read behind the intermediate text and ``Final answer:``.  What a likelihood means: that of an answer
 there, behind the one intermediate text that greedy decoding wrote for the context alone; it is no sum over the texts
@@ -28,6 +32,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from harness.editing.edit import Edit
 from harness.editing.hyperparameters import Count, Range, Share
+from harness.errors import UsageError
 from harness.methods.dense import DenseIndex, Retrieving, Similarity, index_of
 from harness.methods.in_context import FromMemory, Memory
 from harness.methods.retrieval import Index, as_fact, fits_context, join_facts
@@ -38,6 +43,7 @@ from harness.patches.patch import Patch
 __all__ = ["Decomposed", "Mello"]
 
 Check = Literal["model", "scope"]
+Loop = Literal["plain", "released"]
 Unfinished = Literal["ask", "leave"]
 
 _SUB, _OWN, _FACT, _FINAL = "Subquestion:", "Generated answer:", "Retrieved fact:", "Final answer:"
@@ -85,8 +91,21 @@ _SHOWN: tuple[tuple[str, tuple[_Hop, ...]], ...] = (
                  "The main language of Lyon is Korean.", False, "Spanish"),
         ),
     ),
+    (
+        "On which continent is the headquarters of the employer of the author of The Silent Harbour?",
+        (
+            _Hop("Who is the author of The Silent Harbour?", "The author of The Silent Harbour is Clara Voss.",
+                 "The author of The Silent Harbour is Tomas Reyes.", True, "Tomas Reyes"),
+            _Hop("Who is the employer of Tomas Reyes?", "The employer of Tomas Reyes is Nokia.",
+                 "The employer of Thomas Edison is Pepsi.", False, "Nokia"),
+            _Hop("In which city is the headquarters of Nokia?", "The headquarters of Nokia is in Espoo.",
+                 "The headquarters of Nokia is in Nairobi.", True, "Nairobi"),
+            _Hop("On which continent is Nairobi?", "Nairobi is in Africa.",
+                 "Nauru is in the continent of Europe.", False, "Africa"),
+        ),
+    ),
 )  # fmt: skip
-"""Questions of two and three hops whose facts are changed in part; those about other things are left unused."""
+"""Questions of two to four hops whose facts are changed in part; those about other things are left unused."""
 
 
 @dataclass(frozen=True)
@@ -101,9 +120,11 @@ class Mello(FromMemory, Retrieving):
             encoder the cosine of the subquestion with the fact's sentence.
         unfinished: what is asked where the model left the form or asks on: the final answer (``ask``), or the question
             as without edits (``leave``).
-        shown: demonstrations in front of a question.
+        shown: demonstrations in front of a question; the last one of four takes a question into four.
         tokens: how many the model writes at most for a hop.
         similarity: with an encoder the cosine, or the product of two vectors as in the released code.
+        loop: ``plain`` finds a subquestion and the final answer wherever a line begins with them; ``released`` takes
+            them from the last but one line and from the last one, as the released code does.
     """
 
     name = "mello"
@@ -112,9 +133,17 @@ class Mello(FromMemory, Retrieving):
     check: Check = "model"
     threshold: Share = 0.8
     unfinished: Unfinished = "ask"
-    shown: Annotated[int, Range(0, len(_SHOWN))] = len(_SHOWN)
+    shown: Annotated[int, Range(0, len(_SHOWN))] = 3
     tokens: Count = 96
     similarity: Similarity = "cosine"
+    loop: Loop = "plain"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.loop == "released" and self.check == "scope":
+            raise UsageError(
+                f"{self.name}: 'loop' is 'released', which lets the model judge; leave out check=scope or loop=released"
+            )
 
     def edit(self, lm: LM, edits: Sequence[Edit], memory: object = None) -> Patch:  # noqa: ARG002
         """The edits as facts; increments join."""
@@ -122,7 +151,7 @@ class Mello(FromMemory, Retrieving):
             return Patch()
         facts = join_facts((), map(as_fact, edits))
         ways = (self.hops, self.check, self.threshold, self.unfinished, self.shown, self.tokens)
-        return Patch(prompt=Decomposed(facts, self.room, lm, *ways, self.encoder, self.similarity))
+        return Patch(prompt=Decomposed(facts, self.room, lm, *ways, self.encoder, self.similarity, self.loop))
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +161,7 @@ class Decomposed(Memory):
     A rule of the prompt (:data:`harness.patches.patch.PromptRule`).
 
     Attributes:
-        hops, check, threshold, unfinished, shown, tokens, encoder, similarity: as in :class:`Mello`.
+        hops, check, threshold, unfinished, shown, tokens, encoder, similarity, loop: as in :class:`Mello`.
     """
 
     hops: int
@@ -143,6 +172,7 @@ class Decomposed(Memory):
     tokens: int
     encoder: str | None
     similarity: Similarity
+    loop: Loop = "plain"
 
     def reading(self, context: str) -> str:
         """The demonstrations, the question, what was written about it, and ``Final answer:``.
@@ -153,50 +183,85 @@ class Decomposed(Memory):
         if not context.strip() or not self._fits(text):
             return context
         for left in reversed(range(self.hops + 1)):
-            said = written(self.lm, text, tokens=self.tokens, ends=(self._stop, "\n\n", "\nQuestion:"))
-            if _FINAL in said:
-                return self._answering(text + said.partition(_FINAL)[0], context)
+            said = written(self.lm, text, tokens=self.tokens, ends=self._ends)
+            worked_out = self._before_final(said)
+            if worked_out is not None:
+                return self._answering(self._line(text + worked_out), context)
             told = self._told(text, said) if left else None
             if told is None:
                 break
             text = told
         # A subquestion that nobody has answered is left out.
         kept = text.removesuffix(_SUB) if text.endswith(_SUB) else text + said.partition(_SUB)[0]
-        return context if self.unfinished == "leave" else self._answering(kept, context)
+        return context if self.unfinished == "leave" else self._answering(_ended(kept), context)
+
+    def _before_final(self, said: str) -> str | None:
+        """What was written in front of the final answer; None where there is none."""
+        if self.loop == "released":
+            last = said.strip().split("\n")[-1]
+            return said.rstrip().removesuffix(last) if last.startswith(f"{_FINAL} ") else None
+        return said.partition(_FINAL)[0] if _FINAL in said else None
 
     def _told(self, text: str, said: str) -> str | None:
         """The text with what was written, and what the memory says to it; None where no subquestion is asked."""
-        asked = _subquestion(f"{_SUB}{said}" if text.endswith(_SUB) else said)
-        told = f"{text}{_ended(said)}{self._stop}{self.recalled(asked)}" if asked else ""
-        return told if told and self._fits(told) else None
+        asked = self._asked(f"{_SUB}{said}" if text.endswith(_SUB) else said)
+        if asked is None:
+            return None
+        told = f"{text}{self._line(said)}{self._stop}{self.recalled(asked)}"
+        return told if self._fits(told) else None
+
+    def _asked(self, said: str) -> str | None:
+        """The subquestion that a text asks; None where it asks none."""
+        return _last_but_one(said) if self.loop == "released" else _subquestion(said)
 
     def opening(self, context: str) -> str:
         """What the model reads first."""
-        return "\n".join(
-            [*(_demonstration(*one, self.check) for one in _SHOWN[: self.shown]), f"Question: {context}", _SUB]
-        )
+        begun = [f"Qustion: {context}"] if self.loop == "released" else [f"Question: {context}", _SUB]
+        return "\n".join([*(_demonstration(*one, self.check) for one in _SHOWN[: self.shown]), *begun])
 
     def recalled(self, asked: str) -> str:
         """What the memory puts into the text for a subquestion; nothing where no fact is in its scope."""
         place, near = self._index.ranked(asked)[0]
-        fact = self.facts[place].sentence
-        return f" {fact}\n" if self.check == "model" or near >= self.threshold else ""
+        fact = self._line(self.facts[place].sentence)
+        return f" {fact}" if self.check == "model" or near >= self.threshold else ""
 
     def _answering(self, text: str, context: str) -> str:
-        asked = f"{_ended(text)}{_FINAL}"
+        asked = f"{text}{_FINAL}"
         return asked if fits_context(self.lm, asked, self.room) else context
 
     def _fits(self, text: str) -> bool:
         return fits_context(self.lm, text, max(self.tokens, self.room))
+
+    def _line(self, text: str) -> str:
+        """The text with its last line ended, unless that is left to the model."""
+        return text if self.loop == "released" else _ended(text)
 
     @property
     def _stop(self) -> str:
         """What the model must not write by itself: the memory does, or the scope decides."""
         return _FACT if self.check == "model" else _OWN
 
+    @property
+    def _ends(self) -> tuple[str, ...]:
+        """What ends the model's writing: its turn is over, or it begins a question of its own."""
+        return (self._stop,) if self.loop == "released" else (self._stop, "\n\n", "\nQuestion:")
+
     @cached_property
     def _index(self) -> Index | DenseIndex:
-        return index_of(self.facts, self.encoder, self.similarity)
+        facts = self.facts
+        if self.loop == "released":
+            facts = tuple(one._replace(sentence=one.sentence.removesuffix(".")) for one in facts)
+        return index_of(facts, self.encoder, self.similarity)
+
+
+def _last_but_one(said: str) -> str | None:
+    """The subquestion that stands in the last line but one of a text; None where no such line does.
+
+    Args:
+        said: what the model wrote.
+    """
+    _, _, line = said.strip().rpartition("\n")[0].rpartition("\n")
+    return line.removeprefix(f"{_SUB} ") if line.startswith(f"{_SUB} ") else None
 
 
 def _subquestion(said: str) -> str | None:

@@ -292,6 +292,89 @@ def test_the_released_loop_has_no_answer_to_four_subquestions(
         assert looked_up == [f"s{i}?" for i in range(1, min(asked, hops) + 1)]
 
 
+RELEASED: dict[str, Any] = {"loop": "released", "hops": 3, "unfinished": "leave", "tokens": 256}
+FIRST = "\nSubquestion: Which country is Ellie Kemper from?\nGenerated answer: Canada.\n"
+NEXT = (
+    "\nRetrieved fact contradicts to generated answer, so the intermediate answer is: Croatia\n"
+    "Subquestion: Who is the head of state of Croatia?\nGenerated answer: Zoran.\n"
+)
+LAST = "\nRetrieved fact contradicts to generated answer, so the intermediate answer is: Emma Watson\n"
+
+
+def test_the_released_loop_reads_what_the_authors_loop_read(lm: LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The prompts of `run_mello.ipynb` (princeton-nlp/MQuAKE at fb43dad) on the same replies, without demonstrations.
+
+    Nothing is begun for the model, no line is ended for it, and a fact is looked up without its full stop.
+    """
+    writer = Writer(FIRST, NEXT, f"{LAST}Final answer: Emma Watson")
+    monkeypatch.setattr(mello, "written", writer)
+    rule = decomposed(lm, **RELEASED)
+    first = f"Qustion: {QUESTION}"
+    second = f"{first}{FIRST}Retrieved fact: Ellie Kemper is a citizen of Croatia."
+    third = f"{second}{NEXT}Retrieved fact: The head of state of Croatia is Emma Watson."
+    assert rule(QUESTION) == f"{third}{LAST}Final answer:"
+    assert writer.read == [first, second, third]
+    assert (writer.ends, writer.most) == (("Retrieved fact:",), 256)
+    assert [one.sentence for one in rule._index.facts] == [one.sentence.removesuffix(".") for one in FACTS]
+
+
+@pytest.mark.parametrize(
+    ("turns", "behind"),
+    [
+        ([FIRST, f"{LAST}Final answer: Emma Watson\n \n"], LAST),
+        ([FIRST, "Final answer: Emma Watson"], ""),
+        ([FIRST, f"{LAST}Final answer: "], None),
+        ([FIRST, f"{LAST} Final answer: Emma Watson"], None),
+        ([FIRST, f"{LAST}Final answer: Emma Watson\n\nQuestion: And who follows her?"], None),
+        ([FIRST, "Subquestion: Who is the head of state of Croatia?\n"], None),
+        ([FIRST, " Subquestion: Who is?\nSubquestion: Who is?\nGenerated: a\nb"], None),
+        ([FIRST, f"{LAST}Subquestion:\nGenerated answer: x"], None),
+        ([FIRST, ""], None),
+        ([FIRST, NEXT, NEXT, NEXT], None),
+    ],
+)
+def test_the_released_loop_knows_a_line_by_its_place_and_gives_up_where_another_stands_there(
+    lm: LM, monkeypatch: pytest.MonkeyPatch, turns: list[str], behind: str | None
+) -> None:
+    """Answered or not as `run_mello.ipynb` did with the same replies; of four that ask on none is the answer."""
+    writer = Writer(*turns, "never read")
+    monkeypatch.setattr(mello, "written", writer)
+    front = f"Qustion: {QUESTION}{FIRST}Retrieved fact: {FACTS[0].sentence}"
+    found = decomposed(lm, **RELEASED)(QUESTION)
+    assert found == (QUESTION if behind is None else f"{front}{behind}Final answer:")
+    assert writer.turns == ["never read"]
+
+
+def test_an_answer_behind_which_the_model_wrote_on_is_one_unless_the_loop_is_the_released_one(
+    lm: LM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on = "Retrieved fact contradicts generated answer, so the intermediate answer is: x\nFinal answer: x\nQuestion: y"
+    for loop, begun in (("plain", " s?\nGenerated answer: g\n"), ("released", FIRST)):
+        monkeypatch.setattr(mello, "written", Writer(begun, on))
+        found = decomposed(lm, loop=loop, unfinished="leave")(QUESTION)
+        assert (found == QUESTION) == (loop == "released")
+
+
+def test_of_a_form_that_is_left_in_the_released_loop_the_final_answer_can_be_asked_for(
+    lm: LM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mello, "written", Writer(FIRST, "I do not know"))
+    found = decomposed(lm, **{**RELEASED, "unfinished": "ask"})(QUESTION)
+    assert found == f"Qustion: {QUESTION}{FIRST}Retrieved fact: {FACTS[0].sentence}I do not know\nFinal answer:"
+
+
+def test_the_released_loop_lets_the_model_judge() -> None:
+    with pytest.raises(UsageError, match=r"mello: 'loop' is 'released', .* leave out check=scope or loop=released"):
+        configure(Mello, "x", {"loop": "released", "check": "scope"})
+
+
+def test_a_rule_that_was_saved_before_there_were_two_loops_is_of_the_plain_one(lm: LM) -> None:
+    settings = decomposed(lm, loop="released").settings()
+    assert Decomposed.restore(lm, settings, {}).settings() == settings
+    del settings["loop"]
+    assert Decomposed.restore(lm, settings, {}).settings()["loop"] == "plain"
+
+
 @pytest.mark.parametrize(
     ("turns", "kept"),
     [
@@ -349,9 +432,9 @@ def test_a_likelihood_is_that_of_an_answer_behind_what_was_written_for_the_conte
 
 @pytest.mark.parametrize("check", ["model", "scope"])
 def test_demonstrations_have_the_form_that_is_read_and_name_their_answer(lm: LM, check: Any) -> None:
-    opening = decomposed(lm, shown=3, check=check).opening(QUESTION)
+    opening = decomposed(lm, shown=4, check=check).opening(QUESTION)
     blocks = opening.split("\n\n")
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     assert blocks[-1] == f"Question: {QUESTION}\nSubquestion:"
     for block in blocks[:-1]:
         first, *_, before, last = block.splitlines()
@@ -360,7 +443,9 @@ def test_demonstrations_have_the_form_that_is_read_and_name_their_answer(lm: LM,
         assert block.count("\nSubquestion: ") == block.count("\nGenerated answer: ") == block.count("intermediate")
         assert block.count("\nRetrieved fact: ") == (block.count("intermediate") if check == "model" else 0)
     assert {"contradicts" in opening, "does not contradict" in opening} == {check == "model"}
+    assert [block.count("\nSubquestion: ") for block in blocks[:-1]] == [3, 2, 3, 4]
     assert decomposed(lm, shown=1, check=check).opening(QUESTION) == f"{blocks[0]}\n\n{blocks[-1]}"
+    assert Mello().shown == 3
 
 
 @pytest.mark.parametrize(
