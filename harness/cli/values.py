@@ -115,15 +115,12 @@ def _pairs(items: Sequence[str], option: str, example: str = "layers=[3]") -> It
 
 
 def _scalar(key: str, text: str) -> object:
-    """YAML, but with 5e-4 a number."""
+    """A value as a configuration file has it."""
     import yaml
 
-    if "e" in text.lower() and "." not in text:
-        try:
-            return float(text)
-        except ValueError:
-            pass
+    from harness.io.yaml_text import parse_yaml
+
     try:
-        return yaml.safe_load(text)
+        return parse_yaml(text)
     except (yaml.YAMLError, ValueError):  # ValueError: a date that does not exist
         raise UsageError(f"--set '{key}={text}': the value is not YAML; write for example [1,2] or 0.5") from None

@@ -16,6 +16,7 @@ import yaml
 
 from harness.errors import UsageError, near
 from harness.exam.prompting import Prompting
+from harness.io.yaml_text import parse_yaml
 from harness.runs.identity import record_id
 
 __all__ = ["NO_EDITS", "UNEDITED", "Plan", "current_names", "parse_edits"]
@@ -179,7 +180,7 @@ class Plan:
             UsageError: the file cannot be read as a mapping.
         """
         try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+            values = parse_yaml(path.read_text(encoding="utf-8"))
             json.dumps(values, ensure_ascii=False, default=str).encode()
         except OSError as error:
             raise UsageError(

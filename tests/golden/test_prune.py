@@ -176,7 +176,9 @@ def test_each_matrix_has_its_own_bound_and_everything_else_passes(tiny):
     bias = Dense(torch.full((32,), 1e3))
     names = [lm.down(layer) for layer in (0, 2)]
     changes = {name: low(i, 32, 64, 2, 30.0).to(lm.device, torch.float32) for i, name in enumerate(names)}
-    total = Patch({**changes, f"{lm.arch.down_of(0)}.bias": bias}, {"h": lambda hidden, step: hidden}, memory="mine")
+    total = Patch(
+        {**changes, f"{lm.arch.down_of(0)}.bias": bias}, {"transformer.h.0": lambda hidden, step: hidden}, memory="mine"
+    )
     finished = Prune(inner=Nothing()).finish(lm, total)
     for name in names:
         bound = float(torch.linalg.svdvals(lm.matrix(name))[0])

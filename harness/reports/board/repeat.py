@@ -7,9 +7,8 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import yaml
-
 from harness.errors import UsageError
+from harness.io.yaml_text import parse_yaml
 from harness.runs.defaults import rows_for
 from harness.runs.identity import differing
 from harness.runs.plan import Plan
@@ -62,7 +61,7 @@ def _said(value: object) -> str:
 
 def _is_plain(text: str) -> bool:
     try:
-        float(text)  # also of 1e3, which YAML takes for text
+        float(text)  # also of "inf", which YAML takes for text
     except ValueError:
-        return bool(yaml.safe_load(text) == text)
+        return bool(parse_yaml(text) == text)
     return False

@@ -21,6 +21,7 @@ from harness.editing.registry import compose, configure, find, require_trusted
 from harness.errors import UsageError, near
 from harness.exam.canonical import SETS
 from harness.io.files import at_home
+from harness.io.yaml_text import parse_yaml
 from harness.models.lm import load
 from harness.models.placement import Where
 from harness.runs.crew.cells import Cell, Crew, Report, require_all
@@ -83,7 +84,7 @@ class Sweep:
             UsageError: the file cannot be read, or a field does not exist or has the wrong type.
         """
         try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+            values = parse_yaml(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise UsageError(f"{path}: cannot be read ({error.strerror}); give a YAML file of a sweep") from error
         except (yaml.YAMLError, ValueError) as error:
@@ -162,7 +163,7 @@ def _sets(value: object, where: str) -> tuple[str, ...]:
 def _balls(value: object, where: str) -> tuple[float, ...]:
     found = value if isinstance(value, list) else [value]
     try:
-        numbers = tuple(float(str(v)) for v in found)  # YAML reads 1e-3 as a text
+        numbers = tuple(float(str(v)) for v in found)
     except (TypeError, ValueError):
         numbers = ()
     if not numbers or not all(number > 0 for number in numbers):
