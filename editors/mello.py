@@ -123,8 +123,8 @@ class Mello(FromMemory, Retrieving):
         shown: demonstrations in front of a question; the last one of four takes a question into four.
         tokens: how many the model writes at most for a hop.
         similarity: with an encoder the cosine, or the product of two vectors as in the released code.
-        loop: ``plain`` finds a subquestion and the final answer wherever a line begins with them; ``released`` takes
-            them from the last but one line and from the last one, as the released code does.
+        loop: ``plain`` finds a subquestion wherever a line begins with one, and a final answer anywhere; ``released``
+            takes them from the last but one line and from the last one, as the released code does.
     """
 
     name = "mello"

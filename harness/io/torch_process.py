@@ -47,17 +47,19 @@ def plain_torch() -> Iterator[None]:
 
 @contextmanager
 def same_draws() -> Iterator[None]:
-    """Leave the global generators of numpy and torch as they were, those of CUDA too where it is in use."""
-    numpy, own = np.random.get_state(), torch.get_rng_state()
-    used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    others = torch.cuda.get_rng_state_all() if used else []
+    """Leave the global generators of numpy and torch as they were, those of accelerators too where they are in use."""
+    numpy = np.random.get_state()
     try:
-        yield
+        with torch.random.fork_rng(_used(), device_type=_kinds()[-1]):
+            yield
     finally:
         np.random.set_state(numpy)
-        torch.set_rng_state(own)
-        if others:
-            torch.cuda.set_rng_state_all(others)
+
+
+def _used() -> list[int]:
+    """The accelerators with generators of their own; none before the first use, which alone would start them."""
+    started = getattr(torch.get_device_module(), "is_initialized", None)
+    return list(range(torch.accelerator.device_count())) if started is not None and started() else []
 
 
 def _kinds() -> list[str]:
