@@ -137,7 +137,7 @@ def test_ctrl_c_leaves_what_was_measured(arguments: list[str], tmp_path: Path, n
     assert len(kept.values[0]["NLI"]["accuracy"]) == 3
 
 
-def _wait(ready: Callable[[], bool], seconds: float = 300) -> None:
+def _wait(ready: Callable[[], bool], seconds: float = 1800) -> None:
     end = time.monotonic() + seconds
     while not ready():
         if time.monotonic() > end:

@@ -558,12 +558,18 @@ def test_a_subject_that_differs_in_form_alone_is_told_so(subject: str, prompt: s
 # --- many rows ------------------------------------------------------------------------------------------------------
 
 
-def test_many_rows_are_read_in_seconds(file: Callable[..., Path]) -> None:
-    count = 30_000
-    rows = [{"prompt": f"Name {i} lives in", "subject": f"Name {i}", "target": "Oslo"} for i in range(count)]
-    path = file("\n".join(map(json.dumps, rows)), "my.jsonl")
-    start = time.process_time()
+def test_what_many_rows_cost_grows_as_their_number(file: Callable[..., Path]) -> None:
     functions = tasks.data.module(tasks.data.TASKS / "edits" / "own" / "functions.py")
-    docs = functions.dataset(file=str(path), records=[str(i) for i in range(1, count + 1)])["test"]
-    assert len(docs) == len(tasks.read_edits(str(path), data_dir="mini")) == len(own_rows.edits_of_rows(rows)) == count
-    assert time.process_time() - start < 18  # some 4 s; a set or a count made anew for every row takes more than 20
+
+    def seconds(count: int) -> float:
+        rows = [{"prompt": f"Name {i} lives in", "subject": f"Name {i}", "target": "Oslo"} for i in range(count)]
+        path = file("\n".join(map(json.dumps, rows)), f"{count}.jsonl")
+        start = time.process_time()
+        docs = functions.dataset(file=str(path), records=[str(i) for i in range(1, count + 1)])["test"]
+        known = tasks.read_edits(str(path), data_dir="mini")
+        assert len(docs) == len(known) == len(own_rows.edits_of_rows(rows)) == count
+        return time.process_time() - start
+
+    seconds(1)  # what is imported first
+    # Of eight times as many some eight times; where a set or a count is made anew for every row, 30 and more.
+    assert seconds(24_000) < 20 * seconds(3_000)

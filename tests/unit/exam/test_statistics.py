@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-import time
+import sys
 from collections import Counter
 
 import numpy as np
@@ -393,12 +393,27 @@ def test_holm() -> None:
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
 
 
-def test_thirty_metrics_over_three_thousand_documents_take_seconds() -> None:
-    values = normal(3000, 0)
-    start = time.perf_counter()
-    estimate(values, 0)
-    difference(values, normal(3000, 1), seed=0)
-    assert time.perf_counter() - start < 5
+def test_resamples_are_drawn_side_by_side() -> None:
+    """As many functions are called for ten times as many resamples."""
+    before, after = normal(20, 0), normal(20, 1)
+
+    def calls(resamples: int) -> int:
+        called = 0
+
+        def count(frame: object, event: str, argument: object) -> None:
+            nonlocal called
+            called += event in ("call", "c_call")
+
+        for watch in (None, count):  # first once unwatched: what is drawn first is kept
+            sys.setprofile(watch)
+            try:
+                estimate(before, 0, resamples)
+                difference(before, after, seed=0, resamples=resamples)
+            finally:
+                sys.setprofile(None)
+        return called
+
+    assert calls(200) == calls(2000)
 
 
 ratios = st.builds(

@@ -154,7 +154,7 @@ def test_workers_end_with_the_process_that_began_them(tmp_path: Path, blow: sign
     assert stopped == (set() if blow == signal.SIGKILL else set(workers))  # whoever is asked to stop has time to write
 
 
-def _waited_for(found: Any, count: int, seconds: float = 60) -> list[int]:
+def _waited_for(found: Any, count: int, seconds: float = 600) -> list[int]:
     last = time.monotonic() + seconds
     while len(found()) < count:
         assert time.monotonic() < last, f"{found()}, expected {count}"
