@@ -299,7 +299,7 @@ BAD = {
     "empty suffix": ({"prefix": "It rains", "suffix": ""}, "line 2: edit 2: the target is empty"),
     "neither": ({"question": "Who?"}, "line 2: 'prompt' is missing; rows hold prompt, subject and target"),
     "a number": ({**ROW, "target": 5}, "line 2: 'target' is 5, expected a text"),
-    "null": ({**ROW, "target": None}, "line 2: 'target' is None, expected a text"),
+    "null": ({**ROW, "target": None}, "line 2: 'target' is missing"),
     "cut off": ('{"prompt": "{} was born in", "subj', "line 2: not JSON"),
     "no object": ("[1, 2]", "line 2: expected a JSON object {...}, found list"),
 }
