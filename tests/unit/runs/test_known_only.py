@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.cli.studies import LocalizeOptions
+import harness
 from harness.errors import UsageError
 from harness.runs.changed_since import changed_since
 from harness.runs.defaults import rows_for, text_for
@@ -19,6 +19,7 @@ from harness.runs.plan_grid import plans
 from harness.runs.record import Record
 from harness.runs.resolve import resolve
 from harness.runs.runner import run_plan
+from harness.studies.localization.localize import Grid
 
 FACTS = [
     {"prompt": "{} rents a room in", "subject": "Kido Mikol", "target": "Gimemes", "target_old": "Mofokor"},
@@ -137,7 +138,9 @@ def test_neutral_text_lies_beside_the_rows(checkpoint: Callable[..., Path], tmp_
     assert "known" not in record.edits  # no row says what is true
 
 
-def test_plain_text_lies_beside_the_rows_of_a_model_that_brings_none(tmp_path: Path) -> None:
+def test_plain_text_lies_beside_the_rows_of_a_model_that_brings_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In every command: what a plan reads, and a study of layers, is the folder ``text`` of the data folder."""
     (tmp_path / "none").mkdir()
     (tmp_path / "data" / "text").mkdir(parents=True)
@@ -149,10 +152,8 @@ def test_plain_text_lies_beside_the_rows_of_a_model_that_brings_none(tmp_path: P
     assert (
         text_for("x/y", tmp_path / "none") is None and text_for("x/y", None) is None and text_for("x/y", "hub") is None
     )
-    for model, read in (("x/y", beside), ("mini", None)):
-        asked = LocalizeOptions(
-            model, "counterfact", facts=None, problems="error_injection", methods="rome@1", layers="all", settings=(),
-            trace_window=5, sigma=None, samples=3, forcing_samples=2, released=None, no_essence=True, split="test",
-            data_dir=str(tmp_path / "data"), text=None, seed=0, dtype="float32", arch=(), dequantise_edited=False,
-        )  # fmt: skip
-        assert asked.grid().text == read
+    asked: list[Grid] = []
+    monkeypatch.setattr("harness.studies.localization.localize.run_grid", lambda grid, *_, **__: asked.append(grid))
+    for model in ("x/y", "mini"):
+        harness.localize(model, data_dir=tmp_path / "data", problems="error_injection", methods="rome@1")
+    assert [one.text for one in asked] == [beside, None]
