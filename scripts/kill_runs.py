@@ -125,6 +125,9 @@ def start(words: Sequence[str], root: Path, last_step: int = 0) -> int:
 def _called(words: Sequence[str], root: Path, last_step: int) -> int:
     from harness import cli
 
+    # Torch's pool of threads is made anew after a fork by whoever asks first: of two threads that load weights, one
+    # would find none.
+    torch.set_num_threads(torch.get_num_threads())
     (root / "out").mkdir(parents=True, exist_ok=True)
     log = os.open(root.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
