@@ -583,7 +583,6 @@ def sweep(
     config: str | Path | Mapping[str, object] | Sweep,
     output: str | Path = "sweep",
     *,
-    dtype: str | None = None,
     address: str | None = None,
     workers: int | None = None,
     cluster: str | None = None,
@@ -599,7 +598,6 @@ def sweep(
     Args:
         config: a YAML file, or the fields of :class:`harness.studies.sweeps.sweep.Sweep`.
         output: the folder; what has a record in its ``runs`` is never run again.
-        dtype: of the models, instead of that of a YAML file.
         address: the earlier name of ``cluster``.
         workers: trainings at a time; by default one, on a cluster as many as there is room for.
         cluster: ``HOST:PORT`` of a Ray cluster, ``auto`` for this machine's, or ``local`` to start one.
@@ -631,7 +629,7 @@ def sweep(
     from harness.studies.sweeps.sweep import Sweep, run_sweep
 
     if isinstance(config, str | Path):
-        path, config = Path(config), Sweep.read(Path(config), dtype)
+        path, config = Path(config), Sweep.read(Path(config))
         config.require_trusted(path, trust_code)
     asked = config if isinstance(config, Sweep) else Sweep.of(config)
     files.require_writable(Path(output))

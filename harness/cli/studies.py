@@ -254,15 +254,15 @@ def sweep(
     from harness.studies.sweeps.sweep import Sweep
     from harness.studies.sweeps.sweep_tables import format_tables
 
+    asked = Sweep.read(path, dtype)
+    asked.require_trusted(path, trust_code)
     with terminal.watched() as report:
         trials = api.sweep(
-            path, output, dtype=dtype, workers=workers, cluster=cluster or address, trust_code=trust_code,
-            progress=report, **where.given(),
+            asked, output, workers=workers, cluster=cluster or address, progress=report, **where.given()
         )  # fmt: skip
-    balls = Sweep.read(path).balls
     for name, kind in _TABLES.items():
-        files.write_whole(output / name, format_tables(trials, kind, balls).encode())
-    click.echo(format_tables(trials, form, balls), nl=False)
+        files.write_whole(output / name, format_tables(trials, kind, asked.balls).encode())
+    click.echo(format_tables(trials, form, asked.balls), nl=False)
 
 
 @dataclass(frozen=True)

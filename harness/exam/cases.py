@@ -49,7 +49,7 @@ import difflib
 import functools
 import logging
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -250,15 +250,21 @@ def _require_path(path: object, where: str, *, optional: bool = False) -> None:
     _compiled(path, where)
 
 
+_SHARED: Mapping[str, Callable[[ProbeRule], object]] = {
+    "expect": lambda rule: rule.expect,
+    "lower_is_better": lambda rule: not rule.higher,
+    "after": lambda rule: rule.after,
+}
+"""What questions of one kind have in common, by the fields of the YAML."""
+
+
 def _require_alike(rules: Sequence[ProbeRule], where: str) -> None:
     """See that questions of one kind, which share their metrics, are scored alike."""
     first: dict[str, ProbeRule] = {}
     for rule in rules:
         known = first.setdefault(rule.kind, rule)
-        for key in ("expect", "lower_is_better", "after"):
-            mine, theirs = (
-                {"lower_is_better": not one.higher}.get(key, getattr(one, key, None)) for one in (rule, known)
-            )
+        for key, value_of in _SHARED.items():
+            mine, theirs = value_of(rule), value_of(known)
             if mine != theirs:
                 raise DataError(
                     f"{where}.probes: those of the kind '{rule.kind}' have {key} {theirs} and {mine}; give each a name"
@@ -345,9 +351,8 @@ def _probe_rule(said: object, where: str) -> ProbeRule:
     if "prompt" in probe and "turns" in probe:
         raise DataError(f"{where} has a prompt and turns, and is asked once; leave one of them out")
     require_kind(probe.get("kind"), f"{where}.kind")
-    _require_path(
-        probe.get("turns" if "turns" in probe else "prompt"), f"{where}.{'turns' if 'turns' in probe else 'prompt'}"
-    )
+    asked = "turns" if "turns" in probe else "prompt"
+    _require_path(probe.get(asked), f"{where}.{asked}")
     protocol = probe.get("protocol", "generation")
     protocols = tuple(protocol) if isinstance(protocol, list) else (protocol,)
     for one in protocols:
