@@ -215,7 +215,7 @@ def _of_parameters(model: nn.Module) -> dict[str, str]:
         if not parameter.is_meta:
             tied[id(parameter)].append(name)
     return {
-        f"the parameter {name}": _said([tied.get(id(parameter)), parameter.requires_grad, *_layout(parameter)])
+        f"the parameter {name}": repr([tied.get(id(parameter)), parameter.requires_grad, *_layout(parameter)])
         for name, parameter in held.items()
     }
 
